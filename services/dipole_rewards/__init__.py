@@ -1,0 +1,1 @@
+"""Reward services: one FastAPI app for every reward, and the rewards themselves."""

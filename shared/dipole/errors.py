@@ -1,0 +1,114 @@
+"""Every error that Dipole raises on purpose. Each app turns them into RFC 9457 problem+json in one handler.
+
+    DipoleError
+    ├── InvalidInput (ValueError)   the caller's fault: names the field and the fix          400/413/415/422
+    │   ├── TooLarge                a bound was exceeded, found before decoding              413
+    │   └── UnsupportedMediaType    a media type the endpoint does not accept                415
+    ├── Unauthorized / Forbidden    no key, or a key without the scope                       401 / 403
+    ├── NotFound                    no such object                                           404
+    ├── Conflict                    the object's state does not allow it                     409
+    ├── Overloaded                  come back after `retry_after` seconds                    503
+    ├── ConfigurationError          wrong settings, found at start
+    ├── LeaseLost                   another worker owns the job now: stop at once
+    └── RewardError                 a ranking endpoint failed; `code` says how
+        └── RewardUnavailable       a required reward failed past its deadline: the job pauses
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+
+class DipoleError(Exception):
+    """Base class. `status` is the HTTP answer; `slug` ends the problem's type URI."""
+
+    status: ClassVar[int] = 500
+    slug: ClassVar[str] = "internal"
+
+
+class InvalidInput(DipoleError, ValueError):
+    """A value the caller can mend. `field` is its path in the request, as in `rewards[0].timeout_s`."""
+
+    status = 422
+    slug = "invalid-input"
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.field = field
+
+
+class TooLarge(InvalidInput):
+    status = 413
+    slug = "too-large"
+
+
+class UnsupportedMediaType(InvalidInput):
+    status = 415
+    slug = "unsupported-media-type"
+
+
+class Unauthorized(DipoleError):
+    status = 401
+    slug = "unauthorized"
+
+
+class Forbidden(DipoleError):
+    status = 403
+    slug = "forbidden"
+
+
+class NotFound(DipoleError):
+    status = 404
+    slug = "not-found"
+
+
+class Conflict(DipoleError):
+    status = 409
+    slug = "conflict"
+
+
+class Overloaded(DipoleError):
+    """The queue is full. `retry_after` is in seconds."""
+
+    status = 503
+    slug = "overloaded"
+
+    def __init__(self, message: str, *, retry_after: float) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+class ConfigurationError(DipoleError):
+    """Settings that cannot work; raised at start with a sentence that says what to change."""
+
+    slug = "configuration"
+
+
+class LeaseLost(DipoleError):
+    """Another worker claimed the job (its fencing number is higher): write nothing more."""
+
+    slug = "lease-lost"
+
+
+class RewardError(DipoleError):
+    """An endpoint did not give a ranking.
+
+    `code` is one of: timeout, transport, http_status, invalid_response, circuit_open, cancelled, too_large.
+    `retryable` says whether the same request may succeed later.
+    """
+
+    status = 502
+    slug = "reward"
+
+    def __init__(self, message: str, *, code: str, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.code = code
+        self.retryable = retryable
+
+
+class RewardUnavailable(RewardError):
+    """A required reward gave nothing before its deadline. The job pauses; `reward` is its name."""
+
+    def __init__(self, message: str, *, reward: str, code: str = "timeout") -> None:
+        super().__init__(message, code=code, retryable=True)
+        self.reward = reward

@@ -1,0 +1,127 @@
+"""The ranking protocol, version 1: what travels between a trainer and any reward endpoint.
+
+`POST /v1/rank` takes a RankRequest and answers a Ranking; `GET /v1/info` answers a RewardInfo. Every model refuses
+unknown fields, so a misspelt one is an error and not a silence.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+
+PROTOCOL_VERSION = "1"
+MAX_PROMPT_CHARS = 10_000
+MAX_CANDIDATES = 64
+MAX_PIXELS = 4096 * 4096
+MAX_BODY_BYTES = 256 * 2**20
+
+MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"]
+Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+
+
+class Strict(BaseModel):
+    """A message: unknown fields are errors, instances are frozen."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ImageData(Strict):
+    """An image as bytes. `data` is base64; in multipart requests it is absent and the part named by the id carries it."""
+
+    media_type: MediaType
+    data: str | None = None
+
+
+class Candidate(Strict):
+    id: Identifier
+    image: ImageData
+
+
+class RankRequest(Strict):
+    """One group: K candidates for one prompt, to be ordered best to worst."""
+
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
+    candidates: list[Candidate] = Field(min_length=1)
+    metadata: dict[str, JsonValue] | None = Field(default=None, description="What the prompt asks for, as in GenEval.")
+    callback_url: str | None = Field(default=None, max_length=2048)
+
+    @model_validator(mode="after")
+    def _ids_are_unique(self) -> RankRequest:
+        ids = [candidate.id for candidate in self.candidates]
+        if len(set(ids)) != len(ids):
+            raise ValueError("candidates: ids must be unique within a request")
+        return self
+
+
+class ItemError(Strict):
+    """Why one candidate has no score."""
+
+    code: str
+    message: str
+
+
+class RankedItem(Strict):
+    """One candidate's result. `rank` 1 is best and ties share a rank; a failure is null with an error, never 0."""
+
+    id: Identifier
+    score: FiniteFloat | None
+    rank: int | None = Field(default=None, ge=1)
+    tier: int | None = Field(default=None, ge=1)
+    sub_scores: dict[str, FiniteFloat] | None = None
+    error: ItemError | None = None
+
+
+class Ranking(Strict):
+    """The answer to a RankRequest; `results` stand in the order of its candidates."""
+
+    id: str
+    object: Literal["ranking"] = "ranking"
+    created: int = Field(description="Unix time, seconds.")
+    model: str
+    model_revision: str
+    recipe_version: str
+    status: Literal["completed"] = "completed"
+    results: list[RankedItem]
+    usage: dict[str, Any] = Field(default_factory=dict)
+
+
+class PendingRanking(Strict):
+    """202: a slow ranker took the request. Poll `Location` after `Retry-After`, or wait for the callback."""
+
+    id: str
+    object: Literal["ranking"] = "ranking"
+    status: Literal["pending", "cancelled", "failed"] = "pending"
+    error: ItemError | None = None
+
+
+class RewardInfo(Strict):
+    """What an endpoint says of itself on `GET /v1/info`."""
+
+    name: str
+    model: str
+    model_revision: str
+    recipe_version: str
+    protocol_version: str = PROTOCOL_VERSION
+    media_types: list[MediaType]
+    max_candidates: int = Field(default=MAX_CANDIDATES, ge=1)
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    calibrated: bool = Field(default=True, description="False when only the order of scores means something.")
+    multipart: bool = True
+
+
+class FieldError(Strict):
+    field: str
+    message: str
+
+
+class Problem(BaseModel):
+    """RFC 9457 problem+json. `errors` names each wrong field."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = "about:blank"
+    title: str
+    status: int
+    detail: str | None = None
+    errors: list[FieldError] = Field(default_factory=list)

@@ -1,0 +1,36 @@
+"""Settings shared by the platform's processes, from environment variables with the prefix `DIPOLE_`.
+
+docs/SETTINGS.md lists them all; a test keeps it true.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from pydantic import Field, SecretStr
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+
+class PlatformSettings(BaseSettings):
+    """What the API, the trainer worker and the rank worker agree on."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+
+    home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
+    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker, results and candidates in flight.")
+    database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
+    artifacts_url: str = Field(default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples.")
+    candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
+    reward_hosts: Annotated[list[str], NoDecode] = Field(
+        default=["127.0.0.1", "localhost"], description="Hosts a reward URL may name, comma-separated; `*.` allowed."
+    )
+    lease_s: float = Field(default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over.")
+
+
+class ApiSettings(PlatformSettings):
+    """The trainer API."""
+
+    api_host: str = "127.0.0.1"
+    api_port: int = Field(default=8400, ge=1, le=65535)
+    api_key: SecretStr | None = Field(default=None, description="Admin key; required on any address but loopback.")

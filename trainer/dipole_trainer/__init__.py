@@ -1,0 +1,1 @@
+"""The trainer: jobs, ranking over Celery, and the DrPO training loop."""

@@ -1,0 +1,71 @@
+"""Groups of candidates, and what comes back for them: the seam between the training loop and whoever ranks.
+
+The loop knows a Ranker and nothing of queues; `ranking` implements one over Celery, tests implement one in-process.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+
+@dataclass(frozen=True)
+class Group:
+    """K candidates of one prompt, on their way to the rewards.
+
+    `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
+    `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise.
+    """
+
+    id: str
+    step: int
+    prompt: str
+    metadata: Mapping[str, JsonValue] | None
+    images: NDArray[np.uint8]
+    seeds: Sequence[int]
+
+
+@dataclass(frozen=True)
+class RewardResult:
+    """One reward's answer for one group: K scores in candidate order, None where it has none and `errors` says why.
+
+    `failure` is set when the reward gave nothing usable at all; then every score is None.
+    """
+
+    scores: tuple[float | None, ...]
+    errors: Mapping[int, str] = field(default_factory=dict)
+    failure: str | None = None
+    model: str = ""
+    model_revision: str = ""
+    recipe_version: str = ""
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class RankedGroup:
+    """Every reward's answer for one group, by reward name."""
+
+    group_id: str
+    results: Mapping[str, RewardResult]
+
+
+class Ranker(Protocol):
+    """Ranks groups in the background."""
+
+    def submit(self, group: Group) -> None:
+        """Send a group to every reward of the job and return at once."""
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        """The next finished group, in whichever order answers come; None when none came within `timeout_s` seconds.
+
+        A group finishes when every reward has answered or failed by its policy. Raises RewardUnavailable when a
+        required reward is past its deadline.
+        """
+
+    def cancel(self) -> None:
+        """Forget every group in flight."""
