@@ -1,0 +1,59 @@
+"""TinyEncoder: the feature space of the tiny world, a small convolutional classifier of latents.
+
+It was trained on renders to say what stands in each quadrant (scripts/train-tiny) and never saw a reward.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+SHAPE_CLASSES, COLOUR_CLASSES = 5, 7  # "empty" first
+
+
+class Residual(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.body = nn.Sequential(
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+            nn.GroupNorm(8, width), nn.SiLU(), nn.Conv2d(width, width, 3, padding=1),
+        )  # fmt: skip
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.body(x)
+
+
+class TinyEncoder(nn.Module):
+    """Latents (B, 4, 8, 8) to one D=64 vector a quadrant."""
+
+    def __init__(self, width: int = 64) -> None:
+        super().__init__()
+        self.trunk = nn.Sequential(
+            nn.Conv2d(4, width, 3, padding=1), Residual(width), nn.Conv2d(width, width, 3, stride=2, padding=1),
+            Residual(width), nn.Conv2d(width, width, 3, stride=2, padding=1), Residual(width), nn.SiLU(),
+        )  # fmt: skip
+        self.shape_head = nn.Linear(width, SHAPE_CLASSES)
+        self.colour_head = nn.Linear(width, COLOUR_CLASSES)
+
+    def forward(self, latents: Tensor) -> Tensor:
+        """One vector a quadrant, (B, 4, 64)."""
+        return self.trunk(latents).flatten(2).transpose(1, 2)
+
+    def classify(self, latents: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits of shape (B, 4, 5) and colour (B, 4, 7) of each quadrant."""
+        quadrants = self(latents)
+        return self.shape_head(quadrants), self.colour_head(quadrants)
+
+    def save(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({name: value.half() for name, value in self.state_dict().items()}, folder / "model.safetensors")
+
+    @classmethod
+    def load(cls, folder: Path) -> TinyEncoder:
+        encoder = cls()
+        encoder.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        return encoder.eval().requires_grad_(False)
+
+
