@@ -1,0 +1,73 @@
+# Every command of the project; `make` alone lists them. Nothing here needs more than Debian's python3, python3-venv and make.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# torch comes first and alone: unpinned, or as a dependency, pip would take the newest build with gigabytes of CUDA.
+# Its CPU wheel lies on PyTorch's own index; --no-deps and --retries 1 let pip go on within seconds where that cannot be reached.
+TORCH := $(shell grep '^torch==' constraints.txt)
+TORCH_INDEX := https://download.pytorch.org/whl/cpu
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo up test check format constraints docs env images clean
+
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "make: Python 3.11 or newer is needed; name one with PYTHON=python3.11" >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: python3 -m venv failed: apt-get install python3-venv" >&2; exit 1; }
+
+$(VENV)/.torch: constraints.txt | $(BIN)/python
+	$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	@touch $@
+
+$(VENV)/.embedded: pyproject.toml constraints.txt $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[embedded]'
+	@touch $@
+
+$(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	@touch $(VENV)/.embedded $@
+
+install: $(VENV)/.dev ## Make .venv with everything, pinned; does nothing when nothing changed
+
+demo: $(VENV)/.embedded ## Train on this machine and see before and after
+	$(BIN)/dipole demo
+
+up: $(VENV)/.embedded ## Run the whole platform on this machine until Ctrl-C
+	$(BIN)/dipole up
+
+test: install ## Run every test
+	$(BIN)/pytest
+
+check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+	$(BIN)/pytest -q tests/contracts
+
+format: install ## Mend what ruff can mend
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+constraints: install ## Write constraints.txt from what is installed; upgrade packages first with .venv/bin/pip
+	@{ echo "# Every installed package's exact version, written by 'make constraints'. torch carries no +cpu: a GPU build fits too."; \
+		$(BIN)/pip freeze --exclude-editable | grep -vi '^dipole[ =@]' | sed 's/+cpu$$//'; } > constraints.tmp
+	@mv constraints.tmp constraints.txt
+	@touch $(VENV)/.embedded $(VENV)/.dev
+
+docs: install ## Write the reference pages from the code: docs/SETTINGS.md, docs/REFERENCE.md
+	$(BIN)/python scripts/write-reference
+
+env: ## Write .env with random keys for docker compose; keeps one that exists
+	@scripts/write-env .env
+
+images: ## Build the images of docker-compose.yml
+	docker compose build
+
+clean: ## Remove caches, .venv and out/; jobs in .dipole/ stay
+	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
