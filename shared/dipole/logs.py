@@ -1,0 +1,67 @@
+"""Structured logs for every process: readable lines on a terminal, one JSON object a line anywhere else.
+
+    log = structlog.get_logger()
+    logs.configure("rank-worker")          # once, at the start of a process
+    log.info("group_sent", group=group.id)
+
+Fields bound with `structlog.contextvars` (request_id, job_id) appear on every line that follows. The standard library's
+loggers (uvicorn, celery, sqlalchemy) are led through the same formatter.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+
+import structlog
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+_SECRET_WORDS = ("authorization", "api_key", "secret", "password", "token")
+
+
+def _mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    """A field whose name says it is a secret never reaches a log."""
+    for name in event:
+        if any(word in name.lower() for word in _SECRET_WORDS):
+            event[name] = "***"
+    return event
+
+
+def configure(service: str, *, level: str = "INFO", json: bool | None = None) -> None:
+    """Send all logs to stderr. `json=None` decides by whether stderr is a terminal."""
+    as_json = not sys.stderr.isatty() if json is None else json
+
+    def name_service(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+        event.setdefault("service", service)
+        return event
+
+    shared: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        name_service,
+        _mask_secrets,
+    ]
+    last: list[Processor] = (
+        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        if as_json
+        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+    )
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.stdlib.BoundLogger,
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=False,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=shared,
+            processors=[structlog.stdlib.ProcessorFormatter.remove_processors_meta, *last],
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(level.upper())
+    for noisy in ("httpx", "httpcore", "stamina"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
