@@ -1,0 +1,172 @@
+"""The plug-in that a reward is: a name, load(device), score(prompt, images, metadata) -> Scores, and a golden check.
+
+    class Brightness(Reward):
+        name = "brightness"
+        model_revision = "1"
+
+        def score(self, *, prompt, images, metadata):
+            return Scores([float(image.mean()) / 255 for image in images])
+
+        def golden(self):
+            return Golden(prompt="", image=np.full((8, 8, 3), 255, np.uint8), score=1.0)
+
+Serve it with `dipole rewards serve my_module:Brightness`. A reward knows nothing of HTTP; it is called from one thread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from dipole.errors import ConfigurationError
+from dipole.schemas import ItemError, RankedItem
+
+Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """K scores in the order of the images, higher is better; None where there is none and `errors[k]` says why.
+
+    `sub_scores[k]` names the parts of score k. `tiers[k]` is set by rewards that only sort into classes, 1 the best.
+    """
+
+    scores: Sequence[float | None]
+    sub_scores: Sequence[Mapping[str, float] | None] | None = None
+    errors: Mapping[int, ItemError] = field(default_factory=dict)
+    tiers: Sequence[int | None] | None = None
+
+
+@dataclass(frozen=True)
+class Golden:
+    """A tiny image whose score is known: a service is ready when it scores it within `tolerance`."""
+
+    prompt: str
+    image: Pixels
+    score: float
+    tolerance: float = 1e-3
+    metadata: Mapping[str, JsonValue] | None = None
+
+
+class Reward(ABC):
+    """Base class of every reward. Set the attributes on the class, or in `load` when the weights tell them."""
+
+    name: ClassVar[str]
+    slow: ClassVar[bool] = False
+    """True answers every request with 202: people and batch judges."""
+
+    model: str = ""
+    """What scores, e.g. a hub id; the class's name unless set."""
+    model_revision: str = "1"
+    """Commit or version of the weights or the program."""
+    recipe_version: str = "1"
+    """Version of everything around the model: preprocessing, template, scale."""
+    calibrated: bool = True
+    """False when only the order of scores means something."""
+
+    @classmethod
+    def load(cls, device: str) -> Self:
+        """Make the reward, weights on `device` ("cpu", "cuda:0"). Runs once, off the event loop; may take minutes."""
+        return cls()
+
+    @abstractmethod
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        """Score K images (uint8 RGB, H×W×3, sizes may differ) made for one prompt. Exactly K scores, in order."""
+
+    @abstractmethod
+    def golden(self) -> Golden:
+        """The readiness check."""
+
+
+class RewardFault(Exception):
+    """A reward broke its contract or failed; `code` travels to the caller, the message says what happened."""
+
+    def __init__(self, message: str, *, code: str) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def resolve(path: str) -> type[Reward]:
+    """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to mend."""
+    module_name, _, class_name = path.partition(":")
+    if not module_name or not class_name:
+        raise ConfigurationError(
+            f"DIPOLE_REWARD={path!r} must read module:Class, as in dipole_rewards.rewards.shapes:Shapes"
+        )
+    try:
+        module = importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        missing = error.name or module_name
+        hint = "check the spelling" if module_name.startswith(missing) else f"install what provides {missing}"
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r}: there is no module {missing!r}; {hint}") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [name for name, value in vars(module).items() if _is_reward(value)]
+        offered = f"it offers {', '.join(classes)}" if classes else "it defines no Reward"
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {module_name} has no {class_name!r}; {offered}")
+    if not _is_reward(found):
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r} is not a concrete subclass of dipole_rewards.reward.Reward")
+    if not getattr(found, "name", ""):
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name} needs a `name`")
+    reward: type[Reward] = found
+    return reward
+
+
+def _is_reward(value: object) -> bool:
+    return inspect.isclass(value) and issubclass(value, Reward) and not inspect.isabstract(value)
+
+
+def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
+    """Scores as the protocol wants them: rank 1 best, ties share a rank (1, 2, 2, 4), nulls carry an error and no rank.
+
+    Raises RewardFault when the reward gave another number of scores than it was given images.
+    """
+    for what, values in (("scores", scores.scores), ("sub_scores", scores.sub_scores), ("tiers", scores.tiers)):
+        if values is not None and len(values) != len(ids):
+            raise RewardFault(f"the reward gave {len(values)} {what} for {len(ids)} images", code="wrong_count")
+    finite = [score if score is not None and math.isfinite(score) else None for score in scores.scores]
+    known = [score for score in finite if score is not None]
+    items = []
+    for index, (identifier, score) in enumerate(zip(ids, finite, strict=True)):
+        parts = scores.sub_scores[index] if scores.sub_scores else None
+        items.append(
+            RankedItem(
+                id=identifier,
+                score=None if score is None else float(score),
+                rank=None if score is None else 1 + sum(other > score for other in known),
+                tier=scores.tiers[index] if scores.tiers else None,
+                sub_scores={k: float(v) for k, v in parts.items() if math.isfinite(v)} if parts else None,
+                error=None if score is not None else _reason(scores, index),
+            )
+        )
+    return items
+
+
+def _reason(scores: Scores, index: int) -> ItemError:
+    if index in scores.errors:
+        return scores.errors[index]
+    if scores.scores[index] is None:
+        return ItemError(code="no_score", message="the reward gave no score and no reason")
+    return ItemError(code="non_finite", message=f"the reward gave {scores.scores[index]}")
+
+
+def check_golden(reward: Reward) -> None:
+    """Raises RewardFault unless the golden image gets its score."""
+    golden = reward.golden()
+    image = np.array(golden.image, dtype=np.uint8)
+    (item,) = ranked(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
+    if item.score is None or abs(item.score - golden.score) > golden.tolerance:
+        raise RewardFault(
+            f"{reward.name} scores its golden image {item.score}, not {golden.score} ± {golden.tolerance}: "
+            "the weights or the preprocessing are not the ones this recipe was made for",
+            code="golden_mismatch",
+        )

@@ -1,0 +1,51 @@
+"""Settings of one reward service, from environment variables with the prefix `DIPOLE_`; docs/SETTINGS.md lists them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dipole.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
+
+
+class RewardSettings(BaseSettings):
+    """Which reward, where it listens, and how much it takes at once."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+
+    reward: str = Field(description="Import string of the reward: module:Class.")
+    reward_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
+    reward_port: int = Field(default=8401, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    reward_name: str | None = Field(
+        default=None, max_length=64, description="Name in /v1/info; the class's own if unset."
+    )
+    reward_device: str = Field(default="cpu", description="Where weights go: cpu, cuda, cuda:1.")
+    reward_key: SecretStr | None = Field(default=None, min_length=16, description="Bearer key that callers must send.")
+
+    reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Candidates of one request.")
+    reward_max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Pixels of one image, before decoding.")
+    reward_max_total_pixels: int = Field(default=2**27, ge=1, description="Pixels of one request, all images together.")
+    reward_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, description="Bytes of one request body.")
+    reward_body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds a request body may take to arrive.")
+    reward_answer_timeout_s: float = Field(
+        default=300.0, gt=0, description="Seconds until a waiting caller gets a 503."
+    )
+    reward_queue_depth: int = Field(default=32, ge=1, description="Groups that may wait for the model; past it 503.")
+    reward_max_pending: int = Field(default=1000, ge=1, description="Rankings answered with 202 that are kept at once.")
+    reward_idempotency_entries: int = Field(
+        default=1024, ge=1, description="Answers kept for repeated Idempotency-Keys."
+    )
+
+    reward_callback_hosts: Annotated[list[str], NoDecode] = Field(
+        default=[], description="Hosts a callback_url may name, comma-separated; empty refuses callbacks."
+    )
+    reward_callback_secret: SecretStr | None = Field(
+        default=None, description="Standard Webhooks secret (whsec_…) that signs callbacks."
+    )
+
+    @field_validator("reward_callback_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
