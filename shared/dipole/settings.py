@@ -20,12 +20,22 @@ class PlatformSettings(BaseSettings):
     home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker, results and candidates in flight.")
     database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
-    artifacts_url: str = Field(default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples.")
+    artifacts_url: str = Field(
+        default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples."
+    )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"], description="Hosts a reward URL may name, comma-separated; `*.` allowed."
     )
-    lease_s: float = Field(default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over.")
+    lease_s: float = Field(
+        default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over."
+    )
+
+
+class RankWorkerSettings(PlatformSettings):
+    """The rank worker."""
+
+    rank_threads: int = Field(default=8, ge=1, le=256, description="Requests in flight per reward and rank worker.")
 
 
 class ApiSettings(PlatformSettings):

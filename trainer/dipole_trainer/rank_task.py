@@ -1,0 +1,143 @@
+"""One short task: load a group's candidates, ask one endpoint, push the answer to the run that asked.
+
+Repeats are harmless. An answer already known is pushed again; a question another thread works on is not asked twice;
+what is past its deadline, or of a closed run, is dropped. Nothing is retried or waited for here beyond the client's
+own retries: the ranker that asked decides what comes next (ranking.py).
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import structlog
+from celery import Celery, Task
+from pydantic import SecretStr
+
+from dipole.client import RankClient
+from dipole.errors import RewardError
+from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, Endpoint, MissingCandidates, connect
+from dipole.schemas import Ranking
+from dipole.settings import PlatformSettings
+
+log = structlog.get_logger()
+
+MAX_CLIENTS = 64
+
+
+class Lane:
+    """What the threads of one lane share: connections, clients with their circuits, and the claims being worked on."""
+
+    def __init__(self, settings: PlatformSettings) -> None:
+        client = connect(settings.redis_url)
+        self._store = CandidateStore(client, settings.candidate_ttl_s)
+        self._board = Board(client, settings.candidate_ttl_s)
+        self._clients: dict[tuple[str, str | None], RankClient] = {}
+        self._claims: set[str] = set()
+        self._lock = threading.Lock()
+        threading.Thread(target=self._renew, name="claims", daemon=True).start()
+
+    def handle(self, message: Mapping[str, Any], request_id: str) -> None:
+        """Answer one message, or drop it when nobody waits for an answer any more."""
+        run = self._board.run(message["run"])
+        remaining = message["deadline"] - self._board.now()
+        if run is None or remaining <= 0:
+            log.info("rank_dropped", reward=message["reward"], why="run closed" if run is None else "past its deadline")
+            return
+        key = message["key"]
+        answer = self._board.kept(key)
+        if answer is None and not self._claim(key):
+            answer = {"status": "pending", "retry_after": CLAIM_TTL_S / 4}
+        if answer is None:
+            started = time.monotonic()
+            try:
+                answer = self._ask(run["rewards"][message["reward"]], message, remaining, request_id)
+                answer["seconds"] = time.monotonic() - started
+                if answer["status"] == "completed":
+                    self._board.keep(key, answer)
+            finally:
+                self._release(key)
+        named = {"group": message["group"], "reward": message["reward"], "key": key}
+        self._board.push(message["run"], {**answer, **named})
+        log.info("rank_answered", group=message["group"], reward=message["reward"], status=answer["status"])
+
+    def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float, request_id: str) -> dict[str, Any]:
+        try:
+            images = self._store.get(message["candidates"])
+            ranking = self._client(endpoint).rank(
+                prompt=message["prompt"],
+                images=list(images),
+                metadata=message["metadata"],
+                idempotency_key=message["key"],
+                deadline_s=remaining,
+            )
+            return completed(ranking)
+        except MissingCandidates as error:
+            return {"status": "missing", "message": str(error)}
+        except RewardError as error:
+            return {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
+
+    def _client(self, endpoint: Endpoint) -> RankClient:
+        at = (endpoint["url"], endpoint["key"])
+        with self._lock:
+            if at not in self._clients:
+                while len(self._clients) >= MAX_CLIENTS:
+                    self._clients.pop(next(iter(self._clients)))
+                key = endpoint["key"]
+                self._clients[at] = RankClient(endpoint["url"], key=None if key is None else SecretStr(key))
+            return self._clients[at]
+
+    # Claims
+
+    def _claim(self, key: str) -> bool:
+        if not self._board.claim(key):
+            return False
+        with self._lock:
+            self._claims.add(key)
+        return True
+
+    def _release(self, key: str) -> None:
+        with self._lock:
+            self._claims.discard(key)
+        self._board.release(key)
+
+    def _renew(self) -> None:
+        while True:
+            time.sleep(CLAIM_TTL_S / 4)
+            with self._lock:
+                keys = list(self._claims)
+            try:
+                if keys:
+                    self._board.renew(keys)
+            except Exception as error:  # Redis is away: the claims run out and are asked again, which is harmless
+                log.warning("claims_not_renewed", error=str(error))
+
+
+def completed(ranking: Ranking) -> dict[str, Any]:
+    """A ranking as a run's answer: scores in candidate order, reasons by index."""
+    errors = {
+        str(index): f"{item.error.code}: {item.error.message}"
+        for index, item in enumerate(ranking.results)
+        if item.score is None and item.error is not None
+    }
+    return {
+        "status": "completed",
+        "scores": [item.score for item in ranking.results],
+        "errors": errors,
+        "model": ranking.model,
+        "model_revision": ranking.model_revision,
+        "recipe_version": ranking.recipe_version,
+    }
+
+
+def register(app: Celery, lane: Lane) -> None:
+    """Give the app its one task."""
+
+    @app.task(name=RANK_TASK, bind=True)  # type: ignore[untyped-decorator]
+    def rank(self: Task, **message: Any) -> None:
+        headers = self.request.headers or {}
+        names = {name: str(headers[name]) for name in ("request_id", "job_id") if name in headers}
+        with structlog.contextvars.bound_contextvars(**names):
+            lane.handle(message, names.get("request_id", self.request.id))
