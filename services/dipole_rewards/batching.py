@@ -1,8 +1,8 @@
 """One thread for one model: groups wait in a bounded queue and are scored whole, in the order they came.
 
 Forwards therefore never run on the event loop, never two at a time on one device, and never pile up: past `depth`
-waiting groups the caller is told to come back. A group of 16 to 24 images is already a batch, so groups are not held back
-to be merged.
+waiting groups the caller is told to come back. A group of 16 to 24 images is already a batch, so groups are not held
+back to be merged.
 """
 
 from __future__ import annotations

@@ -14,9 +14,13 @@ import logging
 import sys
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 _SECRET_WORDS = ("authorization", "api_key", "secret", "password", "token")
+
+
+_TRACEBACKS = ExceptionDictTransformer(show_locals=False)  # locals hold keys and whole images
 
 
 def _mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -43,9 +47,11 @@ def configure(service: str, *, level: str = "INFO", json: bool | None = None) ->
         _mask_secrets,
     ]
     last: list[Processor] = (
-        [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(_TRACEBACKS), structlog.processors.JSONRenderer()]
         if as_json
-        else [structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty())]
+        else [
+            structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)
+        ]
     )
     structlog.configure(
         processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],

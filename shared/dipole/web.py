@@ -80,10 +80,10 @@ def _validation_problem(found: Sequence[Mapping[str, Any]]) -> Problem:
         if location and location[0] in ("body", "query", "path", "header"):
             location = location[1:]
         message = str(error["msg"]).removeprefix("Value error, ")
-        errors.append(FieldError(field=field_path(location), message=message))
+        errors.append(FieldError(field=field_path(location) or "body", message=message))
     more = f" ({len(found) - len(errors)} more errors)" if len(found) > len(errors) else ""
     first = errors[0]
-    detail = f"{first.field}: {first.message}" if first.field else first.message
+    detail = f"{first.field}: {first.message}"
     return problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
 
 

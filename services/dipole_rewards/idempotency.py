@@ -1,0 +1,59 @@
+"""`Idempotency-Key`: a repeated request gets the first one's answer, also while the first is still being worked on.
+
+Answers live in memory, the oldest go first. A failed request leaves nothing behind, so its retry is a fresh attempt.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+
+from dipole.errors import InvalidInput
+
+HEADER = "Idempotency-Key"
+MAX_KEY_CHARS = 255
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A response, ready to be sent again."""
+
+    status: int
+    body: bytes
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+class IdempotencyStore:
+    def __init__(self, entries: int) -> None:
+        self._limit = entries
+        self._answers: OrderedDict[str, tuple[str, asyncio.Task[Answer]]] = OrderedDict()
+
+    async def once(self, key: str | None, digest: str, make: Callable[[], Awaitable[Answer]]) -> Answer:
+        """`make()`'s answer, or the one kept under `key`. Raises InvalidInput when the key came with another body."""
+        if key is None:
+            return await make()
+        if not 0 < len(key) <= MAX_KEY_CHARS or not key.isprintable():
+            raise InvalidInput(f"{HEADER} must be 1 to {MAX_KEY_CHARS} printable characters", field=HEADER)
+        if key in self._answers:
+            known, task = self._answers[key]
+            if known != digest:
+                raise InvalidInput(f"{HEADER} {key!r} was used with another body; use a new key", field=HEADER)
+            self._answers.move_to_end(key)
+            return await asyncio.shield(task)
+        task = asyncio.create_task(_run(make))
+        self._answers[key] = (digest, task)
+        task.add_done_callback(lambda done: self._forget_failure(key, done))
+        while len(self._answers) > self._limit:
+            self._answers.popitem(last=False)
+        return await asyncio.shield(task)
+
+    def _forget_failure(self, key: str, task: asyncio.Task[Answer]) -> None:
+        failed = task.cancelled() or task.exception() is not None
+        if failed and key in self._answers and self._answers[key][1] is task:
+            del self._answers[key]
+
+
+async def _run(make: Callable[[], Awaitable[Answer]]) -> Answer:
+    return await make()
