@@ -6,9 +6,9 @@ docs/SETTINGS.md lists them all; a test keeps it true.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field, SecretStr
+from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 
@@ -30,6 +30,14 @@ class PlatformSettings(BaseSettings):
     lease_s: float = Field(
         default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over."
     )
+    models_dir: Path = Field(
+        default=Path(".dipole/models"), description="Folder whose subfolders are base models that a job may name."
+    )
+
+    @field_validator("reward_hosts", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
 
 
 class RankWorkerSettings(PlatformSettings):
@@ -44,3 +52,5 @@ class ApiSettings(PlatformSettings):
     api_host: str = "127.0.0.1"
     api_port: int = Field(default=8400, ge=1, le=65535)
     api_key: SecretStr | None = Field(default=None, description="Admin key; required on any address but loopback.")
+    api_max_file_bytes: int = Field(default=64 * 2**20, ge=1024, description="Bytes of one uploaded prompts file.")
+    api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")

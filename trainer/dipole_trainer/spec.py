@@ -9,6 +9,8 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
 
+from dipole.errors import InvalidInput
+
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Positive = Annotated[float, Field(gt=0)]
 
@@ -108,13 +110,16 @@ class TrainSpec(Spec):
     def _groups_fit(self) -> TrainSpec:
         drpo = self.method.drpo
         if drpo.positives + drpo.negatives > self.candidates:
-            raise ValueError(
+            raise InvalidInput(
                 f"method.drpo.positives + method.drpo.negatives = {drpo.positives + drpo.negatives} exceeds "
-                f"candidates = {self.candidates}: lower them or draw more candidates"
+                f"candidates = {self.candidates}: lower them or draw more candidates",
+                field="method.drpo.positives",
             )
         if not any(reward.weight > 0 for reward in self.rewards):
-            raise ValueError("rewards: at least one needs weight > 0, the others may be held out with weight 0")
+            raise InvalidInput(
+                "rewards: at least one needs weight > 0, the others may be held out with weight 0", field="rewards"
+            )
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
-            raise ValueError("rewards: names must be unique within a job")
+            raise InvalidInput("rewards: names must be unique within a job", field="rewards")
         return self

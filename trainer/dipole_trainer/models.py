@@ -1,0 +1,178 @@
+"""The tables of the jobs database. Truth about a job lives here; a queue's message is only a wake-up.
+
+    files ─┐
+           ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
+    rewards┘        ├─ checkpoints
+                    └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
+    api_keys
+
+Times are Unix seconds by the database's clock (`database.now`), so that machines with wrong clocks agree on leases.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+# SQLite autoincrements only a plain INTEGER; PostgreSQL's events may outgrow 32 bits.
+Serial = BigInteger().with_variant(Integer(), "sqlite")
+Json = JSON(none_as_null=True)
+
+
+class Base(DeclarativeBase):
+    metadata = MetaData(
+        naming_convention={
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
+            "pk": "pk_%(table_name)s",
+        }
+    )
+
+
+class File(Base):
+    """An uploaded JSONL file of prompts, checked line by line before it is accepted; its bytes are an artifact."""
+
+    __tablename__ = "files"
+    __table_args__ = ({"sqlite_autoincrement": True},)
+
+    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    filename: Mapped[str] = mapped_column(String(255))
+    purpose: Mapped[str] = mapped_column(String(32))
+    bytes: Mapped[int] = mapped_column(BigInteger)
+    lines: Mapped[int] = mapped_column(Integer)
+    sha256: Mapped[str] = mapped_column(String(64))
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class Job(Base):
+    """A training job. `state` is what is, `desired` what was asked for; `fence` grows with every claim."""
+
+    __tablename__ = "jobs"
+    __table_args__ = (Index("ix_jobs_state_lease", "state", "lease_expires"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    state: Mapped[str] = mapped_column(String(32))
+    desired: Mapped[str] = mapped_column(String(16))
+    model: Mapped[str] = mapped_column(String(512))
+    # The whole TrainSpec with its prompts: a job outlives the files it was made from. Large, so loaded on demand.
+    spec: Mapped[str] = mapped_column(Text, deferred=True)
+    # The same without prompts, and the caller's own fields: what the API shows.
+    summary: Mapped[dict[str, Any]] = mapped_column(Json)
+    training_file: Mapped[str | None] = mapped_column(String(64))
+    validation_file: Mapped[str | None] = mapped_column(String(64))
+    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    step: Mapped[int] = mapped_column(Integer, default=0)
+    steps: Mapped[int] = mapped_column(Integer)
+    eta_s: Mapped[float | None] = mapped_column(Float)
+    created_at: Mapped[float] = mapped_column(Float)
+    started_at: Mapped[float | None] = mapped_column(Float)
+    finished_at: Mapped[float | None] = mapped_column(Float)
+    # The lease: who trains it, until when, under which fencing number.
+    worker: Mapped[str | None] = mapped_column(String(255))
+    lease_expires: Mapped[float | None] = mapped_column(Float)
+    fence: Mapped[int] = mapped_column(BigInteger, default=0)
+    crashes: Mapped[int] = mapped_column(Integer, default=0)
+    # Paused for a reward: which, why, and when to look again.
+    waiting_reward: Mapped[str | None] = mapped_column(String(64))
+    waiting_reason: Mapped[str | None] = mapped_column(Text)
+    waiting_tries: Mapped[int] = mapped_column(Integer, default=0)
+    waiting_until: Mapped[float | None] = mapped_column(Float)
+    # A repeated create with the same key returns the first job; the digest tells a repeat from a mistake.
+    idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)
+    request_digest: Mapped[str | None] = mapped_column(String(64))
+
+
+class Event(Base):
+    """Something that happened to a job. Written under the job's row lock, so ids of one job commit in order."""
+
+    __tablename__ = "events"
+    __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
+
+    id: Mapped[int] = mapped_column(Serial, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    created_at: Mapped[float] = mapped_column(Float)
+    kind: Mapped[str] = mapped_column(String(32))
+    level: Mapped[str] = mapped_column(String(8))
+    message: Mapped[str] = mapped_column(Text)
+    data: Mapped[dict[str, Any]] = mapped_column(Json)
+
+
+class Checkpoint(Base):
+    """A saved state of a job; `path` is relative to the job's artifacts."""
+
+    __tablename__ = "checkpoints"
+    __table_args__ = (UniqueConstraint("job_id", "step"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    step: Mapped[int] = mapped_column(Integer)
+    path: Mapped[str] = mapped_column(String(1024))
+    metrics: Mapped[dict[str, Any]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class Reward(Base):
+    """A registered endpoint. `key` is sent to it and never shown again."""
+
+    __tablename__ = "rewards"
+
+    name: Mapped[str] = mapped_column(String(64), primary_key=True)
+    url: Mapped[str] = mapped_column(String(2048))
+    key: Mapped[str | None] = mapped_column(Text)
+    description: Mapped[str] = mapped_column(Text, default="")
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class ApiKey(Base):
+    """A caller's key, as a SHA-256 of its random text, and what it may do."""
+
+    __tablename__ = "api_keys"
+
+    id: Mapped[str] = mapped_column(String(64), primary_key=True)
+    name: Mapped[str] = mapped_column(String(255))
+    sha256: Mapped[str] = mapped_column(String(64), unique=True)
+    scopes: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Float)
+    revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class RankedGroup(Base):
+    """The ledger's left half: K candidates of one prompt. Seeds redraw them, hashes prove it."""
+
+    __tablename__ = "ranked_groups"
+    __table_args__ = (UniqueConstraint("job_id", "group_id"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
+    group_id: Mapped[str] = mapped_column(String(255))
+    step: Mapped[int] = mapped_column(Integer)
+    prompt: Mapped[str] = mapped_column(Text)
+    prompt_metadata: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    seeds: Mapped[list[int]] = mapped_column(Json)
+    candidates: Mapped[list[str]] = mapped_column(Json)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class Ranking(Base):
+    """The ledger's right half: one reward's scores for one group, and which revision of the reward gave them."""
+
+    __tablename__ = "rankings"
+
+    group_seq: Mapped[int] = mapped_column(
+        Serial, ForeignKey("ranked_groups.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    reward: Mapped[str] = mapped_column(String(64), primary_key=True)
+    scores: Mapped[list[float | None]] = mapped_column(Json)
+    errors: Mapped[dict[str, str]] = mapped_column(Json)
+    failure: Mapped[str | None] = mapped_column(Text)
+    model: Mapped[str] = mapped_column(String(255))
+    model_revision: Mapped[str] = mapped_column(String(255))
+    recipe_version: Mapped[str] = mapped_column(String(255))
+    seconds: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[float] = mapped_column(Float)

@@ -1,0 +1,24 @@
+"""Anything the training loop reports, as plain JSON: an event must never fail on a NaN, a Path or a numpy scalar."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+
+def plain(value: Any) -> Any:
+    """JSON values pass; numbers that are not finite become None (JSON has none), the rest its item() or its text."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, str):  # PostgreSQL stores no NUL
+        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    if value is None or isinstance(value, bool | int):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [plain(each) for each in value]
+    if callable(getattr(value, "tolist", None)):  # numpy and torch, scalars and arrays
+        return plain(value.tolist())
+    return str(value)
