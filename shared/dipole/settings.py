@@ -6,10 +6,23 @@ docs/SETTINGS.md lists them all; a test keeps it true.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from dipole.errors import ConfigurationError
+
+SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+def load(kind: type[SettingsT]) -> SettingsT:
+    """Settings from the environment, or ConfigurationError with a sentence that names each wrong variable."""
+    try:
+        return kind()
+    except ValidationError as error:
+        wrong = [f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+        raise ConfigurationError("; ".join(wrong)) from error
 
 
 class PlatformSettings(BaseSettings):

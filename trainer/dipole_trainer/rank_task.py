@@ -14,9 +14,9 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
+from dipole.client import RankClient
 from pydantic import SecretStr
 
-from dipole.client import RankClient
 from dipole.errors import RewardError
 from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, Endpoint, MissingCandidates, connect
 from dipole.schemas import Ranking
@@ -122,9 +122,11 @@ def completed(ranking: Ranking) -> dict[str, Any]:
         for index, item in enumerate(ranking.results)
         if item.score is None and item.error is not None
     }
+    parts = sorted({name for item in ranking.results for name in item.sub_scores or {}})
     return {
         "status": "completed",
         "scores": [item.score for item in ranking.results],
+        "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
         "errors": errors,
         "model": ranking.model,
         "model_revision": ranking.model_revision,

@@ -17,7 +17,7 @@ import random
 import time
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 import structlog
@@ -239,8 +239,14 @@ class CeleryRanker:
             return failed(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
         errors = {int(index): why for index, why in answer["errors"].items()}
         result = settle(self._rewards[question.reward].spec, count, answer["scores"], errors)
-        said = {name: answer[name] for name in ("model", "model_revision", "recipe_version", "seconds")}
-        return RewardResult(**{**vars(result), **said})
+        return replace(
+            result,
+            sub_scores={name: tuple(values) for name, values in answer["sub_scores"].items()},
+            model=answer["model"],
+            model_revision=answer["model_revision"],
+            recipe_version=answer["recipe_version"],
+            seconds=answer["seconds"],
+        )
 
     # Small steps
 
