@@ -1,0 +1,119 @@
+"""docker-compose.yml and the Dockerfiles fit each other and the code, and never come up with an empty secret."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).resolve().parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+DOCKERFILES = sorted(ROOT.glob("*/Dockerfile"))
+
+
+def stages(path: Path) -> dict[str, str]:
+    """The text of each build stage by its name."""
+    parts = re.split(r"^FROM \S+ AS (\S+)$", path.read_text(), flags=re.MULTILINE)
+    return dict(zip(parts[1::2], parts[2::2], strict=True))
+
+
+@pytest.fixture(params=sorted(SERVICES))
+def name(request: pytest.FixtureRequest) -> str:
+    found: str = request.param
+    return found
+
+
+def test_a_service_sets_only_settings_that_exist(name: str, reference: ModuleType) -> None:
+    """Every DIPOLE_ variable is a setting of the code."""
+    variables = {each for each in SERVICES[name].get("environment", {}) if each.startswith("DIPOLE_")}
+    assert variables <= reference.setting_names()
+
+
+def test_the_dockerfiles_set_only_settings_that_exist(reference: ModuleType) -> None:
+    """Every DIPOLE_ variable of an image is a setting of the code."""
+    for path in DOCKERFILES:
+        assert set(re.findall(r"\b(DIPOLE_[A-Z_]+)=", path.read_text())) - {"DIPOLE_REWARD"} <= reference.setting_names()
+
+
+def test_what_a_service_sets_is_accepted(name: str, reference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each settings class loads from the service's environment: lists parse, ports are numbers."""
+    for variable, value in SERVICES[name].get("environment", {}).items():
+        monkeypatch.setenv(variable, re.sub(r"\$\{\w+:\?[^}]*\}", "a-key-of-enough-letters", str(value)))
+    for owner in reference.settings_classes():
+        if "DIPOLE_REWARD" in SERVICES[name].get("environment", {}) or owner.__name__ != "RewardSettings":
+            owner()
+
+
+def test_a_secret_that_is_unset_stops_compose() -> None:
+    """Every interpolated variable is required, with a sentence that says what to do."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    found = re.findall(r"\$\{(\w+)([^}]*)\}", text)
+    assert found
+    written = (ROOT / "scripts/write-env").read_text()
+    for variable, rest in found:
+        assert rest == ":?is not set. Run make env", variable
+        assert f"{variable}=$(key)" in written
+
+
+def test_ports_are_published_on_loopback_only(name: str) -> None:
+    """Nothing but this machine reaches a published port."""
+    assert all(str(port).startswith("127.0.0.1:") for port in SERVICES[name].get("ports", []))
+
+
+def test_a_service_runs_a_command_that_exists(name: str, reference: ModuleType) -> None:
+    """Ours run `dipole …` with a command of the command line."""
+    service = SERVICES[name]
+    if service["image"].startswith("dipole-") and service.get("command", ["dipole"])[0] == "dipole" and name != "cli":
+        words = service.get("command", [])[1:]
+        assert not words or reference.find_command(words)
+
+
+def test_an_image_starts_a_command_that_exists(reference: ModuleType) -> None:
+    """Every CMD of a Dockerfile is a command of the command line."""
+    for path in DOCKERFILES:
+        for words in re.findall(r'^CMD \["dipole", (.*)\]$', path.read_text(), flags=re.MULTILINE):
+            assert reference.find_command(re.findall(r'"([^"]+)"', words))
+
+
+def test_a_build_names_a_target_that_exists(name: str) -> None:
+    """Dockerfile and target of each build exist, and every image of ours has a build somewhere."""
+    builds = {each["image"]: each["build"] for each in SERVICES.values() if "build" in each}
+    image = SERVICES[name]["image"]
+    if image.startswith("dipole-"):
+        build = builds[image]
+        assert build["target"] in stages(ROOT / build["dockerfile"])
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: str(path.parent.name))
+def test_images_are_pinned_and_run_without_root(path: Path) -> None:
+    """Installs obey constraints.txt, the user is a number that Kubernetes can check, and no frontend is pulled."""
+    text = path.read_text()
+    assert "# syntax" not in text
+    assert "PIP_CONSTRAINT=/src/constraints.txt" in text
+    assert re.findall(r"^USER (\S+)$", text, flags=re.MULTILINE) == ["10001:10001"]
+    assert "curl" not in text, "slim images have none"
+
+
+def test_every_reward_host_is_a_service() -> None:
+    """The allow-list of reward hosts names services that listen on the protocol's port."""
+    hosts = SERVICES["api"]["environment"]["DIPOLE_REWARD_HOSTS"].split(",")
+    assert sorted(hosts) == sorted(each for each, told in SERVICES.items() if told["image"].startswith("dipole-rewards"))
+
+
+def test_every_service_waits_for_what_exists(name: str) -> None:
+    """depends_on names services, and service_healthy only those that have a health check."""
+    for other, condition in SERVICES[name].get("depends_on", {}).items():
+        assert other in SERVICES
+        if condition["condition"] == "service_healthy":
+            assert "healthcheck" in SERVICES[other]
+
+
+def test_the_gpu_override_changes_services_that_exist() -> None:
+    """docker-compose.gpu.yml adds to services of docker-compose.yml."""
+    override = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
+    assert override["services"].keys() <= SERVICES.keys()
