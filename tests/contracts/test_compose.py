@@ -37,7 +37,9 @@ def test_a_service_sets_only_settings_that_exist(name: str, reference: ModuleTyp
 def test_the_dockerfiles_set_only_settings_that_exist(reference: ModuleType) -> None:
     """Every DIPOLE_ variable of an image is a setting of the code."""
     for path in DOCKERFILES:
-        assert set(re.findall(r"\b(DIPOLE_[A-Z_]+)=", path.read_text())) - {"DIPOLE_REWARD"} <= reference.setting_names()
+        assert (
+            set(re.findall(r"\b(DIPOLE_[A-Z_]+)=", path.read_text())) - {"DIPOLE_REWARD"} <= reference.setting_names()
+        )
 
 
 def test_what_a_service_sets_is_accepted(name: str, reference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -102,7 +104,9 @@ def test_images_are_pinned_and_run_without_root(path: Path) -> None:
 def test_every_reward_host_is_a_service() -> None:
     """The allow-list of reward hosts names services that listen on the protocol's port."""
     hosts = SERVICES["api"]["environment"]["DIPOLE_REWARD_HOSTS"].split(",")
-    assert sorted(hosts) == sorted(each for each, told in SERVICES.items() if told["image"].startswith("dipole-rewards"))
+    assert sorted(hosts) == sorted(
+        each for each, told in SERVICES.items() if told["image"].startswith("dipole-rewards")
+    )
 
 
 def test_every_service_waits_for_what_exists(name: str) -> None:

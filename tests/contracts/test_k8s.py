@@ -189,7 +189,9 @@ def test_a_pod_mounts_volumes_that_it_has(container: Container) -> None:
     volumes = {each["name"]: each for each in spec["template"]["spec"].get("volumes", [])}
     templates = {each["metadata"]["name"] for each in spec.get("volumeClaimTemplates", [])}
     assert {each["name"] for each in container.spec.get("volumeMounts", [])} <= volumes.keys() | templates
-    claims = {each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each}
+    claims = {
+        each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each
+    }
     assert claims <= named("PersistentVolumeClaim").keys()
 
 
@@ -216,7 +218,9 @@ def test_every_process_has_probes(container: Container, reference: ModuleType) -
     """Readiness or liveness ask a route of the app behind the port, or run a command that the image has."""
     if container.spec["name"] == "migrate":
         return
-    probes = [container.spec[kind] for kind in ("readinessProbe", "livenessProbe", "startupProbe") if kind in container.spec]
+    probes = [
+        container.spec[kind] for kind in ("readinessProbe", "livenessProbe", "startupProbe") if kind in container.spec
+    ]
     assert "livenessProbe" in container.spec
     served = {each.path for each in reference.routes()}
     for probe in probes:
