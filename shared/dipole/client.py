@@ -27,14 +27,25 @@ from pydantic import JsonValue
 
 from dipole import images
 from dipole.breaker import CircuitBreaker
+from dipole.errors import DipoleError
 from dipole.exchange import Answer, Deadline, Endpoint, EndpointError, invalid, retrying
 from dipole.schemas import PendingRanking, Ranking, RewardInfo
 
-__all__ = ["CircuitBreaker", "EndpointError", "RankClient"]
+__all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending"]
 
 MAX_ANSWER_BYTES = 4 * 2**20
 CANCEL_S = 3.0
 POLL_S = (0.05, 30.0)
+
+
+class StillPending(DipoleError):
+    """The endpoint took the group and is not done: look at `location` after `retry_after` seconds."""
+
+    slug = "still-pending"
+
+    def __init__(self, message: str, *, location: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.location, self.retry_after = location, retry_after
 
 
 class RankClient:
@@ -81,23 +92,37 @@ class RankClient:
         *,
         idempotency_key: str | None = None,
         deadline_s: float = 60.0,
+        location: str | None = None,
+        poll: bool = True,
     ) -> Ranking:
         """Rank K images for one prompt; candidate k's id is `c{k}` and results stand in the order given.
 
         Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. Raises RewardError with `code`
-        timeout, transport, http_status, invalid_response, circuit_open, cancelled or too_large.
+        timeout, transport, http_status, invalid_response, circuit_open, cancelled or too_large. With `poll=False` a 202
+        raises StillPending at once, and a later call with its `location` looks again.
         """
         deadline = Deadline(deadline_s)
-        job = _Job(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex)
+        job = _Job(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
         try:
-            return retrying(deadline)(self._attempt, job, deadline)
+            return retrying(deadline)(self._attempt, job, deadline, poll)
+        except StillPending:
+            raise
         except BaseException:
             if job.location is not None:
                 self._cancel(job.location)
             raise
 
-    def _attempt(self, job: _Job, deadline: Deadline) -> Ranking:
-        """Post the group, and poll as long as the answer is 202."""
+    def _attempt(self, job: _Job, deadline: Deadline, poll: bool) -> Ranking:
+        """Post the group unless it was, and poll as long as the answer is 202."""
+        ranking = self._post(job, deadline) if job.location is None else self._poll(job, deadline, pause=False)
+        while ranking is None:
+            if not poll:
+                raise StillPending(f"{self.base_url}: pending", location=job.location or "", retry_after=job.poll_after)
+            ranking = self._poll(job, deadline)
+        job.location = None
+        return ranking
+
+    def _post(self, job: _Job, deadline: Deadline) -> Ranking | None:
         info = self._known_info(deadline)
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
@@ -112,17 +137,11 @@ class RankClient:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
                 raise
-            ranking = self._read(job, status, answer)
-        while ranking is None:
-            ranking = self._poll(job, deadline)
-        job.location = None
-        return ranking
+            return self._read(job, status, answer)
 
-    def _poll(self, job: _Job, deadline: Deadline) -> Ranking | None:
-        pause = min(max(job.poll_after, POLL_S[0]), POLL_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
-        if pause >= deadline.left():
-            raise EndpointError(f"{self.base_url}: still pending at the deadline", code="timeout", sick=False)
-        time.sleep(pause)
+    def _poll(self, job: _Job, deadline: Deadline, *, pause: bool = True) -> Ranking | None:
+        if pause:
+            self._pause(job, deadline)
         assert job.location is not None
         with self._endpoint.circuit():
             try:
@@ -132,6 +151,12 @@ class RankClient:
                     job.location, error.retryable = None, True
                 raise
             return self._read(job, status, answer)
+
+    def _pause(self, job: _Job, deadline: Deadline) -> None:
+        pause = min(max(job.poll_after, POLL_S[0]), POLL_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
+        if pause >= deadline.left():
+            raise EndpointError(f"{self.base_url}: still pending at the deadline", code="timeout", sick=False)
+        time.sleep(pause)
 
     def _read(self, job: _Job, status: int, answer: Answer) -> Ranking | None:
         """The checked ranking; None while it is pending, with `job.location` saying where to look."""

@@ -14,9 +14,8 @@ from typing import Any
 
 import structlog
 from celery import Celery, Task
-from dipole.client import RankClient
-from pydantic import SecretStr
 
+from dipole.client import RankClient, StillPending
 from dipole.errors import RewardError
 from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, Endpoint, MissingCandidates, connect
 from dipole.schemas import Ranking
@@ -39,7 +38,7 @@ class Lane:
         self._lock = threading.Lock()
         threading.Thread(target=self._renew, name="claims", daemon=True).start()
 
-    def handle(self, message: Mapping[str, Any], request_id: str) -> None:
+    def handle(self, message: Mapping[str, Any]) -> None:
         """Answer one message, or drop it when nobody waits for an answer any more."""
         run = self._board.run(message["run"])
         remaining = message["deadline"] - self._board.now()
@@ -53,7 +52,7 @@ class Lane:
         if answer is None:
             started = time.monotonic()
             try:
-                answer = self._ask(run["rewards"][message["reward"]], message, remaining, request_id)
+                answer = self._ask(run["rewards"][message["reward"]], message, remaining)
                 answer["seconds"] = time.monotonic() - started
                 if answer["status"] == "completed":
                     self._board.keep(key, answer)
@@ -63,21 +62,28 @@ class Lane:
         self._board.push(message["run"], {**answer, **named})
         log.info("rank_answered", group=message["group"], reward=message["reward"], status=answer["status"])
 
-    def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float, request_id: str) -> dict[str, Any]:
+    def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
         try:
             images = self._store.get(message["candidates"])
             ranking = self._client(endpoint).rank(
-                prompt=message["prompt"],
-                images=list(images),
-                metadata=message["metadata"],
+                message["prompt"],
+                list(images),
+                message["metadata"],
                 idempotency_key=message["key"],
                 deadline_s=remaining,
+                location=message["location"],
+                poll=False,
             )
             return completed(ranking)
+        except StillPending as pending:
+            return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
             return {"status": "missing", "message": str(error)}
         except RewardError as error:
             return {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
+        except Exception as error:  # a bug of ours: the run shall know, not wait
+            log.exception("rank_crashed")
+            return {"status": "failed", "code": "internal", "message": repr(error), "retryable": False}
 
     def _client(self, endpoint: Endpoint) -> RankClient:
         at = (endpoint["url"], endpoint["key"])
@@ -85,8 +91,7 @@ class Lane:
             if at not in self._clients:
                 while len(self._clients) >= MAX_CLIENTS:
                     self._clients.pop(next(iter(self._clients)))
-                key = endpoint["key"]
-                self._clients[at] = RankClient(endpoint["url"], key=None if key is None else SecretStr(key))
+                self._clients[at] = RankClient(endpoint["url"], key=endpoint["key"])
             return self._clients[at]
 
     # Claims
@@ -142,4 +147,4 @@ def register(app: Celery, lane: Lane) -> None:
         headers = self.request.headers or {}
         names = {name: str(headers[name]) for name in ("request_id", "job_id") if name in headers}
         with structlog.contextvars.bound_contextvars(**names):
-            lane.handle(message, names.get("request_id", self.request.id))
+            lane.handle(message)
