@@ -81,7 +81,7 @@ class Leases:
     ) -> int:
         """Write an event under the claim; its cursor. A "step" event also moves the job's step and ETA."""
         with self.database.writing() as session:
-            job = _held(session, claim)
+            job = held(session, claim)
             if kind == "step":
                 job.step, job.eta_s, job.waiting_tries = int(data["step"]), plain(data.get("eta_s")), 0
             return record(session, job, kind, message, level=level, data=data)
@@ -91,7 +91,7 @@ class Leases:
     ) -> Checkpoint:
         """Record a checkpoint and its event, and forget those whose step is not in `kept`: they were pruned."""
         with self.database.writing() as session:
-            job = _held(session, claim)
+            job = held(session, claim)
             job.crashes = 0
             row = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == step))
             if row is None:
@@ -113,7 +113,7 @@ class Leases:
     ) -> str:
         """End this worker's hold with an outcome; the job's state now. Resumed while it paused, it is queued again."""
         with self.database.writing() as session:
-            job = _held(session, claim)
+            job = held(session, claim)
             if outcome == "paused":
                 return settle(session, job, "Stopped with a checkpoint")
             job.error = plain(error) if error else None
@@ -124,12 +124,12 @@ class Leases:
     def release(self, claim: Claim, reason: str) -> str:
         """Give the job back unfinished, for another worker to go on from its last checkpoint."""
         with self.database.writing() as session:
-            return settle(session, _held(session, claim), reason, kind="released")
+            return settle(session, held(session, claim), reason, kind="released")
 
     def wait_for_reward(self, claim: Claim, reward: str, reason: str) -> str:
         """Pause because a required reward is away; `due_waits` tells when to look whether it is back."""
         with self.database.writing() as session:
-            job = _held(session, claim)
+            job = held(session, claim)
             if job.desired != "run":
                 return settle(session, job, reason)
             job.state, job.waiting_reward, job.waiting_reason = "paused", reward, reason
@@ -169,10 +169,10 @@ def _expired() -> ColumnElement[bool]:
     return and_(Job.state == "running", Job.lease_expires < now())
 
 
-def _held(session: Session, claim: Claim) -> Job:
+def held(session: Session, claim: Claim) -> Job:
     """The claimed job, locked, or LeaseLost."""
-    held = select(Job).where(Job.id == claim.job_id, Job.fence == claim.fence, Job.state == "running")
-    job = session.scalar(held.with_for_update())
+    claimed = select(Job).where(Job.id == claim.job_id, Job.fence == claim.fence, Job.state == "running")
+    job = session.scalar(claimed.with_for_update())
     if job is None:
         raise _lost(claim)
     return job

@@ -1,0 +1,115 @@
+"""/v1/fine_tuning/jobs: create, list, retrieve, pause, resume, cancel, events, the event stream, the ledger."""
+
+from __future__ import annotations
+
+import re
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Header, Query, Response
+from fastapi.responses import StreamingResponse
+from fastapi.sse import EventSourceResponse
+from pydantic import BaseModel, ConfigDict, Field
+from starlette.concurrency import run_in_threadpool
+
+from dipole.errors import InvalidInput
+from dipole_trainer.api import wire
+from dipole_trainer.api.create import JobCreate, create_job
+from dipole_trainer.api.parts import JobId, Page, Use, needs
+from dipole_trainer.api.stream import HEADERS, follow
+from dipole_trainer.jobs import TERMINAL
+
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[needs("train")])
+IdempotencyKey = Annotated[
+    str | None,
+    Header(min_length=1, max_length=255, description="A repeat with the same key and body returns the first job."),
+]
+STREAM_EXAMPLE = 'event: step\nid: 42\ndata: {"id": "ftevent-42", "kind": "step", "data": {"step": 7, "loss": 0.1}}\n\n'
+DESCRIPTION = (
+    "Server-sent events: `id:` is the cursor, `event:` the kind, `data:` the event object. Send the last `id` seen as "
+    "`Last-Event-ID` to go on after it. A comment comes every 15 seconds of silence. The stream ends when the job has "
+    "ended and every event was sent; 204 says that there is nothing more to come."
+)
+
+
+@router.post("", summary="Create a job")
+def create(parts: Use, body: JobCreate, idempotency_key: IdempotencyKey = None) -> wire.FineTuningJob:
+    return wire.job_object(create_job(parts, body, idempotency_key))
+
+
+@router.get("", summary="List jobs, newest first")
+def list_jobs(parts: Use, page: Annotated[Page, Query()]) -> wire.Paged[wire.FineTuningJob]:
+    rows, more = parts.jobs.list(after=page.after, limit=page.limit)
+    return wire.paged([wire.job_object(row) for row in rows], more)
+
+
+@router.get("/{job_id}", summary="Retrieve a job")
+def retrieve(parts: Use, job_id: JobId) -> wire.FineTuningJob:
+    return wire.job_object(parts.jobs.get(job_id))
+
+
+@router.post("/{job_id}/pause", summary="Pause: stop at the next step with a checkpoint")
+def pause(parts: Use, job_id: JobId) -> wire.FineTuningJob:
+    return wire.job_object(parts.jobs.pause(job_id))
+
+
+@router.post("/{job_id}/resume", summary="Resume a paused job from its last checkpoint")
+def resume(parts: Use, job_id: JobId) -> wire.FineTuningJob:
+    return wire.job_object(parts.jobs.resume(job_id))
+
+
+@router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
+def cancel(parts: Use, job_id: JobId) -> wire.FineTuningJob:
+    return wire.job_object(parts.jobs.cancel(job_id))
+
+
+@router.get("/{job_id}/events", summary="List events, newest first")
+def events(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> wire.Paged[wire.JobEvent]:
+    parts.jobs.get(job_id)
+    rows, more = parts.jobs.events(job_id, after=_event_cursor(page.after), limit=page.limit)
+    return wire.paged([wire.event_object(row) for row in rows], more)
+
+
+@router.get(
+    "/{job_id}/stream",
+    summary="Follow events as they happen",
+    description=DESCRIPTION,
+    response_class=EventSourceResponse,
+    responses={
+        200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
+        204: {"description": "The job has ended and every event was seen."},
+    },
+)
+async def stream(
+    parts: Use,
+    job_id: JobId,
+    last_event_id: Annotated[str | None, Header(max_length=32, description="The last `id:` seen.")] = None,
+) -> Response:
+    cursor = _cursor(last_event_id or "0", "Last-Event-ID")
+    job = await run_in_threadpool(parts.jobs.get, job_id)
+    if job.state in TERMINAL and not await run_in_threadpool(parts.jobs.events_since, job_id, cursor, limit=1):
+        return Response(status_code=204)
+    return StreamingResponse(follow(parts, job_id, cursor), media_type="text/event-stream", headers=HEADERS)
+
+
+class LedgerPage(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+    after: int = Field(default=0, ge=0, le=2**62, description="`cursor` of the last group already seen.")
+    limit: int = Field(default=100, ge=1, le=1000)
+
+
+@router.get("/{job_id}/rankings", summary="The ledger: every ranking the job trained on, oldest first")
+def rankings(parts: Use, job_id: JobId, page: Annotated[LedgerPage, Query()]) -> dict[str, Any]:
+    parts.jobs.get(job_id)
+    groups, more = parts.ledger.list(job_id, after=page.after, limit=page.limit)
+    return {"object": "list", "data": groups, "has_more": more}
+
+
+def _event_cursor(event_id: str | None) -> int | None:
+    return None if event_id is None else _cursor(event_id.removeprefix("ftevent-"), "after")
+
+
+def _cursor(text: str, field: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise InvalidInput(f"{field} must be the id of an event", field=field)
+    return int(text)

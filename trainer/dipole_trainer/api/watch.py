@@ -1,0 +1,59 @@
+"""Tells event streams that there is something new: one small query a tick, however many streams wait, none when none do."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Callable
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+log = structlog.get_logger()
+
+
+class EventWatch:
+    """`newest` gives a value that changes when an event is written, such as the highest event id."""
+
+    def __init__(self, newest: Callable[[], int], *, tick_s: float = 0.5) -> None:
+        self._newest, self._tick_s = newest, tick_s
+        self._changed = asyncio.Event()
+        self._waiting = 0
+        self._seen = -1
+
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
+
+    async def changed(self, timeout_s: float) -> bool:
+        """Wait until something is new, at most so long. A wake-up only: read what there is, then wait again."""
+        self._waiting += 1
+        try:
+            async with asyncio.timeout(timeout_s):
+                await self._changed.wait()
+            return True
+        except TimeoutError:
+            return False
+        finally:
+            self._waiting -= 1
+
+    async def _run(self) -> None:
+        while True:
+            await asyncio.sleep(self._tick_s)
+            if not self._waiting:
+                continue
+            try:
+                newest = await asyncio.to_thread(self._newest)
+            except SQLAlchemyError as error:
+                log.warning("database_unreachable", error=str(error))
+                continue
+            if newest != self._seen:
+                self._seen = newest
+                self._changed.set()
+                self._changed = asyncio.Event()

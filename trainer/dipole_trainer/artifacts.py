@@ -1,0 +1,146 @@
+"""Where files are kept: uploads, checkpoints, samples, exports, under DIPOLE_ARTIFACTS_URL.
+
+    files/<file id>.jsonl                     uploads
+    jobs/<job id>/checkpoint-N/ export/ samples/ …     a job's working folder
+
+A plain folder (the default) is the working folder itself: nothing is copied. Any other fsspec URL (s3://bucket/path)
+gets a copy at each checkpoint, and a worker that takes a job over fetches the newest one first. Callers name files by
+relative paths; anything that could lead elsewhere is refused before a file system sees it.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import fsspec
+from fsspec.implementations.dirfs import DirFileSystem
+from fsspec.implementations.local import LocalFileSystem
+
+from dipole.errors import NotFound
+
+_SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+MARK = "complete"  # written last into a copied checkpoint: without it the copy was cut short
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A stored file; `path` is relative to its job."""
+
+    path: str
+    bytes: int
+
+
+def safe(path: str) -> str:
+    """The path, if it is plain names joined by slashes (none begins with a dot). Raises NotFound otherwise."""
+    if len(path) > 1024 or not _SAFE.fullmatch(path):
+        raise NotFound("there is no such file")
+    return path
+
+
+class Artifacts:
+    """The store behind one fsspec URL."""
+
+    def __init__(self, url: str, scratch: Path) -> None:
+        """`scratch` holds working folders when the store is not a plain folder."""
+        fs, root = fsspec.core.url_to_fs(url)
+        self.folder = Path(root).resolve() if isinstance(fs, LocalFileSystem) else None
+        if self.folder is not None:
+            self.folder.mkdir(parents=True, exist_ok=True)
+        self._fs: Any = DirFileSystem(path=str(self.folder or root), fs=fs)
+        self._scratch = scratch
+
+    # ---- files by path ------------------------------------------------------------------------------------------
+
+    def write(self, path: str, source: Path) -> None:
+        """Store a finished local file."""
+        self._fs.makedirs(safe(path).rpartition("/")[0], exist_ok=True)
+        self._fs.put_file(str(source), path)
+
+    def delete(self, path: str) -> None:
+        if self._fs.exists(safe(path)):
+            self._fs.rm_file(path)
+
+    @contextmanager
+    def open(self, path: str) -> Iterator[BinaryIO]:
+        """A stored file for reading. Raises NotFound, also for a link that leads out of the store."""
+        safe(path)
+        if self.folder is not None and not (self.folder / path).resolve().is_relative_to(self.folder):
+            raise NotFound("there is no such file")
+        if not self._fs.isfile(path):
+            raise NotFound("there is no such file")
+        with self._fs.open(path, "rb") as file:
+            yield file
+
+    def size(self, path: str) -> int:
+        with self.open(path):
+            return int(self._fs.size(path))
+
+    def list(self, folder: str) -> list[Artifact]:
+        """Every file below a folder, by path relative to it; hidden and partial ones left out."""
+        prefix = safe(folder) + "/"
+        if not self._fs.isdir(folder):
+            return []
+        found = self._fs.find(folder, detail=True)
+        names = ((str(path).removeprefix(prefix), int(info["size"] or 0)) for path, info in found.items())
+        return sorted(
+            (Artifact(name, size) for name, size in names if _SAFE.fullmatch(name)), key=lambda artifact: artifact.path
+        )
+
+    # ---- a job's working folder ---------------------------------------------------------------------------------
+
+    def checkout(self, job_id: str) -> Path:
+        """The local folder to train in, holding whatever the store has of the job that a resume needs."""
+        job = safe(f"jobs/{job_id}")
+        if self.folder is not None:
+            workdir = self.folder / job
+            workdir.mkdir(parents=True, exist_ok=True)
+            return workdir
+        workdir = self._scratch / job
+        shutil.rmtree(workdir, ignore_errors=True)  # whatever an earlier hold left may be behind the store
+        workdir.mkdir(parents=True)
+        names = [artifact.path for artifact in self.list(job)]
+        whole = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
+        newest = max(whole, key=_step, default=None)
+        for name in names:
+            top = name.partition("/")[0]
+            if (top == newest or not _CHECKPOINT.fullmatch(top)) and not name.endswith(f"/{MARK}"):
+                (workdir / name).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{job}/{name}", str(workdir / name))
+        return workdir
+
+    def sync(self, job_id: str, workdir: Path) -> None:
+        """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none."""
+        if self.folder is not None:
+            return
+        job = safe(f"jobs/{job_id}")
+        there = {artifact.path: artifact.bytes for artifact in self.list(job)}
+        here = {path.relative_to(workdir).as_posix(): path for path in workdir.rglob("*") if path.is_file()}
+        here = {name: path for name, path in here.items() if _SAFE.fullmatch(name)}
+        for name, path in here.items():
+            if there.get(name) != path.stat().st_size or not _CHECKPOINT.fullmatch(name.partition("/")[0]):
+                self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
+                self._fs.put_file(str(path), f"{job}/{name}")
+        tops = {name.partition("/")[0] for name in here if _CHECKPOINT.fullmatch(name.partition("/")[0])}
+        for top in tops:
+            if f"{top}/{MARK}" not in there:
+                self._fs.pipe_file(f"{job}/{top}/{MARK}", b"")
+        for top in {name.partition("/")[0] for name in there} - tops:
+            if _CHECKPOINT.fullmatch(top):
+                self._fs.rm(f"{job}/{top}", recursive=True)
+
+
+def checkpoint_steps(workdir: Path) -> list[int]:
+    """Steps that have a checkpoint in a working folder, ascending."""
+    return sorted(int(match[1]) for path in workdir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name)))
+
+
+def _step(name: str) -> int:
+    match = _CHECKPOINT.fullmatch(name)
+    return int(match[1]) if match else -1
