@@ -1,4 +1,4 @@
-"""Which base models a job may name: `tiny-turbo`, which ships with the package, and the folders under DIPOLE_MODELS_DIR.
+"""Which base models a job may name: the built-in `tiny-turbo`, and the folders under DIPOLE_MODELS_DIR.
 
 Nothing else: a caller never names a path or a place to download from.
 """

@@ -11,7 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
-from sqlalchemy import delete, exists, select, update
+from sqlalchemy import delete, select, update
 
 from dipole.errors import Conflict, InvalidInput
 from dipole.web import key_digest
@@ -119,7 +119,7 @@ class Catalogue:
             session.add(row)
         return row, text
 
-    def keys(self) -> Sequence[ApiKey]:
+    def api_keys(self) -> Sequence[ApiKey]:
         with self.database.reading() as session:
             return session.scalars(select(ApiKey).where(ApiKey.revoked_at.is_(None)).order_by(ApiKey.created_at)).all()
 
@@ -133,7 +133,3 @@ class Catalogue:
         query = select(ApiKey.scopes).where(ApiKey.sha256 == digest, ApiKey.revoked_at.is_(None))
         with self.database.reading() as session:
             return frozenset(session.scalar(query) or ())
-
-    def has_keys(self) -> bool:
-        with self.database.reading() as session:
-            return bool(session.scalar(select(exists().where(ApiKey.revoked_at.is_(None)))))

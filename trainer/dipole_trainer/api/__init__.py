@@ -1,7 +1,6 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
-    create_app(settings)      the ASGI app; routes are in files, jobs, outputs, rewards, health
-    main(settings)            serves it with uvicorn until SIGTERM
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, rewards and health
 
 It writes what is wanted into SQL and reads what happened from it; trainer workers do the rest. Replicas share the
 database and the artifacts and need nothing else of each other.
@@ -46,14 +45,12 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     Raises ConfigurationError when others could reach it and there is no key.
     """
     settings = settings or ApiSettings()
+    web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     database = Database(settings.database_url)
     if database.is_sqlite():  # one machine: nobody else would run the migrations first
         upgrade(settings.database_url)
     parts = _parts(settings, database, reward_transport)
     key = settings.api_key.get_secret_value() if settings.api_key else None
-    loopback = web.is_loopback(settings.api_host)
-    if key is None and not (not loopback and parts.catalogue.has_keys()):
-        web.refuse_open_host(settings.api_host, key, "DIPOLE_API_KEY")
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -77,7 +74,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         app.include_router(router)
     app.include_router(metrics.router())
     app.add_middleware(_BodyLimits, settings=settings)
-    app.add_middleware(Authenticate, key=key, catalogue=parts.catalogue, is_open=key is None and loopback)
+    app.add_middleware(Authenticate, key=key, catalogue=parts.catalogue, is_open=key is None)
     app.add_middleware(health.CountRequests, metrics=metrics)
     app.add_middleware(web.RequestContext)
     return app

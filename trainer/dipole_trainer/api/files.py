@@ -13,7 +13,7 @@ from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from dipole.errors import InvalidInput, TooLarge
+from dipole.errors import InvalidInput, NotFound, TooLarge
 from dipole_trainer import prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
@@ -95,8 +95,6 @@ def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileR
 
 def load(parts: Parts, file_id: str, *, field: str) -> list[Any]:
     """The prompts of an uploaded file. Raises InvalidInput when there is no such file."""
-    from dipole.errors import NotFound
-
     try:
         row = parts.catalogue.file(file_id)
     except NotFound as error:

@@ -103,13 +103,10 @@ class _Jobs(Collector):
         family = GaugeMetricFamily("dipole_jobs", "Jobs by state.", labels=["state"])
         try:
             with self._database.reading() as session:
-                counts = {
-                    state: count
-                    for state, count in session.execute(select(Job.state, func.count()).group_by(Job.state))
-                }
+                rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=str(error))
             return
         for state in (*ACTIVE, *TERMINAL):
-            family.add_metric([state], counts.get(state, 0))
+            family.add_metric([state], next((count for name, count in rows if name == state), 0))
         yield family

@@ -133,7 +133,7 @@ def create_key(parts: Use, body: KeyCreate) -> wire.KeyObject:
 
 @keys.get("", summary="List keys")
 def list_keys(parts: Use) -> wire.Paged[wire.KeyObject]:
-    return wire.paged([wire.key_object(row) for row in parts.catalogue.keys()], False)
+    return wire.paged([wire.key_object(row) for row in parts.catalogue.api_keys()], False)
 
 
 @keys.delete("/{key_id}", summary="Revoke a key")

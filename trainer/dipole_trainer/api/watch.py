@@ -1,4 +1,4 @@
-"""Tells event streams that there is something new: one small query a tick, however many streams wait, none when none do."""
+"""Tells event streams that there is something new: one small query a tick however many wait, and none when none do."""
 
 from __future__ import annotations
 

@@ -203,8 +203,8 @@ def job_object(row: Job) -> FineTuningJob:
             "n_epochs": "auto",
             "learning_rate_multiplier": "auto",
         },
-        status=row.state,  # type: ignore[arg-type]  # the validator checks it
-        desired=row.desired,  # type: ignore[arg-type]
+        status=row.state,
+        desired=row.desired,
         training_file=row.training_file or "",
         validation_file=row.validation_file,
         estimated_finish=int(time.time() + row.eta_s) if row.eta_s is not None and row.state == "running" else None,
