@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from dipole import web
 from dipole.errors import ConfigurationError, DipoleError
 from dipole.schemas import PendingRanking, Ranking, RewardInfo, Strict
+from dipole.settings import load
 from dipole_rewards import documents, reading
 from dipole_rewards.idempotency import Answer, IdempotencyStore
 from dipole_rewards.pending import PendingRankings, State, check_callback_url, deliver_callback
@@ -40,7 +41,7 @@ def create_app(
 
     `on_failure` is told when the reward cannot be loaded or fails its golden check; `dipole rewards serve` stops then.
     """
-    settings = settings or RewardSettings()
+    settings = settings or load(RewardSettings)
     web.refuse_open_host(settings.reward_host, settings.reward_key, "DIPOLE_REWARD_KEY")
     secret = settings.reward_callback_secret
     if settings.reward_callback_hosts and secret is None:

@@ -1,4 +1,4 @@
-"""One bounded HTTP exchange with an endpoint that is not trusted: deadline, circuit, size, type; no redirects or proxies.
+"""One bounded HTTP exchange with an endpoint that is not trusted: deadline, circuit, size, type; never a redirect.
 
 `client` builds the ranking protocol on it. Every failure is an EndpointError that knows whether trying again can help
 and whether the endpoint's circuit should hear of it.
@@ -158,7 +158,7 @@ class Endpoint:
             bytes(body),
             response.headers.get("content-type", ""),
             response.headers.get("location"),
-            _retry_after(response.headers.get("retry-after")),
+            retry_after_s(response.headers.get("retry-after")),
         )
 
     def _refusal(self, status: int, answer: Answer) -> EndpointError:
@@ -207,7 +207,7 @@ def invalid(message: str) -> EndpointError:
     return EndpointError(message, code="invalid_response")
 
 
-def _retry_after(value: str | None) -> float | None:
+def retry_after_s(value: str | None) -> float | None:
     """Seconds from a Retry-After header, in either of its forms; nonsense counts as absent."""
     if value is None:
         return None

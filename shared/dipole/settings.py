@@ -16,10 +16,10 @@ from dipole.errors import ConfigurationError
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
-def load(kind: type[SettingsT]) -> SettingsT:
-    """Settings from the environment, or ConfigurationError with a sentence that names each wrong variable."""
+def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
+    """Settings from `overrides` and the environment, or ConfigurationError that names each wrong variable."""
     try:
-        return kind()
+        return kind(**overrides)
     except ValidationError as error:
         wrong = [f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
         raise ConfigurationError("; ".join(wrong)) from error
@@ -62,8 +62,8 @@ class RankWorkerSettings(PlatformSettings):
 class ApiSettings(PlatformSettings):
     """The trainer API."""
 
-    api_host: str = "127.0.0.1"
-    api_port: int = Field(default=8400, ge=1, le=65535)
+    api_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
+    api_port: int = Field(default=8400, ge=1, le=65535, description="Port to listen on.")
     api_key: SecretStr | None = Field(default=None, description="Admin key; required on any address but loopback.")
     api_max_file_bytes: int = Field(default=64 * 2**20, ge=1024, description="Bytes of one uploaded prompts file.")
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")

@@ -1,0 +1,129 @@
+"""`dipole rewards …`: serve a reward, and check that any endpoint keeps to the ranking protocol."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+from xml.etree import ElementTree
+
+import typer
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dipole import conformance, logs
+from dipole.errors import ConfigurationError
+from dipole.settings import load
+
+app = typer.Typer(no_args_is_help=True, help="Serve rewards, and check reward endpoints.")
+
+
+@app.command()
+def serve(
+    reward: Annotated[
+        str | None,
+        typer.Argument(help="The reward class, MODULE:CLASS. Default: DIPOLE_REWARD.", metavar="MODULE:CLASS"),
+    ] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: DIPOLE_REWARD_HOST.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: DIPOLE_REWARD_PORT.")] = None,
+    name: Annotated[str | None, typer.Option(help="Name in /v1/info. Default: the class's own.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where weights go: cpu, cuda, cuda:1.")] = None,
+) -> None:
+    """Serve one reward over HTTP until stopped.
+
+    dipole rewards serve dipole_rewards.rewards.colourfulness:Colourfulness --port 8402
+
+    Modules in the current folder can be named. Further settings come from DIPOLE_REWARD_… variables.
+    """
+    sys.path.insert(0, os.getcwd())
+    try:
+        uvicorn = importlib.import_module("uvicorn")
+        rewards_app = importlib.import_module("dipole_rewards.app")
+        rewards_settings = importlib.import_module("dipole_rewards.settings")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[rewards]'") from error
+    given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device}
+    settings = load(
+        rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
+    )
+    logs.configure(f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}")
+    failures: list[Exception] = []
+
+    def stop(failure: Exception) -> None:
+        failures.append(failure)
+        server.should_exit = True
+
+    config: Any = uvicorn.Config(
+        rewards_app.create_app(settings, on_failure=stop),
+        host=settings.reward_host,
+        port=settings.reward_port,
+        log_config=None,
+        access_log=False,  # the app writes its own, with request ids
+        server_header=False,
+        timeout_graceful_shutdown=10,
+    )
+    server = uvicorn.Server(config)
+    server.run()
+    if failures:
+        raise ConfigurationError(f"{settings.reward} could not be loaded: {failures[0]}") from failures[0]
+    if not server.started:
+        raise ConfigurationError(f"could not listen on {settings.reward_host}:{settings.reward_port}")
+
+
+@app.command()
+def check(
+    url: Annotated[str, typer.Argument(help="Base URL of the endpoint, as in http://127.0.0.1:8401.")],
+    key: Annotated[
+        str | None, typer.Option(help="Bearer key of the endpoint.", envvar="DIPOLE_CHECK_KEY", show_envvar=True)
+    ] = None,
+    junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML to this file.")] = None,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
+) -> None:
+    """Run the conformance suite against an endpoint in any language. Exits with 1 when a check fails."""
+    console = Console()
+    with console.status("checking …") as status:
+        results = conformance.run(
+            url, key=key, timeout_s=timeout, on_result=lambda result: status.update(f"checking … {result.name} done")
+        )
+    console.print(_table(url, results))
+    if junit is not None:
+        ElementTree.ElementTree(_junit(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
+    counts = {kind: sum(result.outcome == kind for result in results) for kind in ("passed", "failed", "skipped")}
+    console.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
+    if counts["failed"]:
+        raise typer.Exit(1)
+
+
+_MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "skipped": "[yellow]skipped[/]"}
+
+
+def _table(url: str, results: Sequence[conformance.Result]) -> Table:
+    table = Table(title=f"Ranking protocol v1: {escape(url)}", title_justify="left")
+    for heading in ("check", "result", "what was checked", "seconds"):
+        table.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
+    for result in results:
+        said = escape(result.fact) + (f"\n[red]{escape(result.message)}[/]" if result.message else "")
+        table.add_row(result.name, _MARKS[result.outcome], said, f"{result.seconds:.2f}")
+    return table
+
+
+def _junit(url: str, results: Sequence[conformance.Result]) -> ElementTree.Element:
+    suite = ElementTree.Element(
+        "testsuite",
+        name=f"dipole rewards check {url}",
+        tests=str(len(results)),
+        failures=str(sum(result.outcome == "failed" for result in results)),
+        skipped=str(sum(result.outcome == "skipped" for result in results)),
+    )
+    for result in results:
+        case = ElementTree.SubElement(
+            suite, "testcase", classname="dipole.conformance", name=result.name, time=f"{result.seconds:.3f}"
+        )
+        if result.outcome != "passed":
+            kind = "failure" if result.outcome == "failed" else "skipped"
+            ElementTree.SubElement(case, kind, message=result.message)
+    return suite
