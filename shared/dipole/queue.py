@@ -26,7 +26,7 @@ from dipole.schemas import MAX_BODY_BYTES
 
 RANK_TASK = "dipole.rank"
 VISIBILITY_S = 60  # a message nobody acknowledged comes back after this; tasks are shorter, or no-ops when repeated
-CLAIM_TTL_S = 8.0  # a killed lane's work is free again after this; a living lane renews its claims
+CLAIM_TTL_S = 5.0  # a killed lane's work is free again after this; a living lane renews its claims
 LANE_IDLE_S = 900.0  # a reward nobody ranked with for so long needs no lane
 MAX_WAIT_S = 5.0  # longest single blocking read, below the socket timeout
 

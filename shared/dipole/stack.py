@@ -19,7 +19,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -159,8 +159,8 @@ class Stack:
     def _programs(self) -> list[Program]:
         programs = [self._redis()] if self._own_redis else []
         programs += [self._reward(reward) for reward in self._rewards]
-        programs.append(self._dipole("api", "serve", "api", url=self.api_url, ready=_http(f"{self.api_url}/readyz")))
         programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=self._rank_worker_beats))
+        programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
         if self._with_worker:
             programs.append(self._dipole("worker", "serve", "worker"))
         return programs
@@ -176,6 +176,22 @@ class Stack:
         options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
         command = [_redis_server(), *options, "--daemonize", "no"]
         return Program("redis", command, url=self.redis_url, ready=lambda: _pings(self.redis_url), barrier=True)
+
+    def _api(self) -> Program:
+        answers = _http(f"{self.api_url}/readyz")
+        program = self._dipole("api", "serve", "api", url=self.api_url, ready=lambda: answers() and self._register())
+        return replace(program, barrier=True)
+
+    def _register(self) -> bool:
+        """Tell the API our rewards' names, addresses and key. Raises StartFailed with what it says against it."""
+        key, reward_key = self._settings.api_key, os.environ.get("DIPOLE_REWARD_KEY")
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        with httpx.Client(base_url=self.api_url, headers=headers, timeout=30, trust_env=False) as http:
+            for name, url in self.reward_urls.items():
+                answer = http.post("/v1/rewards", json={"name": name, "url": url, "key": reward_key})
+                if answer.is_error:
+                    raise StartFailed(f"the API refused the reward {name}: {answer.text}")
+        return True
 
     def _reward(self, reward: RewardService) -> Program:
         url = self.reward_urls[reward.name]

@@ -1,0 +1,105 @@
+"""The embedded stack with the platform's real processes: ready when entered, mended after kill -9, gone when left."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from dipole.errors import ConfigurationError, Conflict
+from dipole.stack import RewardService, Stack
+from dipole.supervisor import StartFailed
+
+COLOURFULNESS = RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
+
+
+def wait_for(condition: Callable[[], object], what: str, seconds: float = 90) -> None:
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until, f"not within {seconds} s: {what}"
+        time.sleep(0.1)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(f"{url}/readyz", timeout=5, trust_env=False).status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    with Stack(tmp_path_factory.mktemp("home"), [COLOURFULNESS], worker=False) as stack:
+        yield stack
+
+
+def test_everything_is_ready_and_the_rewards_are_known(stack: Stack) -> None:
+    """Entered, the API and the rewards answer, and jobs may name the rewards."""
+    assert set(stack.processes) == {"redis", "colourfulness", "rank-worker", "api"}
+    assert answers(stack.api_url)
+    assert answers(stack.reward_urls["colourfulness"])
+    listed = httpx.get(f"{stack.api_url}/v1/rewards", trust_env=False).json()["data"]
+    assert [(each["name"], each["url"]) for each in listed] == [("colourfulness", stack.reward_urls["colourfulness"])]
+    table = {row.name: row for row in stack.table()}
+    assert table["api"].url == stack.api_url
+    assert all(row.log is not None and row.log.exists() for row in table.values())
+
+
+def test_a_second_stack_on_the_home_is_refused(stack: Stack) -> None:
+    """The sentence names the folder and the process that holds it."""
+    with pytest.raises(Conflict, match=rf"(?s){stack.home}.*process {os.getpid()}"), Stack(stack.home):
+        pass
+
+
+@pytest.mark.parametrize("name", ["colourfulness", "api", "rank-worker", "redis"])
+def test_a_killed_process_comes_back(name: str, stack: Stack) -> None:
+    """kill -9 of any process is mended under the same address."""
+    before = stack.processes[name]
+    os.kill(before, signal.SIGKILL)
+    wait_for(lambda: stack.processes.get(name, before) != before, f"a new {name}")
+    wait_for(lambda: answers(stack.api_url) and answers(stack.reward_urls["colourfulness"]), "all answering")
+
+
+def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The sentence names the setting; nothing is started."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        monkeypatch.setenv("DIPOLE_API_PORT", str(port))
+        with pytest.raises(ConfigurationError, match=f"DIPOLE_API_PORT: port {port} is taken"), Stack(tmp_path):
+            pass
+
+
+def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) -> None:
+    """`dipole up` prints a table; kill -9 of it ends every process, and the home can be used again.
+
+    The next start has a reward that does not exist: it ends with the tail of that log, and leaves nothing either.
+    """
+    home, printed = tmp_path / "home", tmp_path / "printed"
+    command = [sys.executable, "-m", "dipole.cli", "up", "--home", str(home)]
+    with printed.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as up:
+        wait_for(lambda: "Ready." in printed.read_text() or up.poll() is not None, "up", 200)
+        assert up.poll() is None, printed.read_text()
+        for name in ("shapes", "colourfulness", "rank-worker", "api", "worker", "redis"):
+            assert name in printed.read_text()
+        started = psutil.Process(up.pid).children(recursive=True)
+        assert len(started) >= 6
+        up.kill()
+        up.wait(60)
+        wait_for(lambda: not any(each.is_running() for each in started), "all gone")
+
+    before = set(psutil.Process().children(recursive=True))
+    wrong = RewardService("wrong", "no_such_module:Reward")
+    with pytest.raises(StartFailed, match=r"(?s)wrong ended.*no_such_module"), Stack(home, [wrong], worker=False):
+        pass
+    assert set(psutil.Process().children(recursive=True)) <= before
