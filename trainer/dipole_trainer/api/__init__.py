@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from sqlalchemy import func, select
 
 from dipole import web
-from dipole.settings import ApiSettings
+from dipole.settings import ApiSettings, load
 from dipole_trainer.api import files, health, jobs, outputs, problems, rewards
 from dipole_trainer.api.parts import Authenticate, Parts
 from dipole_trainer.api.watch import EventWatch
@@ -44,7 +44,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
 
     Raises ConfigurationError when others could reach it and there is no key.
     """
-    settings = settings or ApiSettings()
+    settings = settings or load(ApiSettings)
     web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     database = Database(settings.database_url)
     if database.is_sqlite():  # one machine: nobody else would run the migrations first

@@ -1,0 +1,162 @@
+"""The trainer's REST API as the command line uses it: plain httpx, errors as sentences, an event stream that survives.
+
+with Api("http://127.0.0.1:8400", key=None) as api:
+    job = api.post("/v1/fine_tuning/jobs", {...})
+    for event in api.follow(job["id"]): ...
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from dipole.errors import DipoleError
+
+DEFAULT_URL = "http://127.0.0.1:8400"
+READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
+RETRY_S = (0.5, 1.0, 2.0, 5.0)
+RETRIED = (408, 429, 500, 502, 503, 504)
+
+
+class ApiError(DipoleError):
+    """The API refused, or could not be reached; the message is for people. `status` is 0 when nothing answered."""
+
+    slug = "api"
+
+    def __init__(self, message: str, *, answered: int = 0) -> None:
+        super().__init__(message)
+        self.answered = answered
+
+
+class Api:
+    """A client of one trainer API. `transport` is the seam for tests."""
+
+    def __init__(
+        self, url: str = DEFAULT_URL, key: str | None = None, *, transport: httpx.BaseTransport | None = None
+    ) -> None:
+        headers = {"authorization": f"Bearer {key}"} if key else {}
+        timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
+        self.url = url.rstrip("/")
+        try:
+            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+        except (httpx.InvalidURL, ValueError) as error:
+            raise ApiError(f"{url!r} is no URL of an API: set DIPOLE_API_URL to one like {DEFAULT_URL}") from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._client.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._request("GET", path, params={name: value for name, value in query.items() if value is not None})
+
+    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
+        return self._request("POST", path, json=body, headers=headers)
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def upload(self, path: Path) -> Any:
+        """A prompts file, to /v1/files."""
+        with path.open("rb") as file:
+            return self._request("POST", "/v1/files", files={"file": (path.name, file)}, data={"purpose": "fine-tune"})
+
+    def download(self, path: str, target: Path) -> int:
+        """Write an answer's body to `target`, whole or not at all; its bytes."""
+        partial = target.with_name(f".{target.name}.partial")
+        size = 0
+        try:
+            with self._client.stream("GET", path) as answer, partial.open("wb") as file:
+                if answer.is_error:
+                    answer.read()
+                    raise _error_of(answer)
+                for chunk in answer.iter_bytes():
+                    size += file.write(chunk)
+            partial.replace(target)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        finally:
+            partial.unlink(missing_ok=True)
+        return size
+
+    def pages(self, path: str, *, limit: int = 100) -> Iterator[Any]:
+        """Every object of a list, following its cursor."""
+        after: str | None = None
+        while True:
+            page = self.get(path, after=after, limit=limit)
+            yield from page["data"]
+            if not page["has_more"] or not page["data"]:
+                return
+            after = page["data"][-1]["id"]
+
+    def follow(self, job_id: str, *, after: str = "0", on_break: Callable[[str], None] | None = None) -> Iterator[Any]:
+        """A job's events until it has ended. A broken connection is opened again where it broke, for ever.
+
+        `on_break` is told why each time. Raises ApiError when the API refuses, such as for an unknown job.
+        """
+        cursor, failures = after, 0
+        while True:
+            try:
+                for number, event in self._stream(f"/v1/fine_tuning/jobs/{job_id}/stream", cursor):
+                    cursor, failures = number, 0
+                    yield event
+                if self.get(f"/v1/fine_tuning/jobs/{job_id}")["status"] in ("succeeded", "failed", "cancelled"):
+                    return
+                reason = "the stream ended early"
+            except (httpx.HTTPError, ApiError) as error:
+                if isinstance(error, ApiError) and error.answered not in (0, *RETRIED):
+                    raise
+                reason = str(error) or type(error).__name__
+            if on_break is not None:
+                on_break(reason)
+            time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            failures += 1
+
+    def _stream(self, path: str, cursor: str) -> Iterator[tuple[str, Any]]:
+        """(cursor, event) as server-sent events come in."""
+        with self._client.stream("GET", path, headers={"last-event-id": cursor}) as answer:
+            if answer.is_error:
+                answer.read()
+                raise _error_of(answer)
+            fields: dict[str, str] = {}
+            for line in answer.iter_lines():
+                name, _, value = line.partition(":")
+                if not line:
+                    if "data" in fields and "id" in fields:
+                        yield fields["id"], json.loads(fields["data"])
+                    fields = {}
+                elif name:
+                    fields[name] = value.removeprefix(" ")
+
+    def _request(self, method: str, path: str, **options: Any) -> Any:
+        try:
+            answer = self._client.request(method, path, **options)
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+        if answer.is_error:
+            raise _error_of(answer)
+        return answer.json()
+
+    def _unreachable(self, error: Exception) -> ApiError:
+        why = str(error) or type(error).__name__
+        return ApiError(f"no answer from {self.url} ({why}): start it with `dipole up`, or set DIPOLE_API_URL")
+
+
+def _error_of(answer: httpx.Response) -> ApiError:
+    """The problem document's own sentence."""
+    try:
+        detail = answer.json()["detail"]
+    except (ValueError, KeyError, TypeError):
+        detail = f"the API answered {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code == 401:
+        detail = f"{detail}; set DIPOLE_API_KEY"
+    return ApiError(str(detail), answered=answer.status_code)

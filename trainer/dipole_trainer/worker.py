@@ -1,0 +1,263 @@
+"""The trainer worker: claims one job at a time, trains it, releases it. `dipole serve worker` runs main().
+
+SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether rewards
+that jobs wait for are back (GET /readyz of the endpoint). A job ends in one of these ways:
+- trained to its end, cancelled, or paused by its caller: the session returns, the job's state follows;
+- a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
+- any other error: the job fails with a sentence;
+- SIGTERM or SIGINT: the session stops at its next step with a checkpoint, the job goes back to the queue;
+- kill -9, power: the lease runs out and another worker goes on from the last checkpoint;
+- the lease is lost (this machine slept, or lost the database): nothing more is written.
+
+Health, for orchestrators: a worker touches `DIPOLE_HOME/worker-HOSTNAME.health` every heartbeat and every idle look.
+`python -m dipole_trainer.worker --check` exits 0 while that is younger than HEALTHY_S; use it as an exec probe, for
+liveness and readiness alike, with a period of 15 s or more and a timeout of 10 s. It does not import torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, Protocol, cast
+
+import httpx
+import structlog
+from pydantic import SecretStr
+from sqlalchemy.exc import SQLAlchemyError
+
+from dipole import logs
+from dipole.errors import DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
+from dipole.settings import PlatformSettings
+from dipole_trainer import base_models
+from dipole_trainer.artifacts import Artifacts
+from dipole_trainer.catalogue import Catalogue, check_reward_url
+from dipole_trainer.database import Database
+from dipole_trainer.groups import Ranker
+from dipole_trainer.hold import Hold
+from dipole_trainer.inflight import OnRanked
+from dipole_trainer.jobs import Claim, JobStore
+from dipole_trainer.ledger import Ledger
+from dipole_trainer.ranking import CeleryRanker, ResolvedReward
+from dipole_trainer.spec import RewardSpec, TrainSpec
+
+log = structlog.get_logger()
+
+IDLE_S = 1.0
+HEALTHY_S = 120.0
+LOOK_TIMEOUT_S = 5.0
+MAX_ERROR_CHARS = 2000
+
+Outcome = Literal["succeeded", "paused", "cancelled"]
+
+
+class Session(Protocol):
+    """dipole_trainer.session.run: trains a job to its end, or until `control` stops it."""
+
+    def __call__(
+        self,
+        spec: TrainSpec,
+        *,
+        job_id: str,
+        workdir: Path,
+        rank: Ranker,
+        on_event: Callable[[str, dict[str, Any]], None],
+        control: Callable[[], Literal["run", "pause", "cancel"]],
+    ) -> Outcome: ...
+
+
+MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
+
+
+class Worker:
+    """One worker over one database. `session`, `make_ranker` and `transport` are the seams for tests."""
+
+    def __init__(
+        self,
+        settings: PlatformSettings,
+        session: Session,
+        make_ranker: MakeRanker = CeleryRanker,
+        *,
+        transport: httpx.BaseTransport | None = None,
+        idle_s: float = IDLE_S,
+    ) -> None:
+        self.settings, self._session, self._make_ranker = settings, session, make_ranker
+        self._transport, self._idle_s = transport, idle_s
+        self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
+        self.database = Database(settings.database_url)
+        self.store, self.ledger = JobStore(self.database), Ledger(self.database)
+        self.catalogue = Catalogue(self.database)
+        self.artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
+        self.stopping = threading.Event()
+
+    def run(self) -> None:
+        """Work until `stopping` is set."""
+        log.info("worker_started", worker=self.name)
+        while not self.stopping.is_set():
+            try:
+                self.resume_waiting()
+                worked = self.work()
+            except SQLAlchemyError as error:  # the database is away: so is everybody's
+                log.warning("database_unreachable", error=str(error))
+                worked = False
+            if not worked:
+                touch(self.settings)
+                self.stopping.wait(self._idle_s)
+        self.database.close()
+        log.info("worker_stopped", worker=self.name)
+
+    def work(self) -> bool:
+        """Claim a job and train it for as long as this worker holds it; False when there was none."""
+        claim = self.store.claim(self.name, self.settings.lease_s)
+        if claim is None:
+            return False
+        touch(self.settings)
+        with structlog.contextvars.bound_contextvars(job_id=claim.job_id):
+            log.info("job_claimed", fence=claim.fence)
+            try:
+                state = self._train(claim)
+            except LeaseLost as error:
+                log.warning("lease_lost", reason=str(error))
+            else:
+                log.info("job_left", state=state)
+        return True
+
+    def resume_waiting(self) -> None:
+        """Queue the jobs whose reward has come back."""
+        for job_id, reward in self.store.due_waits():
+            spec = next((each for each in self.store.spec(job_id).rewards if each.name == reward), None)
+            if spec is not None and self._is_back(spec):
+                self.store.reward_is_back(job_id, reward)
+
+    # ---- one job ------------------------------------------------------------------------------------------------
+
+    def _train(self, claim: Claim) -> str:
+        """Train, and write how it ended; the job's state then."""
+        workdir = self.artifacts.checkout(claim.job_id)
+        hold = Hold(
+            claim,
+            self.store,
+            self.ledger,
+            self.artifacts,
+            workdir,
+            lease_s=self.settings.lease_s,
+            stopping=self.stopping,
+            on_beat=lambda: touch(self.settings),
+        )
+        with hold:
+            try:
+                outcome = self._run_session(claim, hold)
+            except (LeaseLost, SQLAlchemyError):  # not the job's fault: its lease runs out, the next worker goes on
+                raise
+            except RewardUnavailable as error:
+                self.artifacts.sync(claim.job_id, workdir)
+                return self.store.wait_for_reward(claim, error.reward, str(error))
+            except (KeyboardInterrupt, SystemExit):
+                self.store.release(claim, "the worker was stopped")
+                raise
+            except Exception as error:
+                log.exception("job_failed")
+                return self.store.finish(claim, "failed", error=_explain(error))
+            self.artifacts.sync(claim.job_id, workdir)
+            if outcome == "paused" and self.stopping.is_set():
+                return self.store.release(claim, "the worker was stopped")
+            return self.store.finish(claim, outcome)
+
+    def _run_session(self, claim: Claim, hold: Hold) -> Outcome:
+        spec = claim.spec.model_copy(update={"model": base_models.locate(claim.spec.model, self.settings.models_dir)})
+        rewards = [self._resolve(reward) for reward in spec.rewards]
+        ranker = self._make_ranker(self.settings, claim.job_id, rewards, hold.on_ranked)
+        try:
+            return self._session(
+                spec,
+                job_id=claim.job_id,
+                workdir=hold.workdir,
+                rank=ranker,
+                on_event=hold.on_event,
+                control=hold.control,
+            )
+        finally:
+            (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()
+
+    def _resolve(self, spec: RewardSpec) -> ResolvedReward:
+        """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
+        if spec.url is not None:
+            return ResolvedReward(spec, check_reward_url(spec.url, self.settings.reward_hosts, field="rewards.url"))
+        try:
+            row = self.catalogue.reward(spec.name)
+        except NotFound as error:
+            raise InvalidInput(f"reward {spec.name} is no longer registered", field="rewards") from error
+        url = check_reward_url(row.url, self.settings.reward_hosts, field="rewards.url")
+        return ResolvedReward(spec, url, SecretStr(row.key) if row.key else None)
+
+    def _is_back(self, spec: RewardSpec) -> bool:
+        """Whether the endpoint is ready; one without /readyz is, when it answers at all."""
+        try:
+            reward = self._resolve(spec)
+        except InvalidInput:
+            return True  # let the job run into it, and fail with that sentence
+        key = reward.key
+        headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        try:
+            with httpx.Client(transport=self._transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
+                return client.get(f"{reward.url}/readyz", headers=headers).status_code < 500
+        except httpx.HTTPError:
+            return False
+
+
+def _explain(error: Exception) -> dict[str, str | None]:
+    """A failed job's `error`: our own errors speak for themselves, others need their type to be understood."""
+    ours = isinstance(error, DipoleError)
+    message = str(error) if ours else f"{type(error).__name__}: {error}"
+    code = error.slug.replace("-", "_") if isinstance(error, DipoleError) else "internal"
+    return {
+        "code": code,
+        "message": message[:MAX_ERROR_CHARS],
+        "param": getattr(error, "field", None) if ours else None,
+    }
+
+
+# ---- the process ----------------------------------------------------------------------------------------------------
+
+
+def health_file(settings: PlatformSettings) -> Path:
+    return settings.home / f"worker-{socket.gethostname()}.health"
+
+
+def touch(settings: PlatformSettings) -> None:
+    """Say that this worker lives."""
+    path = health_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
+
+
+def healthy(settings: PlatformSettings) -> bool:
+    try:
+        return time.time() - health_file(settings).stat().st_mtime < HEALTHY_S
+    except FileNotFoundError:
+        return False
+
+
+def main(settings: PlatformSettings | None = None) -> None:
+    """Run a worker until SIGTERM or SIGINT."""
+    logs.configure("worker")
+    settings = settings or PlatformSettings()
+    session = cast(Session, importlib.import_module("dipole_trainer.session").run)
+    worker = Worker(settings, session)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: worker.stopping.set())
+    worker.run()
+
+
+if __name__ == "__main__":
+    if sys.argv[1:] == ["--check"]:
+        sys.exit(0 if healthy(PlatformSettings()) else 1)
+    main()
