@@ -43,7 +43,7 @@ app.add_typer(serve.db, name="db")
 for _name, _module, _attribute in (
     ("rewards", "rewards", "app"),
     ("jobs", "jobs", "app"),
-    ("files", "jobs", "files"),
+    ("files", "jobs", "files_app"),
     ("demo", "demo", "app"),
 ):
     try:  # until every module is written; then plain imports

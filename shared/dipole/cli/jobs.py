@@ -16,17 +16,12 @@ from rich.table import Table
 from dipole.cli.rest import DEFAULT_URL, Api
 from dipole.errors import InvalidInput
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Create, follow and steer training jobs.")
-files_app = typer.Typer(no_args_is_help=True, rich_markup_mode="markdown", help="Upload and list prompt files.")
+app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
+files_app = typer.Typer(no_args_is_help=True, help="Upload and list prompt files.")
 
 Url = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
 Key = Annotated[str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Key of the API.", show_default=False)]
 Job = Annotated[str, typer.Argument(help="The job's id, as `create` prints it.")]
-
-
-def in_file(text: str) -> Any:
-    return typer.Option(exists=True, dir_okay=False, help=text)
-
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -76,15 +71,15 @@ def create(
 ) -> None:
     """Create a job and print its id.
 
-    **Examples**
+    Examples:
 
-    `dipole jobs create --prompts prompts.jsonl --reward shapes --steps 100`
+    dipole jobs create --prompts prompts.jsonl --reward shapes --steps 100
 
-    `dipole jobs create --prompts prompts.jsonl --reward shapes --reward colourfulness:0`  (watched, not trained on)
+    dipole jobs create --prompts prompts.jsonl --reward shapes --reward colourfulness:0   (watched, not trained on)
 
-    `dipole jobs create --prompts prompts.jsonl --reward mine=http://127.0.0.1:9000:0.5 --config job.json`
+    dipole jobs create --prompts prompts.jsonl --reward mine=http://127.0.0.1:9000:0.5 --config job.json
 
-    `dipole jobs watch $(dipole jobs create --prompts prompts.jsonl --reward shapes)`
+    dipole jobs watch $(dipole jobs create --prompts prompts.jsonl --reward shapes)
     """  # fmt: skip
     body = _config(config)
     given = {"model": model, "steps": steps, "candidates": candidates}
@@ -121,7 +116,7 @@ def list_jobs(
 def show(job: Job, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """Print everything about a job as JSON.
 
-    `dipole jobs show ftjob-… | jq .status`
+    dipole jobs show ftjob-… | jq .status
     """
     with Api(url, key) as api:
         print(json.dumps(api.get(_path(job)), indent=2, ensure_ascii=False))
@@ -173,7 +168,7 @@ def events(
 ) -> None:
     """Print a job's latest events, oldest first.
 
-    `dipole jobs events ftjob-… --json --limit 100 | jq -c 'select(.kind=="step") | .data.rewards'`
+    dipole jobs events ftjob-… --json --limit 100 | jq -c 'select(.kind=="step") | .data.rewards'
     """
     with Api(url, key) as api:
         found = api.get(f"{_path(job)}/events", limit=limit)["data"]
@@ -222,7 +217,7 @@ def download(
 ) -> None:
     """Download a checkpoint as a LoRA that diffusers loads (`pipe.load_lora_weights`), zipped.
 
-    `dipole jobs download ftjob-… -o lora.zip`
+    dipole jobs download ftjob-… -o lora.zip
     """  # fmt: skip
     with Api(url, key) as api:
         found = api.pages(f"{_path(job)}/checkpoints")
