@@ -109,6 +109,14 @@ def test_every_reward_host_is_a_service() -> None:
     )
 
 
+def test_every_reward_is_registered() -> None:
+    """The register service tells the API of every reward service, at the port that its image listens on."""
+    rewards = SERVICES["api"]["environment"]["DIPOLE_REWARD_HOSTS"].split(",")
+    told = [word for word in SERVICES["register"]["command"] if "=" in word]
+    assert sorted(told) == sorted(f"{name}=http://{name}:8401" for name in rewards)
+    assert "DIPOLE_REWARD_PORT=8401" in (ROOT / "services/Dockerfile").read_text()
+
+
 def test_every_service_waits_for_what_exists(name: str) -> None:
     """depends_on names services, and service_healthy only those that have a health check."""
     for other, condition in SERVICES[name].get("depends_on", {}).items():

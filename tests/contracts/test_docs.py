@@ -136,4 +136,4 @@ def test_decisions_end_with_what_violates_them() -> None:
     records = sorted((ROOT / "docs/adr").glob("*.md"))
     assert [int(path.name[:4]) for path in records] == list(range(1, len(records) + 1))
     for path in records:
-        assert path.read_text().rstrip().splitlines()[-1].startswith("A change violates this when "), path.name
+        assert path.read_text().split("\n\n")[-1].startswith("A change violates this when "), path.name

@@ -150,8 +150,8 @@ def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:
 def test_a_workload_selects_its_own_pods_alone() -> None:
     """Every selector matches the pods of its workload and of no other."""
     for workload in pods():
-        selector = workload["spec"]["selector"]["matchLabels"]
-        assert matches(selector) == [workload]
+        if workload["kind"] != "Job":  # its selector is the cluster's own
+            assert matches(workload["spec"]["selector"]["matchLabels"]) == [workload]
 
 
 def test_a_service_reaches_a_port_that_its_pods_open() -> None:
@@ -222,9 +222,19 @@ def test_a_container_runs_a_command_that_exists(container: Container, reference:
         assert container.spec["image"] in {each["name"] for each in kustomization(BASE)["images"]}
 
 
+def test_registered_rewards_are_services() -> None:
+    """Every URL that the register job tells the API is a service on one of its ports, and every reward is told."""
+    (job,) = named("Job").values()
+    (container,) = job["spec"]["template"]["spec"]["containers"]
+    told = dict(word.split("=", 1) for word in container["command"] if "=" in word)
+    services = named("Service")
+    rewards = {name for name, each in services.items() if each["metadata"].get("labels", {}).get("dipole.dev/kind")}
+    assert told == {name: f"http://{name}:{services[name]['spec']['ports'][0]['port']}" for name in rewards}
+
+
 def test_every_process_has_probes(container: Container, reference: ModuleType) -> None:
     """Readiness or liveness ask a route of the app behind the port, or run a command that the image has."""
-    if container.spec["name"] == "migrate":
+    if container.spec["name"] in {"migrate", "register"}:  # they end by themselves
         return
     probes = [value for name, value in container.spec.items() if name.endswith("Probe")]
     assert "livenessProbe" in container.spec

@@ -1,4 +1,4 @@
-"""`dipole rewards …`: serve a reward, and check that any endpoint keeps to the ranking protocol."""
+"""`dipole rewards …`: serve a reward, register one, check that any endpoint keeps to the ranking protocol."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from dipole import conformance, logs
-from dipole.errors import ConfigurationError
+from dipole.cli.rest import DEFAULT_URL, Api
+from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load
 
-app = typer.Typer(no_args_is_help=True, help="Serve rewards, and check reward endpoints.")
+app = typer.Typer(no_args_is_help=True, help="Serve and register rewards, and check reward endpoints.")
 
 
 @app.command()
@@ -96,6 +97,31 @@ def check(
     console.print(", ".join(f"{count} {kind}" for kind, count in counts.items()))
     if counts["failed"]:
         raise typer.Exit(1)
+
+
+@app.command()
+def register(
+    endpoints: Annotated[list[str], typer.Argument(help="Endpoints as the trainer reaches them.", metavar="NAME=URL…")],
+    reward_key: Annotated[
+        str | None, typer.Option(help="Bearer key of the endpoints.", envvar="DIPOLE_REWARD_KEY", show_default=False)
+    ] = None,
+    url: Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")] = DEFAULT_URL,
+    key: Annotated[
+        str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
+    ] = None,
+) -> None:
+    """Tell a trainer API of endpoints, so that jobs can name them. Registering a name again replaces it.
+
+    dipole rewards register shapes=http://127.0.0.1:8401 colourfulness=http://127.0.0.1:8402
+    """
+    pairs = [endpoint.partition("=") for endpoint in endpoints]
+    for endpoint, (name, _, address) in zip(endpoints, pairs, strict=True):
+        if not name or not address:
+            raise InvalidInput(f"{endpoint!r} must read NAME=URL, as in shapes=http://127.0.0.1:8401")
+    with Api(url, key) as api:
+        for name, _, address in pairs:
+            registered = api.post("/v1/rewards", {"name": name, "url": address, "key": reward_key})
+            Console().print(f"{registered['name']} is at {registered['url']}", highlight=False, soft_wrap=True)
 
 
 _MARKS = {"passed": "[green]passed[/]", "failed": "[bold red]FAILED[/]", "skipped": "[yellow]skipped[/]"}
