@@ -34,10 +34,12 @@ class Group:
 class RewardResult:
     """One reward's answer for one group: K scores in candidate order, None where it has none and `errors` says why.
 
-    `failure` is set when the reward gave nothing usable at all; then every score is None.
+    `failure` is set when the reward gave nothing usable at all; then every score is None. `sub_scores` are the parts
+    some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
     """
 
     scores: tuple[float | None, ...]
+    sub_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     errors: Mapping[int, str] = field(default_factory=dict)
     failure: str | None = None
     model: str = ""

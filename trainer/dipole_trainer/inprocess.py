@@ -11,6 +11,7 @@ import queue
 import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,11 +22,11 @@ from dipole_trainer.inflight import InFlight, OnRanked, failed, settle
 from dipole_trainer.spec import RewardSpec
 
 Metadata = Mapping[str, JsonValue] | None
-Scorer = Callable[[str, NDArray[np.uint8], Metadata], Sequence[float | None]]
+Scorer = Callable[[str, NDArray[np.uint8], Metadata], Sequence[float | None] | RewardResult]
 
 
 class InProcessRanker:
-    """groups.Ranker over plain functions `(prompt, images (K, H, W, 3) uint8, metadata) -> K scores`.
+    """groups.Ranker over plain functions `(prompt, images (K, H, W, 3) uint8, metadata) -> K scores` (or a RewardResult, with sub-scores).
 
     A scorer that raises is a failed reward. Without `specs`, every scorer is a required reward of weight 1.
     """
@@ -93,11 +94,10 @@ class InProcessRanker:
             time.sleep(delay)
         count = len(group.images)
         try:
-            result = settle(
-                self._flight.specs[name], count, self._scorers[name](group.prompt, group.images, group.metadata)
-            )
+            answer = self._scorers[name](group.prompt, group.images, group.metadata)
+            given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
+            result = replace(settle(self._flight.specs[name], count, given.scores), sub_scores=given.sub_scores)
         except Exception as error:  # a scorer is a caller's function: whatever it raises is its answer
             result = failed(count, f"invalid_response: {type(error).__name__}: {error}")
         seconds = time.monotonic() - started
-        timed = RewardResult(**{**vars(result), "model": name, "seconds": seconds})
-        self._answers.put((run, group.id, name, timed))
+        self._answers.put((run, group.id, name, replace(result, model=name, seconds=seconds)))

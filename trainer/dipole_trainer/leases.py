@@ -96,8 +96,8 @@ class Leases:
             row = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == step))
             if row is None:
                 row = Checkpoint(id=f"ftckpt-{secrets.token_hex(12)}", job_id=job.id, step=step)
-                session.add(row)
             row.path, row.metrics, row.created_at = path, plain(metrics), time_of(session)
+            session.add(row)
             pruned = delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step.not_in([*kept, step]))
             session.execute(pruned)
             data = {"step": step, "path": path, "checkpoint": row.id}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -53,7 +54,30 @@ class TinyEncoder(nn.Module):
     @classmethod
     def load(cls, folder: Path) -> TinyEncoder:
         encoder = cls()
-        encoder.load_state_dict({name: value.float() for name, value in load_file(folder / "model.safetensors").items()})
+        encoder.load_state_dict(
+            {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
+        )
         return encoder.eval().requires_grad_(False)
 
 
+class TinyFeatures:
+    """Keys of TinyEncoder: each quadrant's vector, and their mean and spread over the image."""
+
+    def __init__(self, encoder: TinyEncoder) -> None:
+        self.encoder = encoder.eval().requires_grad_(False)
+
+    @classmethod
+    def load(cls, folder: Path) -> TinyFeatures:
+        return cls(TinyEncoder.load(folder))
+
+    def __call__(self, latents: Tensor) -> dict[str, Tensor]:
+        quadrants = self.encoder(latents)  # (K, 4, 64)
+        shapes, colours = self.encoder.shape_head(quadrants), self.encoder.colour_head(quadrants)
+        classes = torch.cat([shapes.softmax(-1), colours.softmax(-1)], -1)
+        objects = (shapes.softmax(-1)[..., 1:, None] * colours.softmax(-1)[..., None, 1:]).sum(1).flatten(1)  # (K, 24)
+        return {
+            "mean": quadrants.mean(1, keepdim=True),
+            "layout": quadrants.flatten(1)[:, None],
+            "classes": classes.flatten(1)[:, None],
+            "objects": objects[:, None],
+        }

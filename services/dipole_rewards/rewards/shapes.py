@@ -1,0 +1,173 @@
+"""`shapes`: does the image show what the prompt asks for? A program that reads the tiny world's images alone.
+
+It separates coloured things from the grey background, names each one's colour and shape, and checks them against
+GenEval's metadata (REWARDS: geneval): include = all of them, exclude = none of them, positions by their centres.
+`strict` is 0 or 1, `graded` in 0..1 moves with every half-right object, and the score is their mean.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+from scipy import ndimage
+
+from dipole.schemas import ItemError
+from dipole.tiny.world import COLOURS, SHAPES
+from dipole_rewards.reward import Golden, Pixels, Reward, Scores
+
+SATURATED = 60  # max - min of RGB, from which a pixel belongs to a thing and not to the background
+MIN_PIXELS = 24
+GOOD_SHAPE = 0.75  # overlap with the shape's outline from which it counts as that shape
+GOOD_COLOUR = 75.0  # RGB distance up to which a colour counts as the named one
+MARGIN = 4.0  # pixels by which "left of" must be left
+PALETTE = np.array(list(COLOURS.values()), np.float64)
+NAMES = tuple(COLOURS)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One connected thing: centre in pixels, overlap (0..1) with each shape, RGB distance to each colour."""
+
+    x: float
+    y: float
+    shapes: Mapping[str, float]
+    colours: Mapping[str, float]
+
+    def matches(self, wanted: Mapping[str, Any]) -> bool:
+        shape, colour = max(self.shapes, key=self.shapes.__getitem__), min(self.colours, key=self.colours.__getitem__)
+        right_shape = shape == wanted["class"] and self.shapes[shape] >= GOOD_SHAPE
+        right_colour = self.colours[colour] <= GOOD_COLOUR and colour == wanted.get("color", colour)
+        return right_shape and right_colour
+
+    def likeness(self, wanted: Mapping[str, Any]) -> float:
+        """How nearly it is what is wanted, 0..1."""
+        distance = self.colours[wanted["color"]] if "color" in wanted else min(self.colours.values())
+        shape = np.clip((self.shapes[wanted["class"]] - 0.5) / 0.4, 0, 1)
+        return float(shape * np.clip(1.25 - distance / 120, 0, 1))
+
+
+def see(image: NDArray[np.uint8]) -> list[Thing]:
+    """Every thing in an RGB image (H, W, 3)."""
+    pixels = image.astype(np.float64)
+    labels, _ = ndimage.label(np.ptp(pixels, axis=2) >= SATURATED)
+    things = []
+    for index, window in enumerate(ndimage.find_objects(labels), start=1):
+        mask = labels[window] == index
+        if mask.sum() < MIN_PIXELS:
+            continue
+        rows, columns = np.nonzero(mask)
+        inside = ndimage.binary_erosion(mask)
+        colour = pixels[window][inside if inside.any() else mask].mean(0)
+        things.append(
+            Thing(
+                x=float(columns.mean() + window[1].start),
+                y=float(rows.mean() + window[0].start),
+                shapes=overlaps(mask),
+                colours=dict(zip(NAMES, np.linalg.norm(PALETTE - colour, axis=1).tolist(), strict=True)),
+            )
+        )
+    return things
+
+
+def overlaps(mask: NDArray[np.bool_]) -> dict[str, float]:
+    """Intersection over union of a mask with each shape drawn into its bounding box, less for a stretched box."""
+    height, width = mask.shape
+    v, u = np.meshgrid(
+        (np.arange(height) + 0.5) / height * 2 - 1, (np.arange(width) + 0.5) / width * 2 - 1, indexing="ij"
+    )
+    outlines = {
+        "circle": u**2 + v**2 <= 1,
+        "square": np.ones_like(mask),
+        "triangle": np.abs(u) <= (v + 1) / 2,
+        "cross": (np.abs(u) <= 0.34) | (np.abs(v) <= 0.34),
+    }
+    assert set(outlines) == set(SHAPES)
+    stretch = min(1.0, 1.3 * min(height, width) / max(height, width))
+    return {name: float((mask & o).sum() / (mask | o).sum() * stretch) for name, o in outlines.items()}
+
+
+def judge(things: Sequence[Thing], metadata: Mapping[str, Any]) -> tuple[float, float]:
+    """`strict` and `graded` of what is seen against what was asked for."""
+    return strict(things, metadata), graded(things, metadata)
+
+
+def strict(things: Sequence[Thing], metadata: Mapping[str, Any]) -> float:
+    groups = [[thing for thing in things if thing.matches(wanted)] for wanted in metadata["include"]]
+    enough = all(len(group) >= wanted["count"] for group, wanted in zip(groups, metadata["include"], strict=True))
+    placed = all(
+        any(stands(a, wanted["position"][0], b) > MARGIN for a in group for b in groups[wanted["position"][1]])
+        for group, wanted in zip(groups, metadata["include"], strict=True)
+        if "position" in wanted
+    )
+    forbidden = any(
+        sum(thing.matches(unwanted) for thing in things) >= unwanted["count"]
+        for unwanted in metadata.get("exclude", ())
+    )
+    return float(enough and placed and not forbidden)
+
+
+def graded(things: Sequence[Thing], metadata: Mapping[str, Any]) -> float:
+    """Mean likeness over what was asked for; clutter counts as something asked for and missing."""
+    left = list(things)
+    total, wanted_count, best = 0.0, 0, []
+    for wanted in metadata["include"]:
+        found = sorted(left, key=lambda thing: -thing.likeness(wanted))[: wanted["count"]]
+        left = [thing for thing in left if thing not in found]
+        total += sum(thing.likeness(wanted) for thing in found)
+        wanted_count += wanted["count"]
+        best.append(found[0] if found else None)
+    value = total / max(wanted_count, len(things))
+    for wanted, thing in zip(metadata["include"], best, strict=True):
+        other = best[wanted["position"][1]] if "position" in wanted else None
+        if thing and other:
+            value *= 0.5 + 0.5 * float(np.clip(0.5 + stands(thing, wanted["position"][0], other) / 24, 0, 1))
+    return value
+
+
+def stands(a: Thing, relation: str, b: Thing) -> float:
+    """By how many pixels `a` stands where the relation says, negative when it does not."""
+    return {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
+
+
+class Shapes(Reward):
+    """Verifiable reward of the tiny world; needs the prompt's metadata, as GenEval does."""
+
+    name = "shapes"
+    model = "tiny-world-checker"
+
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        wanted = _wanted(metadata)
+        if wanted is None:
+            error = ItemError(code="missing_metadata", message="shapes needs metadata.include, as GenEval writes it")
+            return Scores([None] * len(images), errors=dict.fromkeys(range(len(images)), error))
+        parts = [judge(see(image), wanted) for image in images]
+        return Scores([sum(part) / 2 for part in parts], sub_scores=[{"strict": s, "graded": g} for s, g in parts])
+
+    def golden(self) -> Golden:
+        """A red square beside a blue one where a red square and a circle were asked for: half right, never strictly."""
+        image = np.full((32, 64, 3), 235, np.uint8)
+        image[8:24, 8:24], image[8:24, 40:56] = COLOURS["red"], COLOURS["blue"]
+        include = [{"class": "square", "color": "red", "count": 1}, {"class": "circle", "color": "green", "count": 1}]
+        return Golden(prompt="", image=image, score=0.25, metadata={"tag": "color_attr", "include": include})
+
+
+def _wanted(metadata: Mapping[str, JsonValue] | None) -> dict[str, Any] | None:
+    """The metadata, when it asks for things that this world knows; otherwise None."""
+    include = (metadata or {}).get("include")
+    if not isinstance(include, list) or not include:
+        return None
+    things = [*include, *_list((metadata or {}).get("exclude"))]
+    known = all(
+        isinstance(thing, dict) and thing.get("class") in SHAPES and thing.get("color", "red") in COLOURS
+        for thing in things
+    )
+    return {**(metadata or {}), "include": [{"count": 1, **thing} for thing in include]} if known else None  # type: ignore[dict-item]
+
+
+def _list(value: JsonValue) -> list[JsonValue]:
+    return value if isinstance(value, list) else []

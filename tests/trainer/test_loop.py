@@ -1,0 +1,278 @@
+"""The loop on the shipped tiny-turbo: the fast update is the plain one, and neither arrival nor a pause changes a bit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from dipole_trainer import checkpoint, features, generators, loop
+from dipole_trainer.drift import drift_loss
+from dipole_trainer.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.inprocess import InProcessRanker
+from dipole_trainer.methods import drpo
+from dipole_trainer.selection import Selection
+from dipole_trainer.spec import TrainSpec
+from diffusers import StableDiffusionPipeline
+
+from dipole.errors import RewardUnavailable
+from dipole.tiny.world import prompts
+
+LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def make_spec(**changes: Any) -> TrainSpec:
+    base: dict[str, Any] = {
+        "model": "tiny-turbo", "prompts": LINES, "rewards": [{"name": "bright"}], "steps": 3, "candidates": 4,
+        "prompts_per_step": 2, "chunk_size": 2, "checkpoint_every": 1, "optimizer": {"lr": 1e-3},
+        "method": {"drpo": {"positives": 2, "negatives": 2}},
+    }  # fmt: skip
+    return TrainSpec.model_validate({**base, **changes})
+
+
+def brightness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+    return [float(value) for value in images.astype(np.float64).mean((1, 2, 3))]
+
+
+def train(spec: TrainSpec, workdir: Path, rank: Any = None, control: Any = lambda: "run") -> tuple[Any, list[Any], str]:
+    generator = generators.build(spec)
+    phi = features.build(spec.features, spec.model)
+    rank = rank or InProcessRanker({"bright": brightness}, spec.rewards)
+    events: list[Any] = []
+    outcome = loop.train(
+        spec, generator, phi, rank, lambda kind, data: events.append((kind, data)), workdir=workdir, control=control
+    )
+    return checkpoint.adapter_state(generator), events, outcome
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_one_step_is_the_pipelines_own() -> None:
+    """G(noise, prompt) equals diffusers' pipeline at one step, guidance 0, on the same latents."""
+    spec = make_spec()
+    generator = generators.build(spec)
+    noise = generator.noise([1, 2])
+    pipe = StableDiffusionPipeline.from_pretrained(
+        str(generators.KNOWN["tiny-turbo"]), torch_dtype=torch.float32, safety_checker=None
+    )
+    pipe.set_progress_bar_config(disable=True)
+    theirs = pipe(
+        "a red circle",
+        num_inference_steps=1,
+        guidance_scale=0.0,
+        latents=noise,
+        num_images_per_prompt=2,
+        output_type="latent",
+    ).images
+    assert torch.allclose(generator(noise, "a red circle"), theirs, atol=1e-5)
+
+
+def test_reference_is_the_base_without_its_adapter() -> None:
+    """With a disturbed adapter, x moves and x_ref does not."""
+    generator = generators.build(make_spec())
+    noise = generator.noise([1])
+    with torch.no_grad():
+        before = generator(noise, "a red circle")
+        for parameter in generator.parameters():
+            parameter.add_(0.05)
+        assert not torch.allclose(generator(noise, "a red circle"), before)
+    assert torch.equal(generator.reference(noise, "a red circle"), before)
+    assert all(parameter.requires_grad for parameter in generator.parameters())
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 6])
+def test_fast_update_equals_the_plain_one(chunk: int) -> None:
+    """Gathered features, goals without a graph and chunks of any size: the gradient of one graph over all K samples."""
+    spec = make_spec(candidates=6).method.drpo
+    generator = generators.build(make_spec(lora={"rank": 4, "alpha": 4}))
+    for module in (generator.unet, generator._text_encoder):
+        module.double()
+    phi = features.build("tiny", "tiny-turbo")
+    phi.encoder.double()  # type: ignore[attr-defined]
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.02)
+    noise, prompt, chosen = generator.noise(range(6)).double(), "a red circle", Selection((3, 1), (0, 5))
+    call = lambda z: _double_call(generator, z, prompt)  # noqa: E731
+
+    # the plain loop: encode positives, negatives and reference again, one graph over everything
+    x = call(noise)
+    with torch.no_grad(), generator.base():
+        x_ref = call(noise)
+    total = torch.zeros((), dtype=torch.float64)
+    for key, value in phi(x).items():
+        generated = value.flatten(0, 1)[None]
+        encode = lambda rows: phi(rows.detach())[key].flatten(0, 1)[None]  # noqa: B023, E731
+        weights = {"positive_weight": 3000.0, "negative_weight": 3000.0, "radii": spec.radii}
+        preference = drift_loss(generated, encode(x[[3, 1]]), encode(x[[0, 5]]), **weights)
+        reference = drift_loss(generated, encode(x_ref), encode(x), mask_negative_self=True, **weights)
+        total = total + preference.loss.mean() + spec.ref_lambda * reference.loss.mean()
+    plain = torch.autograd.grad(total / len(phi(x)), generator.parameters())
+
+    # ours
+    with torch.no_grad():
+        goals = drpo.goals(phi(call(noise)), phi(x_ref), chosen, spec)
+    fast = [torch.zeros_like(parameter) for parameter in generator.parameters()]
+    for rows in (slice(start, min(start + chunk, 6)) for start in range(0, 6, chunk)):
+        part = torch.autograd.grad(goals.loss(phi(call(noise[rows])), rows), generator.parameters())
+        fast = [a + b for a, b in zip(fast, part, strict=True)]
+    assert sum(value.norm() for value in plain) > 0
+    for one, other in zip(plain, fast, strict=True):
+        assert torch.allclose(one, other, rtol=1e-8, atol=1e-12)
+
+
+def _double_call(generator: Any, noise: torch.Tensor, prompt: str) -> torch.Tensor:
+    """generator(noise, prompt) all in float64 (the pipeline's own path keeps samples in float32)."""
+    generator.scheduler.set_timesteps(1)
+    timestep, sigma = generator.scheduler.timesteps[0], float(generator.scheduler.sigmas[0])
+    sample = noise * sigma
+    states = generator.embed(prompt).double().expand(len(noise), -1, -1)
+    v = generator.unet(sample / (sigma**2 + 1) ** 0.5, timestep, encoder_hidden_states=states).sample
+    return sample / (sigma**2 + 1) - v * sigma / (sigma**2 + 1) ** 0.5
+
+
+class Backwards(InProcessRanker):
+    """Hands finished groups over in reverse, two at a time."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._held: list[RankedGroup] = []
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        ranked = super().collect(timeout_s)
+        if ranked is not None:
+            self._held.append(ranked)
+        return self._held.pop() if len(self._held) == 2 or (self._held and not len(self._flight)) else None
+
+
+def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
+    """Gradients are added in the order of the prompts, so the weights are equal to the last bit."""
+    spec = make_spec(prompts_per_step=4, steps=2)
+    one, _, _ = train(spec, tmp_path / "a")
+    other, _, _ = train(spec, tmp_path / "b", Backwards({"bright": brightness}, spec.rewards))
+    assert same(one, other)
+
+
+def test_paused_and_resumed_is_bit_equal(tmp_path: Path) -> None:
+    """A run stopped after two steps and resumed by a fresh process's objects ends where the undisturbed one does."""
+    whole, _, _ = train(make_spec(), tmp_path / "whole")
+    orders = iter(["run", "run", "pause"])
+    _, _, outcome = train(make_spec(), tmp_path / "cut", control=lambda: next(orders))
+    assert outcome == "paused"
+    resumed, events, outcome = train(make_spec(), tmp_path / "cut")
+    assert outcome == "succeeded"
+    assert ("resumed", {"step": 2}) in events
+    assert same(whole, resumed)
+
+
+def test_training_changes_the_weights_and_reports_each_step(tmp_path: Path) -> None:
+    state, events, _ = train(make_spec(), tmp_path)
+    fresh = checkpoint.adapter_state(generators.build(make_spec()))
+    assert not same(state, fresh)
+    steps = [data for kind, data in events if kind == "step"]
+    assert [data["step"] for data in steps] == [1, 2, 3]
+    assert all(data["rewards"]["bright"] > 0 and data["staleness"] == 0 for data in steps)
+    json.dumps([data for _, data in events], allow_nan=False)
+
+
+def test_staleness_runs_ahead_by_that_many_windows(tmp_path: Path) -> None:
+    spec = make_spec(max_staleness=2, steps=5)
+    _, events, _ = train(spec, tmp_path)
+    assert [data["staleness"] for kind, data in events if kind == "step"] == [0, 1, 2, 2, 2]
+
+
+def test_an_optional_reward_that_fails_is_left_out_and_said(tmp_path: Path) -> None:
+    def broken(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        raise RuntimeError("no weights")
+
+    spec = make_spec(steps=1, rewards=[{"name": "bright"}, {"name": "broken", "required": False}])
+    alone, _, _ = train(make_spec(steps=1), tmp_path / "alone")
+    state, events, _ = train(
+        spec, tmp_path / "b", InProcessRanker({"bright": brightness, "broken": broken}, spec.rewards)
+    )
+    assert same(state, alone)
+    assert [data["reward"] for kind, data in events if kind == "reward_failure"] == ["broken", "broken"]
+
+
+def test_a_required_reward_that_fails_stops_with_a_checkpoint(tmp_path: Path) -> None:
+    """Nothing is lost: the finished steps are on disk, and the same job goes on when the reward is back."""
+    calls = []
+
+    def flaky(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        calls.append(prompt)
+        if len(calls) == 3:
+            raise RuntimeError("gone")
+        return brightness(prompt, images, metadata)
+
+    spec = make_spec(checkpoint_every=100)
+    with pytest.raises(RewardUnavailable, match="bright"):
+        train(spec, tmp_path / "cut", InProcessRanker({"bright": flaky}, spec.rewards, threads=1))
+    assert checkpoint.steps(tmp_path / "cut") == [1]
+    resumed, _, _ = train(spec, tmp_path / "cut")
+    assert same(resumed, train(spec, tmp_path / "whole")[0])
+
+
+def test_a_group_without_order_is_skipped_and_counted(tmp_path: Path) -> None:
+    rank = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
+    state, events, _ = train(make_spec(steps=1), tmp_path, rank)
+    assert same(state, checkpoint.adapter_state(generators.build(make_spec())))
+    assert next(data for kind, data in events if kind == "step")["skipped"] == 2
+    assert "no spread" in next(data for kind, data in events if kind == "skipped_group")["reason"]
+
+
+def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
+    train(make_spec(steps=1), tmp_path)
+    with pytest.raises(ValueError, match="is of another model or LoRA"):
+        train(make_spec(lora={"rank": 8}), tmp_path)
+
+
+def test_evaluation_compares_with_the_base_on_the_same_noises(tmp_path: Path) -> None:
+    """Before any update the difference is nought; sheets and figures lie in the work folder."""
+    spec = make_spec(evaluation={"prompts": LINES[:3], "images_per_prompt": 2, "every": 2})
+    _, events, _ = train(spec, tmp_path)
+    figures = [data for kind, data in events if kind == "evaluation"]
+    assert [data["step"] for data in figures] == [0, 2, 3]
+    assert figures[-1]["scores"]["bright"]["difference"]["prompts"] == 3
+    assert (tmp_path / "samples/step-3.png").is_file()
+    stored = json.loads((tmp_path / "evaluation/step-0.json").read_text())
+    assert len(stored["prompts"][0]["scores"]["bright"]) == 2
+
+
+def test_sub_scores_reach_the_evaluation(tmp_path: Path) -> None:
+    def parts(prompt: str, images: np.ndarray, metadata: Any) -> RewardResult:
+        return RewardResult(
+            scores=tuple(brightness(prompt, images, metadata)), sub_scores={"half": (0.5,) * len(images)}
+        )
+
+    spec = make_spec(steps=1, evaluation={"prompts": LINES[:2], "images_per_prompt": 2})
+    _, events, _ = train(spec, tmp_path, InProcessRanker({"bright": parts}, spec.rewards))
+    assert next(data for kind, data in events if kind == "evaluation")["scores"]["bright.half"]["mean"] == 0.5
+
+
+def test_group_ids_and_seeds_are_functions_of_the_step(tmp_path: Path) -> None:
+    """A resumed run asks exactly the same questions."""
+    seen: list[Group] = []
+
+    class Recording(InProcessRanker):
+        def submit(self, group: Group) -> None:
+            seen.append(group)
+            super().submit(group)
+
+    for name in ("a", "b"):
+        train(make_spec(steps=1), tmp_path / name, Recording({"bright": brightness}, make_spec().rewards))
+    assert [(group.id, group.seeds) for group in seen[:2]] == [(group.id, group.seeds) for group in seen[2:]]
+    assert all((one.images == other.images).all() for one, other in zip(seen[:2], seen[2:], strict=True))

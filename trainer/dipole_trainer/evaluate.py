@@ -1,0 +1,198 @@
+"""Evaluation on fixed prompts and noises: every reward, trained and held-out, with intervals and diversity.
+
+The same noises serve every step, so that two evaluations differ by the weights alone and are compared prompt by
+prompt. Rewards are asked through the job's own ranker.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from dipole_trainer.features import Features
+from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.groups import Group, RankedGroup, Ranker
+from dipole_trainer.sampling import seeds_for
+from dipole_trainer.spec import EvalSpec
+
+IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
+SHEET_PROMPTS = 12
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prompt's images under evaluation. `scores` holds rewards by name and their sub-scores as `reward.part`."""
+
+    prompt: str
+    tag: str
+    scores: Mapping[str, Sequence[float | None]]
+    diversity: float  # mean distance in φ between the prompt's images
+
+
+def evaluate(
+    spec: EvalSpec,
+    generator: OneStepGenerator,
+    features: Features,
+    rank: Ranker,
+    *,
+    step: int,
+    job_id: str,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
+    """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts."""
+    waiting: dict[str, tuple[int, float]] = {}
+    scored: dict[int, Scored] = {}
+    sheets: list[NDArray[np.uint8]] = []
+
+    def take(ranked: RankedGroup) -> None:
+        index, diversity = waiting.pop(ranked.group_id)
+        prompt = spec.prompts[index]
+        scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), diversity)
+        on_progress(len(scored), len(spec.prompts))
+
+    for index, prompt in enumerate(spec.prompts):
+        seeds = seeds_for(spec.seed, "evaluation", index, count=spec.images_per_prompt)
+        with torch.no_grad():
+            x = generator(generator.noise(seeds), prompt.prompt)
+            group = Group(
+                f"{job_id}.eval{step}.{index}", step, prompt.prompt, prompt.metadata, generator.decode(x), seeds
+            )
+            waiting[group.id] = (index, spread(features(x)))
+        rank.submit(group)
+        if index < SHEET_PROMPTS:
+            sheets.append(group.images)
+        while len(waiting) >= IN_FLIGHT:
+            _collect(rank, take)
+    while waiting:
+        _collect(rank, take)
+    return [scored[index] for index in range(len(spec.prompts))], sheets
+
+
+def _collect(rank: Ranker, take: Callable[[RankedGroup], None]) -> None:
+    ranked = rank.collect(timeout_s=1.0)
+    if ranked is not None:
+        take(ranked)
+
+
+def spread(phi: Mapping[str, torch.Tensor]) -> float:
+    """Mean distance between samples, averaged over keys; {key: (K, T, D)}."""
+    distances = [torch.pdist(value.flatten(1).float()).mean().item() for value in phi.values() if len(value) > 1]
+    return float(np.mean(distances)) if distances else 0.0
+
+
+def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
+    return {
+        name: values
+        for reward, result in ranked.results.items()
+        for name, values in (
+            (reward, result.scores),
+            *((f"{reward}.{part}", v) for part, v in result.sub_scores.items()),
+        )
+    }
+
+
+# ---------------------------------------------------------------- figures
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean over prompts with its 95 % interval; `prompts` counts those that had any score."""
+
+    mean: float
+    low: float
+    high: float
+    prompts: int
+
+    def json(self) -> dict[str, float | int]:
+        return {"mean": self.mean, "low": self.low, "high": self.high, "prompts": self.prompts}
+
+
+def estimate(values: Sequence[float]) -> Estimate | None:
+    """Mean of one value a prompt; the interval is over prompts (normal, 1.96 standard errors)."""
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not finite.size:
+        return None
+    half = 1.96 * finite.std(ddof=1) / math.sqrt(finite.size) if finite.size > 1 else math.inf
+    return Estimate(float(finite.mean()), float(finite.mean() - half), float(finite.mean() + half), int(finite.size))
+
+
+def prompt_means(scored: Sequence[Scored], name: str) -> list[float]:
+    """One value a prompt: the mean over its images that have a score, NaN where none has."""
+    means = []
+    for item in scored:
+        values = [value for value in item.scores.get(name, ()) if value is not None]
+        means.append(float(np.mean(values)) if values else math.nan)
+    return means
+
+
+def summary(scored: Sequence[Scored], base: Sequence[Scored] | None) -> dict[str, Any]:
+    """Means with intervals per score and category, and the paired differences to the base's evaluation."""
+    names = sorted({name for item in scored for name in item.scores})
+    tags = sorted({item.tag for item in scored if item.tag})
+    figures: dict[str, Any] = {"scores": {}, "by_tag": {tag: {} for tag in tags}}
+    for name in names:
+        means = prompt_means(scored, name)
+        before = prompt_means(base, name) if base else None
+        figures["scores"][name] = _figure(means, before)
+        for tag in tags:
+            rows = [i for i, item in enumerate(scored) if item.tag == tag]
+            figures["by_tag"][tag][name] = _figure([means[i] for i in rows], before and [before[i] for i in rows])
+    diversity = float(np.mean([item.diversity for item in scored]))
+    figures["diversity"] = diversity
+    if base:
+        figures["diversity_ratio"] = diversity / max(float(np.mean([item.diversity for item in base])), 1e-12)
+    return figures
+
+
+def _figure(means: Sequence[float], before: Sequence[float] | None) -> dict[str, Any]:
+    value = estimate(means)
+    difference = estimate([a - b for a, b in zip(means, before, strict=True)]) if before else None
+    return {**(value.json() if value else {}), **({"difference": difference.json()} if difference else {})}
+
+
+def hacking(figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str]) -> dict[str, Any] | None:
+    """Reward hacking: a trained reward surely rose while a held-out one surely fell. None when that is not so."""
+
+    def difference(name: str) -> Mapping[str, float]:
+        empty: Mapping[str, float] = {"low": -math.inf, "high": math.inf, "mean": 0.0}
+        found: Mapping[str, float] = figures["scores"].get(name, {}).get("difference", empty)
+        return found
+
+    risen = {name: difference(name)["mean"] for name in trained if difference(name)["low"] > 0}
+    fallen = {name: difference(name)["mean"] for name in held_out if difference(name)["high"] < 0}
+    return {"risen": risen, "fallen": fallen} if risen and fallen else None
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(folder: Path, step: int, scored: Sequence[Scored], figures: Mapping[str, Any]) -> Path:
+    """`evaluation/step-N.json`: the figures and every score behind them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step-{step}.json"
+    path.write_text(json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1))
+    return path
+
+
+def read(path: Path) -> list[Scored]:
+    return [Scored(**item) for item in json.loads(path.read_text())["prompts"]]
+
+
+def write_sheet(folder: Path, step: int, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Path:
+    """`samples/step-N.png`, one row a prompt and one column a noise, and `samples/prompts.json` naming the rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
+    path = folder / f"step-{step}.png"
+    Image.fromarray(sheet).save(path)
+    cell = {"width": images[0].shape[2], "height": images[0].shape[1], "prompts": list(prompts[: len(images)])}
+    (folder / "prompts.json").write_text(json.dumps(cell))
+    return path

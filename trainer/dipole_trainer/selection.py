@@ -1,0 +1,117 @@
+"""From scores to an order: combine rewards, then pick what attracts and what repels.
+
+A reward is used for ordering only. Everything that can go wrong with an order is decided here (METHOD: what ordering
+can go wrong): a candidate without a score leaves the group, a group without spread is skipped, ties never decide.
+
+Legend: K candidates, P positives, N negatives.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+Scores = Sequence[float | None]
+Normalize = Literal["zscore", "rank", "none"]
+SAME = 1e-9  # combined scores closer than this, relative to their range, are equal: float order is no preference
+
+
+@dataclass(frozen=True)
+class Weighted:
+    """One reward's scores of a group, and how they enter the sum."""
+
+    scores: Scores
+    weight: float
+    normalize: Normalize = "zscore"
+
+
+@dataclass(frozen=True)
+class Selection:
+    """Row numbers of the best and the worst candidates, best (worst) first; the two never overlap."""
+
+    positives: tuple[int, ...]
+    negatives: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Skip:
+    """Why a group cannot be trained on."""
+
+    reason: str
+
+
+def combine(rewards: Mapping[str, Weighted]) -> NDArray[np.float64]:
+    """The weighted sum of normalised scores, (K,); NaN marks a candidate that any trained reward left without a score.
+
+    Held-out rewards (weight 0) take no part, not even by their missing scores.
+    """
+    trained = [reward for reward in rewards.values() if reward.weight > 0]
+    if not trained:
+        return np.empty(0)
+    raw = np.array([[_finite(score) for score in reward.scores] for reward in trained])  # (rewards, K)
+    valid = np.isfinite(raw).all(0)
+    total = np.full(raw.shape[1], np.nan)
+    total[valid] = 0.0
+    for reward, scores in zip(trained, raw, strict=True):
+        total[valid] += reward.weight * normalized(scores[valid], reward.normalize)
+    return total
+
+
+def normalized(scores: NDArray[np.float64], how: Normalize) -> NDArray[np.float64]:
+    """Scores of one group and reward: z-scored, as ranks in -1..1 with ties sharing theirs, or as they are."""
+    if how == "none" or not scores.size:
+        return scores
+    if how == "rank":
+        below = (scores[:, None] > scores[None]).sum(1) - (scores[:, None] < scores[None]).sum(1)
+        return np.asarray(below / max(scores.size - 1, 1), np.float64)
+    spread = scores.std()
+    return np.zeros_like(scores) if spread == 0 else (scores - scores.mean()) / spread
+
+
+def select(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | Skip:
+    """The best `positives` and worst `negatives` of `total` (K,), NaN left out.
+
+    With fewer valid candidates than P + N both shrink, down to one each. A tie across a cut shrinks that side to the
+    candidates clearly beyond it; where the whole side is one tie, its first rows stand for it.
+    """
+    rows = np.flatnonzero(np.isfinite(total))
+    if rows.size < 2:
+        return Skip(f"{rows.size} of {total.size} candidates have a score; at least 2 are needed")
+    spread = float(np.ptp(total[rows]))
+    if spread <= SAME * max(1.0, float(np.abs(total[rows]).max())):
+        return Skip("no spread: all candidates have the same score")
+    if rows.size < positives + negatives:
+        share = positives / (positives + negatives)
+        positives = min(max(round(share * rows.size), 1), rows.size - 1, positives)
+        negatives = min(rows.size - positives, negatives)
+    tolerance = SAME * spread
+    descending = rows[np.argsort(-total[rows], kind="stable")]
+    ascending = rows[np.argsort(total[rows], kind="stable")]
+    best = _beyond_the_tie(descending, -total, positives, tolerance)
+    worst = _beyond_the_tie(ascending, total, negatives, tolerance)
+    return Selection(positives=tuple(best), negatives=tuple(worst))
+
+
+def shuffled(total: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+    """The control: the same scores, handed to other candidates at random. NaN stay where they are."""
+    mixed, valid = total.copy(), np.isfinite(total)
+    mixed[valid] = rng.permutation(total[valid])
+    return mixed
+
+
+def _beyond_the_tie(ordered: NDArray[np.intp], key: NDArray[np.float64], count: int, tolerance: float) -> list[int]:
+    """The first `count` rows of `ordered`, without those whose equals fall behind the cut."""
+    chosen, rest = ordered[:count], ordered[count:]
+    if rest.size and abs(key[chosen[-1]] - key[rest[0]]) <= tolerance:
+        clear = [int(row) for row in chosen if key[rest[0]] - key[row] > tolerance]
+        return clear or [int(row) for row in chosen]
+    return [int(row) for row in chosen]
+
+
+def _finite(score: float | None) -> float:
+    return float(score) if score is not None and math.isfinite(score) else math.nan

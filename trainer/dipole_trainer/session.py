@@ -1,0 +1,47 @@
+"""The one place that wires a training run: builds what the spec names, trains, and writes what leaves.
+
+workdir/
+  checkpoint-N/      to resume from          evaluation/step-N.json   figures and every score
+  samples/step-N.png  fixed prompts, noises   export/                  the LoRA in diffusers format
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from dipole_trainer import features, generators, loop
+from dipole_trainer.export import export_lora
+from dipole_trainer.groups import Ranker
+from dipole_trainer.spec import TrainSpec
+
+
+def run(
+    spec: TrainSpec,
+    *,
+    job_id: str,
+    workdir: Path,
+    rank: Ranker,
+    on_event: Callable[[str, dict[str, Any]], None],
+    control: Callable[[], Literal["run", "pause", "cancel"]],
+    device: str | None = None,
+) -> Literal["succeeded", "paused", "cancelled"]:
+    """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
+
+    Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
+    names something that is not there, and whatever `control` or `on_event` raises.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    generator = generators.build(spec, device=chosen)
+    phi = features.build(spec.features, spec.model)
+    outcome = loop.train(
+        spec, generator, phi, rank, on_event, workdir=workdir, job_id=job_id, control=control
+    )  # fmt: skip
+    if outcome == "succeeded":
+        path = export_lora(generator, workdir / "export", spec)
+        on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})
+    return outcome
