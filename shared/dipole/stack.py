@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -162,7 +163,7 @@ class Stack:
         programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=self._rank_worker_beats))
         programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
         if self._with_worker:
-            programs.append(self._dipole("worker", "serve", "worker"))
+            programs.append(self._dipole("worker", "serve", "worker", ready=self._worker_looks()))
         return programs
 
     def _dipole(self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None) -> Program:
@@ -203,6 +204,11 @@ class Stack:
         with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
             return Board(client, ttl_s=60).beats(socket.gethostname())
         return False
+
+    def _worker_looks(self) -> Callable[[], bool]:
+        """Whether the worker has touched its health file since now (dipole_trainer.worker tells which)."""
+        file, since = self.home / f"worker-{socket.gethostname()}.health", time.time()
+        return lambda: file.exists() and file.stat().st_mtime > since
 
     def _migrate(self) -> None:
         """Bring the database up to date before anybody opens it."""

@@ -6,6 +6,7 @@ needs is imported when it runs: the help comes at once, and an image without tor
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import sys
 from collections.abc import Sequence
@@ -16,7 +17,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from dipole.cli import serve
+from dipole.cli import jobs, rewards, serve
 from dipole.errors import DipoleError
 
 
@@ -40,13 +41,8 @@ app = typer.Typer(
 app.command("up")(serve.up)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
-for _name, _module, _attribute in (
-    ("rewards", "rewards", "app"),
-    ("jobs", "jobs", "app"),
-    ("files", "jobs", "files_app"),
-    ("demo", "demo", "app"),
-):
-    try:  # until every module is written; then plain imports
-        app.add_typer(getattr(importlib.import_module(f"dipole.cli.{_module}"), _attribute), name=_name)
-    except (ModuleNotFoundError, AttributeError):
-        continue
+app.add_typer(rewards.app, name="rewards")
+app.add_typer(jobs.app, name="jobs")
+app.add_typer(jobs.files_app, name="files")
+with contextlib.suppress(ModuleNotFoundError):  # until cli/demo.py is written; then a plain import
+    app.add_typer(importlib.import_module("dipole.cli.demo").app, name="demo")
