@@ -90,12 +90,13 @@ class RewardService:
         assert self._batcher is not None
         request, began = incoming.request, time.monotonic()
         work = self._batcher.submit(request.prompt, incoming.pixels, request.metadata)
+        answer = asyncio.wrap_future(work)
+        done, _ = await asyncio.wait([answer], timeout=wait_s)
+        if not done:
+            answer.cancel()  # frees its place in the queue; a running forward cannot be stopped
+            raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
         try:
-            scores = await asyncio.wait_for(asyncio.wrap_future(work), wait_s)
-        except TimeoutError:
-            if not work.cancelled():  # the reward's own TimeoutError, not ours
-                raise ScoringFailed("the reward failed: TimeoutError") from None
-            raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10) from None
+            scores = answer.result()
         except Exception as error:  # whatever the plug-in raised
             log.exception("scoring_failed", reward=self.name)
             detail = str(error) if isinstance(error, RewardFault) else type(error).__name__
