@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, BinaryIO
@@ -18,6 +19,7 @@ from dipole_trainer.spec import PromptSpec
 
 MAX_LINE_BYTES = 2**20
 MAX_LINES = 1_000_000
+UNSTORABLE = "NUL characters, and numbers that are not finite, cannot be stored"
 
 
 @dataclass(frozen=True)
@@ -55,9 +57,11 @@ def dump(prompts: Iterable[PromptSpec]) -> bytes:
 
 
 def storable(value: Any) -> bool:
-    """Whether PostgreSQL can hold every string in a JSON value: it has no place for NUL."""
+    """Whether any database can hold a JSON value: PostgreSQL has no place for NUL, JSON none for NaN."""
     if isinstance(value, str):
         return "\x00" not in value
+    if isinstance(value, float):
+        return math.isfinite(value)
     if isinstance(value, dict):
         return all(storable(key) and storable(each) for key, each in value.items())
     return not isinstance(value, list | tuple) or all(storable(each) for each in value)
@@ -83,5 +87,5 @@ def _prompt(line: bytes, number: int, field: str) -> PromptSpec:
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise InvalidInput(f"line {number}: {reason}", field=f"{field}[{number}]") from error
     if not storable(prompt.model_dump()):
-        raise InvalidInput(f"line {number}: NUL characters cannot be stored", field=f"{field}[{number}]")
+        raise InvalidInput(f"line {number}: {UNSTORABLE}", field=f"{field}[{number}]")
     return prompt

@@ -59,7 +59,7 @@ class JobCreate(TrainSpec):
 def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Job:
     """Check a request and queue its job; a repeat with the same key returns the first job."""
     if not prompts.storable(body.model_dump()):
-        raise InvalidInput("NUL characters cannot be stored", field="body")
+        raise InvalidInput(prompts.UNSTORABLE, field="body")
     text = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if idempotency_key is not None:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
@@ -73,7 +72,7 @@ def events(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> wire.Pa
     "/{job_id}/stream",
     summary="Follow events as they happen",
     description=DESCRIPTION,
-    response_class=EventSourceResponse,
+    response_class=StreamingResponse,
     responses={
         200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
         204: {"description": "The job has ended and every event was seen."},

@@ -52,7 +52,11 @@ def checkpoints(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> wi
 def download(parts: Use, job_id: JobId, checkpoint_id: CheckpointId) -> StreamingResponse:
     row = parts.jobs.checkpoint(job_id, checkpoint_id)
     spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=32 * CHUNK)  # noqa: SIM115 (closed by _drain)
-    _zip_lora(parts, f"jobs/{job_id}/{row.path}", spool)
+    try:
+        _zip_lora(parts, f"jobs/{job_id}/{row.path}", spool)
+    except BaseException:
+        spool.close()
+        raise
     name = f"{job_id}-step-{row.step}.zip"
     return StreamingResponse(
         _drain(spool),
