@@ -118,6 +118,11 @@ class CandidateStore:
             self._redis.set(key, data, ex=self._ttl_s)
         return reference
 
+    def drop(self, references: Sequence[str]) -> None:
+        """Free images before their time; whoever still needs them finds them missing and says so."""
+        if references:
+            self._redis.unlink(*(f"dipole:candidates:{reference}" for reference in references))
+
     def get(self, reference: str) -> NDArray[np.uint8]:
         """The images, checked against their reference. Raises MissingCandidates."""
         key = f"dipole:candidates:{reference}"

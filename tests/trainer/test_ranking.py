@@ -238,6 +238,8 @@ def test_rankings_come_back_with_who_ranked(endpoint: Endpoints, harness: Harnes
     assert headers["authorization"] == "Bearer a-key-of-the-endpoint"
     assert headers["idempotency-key"].startswith(headers["x-request-id"])
     assert ranker.collect(0) is None
+    with redis.Redis.from_url(harness.settings.redis_url) as client:
+        assert client.keys("dipole:candidates:*") == []  # a ranked group's images need no room any more
 
 
 @pytest.mark.usefixtures("rank_worker")
@@ -403,6 +405,7 @@ def test_messages_are_json_and_carry_references(harness: Harness) -> None:
         assert message["headers"]["job_id"] == "job"
     ranker.cancel()
     assert client.keys("dipole:run:*") == []
+    assert client.keys("dipole:candidates:*") == []
     client.flushdb()
     client.close()
 

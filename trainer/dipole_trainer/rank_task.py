@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, overload
 
+import numpy as np
 import structlog
 from celery import Celery, Task
+from numpy.typing import NDArray
 
 from dipole.client import RankClient, StillPending
 from dipole.errors import RewardError
@@ -48,7 +50,7 @@ class Lane:
         key = message["key"]
         answer = self._board.kept(key)
         if answer is None and not self._claim(key):
-            answer = {"status": "pending", "retry_after": CLAIM_TTL_S / 4}
+            answer = {"status": "claimed"}
         if answer is None:
             started = time.monotonic()
             try:
@@ -64,10 +66,9 @@ class Lane:
 
     def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
         try:
-            images = self._store.get(message["candidates"])
             ranking = self._client(endpoint).rank(
                 message["prompt"],
-                list(images),
+                Candidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
                 idempotency_key=message["key"],
                 deadline_s=remaining,
@@ -118,6 +119,26 @@ class Lane:
                     self._board.renew(keys)
             except Exception as error:  # Redis is away: the claims run out and are asked again, which is harmless
                 log.warning("claims_not_renewed", error=str(error))
+
+
+class Candidates(Sequence[NDArray[np.uint8]]):
+    """A group's images, loaded when first looked at (a pending ranking needs none). Raises MissingCandidates."""
+
+    def __init__(self, store: CandidateStore, reference: str, count: int) -> None:
+        self._store, self._reference, self._count = store, reference, count
+        self._images: NDArray[np.uint8] | None = None
+
+    def __len__(self) -> int:
+        return self._count
+
+    @overload
+    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[NDArray[np.uint8]]: ...
+    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]]:
+        if self._images is None:
+            self._images = self._store.get(self._reference)
+        return self._images[index] if isinstance(index, int) else list(self._images[index])
 
 
 def completed(ranking: Ranking) -> dict[str, Any]:

@@ -38,6 +38,7 @@ log = structlog.get_logger()
 MAX_LANES = 64
 BEAT_TTL_S = 30.0
 TICK_S = 1.0  # a blocking read on the announcements; a dead lane is seen within it
+LOOK_S = 10.0  # between looks at the wanted lanes when nothing is announced
 STOP_S = 3.0  # for the requests under way; what is cut off is asked again
 
 
@@ -108,13 +109,14 @@ class RankWorker:
     def _watch(self) -> None:
         """Serve lanes for as long as the subscription lives."""
         with contextlib.closing(self._board.lane_announcements()) as announcements:
+            wanted, look_at = self._board.lanes(), time.monotonic() + LOOK_S
             while not self._stopping:
-                self._tend()
-                announcements.get_message(timeout=TICK_S)
+                self._tend(wanted)
+                if announcements.get_message(timeout=TICK_S) or time.monotonic() > look_at:
+                    wanted, look_at = self._board.lanes(), time.monotonic() + LOOK_S
 
-    def _tend(self) -> None:
+    def _tend(self, wanted: list[str]) -> None:
         """Start, restart and end lanes so that exactly the wanted ones stand; beat when they do."""
-        wanted = self._board.lanes()
         if len(wanted) > MAX_LANES:
             log.error("too_many_rewards", wanted=len(wanted), limit=MAX_LANES)
         for reward in wanted[:MAX_LANES]:

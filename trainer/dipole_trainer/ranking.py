@@ -27,6 +27,7 @@ from redis.exceptions import RedisError
 
 from dipole.queue import (
     CLAIM_TTL_S,
+    LANE_IDLE_S,
     RANK_TASK,
     Board,
     CandidateStore,
@@ -95,9 +96,10 @@ class CeleryRanker:
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
         self._board = Board(self._redis, settings.candidate_ttl_s)
         self._questions: dict[tuple[str, str], _Question] = {}
+        self._stored: dict[str, str] = {}  # group id -> reference of its images
         self._run_id = uuid.uuid4().hex
         self._refresh_at = 0.0
-        self._refresh_s = settings.candidate_ttl_s / 4
+        self._refresh_s = min(settings.candidate_ttl_s, LANE_IDLE_S) / 4
 
     # The seam: groups.Ranker
 
@@ -106,6 +108,7 @@ class CeleryRanker:
         now = time.monotonic()
         reference, _ = CandidateStore.encode(group.images)
         self._flight.add(group, now)
+        self._stored[group.id] = reference
         self._refresh(now)
         stored = self._try(lambda: self._store.put(group.images))
         for name, reward in self._rewards.items():
@@ -134,12 +137,14 @@ class CeleryRanker:
             self._ask_again(now)
             dues = [min(question.due, question.deadline) for question in self._questions.values()]
             self._receive(min([until, *dues]) - now)
+        self._drop([ranked.group_id])
         return ranked
 
     def cancel(self) -> None:
         """Forget every group in flight: queued messages become void, late answers go nowhere."""
         self._flight.clear()
         self._questions.clear()
+        self._drop(list(self._stored))
         old, self._run_id, self._refresh_at = self._run_id, uuid.uuid4().hex, 0.0
         self._try(lambda: self._board.close_run(old))
 
@@ -164,6 +169,7 @@ class CeleryRanker:
             "reward": question.reward,
             "key": question.key,
             "candidates": question.candidates,
+            "count": len(question.group.images),
             "prompt": question.group.prompt,
             "metadata": None if question.group.metadata is None else dict(question.group.metadata),
             "location": question.location,
@@ -218,6 +224,8 @@ class CeleryRanker:
             question.location = answer.get("location") or question.location
             question.reason = "pending at the endpoint"
             question.due, question.scheduled = now + min(max(answer["retry_after"], 0.2), MAX_PAUSE_S), True
+        elif answer["status"] == "claimed":  # by a lane that answers another run of ours, or a repeated delivery
+            question.due, question.scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
             question.due, question.scheduled = now, True
             if self._try(lambda: self._store.put(question.group.images)) is None:
@@ -257,6 +265,11 @@ class CeleryRanker:
             del self._questions[at]
         self._flight.expire(now, late)
         return bool(late)
+
+    def _drop(self, group_ids: Sequence[str]) -> None:
+        """Free the images of groups that nobody waits for; should another group have the same, they are sent again."""
+        gone = [self._stored.pop(group_id) for group_id in group_ids]
+        self._try(lambda: self._store.drop([reference for reference in gone if reference not in self._stored.values()]))
 
     def _refresh(self, now: float, *, force: bool = False) -> None:
         """Keep the run's record, with endpoints and keys, alive while the run is."""
