@@ -20,14 +20,15 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-ARMS = {"drpo": {}, "random": {"shuffle_ranks": True}}
+ARMS: dict[str, dict[str, Any]] = {"drpo": {}, "random": {"shuffle_ranks": True}}  # laid over method.drpo
 
 
 def spec_for(arm: str, seed: int, steps: int, overrides: dict[str, Any]) -> Any:
-    from dipole.tiny.job import demo_job
+    from dipole.tiny.job import demo_job, demo_prompts
     from dipole_trainer.spec import TrainSpec
 
-    job = demo_job(steps=steps)
+    job = {**demo_job(steps=steps), "prompts": demo_prompts(held_out=False)}
+    job["evaluation"]["prompts"] = demo_prompts(held_out=True)
     drpo = {**job["method"]["drpo"], **ARMS[arm], **overrides.get("drpo", {})}
     rest = {key: value for key, value in overrides.items() if key != "drpo"}
     return TrainSpec.model_validate({**job, **rest, "seed": seed, "method": {"type": "drpo", "drpo": drpo}})

@@ -67,7 +67,7 @@ def test_one_step_is_the_pipelines_own() -> None:
     generator = generators.build(spec)
     noise = generator.noise([1, 2])
     pipe = StableDiffusionPipeline.from_pretrained(
-        str(generators.KNOWN["tiny-turbo"]), torch_dtype=torch.float32, safety_checker=None
+        str(generators.KNOWN["tiny-turbo"]), dtype=torch.float32, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(

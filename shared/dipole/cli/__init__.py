@@ -6,8 +6,6 @@ needs is imported when it runs: the help comes at once, and an image without tor
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -17,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from dipole.cli import jobs, rewards, serve
+from dipole.cli import demo, jobs, rewards, serve
 from dipole.errors import DipoleError
 
 
@@ -44,5 +42,4 @@ app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(jobs.files_app, name="files")
-with contextlib.suppress(ModuleNotFoundError):  # until cli/demo.py is written; then a plain import
-    app.add_typer(importlib.import_module("dipole.cli.demo").app, name="demo")
+app.command("demo")(demo.demo)

@@ -82,13 +82,18 @@ def check(
         str | None, typer.Option(help="Bearer key of the endpoint.", envvar="DIPOLE_CHECK_KEY", show_envvar=True)
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML to this file.")] = None,
+    only: Annotated[list[str] | None, typer.Option(help="Run only the check of this name; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
 ) -> None:
     """Run the conformance suite against an endpoint in any language. Exits with 1 when a check fails."""
     console = Console()
     with console.status("checking …") as status:
         results = conformance.run(
-            url, key=key, timeout_s=timeout, on_result=lambda result: status.update(f"checking … {result.name} done")
+            url,
+            key=key,
+            timeout_s=timeout,
+            only=only or (),
+            on_result=lambda result: status.update(f"checking … {result.name} done"),
         )
     console.print(_table(url, results))
     if junit is not None:

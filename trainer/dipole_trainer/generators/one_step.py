@@ -17,12 +17,14 @@ from typing import Any
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
+from diffusers.utils.logging import disable_progress_bar
 from numpy.typing import NDArray
 from peft import LoraConfig
 from torch import Tensor, nn
 
 from dipole_trainer.spec import LoraSpec
 
+disable_progress_bar()
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -54,7 +56,7 @@ class OneStepGenerator:
     ) -> OneStepGenerator:
         """Load a StableDiffusionPipeline folder in diffusers format; nothing is downloaded."""
         pipeline = StableDiffusionPipeline.from_pretrained(
-            str(folder), torch_dtype=DTYPES[precision], safety_checker=None, feature_extractor=None,
+            str(folder), dtype=DTYPES[precision], safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, local_files_only=True,
         )  # fmt: skip
         return cls(pipeline, lora, device=device, seed=seed)
