@@ -13,7 +13,7 @@ import struct
 import time
 import uuid
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -26,6 +26,7 @@ from PIL import Image
 from pydantic import BaseModel, ValidationError
 
 from dipole import images, web
+from dipole.errors import InvalidInput
 from dipole.exchange import retry_after_s
 from dipole.schemas import PendingRanking, Problem, Ranking, RewardInfo
 
@@ -224,15 +225,21 @@ def run(
     key: str | None = None,
     transport: httpx.BaseTransport | None = None,
     timeout_s: float = 30.0,
+    only: Collection[str] = (),
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """Run every check in order; a check that fails does not stop the next."""
+    """Run every check in order, or `only` those named; a check that fails does not stop the next."""
     from dipole.conformance_checks import CHECKS
 
+    names = [check.__name__ for check in CHECKS]
+    if unknown := sorted(set(only) - set(names)):
+        raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
     target = Target(url, key=key, transport=transport, timeout_s=timeout_s)
     results: list[Result] = []
     try:
         for check in CHECKS:
+            if only and check.__name__ not in only:
+                continue
             gone = sum(result.unreachable for result in results) >= PATIENCE
             result = _run_one(check, target, gone=gone)
             on_result(result)
