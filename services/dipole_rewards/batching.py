@@ -1,8 +1,8 @@
 """One thread for one model: groups wait in a bounded queue and are scored whole, in the order they came.
 
 Forwards therefore never run on the event loop, never two at a time on one device, and never pile up: past `depth`
-waiting groups the caller is told to come back. A group of 16 to 24 images is already a batch, so groups are not held
-back to be merged.
+waiting groups, or `max_bytes` of their pixels, the caller is told to come back. A group of 16 to 24 images is already a
+batch, so groups are not held back to be merged.
 """
 
 from __future__ import annotations
@@ -30,13 +30,18 @@ class Work:
     metadata: Mapping[str, JsonValue] | None
     answer: Future[Scores] = field(default_factory=Future)
 
+    @property
+    def nbytes(self) -> int:
+        return sum(image.nbytes for image in self.images)
+
 
 class Batcher:
     """Owns the reward's thread. `observe(seconds, images)` is told of every forward."""
 
-    def __init__(self, reward: Reward, *, depth: int, observe: Callable[[float, int], None]) -> None:
+    def __init__(self, reward: Reward, *, depth: int, max_bytes: int, observe: Callable[[float, int], None]) -> None:
         self._reward, self._observe = reward, observe
         self._queue: queue.Queue[Work | None] = queue.Queue(maxsize=depth)
+        self._max_bytes, self._bytes, self._lock = max_bytes, 0, threading.Lock()
         self._closing = threading.Event()
         self._seconds_per_group = 1.0  # moving average, to tell an honest Retry-After
         self._thread = threading.Thread(target=self._run, name=f"reward-{reward.name}", daemon=True)
@@ -49,13 +54,12 @@ class Batcher:
     def submit(self, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Future[Scores]:
         """Queue a group; its future may be cancelled while it waits. Raises Overloaded when the queue is full."""
         work = Work(prompt, images, metadata)
-        try:
+        with self._lock:
+            if self._queue.full() or (self._bytes and self._bytes + work.nbytes > self._max_bytes):
+                wait = max(1.0, self.waiting * self._seconds_per_group / 2)
+                raise Overloaded(f"{self.waiting} groups are waiting already; send fewer at once", retry_after=wait)
+            self._bytes += work.nbytes
             self._queue.put_nowait(work)
-        except queue.Full:
-            wait = max(1.0, self._queue.maxsize * self._seconds_per_group / 2)
-            raise Overloaded(
-                f"{self._queue.maxsize} groups are waiting already; send fewer at once", retry_after=wait
-            ) from None
         return work.answer
 
     def close(self) -> None:
@@ -72,7 +76,11 @@ class Batcher:
     def _run(self) -> None:
         while not self._closing.is_set():
             work = self._queue.get()
-            if work is None or not work.answer.set_running_or_notify_cancel():
+            if work is None:
+                continue
+            with self._lock:
+                self._bytes -= work.nbytes
+            if not work.answer.set_running_or_notify_cancel():
                 continue
             began = time.monotonic()
             try:

@@ -55,7 +55,12 @@ class RewardService:
             self.failure = error
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
-        self._batcher = Batcher(reward, depth=self.settings.reward_queue_depth, observe=self._observe)
+        self._batcher = Batcher(
+            reward,
+            depth=self.settings.reward_queue_depth,
+            max_bytes=self.settings.reward_queue_bytes,
+            observe=self._observe,
+        )
         self._reward = reward
         log.info("reward_ready", reward=self.name, seconds=round(time.monotonic() - began, 3))
 

@@ -33,6 +33,9 @@ class RewardSettings(BaseSettings):
         default=300.0, gt=0, description="Seconds until a waiting caller gets a 503."
     )
     reward_queue_depth: int = Field(default=32, ge=1, description="Groups that may wait for the model; past it 503.")
+    reward_queue_bytes: int = Field(
+        default=2**30, ge=1, description="Bytes of decoded images that may wait; past it 503."
+    )
     reward_max_pending: int = Field(default=1000, ge=1, description="Rankings answered with 202 that are kept at once.")
     reward_idempotency_entries: int = Field(
         default=1024, ge=1, description="Answers kept for repeated Idempotency-Keys."

@@ -265,6 +265,19 @@ async def test_a_full_queue_is_503_with_retry_after_and_health_answers(serve: An
         assert [(await task).status_code for task in (running, waiting)] == [200, 200]
 
 
+async def test_waiting_images_are_bounded_in_bytes_too(serve: Any) -> None:
+    """Room for one group of 36 bytes: the second one that waits is told to come back; an idle queue takes any group."""
+    async with serve(reward=SCRIPTED, reward_queue_bytes=40) as client:
+        running = asyncio.create_task(client.post("/v1/rank", json=body("wait")))
+        await until(lambda: "wait" in Scripted.calls)
+        waiting = asyncio.create_task(client.post("/v1/rank", json=body("next", range(9))))
+        while "dipole_reward_queue_depth 1.0" not in (await client.get("/metrics")).text:
+            await asyncio.sleep(0.01)
+        assert (await client.post("/v1/rank", json=body("third"))).status_code == 503
+        Scripted.gate.set()
+        assert [(await task).status_code for task in (running, waiting)] == [200, 200]
+
+
 async def test_an_answer_that_takes_too_long_is_503(serve: Any) -> None:
     """The caller is not kept past reward_answer_timeout_s."""
     async with serve(reward=SCRIPTED, reward_answer_timeout_s=0.1) as client:

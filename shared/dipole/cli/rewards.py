@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
 
 import typer
@@ -15,10 +15,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dipole import conformance, logs
 from dipole.cli.rest import DEFAULT_URL, Api
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load
+
+if TYPE_CHECKING:
+    from dipole import conformance
 
 app = typer.Typer(no_args_is_help=True, help="Serve and register rewards, and check reward endpoints.")
 
@@ -40,6 +42,8 @@ def serve(
 
     Modules in the current folder can be named. Further settings come from DIPOLE_REWARD_… variables.
     """
+    from dipole import logs
+
     sys.path.insert(0, os.getcwd())
     try:
         uvicorn = importlib.import_module("uvicorn")
@@ -86,6 +90,8 @@ def check(
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
 ) -> None:
     """Run the conformance suite against an endpoint in any language. Exits with 1 when a check fails."""
+    from dipole import conformance
+
     console = Console()
     with console.status("checking …") as status:
         results = conformance.run(
