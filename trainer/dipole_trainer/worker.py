@@ -36,7 +36,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole import logs
 from dipole.errors import DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
-from dipole.settings import PlatformSettings
+from dipole.settings import PlatformSettings, load
 from dipole_trainer import base_models
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue, check_reward_url
@@ -246,12 +246,14 @@ def healthy(settings: PlatformSettings) -> bool:
         return False
 
 
-def main(settings: PlatformSettings | None = None) -> None:
-    """Run a worker until SIGTERM or SIGINT."""
+def main(
+    settings: PlatformSettings | None = None, session: Session | None = None, make_ranker: MakeRanker = CeleryRanker
+) -> None:
+    """Run a worker until SIGTERM or SIGINT. Without `session`, dipole_trainer.session.run, which imports torch."""
     logs.configure("worker")
-    settings = settings or PlatformSettings()
-    session = cast(Session, importlib.import_module("dipole_trainer.session").run)
-    worker = Worker(settings, session)
+    settings = settings or load(PlatformSettings)
+    session = session or cast(Session, importlib.import_module("dipole_trainer.session").run)
+    worker = Worker(settings, session, make_ranker)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stopping.set())
     worker.run()
@@ -259,5 +261,5 @@ def main(settings: PlatformSettings | None = None) -> None:
 
 if __name__ == "__main__":
     if sys.argv[1:] == ["--check"]:
-        sys.exit(0 if healthy(PlatformSettings()) else 1)
+        sys.exit(0 if healthy(load(PlatformSettings)) else 1)
     main()
