@@ -19,7 +19,7 @@ State = Literal["closed", "open", "half-open"]
 
 class CircuitBreaker:
     def __init__(
-        self, *, failures: int = 5, cool_off_s: float = 10.0, clock: Callable[[], float] = time.monotonic
+        self, *, failures: int = 5, cool_off_s: float = 5.0, clock: Callable[[], float] = time.monotonic
     ) -> None:
         self.failures, self.cool_off_s, self._clock = failures, cool_off_s, clock
         self._lock = threading.Lock()

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 import httpx
 import numpy as np
 import pytest
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator  # type: ignore[import-untyped]
 from pydantic import JsonValue
 from standardwebhooks.webhooks import Webhook
 
