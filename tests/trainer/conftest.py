@@ -79,7 +79,7 @@ def api_server() -> Callable[..., contextlib.AbstractContextManager[Running]]:
 
 @pytest.fixture(scope="session")
 def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    """One API server for tests that only talk to it; it knows a reward `shapes`, at an address where nothing answers."""
+    """One API server for tests that only talk to it; it knows a reward `shapes`, where nothing answers."""
     with running_api(tmp_path_factory.mktemp("api")) as server:
         httpx.post(f"{server.url}/v1/rewards", json={"name": "shapes", "url": "http://127.0.0.1:9"}).raise_for_status()
         yield server

@@ -4,7 +4,7 @@
     jobs/<job id>/checkpoint-N/ export/ samples/ …     a job's working folder
 
 A plain folder (the default) is the working folder itself: nothing is copied. Any other fsspec URL (s3://bucket/path)
-gets a copy at each checkpoint, and a worker that takes a job over fetches the newest one first. Callers name files by
+gets a copy at each checkpoint, and a worker that takes a job over fetches the whole ones first. Callers name files by
 relative paths; anything that could lead elsewhere is refused before a file system sees it.
 """
 
@@ -107,10 +107,9 @@ class Artifacts:
         workdir.mkdir(parents=True)
         names = [artifact.path for artifact in self.list(job)]
         whole = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
-        newest = max(whole, key=_step, default=None)
         for name in names:
             top = name.partition("/")[0]
-            if (top == newest or not _CHECKPOINT.fullmatch(top)) and not name.endswith(f"/{MARK}"):
+            if (top in whole or not _CHECKPOINT.fullmatch(top)) and not name.endswith(f"/{MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
         return workdir
@@ -139,8 +138,3 @@ class Artifacts:
 def checkpoint_steps(workdir: Path) -> list[int]:
     """Steps that have a checkpoint in a working folder, ascending."""
     return sorted(int(match[1]) for path in workdir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name)))
-
-
-def _step(name: str) -> int:
-    match = _CHECKPOINT.fullmatch(name)
-    return int(match[1]) if match else -1

@@ -1,0 +1,410 @@
+"""The trainer worker with a session that trains nothing, no torch: outcomes, waits, SIGTERM, kill -9, a lost lease."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+import sqlalchemy as sa
+
+from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
+from dipole.settings import PlatformSettings
+from dipole_trainer.catalogue import Catalogue
+from dipole_trainer.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.inflight import OnRanked
+from dipole_trainer.jobs import Database, JobStore, upgrade
+from dipole_trainer.ledger import Ledger
+from dipole_trainer.models import Job
+from dipole_trainer.ranking import ResolvedReward
+from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.worker import Outcome, Worker, health_file, healthy
+
+REWARD = RewardSpec(name="shapes")
+GROUP = Group(id="g", step=1, prompt="p", metadata=None, images=np.zeros((2, 4, 4, 3), np.uint8), seeds=(1, 2))
+
+
+def spec(**more: Any) -> TrainSpec:
+    return TrainSpec(**{"prompts": (PromptSpec(prompt="x"),), "rewards": (REWARD,), "steps": 6, **more})
+
+
+class FakeRanker:
+    """Answers nothing; says when it was told to forget."""
+
+    made: list[FakeRanker]
+
+    def __init__(self, rewards: Sequence[ResolvedReward], on_ranked: OnRanked) -> None:
+        self.rewards, self.on_ranked, self.cancelled = rewards, on_ranked, False
+
+    def submit(self, group: Group) -> None:
+        self.on_ranked(group, "shapes", RewardResult(scores=(0.5, 1.0), model="shapes", model_revision="r1"))
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        return None
+
+    def cancel(self) -> None:
+        self.cancelled = True
+
+
+class World:
+    """A platform in a folder: settings, stores, and workers over it."""
+
+    def __init__(self, folder: Path, **more: Any) -> None:
+        self.settings = PlatformSettings(
+            home=folder, database_url=f"sqlite:///{folder}/jobs.db", models_dir=folder / "models",
+            **{"artifacts_url": str(folder / "artifacts"), **more},
+        )  # fmt: skip
+        upgrade(self.settings.database_url)
+        self.database = Database(self.settings.database_url)
+        self.store = JobStore(self.database)
+        self.rankers: list[FakeRanker] = []
+        Catalogue(self.database).put_reward("shapes", "http://127.0.0.1:8401", key="secret")
+
+    def make_ranker(
+        self, settings: PlatformSettings, job_id: str, rewards: Sequence[ResolvedReward], on_ranked: OnRanked
+    ) -> FakeRanker:
+        self.rankers.append(FakeRanker(rewards, on_ranked))
+        return self.rankers[-1]
+
+    def worker(self, session: Callable[..., Outcome], **more: Any) -> Worker:
+        return Worker(self.settings, session, self.make_ranker, idle_s=0.05, **more)
+
+    def kinds(self, job_id: str) -> list[str]:
+        return [event.kind for event in self.store.events_since(job_id, 0)]
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> Iterator[World]:
+    made = World(tmp_path)
+    yield made
+    made.database.close()
+
+
+def train(
+    spec: TrainSpec, *, job_id: str, workdir: Path, rank: Any, on_event: Any, control: Any, pause_s: float = 0.0
+) -> Outcome:
+    """What session.run does, without the training: steps, checkpoints, resume, control."""
+    done = max((int(path.name.split("-")[1]) for path in workdir.glob("checkpoint-*")), default=0)
+    if done:
+        on_event("resumed", {"step": done})
+
+    def save() -> None:
+        (workdir / f"checkpoint-{done}").mkdir(exist_ok=True)
+        (workdir / f"checkpoint-{done}" / "state.json").write_text(json.dumps({"step": done}))
+        on_event("checkpoint", {"step": done, "path": f"checkpoint-{done}"})
+
+    while done < spec.steps:
+        if (order := control()) != "run":
+            save()
+            return "cancelled" if order == "cancel" else "paused"
+        time.sleep(pause_s)
+        done += 1
+        on_event(
+            "step", {"step": done, "steps": spec.steps, "loss": 1 / done, "eta_s": 1.0, "rewards": {"shapes": 0.5}}
+        )
+        if done % spec.checkpoint_every == 0 or done == spec.steps:
+            save()
+    return "succeeded"
+
+
+# ---- outcomes -------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_is_trained_to_its_end(world: World) -> None:
+    """Events, checkpoints and the state follow the session; the ranker gets the resolved reward, and is closed."""
+    job = world.store.create(spec(checkpoint_every=3))
+    worker = world.worker(train)
+    assert worker.work()
+    assert not worker.work()
+    assert world.store.get(job.id).state == "succeeded"
+    middle = ["step", "step", "step", "checkpoint"]
+    assert world.kinds(job.id) == ["created", "queued", "running", *middle, *middle, "succeeded"]
+    assert [row.step for row in world.store.checkpoints(job.id)[0]] == [6, 3]
+    assert world.store.checkpoints(job.id)[0][0].metrics == {"train_loss": pytest.approx(1 / 6), "shapes": 0.5}
+    (ranker,) = world.rankers
+    assert ranker.cancelled
+    key = ranker.rewards[0].key
+    assert key is not None
+    assert (ranker.rewards[0].url, key.get_secret_value()) == ("http://127.0.0.1:8401", "secret")
+
+
+def test_rankings_reach_the_ledger_while_training(world: World) -> None:
+    """What the ranker reports is kept under the job, with the reward's revision."""
+
+    def session(spec: TrainSpec, *, rank: Any, **rest: Any) -> Outcome:
+        rank.submit(GROUP)
+        return "succeeded"
+
+    job = world.store.create(spec())
+    world.worker(session).work()
+    (entry,), _ = Ledger(world.database).list(job.id)
+    assert entry["rewards"]["shapes"]["model_revision"] == "r1"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "sentence"),
+    [
+        (RuntimeError("CUDA out of memory"), "internal", "RuntimeError: CUDA out of memory"),
+        (InvalidInput("features: no such extractor", field="features"), "invalid_input", "features: no such extractor"),
+        (MemoryError(), "internal", "MemoryError: "),
+    ],
+)
+def test_an_error_fails_the_job_with_a_sentence(world: World, error: Exception, code: str, sentence: str) -> None:
+    """The worker lives on, the job says why."""
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        raise error
+
+    job = world.store.create(spec())
+    assert world.worker(session).work()
+    failed = world.store.get(job.id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert (failed.error["code"], failed.error["message"]) == (code, sentence)
+    assert sentence in world.store.events(job.id)[0][0].message
+    assert world.rankers[0].cancelled
+
+
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        ({"rewards": (RewardSpec(name="gone"),)}, "gone is no longer registered"),
+        ({"rewards": (RewardSpec(name="x", url="http://evil.example"),)}, "evil.example"),
+        ({"model": "../secret"}, "unknown model"),
+    ],
+)
+def test_what_is_no_longer_allowed_fails_the_job(world: World, given: dict[str, Any], sentence: str) -> None:
+    """The worker checks again what the API checked: registrations, hosts and models may have changed since."""
+    job = world.store.create(spec(**given))
+    world.worker(train).work()
+    error = world.store.get(job.id).error
+    assert error is not None
+    assert sentence in error["message"]
+
+
+def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
+    """Asked for while training: stops with a checkpoint, goes on from it, stops for good."""
+    world.settings.lease_s = 0.4  # heartbeats four times as often: the test need not wait
+    job = world.store.create(spec(steps=10_000))
+    asked = {"pause": world.store.pause, "cancel": world.store.cancel}
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        return train(spec, **rest, pause_s=0.02)
+
+    for verb, state in (("pause", "paused"), ("cancel", "cancelled")):
+        timer = threading.Timer(0.5, asked[verb], [job.id])
+        timer.start()
+        assert world.worker(session).work()
+        timer.join()
+        assert world.store.get(job.id).state == state
+        if verb == "pause":
+            world.store.resume(job.id)
+    assert "resumed" in world.kinds(job.id)
+
+
+def test_a_job_waits_for_a_required_reward_and_resumes_by_itself(world: World) -> None:
+    """Paused with the reason; queued again only when /readyz of the endpoint answers."""
+    ready = [False]
+    asked: list[httpx.Request] = []
+
+    def endpoint(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        if len(asked) == 1:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200 if ready[0] else 503)
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        if not ready[0]:
+            raise RewardUnavailable("reward shapes: timeout: no ranking within 60 s", reward="shapes")
+        return train(spec, **rest)
+
+    job = world.store.create(spec())
+    worker = world.worker(session, transport=httpx.MockTransport(endpoint))
+
+    def look() -> None:
+        with world.store.database.writing() as transaction:
+            transaction.execute(sa.update(Job).values(waiting_until=0.0))
+        worker.resume_waiting()
+
+    assert worker.work()
+    waiting = world.store.get(job.id)
+    assert (waiting.state, waiting.waiting_reward) == ("paused", "shapes")
+    assert "no ranking within 60 s" in str(waiting.waiting_reason)
+    for _ in range(2):
+        look()
+        assert world.store.get(job.id).state == "paused"
+    ready[0] = True
+    look()
+    assert world.store.get(job.id).state == "queued"
+    assert worker.work()
+    assert world.store.get(job.id).state == "succeeded"
+    assert str(asked[0].url) == "http://127.0.0.1:8401/readyz"
+    assert asked[0].headers["authorization"] == "Bearer secret"
+
+
+def test_a_lost_lease_ends_the_session_and_writes_nothing(world: World) -> None:
+    """Another worker took the job while this one slept: its next event raises, and the job is the other's."""
+    job = world.store.create(spec())
+    other = []
+
+    def session(spec: TrainSpec, *, on_event: Any, **rest: Any) -> Outcome:
+        on_event("step", {"step": 1})
+        with world.store.database.writing() as transaction:
+            transaction.execute(sa.update(Job).values(lease_expires=0.0))
+        other.append(world.store.claim("other", 60))
+        with pytest.raises(LeaseLost):
+            on_event("step", {"step": 2})
+        raise LeaseLost("lost")
+
+    assert world.worker(session).work()
+    assert world.kinds(job.id)[-2:] == ["lease_expired", "running"]
+    assert world.store.get(job.id).state == "running"
+    assert other[0] is not None
+    assert world.store.heartbeat(other[0], 60) == "run"
+
+
+def test_heartbeats_keep_a_job_longer_than_its_lease(world: World) -> None:
+    """A step that takes many lease lengths loses nothing."""
+    world.settings.lease_s = 0.6
+
+    def session(spec: TrainSpec, *, control: Any, **rest: Any) -> Outcome:
+        for _ in range(20):
+            time.sleep(0.1)
+            assert world.store.claim("thief", 60) is None
+        assert control() == "run"
+        return "succeeded"
+
+    job = world.store.create(spec())
+    world.worker(session).work()
+    assert world.store.get(job.id).state == "succeeded"
+
+
+def test_a_remote_store_gets_checkpoints_and_gives_the_newest_back(tmp_path: Path) -> None:
+    """On an fsspec URL: files are copied at each checkpoint, fetched by the worker that resumes, pruned with its own."""
+    world = World(tmp_path, artifacts_url="memory://test-worker")
+
+    def session(spec: TrainSpec, *, workdir: Path, on_event: Any, **rest: Any) -> Outcome:
+        found = sorted(path.relative_to(workdir).as_posix() for path in workdir.rglob("*") if path.is_file())
+        if not found:
+            train(spec.model_copy(update={"steps": 4}), workdir=workdir, on_event=on_event, **rest)
+            return "paused"
+        assert found == ["checkpoint-2/state.json", "checkpoint-4/state.json"]
+        shutil.rmtree(workdir / "checkpoint-2")  # pruned
+        return "succeeded"
+
+    job = world.store.create(spec(checkpoint_every=2))
+    worker = world.worker(session)
+    worker.work()
+    stored = [artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")]
+    assert "checkpoint-2/state.json" in stored
+    assert "checkpoint-4/complete" in stored
+    worker.work()
+    assert world.store.get(job.id).state == "succeeded"
+    stored = [artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")]
+    assert stored == ["checkpoint-4/complete", "checkpoint-4/state.json"]
+    world.database.close()
+
+
+# ---- the process ----------------------------------------------------------------------------------------------------
+
+PROCESS = """
+import importlib.util, sys
+sys.modules["torch"] = None  # an import of it would fail
+spec = importlib.util.spec_from_file_location("worker_tests", sys.argv[1])
+module = importlib.util.module_from_spec(spec)
+sys.modules["worker_tests"] = module
+spec.loader.exec_module(module)
+from dipole_trainer import worker
+worker.main(
+    session=lambda spec, **rest: module.train(spec, **rest, pause_s=0.05),
+    make_ranker=lambda settings, job_id, rewards, on_ranked: module.FakeRanker(rewards, on_ranked),
+)
+"""
+
+
+def start(world: World, log: Path, **more: str) -> subprocess.Popen[bytes]:
+    settings = world.settings
+    environment = {
+        **{name: value for name, value in os.environ.items() if not name.startswith("DIPOLE_")},
+        "DIPOLE_HOME": str(settings.home), "DIPOLE_DATABASE_URL": settings.database_url,
+        "DIPOLE_ARTIFACTS_URL": settings.artifacts_url, **more,
+    }  # fmt: skip
+    with log.open("ab") as file:
+        return subprocess.Popen([sys.executable, "-c", PROCESS, __file__], env=environment, stdout=file, stderr=file)
+
+
+def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path, timeout_s: float = 90) -> None:
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        assert process.poll() is None, log.read_text()
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.05)
+
+
+def test_sigterm_hands_the_job_over_and_kill_9_lets_it_be_taken(world: World, tmp_path: Path) -> None:
+    """Three workers, one job: the first is asked to stop, the second is killed, the third finishes.
+
+    SIGTERM leaves a checkpoint at the very step and the job in the queue; kill -9 costs the lease's time and the steps
+    since the last checkpoint. Every step from 1 to the end is reported.
+    """
+    log = tmp_path / "worker.log"
+    job = world.store.create(spec(steps=60, checkpoint_every=10))
+    processes = []
+    try:
+        first = start(world, log, DIPOLE_LEASE_S="60")
+        processes.append(first)
+        until(lambda: world.store.get(job.id).step >= 3, first, log)
+        assert healthy(world.settings)
+        first.send_signal(signal.SIGTERM)
+        assert first.wait(60) == 0, log.read_text()
+        stopped = world.store.get(job.id)
+        assert (stopped.state, stopped.worker) == ("queued", None)
+        assert world.store.checkpoints(job.id)[0][0].step == stopped.step
+
+        second = start(world, log, DIPOLE_LEASE_S="2")
+        processes.append(second)
+        until(lambda: world.store.get(job.id).step >= 23, second, log)
+        second.kill()
+        second.wait()
+        assert world.store.get(job.id).state == "running"
+
+        third = start(world, log, DIPOLE_LEASE_S="60")
+        processes.append(third)
+        until(lambda: world.store.get(job.id).state == "succeeded", third, log)
+        third.send_signal(signal.SIGINT)
+        assert third.wait(60) == 0
+    finally:
+        for process in processes:
+            process.kill()
+            process.wait()
+    events = world.store.events_since(job.id, 0)
+    resumed = [event.data["step"] for event in events if event.kind == "resumed"]
+    assert resumed == [stopped.step, 20]
+    assert "lease_expired" in [event.kind for event in events]
+    assert {event.data["step"] for event in events if event.kind == "step"} == set(range(1, 61))
+    assert world.store.get(job.id).fence == 3
+
+
+def test_health_is_a_fresh_file(world: World) -> None:
+    """The probe fails before a worker has started and when it has been silent too long."""
+    assert not healthy(world.settings)
+    worker = world.worker(train)
+    worker.stopping.set()
+    worker.work()
+    threading.Timer(0.3, worker.stopping.set).start()
+    worker.stopping.clear()
+    worker.run()
+    assert healthy(world.settings)
+    os.utime(health_file(world.settings), (0, 0))
+    assert not healthy(world.settings)
