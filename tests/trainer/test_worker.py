@@ -291,7 +291,7 @@ def test_heartbeats_keep_a_job_longer_than_its_lease(world: World) -> None:
 
 
 def test_a_remote_store_gets_checkpoints_and_gives_the_newest_back(tmp_path: Path) -> None:
-    """On an fsspec URL: files are copied at each checkpoint, fetched by the worker that resumes, pruned with its own."""
+    """On an fsspec URL: files are copied at each checkpoint, fetched by who resumes, and pruned with its own."""
     world = World(tmp_path, artifacts_url="memory://test-worker")
 
     def session(spec: TrainSpec, *, workdir: Path, on_event: Any, **rest: Any) -> Outcome:
