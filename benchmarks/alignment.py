@@ -138,10 +138,8 @@ def main() -> None:
             means = " ".join(
                 f"{part} {sum(last['tuned'][part]) / len(last['tuned'][part]):.3f}" for part in ("strict", "graded")
             )
-            print(
-                f"{last['arm']:8} seed {last['seed']} {means} diversity x{last['diversity_ratio']:.2f} {last['cpu_s']:.0f} CPU s",
-                flush=True,
-            )
+            rest = f"diversity x{last['diversity_ratio']:.2f} {last['cpu_s']:.0f} CPU s"
+            print(f"{last['arm']:8} seed {last['seed']} {means} {rest}", flush=True)
     table = report(results)
     print(json.dumps(table, indent=1))
     if arguments.json:

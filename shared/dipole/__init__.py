@@ -1,1 +1,1 @@
-"""Dipole's shared package: the ranking protocol, its client, and what every process has in common. No torch, no FastAPI."""
+"""Dipole's shared package: the ranking protocol, its client, what every process has in common. No torch, no FastAPI."""

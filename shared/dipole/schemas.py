@@ -27,7 +27,7 @@ class Strict(BaseModel):
 
 
 class ImageData(Strict):
-    """An image as bytes. `data` is base64; in multipart requests it is absent and the part named by the id carries it."""
+    """An image as bytes. `data` is base64; in multipart requests it is absent and the part named by the id has it."""
 
     media_type: MediaType
     data: str | None = None

@@ -1,4 +1,4 @@
-"""The loop on the shipped tiny-turbo: the fast update is the plain one, and neither arrival nor a pause changes a bit."""
+"""The loop on the shipped tiny-turbo: the fast update is the plain one; neither arrival nor a pause changes a bit."""
 
 from __future__ import annotations
 
@@ -10,6 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import StableDiffusionPipeline
+
+from dipole.errors import RewardUnavailable
+from dipole.tiny.world import prompts
 from dipole_trainer import checkpoint, features, generators, loop
 from dipole_trainer.drift import drift_loss
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
@@ -17,10 +21,6 @@ from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.methods import drpo
 from dipole_trainer.selection import Selection
 from dipole_trainer.spec import TrainSpec
-from diffusers import StableDiffusionPipeline
-
-from dipole.errors import RewardUnavailable
-from dipole.tiny.world import prompts
 
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
 

@@ -140,7 +140,8 @@ def _check(x: Tensor, p: Tensor, q: Tensor, radii: Sequence[float], kernel: str,
             or not anchors.shape[1]
         ):
             raise ValueError(
-                f"{name} must be (B, anchors >= 1, D) with generated's B and D, {tuple(x.shape)}; got {tuple(anchors.shape)}"
+                f"{name} must be (B, anchors >= 1, D) with B and D of generated, {tuple(x.shape)}; "
+                f"got {tuple(anchors.shape)}"
             )
     if not radii or min(radii) <= 0:
         raise ValueError(f"radii must be one or more numbers above 0; got {tuple(radii)}")

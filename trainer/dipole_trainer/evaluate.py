@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from dipole_trainer.features import Features
-from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Group, RankedGroup, Ranker
 from dipole_trainer.sampling import seeds_for
 from dipole_trainer.spec import EvalSpec

@@ -29,7 +29,7 @@ from torch import Tensor
 from dipole.errors import RewardUnavailable
 from dipole_trainer import checkpoint, evaluate
 from dipole_trainer.features import Features
-from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Group, RankedGroup, Ranker
 from dipole_trainer.methods import drpo
 from dipole_trainer.sampling import seeds_for, window

@@ -1,4 +1,4 @@
-"""Which prompt and which noises a step uses: functions of the job's seed alone, so that a resumed run draws the same."""
+"""Which prompt and which noises a step uses: functions of the job's seed, so that a resumed run draws the same."""
 
 from __future__ import annotations
 

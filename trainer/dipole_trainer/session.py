@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import torch
 
-from dipole_trainer import features, generators, loop
+from dipole_trainer import checkpoint, features, generators, loop
 from dipole_trainer.export import export_lora
 from dipole_trainer.groups import Ranker
 from dipole_trainer.spec import TrainSpec
@@ -38,10 +38,10 @@ def run(
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     generator = generators.build(spec, device=chosen)
     phi = features.build(spec.features, spec.model)
-    outcome = loop.train(
-        spec, generator, phi, rank, on_event, workdir=workdir, job_id=job_id, control=control
-    )  # fmt: skip
+    outcome = loop.train(spec, generator, phi, rank, on_event, workdir=workdir, job_id=job_id, control=control)
     if outcome == "succeeded":
-        path = export_lora(generator, workdir / "export", spec)
+        trained = checkpoint.newest(workdir)
+        assert trained is not None, "a run that succeeded has its last checkpoint"
+        path = export_lora(trained, workdir / "export", spec)
         on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})
     return outcome

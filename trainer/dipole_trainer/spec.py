@@ -25,10 +25,14 @@ class RewardSpec(Spec):
     name: Name
     url: str | None = Field(default=None, description="Base URL of the endpoint; absent for a registered reward.")
     weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
-    required: bool = Field(default=True, description="A required reward pauses the job when it fails past its deadline.")
+    required: bool = Field(
+        default=True, description="A required reward pauses the job when it fails past its deadline."
+    )
     timeout_s: Positive = Field(default=60.0, le=7 * 24 * 3600, description="Deadline of one group, retries included.")
     normalize: Literal["zscore", "rank", "none"] = "zscore"
-    min_valid: int = Field(default=2, ge=1, description="With fewer scored candidates the group's ranking is a failure.")
+    min_valid: int = Field(
+        default=2, ge=1, description="With fewer scored candidates the group's ranking is a failure."
+    )
 
 
 class PromptSpec(Spec):
@@ -49,8 +53,12 @@ class DrpoSpec(Spec):
     negative_weight: Positive = 3000.0
     ref_positive_weight: Positive = 3000.0
     ref_negative_weight: Positive = 3000.0
-    ref_lambda: float = Field(default=0.2, ge=0, description="λ_ref: pull to the frozen base's samples on the same noises.")
-    mask_self: bool = Field(default=False, description="Mask each sample out of its own anchors in the preference drift.")
+    ref_lambda: float = Field(
+        default=0.2, ge=0, description="λ_ref: pull to the frozen base's samples on the same noises."
+    )
+    mask_self: bool = Field(
+        default=False, description="Mask each sample out of its own anchors in the preference drift."
+    )
     shuffle_ranks: bool = Field(default=False, description="The control: train on randomly permuted ranks.")
 
 
@@ -66,7 +74,7 @@ class LoraSpec(Spec):
 
 
 class OptimizerSpec(Spec):
-    """AdamW. The rate rises linearly over `warmup_steps`, then stays, or decays linearly over the last `decay_steps`."""
+    """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
     lr: Positive = 1e-4
     betas: tuple[float, float] = (0.9, 0.999)
@@ -88,7 +96,9 @@ class EvalSpec(Spec):
 class TrainSpec(Spec):
     """Everything the training loop needs to know."""
 
-    model: str = Field(default="tiny-turbo", min_length=1, max_length=512, description="A known name or a pipeline folder.")
+    model: str = Field(
+        default="tiny-turbo", min_length=1, max_length=512, description="A known name or a pipeline folder."
+    )
     features: Name = "auto"
     prompts: tuple[PromptSpec, ...] = Field(min_length=1, max_length=1_000_000)
     rewards: tuple[RewardSpec, ...] = Field(min_length=1, max_length=32)
@@ -102,7 +112,9 @@ class TrainSpec(Spec):
     evaluation: EvalSpec = EvalSpec()
     checkpoint_every: int = Field(default=100, ge=1)
     keep_checkpoints: int = Field(default=3, ge=1)
-    chunk_size: int = Field(default=8, ge=1, description="Samples per chunk of the update's second pass; memory, not maths.")
+    chunk_size: int = Field(
+        default=8, ge=1, description="Samples per chunk of the update's second pass; memory, not maths."
+    )
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     seed: int = Field(default=0, ge=0, lt=2**63)
 

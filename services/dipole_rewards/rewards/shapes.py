@@ -152,11 +152,14 @@ class Shapes(Reward):
         """A red square beside a blue one where a red square and a circle were asked for: half right, never strictly."""
         image = np.full((32, 64, 3), 235, np.uint8)
         image[8:24, 8:24], image[8:24, 40:56] = COLOURS["red"], COLOURS["blue"]
-        include = [{"class": "square", "color": "red", "count": 1}, {"class": "circle", "color": "green", "count": 1}]
+        include: list[JsonValue] = [
+            {"class": "square", "color": "red", "count": 1},
+            {"class": "circle", "color": "green", "count": 1},
+        ]
         return Golden(prompt="", image=image, score=0.25, metadata={"tag": "color_attr", "include": include})
 
 
-def _wanted(metadata: Mapping[str, JsonValue] | None) -> dict[str, Any] | None:
+def _wanted(metadata: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The metadata, when it asks for things that this world knows; otherwise None."""
     include = (metadata or {}).get("include")
     if not isinstance(include, list) or not include:
@@ -166,8 +169,8 @@ def _wanted(metadata: Mapping[str, JsonValue] | None) -> dict[str, Any] | None:
         isinstance(thing, dict) and thing.get("class") in SHAPES and thing.get("color", "red") in COLOURS
         for thing in things
     )
-    return {**(metadata or {}), "include": [{"count": 1, **thing} for thing in include]} if known else None  # type: ignore[dict-item]
+    return {**(metadata or {}), "include": [{"count": 1, **thing} for thing in include]} if known else None
 
 
-def _list(value: JsonValue) -> list[JsonValue]:
+def _list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else []

@@ -53,13 +53,16 @@ def render(scenes: Scenes) -> NDArray[np.uint8]:
 def signed_distance(shape: str, dx: Floats, dy: Floats, radius: Floats) -> Floats:
     """About how far each pixel lies outside the shape (negative inside), in pixels; arguments broadcast."""
     ax, ay = np.abs(dx), np.abs(dy)
+    distance: Floats
     if shape == "circle":
-        return np.sqrt(dx**2 + dy**2) - radius
-    if shape == "square":
-        return np.maximum(ax, ay) - 0.88 * radius
-    if shape == "triangle":  # equilateral, point up
-        return np.maximum(dy, 0.8660254 * ax - 0.5 * dy) - 0.55 * radius
-    if shape == "cross":
+        distance = np.sqrt(dx**2 + dy**2) - radius
+    elif shape == "square":
+        distance = np.maximum(ax, ay) - 0.88 * radius
+    elif shape == "triangle":  # equilateral, point up
+        distance = np.maximum(dy, 0.8660254 * ax - 0.5 * dy) - 0.55 * radius
+    elif shape == "cross":
         across = np.maximum(ax - radius, ay - 0.34 * radius)
-        return np.minimum(across, np.maximum(ay - radius, ax - 0.34 * radius))
-    raise ValueError(f"shape {shape!r} is not one of {SHAPES}")
+        distance = np.minimum(across, np.maximum(ay - radius, ax - 0.34 * radius))
+    else:
+        raise ValueError(f"shape {shape!r} is not one of {SHAPES}")
+    return distance

@@ -1,7 +1,7 @@
 """The tiny world's language: shapes, colours, and every prompt with what it asks for.
 
-The prompts follow GenEval's six categories (Ghosh et al. 2023, arXiv 2310.11513) and carry its metadata, so that what is
-learned here about rewards with metadata holds for the real one. A prompt and its mirror image ("a red circle and a
+The prompts follow GenEval's six categories (Ghosh et al. 2023, arXiv 2310.11513) and carry its metadata, so that what
+is learned here about rewards with metadata holds for the real one. A prompt and its mirror image ("a red circle and a
 blue square", "a blue square and a red circle") ask for the same scene and always fall on the same side of the split.
 """
 

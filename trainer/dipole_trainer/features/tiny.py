@@ -23,7 +23,8 @@ class Residual(nn.Module):
         )  # fmt: skip
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.body(x)
+        moved: Tensor = self.body(x)
+        return x + moved
 
 
 class TinyEncoder(nn.Module):
@@ -40,7 +41,8 @@ class TinyEncoder(nn.Module):
 
     def forward(self, latents: Tensor) -> Tensor:
         """One vector a quadrant, (B, 4, 64)."""
-        return self.trunk(latents).flatten(2).transpose(1, 2)
+        grid: Tensor = self.trunk(latents)  # (B, 64, 2, 2)
+        return grid.flatten(2).transpose(1, 2)
 
     def classify(self, latents: Tensor) -> tuple[Tensor, Tensor]:
         """Logits of shape (B, 4, 5) and colour (B, 4, 7) of each quadrant."""

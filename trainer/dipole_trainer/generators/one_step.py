@@ -41,7 +41,10 @@ class OneStepGenerator:
         for module in (self.unet, self.vae, self._text_encoder):
             module.eval().requires_grad_(False)
         self.lora = LoraConfig(
-            r=lora.rank, lora_alpha=lora.alpha, target_modules=list(lora.target_modules), init_lora_weights="gaussian"
+            r=lora.rank,
+            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works; PEFT divides it by the rank
+            target_modules=list(lora.target_modules),
+            init_lora_weights="gaussian",
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -55,7 +58,7 @@ class OneStepGenerator:
         cls, folder: Path, lora: LoraSpec, *, device: str = "cpu", precision: str = "fp32", seed: int = 0
     ) -> OneStepGenerator:
         """Load a StableDiffusionPipeline folder in diffusers format; nothing is downloaded."""
-        pipeline = StableDiffusionPipeline.from_pretrained(
+        pipeline = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
             str(folder), dtype=DTYPES[precision], safety_checker=None, feature_extractor=None,
             requires_safety_checker=False, local_files_only=True,
         )  # fmt: skip
