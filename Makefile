@@ -62,8 +62,10 @@ constraints: install ## Write constraints.txt from what is installed; upgrade pa
 docs: install ## Write the reference pages from the code: docs/SETTINGS.md, docs/REFERENCE.md
 	$(BIN)/python scripts/write-reference
 
-env: ## Write .env with random keys for docker compose; keeps one that exists
+env: ## Write .env for docker compose: random keys, and who owns what the cli writes; keeps one that exists
 	@scripts/write-env .env
+	@mkdir -p out
+	@grep -q '^HOST_USER=' .env || echo "HOST_USER=$$(id -u):$$(id -g)" >> .env
 
 images: ## Build the images of docker-compose.yml
 	docker compose build
