@@ -28,7 +28,8 @@ Scorer = Callable[[str, NDArray[np.uint8], Metadata], Sequence[float | None] | R
 class InProcessRanker:
     """groups.Ranker over plain functions `(prompt, images (K, H, W, 3) uint8, metadata) -> K scores`.
 
-    A scorer may return a RewardResult instead, with sub-scores. A scorer that raises is a failed reward. Without `specs`, every scorer is a required reward of weight 1.
+    A scorer may return a RewardResult instead, with sub-scores; one that raises is a failed reward. Without `specs`,
+    every scorer is a required reward of weight 1.
     """
 
     def __init__(
