@@ -68,7 +68,7 @@ env: ## Write .env for docker compose: random keys, and who owns what the cli wr
 	@grep -q '^HOST_USER=' .env || echo "HOST_USER=$$(id -u):$$(id -g)" >> .env
 
 images: ## Build the images of docker-compose.yml
-	docker compose build
+	docker compose --profile cli build
 
 clean: ## Remove caches, .venv and out/; jobs in .dipole/ stay
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
