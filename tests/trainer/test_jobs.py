@@ -23,6 +23,7 @@ from dipole_trainer.catalogue import Catalogue, check_reward_url
 from dipole_trainer.database import Database, _alembic
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import JobStore, upgrade
+from dipole_trainer.leases import MAX_RESUMES
 from dipole_trainer.ledger import Ledger
 from dipole_trainer.models import Base, Job
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
@@ -382,6 +383,28 @@ def test_a_job_waits_for_its_reward_and_goes_on_when_it_is_back(store: JobStore)
         session.execute(sa.update(Job).values(waiting_until=0.0))
     assert store.due_waits() == []
     assert store.get(job.id).state == "paused"
+
+
+def test_a_reward_that_is_ready_but_never_ranks_does_not_resume_a_job_for_ever(store: JobStore) -> None:
+    """Resumed MAX_RESUMES times without a step, the job stays paused and says so; a caller's resume starts anew."""
+    job = store.create(SPEC)
+    for _ in range(MAX_RESUMES):
+        claim = store.claim("w", 60)
+        assert claim is not None
+        store.wait_for_reward(claim, "shapes", "invalid_response")
+        assert store.reward_is_back(job.id, "shapes")
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.wait_for_reward(claim, "shapes", "invalid_response")
+    assert store.get(job.id).waiting_until is None
+    assert store.due_waits() == []
+    assert "resume the job" in store.events(job.id)[0][0].message
+    store.resume(job.id)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.append_event(claim, "step", "", {"step": 1})
+    store.wait_for_reward(claim, "shapes", "timeout")
+    assert store.get(job.id).waiting_until is not None
 
 
 def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[Group, RewardResult]:

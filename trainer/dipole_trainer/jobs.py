@@ -119,7 +119,7 @@ class JobStore(Leases):
             job.desired = "run"
             if job.state == "paused":
                 stop_waiting(job)
-                job.state = "queued"
+                job.state, job.waiting_tries, job.waiting_resumes = "queued", 0, 0
                 record(session, job, "queued", "Resumed: waiting for a worker")
         return job
 

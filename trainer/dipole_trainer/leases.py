@@ -19,10 +19,11 @@ from dipole_trainer.database import Database, now
 from dipole_trainer.models import Checkpoint, Job
 from dipole_trainer.plain import plain
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.transitions import drop_lease, end, locked, record, settle, survives, time_of
+from dipole_trainer.transitions import drop_lease, end, locked, record, settle, stop_waiting, survives, time_of
 
 Desired = Literal["run", "pause", "cancel"]
 WAIT_S = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between looks at a reward that is away
+MAX_RESUMES = 5  # resumes without a step between, after which a job no longer resumes by itself
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,8 @@ class Leases:
         with self.database.writing() as session:
             job = held(session, claim)
             if kind == "step":
-                job.step, job.eta_s, job.waiting_tries = int(data["step"]), plain(data.get("eta_s")), 0
+                job.step, job.eta_s = int(data["step"]), plain(data.get("eta_s"))
+                job.waiting_tries, job.waiting_resumes = 0, 0
             return record(session, job, kind, message, level=level, data=data)
 
     def add_checkpoint(
@@ -135,8 +137,12 @@ class Leases:
             job.state, job.waiting_reward, job.waiting_reason = "paused", reward, reason
             _next_wait(session, job)
             drop_lease(job)
+            then = "goes on by itself when it is back"
+            if job.waiting_resumes >= MAX_RESUMES:  # the endpoint says it is ready, yet ranks nothing
+                job.waiting_until = None
+                then = f"it was resumed {MAX_RESUMES} times without one step: mend the cause, then resume the job"
             data = {"reward": reward, "reason": reason}
-            message = f"Paused: reward {reward} is unavailable ({reason}); goes on by itself when it is back"
+            message = f"Paused: reward {reward} is unavailable ({reason}); {then}"
             record(session, job, "paused", message, level="warn", data=data)
             return job.state
 
@@ -160,7 +166,8 @@ class Leases:
             job = locked(session, job_id)
             if job.state != "paused" or job.waiting_reward != reward:
                 return False
-            job.state, job.waiting_reward, job.waiting_reason, job.waiting_until = "queued", None, None, None
+            stop_waiting(job)
+            job.state, job.waiting_resumes = "queued", job.waiting_resumes + 1
             record(session, job, "queued", f"Reward {reward} is back: waiting for a worker", data={"reward": reward})
             return True
 

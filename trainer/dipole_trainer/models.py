@@ -77,10 +77,11 @@ class Job(Base):
     lease_expires: Mapped[float | None] = mapped_column(Float)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     crashes: Mapped[int] = mapped_column(Integer, default=0)
-    # Paused for a reward: which, why, and when to look again.
+    # Paused for a reward: which, why, looks since the last step, resumes in vain, and when to look again.
     waiting_reward: Mapped[str | None] = mapped_column(String(64))
     waiting_reason: Mapped[str | None] = mapped_column(Text)
     waiting_tries: Mapped[int] = mapped_column(Integer, default=0)
+    waiting_resumes: Mapped[int] = mapped_column(Integer, default=0)
     waiting_until: Mapped[float | None] = mapped_column(Float)
     # A repeated create with the same key returns the first job; the digest tells a repeat from a mistake.
     idempotency_key: Mapped[str | None] = mapped_column(String(255), unique=True)

@@ -62,6 +62,7 @@ def upgrade() -> None:
         sa.Column("waiting_reward", sa.String(length=64), nullable=True),
         sa.Column("waiting_reason", sa.Text(), nullable=True),
         sa.Column("waiting_tries", sa.Integer(), nullable=False),
+        sa.Column("waiting_resumes", sa.Integer(), nullable=False),
         sa.Column("waiting_until", sa.Float(), nullable=True),
         sa.Column("idempotency_key", sa.String(length=255), nullable=True),
         sa.Column("request_digest", sa.String(length=64), nullable=True),
