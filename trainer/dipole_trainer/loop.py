@@ -39,6 +39,7 @@ from dipole_trainer.spec import PromptSpec, TrainSpec
 Outcome = Literal["succeeded", "paused", "cancelled"]
 OnEvent = Callable[[str, dict[str, Any]], None]
 Control = Callable[[], Literal["run", "pause", "cancel"]]
+PROGRESS_EVERY = 8  # evaluated prompts between two events
 POLL_S = 0.5  # how often a waiting loop looks whether it should stop
 
 
@@ -125,13 +126,14 @@ class Trainer:
         try:
             self._evaluate_when_due()
             while self.done < self.spec.steps:
-                if (order := self.control()) != "run":
-                    return self._stop(order)
-                tally = self._step()
-                if tally is None:
-                    return self._stop(self.control())
-                self._after_step(tally)
+                self._heed_control()
+                self._step()
+                self._checkpoint_when_due()
+                self._evaluate_when_due()
             return "succeeded"
+        except _Stopped as stopped:
+            self._checkpoint()
+            return stopped.outcome
         except RewardUnavailable:
             self._checkpoint()
             raise
@@ -140,8 +142,8 @@ class Trainer:
 
     # ------------------------------------------------------------ one update
 
-    def _step(self) -> _Tally | None:
-        """One optimiser step; None when `control` stopped it half-way, with nothing changed."""
+    def _step(self) -> None:
+        """One optimiser step. Stopped half-way, it has changed nothing."""
         while len(self.windows) <= self.spec.max_staleness and self._next_step() < self.spec.steps:
             self.windows.append(self._generate(self._next_step()))
         current = self.windows.popleft()
@@ -156,11 +158,10 @@ class Trainer:
                 pending = current.groups.pop(ranked.group_id)
                 gradients.add(pending.index, self._gradient(pending, ranked, current.step, tally))
                 current.seconds["update"] += time.monotonic() - began
-            elif self.control() != "run":
-                return None
+            else:
+                self._heed_control()
         self._update(gradients)
         self._report(current, tally)
-        return tally
 
     def _next_step(self) -> int:
         return self.windows[-1].step + 1 if self.windows else self.done
@@ -278,11 +279,14 @@ class Trainer:
         }
         self.on_event("step", data)
 
-    def _after_step(self, tally: _Tally) -> None:
-        last = self.done == self.spec.steps
-        if last or self.done % self.spec.checkpoint_every == 0:
+    def _heed_control(self) -> None:
+        """Stop here when somebody asked for it. Called wherever nothing is half-done."""
+        if (order := self.control()) != "run":
+            raise _Stopped("cancelled" if order == "cancel" else "paused")
+
+    def _checkpoint_when_due(self) -> None:
+        if self.done == self.spec.steps or self.done % self.spec.checkpoint_every == 0:
             self._checkpoint()
-        self._evaluate_when_due()
 
     def _resume(self) -> None:
         path = checkpoint.newest(self.workdir)
@@ -302,10 +306,6 @@ class Trainer:
         self.saved = self.done
         self.on_event("checkpoint", {"step": self.done, "path": path.name})
 
-    def _stop(self, order: Literal["run", "pause", "cancel"]) -> Outcome:
-        self._checkpoint()
-        return "cancelled" if order == "cancel" else "paused"
-
     def _evaluate_when_due(self) -> None:
         """Before the first step, after the last, and every `evaluation.every` between; never twice for one step."""
         due = self.done in (0, self.spec.steps) or (
@@ -317,7 +317,9 @@ class Trainer:
         self._drop_windows()
 
         def progress(count: int, total: int) -> None:
-            self.on_event("evaluating", {"step": self.done, "prompts_done": count, "prompts": total})
+            if count % PROGRESS_EVERY == 0 or count == total:
+                self.on_event("evaluating", {"step": self.done, "prompts_done": count, "prompts": total})
+            self._heed_control()
 
         began = time.monotonic()
         scored, sheet = evaluate.evaluate(
@@ -350,6 +352,14 @@ class Trainer:
         """Forget windows generated ahead; they are drawn again, from the same seeds."""
         self.rank.cancel()
         self.windows.clear()
+
+
+class _Stopped(Exception):
+    """`control` asked the run to stop."""
+
+    def __init__(self, outcome: Literal["paused", "cancelled"]) -> None:
+        super().__init__(outcome)
+        self.outcome = outcome
 
 
 class _OrderedSum:
