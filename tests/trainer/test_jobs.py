@@ -410,7 +410,9 @@ def test_a_reward_that_is_ready_but_never_ranks_does_not_resume_a_job_for_ever(s
 def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[Group, RewardResult]:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
     group = Group(id="g1", step=1, prompt="a red square", metadata={"tag": "one"}, images=images, seeds=(7, 2**62))
-    return group, RewardResult(scores=scores, errors={1: "broken"}, model="shapes", model_revision="r1", seconds=0.1)
+    parts = {"strict": (1.0, None)}
+    named = {"model": "shapes", "model_revision": "r1"}
+    return group, RewardResult(scores=scores, sub_scores=parts, errors={1: "broken"}, **named, seconds=0.1)
 
 
 def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
@@ -428,6 +430,7 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
     assert len(set(entry["candidates"])) == 2
     assert entry["rewards"]["shapes"]["scores"] == [0.25, 1.0]
     assert entry["rewards"]["colour"]["scores"] == [0.5, None]
+    assert entry["rewards"]["colour"]["sub_scores"] == {"strict": [1.0, None]}
     assert entry["rewards"]["colour"]["errors"] == {"1": "broken"}
     assert entry["rewards"]["colour"]["model_revision"] == "r1"
 

@@ -313,6 +313,7 @@ def test_single_nulls_stay_nulls(endpoint: Endpoints, harness: Harness) -> None:
     ranker.submit(group("g"))
     result = collect(ranker)[0].results["nulls"]
     assert result.scores == (3.0, None, 1.0, 2.0)
+    assert result.sub_scores == {"half": (0.5, None, 0.5, 0.5)}
     assert result.errors == {1: "unreadable: no face"}
 
 

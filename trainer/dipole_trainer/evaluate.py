@@ -178,8 +178,9 @@ def hacking(figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequen
 def write(folder: Path, step: int, scored: Sequence[Scored], figures: Mapping[str, Any]) -> Path:
     """`evaluation/step-N.json`: the figures and every score behind them."""
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step-{step}.json"
-    path.write_text(json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1))
+    path, temporary = folder / f"step-{step}.json", folder / f".step-{step}.partial"
+    temporary.write_text(json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1))
+    temporary.replace(path)  # whole or not at all: its existence says that this step was evaluated
     return path
 
 

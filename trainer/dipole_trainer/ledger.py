@@ -52,6 +52,7 @@ class Ledger:
                 {"group_seq": seq, "reward": reward},
                 {
                     "scores": plain(result.scores),
+                    "sub_scores": plain(result.sub_scores),
                     "errors": plain(result.errors),
                     "failure": plain(result.failure),
                     "model": plain(result.model),
@@ -99,6 +100,7 @@ def _entry(group: RankedGroup, rankings: Sequence[Ranking]) -> dict[str, Any]:
         "rewards": {
             row.reward: {
                 "scores": row.scores,
+                "sub_scores": row.sub_scores,
                 "errors": row.errors,
                 "failure": row.failure,
                 "model": row.model,

@@ -266,6 +266,7 @@ class Trainer:
         data = {
             "step": self.done,
             "steps": self.spec.steps,
+            "loss": _mean([value + self.spec.method.drpo.ref_lambda * pull for value, pull in tally.losses]),
             "drift_pref": _mean(preference),
             "drift_ref": _mean(reference),
             "lr": self.optimizer.param_groups[0]["lr"],

@@ -170,6 +170,7 @@ class Ranking(Base):
     )
     reward: Mapped[str] = mapped_column(String(64), primary_key=True)
     scores: Mapped[list[float | None]] = mapped_column(Json)
+    sub_scores: Mapped[dict[str, list[float | None]]] = mapped_column(Json)
     errors: Mapped[dict[str, str]] = mapped_column(Json)
     failure: Mapped[str | None] = mapped_column(Text)
     model: Mapped[str] = mapped_column(String(255))

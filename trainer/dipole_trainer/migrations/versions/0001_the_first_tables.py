@@ -137,6 +137,7 @@ def upgrade() -> None:
         ),
         sa.Column("reward", sa.String(length=64), nullable=False),
         sa.Column("scores", sa.JSON(none_as_null=True), nullable=False),
+        sa.Column("sub_scores", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("errors", sa.JSON(none_as_null=True), nullable=False),
         sa.Column("failure", sa.Text(), nullable=True),
         sa.Column("model", sa.String(length=255), nullable=False),
