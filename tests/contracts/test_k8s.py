@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 import yaml
+
+from dipole.settings import PlatformSettings
+from dipole_trainer import worker
 
 Object = dict[str, Any]
 ROOT = Path(__file__).resolve().parents[2]
@@ -69,10 +73,16 @@ def named(kind: str, folder: Path = BASE) -> dict[str, Object]:
 
 
 def runs(command: list[str], reference: ModuleType) -> bool:
-    """Whether our image has that command: `dipole …`, or a module of ours."""
+    """Whether our image has that command: `dipole …`, or the worker's look at its health file, which is tested below."""
     if command[0] == "dipole":
         return bool(reference.find_command(command[1:]))
-    return command[:2] == ["python", "-m"] and importlib.util.find_spec(command[2]) is not None
+    return command == worker_probe()
+
+
+def worker_probe() -> list[str]:
+    (container,) = (each for each in containers() if each.name == "worker/worker")
+    command: list[str] = container.spec["livenessProbe"]["exec"]["command"]
+    return command
 
 
 def ports_of(workload: Object) -> dict[str, int]:
@@ -247,3 +257,22 @@ def test_every_process_has_probes(container: Container, reference: ModuleType) -
             assert runs(probe["exec"]["command"], reference)
         else:
             assert probe["exec"]["command"][0] in {"redis-cli", "pg_isready"}
+
+
+def test_the_workers_probe_looks_at_the_file_that_the_worker_touches(tmp_path: Path) -> None:
+    """It succeeds while the file is young, fails when it is old or missing; compose asks the same."""
+    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+    assert compose["services"]["worker"]["healthcheck"]["test"] == ["CMD", *worker_probe()]
+    script = worker_probe()[2].replace("/data/", f"{tmp_path}/")
+    settings = PlatformSettings(home=tmp_path)
+
+    def probe() -> bool:
+        done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+        return done.returncode == 0
+
+    assert not probe()
+    worker.touch(settings)
+    assert probe()
+    old = time.time() - worker.HEALTHY_S - 5
+    os.utime(worker.health_file(settings), (old, old))
+    assert not probe()
