@@ -73,7 +73,7 @@ def named(kind: str, folder: Path = BASE) -> dict[str, Object]:
 
 
 def runs(command: list[str], reference: ModuleType) -> bool:
-    """Whether our image has that command: `dipole …`, or the worker's look at its health file, which is tested below."""
+    """Whether our image has that command: `dipole …`, or the worker's probe, tested below."""
     if command[0] == "dipole":
         return bool(reference.find_command(command[1:]))
     return command == worker_probe()
