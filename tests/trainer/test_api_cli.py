@@ -26,7 +26,7 @@ PROMPTS = '{"prompt": "a red square"}\n'
 
 def dipole(server: Any, *arguments: str, status: int = 0) -> str:
     """A command's standard output, or its errors when it is to fail; its exit status must be `status`."""
-    environment = {"DIPOLE_API_URL": server.url, "COLUMNS": "200", "NO_COLOR": "1"}
+    environment = {"DIPOLE_API_URL": server.url, "COLUMNS": "60", "NO_COLOR": "1"}
     done = CliRunner().invoke(app, arguments, env=environment)
     assert done.exit_code == status, done.output
     return done.stdout if status == 0 else done.stderr
@@ -72,7 +72,7 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert job in dipole(api, "jobs", "list")
     assert "paused" in dipole(api, "jobs", "pause", job)
     assert "queued" in dipole(api, "jobs", "resume", job)
-    assert "prompts.jsonl" in dipole(api, "files", "list")
+    assert shown["training_file"] in dipole(api, "files", "list")
     assert "cancelled" in dipole(api, "jobs", "cancel", job)
     assert "Job cancelled" in dipole(api, "jobs", "events", job)
     assert "cannot be resumed" in dipole(api, "jobs", "resume", job, status=1)

@@ -104,7 +104,7 @@ def list_jobs(
     """List jobs, newest first."""
     with Api(url, key) as api:
         jobs = api.get("/v1/fine_tuning/jobs", limit=limit)["data"]
-    table = Table("id", "status", "step", "model", "rewards", "created", box=None)
+    table = _table("id", "status", "step", "model", "rewards", "created")
     for job in jobs:
         rewards = ", ".join(f"{each['name']}:{each['weight']:g}" for each in job["rewards"])
         step = f"{job['step']}/{job['steps']}"
@@ -199,7 +199,7 @@ def checkpoints(job: Job, url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List a job's checkpoints, newest first."""
     with Api(url, key) as api:
         found = list(api.pages(f"{_path(job)}/checkpoints"))
-    table = Table("id", "step", "created", box=None)
+    table = _table("id", "step", "created")
     for each in found:
         table.add_row(each["id"], str(each["step_number"]), _time(each["created_at"]))
     out.print(table)
@@ -248,13 +248,21 @@ def upload(
 @files_app.command("list")
 def list_files(url: Url = DEFAULT_URL, key: Key = None) -> None:
     """List uploaded files, newest first."""
-    table = Table("id", "name", "prompts", "bytes", "created", box=None)
+    table = _table("id", "name", "prompts", "bytes", "created")
     with Api(url, key) as api:
         for file in api.pages("/v1/files"):
             table.add_row(
                 file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), _time(file["created_at"])
             )
     out.print(table)
+
+
+def _table(*headings: str) -> Table:
+    """Without lines, and never with an id cut short, however narrow the terminal."""
+    table = Table(box=None)
+    for heading in headings:
+        table.add_column(heading, overflow="fold", no_wrap=heading == "id", min_width=30 if heading == "id" else None)
+    return table
 
 
 def _steer(job: str, verb: str, url: str, key: str | None) -> None:
