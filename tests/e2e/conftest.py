@@ -1,0 +1,202 @@
+"""What the whole-platform tests share: a stack with a trainer worker, its REST client, and a reward they control."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dipole.cli.rest import Api
+from dipole.stack import Stack
+from dipole.tiny.job import demo_prompts
+
+TERMINAL = ("succeeded", "failed", "cancelled")
+PATIENCE_S = 150  # for anything that takes seconds on an idle machine
+
+
+class Referee:
+    """A reward server in a thread: scores are the candidates' positions, unless `mode` says how it misbehaves.
+
+    hang, html, nan, count. After `dies_after` questions it closes its port, as a process that ends does.
+    `hold(after=n)` makes every question but the first n wait: a job that asks is then surely half-way.
+    """
+
+    def __init__(self, mode: str = "good", *, port: int = 0, dies_after: int | None = None) -> None:
+        self.mode, self.dies_after = mode, dies_after
+        self.held = threading.Event()  # a question waits now
+        self._asked: dict[str, int] = {}  # idempotency key: its place; a repeated question keeps its own
+        self._after: int | None = None
+        self._closed = False
+        self._changed = threading.Condition()
+        self.server = ThreadingHTTPServer(("127.0.0.1", port), self._handler())
+        self.server.daemon_threads = True
+        self.port = self.server.server_port
+        self.url = f"http://127.0.0.1:{self.port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def hold(self, *, after: int | None) -> None:
+        """Let the first `after` questions pass, and no others; None lets all pass."""
+        with self._changed:
+            self._after = after
+            self.held.clear()
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        with self._changed:
+            closed, self._closed = self._closed, True
+            self._changed.notify_all()
+        if not closed:
+            self.server.shutdown()
+            self.server.server_close()
+
+    def _answer(self, key: str, ids: list[str]) -> tuple[str, str] | None:
+        """Content type and body; None hangs up."""
+        with self._changed:
+            place = self._asked.setdefault(key, len(self._asked) + 1)
+            if self._waits(place):
+                self.held.set()
+                self._changed.wait_for(lambda: not self._waits(place), PATIENCE_S)
+            if self._closed or (self.dies_after is not None and place > self.dies_after):
+                return None
+        if self.mode == "html":
+            return "text/html", "<html>It works!</html>"
+        scores: list[Any] = [float(index) for index in range(len(ids))]
+        if self.mode == "nan":
+            scores[0] = float("nan")
+        results = [{"id": one, "score": score, "rank": 1} for one, score in zip(ids, scores, strict=True)]
+        names = {"model": "referee", "model_revision": "1", "recipe_version": "1"}
+        shown = results[1:] if self.mode == "count" else results
+        return "application/json", json.dumps({"id": "rk_1", "created": 1, "results": shown, **names})
+
+    def _waits(self, place: int) -> bool:
+        return not self._closed and (self.mode == "hang" or (self._after is not None and place > self._after))
+
+    def _handler(self) -> type[BaseHTTPRequestHandler]:
+        referee = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_GET(self) -> None:
+                info = {"name": "referee", "model": "referee", "model_revision": "1", "recipe_version": "1"}
+                self.say("application/json", json.dumps({**info, "media_types": ["application/x-npy"]}))
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                ids = [one.decode() for one in re.findall(rb'"id": ?"([^"]+)"', body)]
+                answer = referee._answer(self.headers["Idempotency-Key"], ids)
+                if answer is None:
+                    self.close_connection = True
+                    return
+                self.say(*answer)
+                if len(referee._asked) == referee.dies_after:
+                    threading.Thread(target=referee.close, daemon=True).start()
+
+            def say(self, kind: str, text: str) -> None:
+                self.send_response(200)
+                self.send_header("Content-Type", kind)
+                self.send_header("Content-Length", str(len(text)))
+                self.end_headers()
+                self.wfile.write(text.encode())
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:
+                    return  # the caller hung up
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        return Handler
+
+
+class Platform:
+    """A running stack as a caller sees it, and the means to hurt it."""
+
+    def __init__(self, stack: Stack) -> None:
+        self.stack, self.api = stack, Api(stack.api_url)
+
+    def submit(self, rewards: list[dict[str, Any]], **changes: Any) -> str:
+        """Create a very small job; its id."""
+        body = {
+            "model": "tiny-turbo", "prompts": demo_prompts(held_out=False)[:6], "rewards": rewards,
+            "method": {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}, "lora": {"rank": 4, "alpha": 4},
+            "optimizer": {"lr": 1e-3}, "steps": 4, "candidates": 4, "prompts_per_step": 2, "chunk_size": 2,
+            "checkpoint_every": 2, **changes,
+        }  # fmt: skip
+        return str(self.api.post("/v1/fine_tuning/jobs", body)["id"])
+
+    def job(self, job_id: str) -> dict[str, Any]:
+        return dict(self.api.get(f"/v1/fine_tuning/jobs/{job_id}"))
+
+    def order(self, job_id: str, verb: str) -> None:
+        self.api.post(f"/v1/fine_tuning/jobs/{job_id}/{verb}")
+
+    def events(self, job_id: str, *kinds: str) -> list[dict[str, Any]]:
+        """Events so far, oldest first."""
+        found = list(self.api.pages(f"/v1/fine_tuning/jobs/{job_id}/events"))[::-1]
+        return [event for event in found if not kinds or event["kind"] in kinds]
+
+    def until(self, job_id: str, *states: str) -> dict[str, Any]:
+        """Wait for one of the states, or for the job's end; it must be one of them."""
+
+        def arrived() -> bool:
+            return self.job(job_id)["status"] in (*states, *TERMINAL)
+
+        self.wait_for(arrived, f"{job_id} {states}")
+        job = self.job(job_id)
+        assert job["status"] in states, (job["status"], job["error"], self.tell(job_id))
+        return job
+
+    def wait_for(self, condition: Callable[[], object], what: str) -> None:
+        until = time.monotonic() + PATIENCE_S
+        while not condition():
+            assert time.monotonic() < until, f"not within {PATIENCE_S} s: {what}"
+            time.sleep(0.1)
+
+    def tell(self, job_id: str) -> str:
+        return "\n".join(f"{event['kind']}: {event['message']}" for event in self.events(job_id))
+
+    def folder(self, job_id: str) -> Path:
+        return self.stack.home / "artifacts/jobs" / job_id
+
+    def adapter(self, job_id: str, step: int) -> bytes:
+        return (self.folder(job_id) / f"checkpoint-{step}/unet_lora/adapter_model.safetensors").read_bytes()
+
+    def kill(self, name: str) -> None:
+        """kill -9, and nothing else: what comes back comes by itself."""
+        os.kill(self.stack.processes[name], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
+    """The whole platform in processes of its own; leases are short, and every process has one thread for maths."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIPOLE_LEASE_S", "4")
+        patch.setenv("OMP_NUM_THREADS", "1")
+        with Stack(tmp_path_factory.mktemp("platform")) as stack:
+            platform = Platform(stack)
+            with platform.api:
+                yield platform
+
+
+@pytest.fixture(scope="module")
+def referee() -> Iterator[Callable[..., Referee]]:
+    """Makes referees and closes them in the end."""
+    made: list[Referee] = []
+
+    def make(*arguments: Any, **options: Any) -> Referee:
+        made.append(Referee(*arguments, **options))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
