@@ -86,7 +86,7 @@ def random_pipeline(size: str) -> Any:
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
     }  # fmt: skip
     shape: dict[str, Any] = {"sd-turbo": sd, "sdxl": sdxl}[size]
-    vae = AutoencoderKL(
+    vae = AutoencoderKL(  # type: ignore[no-untyped-call]
         block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
         up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
     )  # fmt: skip
@@ -96,10 +96,11 @@ def random_pipeline(size: str) -> Any:
         vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=23,
         num_attention_heads=width // 64, max_position_embeddings=77, hidden_act="gelu",
     )  # fmt: skip
-    scheduler = EulerDiscreteScheduler(
+    scheduler = EulerDiscreteScheduler(  # type: ignore[no-untyped-call]
         beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
     )
-    parts = {"unet": UNet2DConditionModel(**shape), "vae": vae, "text_encoder": CLIPTextModel(text)}
+    unet = UNet2DConditionModel(**shape)  # type: ignore[no-untyped-call]
+    parts: dict[str, Any] = {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}
     return SimpleNamespace(
         **parts, scheduler=scheduler, tokenizer=tokenizer, to=lambda device: [m.to(device) for m in parts.values()]
     )
@@ -209,11 +210,11 @@ class Ours:
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-class PeakBytes(TorchDispatchMode):
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Inside, `peak` is the most bytes of new tensor storages alive at once."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.alive = self.peak = 0
         self._seen: set[int] = set()
 
@@ -306,10 +307,16 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
                 "gradient_difference": difference(expected, gradient),
             }  # fmt: skip
             rows.append(row)
-            print(f"{k:4} {chunk:6} {plain_s:9.3f} {seconds:9.3f} {row['time_ratio']:7.2f} {plain_peak / 2**20:10.1f} "
-                  f"{peak / 2**20:9.1f} {row['memory_ratio']:7.2f} {row['gradient_difference']:20.1e}", flush=True)  # fmt: skip
+            tell(row)
             assert row["gradient_difference"] < 1e-4, "the two updates have different gradients"
     return rows
+
+
+def tell(row: dict[str, Any]) -> None:
+    mib = {who: row[f"{who}_bytes"] / 2**20 for who in ("plain", "ours")}
+    print(f"{row['candidates']:4} {row['chunk']:6} {row['plain_s']:9.3f} {row['ours_s']:9.3f} {row['time_ratio']:7.2f} "
+          f"{mib['plain']:10.1f} {mib['ours']:9.1f} {row['memory_ratio']:7.2f} {row['gradient_difference']:20.1e}",
+          flush=True)  # fmt: skip
 
 
 def require_memory(size: str, device: str) -> None:

@@ -22,8 +22,11 @@ STEPS = 8
 SHAPES, COLOURFULNESS = {"name": "shapes"}, {"name": "colourfulness", "weight": 0.5}
 HELD_OUT = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=True)[:2]]
 EVALUATION = {"prompts": HELD_OUT, "images_per_prompt": 2}
-# questions that a run asks each reward until it is half-way through update number `step` (from 0)
-MIDST = lambda step: len(HELD_OUT) + 2 * step + 1  # noqa: E731
+
+
+def midst(step: int) -> int:
+    """Questions that a run has asked each reward when it is half-way through update number `step`, from 0."""
+    return len(HELD_OUT) + 2 * step + 1
 
 
 def submit(platform: Any, referee: Any) -> str:
@@ -88,17 +91,17 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     newest = platform.api.get(f"/v1/fine_tuning/jobs/{undisturbed}/checkpoints")["data"][0]
     platform.api.download(newest["download"], tmp_path / "lora.zip")
     zipfile.ZipFile(tmp_path / "lora.zip").extractall(tmp_path / "lora")
-    pipe = StableDiffusionPipeline.from_pretrained(
+    pipe: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
         str(generators.KNOWN["tiny-turbo"]), dtype=torch.float32, safety_checker=None
     )
     pipe.set_progress_bar_config(disable=True)
-    prompt = HELD_OUT[0]["prompt"]
+    prompt = str(HELD_OUT[0]["prompt"])
     spec = TrainSpec.model_validate({"prompts": HELD_OUT, "rewards": [SHAPES], "lora": {"rank": 4, "alpha": 4}})
     generator = generators.build(spec)
     checkpoint.load(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
     noise = generator.noise([1, 2])
 
-    def draw() -> torch.Tensor:
+    def draw() -> Any:
         options = {"num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "latent"}
         return pipe(prompt, latents=noise, num_images_per_prompt=2, **options).images
 
@@ -113,13 +116,13 @@ def test_kill_9_of_worker_rank_worker_and_reward_changes_not_a_bit(
 ) -> None:
     """Each is killed while an update is half done; the job finishes by itself, with the undisturbed run's weights."""
     server = referee()
-    server.hold(after=MIDST(3))
+    server.hold(after=midst(3))
     job = submit(platform, server)
     for victim, following in (("worker", 5), ("rank-worker", 6), ("shapes", None)):
         platform.wait_for(server.held.is_set, f"the update in which {victim} is killed\n{platform.tell(job)}")
         assert platform.job(job)["status"] == "running"
         platform.kill(victim)
-        server.hold(after=None if following is None else MIDST(following))
+        server.hold(after=None if following is None else midst(following))
     platform.until(job, "succeeded")
     assert [event["data"]["step"] for event in platform.events(job, "resumed")] == [2]
     assert platform.events(job, "lease_expired")
@@ -197,10 +200,11 @@ def image(data: bytes, name: str = "c0") -> dict[str, Any]:
     return {"id": name, "image": {"media_type": "image/png", "data": base64.b64encode(data).decode()}}
 
 
+NOISE = images.encode_png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 PIXEL = images.encode_png(np.zeros((1, 1, 3), np.uint8))
 JOB = {"model": "tiny-turbo", "prompts": demo_prompts(held_out=False)[:1], "rewards": [SHAPES]}
 HOSTILE: dict[str, tuple[str, dict[str, Any], int, str]] = {
-    "corrupt image": ("shapes", {"candidates": [image(PIXEL[:-20])]}, 422, "candidates[0].image"),
+    "corrupt image": ("shapes", {"candidates": [image(NOISE[: len(NOISE) // 2])]}, 422, "candidates[0].image"),
     "100 megapixels": ("shapes", {"candidates": [image(oversized_png())]}, 413, "candidates[0].image"),
     "10,000 candidates": (
         "shapes", {"candidates": [image(PIXEL, f"c{n}") for n in range(10_000)]}, 413, "candidates",
