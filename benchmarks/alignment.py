@@ -119,18 +119,18 @@ def report(results: list[dict[str, Any]]) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=150)
+    parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--arms", default="drpo,random")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, one thread each")
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time")
+    parser.add_argument("--threads", type=int, default=1, help="torch threads of each run")
     parser.add_argument("--set", default="{}", help="JSON laid over the job, to try settings")
     parser.add_argument("--json", type=Path)
     arguments = parser.parse_args()
     tasks = [(arm, seed) for seed in range(arguments.seeds) for arm in arguments.arms.split(",")]
-    threads = max(1, (os.cpu_count() or 1) // arguments.processes)
     overrides = json.loads(arguments.set)
     with ProcessPoolExecutor(min(arguments.processes, len(tasks))) as pool:
-        futures = [pool.submit(run, arm, seed, arguments.steps, threads, overrides) for arm, seed in tasks]
+        futures = [pool.submit(run, arm, seed, arguments.steps, arguments.threads, overrides) for arm, seed in tasks]
         results = []
         for future in futures:
             results.append(future.result())

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from dipole_trainer.groups import Group, RankedGroup, Ranker
 from dipole_trainer.sampling import seeds_for
 from dipole_trainer.spec import EvalSpec
 
+BATCH = 32  # images generated together
 IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
 SHEET_PROMPTS = 12
 
@@ -59,14 +60,8 @@ def evaluate(
         scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), diversity)
         on_progress(len(scored), len(spec.prompts))
 
-    for index, prompt in enumerate(spec.prompts):
-        seeds = seeds_for(spec.seed, "evaluation", index, count=spec.images_per_prompt)
-        with torch.no_grad():
-            x = generator(generator.noise(seeds), prompt.prompt)
-            group = Group(
-                f"{job_id}.eval{step}.{index}", step, prompt.prompt, prompt.metadata, generator.decode(x), seeds
-            )
-            waiting[group.id] = (index, spread(features(x)))
+    for index, (group, x) in enumerate(_draw(spec, generator, step, job_id)):
+        waiting[group.id] = (index, spread(features(x)))
         rank.submit(group)
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
@@ -75,6 +70,23 @@ def evaluate(
     while waiting:
         _collect(rank, take)
     return [scored[index] for index in range(len(spec.prompts))], sheets
+
+
+@torch.no_grad()
+def _draw(spec: EvalSpec, generator: OneStepGenerator, step: int, job_id: str) -> Iterator[tuple[Group, torch.Tensor]]:
+    """Each prompt's group and latents, generated several prompts at a time."""
+    count = spec.images_per_prompt
+    together = max(1, BATCH // count)
+    for first in range(0, len(spec.prompts), together):
+        prompts = spec.prompts[first : first + together]
+        seeds = [seeds_for(spec.seed, "evaluation", first + i, count=count) for i in range(len(prompts))]
+        noise = generator.noise([seed for drawn in seeds for seed in drawn])
+        latents = generator(noise, [prompt.prompt for prompt in prompts for _ in range(count)])
+        images = generator.decode(latents)
+        for i, prompt in enumerate(prompts):
+            rows = slice(i * count, (i + 1) * count)
+            name = f"{job_id}.eval{step}.{first + i}"
+            yield Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
 
 
 def _collect(rank: Ranker, take: Callable[[RankedGroup], None]) -> None:

@@ -43,7 +43,7 @@ def demo(
     reward: Annotated[
         str, typer.Option(help="What to train for: shapes or colourfulness; the other is watched.")
     ] = "shapes",
-    steps: Annotated[int, typer.Option(min=2, help="Updates.")] = 120,
+    steps: Annotated[int, typer.Option(min=2, help="Updates.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the job.")] = 0,
     control: Annotated[
         bool, typer.Option("--control", help="Train on shuffled ranks: what any drift would do.")
