@@ -25,7 +25,7 @@ import statistics
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -58,15 +58,15 @@ def pictures(count: int, size: int, seed: int) -> NDArray[np.uint8]:
     return np.clip(smooth + rng.normal(0, 4, smooth.shape), 0, 255).astype(np.uint8)
 
 
-def timed(call: Callable[[int], object], repeats: int) -> float:
-    """Median seconds of call(1) … call(repeats), after one call that is not counted."""
-    call(0)
-    times = []
-    for number in range(1, repeats + 1):
-        began = time.perf_counter()
-        call(number)
-        times.append(time.perf_counter() - began)
-    return statistics.median(times)
+def timed(calls: Mapping[str, Callable[[int], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each after one round that is not counted. In turn, so that a busy moment hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for number in range(repeats + 1):
+        for name, call in calls.items():
+            began = time.perf_counter()
+            call(number)
+            times[name].append(time.perf_counter() - began)
+    return {name: statistics.median(taken[1:]) for name, taken in times.items()}
 
 
 class JsonOnly(httpx.BaseTransport):
@@ -79,8 +79,8 @@ class JsonOnly(httpx.BaseTransport):
         answer = self._inner.handle_request(request)
         if request.url.path != "/v1/info":
             return answer
-        info = {**json.loads(answer.read()), "multipart": False}
-        return httpx.Response(200, json=info)
+        info = json.dumps({**json.loads(answer.read()), "multipart": False}).encode()
+        return httpx.Response(200, headers={"content-type": "application/json"}, stream=httpx.ByteStream(info))
 
     def close(self) -> None:
         self._inner.close()
@@ -123,7 +123,7 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
             "multipart npy": lambda n: npy.rank(PROMPT, list(groups[n]), METADATA),
             "Celery": lambda n: ask(f"{size}.{n}", groups[n]),
         }
-        return {name: timed(call, args.repeats) for name, call in calls.items()}
+        return timed(calls, args.repeats)
 
 
 def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -193,7 +193,7 @@ def in_flight(args: argparse.Namespace, settings: PlatformSettings, count: int) 
             for n, delay in enumerate(delays)
         ]
         ask = stack.enter_context(ranker(settings, rewards))
-        seconds = timed(lambda n: ask(f"n{count}.{n}", groups[n]), args.repeats)
+        seconds = timed({"all": lambda n: ask(f"n{count}.{n}", groups[n])}, args.repeats)["all"]
     row = {
         "rewards": count, "seconds": seconds, "slowest_s": args.slowest, "sum_s": sum(delays),
         "to_slowest": seconds / args.slowest, "to_sum": seconds / sum(delays),

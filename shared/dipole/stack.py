@@ -17,6 +17,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -92,12 +93,13 @@ class Stack:
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.enter_context(_only_one(self.home))
-            self._choose_addresses()
-            self._migrate()
-            self._supervisor = Supervisor(
-                self.log_dir, self._programs(), start_s=self._start_s, on_restart=self._on_restart
-            )
-            undo.enter_context(self._supervisor)
+            with _in_turn():
+                self._choose_addresses()
+                self._migrate()
+                self._supervisor = Supervisor(
+                    self.log_dir, self._programs(), start_s=self._start_s, on_restart=self._on_restart
+                )
+                undo.enter_context(self._supervisor)
             self._exit = undo.pop_all()
         return self
 
@@ -236,6 +238,21 @@ def _only_one(home: Path) -> Iterator[None]:
         file.write(str(os.getpid()))
         file.flush()
         yield
+
+
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    """One start at a time for this user on this machine: a port found free is still free when our process takes it.
+
+    Otherwise two stacks that start together choose the same ports, and each takes the other's processes for its own.
+    """
+    path = Path(tempfile.gettempdir()) / f"dipole-start-{os.getuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _redis_server() -> str:
