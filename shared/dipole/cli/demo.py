@@ -25,7 +25,7 @@ from dipole.tiny.job import CONTROL, demo_job, demo_prompts
 from dipole.tiny.world import TAGS
 
 REWARDS = ("shapes", "colourfulness")
-console = Console(highlight=False)
+console = Console(highlight=False, soft_wrap=True)
 
 
 class DemoFailed(DipoleError):

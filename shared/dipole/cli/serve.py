@@ -107,5 +107,6 @@ def what_runs_where(stack: Stack) -> Table:
     for heading in ("name", "url", "pid", "log"):
         table.add_column(heading, overflow="fold")
     for row in stack.table():
-        table.add_row(row.name, row.url, str(row.pid or "not ours"), str(row.log or ""))
+        log = str(row.log.relative_to(stack.home)) if row.log else ""
+        table.add_row(row.name, row.url, str(row.pid or "not ours"), log)
     return table
