@@ -1,17 +1,17 @@
 """Every error that Dipole raises on purpose. Each app turns them into RFC 9457 problem+json in one handler.
 
-    DipoleError
-    ├── InvalidInput (ValueError)   the caller's fault: names the field and the fix          400/413/415/422
-    │   ├── TooLarge                a bound was exceeded, found before decoding              413
-    │   └── UnsupportedMediaType    a media type the endpoint does not accept                415
-    ├── Unauthorized / Forbidden    no key, or a key without the scope                       401 / 403
-    ├── NotFound                    no such object                                           404
-    ├── Conflict                    the object's state does not allow it                     409
-    ├── Overloaded                  come back after `retry_after` seconds                    503
-    ├── ConfigurationError          wrong settings, found at start
-    ├── LeaseLost                   another worker owns the job now: stop at once
-    └── RewardError                 a ranking endpoint failed; `code` says how
-        └── RewardUnavailable       a required reward failed past its deadline: the job pauses
+DipoleError
+├── InvalidInput (ValueError)   the caller's fault: names the field and the fix          400/413/415/422
+│   ├── TooLarge                a bound was exceeded, found before decoding              413
+│   └── UnsupportedMediaType    a media type the endpoint does not accept                415
+├── Unauthorized / Forbidden    no key, or a key without the scope                       401 / 403
+├── NotFound                    no such object                                           404
+├── Conflict                    the object's state does not allow it                     409
+├── Overloaded                  come back after `retry_after` seconds                    503
+├── ConfigurationError          wrong settings, found at start
+├── LeaseLost                   another worker owns the job now: stop at once
+└── RewardError                 a ranking endpoint failed; `code` says how
+    └── RewardUnavailable       a required reward failed past its deadline: the job pauses
 """
 
 from __future__ import annotations

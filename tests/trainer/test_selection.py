@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from dipole_trainer.selection import Selection, Skip, Weighted, combine, normalized, select, shuffled
 from hypothesis import given
 from hypothesis import strategies as st
+
+from dipole_trainer.selection import Selection, Skip, Weighted, combine, normalized, select, shuffled
 
 NAN = float("nan")
 scores = st.lists(st.one_of(st.none(), st.floats(-50, 50), st.sampled_from([0.0, 1.0, NAN, float("inf")])), max_size=24)
