@@ -181,7 +181,10 @@ def hacking(figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequen
 
     risen = {name: difference(name)["mean"] for name in trained if difference(name)["low"] > 0}
     fallen = {name: difference(name)["mean"] for name in held_out if difference(name)["high"] < 0}
-    return {"risen": risen, "fallen": fallen} if risen and fallen else None
+    if not risen or not fallen:
+        return None
+    up, down = (", ".join(f"{name} {value:+.3f}" for name, value in side.items()) for side in (risen, fallen))
+    return {"risen": risen, "fallen": fallen, "what": f"since the base {up}, while the held-out {down}"}
 
 
 # ---------------------------------------------------------------- files

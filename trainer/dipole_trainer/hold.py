@@ -36,7 +36,7 @@ MESSAGES: dict[str, str] = {
     "export": "LoRA written to {path}",
     "skipped_group": "A group was skipped: {reason}",
     "reward_failure": "Reward {reward} was left out of a group: {reason}",
-    "reward_hacking": "Reward hacking: a trained reward rises while a held-out one falls",
+    "reward_hacking": "Reward hacking: {what}",
 }
 WARNINGS = ("skipped_group", "reward_failure", "reward_hacking")
 SYNCED = ("samples", "evaluation", "export")

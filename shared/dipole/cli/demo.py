@@ -132,7 +132,7 @@ def _follow(client: Api, job: dict[str, Any]) -> None:
                 progress.start_task(training)
                 progress.update(training, completed=data["step"], note=_note(data, held_out))
             elif kind in ("reward_failure", "reward_hacking", "paused", "failed", "resumed"):
-                progress.console.print(f"[yellow]{kind.replace('_', ' ')}[/]: {event['message']}")
+                progress.console.print(f"[yellow]{event['message']}[/]")
     ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
     if ended["status"] != "succeeded":
         raise DemoFailed(
@@ -165,7 +165,7 @@ def _results(client: Api, job: dict[str, Any], out: Path, reward: str, name: str
     console.print(f"diversity: {tuned['diversity_ratio']:.2f} of the base's")
     for event in client.pages(f"/v1/fine_tuning/jobs/{job['id']}/events"):
         if event["kind"] == "reward_hacking":
-            console.print(f"[bold yellow]reward hacking[/]: {event['message']}")
+            console.print(f"[bold yellow]{event['message']}[/]")
             break
     steps = [e["data"] for e in client.pages(f"/v1/fine_tuning/jobs/{job['id']}/events") if e["kind"] == "step"]
     lora = out / "lora"
