@@ -19,6 +19,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from dipole.errors import RewardUnavailable
-from dipole_trainer import checkpoint, evaluate
+from dipole_trainer import checkpoint, chunks, evaluate
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Group, RankedGroup, Ranker
@@ -174,10 +175,11 @@ class Trainer:
         for index, prompt in enumerate(window(self.spec.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
             seeds = seeds_for(self.spec.seed, step, index, count=self.spec.candidates)
             noise = self.generator.noise(seeds)
-            x = self.generator(noise, prompt.prompt)
-            group = Group(
-                f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, self.generator.decode(x), seeds
+            x = chunks.mapped(partial(self.generator, prompt=prompt.prompt), noise, self.spec.chunk_size)
+            images = np.concatenate(
+                [self.generator.decode(x[rows]) for rows in chunks.slices(len(x), self.spec.chunk_size)]
             )
+            group = Group(f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, seeds)
             self.rank.submit(group)
             groups[group.id] = _Pending(index, prompt, noise, x)
         drawn = _Window(step, self.done, groups)
@@ -188,8 +190,10 @@ class Trainer:
     def _prepare(self, pending: _Pending) -> None:
         """Features of the samples and of the base's on the same noises: work for the time the rewards take."""
         if pending.phi is None:
-            pending.phi = self.features(pending.x)
-            pending.phi_ref = self.features(self.generator.reference(pending.noise, pending.prompt.prompt))
+            size = self.spec.chunk_size
+            base = chunks.mapped(partial(self.generator.reference, prompt=pending.prompt.prompt), pending.noise, size)
+            pending.phi = chunks.featured(self.features, pending.x, size)
+            pending.phi_ref = chunks.featured(self.features, base, size)
 
     def _collect(self, current: _Window, *, blocking: bool) -> RankedGroup | None:
         """The next answer for the current window; answers for later windows are kept there."""
@@ -217,7 +221,7 @@ class Trainer:
         tally.losses.append(goals.values())
         parameters = self.generator.parameters()
         total: list[Tensor] | None = None
-        for rows in _chunks(self.spec.candidates, self.spec.chunk_size):
+        for rows in chunks.slices(self.spec.candidates, self.spec.chunk_size):
             phi = self.features(self.generator(pending.noise[rows], pending.prompt.prompt))
             loss = goals.loss(phi, rows) / self.spec.prompts_per_step
             part = torch.autograd.grad(loss, parameters)
@@ -386,10 +390,6 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
     warm = min(1.0, (step + 1) / (knobs.warmup_steps + 1))
     left = (spec.steps - step) / (knobs.decay_steps + 1)
     return knobs.lr * min(warm, max(0.05, min(1.0, left)))
-
-
-def _chunks(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
 
 
 def _mean(values: list[float]) -> float | None:
