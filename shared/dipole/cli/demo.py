@@ -186,24 +186,25 @@ def _table(base: dict[str, Any], tuned: dict[str, Any], name: str) -> Table:
     """Strict and graded `shapes` per category, and every reward, on held-out prompts; ± is a 95 % interval."""
     count = len(tuned["prompts"])
     images = len(next(iter(tuned["prompts"][0]["scores"].values())))
-    title = f"{count} held-out prompts × {images} noises, the same for both; 95 % intervals over prompts"
+    title = f"{count} held-out prompts × {images} noises, the same for both; ± 95 % over prompts"
     table = Table(title=title, title_justify="left")
-    for heading in ("score", "category", "prompts", "base", name, "difference"):
-        table.add_column(heading, justify="left" if heading in ("score", "category") else "right")
+    table.add_column("score")
+    for heading in ("prompts", "base", name, "difference"):
+        table.add_column(heading, justify="right", no_wrap=True)
     for score in ("shapes.strict", "shapes.graded"):
+        _row(table, score.replace(".", ", "), base["scores"].get(score), tuned["scores"].get(score), style="bold")
         for tag in TAGS:
-            _row(table, score, tag, base["by_tag"].get(tag, {}).get(score), tuned["by_tag"].get(tag, {}).get(score))
-        _row(table, score, "all", base["scores"].get(score), tuned["scores"].get(score), style="bold")
+            _row(table, f"  {tag}", base["by_tag"].get(tag, {}).get(score), tuned["by_tag"].get(tag, {}).get(score))
         table.add_section()
     for score in REWARDS:
-        _row(table, score, "all", base["scores"].get(score), tuned["scores"].get(score))
+        _row(table, score, base["scores"].get(score), tuned["scores"].get(score))
     return table
 
 
-def _row(table: Table, score: str, tag: str, base: Any, tuned: Any, *, style: str = "") -> None:
+def _row(table: Table, label: str, base: Any, tuned: Any, *, style: str = "") -> None:
     if base and tuned and "mean" in base and "mean" in tuned:
         cells = [_figure(base), _figure(tuned), _figure(tuned["difference"], sign=True)]
-        table.add_row(score.replace(".", " "), tag, str(tuned["prompts"]), *cells, style=style)
+        table.add_row(label, str(tuned["prompts"]), *cells, style=style)
 
 
 def _figure(value: dict[str, float], *, sign: bool = False) -> str:

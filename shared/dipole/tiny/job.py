@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 from dipole.tiny.world import prompts
@@ -35,10 +36,13 @@ def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0) -> dict[str, 
 
 
 def demo_prompts(*, held_out: bool) -> list[dict[str, Any]]:
-    """Lines of a prompts file, categories in turn, so that the first few show them all."""
-    places: dict[str, int] = {}
+    """Lines of a prompts file, categories in turn, larger ones more often, so that any first few are a fair sample."""
+    chosen = prompts(held_out=held_out)
+    sizes = Counter(prompt.tag for prompt in chosen)
+    seen: Counter[str] = Counter()
     lines = []
-    for prompt in prompts(held_out=held_out):
-        place = places[prompt.tag] = places.get(prompt.tag, -1) + 1
-        lines.append((place, {"prompt": prompt.text, "metadata": prompt.metadata}))
-    return [line for _, line in sorted(lines, key=lambda pair: pair[0])]
+    for prompt in chosen:
+        lines.append(((seen[prompt.tag] + 0.5) / sizes[prompt.tag] ** 0.5, prompt))
+        seen[prompt.tag] += 1
+    ordered = [prompt for _, prompt in sorted(lines, key=lambda pair: pair[0])]
+    return [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in ordered]
