@@ -55,8 +55,8 @@ from dipole_trainer.selection import Selection
 from dipole_trainer.spec import DrpoSpec, LoraSpec
 
 PROMPT = "a red circle"
-# Bounds of the gradients' relative difference in float32. Pixel anchors are decoded again, in other batch sizes, so that
-# even a sample's distance to its own copy is rounded differently; narrow radii magnify it (in float64 it is 1e-15).
+# Bounds of the gradients' relative difference in float32. Pixel anchors are decoded again, in other batch sizes, so
+# that even a sample's distance to its own copy is rounded differently; narrow radii magnify it (1e-15 in float64).
 SAME = {"latent": 1e-4, "pixel": 2e-2}
 NEAR = 2e-2  # for batches cut into chunks
 NEEDED_GIB = {"tiny": 1, "sd-turbo": 24, "sdxl": 48}
