@@ -5,7 +5,8 @@
 
 Every arm sees the same prompts, noises, candidates per update and number of updates; the control gets the same scores
 handed to other candidates at random. All are evaluated on the held-out prompts with the same noises. The interval of a
-difference is over prompts and seeds: seeds are resampled, and prompts within them (bootstrap, 4000 draws).
+difference is over prompts and seeds: both are resampled, all seeds sharing a draw's prompts (bootstrap, 4000 draws);
+Student's interval over the seeds alone stands beside it. `strict` pools the prompts, `macro` averages the categories.
 """
 
 from __future__ import annotations
@@ -83,7 +84,7 @@ def run(arm: str, seed: int, steps: int, threads: int, overrides: dict[str, Any]
 
 
 def interval(differences: Any, draws: int = 4000) -> tuple[float, float, float]:
-    """Mean and 95 % interval of (seeds, prompts) differences, resampling seeds and, within them, prompts."""
+    """Mean and 95 % interval of (seeds, prompts) differences, resampling both; all seeds share a draw's prompts."""
     import numpy as np
 
     values = np.asarray(differences, float)
@@ -110,11 +111,43 @@ def report(results: list[dict[str, Any]]) -> dict[str, Any]:
         if len(tuned) == 2:
             table[part]["drpo - random"] = interval(tuned["drpo"] - tuned["random"])
             table[part]["ratio drpo / random"] = table[part]["drpo"] / max(table[part]["random"], 1e-9)
+    if len(tuned) == 2:  # strict, as the last of the loop above is graded
+        table |= _by_category(by_arm)
     table["diversity_ratio"] = {
         arm: float(np.mean([r["diversity_ratio"] for r in rows])) for arm, rows in by_arm.items() if rows
     }
     table["cpu_s_per_run"] = float(np.mean([r["cpu_s"] for r in results]))
     return table
+
+
+def _by_category(by_arm: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
+    """Strict per category and their plain average, and DrPO's lead over the control, ± Student over seeds."""
+    import numpy as np
+    from scipy import stats
+
+    tags = by_arm["drpo"][0]["tags"]
+    strict = {arm: np.array([run["tuned"]["strict"] for run in runs]) for arm, runs in by_arm.items()}
+    strict["base"] = np.array([by_arm["drpo"][0]["base"]["strict"]])
+    table: dict[str, Any] = {}
+    macro: dict[str, list[Any]] = {arm: [] for arm in strict}
+    for tag in sorted(set(tags)):
+        rows = [index for index, each in enumerate(tags) if each == tag]
+        by_seed = {arm: values[:, rows].mean(1) for arm, values in strict.items()}
+        table[tag] = {"prompts": len(rows), **{arm: round(float(values.mean()), 4) for arm, values in by_seed.items()}}
+        for arm, values in by_seed.items():
+            macro[arm].append(values)
+    average = {arm: np.mean(values, axis=0) for arm, values in macro.items()}
+    pooled, lead = strict["drpo"].mean(1) - strict["random"].mean(1), average["drpo"] - average["random"]
+    quantile = stats.t.ppf(0.975, len(lead) - 1)
+    over_seeds = {
+        name: [float(values.mean()), float(quantile * values.std(ddof=1) / len(values) ** 0.5)]
+        for name, values in (("strict", pooled), ("macro", lead))
+    }
+    return {
+        "by_category": table,
+        "macro": {arm: float(values.mean()) for arm, values in average.items()},
+        "drpo - random, ± over seeds": over_seeds,
+    }
 
 
 def main() -> None:

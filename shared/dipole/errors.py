@@ -9,6 +9,7 @@ DipoleError
 ├── Conflict                    the object's state does not allow it                     409
 ├── Overloaded                  come back after `retry_after` seconds                    503
 ├── ConfigurationError          wrong settings, found at start
+├── NothingToLearn              no reward told candidates apart for many steps: the job fails
 ├── LeaseLost                   another worker owns the job now: stop at once
 └── RewardError                 a ranking endpoint failed; `code` says how
     └── RewardUnavailable       a required reward failed past its deadline: the job pauses
@@ -82,6 +83,12 @@ class ConfigurationError(DipoleError):
     """Settings that cannot work; raised at start with a sentence that says what to change."""
 
     slug = "configuration"
+
+
+class NothingToLearn(DipoleError):
+    """Step after step no group could be trained on; going on would only pretend to train."""
+
+    slug = "nothing-to-learn"
 
 
 class LeaseLost(DipoleError):

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipole_trainer.drift import _dipole, drift_loss
+from dipole_trainer.drift import _dipole, _own_pairs, drift_loss
 
 # 144 cases (inputs, loss, gradient, feature scale) computed in float32 with the published DrPO implementation.
 GOLDEN = np.load(Path(__file__).parent / "golden/drift_loss.npz")
@@ -112,18 +112,23 @@ def test_gradient_is_that_of_a_fixed_goal() -> None:
 
 
 def test_anchors_that_are_samples_can_be_masked() -> None:
-    """With rows given, a sample does not see its own copy among the anchors: moving that copy does not move it."""
-    x = draw(1, 6, 5)
-    rows = torch.tensor([[0, 1]])
-    masked = [
-        drift_loss(x, anchors, x[:, 4:], positive_rows=rows, negative_rows=torch.tensor([[4, 5]]), **WEIGHTS).goal[0, 0]
-        for anchors in (x[:, :2], torch.cat([x[:, :1] * 1.0, x[:, 1:2]], 1))
-    ]
-    assert torch.equal(*masked)
+    """A sample is kept from its own copy among the anchors: its affinity to it is on the floor, the others' are not."""
+    x, rows = draw(1, 6, 5), torch.tensor([[0, 1]])
+    masked = drift_loss(x, x[:, :2], x[:, 4:], positive_rows=rows, negative_rows=rows + 4, **WEIGHTS)
+    plain = drift_loss(x, x[:, :2], x[:, 4:], **WEIGHTS)
+    for sample in (0, 1, 4, 5):  # anchors are drawn elsewhere once they do not see themselves
+        assert not torch.allclose(masked.goal[0, sample], plain.goal[0, sample])
     by_flag = drift_loss(x, x[:, :2], x, mask_negative_self=True, **WEIGHTS)
     by_rows = drift_loss(x, x[:, :2], x, negative_rows=torch.arange(6)[None], **WEIGHTS)
     assert torch.equal(by_flag.loss, by_rows.loss)
     assert not torch.allclose(by_flag.loss, drift_loss(x, x[:, :2], x, **WEIGHTS).loss)
+
+
+def test_own_pairs_are_the_copies_and_nothing_else() -> None:
+    """With three samples, anchors that copy rows 2 (negative) and 0 (positive), and a negative that copies none."""
+    x = draw(1, 3, 2)
+    own = _own_pairs(x, x[:, :2], x[:, :1], False, torch.tensor([[2, -1]]), torch.tensor([[0]]))
+    assert own[0].tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
 
 
 def test_weights_may_be_one_per_anchor() -> None:

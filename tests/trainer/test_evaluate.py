@@ -23,7 +23,8 @@ def test_interval_is_over_prompts_not_images() -> None:
     many = estimate(prompt_means(scored([[0.0, 1.0] * 50, [1.0] * 100, [0.0] * 100]), "r"))
     assert few == many
     assert few is not None
-    half = 1.96 * np.std([0.5, 1.0, 0.0], ddof=1) / math.sqrt(3)
+    assert few.high is not None
+    half = 4.302653 * np.std([0.5, 1.0, 0.0], ddof=1) / math.sqrt(3)  # Student's t, two degrees of freedom
     assert (few.mean, few.high - few.mean) == pytest.approx((0.5, half))
 
 
@@ -31,6 +32,14 @@ def test_prompts_without_a_score_are_left_out_and_counted() -> None:
     found = estimate(prompt_means(scored([[None, None], [1.0, None], [0.0, 0.0]]), "r"))
     assert found is not None
     assert (found.mean, found.prompts) == (0.5, 2)
+
+
+def test_one_prompt_has_no_interval() -> None:
+    """And so no certainty: nothing is called hacking on one prompt. The file stays JSON."""
+    figures = summary(scored([[1.0]]), scored([[0.0]]))
+    assert figures["scores"]["r"]["difference"] == {"mean": 1.0, "low": None, "high": None, "prompts": 1}
+    assert hacking(figures, ["r"], ["r"]) is None
+    json.dumps(figures, allow_nan=False)
 
 
 def test_difference_is_paired() -> None:
@@ -61,7 +70,7 @@ def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
 def test_spread_is_the_mean_distance_between_samples() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
     assert spread({"a": points[:, None]}) == pytest.approx((5 + 5 + 0) / 3)
-    assert spread({"a": points[:1, None]}) == 0
+    assert spread({"a": points[:1, None]}) is None
 
 
 def test_files_say_everything_again(tmp_path: Path) -> None:

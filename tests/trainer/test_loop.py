@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,9 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 
-from dipole.errors import RewardUnavailable
+from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
-from dipole_trainer import checkpoint, features, generators, loop
+from dipole_trainer import checkpoint, chunks, features, generators, loop
 from dipole_trainer.drift import drift_loss
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
@@ -126,10 +127,7 @@ def test_fast_update_equals_the_plain_one(chunk: int) -> None:
     # ours
     with torch.no_grad():
         goals = drpo.goals(phi(call(noise)), phi(x_ref), chosen, spec)
-    fast = [torch.zeros_like(parameter) for parameter in generator.parameters()]
-    for rows in (slice(start, min(start + chunk, 6)) for start in range(0, 6, chunk)):
-        part = torch.autograd.grad(goals.loss(phi(call(noise[rows])), rows), generator.parameters())
-        fast = [a + b for a, b in zip(fast, part, strict=True)]
+    fast = goals.gradient(lambda rows: phi(call(noise[rows])), generator.parameters(), chunks.slices(6, chunk))
     assert sum(value.norm() for value in plain) > 0
     for one, other in zip(plain, fast, strict=True):
         assert torch.allclose(one, other, rtol=1e-8, atol=1e-12)
@@ -241,15 +239,62 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_evaluation_compares_with_the_base_on_the_same_noises(tmp_path: Path) -> None:
-    """Before any update the difference is nought; sheets and figures lie in the work folder."""
-    spec = make_spec(evaluation={"prompts": LINES[:3], "images_per_prompt": 2, "every": 2})
-    _, events, _ = train(spec, tmp_path)
+    """With weights that do not move the images are the same and every difference is nought; with others they are not."""
+    still = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
+    evaluation = {"prompts": LINES[:3], "images_per_prompt": 2, "every": 2}
+    _, events, _ = train(make_spec(evaluation=evaluation), tmp_path / "still", still)
     figures = [data for kind, data in events if kind == "evaluation"]
     assert [data["step"] for data in figures] == [0, 2, 3]
-    assert figures[-1]["scores"]["bright"]["difference"]["prompts"] == 3
-    assert (tmp_path / "samples/step-3.png").is_file()
-    stored = json.loads((tmp_path / "evaluation/step-0.json").read_text())
+    assert figures[-1]["scores"]["bright"]["difference"] == {"mean": 0, "low": 0, "high": 0, "prompts": 3}
+    assert figures[-1]["diversity_ratio"] == 1
+    sheets = [(tmp_path / f"still/samples/step-{step}.png").read_bytes() for step in (0, 3)]
+    assert sheets[0] == sheets[1]
+    _, events, _ = train(make_spec(evaluation=evaluation), tmp_path / "moved")
+    moved = [data for kind, data in events if kind == "evaluation"][-1]
+    assert moved["scores"]["bright"]["difference"]["mean"] != 0
+    stored = json.loads((tmp_path / "moved/evaluation/step-0.json").read_text())
     assert len(stored["prompts"][0]["scores"]["bright"]) == 2
+
+
+def test_an_evaluation_heeds_a_stop_while_it_waits(tmp_path: Path) -> None:
+    """A reward that never answers does not hold a job that somebody cancels."""
+
+    class Silent(InProcessRanker):
+        def submit(self, group: Group) -> None:
+            pass
+
+    spec = make_spec(evaluation={"prompts": LINES[:2], "images_per_prompt": 2})
+    orders = iter(["run", "run", "cancel"])
+    _, _, outcome = train(spec, tmp_path, Silent({"bright": brightness}, spec.rewards), control=lambda: next(orders))
+    assert outcome == "cancelled"
+
+
+def test_a_run_that_learns_nothing_fails(tmp_path: Path) -> None:
+    """Scores without spread for many steps are an error, not a success with the base's weights."""
+    flat = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
+    small: dict[str, Any] = {"steps": 40, "candidates": 2, "prompts_per_step": 1}
+    with pytest.raises(NothingToLearn, match="25 steps in a row"):
+        train(make_spec(**small, method={"drpo": {"positives": 1, "negatives": 1}}), tmp_path, flat)
+
+
+def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
+    """No image is made up from NaN, and no checkpoint of it pushes out a good one."""
+    generator = generators.build(make_spec())
+    with torch.no_grad():
+        generator.parameters()[0].fill_(float("nan"))
+        with pytest.raises(FloatingPointError):
+            generator.decode(generator(generator.noise([0]), "a red circle"))
+
+
+def test_later_evaluations_are_forgotten_on_resume(tmp_path: Path) -> None:
+    """What a lost stretch of training had evaluated is not taken for the resumed run's."""
+    evaluation = {"prompts": LINES[:2], "images_per_prompt": 2, "every": 1}
+    train(make_spec(evaluation=evaluation), tmp_path)
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    _, events, _ = train(make_spec(evaluation=evaluation), tmp_path)
+    assert [data["step"] for kind, data in events if kind == "evaluation"] == [2, 3]
+    assert ("checkpoint", {"step": 1, "path": "checkpoint-1"}) in events
 
 
 def test_sub_scores_reach_the_evaluation(tmp_path: Path) -> None:

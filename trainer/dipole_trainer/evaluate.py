@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from scipy import stats
 
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
@@ -36,7 +37,7 @@ class Scored:
     prompt: str
     tag: str
     scores: Mapping[str, Sequence[float | None]]
-    diversity: float  # mean distance in φ between the prompt's images
+    diversity: float | None  # mean distance in φ between the prompt's images; None for a single image
 
 
 def evaluate(
@@ -48,9 +49,13 @@ def evaluate(
     step: int,
     job_id: str,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    heed: Callable[[], None] = lambda: None,
 ) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
-    """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts."""
-    waiting: dict[str, tuple[int, float]] = {}
+    """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
+
+    `heed` is called at least every second while answers are waited for; what it raises ends the evaluation.
+    """
+    waiting: dict[str, tuple[int, float | None]] = {}
     scored: dict[int, Scored] = {}
     sheets: list[NDArray[np.uint8]] = []
 
@@ -66,9 +71,9 @@ def evaluate(
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
         while len(waiting) >= IN_FLIGHT:
-            _collect(rank, take)
+            _collect(rank, take, heed)
     while waiting:
-        _collect(rank, take)
+        _collect(rank, take, heed)
     return [scored[index] for index in range(len(spec.prompts))], sheets
 
 
@@ -89,16 +94,17 @@ def _draw(spec: EvalSpec, generator: OneStepGenerator, step: int, job_id: str) -
             yield Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
 
 
-def _collect(rank: Ranker, take: Callable[[RankedGroup], None]) -> None:
+def _collect(rank: Ranker, take: Callable[[RankedGroup], None], heed: Callable[[], None]) -> None:
+    heed()
     ranked = rank.collect(timeout_s=1.0)
     if ranked is not None:
         take(ranked)
 
 
-def spread(phi: Mapping[str, torch.Tensor]) -> float:
-    """Mean distance between samples, averaged over keys; {key: (K, T, D)}."""
+def spread(phi: Mapping[str, torch.Tensor]) -> float | None:
+    """Mean distance between samples, averaged over keys; {key: (K, T, D)}. None for a single sample."""
     distances = [torch.pdist(value.flatten(1).float()).mean().item() for value in phi.values() if len(value) > 1]
-    return float(np.mean(distances)) if distances else 0.0
+    return float(np.mean(distances)) if distances else None
 
 
 def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
@@ -117,24 +123,27 @@ def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over prompts with its 95 % interval; `prompts` counts those that had any score."""
+    """A mean over prompts with its 95 % interval (None for one prompt); `prompts` counts those that had any score."""
 
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     prompts: int
 
-    def json(self) -> dict[str, float | int]:
+    def json(self) -> dict[str, float | int | None]:
         return {"mean": self.mean, "low": self.low, "high": self.high, "prompts": self.prompts}
 
 
 def estimate(values: Sequence[float]) -> Estimate | None:
-    """Mean of one value a prompt; the interval is over prompts (normal, 1.96 standard errors)."""
+    """Mean of one value a prompt; the interval is Student's, over prompts."""
     finite = np.array([value for value in values if math.isfinite(value)])
     if not finite.size:
         return None
-    half = 1.96 * finite.std(ddof=1) / math.sqrt(finite.size) if finite.size > 1 else math.inf
-    return Estimate(float(finite.mean()), float(finite.mean() - half), float(finite.mean() + half), int(finite.size))
+    mean, count = float(finite.mean()), int(finite.size)
+    if count == 1:
+        return Estimate(mean, None, None, 1)
+    half = float(stats.t.ppf(0.975, count - 1) * finite.std(ddof=1) / math.sqrt(count))
+    return Estimate(mean, mean - half, mean + half, count)
 
 
 def prompt_means(scored: Sequence[Scored], name: str) -> list[float]:
@@ -158,11 +167,15 @@ def summary(scored: Sequence[Scored], base: Sequence[Scored] | None) -> dict[str
         for tag in tags:
             rows = [i for i, item in enumerate(scored) if item.tag == tag]
             figures["by_tag"][tag][name] = _figure([means[i] for i in rows], before and [before[i] for i in rows])
-    diversity = float(np.mean([item.diversity for item in scored]))
-    figures["diversity"] = diversity
-    if base:
-        figures["diversity_ratio"] = diversity / max(float(np.mean([item.diversity for item in base])), 1e-12)
+    figures["diversity"] = diversity = _diversity(scored)
+    at_first = _diversity(base) if base else None
+    figures["diversity_ratio"] = diversity / at_first if diversity is not None and at_first else None
     return figures
+
+
+def _diversity(scored: Sequence[Scored]) -> float | None:
+    values = [item.diversity for item in scored if item.diversity is not None]
+    return float(np.mean(values)) if values else None
 
 
 def _figure(means: Sequence[float], before: Sequence[float] | None) -> dict[str, Any]:
@@ -174,13 +187,12 @@ def _figure(means: Sequence[float], before: Sequence[float] | None) -> dict[str,
 def hacking(figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str]) -> dict[str, Any] | None:
     """Reward hacking: a trained reward surely rose while a held-out one surely fell. None when that is not so."""
 
-    def difference(name: str) -> Mapping[str, float]:
-        empty: Mapping[str, float] = {"low": -math.inf, "high": math.inf, "mean": 0.0}
-        found: Mapping[str, float] = figures["scores"].get(name, {}).get("difference", empty)
-        return found
+    def differences(names: Sequence[str]) -> dict[str, Mapping[str, float]]:
+        found = {name: figures["scores"].get(name, {}).get("difference") for name in names}
+        return {name: value for name, value in found.items() if value and value["low"] is not None}
 
-    risen = {name: difference(name)["mean"] for name in trained if difference(name)["low"] > 0}
-    fallen = {name: difference(name)["mean"] for name in held_out if difference(name)["high"] < 0}
+    risen = {name: value["mean"] for name, value in differences(trained).items() if value["low"] > 0}
+    fallen = {name: value["mean"] for name, value in differences(held_out).items() if value["high"] < 0}
     if not risen or not fallen:
         return None
     up, down = (", ".join(f"{name} {value:+.3f}" for name, value in side.items()) for side in (risen, fallen))
@@ -194,13 +206,22 @@ def write(folder: Path, step: int, scored: Sequence[Scored], figures: Mapping[st
     """`evaluation/step-N.json`: the figures and every score behind them."""
     folder.mkdir(parents=True, exist_ok=True)
     path, temporary = folder / f"step-{step}.json", folder / f".step-{step}.partial"
-    temporary.write_text(json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1))
+    temporary.write_text(
+        json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1, allow_nan=False)
+    )
     temporary.replace(path)  # whole or not at all: its existence says that this step was evaluated
     return path
 
 
 def read(path: Path) -> list[Scored]:
     return [Scored(**item) for item in json.loads(path.read_text())["prompts"]]
+
+
+def forget_after(workdir: Path, step: int) -> None:
+    """Remove evaluations and samples of later steps: a run that resumes before them will make its own."""
+    for path in [*workdir.glob("evaluation/step-*.json"), *workdir.glob("samples/step-*.png")]:
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
 
 
 def write_sheet(folder: Path, step: int, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Path:

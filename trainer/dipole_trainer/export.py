@@ -20,7 +20,7 @@ tags: [lora, text-to-image, one-step, dipole]
 import torch
 from diffusers import StableDiffusionPipeline
 
-pipe = StableDiffusionPipeline.from_pretrained("{model}", safety_checker=None)
+pipe = StableDiffusionPipeline.from_pretrained({load}, safety_checker=None)
 pipe.load_lora_weights(".")  # this folder
 seed = torch.Generator().manual_seed(0)
 image = pipe("a prompt", num_inference_steps=1, guidance_scale=0.0, generator=seed).images[0]
@@ -35,8 +35,15 @@ def export_lora(trained: Path, folder: Path, spec: TrainSpec) -> Path:
     path = folder / WEIGHTS
     path.write_bytes(diffusers_lora((trained / "unet_lora/adapter_model.safetensors").read_bytes(), config))
     rewards = ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+    name = Path(spec.model).name
+    load = "dipole_trainer.generators.one_step.TINY_TURBO" if name == "tiny-turbo" else f'"path/to/{name}"'
     card = CARD.format(
-        model=spec.model, steps=spec.steps, prompts=spec.prompts_per_step, candidates=spec.candidates, rewards=rewards
+        model=name,
+        load=load,
+        steps=spec.steps,
+        prompts=spec.prompts_per_step,
+        candidates=spec.candidates,
+        rewards=rewards,
     )
     (folder / "README.md").write_text(card)
     return path

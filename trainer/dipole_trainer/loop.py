@@ -27,7 +27,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole.errors import RewardUnavailable
+from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole_trainer import checkpoint, chunks, evaluate
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
@@ -41,6 +41,7 @@ Outcome = Literal["succeeded", "paused", "cancelled"]
 OnEvent = Callable[[str, dict[str, Any]], None]
 Control = Callable[[], Literal["run", "pause", "cancel"]]
 PROGRESS_EVERY = 8  # evaluated prompts between two events
+BARREN_STEPS = 25  # steps without an update after which a job fails rather than pretend to train
 POLL_S = 0.5  # how often a waiting loop looks whether it should stop
 
 
@@ -114,6 +115,7 @@ class Trainer:
         )
         self.done = 0  # finished updates
         self.saved: int | None = None  # step of the newest checkpoint
+        self.barren = 0  # steps in a row without an update
         self.base: list[evaluate.Scored] | None = None
         self.windows: deque[_Window] = deque()
         self.started, self.started_at = time.monotonic(), 0
@@ -219,14 +221,14 @@ class Trainer:
         assert pending.phi_ref is not None
         goals = drpo.goals(pending.phi, pending.phi_ref, chosen, self.spec.method.drpo)
         tally.losses.append(goals.values())
-        parameters = self.generator.parameters()
-        total: list[Tensor] | None = None
-        for rows in chunks.slices(self.spec.candidates, self.spec.chunk_size):
-            phi = self.features(self.generator(pending.noise[rows], pending.prompt.prompt))
-            loss = goals.loss(phi, rows) / self.spec.prompts_per_step
-            part = torch.autograd.grad(loss, parameters)
-            total = list(part) if total is None else [a + b for a, b in zip(total, part, strict=True)]
-        return total
+        parts = chunks.slices(self.spec.candidates, self.spec.chunk_size)
+        noise, prompt = pending.noise, pending.prompt.prompt
+        return goals.gradient(
+            lambda rows: self.features(self.generator(noise[rows], prompt)),
+            self.generator.parameters(),
+            parts,
+            scale=1 / self.spec.prompts_per_step,
+        )
 
     def _order(self, pending: _Pending, ranked: RankedGroup, step: int, tally: _Tally) -> Selection | Skip:
         """Combine the rewards' answers and choose what attracts and repels."""
@@ -252,11 +254,17 @@ class Trainer:
     def _update(self, gradients: _OrderedSum) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.done)
+        self.barren = self.barren + 1 if gradients.total is None else 0
+        if self.barren == BARREN_STEPS:
+            raise NothingToLearn(
+                f"{BARREN_STEPS} steps in a row had no group to train on: a trained reward is failing, or gives every "
+                "candidate the same score; the skipped_group and reward_failure events say which"
+            )
         if gradients.total is not None:
             parameters = self.generator.parameters()
             for parameter, gradient in zip(parameters, gradients.total, strict=True):
                 parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm)
+            torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm, error_if_nonfinite=True)
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
@@ -294,11 +302,14 @@ class Trainer:
             self._checkpoint()
 
     def _resume(self) -> None:
+        """Go on from the newest checkpoint. Whoever died after writing it may not have said so: it is said again."""
         path = checkpoint.newest(self.workdir)
         if path is not None:
             state = checkpoint.load(path, self.generator, self.optimizer)
             self.done = self.started_at = self.saved = int(state["step"])
             self.on_event("resumed", {"step": self.done})
+            self.on_event("checkpoint", {"step": self.done, "path": path.name})
+        evaluate.forget_after(self.workdir, self.done)
         before = self.workdir / "evaluation/step-0.json"
         if before.is_file():
             self.base = evaluate.read(before)
@@ -324,7 +335,6 @@ class Trainer:
         def progress(count: int, total: int) -> None:
             if count % PROGRESS_EVERY == 0 or count == total:
                 self.on_event("evaluating", {"step": self.done, "prompts_done": count, "prompts": total})
-            self._heed_control()
 
         began = time.monotonic()
         scored, sheet = evaluate.evaluate(
@@ -335,6 +345,7 @@ class Trainer:
             step=self.done,
             job_id=self.job_id,
             on_progress=progress,
+            heed=self._heed_control,
         )
         figures = evaluate.summary(scored, self.base)
         evaluate.write_sheet(self.workdir / "samples", self.done, sheet, [item.prompt for item in scored])

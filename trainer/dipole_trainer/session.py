@@ -37,7 +37,7 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
     chosen = device or ("cuda" if torch.cuda.is_available() else "cpu")
     generator = generators.build(spec, device=chosen)
-    phi = features.build(spec.features, spec.model)
+    phi = features.build(spec.features, spec.model, device=chosen)
     outcome = loop.train(spec, generator, phi, rank, on_event, workdir=workdir, job_id=job_id, control=control)
     if outcome == "succeeded":
         trained = checkpoint.newest(workdir)

@@ -68,10 +68,14 @@ def demo(
     try:
         with _platform(api, out) as url, Api(url, key) as client:
             job = _create(client, out, demo_job(steps=steps, reward=reward, seed=seed), control)
-            _follow(client, job)
+            try:
+                _follow(client, job)
+            except KeyboardInterrupt:  # or the next demo's worker would take this job up first
+                client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
+                raise
             _results(client, job, out, reward, "random ranks" if control else "DrPO")
     except KeyboardInterrupt:
-        console.print("Stopped; every process it started is gone." if api is None else "Stopped watching.")
+        console.print("Stopped: the job is cancelled" + (", every process gone." if api is None else "."))
         raise typer.Exit(130) from None
 
 
@@ -162,7 +166,8 @@ def _results(client: Api, job: dict[str, Any], out: Path, reward: str, name: str
     base, tuned = (json.loads(path.read_text()) for path in (evaluations[0], evaluations[-1]))
     console.print()
     console.print(_table(base, tuned, name))
-    console.print(f"diversity: {tuned['diversity_ratio']:.2f} of the base's")
+    if tuned["diversity_ratio"] is not None:
+        console.print(f"diversity: {tuned['diversity_ratio']:.2f} of the base's")
     for event in client.pages(f"/v1/fine_tuning/jobs/{job['id']}/events"):
         if event["kind"] == "reward_hacking":
             console.print(f"[bold yellow]{event['message']}[/]")
@@ -207,8 +212,8 @@ def _row(table: Table, label: str, base: Any, tuned: Any, *, style: str = "") ->
         table.add_row(label, str(tuned["prompts"]), *cells, style=style)
 
 
-def _figure(value: dict[str, float], *, sign: bool = False) -> str:
-    if value["prompts"] < 2:  # one prompt has no interval
+def _figure(value: dict[str, Any], *, sign: bool = False) -> str:
+    if value["low"] is None:  # one prompt has no interval
         return f"{value['mean']:+.3f}" if sign else f"{value['mean']:.3f}"
     half = (value["high"] - value["low"]) / 2
     return f"{value['mean']:+.3f} ± {half:.3f}" if sign else f"{value['mean']:.3f} ± {half:.3f}"

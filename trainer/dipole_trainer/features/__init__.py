@@ -19,12 +19,12 @@ Features = Callable[[Tensor], dict[str, Tensor]]
 KNOWN = ("tiny", "latents")
 
 
-def build(name: str, model: str) -> Features:
-    """The feature space of that name; `auto` is the model's own."""
+def build(name: str, model: str, *, device: str = "cpu") -> Features:
+    """The feature space of that name, on `device`; `auto` is the model's own."""
     if name == "auto":
         name = "tiny" if model == "tiny-turbo" else "latents"
     if name == "tiny":
-        return TinyFeatures.load(TINY_TURBO / "encoder")
+        return TinyFeatures.load(TINY_TURBO / "encoder", device=device)
     if name == "latents":
         return latents
     raise InvalidInput(f"{name!r} is not a feature space; known are auto, {', '.join(KNOWN)}", field="features")

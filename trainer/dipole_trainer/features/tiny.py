@@ -69,8 +69,8 @@ class TinyFeatures:
         self.encoder = encoder.eval().requires_grad_(False)
 
     @classmethod
-    def load(cls, folder: Path) -> TinyFeatures:
-        return cls(TinyEncoder.load(folder))
+    def load(cls, folder: Path, *, device: str = "cpu") -> TinyFeatures:
+        return cls(TinyEncoder.load(folder).to(device))
 
     def __call__(self, latents: Tensor) -> dict[str, Tensor]:
         quadrants = self.encoder(latents)  # (K, 4, 64)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from dipole_trainer.spec import LoraSpec
 
 disable_progress_bar()
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
+CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -52,7 +54,7 @@ class OneStepGenerator:
             self.unet.add_adapter(self.lora)
         for parameter in self.parameters():
             parameter.data = parameter.data.float()  # the adapter trains in float32 whatever the base runs in
-        self._embeddings: dict[str, Tensor] = {}
+        self._embed = lru_cache(CACHED_PROMPTS)(self._encode)
 
     @classmethod
     def load(
@@ -75,16 +77,18 @@ class OneStepGenerator:
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
-    @torch.no_grad()
     def embed(self, prompt: str) -> Tensor:
-        """The prompt's text embedding (1, tokens, width), computed once."""
-        if prompt not in self._embeddings:
-            ids = self._tokenizer(
-                prompt, padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True,
-                return_tensors="pt",
-            ).input_ids  # fmt: skip
-            self._embeddings[prompt] = self._text_encoder(ids.to(self.device)).last_hidden_state
-        return self._embeddings[prompt]
+        """The prompt's text embedding (1, tokens, width), computed once while it is in use."""
+        return self._embed(prompt)
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Tensor:
+        ids = self._tokenizer(
+            prompt, padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True,
+            return_tensors="pt",
+        ).input_ids  # fmt: skip
+        hidden: Tensor = self._text_encoder(ids.to(self.device)).last_hidden_state
+        return hidden
 
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
@@ -116,7 +120,11 @@ class OneStepGenerator:
 
     @torch.no_grad()
     def decode(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Images, uint8 (K, H, W, 3) RGB."""
+        """Images, uint8 (K, H, W, 3) RGB. Raises FloatingPointError for latents that are not finite."""
+        if not torch.isfinite(latents).all():
+            raise FloatingPointError(
+                "the generator made latents that are not finite: lower the learning rate or use bf16"
+            )
         images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
         scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255)
         return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())

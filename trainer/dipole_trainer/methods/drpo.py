@@ -9,7 +9,7 @@ Legend: K candidates, T tokens, D features, P positives, N negatives.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -41,6 +41,25 @@ class Goals:
             if self.ref_lambda:
                 total = total + self.ref_lambda * _share(self.reference[key], flat, tokens)
         return total / len(phi)
+
+    def gradient(
+        self,
+        phi_of: Callable[[slice], PhiSets],
+        parameters: Sequence[Tensor],
+        chunks: Sequence[slice],
+        *,
+        scale: float = 1.0,
+    ) -> list[Tensor]:
+        """The loss's gradient times `scale`, one tensor a parameter, with the graph of one chunk at a time.
+
+        `phi_of(rows)` runs generator and φ on those samples with a graph; `chunks` cover the group.
+        """
+        total: list[Tensor] | None = None
+        for rows in chunks:
+            part = torch.autograd.grad(self.loss(phi_of(rows), rows) * scale, list(parameters))
+            total = list(part) if total is None else [a + b for a, b in zip(total, part, strict=True)]
+        assert total is not None, "a group has samples"
+        return total
 
     def values(self) -> tuple[float, float]:
         """The two drift losses, each averaged over keys."""
