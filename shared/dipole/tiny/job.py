@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import random
 from typing import Any
 
 from dipole.tiny.world import prompts
@@ -36,13 +36,7 @@ def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0) -> dict[str, 
 
 
 def demo_prompts(*, held_out: bool) -> list[dict[str, Any]]:
-    """Lines of a prompts file, categories in turn, larger ones more often, so that any first few are a fair sample."""
+    """Lines of a prompts file, shuffled once and for all, so that any first few are a fair sample."""
     chosen = prompts(held_out=held_out)
-    sizes = Counter(prompt.tag for prompt in chosen)
-    seen: Counter[str] = Counter()
-    lines = []
-    for prompt in chosen:
-        lines.append(((seen[prompt.tag] + 0.5) / sizes[prompt.tag] ** 0.5, prompt))
-        seen[prompt.tag] += 1
-    ordered = [prompt for _, prompt in sorted(lines, key=lambda pair: pair[0])]
-    return [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in ordered]
+    random.Random(0).shuffle(chosen)  # noqa: S311
+    return [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in chosen]
