@@ -183,7 +183,10 @@ class Endpoint:
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             where = web.field_path(first["loc"])
-            raise invalid(f"{self.base_url} answered an invalid {message.__name__}: {where}: {first['msg']}") from None
+            why = f"{self.base_url} answered an invalid {message.__name__}: {where}: {first['msg']}"
+            if first["type"] == "finite_number":  # it works, and cannot score these candidates
+                raise EndpointError(why, code="not_finite", sick=False) from None
+            raise invalid(why) from None
 
 
 def retrying(deadline: Deadline) -> tenacity.Retrying:

@@ -224,6 +224,36 @@ def test_a_required_reward_that_fails_stops_with_a_checkpoint(tmp_path: Path) ->
     assert same(resumed, train(spec, tmp_path / "whole")[0])
 
 
+def test_a_group_that_a_required_reward_cannot_score_is_skipped(tmp_path: Path) -> None:
+    """The job goes on with the other groups, and does not train on the rewards that are left."""
+    odd = LINES[0]["prompt"]
+
+    def picky(prompt: str, images: np.ndarray, metadata: Any) -> list[float | None]:
+        return [None] * len(images) if prompt == odd else list(brightness(prompt, images, metadata))
+
+    spec = make_spec(rewards=[{"name": "bright"}, {"name": "picky"}])
+    _, events, outcome = train(spec, tmp_path, InProcessRanker({"bright": brightness, "picky": picky}, spec.rewards))
+    assert outcome == "succeeded"
+    (skipped,) = [data for kind, data in events if kind == "skipped_group"]
+    assert skipped["reason"].startswith("required reward picky: too_few_scores")
+
+
+def test_ranks_alone_are_trained_on_as_ranks(tmp_path: Path) -> None:
+    """Whatever `normalize` says; and no mean of ranks is reported as a reward."""
+
+    def places(prompt: str, images: np.ndarray, metadata: Any) -> RewardResult:
+        values = brightness(prompt, images, metadata)
+        ranks = [1 + sum(other > value for other in values) for value in values]
+        return RewardResult(scores=tuple(-float(rank) for rank in ranks), ordinal=True)
+
+    spec = make_spec(steps=1, evaluation={"prompts": LINES[:2], "images_per_prompt": 2})
+    ranked, events, _ = train(spec, tmp_path / "places", InProcessRanker({"bright": places}, spec.rewards))
+    plain = make_spec(steps=1, rewards=[{"name": "bright", "normalize": "rank"}])
+    assert same(ranked, train(plain, tmp_path / "scores")[0])
+    assert next(data for kind, data in events if kind == "step")["rewards"] == {}
+    assert next(data for kind, data in events if kind == "evaluation")["scores"] == {}
+
+
 def test_a_group_without_order_is_skipped_and_counted(tmp_path: Path) -> None:
     rank = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
     state, events, _ = train(make_spec(steps=1), tmp_path, rank)

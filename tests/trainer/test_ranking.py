@@ -277,17 +277,15 @@ def test_a_hanging_reward_blocks_no_other(endpoint: Endpoints, harness: Harness)
 @pytest.mark.parametrize(
     ("body", "reason"),
     [
-        (lambda call: ranking(call, [1.0, float("nan"), 2.0, 3.0]), "invalid_response"),
         (lambda call: ranking(call, [1.0] * (K + 1)), "invalid_response"),
         (lambda call: "<html><h1>Welcome to nginx</h1></html>", "invalid_response"),
-        (lambda call: ranking(call, [None] * K), "0 of 4 candidates scored.*no face"),
     ],
-    ids=["nan", "count", "html", "null"],
+    ids=["count", "html"],
 )
 def test_nonsense_is_left_out_or_stops_the_job(
     body: Callable[[Call], str], reason: str, endpoint: Endpoints, harness: Harness, request: pytest.FixtureRequest
 ) -> None:
-    """NaN, a wrong count, HTML and nothing but nulls are failures with a reason, each by its reward's policy."""
+    """A wrong count and HTML are failures with a reason, each by its reward's policy."""
     name = f"bad-{request.node.callspec.id}"
     bad = endpoint(lambda call: (200, {}, body(call)))
     ranker = harness.ranker(reward(endpoint(), "fine"), reward(bad, name, required=False, timeout_s=20))
@@ -303,6 +301,46 @@ def test_nonsense_is_left_out_or_stops_the_job(
     with pytest.raises(RewardUnavailable, match=reason) as caught:
         collect(strict)
     assert caught.value.reward == name
+
+
+@pytest.mark.usefixtures("rank_worker")
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [([1.0, float("nan"), 2.0, 3.0], "not_finite"), ([None] * K, "0 of 4 candidates scored.*no face")],
+    ids=["nan", "null"],
+)
+def test_a_group_that_cannot_be_scored_fails_alone(
+    scores: list[Any], reason: str, endpoint: Endpoints, harness: Harness, request: pytest.FixtureRequest
+) -> None:
+    """Also of a required reward: the group comes back with the reason, and a later question is asked anew."""
+    server = endpoint(lambda call: (200, {}, ranking(call, scores)))
+    rewarded = reward(server, f"unscored-{request.node.callspec.id}")
+    for asked in (1, 2):
+        ranker = harness.ranker(rewarded)
+        ranker.submit(group("g"))
+        result = collect(ranker)[0].results[rewarded.spec.name]
+        assert result.scores == (None,) * K
+        assert re.search(reason, result.failure or "")
+        assert len(server.calls) == asked
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_an_endpoint_may_only_rank(endpoint: Endpoints, harness: Harness) -> None:
+    """Ranks without any score are an order: negated, so that more is better, and marked as no more than that."""
+
+    def people(call: Call) -> Answer:
+        answer = json.loads(ranking(call, [None] * K))
+        for item, place in zip(answer["results"], [2, 1, None, 2], strict=True):
+            item.update(rank=place, error=item["error"] if place is None else None)
+        return 200, {}, json.dumps(answer)
+
+    ranker = harness.ranker(reward(endpoint(people), "ordinal"))
+    ranker.submit(group("g"))
+    result = collect(ranker)[0].results["ordinal"]
+    assert result.scores == (-2.0, -1.0, None, -2.0)
+    assert result.ordinal
+    assert result.failure is None
+    assert result.errors == {2: "unreadable: no face"}
 
 
 @pytest.mark.usefixtures("rank_worker")
@@ -404,6 +442,8 @@ def test_messages_are_json_and_carry_references(harness: Harness) -> None:
         assert len(message["body"]) < 2000
         assert "a-key" not in json.dumps(message)
         assert message["headers"]["job_id"] == "job"
+    (record,) = [json.loads(client.get(each)) for each in client.keys("dipole:run:*")]
+    assert set(record) == {"rewards"}
     ranker.cancel()
     assert client.keys("dipole:run:*") == []
     assert client.keys("dipole:candidates:*") == []

@@ -60,7 +60,6 @@ def boom(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | No
     [
         (boom, "the scorer broke"),
         (lambda *_: [1.0], "1 scores for 4"),
-        (lambda *_: [math.nan, None, 1.0, math.inf], "1 of 4 candidates scored"),
     ],
 )
 def test_a_failure_is_left_out_or_stops_the_job(scorer: Scorer, reason: str, rankers: list[InProcessRanker]) -> None:
@@ -80,6 +79,23 @@ def test_a_failure_is_left_out_or_stops_the_job(scorer: Scorer, reason: str, ran
         strict.collect(30)
     assert caught.value.reward == "bad"
     assert caught.value.code == "invalid_response"
+
+
+def test_too_few_scores_fail_that_group_alone(rankers: list[InProcessRanker]) -> None:
+    """A required reward that scores too few candidates of one group does not stop the job: others are ranked."""
+
+    def hates_one(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | None]:
+        return [math.nan, None, 1.0, math.inf] if prompt == "odd" else by_index(prompt, images, metadata)
+
+    rankers.append(ranker := InProcessRanker({"r": hates_one}, threads=1))
+    ranker.submit(group("odd"))
+    ranker.submit(group("even"))
+    odd, even = ranker.collect(30), ranker.collect(30)
+    assert odd is not None
+    assert even is not None
+    assert odd.results["r"].scores == (None,) * 4
+    assert (odd.results["r"].failure or "").startswith("too_few_scores: 1 of 4 candidates scored")
+    assert even.results["r"].scores == (0.0, 1.0, 2.0, 3.0)
 
 
 def test_single_candidates_fail_as_null_never_zero(rankers: list[InProcessRanker]) -> None:

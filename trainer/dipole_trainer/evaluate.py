@@ -108,11 +108,12 @@ def spread(phi: Mapping[str, torch.Tensor]) -> float | None:
 
 
 def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
+    """Scores and sub-scores by name; ranks alone are left out, as they compare with no other evaluation's."""
     return {
         name: values
         for reward, result in ranked.results.items()
         for name, values in (
-            (reward, result.scores),
+            *(() if result.ordinal else ((reward, result.scores),)),
             *((f"{reward}.{part}", v) for part, v in result.sub_scores.items()),
         )
     }

@@ -36,12 +36,14 @@ class RewardResult:
 
     `failure` is set when the reward gave nothing usable at all; then every score is None. `sub_scores` are the parts
     some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
+    `ordinal` says that the scores are negated ranks: they order this group's candidates and compare with no other's.
     """
 
     scores: tuple[float | None, ...]
     sub_scores: Mapping[str, tuple[float | None, ...]] = field(default_factory=dict)
     errors: Mapping[int, str] = field(default_factory=dict)
     failure: str | None = None
+    ordinal: bool = False
     model: str = ""
     model_revision: str = ""
     recipe_version: str = ""

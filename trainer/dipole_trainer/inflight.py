@@ -3,7 +3,9 @@
 Both rankers keep their books here, so a policy means the same in a test and over Celery:
 - a group finishes when every reward has answered or failed by its policy, in whichever order that happens;
 - an optional reward that fails, or is past its deadline, is left out of that group with the reason;
-- a required one that fails for good, or is past its deadline, raises RewardUnavailable.
+- a required one that fails for good, or is past its deadline, raises RewardUnavailable;
+- an answer that came but scores too few candidates is a failure of that group alone, also of a required reward: a
+  resumed job would get the same answer.
 Deadlines count from the group's submission. The first answer wins; later ones, and answers of forgotten groups, are
 ignored.
 """
@@ -18,6 +20,8 @@ from dataclasses import dataclass, field, replace
 from dipole.errors import RewardUnavailable
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.spec import RewardSpec
+
+THIS_GROUP_ONLY = ("too_few_scores", "not_finite")  # codes of answers that came, and give no order
 
 OnRanked = Callable[[Group, str, RewardResult], None]
 
@@ -45,7 +49,7 @@ def settle(
     valid = candidates - kept.count(None)
     if valid < min(spec.min_valid, candidates):
         first = next(iter(reasons.values()), "no reason given")
-        why = f"invalid_response: {valid} of {candidates} candidates scored, min_valid is {spec.min_valid} ({first})"
+        why = f"too_few_scores: {valid} of {candidates} candidates scored, min_valid is {spec.min_valid} ({first})"
         return replace(failed(candidates, why), errors=reasons)
     return RewardResult(scores=tuple(kept), errors=reasons)
 
@@ -81,13 +85,13 @@ class InFlight:
     def put(self, group_id: str, reward: str, result: RewardResult) -> bool:
         """Take an answer; False when it is a duplicate or of a group that nobody waits for.
 
-        Raises RewardUnavailable when it is the failure of a required reward.
+        Raises RewardUnavailable when a required reward failed and not by this group's scores alone.
         """
         if self.waiting(group_id, reward) is None:
             return False
         entry = self._open[group_id]
-        if result.failure is not None and self.specs[reward].required:
-            code = result.failure.partition(":")[0]
+        code = (result.failure or "").partition(":")[0]
+        if result.failure is not None and self.specs[reward].required and code not in THIS_GROUP_ONLY:
             raise RewardUnavailable(f"reward {reward}: {result.failure}", reward=reward, code=code)
         entry.results[reward] = result
         if result.failure is None and self._on_ranked is not None:

@@ -97,7 +97,8 @@ class InProcessRanker:
         try:
             answer = self._scorers[name](group.prompt, group.images, group.metadata)
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
-            result = replace(settle(self._flight.specs[name], count, given.scores), sub_scores=given.sub_scores)
+            judged = settle(self._flight.specs[name], count, given.scores)
+            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
         except Exception as error:  # a scorer is a caller's function: whatever it raises is its answer
             result = failed(count, f"invalid_response: {type(error).__name__}: {error}")
         seconds = time.monotonic() - started

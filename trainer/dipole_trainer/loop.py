@@ -240,9 +240,14 @@ class Trainer:
                 data = {"step": step, "reward": reward.name, "group": ranked.group_id, "reason": result.failure}
                 self.on_event("reward_failure", data)
                 continue
-            tally.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
-            tally.spread.setdefault(reward.name, []).append(float(np.std(values)))
-            weighted[reward.name] = Weighted(result.scores, reward.weight, reward.normalize)
+            if not result.ordinal:  # ranks compare only within their group: their mean tells nothing
+                tally.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
+                tally.spread.setdefault(reward.name, []).append(float(np.std(values)))
+            how = "rank" if result.ordinal else reward.normalize
+            weighted[reward.name] = Weighted(result.scores, reward.weight, how)
+        for reward in self.spec.rewards:
+            if reward.required and reward.weight > 0 and reward.name not in weighted:
+                return Skip(f"required reward {reward.name}: {ranked.results[reward.name].failure}")
         if not any(reward.weight > 0 for reward in weighted.values()):
             return Skip("no trained reward gave a ranking")
         total = combine(weighted)
