@@ -135,7 +135,7 @@ def _follow(client: Api, job: dict[str, Any]) -> None:
             elif kind == "step":
                 progress.start_task(training)
                 progress.update(training, completed=data["step"], note=_note(data, held_out))
-            elif kind in ("reward_failure", "reward_hacking", "paused", "failed", "resumed"):
+            elif kind in ("reward_failure", "paused", "failed", "resumed"):
                 progress.console.print(f"[yellow]{event['message']}[/]")
     ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
     if ended["status"] != "succeeded":
