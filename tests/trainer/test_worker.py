@@ -12,15 +12,18 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
+import fsspec
 import httpx
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from fsspec.implementations.memory import MemoryFileSystem
 
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
 from dipole.settings import PlatformSettings
+from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inflight import OnRanked
@@ -193,6 +196,26 @@ def test_what_is_no_longer_allowed_fails_the_job(world: World, given: dict[str, 
     assert sentence in error["message"]
 
 
+def test_a_job_of_another_version_fails_alone(world: World) -> None:
+    """One that this version cannot read, queued or waiting, ends with a sentence; the next job is trained."""
+    odd, waiting, fine = (world.store.create(spec()) for _ in range(3))
+    with world.store.database.writing() as transaction:
+        unread = {"spec": '{"steps": 4, "forgotten_knob": 1}'}
+        transaction.execute(sa.update(Job).where(Job.id.in_([odd.id, waiting.id])).values(**unread))
+        away = {"state": "paused", "waiting_reward": "shapes", "waiting_until": 0.0}
+        transaction.execute(sa.update(Job).where(Job.id == waiting.id).values(**away))
+    worker = world.worker(train)
+    worker.resume_waiting()
+    while worker.work():
+        pass
+    assert world.store.get(fine.id).state == "succeeded"
+    for job in (odd, waiting):
+        error = world.store.get(job.id).error
+        assert world.store.get(job.id).state == "failed"
+        assert error is not None
+        assert "this version cannot read the job's settings" in error["message"]
+
+
 def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
     """Asked for while training: stops with a checkpoint, goes on from it, stops for good."""
     world.settings.lease_s = 0.4  # heartbeats four times as often: the test need not wait
@@ -213,6 +236,13 @@ def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
     assert "resumed" in world.kinds(job.id)
 
 
+class Unread(httpx.SyncByteStream):
+    """A body that nobody may read: an endpoint's could be endless."""
+
+    def __iter__(self) -> Iterator[bytes]:
+        raise AssertionError("read")
+
+
 def test_a_job_waits_for_a_required_reward_and_resumes_by_itself(world: World) -> None:
     """Paused with the reason; queued again only when /readyz of the endpoint answers."""
     ready = [False]
@@ -222,7 +252,7 @@ def test_a_job_waits_for_a_required_reward_and_resumes_by_itself(world: World) -
         asked.append(request)
         if len(asked) == 1:
             raise httpx.ConnectError("refused")
-        return httpx.Response(200 if ready[0] else 503)
+        return httpx.Response(200 if ready[0] else 503, stream=Unread())
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         if not ready[0]:
@@ -313,6 +343,108 @@ def test_a_remote_store_gets_checkpoints_and_gives_the_newest_back(tmp_path: Pat
     assert world.store.get(job.id).state == "succeeded"
     stored = [artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")]
     assert stored == ["checkpoint-4/complete", "checkpoint-4/state.json"]
+    world.database.close()
+
+
+def test_a_worker_that_lost_its_lease_copies_nothing(tmp_path: Path) -> None:
+    """An object store knows no fence: the lease is proven before files go there, also at the very end."""
+    world = World(tmp_path, artifacts_url="memory://test-worker-stale")
+
+    def session(spec: TrainSpec, *, workdir: Path, on_event: Any, **rest: Any) -> Outcome:
+        (workdir / "samples").mkdir()
+        (workdir / "samples" / "step-1.png").write_bytes(b"stale")
+        with world.store.database.writing() as transaction:
+            transaction.execute(sa.update(Job).values(lease_expires=0.0))
+        assert world.store.claim("other", 60) is not None
+        with pytest.raises(LeaseLost):
+            on_event("samples", {"step": 1, "path": "samples/step-1.png"})
+        return "succeeded"
+
+    job = world.store.create(spec())
+    worker = world.worker(session)
+    assert worker.work()
+    assert worker.artifacts.list(f"jobs/{job.id}") == []
+    assert world.store.get(job.id).state == "running"
+    world.database.close()
+
+
+class Hiccuping(MemoryFileSystem):
+    """A store whose first writes fail, each with what another client raises."""
+
+    protocol = "hiccup"
+    errors: ClassVar[list[Exception]] = []
+
+    def put_file(self, *args: Any, **kwargs: Any) -> None:
+        if self.errors:
+            raise self.errors.pop()
+        super().put_file(*args, **kwargs)
+
+
+def test_a_brief_failure_of_the_store_is_survived(tmp_path: Path) -> None:
+    """Files are copied again while the lease holds; clients of object stores raise errors of their own."""
+    fsspec.register_implementation("hiccup", Hiccuping, clobber=True)
+    Hiccuping.errors[:] = [OSError("503 Slow Down"), RuntimeError("endpoint connection error")]
+    world = World(tmp_path, artifacts_url="hiccup://test-worker-hiccup")
+    job = world.store.create(spec(checkpoint_every=3))
+    worker = world.worker(train)
+    worker.work()
+    assert Hiccuping.errors == []
+    assert world.store.get(job.id).state == "succeeded"
+    stored = {artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")}
+    assert stored == {f"checkpoint-{step}/{name}" for step in (3, 6) for name in ("state.json", "complete")}
+    world.database.close()
+
+
+def test_a_sync_completes_cut_copies_and_spares_later_checkpoints(tmp_path: Path) -> None:
+    """Without its mark a checkpoint is sent whole, same sizes or not; what is newer than ours is another worker's."""
+    artifacts = Artifacts("memory://test-worker-sync", tmp_path / "scratch")
+
+    def stored(step: int, content: str, *names: str) -> None:
+        for name in names:
+            (tmp_path / "file").write_text(content)
+            artifacts.write(f"jobs/j/checkpoint-{step}/{name}", tmp_path / "file")
+
+    stored(1, "old", "state.json", "complete")
+    stored(4, "cut", "state.json")
+    stored(6, "new", "state.json", "complete")
+    workdir = tmp_path / "workdir"
+    for step in (3, 4):
+        (workdir / f"checkpoint-{step}").mkdir(parents=True)
+        (workdir / f"checkpoint-{step}" / "state.json").write_text("own")
+    artifacts.sync("j", workdir)
+    found = {file.path: file for file in artifacts.list("jobs/j")}
+    assert set(found) == {f"checkpoint-{step}/{name}" for step in (3, 4, 6) for name in ("state.json", "complete")}
+    for step, content in ((3, b"own"), (4, b"own"), (6, b"new")):
+        with artifacts.open(f"jobs/j/checkpoint-{step}/state.json") as file:
+            assert file.read() == content
+
+
+def test_heartbeats_hold_a_job_while_its_files_are_fetched_and_a_lost_store_fails_it(tmp_path: Path) -> None:
+    """A fetch longer than the lease loses nothing; a store that stays away fails the job, and the worker lives on."""
+    world = World(tmp_path, lease_s=0.6)
+    job = world.store.create(spec())
+    worker = world.worker(train)
+
+    class Store(Artifacts):
+        away = False
+
+        def checkout(self, job_id: str) -> None:
+            if self.away:
+                raise OSError("the bucket does not answer")
+            time.sleep(1.5)
+            assert world.store.claim("thief", 60) is None
+            super().checkout(job_id)
+
+    worker.artifacts = store = Store(world.settings.artifacts_url, tmp_path / "work")
+    assert worker.work()
+    assert world.store.get(job.id).state == "succeeded"
+    store.away = True
+    job = world.store.create(spec())
+    assert worker.work()
+    failed = world.store.get(job.id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert failed.error["message"] == "OSError: the bucket does not answer"
     world.database.close()
 
 

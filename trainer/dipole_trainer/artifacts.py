@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,7 +49,7 @@ class Artifacts:
 
     def __init__(self, url: str, scratch: Path) -> None:
         """`scratch` holds working folders when the store is not a plain folder."""
-        fs, root = fsspec.core.url_to_fs(url)
+        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write there too
         self.folder = Path(root).resolve() if isinstance(fs, LocalFileSystem) else None
         if self.folder is not None:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -95,44 +95,56 @@ class Artifacts:
 
     # ---- a job's working folder ---------------------------------------------------------------------------------
 
-    def checkout(self, job_id: str) -> Path:
-        """The local folder to train in, holding whatever the store has of the job that a resume needs."""
-        job = safe(f"jobs/{job_id}")
+    def workdir(self, job_id: str) -> Path:
+        """The local folder that a job trains in."""
+        return (self.folder or self._scratch) / safe(f"jobs/{job_id}")
+
+    def checkout(self, job_id: str) -> None:
+        """Make the working folder, holding whatever the store has of the job that a resume needs."""
+        job, workdir = safe(f"jobs/{job_id}"), self.workdir(job_id)
         if self.folder is not None:
-            workdir = self.folder / job
             workdir.mkdir(parents=True, exist_ok=True)
-            return workdir
-        workdir = self._scratch / job
+            return
         shutil.rmtree(workdir, ignore_errors=True)  # whatever an earlier hold left may be behind the store
         workdir.mkdir(parents=True)
         names = [artifact.path for artifact in self.list(job)]
-        whole = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
+        whole = _whole(names)
         for name in names:
             top = name.partition("/")[0]
             if (top in whole or not _CHECKPOINT.fullmatch(top)) and not name.endswith(f"/{MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
-        return workdir
 
     def sync(self, job_id: str, workdir: Path) -> None:
-        """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none."""
+        """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none.
+
+        A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Only checkpoints
+        older than all of ours go: later ones may be those of a worker that took the job over.
+        """
         if self.folder is not None:
             return
         job = safe(f"jobs/{job_id}")
-        there = {artifact.path: artifact.bytes for artifact in self.list(job)}
+        there = [artifact.path for artifact in self.list(job)]
+        whole = _whole(there)
         here = {path.relative_to(workdir).as_posix(): path for path in workdir.rglob("*") if path.is_file()}
         here = {name: path for name, path in here.items() if _SAFE.fullmatch(name)}
         for name, path in here.items():
-            if there.get(name) != path.stat().st_size or not _CHECKPOINT.fullmatch(name.partition("/")[0]):
+            if name.partition("/")[0] not in whole:
                 self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(path), f"{job}/{name}")
-        tops = {name.partition("/")[0] for name in here if _CHECKPOINT.fullmatch(name.partition("/")[0])}
-        for top in tops:
-            if f"{top}/{MARK}" not in there:
-                self._fs.pipe_file(f"{job}/{top}/{MARK}", b"")
-        for top in {name.partition("/")[0] for name in there} - tops:
-            if _CHECKPOINT.fullmatch(top):
+        ours = checkpoint_steps(workdir)
+        for step in ours:
+            if f"checkpoint-{step}" not in whole:
+                self._fs.pipe_file(f"{job}/checkpoint-{step}/{MARK}", b"")
+        for top in {name.partition("/")[0] for name in there}:
+            if (match := _CHECKPOINT.fullmatch(top)) and ours and int(match[1]) < ours[0]:
                 self._fs.rm(f"{job}/{top}", recursive=True)
+
+
+def _whole(names: Iterable[str]) -> set[str]:
+    """The checkpoints among a job's stored files that have their mark."""
+    tops = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
+    return {top for top in tops if _CHECKPOINT.fullmatch(top)}
 
 
 def checkpoint_steps(workdir: Path) -> list[int]:

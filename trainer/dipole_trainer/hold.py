@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeVar
@@ -18,7 +19,7 @@ import stamina
 import structlog
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
-from dipole.errors import LeaseLost
+from dipole.errors import DipoleError, LeaseLost
 from dipole_trainer.artifacts import Artifacts, checkpoint_steps
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import Claim, Desired, JobStore
@@ -95,7 +96,7 @@ class Hold:
         if kind == "step":
             self._metrics = {"train_loss": data.get("loss"), **dict(data.get("rewards") or {})}
         if kind in SYNCED:
-            self.artifacts.sync(self.claim.job_id, self.workdir)
+            self.sync()
         level = "warn" if kind in WARNINGS else "info"
         self._write(lambda: self.store.append_event(self.claim, kind, _message(kind, data), data, level=level))
 
@@ -103,34 +104,57 @@ class Hold:
         self.control()
         self._write(lambda: self.ledger.record(self.claim, group, reward, result))
 
+    def checkout(self) -> None:
+        """Bring the job's files here. It may take long, so heartbeats run meanwhile; errors are met as by sync."""
+        for attempt in self._attempts(lambda error: not isinstance(error, DipoleError)):
+            with attempt:
+                self.control()
+                self.artifacts.checkout(self.claim.job_id)
+
+    def sync(self) -> None:
+        """Copy files to the store, which knows no fence: the lease is proven right before. Raises LeaseLost.
+
+        What object stores raise depends on their client, so any error but our own is tried again while the lease holds.
+        """
+        for attempt in self._attempts(lambda error: not isinstance(error, DipoleError)):
+            with attempt:
+                self._renew()
+                self.artifacts.sync(self.claim.job_id, self.workdir)
+
     # ---- inside -------------------------------------------------------------------------------------------------
 
     def _checkpoint(self, step: int, path: str) -> None:
         """The files first, the row after: a row promises that its files are there."""
-        self.artifacts.sync(self.claim.job_id, self.workdir)
+        self.sync()
         relative = str(Path(path).relative_to(self.workdir)) if Path(path).is_absolute() else path
         kept = checkpoint_steps(self.workdir)
         self._write(lambda: self.store.add_checkpoint(self.claim, step, relative, self._metrics, kept=kept))
 
     def _write(self, call: Callable[[], T]) -> T:
         """Survive a database that restarts; it must be back while the lease holds."""
-        for attempt in stamina.retry_context(on=OperationalError, timeout=self._lease_s, attempts=None, wait_max=2.0):
+        for attempt in self._attempts(OperationalError):
             with attempt:
                 return call()
         raise AssertionError("stamina either returns or raises")
 
+    def _attempts(self, on: type[Exception] | Callable[[Exception], bool]) -> Iterable[AbstractContextManager[object]]:
+        return stamina.retry_context(on=on, timeout=self._lease_s, attempts=None, wait_max=2.0)
+
+    def _renew(self) -> None:
+        asked = time.monotonic()
+        self._desired = self.store.heartbeat(self.claim, self._lease_s)
+        self._beaten = asked
+
     def _beat(self) -> None:
         while not self._ended.wait(self._lease_s / 4):
-            asked = time.monotonic()
             try:
-                self._desired = self.store.heartbeat(self.claim, self._lease_s)
+                self._renew()
             except LeaseLost as error:
                 self._lost = error
                 return
             except SQLAlchemyError as error:
                 log.warning("heartbeat_failed", job=self.claim.job_id, error=str(error))
                 continue
-            self._beaten = asked
             self._on_beat()
 
 

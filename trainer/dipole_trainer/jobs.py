@@ -85,9 +85,10 @@ class JobStore(Leases):
             return found(session.scalar(select(Job).where(Job.id == job_id)), job_id)
 
     def spec(self, job_id: str) -> TrainSpec:
+        """Raises InvalidInput when another version wrote what this one cannot read."""
         with self.database.reading() as session:
             text = session.scalar(select(Job.spec).where(Job.id == job_id))
-        return TrainSpec.model_validate_json(found(text, job_id))
+        return TrainSpec.stored(found(text, job_id))
 
     def list(self, *, after: str | None = None, limit: int = 20) -> tuple[Sequence[Job], bool]:
         """Newest first, and whether there are more. `after` is the id of the last job already seen."""

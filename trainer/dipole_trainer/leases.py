@@ -9,6 +9,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
@@ -33,8 +34,13 @@ class Claim:
     job_id: str
     fence: int
     worker: str
-    spec: TrainSpec
+    stored_spec: str
     step: int
+
+    @cached_property
+    def spec(self) -> TrainSpec:
+        """Read when asked for, so that a job that cannot be read can be claimed and ended. Raises InvalidInput."""
+        return TrainSpec.stored(self.stored_spec)
 
 
 class Leases:
@@ -134,7 +140,7 @@ class Leases:
             job = held(session, claim)
             if job.desired != "run":
                 return settle(session, job, reason)
-            job.state, job.waiting_reward, job.waiting_reason = "paused", reward, reason
+            job.state, job.waiting_reward, job.waiting_reason = "paused", reward, plain(reason)
             _next_wait(session, job)
             drop_lease(job)
             then = "goes on by itself when it is back"
@@ -195,8 +201,7 @@ def _grant(session: Session, job: Job, worker: str, lease_s: float) -> Claim:
     job.state, job.worker, job.lease_expires, job.fence = "running", worker, time + lease_s, job.fence + 1
     job.started_at = job.started_at or time
     record(session, job, "running", "Training", data={"worker": worker, "fence": job.fence})
-    spec = TrainSpec.model_validate_json(job.spec)
-    return Claim(job_id=job.id, fence=job.fence, worker=worker, spec=spec, step=job.step)
+    return Claim(job_id=job.id, fence=job.fence, worker=worker, stored_spec=job.spec, step=job.step)
 
 
 def _next_wait(session: Session, job: Job) -> None:

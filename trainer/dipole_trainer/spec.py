@@ -5,14 +5,17 @@ A knob is declared here once, typed, with its default and the reason beside it. 
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
 from dipole.errors import InvalidInput
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Positive = Annotated[float, Field(gt=0)]
+
+T = TypeVar("T")
+Many = Annotated[tuple[T, ...], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 
 
 class Spec(BaseModel):
@@ -23,7 +26,9 @@ class RewardSpec(Spec):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
     name: Name
-    url: str | None = Field(default=None, description="Base URL of the endpoint; absent for a registered reward.")
+    url: str | None = Field(
+        default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
+    )
     weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
     required: bool = Field(
         default=True, description="A required reward pauses the job when it fails past its deadline."
@@ -47,7 +52,7 @@ class DrpoSpec(Spec):
 
     positives: int = Field(default=8, ge=1, description="P: best candidates of a group, which attract.")
     negatives: int = Field(default=8, ge=1, description="N: worst candidates of a group, which repel.")
-    radii: tuple[Positive, ...] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
+    radii: Many[Positive] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
     kernel: Literal["laplacian", "rbf", "cosine"] = "laplacian"
     positive_weight: Positive = 3000.0
     negative_weight: Positive = 3000.0
@@ -70,7 +75,7 @@ class MethodSpec(Spec):
 class LoraSpec(Spec):
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
-    target_modules: tuple[str, ...] = ("to_q", "to_k", "to_v", "to_out.0")
+    target_modules: Many[str] = ("to_q", "to_k", "to_v", "to_out.0")
 
 
 class OptimizerSpec(Spec):
@@ -88,7 +93,7 @@ class EvalSpec(Spec):
     """Evaluation on fixed noises, with every reward of the job, trained and held-out."""
 
     every: int = Field(default=0, ge=0, description="Steps between evaluations; 0 evaluates only before and after.")
-    prompts: tuple[PromptSpec, ...] = Field(default=(), max_length=2000, description="Held-out prompts; empty: none.")
+    prompts: Many[PromptSpec] = Field(default=(), max_length=2000, description="Held-out prompts; empty: none.")
     images_per_prompt: int = Field(default=4, ge=1, le=64)
     seed: int = 1234
 
@@ -100,8 +105,8 @@ class TrainSpec(Spec):
         default="tiny-turbo", min_length=1, max_length=512, description="A known name or a pipeline folder."
     )
     features: Name = "auto"
-    prompts: tuple[PromptSpec, ...] = Field(min_length=1, max_length=1_000_000)
-    rewards: tuple[RewardSpec, ...] = Field(min_length=1, max_length=32)
+    prompts: Many[PromptSpec] = Field(min_length=1, max_length=1_000_000)
+    rewards: Many[RewardSpec] = Field(min_length=1, max_length=32)
     method: MethodSpec = MethodSpec()
     steps: int = Field(default=1000, ge=1)
     candidates: int = Field(default=24, ge=2, le=64, description="K: images per prompt and update.")
@@ -135,3 +140,14 @@ class TrainSpec(Spec):
         if len(set(names)) != len(names):
             raise InvalidInput("rewards: names must be unique within a job", field="rewards")
         return self
+
+    @classmethod
+    def stored(cls, text: str) -> TrainSpec:
+        """A job's spec from the store. Raises InvalidInput: another version may have written what this one refuses."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            field = ".".join(str(part) for part in first["loc"])
+            message = f"this version cannot read the job's settings: {field or 'spec'}: {first['msg']}; create it anew"
+            raise InvalidInput(message, field=field or None) from None

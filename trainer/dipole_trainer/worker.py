@@ -133,15 +133,19 @@ class Worker:
     def resume_waiting(self) -> None:
         """Queue the jobs whose reward has come back."""
         for job_id, reward in self.store.due_waits():
-            spec = next((each for each in self.store.spec(job_id).rewards if each.name == reward), None)
-            if spec is not None and self._is_back(spec):
+            try:
+                spec = next((each for each in self.store.spec(job_id).rewards if each.name == reward), None)
+                back = spec is not None and self._is_back(spec)
+            except InvalidInput:
+                back = True  # let the job run into it, and fail with that sentence
+            if back:
                 self.store.reward_is_back(job_id, reward)
 
     # ---- one job ------------------------------------------------------------------------------------------------
 
     def _train(self, claim: Claim) -> str:
         """Train, and write how it ended; the job's state then."""
-        workdir = self.artifacts.checkout(claim.job_id)
+        workdir = self.artifacts.workdir(claim.job_id)
         hold = Hold(
             claim,
             self.store,
@@ -154,11 +158,12 @@ class Worker:
         )
         with hold:
             try:
+                hold.checkout()
                 outcome = self._run_session(claim, hold)
+                hold.sync()
             except (LeaseLost, SQLAlchemyError):  # not the job's fault: its lease runs out, the next worker goes on
                 raise
-            except RewardUnavailable as error:
-                self.artifacts.sync(claim.job_id, workdir)
+            except RewardUnavailable as error:  # the session has written a checkpoint, which is in the store
                 return self.store.wait_for_reward(claim, error.reward, str(error))
             except (KeyboardInterrupt, SystemExit):
                 self.store.release(claim, "the worker was stopped")
@@ -166,7 +171,6 @@ class Worker:
             except Exception as error:
                 log.exception("job_failed")
                 return self.store.finish(claim, "failed", error=_explain(error))
-            self.artifacts.sync(claim.job_id, workdir)
             if outcome == "paused" and self.stopping.is_set():
                 return self.store.release(claim, "the worker was stopped")
             return self.store.finish(claim, outcome)
@@ -199,16 +203,16 @@ class Worker:
         return ResolvedReward(spec, url, SecretStr(row.key) if row.key else None)
 
     def _is_back(self, spec: RewardSpec) -> bool:
-        """Whether the endpoint is ready; one without /readyz is, when it answers at all."""
-        try:
-            reward = self._resolve(spec)
-        except InvalidInput:
-            return True  # let the job run into it, and fail with that sentence
+        """Whether the endpoint is ready; one without /readyz is, when it answers at all. Raises InvalidInput."""
+        reward = self._resolve(spec)
         key = reward.key
         headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         try:
-            with httpx.Client(transport=self._transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
-                return client.get(f"{reward.url}/readyz", headers=headers).status_code < 500
+            with (
+                httpx.Client(transport=self._transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client,
+                client.stream("GET", f"{reward.url}/readyz", headers=headers) as answer,  # its body is never read
+            ):
+                return answer.status_code < 500
         except httpx.HTTPError:
             return False
 
