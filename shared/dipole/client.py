@@ -94,21 +94,26 @@ class RankClient:
         deadline_s: float = 60.0,
         location: str | None = None,
         poll: bool = True,
+        retry: bool = True,
     ) -> Ranking:
         """Rank K images for one prompt; candidate k's id is `c{k}` and results stand in the order given.
 
         Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. Raises RewardError with `code`
-        timeout, transport, http_status, invalid_response, circuit_open, cancelled or too_large. With `poll=False` a 202
-        raises StillPending at once, and a later call with its `location` looks again.
+        timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number), circuit_open,
+        cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with its
+        `location` looks again. With `retry=False` there is one attempt; a retryable error leaves what is pending alone.
         """
         deadline = Deadline(deadline_s)
         job = _Job(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
         try:
+            if not retry:
+                return self._attempt(job, deadline, poll)
             return retrying(deadline)(self._attempt, job, deadline, poll)
         except StillPending:
             raise
-        except BaseException:
-            if job.location is not None:
+        except BaseException as error:
+            comes_back = not retry and isinstance(error, EndpointError) and error.retryable
+            if job.location is not None and not comes_back:
                 self._cancel(job.location)
             raise
 
@@ -188,8 +193,8 @@ class RankClient:
 
     def _cancel(self, location: str) -> None:
         """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
-        with contextlib.suppress(httpx.HTTPError):
-            self._endpoint.http.delete(location, timeout=CANCEL_S)
+        with contextlib.suppress(httpx.HTTPError), self._endpoint.http.stream("DELETE", location, timeout=CANCEL_S):
+            pass  # whatever it answers, nobody reads it
 
 
 @dataclass

@@ -14,12 +14,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from pydantic import ValidationError
 from python_multipart import parse_form
 
 from dipole import images
 from dipole.breaker import CircuitBreaker
-from dipole.client import RankClient
+from dipole.client import EndpointError, RankClient
 from dipole.errors import InvalidInput, RewardError
+from dipole.schemas import Ranking
 
 IMAGES = [np.full((4, 4, 3), 60 * index, np.uint8) for index in range(3)]
 INFO = {
@@ -118,13 +120,23 @@ WRONG_ANSWERS = {
     "duplicate ids": ranking(["c0", "c1", "c1"]),
     "unknown ids": ranking(["c0", "c1", "x"]),
     "wrong order": ranking(["c1", "c0", "c2"]),
-    "not a number": ranking(RIGHT, [0.1, float("nan"), 0.2]),
-    "infinite": ranking(RIGHT, [0.1, float("inf"), 0.2]),
     "scores as text": ranking(RIGHT, ["high", "low", "low"]),
     "another status": ranking(RIGHT, status="done"),
     "no ids": {"scores": [1, 2, 3]},
     "a list": [],
 }
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf")])
+def test_a_score_that_is_not_finite_has_a_code_of_its_own(score: float) -> None:
+    """The endpoint works and cannot score these candidates: its circuit does not hear of it."""
+    body = json.dumps(ranking(RIGHT, [0.1, score, 0.2]))
+    fake = Fake(httpx.Response(200, content=body, headers={"content-type": "application/json"}))
+    breaker = CircuitBreaker(failures=1, cool_off_s=60)
+    for _ in range(2):
+        with pytest.raises(RewardError) as caught:
+            rank(fake, breaker=breaker)
+        assert (caught.value.code, caught.value.retryable) == ("not_finite", False)
 
 
 @pytest.mark.parametrize("body", WRONG_ANSWERS.values(), ids=WRONG_ANSWERS.keys())
@@ -256,6 +268,41 @@ def test_a_pending_ranking_is_cancelled_at_the_deadline() -> None:
     assert fake.seen[-1].method == "DELETE"
 
 
+def test_a_million_wrong_results_are_one_error() -> None:
+    """What an endpoint answers is bounded in bytes, and so is what its errors cost."""
+    answer = ok().json() | {"results": [1] * 1_000_000}
+    with pytest.raises(ValidationError) as caught:
+        Ranking.model_validate(answer)
+    assert caught.value.error_count() == 1
+
+
+class Endless(httpx.SyncByteStream):
+    """A body without an end; counts what is read of it."""
+
+    read = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        while self.read < 1000:
+            self.read += 1
+            yield b" " * 1000
+
+
+def test_the_answer_to_a_cancellation_is_not_read() -> None:
+    """An endpoint that answers DELETE without end keeps nobody and fills nothing."""
+    endless = Endless()
+
+    class Talkative(Fake):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            answer = super().handle_request(request)
+            return httpx.Response(200, stream=endless) if request.method == "DELETE" else answer
+
+    fake = Talkative(pending())
+    with pytest.raises(RewardError):
+        rank(fake, deadline_s=0.5)
+    assert fake.seen[-1].method == "DELETE"
+    assert endless.read == 0
+
+
 @pytest.mark.parametrize(("status", "code"), [("cancelled", "cancelled"), ("failed", "http_status")])
 def test_a_pending_ranking_that_ends_badly_says_so(status: str, code: str) -> None:
     """Cancelled by somebody else, or failed: the reason comes through."""
@@ -271,6 +318,17 @@ def test_a_restart_that_forgot_a_pending_ranking_is_asked_again() -> None:
     fake = Fake(pending(), httpx.Response(404), ok())
     assert rank(fake) == [0.0, 0.1, 0.2]
     assert [request.method for request in fake.seen] == ["POST", "GET", "POST"]
+
+
+def test_without_retries_there_is_one_attempt_and_what_is_pending_stays() -> None:
+    """Who schedules alone asks again later: nothing is asked twice, and a passing failure withdraws nothing."""
+    fake = Fake(httpx.Response(503, headers={"Retry-After": "7"}))
+    for location in (None, "http://fake/v1/rankings/rank_1"):
+        with fake.client() as client, pytest.raises(EndpointError) as caught:
+            client.rank("p", IMAGES, location=location, poll=False, retry=False)
+        assert caught.value.retryable
+        assert caught.value.retry_after == 7
+    assert [request.method for request in fake.seen] == ["POST", "GET"]
 
 
 def test_too_many_candidates_are_not_even_sent() -> None:

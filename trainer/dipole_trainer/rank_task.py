@@ -1,8 +1,8 @@
 """One short task: load a group's candidates, ask one endpoint, push the answer to the run that asked.
 
 Repeats are harmless. An answer already known is pushed again; a question another thread works on is not asked twice;
-what is past its deadline, or of a closed run, is dropped. Nothing is retried or waited for here beyond the client's
-own retries: the ranker that asked decides what comes next (ranking.py).
+what is past its deadline, or of a closed run, is dropped. Nothing is retried or waited for here, so that an endpoint
+that fails holds no thread: the ranker that asked decides what comes next (ranking.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,7 @@ import structlog
 from celery import Celery, Task
 from numpy.typing import NDArray
 
-from dipole.client import RankClient, StillPending
-from dipole.errors import RewardError
+from dipole.client import EndpointError, RankClient, StillPending
 from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, Endpoint, MissingCandidates, connect
 from dipole.schemas import Ranking
 from dipole.settings import PlatformSettings
@@ -56,7 +55,7 @@ class Lane:
             try:
                 answer = self._ask(run["rewards"][message["reward"]], message, remaining)
                 answer["seconds"] = time.monotonic() - started
-                if answer["status"] == "completed":
+                if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
                     self._board.keep(key, answer)
             finally:
                 self._release(key)
@@ -74,14 +73,16 @@ class Lane:
                 deadline_s=remaining,
                 location=message["location"],
                 poll=False,
+                retry=False,
             )
             return completed(ranking)
         except StillPending as pending:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
             return {"status": "missing", "message": str(error)}
-        except RewardError as error:
-            return {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
+        except EndpointError as error:
+            failed = {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
+            return {**failed, "retry_after": error.retry_after, "http_status": error.http_status}
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
             return {"status": "failed", "code": "internal", "message": repr(error), "retryable": False}
@@ -142,16 +143,24 @@ class Candidates(Sequence[NDArray[np.uint8]]):
 
 
 def completed(ranking: Ranking) -> dict[str, Any]:
-    """A ranking as a run's answer: scores in candidate order, reasons by index."""
+    """A ranking as a run's answer: scores in candidate order, reasons by index.
+
+    Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
+    """
+    scores: list[float | None] = [item.score for item in ranking.results]
+    ordinal = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
+    if ordinal:
+        scores = [None if item.rank is None else -float(item.rank) for item in ranking.results]
     errors = {
         str(index): f"{item.error.code}: {item.error.message}"
         for index, item in enumerate(ranking.results)
-        if item.score is None and item.error is not None
+        if scores[index] is None and item.error is not None
     }
     parts = sorted({name for item in ranking.results for name in item.sub_scores or {}})
     return {
         "status": "completed",
-        "scores": [item.score for item in ranking.results],
+        "scores": scores,
+        "ordinal": ordinal,
         "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
         "errors": errors,
         "model": ranking.model,

@@ -5,7 +5,7 @@ submit() stores a group's images once and sends a message per reward to that rew
 
 The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: a message (Redis was
 restarted), a lane (kill -9; its claim runs out), the images (their time was up). A pending ranking (202) and a
-retryable failure of a required reward are asked again when due, by new short tasks. A question's key is a hash of all
+retryable failure are asked again when due, until the deadline, by new short tasks. A question's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 """
 
@@ -230,10 +230,13 @@ class CeleryRanker:
             question.due, question.scheduled = now, True
             if self._try(lambda: self._store.put(question.group.images)) is None:
                 question.due = now + 1
-        elif answer["status"] == "failed" and answer["retryable"] and self._rewards[question.reward].spec.required:
+        elif answer["status"] == "failed" and answer["retryable"]:
             question.failures += 1
             question.reason = f"{answer['code']}: {answer['message']}"
-            pause = min(30.0, 0.5 * 2**question.failures) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter, no secret)
+            if answer["http_status"] == 404:  # a restart forgot the pending ranking: post the group anew
+                question.location = None
+            backoff = min(10.0, 0.5 * 2 ** min(question.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+            pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_PAUSE_S)
             question.due, question.scheduled = now + pause, True
             log.warning("rank_retry", group=at[0], reward=at[1], reason=question.reason, pause_s=round(pause, 1))
         else:
@@ -250,6 +253,7 @@ class CeleryRanker:
         return replace(
             result,
             sub_scores={name: tuple(values) for name, values in answer["sub_scores"].items()},
+            ordinal=bool(answer.get("ordinal")),
             model=answer["model"],
             model_revision=answer["model_revision"],
             recipe_version=answer["recipe_version"],
@@ -279,7 +283,7 @@ class CeleryRanker:
             name: {"url": reward.url, "key": reward.key.get_secret_value() if reward.key else None}
             for name, reward in self._rewards.items()
         }
-        run: Run = {"job_id": self._job_id, "rewards": rewards}
+        run: Run = {"rewards": rewards}
         done = self._try(lambda: self._board.open_run(self._run_id, run))
         self._refresh_at = now + (self._refresh_s if done else 1)
 
