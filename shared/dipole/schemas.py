@@ -18,6 +18,7 @@ MAX_BODY_BYTES = 256 * 2**20
 
 MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"]
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 
 
 class Strict(BaseModel):
@@ -78,9 +79,9 @@ class Ranking(Strict):
     id: str
     object: Literal["ranking"] = "ranking"
     created: int = Field(description="Unix time, seconds.")
-    model: str
-    model_revision: str
-    recipe_version: str
+    model: Version
+    model_revision: Version
+    recipe_version: Version
     status: Literal["completed"] = "completed"
     results: list[RankedItem]
     usage: dict[str, Any] = Field(default_factory=dict)
@@ -99,9 +100,9 @@ class RewardInfo(Strict):
     """What an endpoint says of itself on `GET /v1/info`."""
 
     name: str
-    model: str
-    model_revision: str
-    recipe_version: str
+    model: Version
+    model_revision: Version
+    recipe_version: Version
     protocol_version: str = PROTOCOL_VERSION
     media_types: list[MediaType]
     max_candidates: int = Field(default=MAX_CANDIDATES, ge=1)

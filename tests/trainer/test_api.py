@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import zipfile
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -591,6 +591,27 @@ def test_a_check_says_what_is_wrong_with_an_endpoint(
         found = await ok(server.client.post("/v1/rewards/shapes/check"))
         assert found["ok"] is (wrong is None)
         assert wrong is None or wrong in found["problem"]
+
+    run(tmp_path, test, transport=httpx.MockTransport(endpoint))
+
+
+def test_a_check_and_a_registration_survive_hostile_endpoints(tmp_path: Path) -> None:
+    """The body of /readyz is never read, however long; an address that cannot be asked is refused and named."""
+
+    class Endless(httpx.SyncByteStream):
+        def __iter__(self) -> Iterator[bytes]:
+            raise AssertionError("read")
+
+    def endpoint(request: httpx.Request) -> httpx.Response:
+        return httpx.Response(503, stream=Endless())
+
+    async def test(server: Server) -> None:
+        found = await ok(server.client.post("/v1/rewards/shapes/check"))
+        assert found["problem"] == "GET /readyz answered 503"
+        bad = {"name": "odd", "url": "http://127.0.0.1:1/\x7f"}
+        named(await server.client.post("/v1/rewards", json=bad), 422, "url")
+        long = await server.client.post(JOBS, json=body(rewards=[{**bad, "url": "http://127.0.0.1/" + "a" * 2048}]))
+        named(long, 422, "rewards[0].url")
 
     run(tmp_path, test, transport=httpx.MockTransport(endpoint))
 

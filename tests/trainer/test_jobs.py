@@ -385,6 +385,20 @@ def test_a_job_waits_for_its_reward_and_goes_on_when_it_is_back(store: JobStore)
     assert store.get(job.id).state == "paused"
 
 
+def test_whatever_an_endpoint_says_can_be_written(store: JobStore) -> None:
+    """NULs and half surrogate pairs, which databases refuse, end neither the wait nor the job."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.wait_for_reward(claim, "shapes", "it said \x00 and \ud800") == "paused"
+    assert store.get(job.id).waiting_reason == "it said \N{REPLACEMENT CHARACTER} and ?"
+    store.resume(job.id)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.finish(claim, "failed", error={"code": "internal", "message": "\x00\ud800"}) == "failed"
+    assert not any("\x00" in event.message for event in store.events_since(job.id, 0))
+
+
 def test_a_reward_that_is_ready_but_never_ranks_does_not_resume_a_job_for_ever(store: JobStore) -> None:
     """Resumed MAX_RESUMES times without a step, the job stays paused and says so; a caller's resume starts anew."""
     job = store.create(SPEC)
@@ -456,6 +470,8 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
         "http://example.org",
         "127.0.0.1:80",
         "",
+        "http://127.0.0.1:1/\x7f",
+        "http://127.0.0.1/" + "a" * 70_000,
     ],
 )
 def test_a_reward_url_off_the_allowed_hosts_is_refused(url: str) -> None:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Sequence
 from typing import Literal
 from urllib.parse import urlsplit
 
+import httpx
 from sqlalchemy import delete, select, update
 
 from dipole.errors import Conflict, InvalidInput
@@ -28,7 +29,8 @@ def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
     try:
         parts = urlsplit(url)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
+        httpx.URL(url)  # what asks it must take it too: it refuses more, unprintable characters for one
+    except (ValueError, httpx.InvalidURL) as error:
         raise InvalidInput(f"{field} is not a URL: {error}", field=field) from error
     if parts.scheme not in ("http", "https") or not host:
         raise InvalidInput(f"{field} must look like http://host:port", field=field)

@@ -11,12 +11,12 @@ def plain(value: Any) -> Any:
     """JSON values pass; numbers that are not finite become None (JSON has none), the rest its item() or its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
-    if isinstance(value, str):  # PostgreSQL stores no NUL
-        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}")
+    if isinstance(value, str):  # PostgreSQL stores no NUL, and nobody half a surrogate pair
+        return value.replace("\x00", "\N{REPLACEMENT CHARACTER}").encode("utf-8", "replace").decode()
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
-        return {str(key): plain(each) for key, each in value.items()}
+        return {plain(str(key)): plain(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [plain(each) for each in value]
     if callable(getattr(value, "tolist", None)):  # numpy and torch, scalars and arrays

@@ -57,7 +57,12 @@ def record(
 ) -> int:
     """Write an event; its id is the cursor. The row lock of the caller makes one job's ids commit in order."""
     event = Event(
-        job_id=job.id, created_at=time_of(session), kind=kind, level=level, message=message, data=plain(data or {})
+        job_id=job.id,
+        created_at=time_of(session),
+        kind=kind,
+        level=level,
+        message=plain(message),
+        data=plain(data or {}),
     )
     session.add(event)
     session.flush()

@@ -53,8 +53,7 @@ class Thing:
 
 def see(image: NDArray[np.uint8]) -> list[Thing]:
     """Every thing in an RGB image (H, W, 3)."""
-    pixels = image.astype(np.float64)
-    labels, _ = ndimage.label(np.ptp(pixels, axis=2) >= SATURATED)
+    labels, _ = ndimage.label(np.ptp(image, axis=2) >= SATURATED)
     things = []
     for index, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[window] == index
@@ -62,7 +61,7 @@ def see(image: NDArray[np.uint8]) -> list[Thing]:
             continue
         rows, columns = np.nonzero(mask)
         inside = ndimage.binary_erosion(mask)
-        colour = pixels[window][inside if inside.any() else mask].mean(0)
+        colour = image[window][inside if inside.any() else mask].mean(0)
         things.append(
             Thing(
                 x=float(columns.mean() + window[1].start),

@@ -102,7 +102,8 @@ def _ask(parts: Parts, row: Reward) -> tuple[bool, RewardInfo | None, str | None
         base_url=row.url, headers=headers, timeout=CHECK_TIMEOUT_S, transport=parts.reward_transport, trust_env=False
     ) as client:
         try:
-            status = client.get("/readyz").status_code
+            with client.stream("GET", "/readyz") as answer:  # its body is never read
+                status = answer.status_code
             ready = status == 200
             if not ready:
                 return False, None, f"GET /readyz answered {status}"
