@@ -86,6 +86,7 @@ class Stack:
         self._start_s, self._on_restart = start_s, on_restart
         self._exit = contextlib.ExitStack()
         self._supervisor: Supervisor | None = None
+        self._api_port = 0
         self.api_url = ""
         self.redis_url = ""
         self.reward_urls: dict[str, str] = {}
@@ -148,11 +149,15 @@ class Stack:
         """What the processes, and a command that talks to them, find in their environment."""
         chosen = self._settings.model_fields_set
         database, artifacts = f"sqlite:///{self.home / 'dipole.db'}", str(self.home / "artifacts")
+        models = self._settings.models_dir if "models_dir" in chosen else self.home / "models"
+        hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])  # our own rewards are there, whatever is chosen
         return {
             "DIPOLE_HOME": str(self.home),
             "DIPOLE_REDIS_URL": self.redis_url,
             "DIPOLE_DATABASE_URL": self._settings.database_url if "database_url" in chosen else database,
             "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url if "artifacts_url" in chosen else artifacts,
+            "DIPOLE_MODELS_DIR": str(models),
+            "DIPOLE_REWARD_HOSTS": ",".join(hosts),
             "DIPOLE_API_HOST": LOOPBACK,
             "DIPOLE_API_PORT": str(self._api_port),
         }

@@ -54,6 +54,16 @@ def test_everything_is_ready_and_the_rewards_are_known(stack: Stack) -> None:
     assert all(row.log is not None and row.log.exists() for row in table.values())
 
 
+def test_settings_of_the_caller_leave_the_stack_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its own rewards stay allowed whatever DIPOLE_REWARD_HOSTS says, and models lie under its home unless told."""
+    monkeypatch.setenv("DIPOLE_REWARD_HOSTS", "judge.example.org")
+    told = Stack(tmp_path).environment()
+    assert told["DIPOLE_REWARD_HOSTS"] == "judge.example.org,127.0.0.1"
+    assert told["DIPOLE_MODELS_DIR"] == str(tmp_path / "models")
+    monkeypatch.setenv("DIPOLE_MODELS_DIR", "/models")
+    assert Stack(tmp_path).environment()["DIPOLE_MODELS_DIR"] == "/models"
+
+
 def test_a_second_stack_on_the_home_is_refused(stack: Stack) -> None:
     """The sentence names the folder and the process that holds it."""
     with pytest.raises(Conflict, match=rf"(?s){stack.home}.*process {os.getpid()}"), Stack(stack.home):

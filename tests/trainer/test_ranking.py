@@ -369,6 +369,42 @@ def test_a_busy_endpoint_is_asked_again(endpoint: Endpoints, harness: Harness) -
 
 
 @pytest.mark.usefixtures("rank_worker")
+def test_groups_that_fail_in_passing_hold_no_thread(endpoint: Endpoints, harness: Harness) -> None:
+    """More groups than a lane has threads are told to come back; another group of the same reward is ranked at once."""
+
+    def choosy(call: Call) -> Answer:
+        return good(call) if call.prompt == "prompt fine" else (503, {"Retry-After": "3"}, "{}")
+
+    ranker = harness.ranker(reward(endpoint(choosy), "choosy", required=False, timeout_s=14))
+    for index in range(12):
+        ranker.submit(group(f"g{index}", index))
+    assert ranker.collect(2) is None
+    ranker.submit(group("fine", 99))
+    started = time.monotonic()
+    assert collect(ranker)[0].group_id == "fine"
+    assert time.monotonic() - started < 9
+    for ranked in collect(ranker, 12):
+        assert re.search("timeout.*answered 503", ranked.results["choosy"].failure or "")
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_pending_ranking_that_its_endpoint_forgot_is_posted_anew(endpoint: Endpoints, harness: Harness) -> None:
+    """404 on the Location, as after a restart: the same question is asked again with the same key."""
+
+    def forgetful(call: Call) -> Answer:
+        if call.number == -1:
+            return 404, {}, "{}"
+        pending = json.dumps({"id": "rk_1", "object": "ranking", "status": "pending"})
+        return good(call) if call.number else (202, {"Location": "/v1/rankings/rk_1", "Retry-After": "0"}, pending)
+
+    server = endpoint(forgetful)
+    ranker = harness.ranker(reward(server, "forgetful"))
+    ranker.submit(group("g"))
+    assert collect(ranker)[0].results["forgetful"].scores == (0.0, 1.0, 2.0, 3.0)
+    assert len({call.headers["idempotency-key"] for call in server.calls}) == 1
+
+
+@pytest.mark.usefixtures("rank_worker")
 def test_a_dead_required_reward_is_waited_for_until_its_deadline(endpoint: Endpoints, harness: Harness) -> None:
     """Refused connections stop the job at the deadline, not before; an endpoint back in time saves the group."""
     gone = endpoint()
@@ -602,12 +638,19 @@ def test_without_redis_a_required_reward_is_unavailable(harness: Harness) -> Non
 
 
 def test_health_is_told_by_a_command(redis_url: str) -> None:
-    """`--check` exits 0 once a rank worker beats on this host, and 1 with a sentence when none does."""
+    """`--check` exits 0 once a rank worker beats on this host, and 1 with a sentence when none does.
+
+    With `--live` an outage of Redis is no reason to restart, a rank worker that does not beat is.
+    """
     command = [sys.executable, "-m", "dipole.cli", "serve", "rank-worker", "--check"]
     environment = {**os.environ, "DIPOLE_REDIS_URL": other_database(redis_url, 4)}
     sick = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert sick.returncode == 1
     assert "no rank worker" in sick.stderr
+    away = {**environment, "DIPOLE_REDIS_URL": "redis://127.0.0.1:1/0"}
+    assert subprocess.run(command, env=away, capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*command, "--live"], env=environment, capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*command, "--live"], env=away, capture_output=True, check=False).returncode == 0
     with start_rank_worker(environment["DIPOLE_REDIS_URL"]) as worker:
         until = time.monotonic() + 60
         while subprocess.run(command, env=environment, capture_output=True, check=False).returncode:

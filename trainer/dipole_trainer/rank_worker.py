@@ -5,8 +5,9 @@ wants, also for those first wanted while it runs; restarts a lane that dies; end
 Replicas share the queues. Lanes die with the parent, also when it is killed.
 
 Health, for orchestrators: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within
-the last BEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand. Use it as an exec probe,
-for liveness and readiness alike, with a period of 15 s or more and a timeout of 10 s.
+the last BEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand: an exec probe for readiness,
+with a period of 15 s or more and a timeout of 10 s. For liveness add `--live`: it exits 0 also while Redis is away,
+because no restart would bring Redis back.
 """
 
 from __future__ import annotations
@@ -24,7 +25,10 @@ from multiprocessing.process import BaseProcess
 from types import FrameType
 
 import structlog
+from redis import Redis
+from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
+from redis.retry import Retry
 
 from dipole import logs
 from dipole.errors import DipoleError
@@ -39,6 +43,7 @@ MAX_LANES = 64
 BEAT_TTL_S = 30.0
 TICK_S = 1.0  # a blocking read on the announcements; a dead lane is seen within it
 LOOK_S = 10.0  # between looks at the wanted lanes when nothing is announced
+PROBE_S = 3.0  # for Redis to answer a probe, which has seconds itself
 STOP_S = 3.0  # for the requests under way; what is cut off is asked again
 
 
@@ -158,12 +163,17 @@ class RankWorker:
         self._stopping = True
 
 
-def check(settings: RankWorkerSettings) -> None:
-    """Raises NotHealthy unless this host's rank worker beats."""
+def check(settings: RankWorkerSettings, *, live: bool = False) -> None:
+    """Raises NotHealthy unless this host's rank worker beats, or with `live` may do so unseen: Redis is away."""
+    client = Redis.from_url(
+        settings.redis_url, socket_connect_timeout=PROBE_S, socket_timeout=PROBE_S, retry=Retry(NoBackoff(), 0)
+    )
     try:
-        if Board(connect(settings.redis_url), settings.candidate_ttl_s).beats(socket.gethostname()):
+        if Board(client, settings.candidate_ttl_s).beats(socket.gethostname()):
             return
     except RedisError as error:
+        if live:
+            return
         raise NotHealthy(f"Redis does not answer: {error}") from error
     raise NotHealthy(f"no rank worker on {socket.gethostname()} within the last {BEAT_TTL_S:g} s")
 

@@ -37,7 +37,7 @@ def _module(name: str, extra: str) -> Any:
 
 @app.command()
 def api() -> None:
-    """Run the trainer API: REST, dashboard, event streams."""
+    """Run the trainer API: REST and event streams."""
     from dipole import logs, web
 
     settings = load(ApiSettings)
@@ -60,11 +60,12 @@ def api() -> None:
 @app.command("rank-worker")
 def rank_worker(
     check: Annotated[bool, typer.Option("--check", help="Tell whether this host's rank worker is healthy.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="With --check: healthy also while Redis is away.")] = False,
 ) -> None:
     """Run a rank worker: it takes groups from Redis, asks the reward endpoints and answers."""
     module, settings = _module("dipole_trainer.rank_worker", "api"), load(RankWorkerSettings)
     if check:
-        module.check(settings)
+        module.check(settings, live=live)
     else:
         module.main(settings)
 
