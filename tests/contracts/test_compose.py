@@ -125,6 +125,17 @@ def test_every_service_waits_for_what_exists(name: str) -> None:
             assert "healthcheck" in SERVICES[other]
 
 
+def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
+    """Addresses with passwords are where they are needed and nowhere else; nobody waits for what he does not use."""
+    used = {"migrate": {"DATABASE"}, "api": {"DATABASE"}, "rank-worker": {"REDIS"}, "worker": {"DATABASE", "REDIS"}}
+    told = {store for store in ("DATABASE", "REDIS") if f"DIPOLE_{store}_URL" in SERVICES[name].get("environment", {})}
+    assert told == used.get(name, set())
+    waits = set(SERVICES[name].get("depends_on", {}))
+    assert ("redis" in waits) == ("REDIS" in told)
+    if "DATABASE" not in told and name not in ("register", "cli"):
+        assert not waits & {"postgres", "migrate"}
+
+
 def test_the_gpu_override_changes_services_that_exist() -> None:
     """docker-compose.gpu.yml adds to services of docker-compose.yml."""
     override = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())

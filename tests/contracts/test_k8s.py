@@ -23,6 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 BASE, LOCAL = ROOT / "k8s/base", ROOT / "k8s/overlays/local"
 OVERLAYS = sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "DaemonSet"}
+STORES = {"redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"}, "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL"}}
+USED = {"migrate": {"postgres"}, "api": {"postgres"}, "rank-worker": {"redis"}, "worker": {"redis", "postgres"}}
 
 
 def load(path: Path) -> list[Object]:
@@ -232,10 +234,39 @@ def test_a_container_runs_a_command_that_exists(container: Container, reference:
         assert container.spec["image"] in {each["name"] for each in kustomization(BASE)["images"]}
 
 
+def test_a_later_version_can_be_applied() -> None:
+    """No Job: its template cannot change, so applying other tags over it would be refused."""
+    assert not named("Job")
+
+
+def test_a_pod_gets_the_stores_that_it_uses(container: Container) -> None:
+    """The address and password of Redis and PostgreSQL are where they are needed and nowhere else."""
+    variables = {each["name"] for each in container.spec.get("env", [])}
+    uses = {name for name in STORES if variables & STORES[name]}
+    if container.is_ours:
+        assert uses == USED.get(container.spec["name"], set())
+    for store in ("redis", "postgres"):
+        (rule,) = named("NetworkPolicy")[store]["spec"]["ingress"]
+        callers = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}
+        assert callers == {each for each in USED if store in USED[each] and each != "migrate"}
+
+
+def test_what_a_reward_takes_fits_its_memory(container: Container) -> None:
+    """Eight of the largest requests at once, a full queue and 256 MiB for the rest stay within the limit."""
+    if container.spec["name"] != "reward":
+        return
+    told = {each["name"]: each.get("value") for each in container.spec["env"]}
+    body, pixels, queue = (
+        int(told[f"DIPOLE_REWARD_{name}"]) for name in ("MAX_BODY_BYTES", "MAX_TOTAL_PIXELS", "QUEUE_BYTES")
+    )
+    assert container.spec["resources"]["limits"]["memory"] == "1Gi"
+    assert 8 * (body + 3 * pixels) + queue + 256 * 2**20 <= 2**30
+    assert int(told["DIPOLE_REWARD_MAX_PIXELS"]) <= pixels
+
+
 def test_registered_rewards_are_services() -> None:
-    """Every URL that the register job tells the API is a service on one of its ports, and every reward is told."""
-    (job,) = named("Job").values()
-    (container,) = job["spec"]["template"]["spec"]["containers"]
+    """Every URL that the API is told of is a service on one of its ports, and every reward is told."""
+    (container,) = (each.spec for each in containers() if each.spec["name"] == "register")
     told = dict(word.split("=", 1) for word in container["command"] if "=" in word)
     services = named("Service")
     rewards = {name for name, each in services.items() if each["metadata"].get("labels", {}).get("dipole.dev/kind")}
