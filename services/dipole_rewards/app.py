@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated
 
 import httpx
@@ -76,7 +77,7 @@ def create_app(
     )
     app.add_middleware(web.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
     app.add_middleware(web.RequestContext)
-    _add_ranking(app, service, pending, IdempotencyStore(settings.reward_idempotency_entries))
+    _add_ranking(app, service, pending, IdempotencyStore(settings.reward_idempotency_entries, pending.is_lost))
     _add_health(app, service, registry)
     documents.describe(app)
     return app
@@ -96,9 +97,11 @@ def _add_ranking(app: FastAPI, service: RewardService, pending: PendingRankings,
         wanted = "respond-async" in [part.strip().lower() for part in (prefer or "").split(",")]
 
         async def make() -> Answer:
-            if not (wanted or callback_url or service.reward_class.slow):
-                return _answer(await service.rank(incoming, wait_s=service.settings.reward_answer_timeout_s))
-            return _answer(pending.start(lambda name: service.rank(incoming, identifier=name), callback_url))
+            if wanted or callback_url or service.reward_class.slow:
+                submit, ranking = partial(service.submit, incoming), partial(service.rank, incoming)
+                return _answer(pending.start(submit, ranking, callback_url))
+            wait_s = service.settings.reward_answer_timeout_s
+            return _answer(await service.rank(incoming, service.submit(incoming), wait_s=wait_s))
 
         kept = await idempotency.once(idempotency_key, f"{wanted}:{incoming.digest}", make)
         return Response(kept.body, kept.status, kept.headers, "application/json")
@@ -123,7 +126,8 @@ def _answer(state: Ranking | PendingRanking) -> Answer:
     """200 for what is decided, 202 with the place to look for what is not."""
     body = state.model_dump_json().encode()
     if isinstance(state, PendingRanking) and state.status == "pending":
-        return Answer(202, body, {"Location": f"/v1/rankings/{state.id}", "Retry-After": str(POLL_S)})
+        headers = {"Location": f"/v1/rankings/{state.id}", "Retry-After": str(POLL_S)}
+        return Answer(202, body, headers, promises=state.id)
     return Answer(200, body)
 
 

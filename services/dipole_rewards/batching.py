@@ -83,12 +83,15 @@ class Batcher:
             if not work.answer.set_running_or_notify_cancel():
                 continue
             began = time.monotonic()
+            scores: Scores | BaseException
             try:
                 scores = self._reward.score(prompt=work.prompt, images=work.images, metadata=work.metadata)
             except BaseException as error:  # whatever a plug-in raises is one group's failure, never the thread's end
-                work.answer.set_exception(error)
-            else:
-                work.answer.set_result(scores)
+                scores = error
             seconds = time.monotonic() - began
             self._seconds_per_group += 0.2 * (seconds - self._seconds_per_group)
-            self._observe(seconds, len(work.images))
+            self._observe(seconds, len(work.images))  # first: whoever has the answer finds it in the metrics
+            if isinstance(scores, BaseException):
+                work.answer.set_exception(scores)
+            else:
+                work.answer.set_result(scores)

@@ -79,7 +79,6 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
     413: {"description": "A bound was exceeded: bytes, candidates or pixels."},
     415: {"description": "A media type that is not accepted."},
     422: {"description": "A field is wrong; `errors` names each."},
-    429: {"description": "Too many requests; Retry-After says when to come back."},
     500: {"description": "The reward failed."},
     503: {"description": "Loading or overloaded; Retry-After says when to come back."},
 }
@@ -98,7 +97,7 @@ _MULTIPART_SCHEMA = {
 RANK: dict[str, Any] = {
     "summary": "Order candidates for one prompt, best first",
     "tags": ["ranking"],
-    "responses": {200: _RANKED, 202: _PENDING, **_errors(401, 408, 413, 415, 422, 429, 500, 503)},
+    "responses": {200: _RANKED, 202: _PENDING, **_errors(401, 408, 413, 415, 422, 500, 503)},
     "openapi_extra": {
         "requestBody": {
             "required": True,

@@ -1,6 +1,7 @@
 """`Idempotency-Key`: a repeated request gets the first one's answer, also while the first is still being worked on.
 
-Answers live in memory, the oldest go first. A failed request leaves nothing behind, so its retry is a fresh attempt.
+Answers live in memory, the oldest go first. A failed request leaves nothing behind, so its retry is a fresh attempt;
+nor does a 202 whose ranking failed, was cancelled or is no longer kept.
 """
 
 from __future__ import annotations
@@ -18,16 +19,19 @@ MAX_KEY_CHARS = 255
 
 @dataclass(frozen=True)
 class Answer:
-    """A response, ready to be sent again."""
+    """A response, ready to be sent again. `promises` is the id of the ranking that a 202 is about."""
 
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
+    promises: str | None = None
 
 
 class IdempotencyStore:
-    def __init__(self, entries: int) -> None:
-        self._limit = entries
+    """`is_lost` tells of a promised ranking whether nothing can be had of it any more."""
+
+    def __init__(self, entries: int, is_lost: Callable[[str], bool]) -> None:
+        self._limit, self._is_lost = entries, is_lost
         self._answers: OrderedDict[str, tuple[str, asyncio.Task[Answer]]] = OrderedDict()
 
     async def once(self, key: str | None, digest: str, make: Callable[[], Awaitable[Answer]]) -> Answer:
@@ -36,7 +40,7 @@ class IdempotencyStore:
             return await make()
         if not 0 < len(key) <= MAX_KEY_CHARS or not key.isprintable():
             raise InvalidInput(f"{HEADER} must be 1 to {MAX_KEY_CHARS} printable characters", field=HEADER)
-        if key in self._answers:
+        if key in self._answers and self._stands(self._answers[key][1]):
             known, task = self._answers[key]
             if known != digest:
                 raise InvalidInput(f"{HEADER} {key!r} was used with another body; use a new key", field=HEADER)
@@ -44,10 +48,20 @@ class IdempotencyStore:
             return await asyncio.shield(task)
         task = asyncio.create_task(_run(make))
         self._answers[key] = (digest, task)
+        self._answers.move_to_end(key)
         task.add_done_callback(lambda done: self._forget_failure(key, done))
         while len(self._answers) > self._limit:
             self._answers.popitem(last=False)
         return await asyncio.shield(task)
+
+    def _stands(self, task: asyncio.Task[Answer]) -> bool:
+        """Whether the answer, or the one being made, is as good as a new one."""
+        if not task.done():
+            return True
+        if task.cancelled() or task.exception() is not None:
+            return False
+        promised = task.result().promises
+        return promised is None or not self._is_lost(promised)
 
     def _forget_failure(self, key: str, task: asyncio.Task[Answer]) -> None:
         failed = task.cancelled() or task.exception() is not None

@@ -22,9 +22,12 @@ from standardwebhooks.webhooks import Webhook
 from dipole import web
 from dipole.errors import Conflict, InvalidInput, NotFound, Overloaded
 from dipole.schemas import ItemError, PendingRanking, Ranking
+from dipole_rewards.reward import Scores
 from dipole_rewards.settings import RewardSettings
 
 State = Ranking | PendingRanking
+Submitted = asyncio.Future[Scores]
+Rank = Callable[[Submitted, str], Awaitable[Ranking]]
 CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
 
 log = structlog.get_logger()
@@ -39,17 +42,29 @@ class PendingRankings:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
 
-    def start(self, make: Callable[[str], Awaitable[Ranking]], callback_url: str | None) -> PendingRanking:
-        """Begin a ranking in the background. Raises Overloaded when every place is taken by a running one."""
-        if len(self._states) >= self._limit:
-            finished = next((i for i in self._states if i not in self._tasks), None)
-            if finished is None:
-                raise Overloaded(f"{self._limit} rankings are pending already", retry_after=10)
-            del self._states[finished]
+    def start(self, submit: Callable[[], Submitted], rank: Rank, callback_url: str | None) -> PendingRanking:
+        """`submit` a group now and `rank` it in the background.
+
+        Raises Overloaded when every place is taken by a running one, and whatever `submit` raises.
+        """
+        full = len(self._states) >= self._limit
+        finished = next((i for i in self._states if i not in self._tasks), None) if full else None
+        if full and finished is None:
+            raise Overloaded(f"{self._limit} rankings are pending already", retry_after=10)
         identifier = f"rank_{uuid.uuid4().hex}"
+        submitted = submit()
+        if finished is not None:
+            del self._states[finished]
         pending = PendingRanking(id=identifier)
         self._states[identifier] = pending
-        self._tasks[identifier] = asyncio.create_task(self._run(identifier, make, callback_url))
+        task = asyncio.create_task(self._run(identifier, submitted, rank, callback_url))
+        self._tasks[identifier] = task
+
+        def ended(_: asyncio.Task[None]) -> None:  # also when it was cancelled before it began
+            submitted.cancel()
+            del self._tasks[identifier]
+
+        task.add_done_callback(ended)
         return pending
 
     def get(self, identifier: str) -> State:
@@ -67,16 +82,21 @@ class PendingRankings:
             self._tasks[identifier].cancel()
         return self._states[identifier]
 
+    def is_lost(self, identifier: str) -> bool:
+        """Whether nothing can be had of it any more: it failed, was cancelled, or made room for another."""
+        state = self._states.get(identifier)
+        return state is None or state.status in ("failed", "cancelled")
+
     async def close(self) -> None:
         running = [*self._tasks.values(), *self._deliveries]
         for task in running:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _run(self, identifier: str, make: Callable[[str], Awaitable[Ranking]], callback_url: str | None) -> None:
+    async def _run(self, identifier: str, submitted: Submitted, rank: Rank, callback_url: str | None) -> None:
         state: State
         try:
-            state = await make(identifier)
+            state = await rank(submitted, identifier)
         except asyncio.CancelledError:
             self._states[identifier] = PendingRanking(id=identifier, status="cancelled")
             raise
@@ -85,8 +105,6 @@ class PendingRankings:
             log.warning("pending_ranking_failed", ranking=identifier, error=repr(error))
             reason = ItemError(code=document.type.rpartition(":")[2], message=document.detail or document.title)
             state = PendingRanking(id=identifier, status="failed", error=reason)
-        finally:
-            del self._tasks[identifier]
         self._states[identifier] = state
         if callback_url is not None:
             delivery = asyncio.create_task(self._deliver(callback_url, state))

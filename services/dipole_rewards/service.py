@@ -89,16 +89,26 @@ class RewardService:
             calibrated=reward.calibrated,
         )
 
-    async def rank(self, incoming: Incoming, *, identifier: str | None = None, wait_s: float | None = None) -> Ranking:
-        """Score one group. Raises Overloaded (queue full, or `wait_s` passed) or ScoringFailed (a bad reward)."""
+    def submit(self, incoming: Incoming) -> asyncio.Future[Scores]:
+        """Queue one group, at once; cancelled while it waits, it is never scored. Raises Overloaded when full."""
         self.ready()
         assert self._batcher is not None
-        request, began = incoming.request, time.monotonic()
-        work = self._batcher.submit(request.prompt, incoming.pixels, request.metadata)
-        answer = asyncio.wrap_future(work)
+        request = incoming.request
+        return asyncio.wrap_future(self._batcher.submit(request.prompt, incoming.pixels, request.metadata))
+
+    async def rank(
+        self,
+        incoming: Incoming,
+        answer: asyncio.Future[Scores],
+        identifier: str | None = None,
+        *,
+        wait_s: float | None = None,
+    ) -> Ranking:
+        """A submitted group's ranking. Raises Overloaded (`wait_s` passed) or ScoringFailed (a bad reward)."""
+        began = time.monotonic()
         done, _ = await asyncio.wait([answer], timeout=wait_s)
         if not done:
-            answer.cancel()  # frees its place in the queue; a running forward cannot be stopped
+            answer.cancel()  # the model passes it over; a running forward cannot be stopped
             raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
         try:
             scores = answer.result()

@@ -90,6 +90,15 @@ async def test_each_bad_request_names_its_field(serve: Any, request_body: Any, s
         assert (await client.post("/v1/rank", json=body())).status_code == 200
 
 
+async def test_a_million_wrong_candidates_are_one_error(serve: Any) -> None:
+    """Two bytes a candidate must not become a kilobyte of errors each: the first wrong one ends the reading."""
+    content = b'{"prompt": "", "candidates": [' + b",".join([b"1"] * 1_000_000) + b"]}"
+    async with serve() as client:
+        answer = await client.post("/v1/rank", content=content, headers={"content-type": "application/json"})
+    assert answer.status_code == 422
+    assert [error["field"] for error in answer.json()["errors"]] == ["candidates[0]"]
+
+
 @pytest.mark.parametrize(
     ("content", "kind", "status"),
     [

@@ -35,12 +35,15 @@ class Scripted(Reward):
     name = "scripted"
     gate: ClassVar[threading.Event] = threading.Event()
     calls: ClassVar[list[str]] = []
+    fail: ClassVar[bool] = False
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
         self.calls.append(prompt)
         match prompt.partition(" ")[0]:
             case "wait":
                 assert self.gate.wait(20)
+                if self.fail:
+                    raise ZeroDivisionError
             case "raise":
                 raise ZeroDivisionError("secret detail")
             case "short":
@@ -79,7 +82,7 @@ SCRIPTED = f"{__name__}:Scripted"
 
 @pytest.fixture(autouse=True)
 def _fresh() -> Any:
-    Scripted.gate, Scripted.calls[:] = threading.Event(), []
+    Scripted.gate, Scripted.calls[:], Scripted.fail = threading.Event(), [], False
     yield
     Scripted.gate.set()
 
@@ -218,15 +221,88 @@ async def test_a_slow_reward_always_answers_202_and_failures_are_kept(serve: Any
     assert state.error.code == "reward-failed"
 
 
+@pytest.mark.parametrize("end", ["failed", "cancelled"])
+async def test_a_lost_202_leaves_no_answer_behind(serve: Any, end: str) -> None:
+    """While it is pending a repeat gets the same 202; once it failed or was cancelled, the repeat is a new ranking."""
+    async with serve(reward=SCRIPTED) as client:
+        first, again = [await post_async(client, "wait", key="k") for _ in range(2)]
+        assert first == again
+        if end == "cancelled":
+            assert (await client.delete(first)).json()["status"] == "cancelled"
+        else:
+            Scripted.fail = True
+            Scripted.gate.set()
+            while (look := await client.get(first)).status_code == 202:
+                await asyncio.sleep(0.01)
+            assert look.json()["status"] == "failed"
+        Scripted.fail = False
+        Scripted.gate.set()
+        second = await post_async(client, "wait", key="k")
+        assert second != first
+        assert (await finished(client, second))["status"] == "completed"
+        assert await post_async(client, "wait", key="k") == second
+
+
+async def test_a_202_whose_ranking_made_room_leaves_no_answer_behind(serve: Any) -> None:
+    """The repeat of what is no longer kept is ranked anew, and not sent to a place that is 404."""
+    async with serve(reward=SCRIPTED, reward_max_pending=1) as client:
+        first = await post_async(client, "p", key="a")
+        await finished(client, first)
+        await finished(client, await post_async(client, "p", key="b"))
+        assert (await client.get(first)).status_code == 404
+        assert (await finished(client, await post_async(client, "p", key="a")))["status"] == "completed"
+
+
+async def post_async(client: httpx.AsyncClient, prompt: str, *, key: str | None = None) -> str:
+    """The Location of a 202."""
+    headers = {"Prefer": "respond-async", **({"Idempotency-Key": key} if key else {})}
+    answer = await client.post("/v1/rank", json=body(prompt), headers=headers)
+    assert answer.status_code == 202, answer.text
+    return answer.headers["location"]
+
+
+async def finished(client: httpx.AsyncClient, location: str) -> dict[str, Any]:
+    while (look := await client.get(location)).status_code == 202:
+        await asyncio.sleep(0.01)
+    found: dict[str, Any] = look.json()
+    return found
+
+
+async def waiting(client: httpx.AsyncClient, groups: int) -> None:
+    """Until so many groups wait for the model."""
+    while f"dipole_reward_queue_depth {groups}.0" not in (await client.get("/metrics")).text:
+        await asyncio.sleep(0.01)
+
+
+async def test_a_full_queue_is_503_and_never_a_202(serve: Any) -> None:
+    """What cannot be queued is refused when it comes, also when 202 was asked for, and takes no place of a ranking."""
+    async with serve(reward=SCRIPTED, reward_queue_depth=1, reward_max_pending=3) as client:
+        head = {"Prefer": "respond-async"}
+        first = await post_async(client, "wait")
+        await until(lambda: "wait" in Scripted.calls)
+        second = await post_async(client, "next")
+        await waiting(client, 1)
+        for key in ({}, {"Idempotency-Key": "k"}):
+            full = await client.post("/v1/rank", json=body("third"), headers={**head, **key})
+            assert full.status_code == 503
+            assert int(full.headers["retry-after"]) >= 1
+        Scripted.gate.set()
+        assert [(await finished(client, each))["status"] for each in (first, second)] == ["completed"] * 2
+        assert (await client.get(first)).status_code == 200
+
+
 async def test_delete_cancels_and_what_waits_is_never_scored(serve: Any) -> None:
     """The second group waits behind the first; cancelled, it stays cancelled and the model never sees it."""
     async with serve(reward=SCRIPTED) as client:
         head = {"Prefer": "respond-async"}
         await client.post("/v1/rank", json=body("wait"), headers=head)
+        await until(lambda: "wait" in Scripted.calls)
         second = await client.post("/v1/rank", json=body("never"), headers=head)
+        await waiting(client, 1)
         for _ in range(2):
             gone = await client.delete(second.headers["location"])
             assert gone.json()["status"] == "cancelled"
+        await asyncio.sleep(0.05)  # in one process, requests alone do not let the service's own tasks run
         Scripted.gate.set()
         await client.post("/v1/rank", json=body("after"))
         assert (await client.get(second.headers["location"])).json()["status"] == "cancelled"
@@ -373,7 +449,7 @@ async def test_the_documents_are_true(serve: Any) -> None:
     RewardInfo.model_validate(documents.INFO_EXAMPLE)
     rank = document["paths"]["/v1/rank"]["post"]
     assert set(rank["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
-    assert {"200", "202", "401", "413", "415", "422", "429", "500", "503"} <= set(rank["responses"])
+    assert set(rank["responses"]) == {"200", "202", "401", "408", "413", "415", "422", "500", "503"}
     for path in document["paths"].values():
         for operation in path.values():
             for status, response in operation["responses"].items():

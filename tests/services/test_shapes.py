@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -84,6 +86,48 @@ def test_without_metadata_there_is_no_score_but_a_reason() -> None:
     scores = Shapes().score(prompt="a red circle", images=[draw([prompts()[0]])[0]], metadata=None)
     assert scores.scores == [None]
     assert scores.errors[0].code == "missing_metadata"
+
+
+SQUARE = {"class": "square", "color": "red", "count": 1}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "named"),
+    [
+        ({"include": [{**SQUARE, "count": "two"}]}, "metadata.include[0].count"),
+        ({"include": [{**SQUARE, "count": 0}]}, "metadata.include[0].count"),
+        ({"include": [{**SQUARE, "count": True}]}, "metadata.include[0].count"),
+        ({"include": [{**SQUARE, "count": 10**400}]}, "metadata.include[0].count"),
+        ({"include": [{**SQUARE, "color": []}]}, "metadata.include[0].color"),
+        ({"include": [{**SQUARE, "color": "plaid"}]}, "metadata.include[0].color: 'plaid' is none of red, "),
+        ({"include": [SQUARE, {**SQUARE, "class": "dog"}]}, "metadata.include[1].class"),
+        ({"include": [{**SQUARE, "class": {}}]}, "metadata.include[0].class"),
+        ({"include": [{**SQUARE, "position": ["left of", 5]}]}, "include[0].position names thing 5 of 1"),
+        ({"include": [{**SQUARE, "position": ["left of", -1]}]}, "metadata.include[0].position[1]"),
+        ({"include": [{**SQUARE, "position": ["inside", 0]}]}, "metadata.include[0].position[0]"),
+        ({"include": [{**SQUARE, "position": "left of"}]}, "metadata.include[0].position"),
+        ({"include": [SQUARE] * 65}, "metadata.include"),
+        ({"include": "a square"}, "metadata.include"),
+        ({"include": [SQUARE], "exclude": [{**SQUARE, "count": "no"}]}, "metadata.exclude[0].count"),
+        ({"include": [SQUARE], "exclude": 3}, "metadata.exclude"),
+    ],
+)
+def test_metadata_that_means_nothing_is_named(metadata: dict[str, Any], named: str) -> None:
+    """No score and a reason that names the field; the reward itself never fails over what a caller sends."""
+    image = draw([prompts()[0]])[0]
+    scores = Shapes().score(prompt="p", images=[image, image], metadata=metadata)
+    assert scores.scores == [None, None]
+    assert scores.errors[1].code == "bad_metadata"
+    assert named in scores.errors[1].message
+    assert len(scores.errors[1].message) <= 200
+
+
+def test_a_count_may_be_left_out() -> None:
+    """It is 1 then, also for what is excluded; what GenEval says beside it is ignored."""
+    image = Shapes().golden().image
+    metadata: dict[str, Any] = {"tag": "x", "include": [{"class": "square", "prompt": "p"}], "exclude": [{"class": "circle"}]}
+    scores = Shapes().score(prompt="p", images=[image], metadata=metadata)
+    assert scores.sub_scores == [{"strict": 1.0, "graded": pytest.approx(0.5, abs=0.1)}]
 
 
 def test_no_held_out_scene_is_trained_on() -> None:
