@@ -6,9 +6,9 @@ unknown fields, so a misspelt one is an error and not a silence.
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, JsonValue, model_validator
 
 PROTOCOL_VERSION = "1"
 MAX_PROMPT_CHARS = 10_000
@@ -17,6 +17,8 @@ MAX_PIXELS = 4096 * 4096
 MAX_BODY_BYTES = 256 * 2**20
 
 MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"]
+T = TypeVar("T")
+Many = Annotated[list[T], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 
@@ -43,7 +45,7 @@ class RankRequest(Strict):
     """One group: K candidates for one prompt, to be ordered best to worst."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARS)
-    candidates: list[Candidate] = Field(min_length=1)
+    candidates: Many[Candidate] = Field(min_length=1)
     metadata: dict[str, JsonValue] | None = Field(default=None, description="What the prompt asks for, as in GenEval.")
     callback_url: str | None = Field(default=None, max_length=2048)
 
@@ -83,7 +85,7 @@ class Ranking(Strict):
     model_revision: Version
     recipe_version: Version
     status: Literal["completed"] = "completed"
-    results: list[RankedItem]
+    results: Many[RankedItem]
     usage: dict[str, Any] = Field(default_factory=dict)
 
 
@@ -104,7 +106,7 @@ class RewardInfo(Strict):
     model_revision: Version
     recipe_version: Version
     protocol_version: str = PROTOCOL_VERSION
-    media_types: list[MediaType]
+    media_types: Many[MediaType]
     max_candidates: int = Field(default=MAX_CANDIDATES, ge=1)
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
     calibrated: bool = Field(default=True, description="False when only the order of scores means something.")
@@ -125,4 +127,4 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str | None = None
-    errors: list[FieldError] = Field(default_factory=list)
+    errors: Many[FieldError] = Field(default_factory=list)

@@ -64,6 +64,8 @@ class ApiSettings(PlatformSettings):
 
     api_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     api_port: int = Field(default=8400, ge=1, le=65535, description="Port to listen on.")
-    api_key: SecretStr | None = Field(default=None, description="Admin key; required on any address but loopback.")
+    api_key: SecretStr | None = Field(
+        default=None, min_length=16, description="Admin key; required on any address but loopback."
+    )
     api_max_file_bytes: int = Field(default=64 * 2**20, ge=1024, description="Bytes of one uploaded prompts file.")
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")

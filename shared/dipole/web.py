@@ -160,8 +160,8 @@ def is_loopback(host: str) -> bool:
 
 
 def refuse_open_host(host: str, key: object | None, setting: str) -> None:
-    """A server that others can reach needs a key. Raises ConfigurationError that says which setting to set."""
-    if key is None and not is_loopback(host):
+    """A server that others can reach needs a key that is not empty. Raises ConfigurationError that says what to set."""
+    if not key and not is_loopback(host):
         raise ConfigurationError(
             f"refusing to listen on {host} without a key: set {setting}, or listen on 127.0.0.1 where none is needed"
         )

@@ -125,7 +125,11 @@ def test_metadata_that_means_nothing_is_named(metadata: dict[str, Any], named: s
 def test_a_count_may_be_left_out() -> None:
     """It is 1 then, also for what is excluded; what GenEval says beside it is ignored."""
     image = Shapes().golden().image
-    metadata: dict[str, Any] = {"tag": "x", "include": [{"class": "square", "prompt": "p"}], "exclude": [{"class": "circle"}]}
+    metadata: dict[str, Any] = {
+        "tag": "x",
+        "include": [{"class": "square", "prompt": "p"}],
+        "exclude": [{"class": "circle"}],
+    }
     scores = Shapes().score(prompt="p", images=[image], metadata=metadata)
     assert scores.sub_scores == [{"strict": 1.0, "graded": pytest.approx(0.5, abs=0.1)}]
 

@@ -10,10 +10,10 @@ from typing import Any
 import httpx
 import pytest
 import structlog
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, SecretStr, ValidationError
 
 from dipole import logs, web
-from dipole.errors import Conflict, InvalidInput, NotFound, Overloaded, TooLarge, Unauthorized
+from dipole.errors import ConfigurationError, Conflict, InvalidInput, NotFound, Overloaded, TooLarge, Unauthorized
 
 pytestmark = pytest.mark.anyio
 
@@ -141,6 +141,15 @@ async def test_any_of_several_keys_opens() -> None:
 def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
     """Only addresses that nobody else can reach."""
     assert web.is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize("key", [None, "", SecretStr("")])
+def test_an_open_host_needs_a_key_that_is_not_empty(key: Any) -> None:
+    """None and empty are the same: the sentence names the setting. Loopback needs none."""
+    with pytest.raises(ConfigurationError, match="DIPOLE_X_KEY"):
+        web.refuse_open_host("0.0.0.0", key, "DIPOLE_X_KEY")
+    web.refuse_open_host("127.0.0.1", key, "DIPOLE_X_KEY")
+    web.refuse_open_host("0.0.0.0", SecretStr("k"), "DIPOLE_X_KEY")
 
 
 @pytest.fixture

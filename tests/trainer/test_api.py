@@ -18,7 +18,7 @@ import pytest
 from pydantic import SecretStr
 
 from dipole.errors import ConfigurationError
-from dipole.settings import ApiSettings
+from dipole.settings import ApiSettings, load
 from dipole_trainer.api import create_app, stream
 from dipole_trainer.api.parts import Parts
 from dipole_trainer.jobs import Claim
@@ -658,6 +658,30 @@ def test_an_open_server_without_a_key_refuses_to_start(tmp_path: Path) -> None:
     """The sentence names the setting."""
     with pytest.raises(ConfigurationError, match="DIPOLE_API_KEY"):
         create_app(settings(tmp_path, api_host="0.0.0.0"))
+
+
+@pytest.mark.parametrize("place", ["prompts", "rewards", "evaluation.prompts", "lora.target_modules"])
+def test_a_million_wrong_items_are_few_errors(tmp_path: Path, place: str) -> None:
+    """Two bytes an item must not become a kilobyte of errors each: the first wrong one ends the reading."""
+    outer, _, inner = place.partition(".")
+    wrong: Any = [1] * 1_000_000
+    sent = body(**{outer: {inner: wrong} if inner else wrong})
+
+    async def test(server: Server) -> None:
+        refused = await server.client.post(JOBS, json=sent)
+        named(refused, 422, f"{place}[0]")
+        assert len(refused.json()["errors"]) <= 2  # and that the list is too short without it
+
+    run(tmp_path, test)
+
+
+def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """DIPOLE_API_KEY="", as a forgotten secret sets it, is a sentence at start on every host, and never an open API."""
+    for key in ("", "short"):
+        monkeypatch.setenv("DIPOLE_API_KEY", key)
+        for host in ("0.0.0.0", "127.0.0.1"):
+            with pytest.raises(ConfigurationError, match=r"DIPOLE_API_KEY.*at least 16"):
+                load(ApiSettings, api_host=host)
 
 
 # ---- the app --------------------------------------------------------------------------------------------------------

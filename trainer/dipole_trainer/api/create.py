@@ -20,7 +20,7 @@ from dipole_trainer.api import files
 from dipole_trainer.api.parts import Parts
 from dipole_trainer.catalogue import check_reward_url
 from dipole_trainer.models import Job
-from dipole_trainer.spec import PromptSpec, Spec, TrainSpec
+from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec
 
 EXAMPLE: dict[str, Any] = {
     "model": "tiny-turbo",
@@ -45,7 +45,7 @@ class JobCreate(TrainSpec):
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
-    prompts: tuple[PromptSpec, ...] = Field(default=(), max_length=1_000_000, description="Prompts, without a file.")
+    prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000, description="Prompts, without a file.")
     training_file: str | None = Field(default=None, max_length=64, description="Id of an uploaded prompts file.")
     validation_file: str | None = Field(default=None, max_length=64, description="Id of a file of held-out prompts.")
     hyperparameters: Hyperparameters | None = None
