@@ -174,10 +174,7 @@ class Target:
 
     def refuses(self, what: str, *, names: str | None = None, **kwargs: Any) -> None:
         """POST /v1/rank must answer 4xx as problem+json, and name the field where one is to blame."""
-        problem = check_problem(self.ask("POST", "v1/rank", **kwargs), what)
-        said = " ".join([problem.detail or "", *(error.field for error in problem.errors)])
-        if names is not None and names not in said:
-            raise Failed(f"{what}: the problem does not name {names!r}: {problem.detail!r}")
+        check_refusal(self.ask("POST", "v1/rank", **kwargs), what, names)
 
 
 def _detail(reply: Reply) -> str:
@@ -199,6 +196,14 @@ def check_problem(reply: Reply, what: str, *statuses: int) -> Problem:
     if problem.status != reply.status:
         raise Failed(f"{what}: the document says {problem.status}, the answer {reply.status}")
     return problem
+
+
+def check_refusal(reply: Reply, what: str, names: str | None = None) -> None:
+    """4xx as problem+json that names the field to blame, in its detail or in `errors`."""
+    problem = check_problem(reply, what)
+    said = " ".join([problem.detail or "", *(error.field for error in problem.errors)])
+    if names is not None and names not in said:
+        raise Failed(f"{what}: the problem does not name {names!r}: {problem.detail!r}")
 
 
 def check_results(ranking: Ranking, ids: Sequence[str]) -> None:

@@ -174,6 +174,23 @@ def test_the_right_endpoint_passes(endpoint: InThread) -> None:
     assert outcomes(endpoint, lambda _, answer: answer) == {}
 
 
+def in_other_words(_: httpx.Request, answer: httpx.Response) -> httpx.Response:
+    """A right endpoint with sentences of its own: it names fields in `errors` alone, and a doubled id by its place."""
+    if not answer.is_client_error:
+        return answer
+    problem = json.loads(answer.content)
+    doubled = "unique" in problem["detail"]
+    errors = [{"field": "candidates[1].id", "message": "seen before"}] if doubled else problem.get("errors", [])
+    told = {**problem, "detail": "request was not accepted", "errors": errors}
+    return httpx.Response(answer.status_code, headers={"content-type": "application/problem+json"}, json=told)
+
+
+def test_a_right_endpoint_may_use_its_own_words(endpoint: InThread) -> None:
+    """A field is named when `errors` names it, whatever the sentence says, and at whatever depth."""
+    refusals = [check.__name__ for check in CHECKS if check.__name__.startswith(("refuses_", "survives_"))]
+    assert outcomes(endpoint, in_other_words, *refusals) == {}
+
+
 @pytest.mark.parametrize(("bend", "check", "said"), WRONG.values(), ids=WRONG.keys())
 def test_a_wrong_endpoint_is_found_out(endpoint: InThread, bend: Bend, check: str, said: str) -> None:
     """The check that states the broken fact fails, and says what it saw."""
