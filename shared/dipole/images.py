@@ -95,15 +95,6 @@ def encode_npy(pixels: Pixels) -> bytes:
     return buffer.getvalue()
 
 
-def encode(pixels: Pixels, media_type: MediaType) -> bytes:
-    """Encode losslessly as PNG or npy, the two types that a trainer sends."""
-    if media_type == "image/png":
-        return encode_png(pixels)
-    if media_type == NPY:
-        return encode_npy(pixels)
-    raise UnsupportedMediaType(f"images are sent as image/png or {NPY}, not {media_type}")
-
-
 def _checked(pixels: Pixels) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InvalidInput(f"an image must be uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")

@@ -48,9 +48,8 @@ class Endpoint(TypedDict):
 
 
 class Run(TypedDict):
-    """One ranker's record in Redis: whose work it is and where it goes."""
+    """One ranker's record in Redis: where its work goes."""
 
-    job_id: str
     rewards: dict[str, Endpoint]
 
 

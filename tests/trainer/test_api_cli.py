@@ -57,6 +57,18 @@ def test_a_reward_option_that_means_nothing_is_refused(text: str) -> None:
         parse_reward(text)
 
 
+def test_loopback_is_asked_without_a_proxy(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment is for other hosts: its own loopback is not ours."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Api(api.url) as ours:
+        assert [reward["name"] for reward in ours.get("/v1/rewards")["data"]] == ["shapes"]
+    with Api("http://api.invalid") as others, pytest.raises(ApiError, match="Connection refused"):  # the proxy's
+        others.get("/v1/rewards")
+
+
 def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     """Every command against a real server; `create` prints the id alone; errors are sentences with exit code 1."""
     prompts, config = tmp_path / "prompts.jsonl", tmp_path / "job.json"

@@ -478,7 +478,7 @@ def test_messages_are_json_and_carry_references(harness: Harness) -> None:
         assert len(message["body"]) < 2000
         assert "a-key" not in json.dumps(message)
         assert message["headers"]["job_id"] == "job"
-    (record,) = [json.loads(client.get(each)) for each in client.keys("dipole:run:*")]
+    (record,) = [json.loads(client.get(each) or b"") for each in client.keys("dipole:run:*")]
     assert set(record) == {"rewards"}
     ranker.cancel()
     assert client.keys("dipole:run:*") == []

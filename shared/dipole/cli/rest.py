@@ -13,10 +13,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 import httpx
 
 from dipole.errors import DipoleError
+from dipole.web import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
@@ -44,7 +46,10 @@ class Api:
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
         self.url = url.rstrip("/")
         try:
-            self._client = httpx.Client(base_url=self.url, headers=headers, timeout=timeout, transport=transport)
+            proxied = not is_loopback(urlsplit(url).hostname or "")  # a proxy's loopback is another machine's
+            self._client = httpx.Client(
+                base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=proxied
+            )
         except (httpx.InvalidURL, ValueError) as error:
             raise ApiError(f"{url!r} is no URL of an API: set DIPOLE_API_URL to one like {DEFAULT_URL}") from error
 
