@@ -122,6 +122,7 @@ WRONG_ANSWERS = {
     "wrong order": ranking(["c1", "c0", "c2"]),
     "scores as text": ranking(RIGHT, ["high", "low", "low"]),
     "another status": ranking(RIGHT, status="done"),
+    "a version too long to keep": ranking(RIGHT, model_revision="x" * 256),
     "no ids": {"scores": [1, 2, 3]},
     "a list": [],
 }
