@@ -269,7 +269,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
 
 
 def test_evaluation_compares_with_the_base_on_the_same_noises(tmp_path: Path) -> None:
-    """With weights that do not move the images are the same and every difference is nought; with others they are not."""
+    """With weights that do not move the images are the same and every difference is nought; with others not."""
     still = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
     evaluation = {"prompts": LINES[:3], "images_per_prompt": 2, "every": 2}
     _, events, _ = train(make_spec(evaluation=evaluation), tmp_path / "still", still)
