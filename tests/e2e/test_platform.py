@@ -136,7 +136,7 @@ def test_kill_9_of_worker_rank_worker_and_reward_changes_not_a_bit(
 
 def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, referee: Callable[..., Any]) -> None:
     """Hanging, dying, NaN, a wrong count, HTML: the job succeeds, and its events name each with the reason."""
-    reasons = {"hang": "timeout", "nan": "invalid_response", "count": "3 results for 4", "html": "text/html"}
+    reasons = {"hang": "timeout", "nan": "not_finite", "count": "3 results for 4", "html": "text/html"}
     servers = {mode: referee(mode) for mode in reasons} | {"dies": referee(dies_after=1)}
     deadlines = {"hang": 3, "dies": 8}  # the others answer, each in its way
     optional = [
