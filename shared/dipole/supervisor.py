@@ -187,12 +187,11 @@ class Supervisor:
         self._handlers = {}
 
     def _catch_signals(self) -> None:
-        """SIGTERM and a closed terminal end us as Ctrl-C does: through every `with`."""
+        """SIGTERM and a closed terminal end us as Ctrl-C does, through every `with`; also where a script's `&` had SIGINT ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
-        for number in (signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             self._handlers[number] = signal.signal(number, _interrupt)
-        self._handlers[signal.SIGINT] = signal.getsignal(signal.SIGINT)
 
     def _await(self, keepers: list[_Keeper]) -> None:
         until = time.monotonic() + self._start_s
