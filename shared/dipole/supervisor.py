@@ -187,7 +187,7 @@ class Supervisor:
         self._handlers = {}
 
     def _catch_signals(self) -> None:
-        """SIGTERM and a closed terminal end us as Ctrl-C does, through every `with`; also where a script's `&` had SIGINT ignored."""
+        """SIGTERM and a closed terminal end us as Ctrl-C does, which a script's `&` may have had ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
