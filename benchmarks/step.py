@@ -206,13 +206,11 @@ class Ours:
             x_ref = chunks.mapped(partial(self.generator.reference, prompt=PROMPT), noise, self.chunk)
             phi, phi_ref = (chunks.featured(self.phi, latents, self.chunk) for latents in (x, x_ref))
             goals = drpo.goals(phi, phi_ref, chosen, self.spec)
-        total: list[Tensor] | None = None
-        for rows in chunks.slices(len(noise), self.chunk):
-            loss = goals.loss(self.phi(self.generator(noise[rows], PROMPT)), rows)
-            part = torch.autograd.grad(loss, self.generator.parameters())
-            total = list(part) if total is None else [a + b for a, b in zip(total, part, strict=True)]
-        assert total is not None
-        return total
+        return goals.gradient(
+            lambda rows: self.phi(self.generator(noise[rows], PROMPT)),
+            self.generator.parameters(),
+            chunks.slices(len(noise), self.chunk),
+        )
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------

@@ -7,9 +7,7 @@ workdir/
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
 
 import torch
 
@@ -25,10 +23,10 @@ def run(
     job_id: str,
     workdir: Path,
     rank: Ranker,
-    on_event: Callable[[str, dict[str, Any]], None],
-    control: Callable[[], Literal["run", "pause", "cancel"]],
+    on_event: loop.OnEvent,
+    control: loop.Control,
     device: str | None = None,
-) -> Literal["succeeded", "paused", "cancelled"]:
+) -> loop.Outcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
 
     Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
