@@ -1,0 +1,162 @@
+"""Where the weights are that a job names: a folder under DIPOLE_MODELS_DIR, or the local Hugging Face cache.
+
+A caller gives a name, never a path, and nothing is downloaded: weights that are not on this machine are an InvalidInput
+with the command that fetches them. What is found is looked over, so that a download that stopped half-way is told
+here and not by a worker's traceback. No torch: the API checks a job's names with this before it takes the job.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from huggingface_hub import constants, snapshot_download
+from huggingface_hub.errors import HFValidationError
+
+from dipole.errors import InvalidInput
+
+_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
+_REVISION = re.compile(r"[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,127}")
+_COMMIT = re.compile(r"[0-9a-f]{40}")
+# What its authors publish on ModelScope alone, and the file of it.
+MODELSCOPE = {"jiangzhou130v1/drpo-mae-latent-256": "mae_latent_256_torch.pth"}
+MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
+
+
+def locate(name: str, models_dir: Path, *, revision: str | None, field: str, files: Sequence[str]) -> Path:
+    """The folder, or the single file, that holds the weights `name`. Raises InvalidInput on `field`.
+
+    `name` is one under `models_dir` or a hub id `org/name`. A hub id is looked for as `models_dir/name`, where the
+    command in the error puts it, and in the Hugging Face cache; a `revision` turns that order round, because the
+    cache knows revisions. `files` are glob patterns, alternatives separated by `|`; each must match a file that is
+    whole. A single file does where one pattern is all that is needed.
+    """
+    _check_name(name, revision, field)
+    own = models_dir / name.rpartition("/")[2]
+    cached = _cached(name, revision) if "/" in name and (revision or not own.exists()) else None
+    found = cached or (own if own.exists() else None)
+    fetch = _command(name, models_dir, revision)
+    if found is None:
+        where = f"looked for {own}"
+        if "/" in name:
+            where += f" and in the Hugging Face cache {constants.HF_HUB_CACHE}"
+        raise InvalidInput(f"{field}: {name!r} is not on this machine ({where}); {fetch}", field=field)
+    _check_commit(found, name, revision, field)
+    if (flaw := _flaw(found, files)) is not None:
+        raise InvalidInput(f"{field}: {name!r} at {found} is not complete: {flaw}; {fetch}", field=field)
+    return found.resolve() if found == own else found
+
+
+def matching(found: Path, pattern: str) -> list[Path]:
+    """The files that `pattern` of `locate` stands for, in what it returned, by name."""
+    if found.is_file():
+        return [found] if any(Path(each).suffix == found.suffix for each in pattern.split("|")) else []
+    return sorted(path for each in pattern.split("|") for path in found.glob(each) if path.is_file())
+
+
+def _check_name(name: str, revision: str | None, field: str) -> None:
+    if not _NAME.fullmatch(name):
+        raise InvalidInput(
+            f"{field}: {name!r} is neither a name under DIPOLE_MODELS_DIR nor a hub id org/name", field=field
+        )
+    if revision is not None and not _REVISION.fullmatch(revision):
+        raise InvalidInput(f"{field}: {revision!r} is not a revision: give a branch, a tag or a commit", field=field)
+    if revision is not None and "/" not in name:
+        raise InvalidInput(
+            f"{field}: {name!r} is not a hub id and has no revisions: leave revision out, or give org/name", field=field
+        )
+
+
+def _cached(name: str, revision: str | None) -> Path | None:
+    """The snapshot folder in the Hugging Face cache, or none."""
+    try:
+        return Path(snapshot_download(name, revision=revision, local_files_only=True))
+    except HFValidationError:
+        return None
+    except OSError as error:
+        # The hub's client refuses a snapshot that lacks any file of its repository. Ours need few of them.
+        partial = getattr(error, "snapshot_path", None)
+        return None if partial is None else Path(partial)
+
+
+def _check_commit(found: Path, name: str, revision: str | None, field: str) -> None:
+    """`hf download --local-dir` notes the commits that its files came from: a pinned job must not get another."""
+    if revision is None or not _COMMIT.fullmatch(revision):
+        return
+    notes = (found / ".cache/huggingface/download").rglob("*.metadata")
+    other = {note.read_text().partition("\n")[0] for note in notes} - {revision}
+    if other:
+        raise InvalidInput(
+            f"{field}: {found} holds commit {min(other)} of {name!r}, not {revision}: "
+            "change the revision, or fetch that one there",
+            field=field,
+        )
+
+
+def _command(name: str, models_dir: Path, revision: str | None) -> str:
+    folder = models_dir / name.rpartition("/")[2]
+    if "/" not in name:
+        return "put it there, or name a hub id org/name"
+    if name in MODELSCOPE:
+        return f"fetch it with `modelscope download --model {name} {MODELSCOPE[name]} --local_dir {folder}`"
+    pinned = f" --revision {revision}" if revision else ""
+    return f"fetch it with `hf download {name}{pinned} --local-dir {folder}`"
+
+
+def _flaw(found: Path, files: Sequence[str]) -> str | None:
+    """What is missing or broken, in words."""
+    if found.is_file() and len(files) > 1:
+        return f"it is a single file, and a folder with {', '.join(files)} is needed"
+    for pattern in files:
+        matched = matching(found, pattern)
+        if not matched:
+            return f"{pattern.replace('|', ' or ')} is missing"
+        flaws = [*_missing_shards(matched), *(flaw for path in matched if (flaw := _broken(path)))]
+        if flaws:
+            return flaws[0]
+    return None
+
+
+def _missing_shards(matched: Sequence[Path]) -> Iterator[str]:
+    """Shards that an index beside these files lists. Where the whole file is there too, loaders take that one."""
+    folders = {path.parent for path in matched if path.suffix == ".safetensors"}
+    for index in sorted(index for folder in folders for index in folder.glob("*.safetensors.index.json")):
+        if not (index.parent / index.name.removesuffix(".index.json")).is_file():
+            try:
+                shards = set(json.loads(index.read_text())["weight_map"].values())
+            except (ValueError, LookupError, TypeError, AttributeError):
+                yield f"{index.name} is not an index of shards"
+            else:
+                yield from (f"{shard} is missing" for shard in sorted(shards) if not (index.parent / shard).is_file())
+
+
+def _broken(path: Path) -> str | None:
+    """Why this file cannot be what it is called: a pointer of Git LFS, or cut short."""
+    with path.open("rb") as opened:
+        if opened.read(24) == b"version https://git-lfs.":
+            return f"{path.name} is a pointer of Git LFS, not the file"
+    if path.suffix != ".safetensors":
+        return None if path.stat().st_size else f"{path.name} is empty"
+    try:
+        expected = _safetensors_bytes(path)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return f"{path.name} is not a safetensors file"
+    size = path.stat().st_size
+    return None if size == expected else f"{path.name} has {size} of {expected} bytes"
+
+
+def _safetensors_bytes(path: Path) -> int:
+    """Bytes that a safetensors file has by its own header: 8 of length, the header, the tensors."""
+    with path.open("rb") as opened:
+        length = int.from_bytes(opened.read(8), "little")
+        if length > MAX_HEADER_BYTES:
+            raise ValueError("not a header")
+        header = json.loads(opened.read(length))
+    return (
+        8
+        + length
+        + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
+    )
