@@ -147,7 +147,7 @@ def test_other_files_of_a_repository_need_not_be_in_the_cache(models: Path, cach
     """The hub's client calls a snapshot without its README incomplete; for us it holds what is needed."""
     snapshot = write_snapshot(cache, "org/vit", COMMIT)
     entry = {"size": 2, "blob_id": "0" * 40}
-    tree = {"version": 1, "commit_hash": COMMIT, "files": {"config.json": entry, "README.md": entry}}
+    tree = {"format_version": 1, "files": {"config.json": entry, "README.md": entry}}
     (snapshot.parents[1] / "trees").mkdir()
     (snapshot.parents[1] / "trees" / f"{COMMIT}.json").write_text(json.dumps(tree))
     assert locate("org/vit", models) == snapshot
