@@ -1,130 +1,215 @@
-"""A one-step text-to-image generator: a diffusers pipeline folder, called once per image.
+"""A one-step text-to-image generator: a diffusers pipeline, called once per image.
 
 `x = G(noise, prompt)` is one U-Net call and one step of the pipeline's own scheduler at its last timestep, with
 guidance 0: what `pipe(num_inference_steps=1, guidance_scale=0, latents=noise)` does, without the pipeline around it.
-The trained part is a LoRA adapter; the frozen base G_ref is the same network with the adapter switched off.
+What is trained, and how the frozen base G_ref is had, is in trained.py.
 
-Legend: K candidates, c latent channels, h, w latent size.
+Legend: K candidates, c latent channels, h, w latent size, T tokens, D the width of their embeddings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
 from diffusers import StableDiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from numpy.typing import NDArray
-from peft import LoraConfig
 from torch import Tensor, nn
 
-from dipole_trainer.spec import LoraSpec
+from dipole.errors import InvalidInput
+from dipole_trainer.generators import autoencoder, hidden
+from dipole_trainer.generators.trained import Adapter, FullWeights, check_fit
+from dipole_trainer.spec import TrainSpec
 
 disable_progress_bar()
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
+Kind = Literal["tiny", "sd", "sdxl"]
+
+
+@dataclass(frozen=True)
+class Embedding:
+    """A prompt for the U-Net."""
+
+    states: Tensor  # (1, T, D)
+    pooled: Tensor | None = None  # (1, D'), of SDXL's second text encoder
+
 
 class OneStepGenerator:
-    """Latents are in the U-Net's units (the VAE's times its scaling factor), (K, c, h, w)."""
+    """Latents are in the U-Net's units (the VAE's times its scaling factor), (K, c, h, w), float32."""
 
-    def __init__(self, pipeline: Any, lora: LoraSpec, *, device: str = "cpu", seed: int = 0) -> None:
-        """Take the parts of a loaded pipeline and add a fresh adapter, drawn from `seed`."""
-        pipeline.to(device)
-        self.device = torch.device(device)
-        self.unet, self.vae, self.scheduler = pipeline.unet, pipeline.vae, pipeline.scheduler
-        self._tokenizer, self._text_encoder = pipeline.tokenizer, pipeline.text_encoder
-        for module in (self.unet, self.vae, self._text_encoder):
-            module.eval().requires_grad_(False)
+    pipeline_class: ClassVar[Any] = StableDiffusionPipeline
+    without: ClassVar[dict[str, Any]] = {  # parts of a pipeline that a generator has no use for
+        "safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
+    }  # fmt: skip
+
+    def __init__(self, pipeline: Any, spec: TrainSpec, *, kind: Kind = "sd", device: str = "cpu") -> None:
+        """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above."""
+        self.device, self.kind = torch.device(device), kind
+        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
+        self.unet, self.vae = pipeline.unet, pipeline.vae
+        for module in pipeline.components.values():
+            if isinstance(module, nn.Module):
+                module.to(self.device).eval().requires_grad_(False)
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
-        self.lora = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,  # type: ignore[arg-type]  # a float works; PEFT divides it by the rank
-            target_modules=list(lora.target_modules),
-            init_lora_weights="gaussian",
-        )
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.unet.add_adapter(self.lora)
-        for parameter in self.parameters():
-            parameter.data = parameter.data.float()  # the adapter trains in float32 whatever the base runs in
+        self._dtype = DTYPES[spec.precision]
+        self._side = _side(pipeline, spec.resolution)
+        self._check_steps()
+        if spec.tune == "full":
+            self._trained: Adapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
+        else:
+            self._trained = Adapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
+        self.lora = self._trained.lora
         self._embed = lru_cache(CACHED_PROMPTS)(self._encode)
 
     @classmethod
-    def load(
-        cls, folder: Path, lora: LoraSpec, *, device: str = "cpu", precision: str = "fp32", seed: int = 0
-    ) -> OneStepGenerator:
-        """Load a StableDiffusionPipeline folder in diffusers format; nothing is downloaded."""
-        pipeline = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
-            str(folder), dtype=DTYPES[precision], safety_checker=None, feature_extractor=None,
-            requires_safety_checker=False, local_files_only=True,
-        )  # fmt: skip
-        return cls(pipeline, lora, device=device, seed=seed)
+    def load(cls, folder: Path, spec: TrainSpec, *, kind: Kind = "sd", device: str = "cpu") -> OneStepGenerator:
+        """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled."""
+        dtype = DTYPES[spec.precision]
+        pipeline = cls.pipeline_class.from_pretrained(
+            str(folder),
+            dtype={"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype},
+            local_files_only=True,
+            use_safetensors=True,
+            **cls.without,
+        )
+        return cls(pipeline, spec, kind=kind, device=device)
+
+    # ---- what is trained --------------------------------------------------------------------------------------------
 
     def parameters(self) -> list[nn.Parameter]:
-        """The adapter's parameters, in a fixed order."""
-        return [parameter for parameter in self.unet.parameters() if parameter.requires_grad]
+        """What is trained, in a fixed order: float32 master weights."""
+        return self._trained.parameters
+
+    def state(self) -> dict[str, Tensor]:
+        """What is trained by name, copies on the CPU: PEFT's names for an adapter, the U-Net's for every weight."""
+        return {name: value.detach().cpu().contiguous().clone() for name, value in self._trained.state().items()}
+
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
+        """Put weights in place that `state` gave. Raises InvalidInput, before anything changes, where one misfits."""
+        check_fit(self._trained.state(), tensors)
+        self._trained.load(tensors)
+
+    def base(self) -> AbstractContextManager[None]:
+        """Inside, this generator is the frozen base."""
+        return self._trained.base()
+
+    # ---- one step ---------------------------------------------------------------------------------------------------
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit normal noise (K, c, h, w), one draw a seed, the same on every device."""
-        shape = (self.unet.config.in_channels, self.unet.config.sample_size, self.unet.config.sample_size)
+        shape = (self.unet.config.in_channels, *[self._side // self.pipeline.vae_scale_factor] * 2)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
-    def embed(self, prompt: str) -> Tensor:
-        """The prompt's text embedding (1, tokens, width), computed once while it is in use."""
+    def embed(self, prompt: str) -> Embedding:
+        """The prompt's embedding, computed once while it is in use."""
         return self._embed(prompt)
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Tensor:
-        ids = self._tokenizer(
-            prompt, padding="max_length", max_length=self._tokenizer.model_max_length, truncation=True,
-            return_tensors="pt",
-        ).input_ids  # fmt: skip
-        hidden: Tensor = self._text_encoder(ids.to(self.device)).last_hidden_state
-        return hidden
+    def _encode(self, prompt: str) -> Embedding:
+        return Embedding(self.pipeline.encode_prompt(prompt, self.device, 1, False)[0])
 
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
         self.scheduler.set_timesteps(1, device=self.device)
         timestep = self.scheduler.timesteps[0]
         sample = noise * self.scheduler.init_noise_sigma
-        model_input = self.scheduler.scale_model_input(sample, timestep).to(self.unet.dtype)
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        states = torch.cat([self.embed(each) for each in prompts]).expand(len(noise), -1, -1)
-        with torch.autocast(self.device.type, self.unet.dtype, enabled=self.unet.dtype != torch.float32):
-            output = self.unet(model_input, timestep, encoder_hidden_states=states, return_dict=False)[0]
+        model_input = self.scheduler.scale_model_input(sample, timestep).to(self._dtype)
+        condition = self._condition([prompt] if isinstance(prompt, str) else prompt, len(noise))
+        with self._autocast():
+            output = self._trained.network(model_input, timestep, **condition, return_dict=False)[0]
         stepped: Tensor = self.scheduler.step(output.float(), timestep, sample, return_dict=False)[0]
         return stepped
 
     @torch.no_grad()
-    def reference(self, noise: Tensor, prompt: str) -> Tensor:
-        """x_ref = G_ref(noise, prompt): the adapter switched off."""
+    def reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
+        """x_ref = G_ref(noise, prompt), without a graph."""
         with self.base():
             return self(noise, prompt)
 
+    def hidden(self, x_t: Tensor, timestep: int, prompt: str, blocks: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs of the frozen base U-Net's named sub-modules (the first of a tuple), float32, by name.
+
+        `x_t` (K, c, h, w) goes in as it is, noised by the caller; differentiable in it. The U-Net stops after the last
+        of `blocks`, such as `mid_block` or `up_blocks.0`.
+        """
+        condition = self._condition([prompt], len(x_t))
+        with self.base(), self._autocast():
+            network = self._trained.network
+            at = torch.tensor(timestep, device=self.device)
+            # forward, not a call: that one may be compiled, and hooks belong to the plain network
+            found = hidden.outputs(network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition))
+        return {name: value.float() for name, value in found.items()}
+
+    def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
+        """What the U-Net is told beside latents and timestep, for `count` samples of one prompt or one each."""
+        embedded = [self.embed(prompt) for prompt in prompts]
+        condition: dict[str, Any] = {
+            "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1)
+        }
+        width = self.unet.config.time_cond_proj_dim
+        if width is not None:  # a distilled model that is told its guidance scale: w = 0, given as w - 1
+            told = self.pipeline.get_guidance_scale_embedding(torch.tensor([-1.0]), embedding_dim=width)
+            condition["timestep_cond"] = told.to(self.device, self._dtype).expand(count, -1)
+        return condition
+
     @contextmanager
-    def base(self) -> Iterator[None]:
-        """Inside, this generator is the frozen base."""
-        self.unet.disable_adapters()
-        try:
+    def _autocast(self) -> Iterator[None]:
+        with torch.autocast(self.device.type, self._dtype, enabled=self._dtype != torch.float32):
             yield
-        finally:
-            self.unet.enable_adapters()
+
+    # ---- images -----------------------------------------------------------------------------------------------------
+
+    def pixels(self, x: Tensor) -> Tensor:
+        """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x."""
+        return autoencoder.decode(self.vae, x) / 2 + 0.5
 
     @torch.no_grad()
-    def decode(self, latents: Tensor) -> NDArray[np.uint8]:
+    def decode(self, x: Tensor) -> NDArray[np.uint8]:
         """Images, uint8 (K, H, W, 3) RGB. Raises FloatingPointError for latents that are not finite."""
-        if not torch.isfinite(latents).all():
+        if not torch.isfinite(x).all():
             raise FloatingPointError(
                 "the generator made latents that are not finite: lower the learning rate or use bf16"
             )
-        images = self.vae.decode(latents.to(self.vae.dtype) / self.vae.config.scaling_factor, return_dict=False)[0]
-        scaled = ((images.float() + 1) * 127.5).round().clamp(0, 255)
+        scaled = ((autoencoder.decode(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
         return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+
+    @torch.no_grad()
+    def encode(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
+        """Latents (n, c, h, w) of images (H, W, 3); those of another size are cut to their central square and resized.
+
+        The mode of the VAE's Gaussian, not a draw: the same image always has the same latents.
+        """
+        fitted = np.stack([autoencoder.fit(image, self._side) for image in images])
+        values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
+        return autoencoder.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
+
+    def _check_steps(self) -> None:
+        self.scheduler.set_timesteps(1, device=self.device)
+        if len(self.scheduler.timesteps) != 1:
+            raise InvalidInput(
+                f"{type(self.scheduler).__name__} calls the U-Net {len(self.scheduler.timesteps)} times for one step: "
+                "give the pipeline another scheduler, such as EulerDiscreteScheduler with trailing spacing",
+                field="model",
+            )
+
+
+def _side(pipeline: Any, resolution: int | None) -> int:
+    """The side of the square images in pixels: the one asked for, or the model's own."""
+    factor: int = pipeline.vae_scale_factor
+    if resolution is None:
+        own = pipeline.unet.config.sample_size
+        return factor * int(own if isinstance(own, int) else min(own))
+    if resolution % factor:
+        raise InvalidInput(f"resolution {resolution} is no multiple of this model's {factor}", field="resolution")
+    return resolution

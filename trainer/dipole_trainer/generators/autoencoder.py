@@ -1,0 +1,58 @@
+"""Between latents in the U-Net's units and images, through a pipeline's VAE, as its pipeline does it.
+
+Legend: K images, c latent channels, h, w latent size, H, W image size.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+
+def decode(vae: Any, x: Tensor) -> Tensor:
+    """Images (K, 3, H, W) in float32, about -1 to 1, not clamped; differentiable in latents x (K, c, h, w)."""
+    decoded: Tensor = vae.decode(_to_vae(vae.config, x).to(vae.dtype), return_dict=False)[0]
+    return decoded.float()
+
+
+def encode(vae: Any, images: Tensor) -> Tensor:
+    """Latents (K, c, h, w) in float32 of images (K, 3, H, W) from -1 to 1: the mode of the VAE's Gaussian."""
+    mode = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    return _to_unet(vae.config, mode.float())
+
+
+def _to_vae(config: Any, x: Tensor) -> Tensor:
+    mean, std = _statistics(config, x)
+    if mean is not None and std is not None:
+        return x * std / config.scaling_factor + mean
+    x = x / config.scaling_factor
+    return x + config.shift_factor if config.shift_factor is not None else x
+
+
+def _to_unet(config: Any, z: Tensor) -> Tensor:
+    mean, std = _statistics(config, z)
+    if mean is not None and std is not None:
+        return (z - mean) * config.scaling_factor / std
+    return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+
+
+def _statistics(config: Any, like: Tensor) -> list[Tensor | None]:
+    """The VAE's `latents_mean` and `latents_std` as (1, c, 1, 1), where it has them."""
+    values = (config.get("latents_mean"), config.get("latents_std"))
+    return [None if value is None else torch.tensor(value).view(1, -1, 1, 1).to(like) for value in values]
+
+
+def fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+    """The image (H, W, 3) at the generator's size: its central square, resized with bicubic filtering."""
+    height, width = image.shape[:2]
+    if (height, width) == (side, side):
+        return image
+    square = min(height, width)
+    top, left = (height - square) // 2, (width - square) // 2
+    cut = Image.fromarray(image[top : top + square, left : left + square])
+    return np.asarray(cut.resize((side, side), Image.Resampling.BICUBIC))

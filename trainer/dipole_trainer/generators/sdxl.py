@@ -1,0 +1,36 @@
+"""SDXL's differences: two text encoders with a pooled embedding, the image's size as a condition, a VAE for float32."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from diffusers import StableDiffusionXLPipeline
+
+from dipole_trainer.generators.one_step import Embedding, Kind, OneStepGenerator
+from dipole_trainer.spec import TrainSpec
+
+
+class SdxlGenerator(OneStepGenerator):
+    pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
+    without: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+
+    def __init__(self, pipeline: Any, spec: TrainSpec, *, kind: Kind = "sdxl", device: str = "cpu") -> None:
+        super().__init__(pipeline, spec, kind=kind, device=device)
+        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
+            self.vae.float()  # overflows in float16, as its config says
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Embedding:
+        states, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt=prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
+        )
+        return Embedding(states, pooled)
+
+    def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
+        pooled = torch.cat([each.pooled for prompt in prompts if (each := self.embed(prompt)).pooled is not None])
+        side = self._side
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)  # original, crop's corner, target
+        added = {"text_embeds": pooled.expand(count, -1), "time_ids": sizes.to(self.device).expand(count, -1)}
+        return {**super()._condition(prompts, count), "added_cond_kwargs": added}
