@@ -12,17 +12,16 @@ import numpy as np
 import pytest
 import torch
 from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file
 
 from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
-from dipole_trainer import checkpoint, chunks, features, generators, loop
-from dipole_trainer.drift import drift_loss
+from dipole_trainer import checkpoint, features, generators, loop, session
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
-from dipole_trainer.methods import drpo
-from dipole_trainer.selection import Selection
 from dipole_trainer.spec import TrainSpec
 
+NOWHERE = Path("nowhere")
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
 
 
@@ -48,14 +47,20 @@ def brightness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
 
 
 def train(spec: TrainSpec, workdir: Path, rank: Any = None, control: Any = lambda: "run") -> tuple[Any, list[Any], str]:
-    generator = generators.build(spec)
-    phi = features.build(spec.features, spec.model)
-    rank = rank or InProcessRanker({"bright": brightness}, spec.rewards)
+    """Weights of the newest checkpoint, events, outcome of a whole session."""
     events: list[Any] = []
-    outcome = loop.train(
-        spec, generator, phi, rank, lambda kind, data: events.append((kind, data)), workdir=workdir, control=control
+    outcome = session.run(
+        spec,
+        job_id="job",
+        workdir=workdir,
+        models_dir=workdir,
+        rank=rank or InProcessRanker({"bright": brightness}, spec.rewards),
+        on_event=lambda kind, data: events.append((kind, data)),
+        control=control,
     )
-    return checkpoint.adapter_state(generator), events, outcome
+    trained = checkpoint.newest(workdir)
+    assert trained is not None
+    return load_file(trained / checkpoint.LORA), events, outcome
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -65,7 +70,7 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_one_step_is_the_pipelines_own() -> None:
     """G(noise, prompt) equals diffusers' pipeline at one step, guidance 0, on the same latents."""
     spec = make_spec()
-    generator = generators.build(spec)
+    generator = generators.build(spec, models_dir=NOWHERE)
     noise = generator.noise([1, 2])
     pipe = StableDiffusionPipeline.from_pretrained(
         str(generators.KNOWN["tiny-turbo"]), dtype=torch.float32, safety_checker=None
@@ -84,7 +89,7 @@ def test_one_step_is_the_pipelines_own() -> None:
 
 def test_reference_is_the_base_without_its_adapter() -> None:
     """With a disturbed adapter, x moves and x_ref does not."""
-    generator = generators.build(make_spec())
+    generator = generators.build(make_spec(), models_dir=NOWHERE)
     noise = generator.noise([1])
     with torch.no_grad():
         before = generator(noise, "a red circle")
@@ -93,54 +98,6 @@ def test_reference_is_the_base_without_its_adapter() -> None:
         assert not torch.allclose(generator(noise, "a red circle"), before)
     assert torch.equal(generator.reference(noise, "a red circle"), before)
     assert all(parameter.requires_grad for parameter in generator.parameters())
-
-
-@pytest.mark.parametrize("chunk", [1, 3, 6])
-def test_fast_update_equals_the_plain_one(chunk: int) -> None:
-    """Gathered features, goals without a graph and chunks of any size: the gradient of one graph over all K samples."""
-    spec = make_spec(candidates=6).method.drpo
-    generator = generators.build(make_spec(lora={"rank": 4, "alpha": 4}))
-    for module in (generator.unet, generator._text_encoder):
-        module.double()
-    phi = features.build("tiny", "tiny-turbo")
-    phi.encoder.double()  # type: ignore[attr-defined]
-    with torch.no_grad():
-        for parameter in generator.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(5)) * 0.02)
-    noise, prompt, chosen = generator.noise(range(6)).double(), "a red circle", Selection((3, 1), (0, 5))
-    call = lambda z: _double_call(generator, z, prompt)  # noqa: E731
-
-    # the plain loop: encode positives, negatives and reference again, one graph over everything
-    x = call(noise)
-    with torch.no_grad(), generator.base():
-        x_ref = call(noise)
-    total = torch.zeros((), dtype=torch.float64)
-    for key, value in phi(x).items():
-        generated = value.flatten(0, 1)[None]
-        encode = lambda rows: phi(rows.detach())[key].flatten(0, 1)[None]  # noqa: B023, E731
-        weights = {"positive_weight": 3000.0, "negative_weight": 3000.0, "radii": spec.radii}
-        preference = drift_loss(generated, encode(x[[3, 1]]), encode(x[[0, 5]]), **weights)
-        reference = drift_loss(generated, encode(x_ref), encode(x), mask_negative_self=True, **weights)
-        total = total + preference.loss.mean() + spec.ref_lambda * reference.loss.mean()
-    plain = torch.autograd.grad(total / len(phi(x)), generator.parameters())
-
-    # ours
-    with torch.no_grad():
-        goals = drpo.goals(phi(call(noise)), phi(x_ref), chosen, spec)
-    fast = goals.gradient(lambda rows: phi(call(noise[rows])), generator.parameters(), chunks.slices(6, chunk))
-    assert sum(value.norm() for value in plain) > 0
-    for one, other in zip(plain, fast, strict=True):
-        assert torch.allclose(one, other, rtol=1e-8, atol=1e-12)
-
-
-def _double_call(generator: Any, noise: torch.Tensor, prompt: str) -> torch.Tensor:
-    """generator(noise, prompt) all in float64 (the pipeline's own path keeps samples in float32)."""
-    generator.scheduler.set_timesteps(1)
-    timestep, sigma = generator.scheduler.timesteps[0], float(generator.scheduler.sigmas[0])
-    sample = noise * sigma
-    states = generator.embed(prompt).double().expand(len(noise), -1, -1)
-    v = generator.unet(sample / (sigma**2 + 1) ** 0.5, timestep, encoder_hidden_states=states).sample
-    return sample / (sigma**2 + 1) - v * sigma / (sigma**2 + 1) ** 0.5
 
 
 class Backwards(InProcessRanker):
@@ -179,7 +136,7 @@ def test_paused_and_resumed_is_bit_equal(tmp_path: Path) -> None:
 
 def test_training_changes_the_weights_and_reports_each_step(tmp_path: Path) -> None:
     state, events, _ = train(make_spec(), tmp_path)
-    fresh = checkpoint.adapter_state(generators.build(make_spec()))
+    fresh = generators.build(make_spec(), models_dir=NOWHERE).state()
     assert not same(state, fresh)
     steps = [data for kind, data in events if kind == "step"]
     assert [data["step"] for data in steps] == [1, 2, 3]
@@ -257,7 +214,7 @@ def test_ranks_alone_are_trained_on_as_ranks(tmp_path: Path) -> None:
 def test_a_group_without_order_is_skipped_and_counted(tmp_path: Path) -> None:
     rank = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
     state, events, _ = train(make_spec(steps=1), tmp_path, rank)
-    assert same(state, checkpoint.adapter_state(generators.build(make_spec())))
+    assert same(state, generators.build(make_spec(), models_dir=NOWHERE).state())
     assert next(data for kind, data in events if kind == "step")["skipped"] == 2
     assert "no spread" in next(data for kind, data in events if kind == "skipped_group")["reason"]
 
@@ -309,7 +266,7 @@ def test_a_run_that_learns_nothing_fails(tmp_path: Path) -> None:
 
 def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
     """No image is made up from NaN, and no checkpoint of it pushes out a good one."""
-    generator = generators.build(make_spec())
+    generator = generators.build(make_spec(), models_dir=NOWHERE)
     with torch.no_grad():
         generator.parameters()[0].fill_(float("nan"))
         with pytest.raises(FloatingPointError):

@@ -1,15 +1,18 @@
 """Checkpoints: everything a run needs to go on exactly where it was, written whole or not at all.
 
     checkpoint-N/
-      unet_lora/adapter_model.safetensors, adapter_config.json     PEFT's own layout
+      unet_lora/adapter_model.safetensors, adapter_config.json     PEFT's own layout; with `tune: full` instead
+      unet/diffusion_pytorch_model.safetensors                     every weight of the U-Net
       optimizer.safetensors                                        AdamW's moments, `index.name`
       training_state.json                                          step, counters, what it was trained for
 
-Prompts and noises are functions of (seed, step), so no random state needs saving. Nothing here is pickled.
+Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so no
+random state, scheduler, data position or pending group needs saving. Nothing here is pickled.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -18,15 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import set_peft_model_state_dict
-from peft.utils import get_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators import OneStepGenerator
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
+LORA, FULL = "unet_lora/adapter_model.safetensors", "unet/diffusion_pytorch_model.safetensors"
 
 
 def save(
@@ -35,10 +37,11 @@ def save(
     """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path."""
     target, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
-    lora = temporary / "unet_lora"
-    lora.mkdir(parents=True)
-    save_file(adapter_state(generator), lora / "adapter_model.safetensors")
-    generator.lora.save_pretrained(str(lora))
+    weights = temporary / (LORA if generator.lora else FULL)
+    weights.parent.mkdir(parents=True)
+    save_file(generator.state(), weights)
+    if generator.lora:
+        generator.lora.save_pretrained(str(weights.parent))
     save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
     (temporary / "training_state.json").write_text(json.dumps({"step": step, **state}, indent=1))
     for file in temporary.rglob("*"):
@@ -64,33 +67,52 @@ def steps(folder: Path) -> list[int]:
     return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.match(path.name)))
 
 
-def load(path: Path, generator: OneStepGenerator, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:
-    """Put a checkpoint's adapter (and optimiser) in place; returns its training state.
+def load(
+    path: Path,
+    generator: OneStepGenerator,
+    optimizer: torch.optim.Optimizer | None = None,
+    *,
+    base: str | None = None,
+) -> dict[str, Any]:
+    """Put a checkpoint's weights (and optimiser) in place; returns its training state.
 
-    Raises InvalidInput when the checkpoint is of another model or adapter shape.
+    Raises InvalidInput when it is of another model, adapter shape or, where `base` is given, of other base weights.
     """
-    tensors = load_file(path / "unet_lora/adapter_model.safetensors")
-    ours = adapter_state(generator)
-    wrong = [name for name in ours.keys() | tensors.keys() if _shape(ours, name) != _shape(tensors, name)]
-    if wrong:
-        raise InvalidInput(f"{path.name} is of another model or LoRA: {min(wrong)} does not fit", field="model")
-    set_peft_model_state_dict(generator.unet, tensors)
+    state: dict[str, Any] = json.loads((path / "training_state.json").read_text())
+    if base is not None and state.get("base", base) != base:
+        raise InvalidInput(
+            f"{path.name} was trained on other weights of {state.get('model')!r} than those that are here now: "
+            "give the model and revision that it was trained on",
+            field="model",
+        )
+    weights = path / (LORA if generator.lora else FULL)
+    if not weights.is_file():
+        kind = "LoRA" if generator.lora else "full"
+        raise InvalidInput(
+            f"{path.name} holds no {kind} weights ({weights.name}): it is of another `tune`", field="tune"
+        )
+    generator.load_state(load_file(weights))
     if optimizer is not None:
         _restore(optimizer, load_file(path / "optimizer.safetensors"))
-    state: dict[str, Any] = json.loads((path / "training_state.json").read_text())
     return state
 
 
-def prune(folder: Path, keep: int) -> None:
-    """Remove all but the newest `keep` checkpoints."""
+def prune(folder: Path, keep: int, best: int | None = None) -> None:
+    """Remove all but the newest `keep` checkpoints and that of step `best`."""
     for step in steps(folder)[:-keep]:
-        shutil.rmtree(folder / f"checkpoint-{step}")
+        if step != best:
+            shutil.rmtree(folder / f"checkpoint-{step}")
 
 
-def adapter_state(generator: OneStepGenerator) -> dict[str, Tensor]:
-    """The adapter's weights under PEFT's names, on the CPU."""
-    state = get_peft_model_state_dict(generator.unet)
-    return {name: value.detach().cpu().contiguous().clone() for name, value in state.items()}
+def fingerprint(generator: OneStepGenerator) -> str:
+    """What tells base U-Nets apart: a hash of names, shapes and first numbers. Ask before anything is trained or loaded."""
+    digest = hashlib.sha256()
+    for name, value in sorted(generator.unet.state_dict().items()):
+        if "lora_" not in name:
+            plain = name.replace(".base_layer.", ".")
+            head = value.detach().flatten()[:64].float().cpu().numpy().tobytes()
+            digest.update(f"{plain}{tuple(value.shape)}".encode() + head)
+    return digest.hexdigest()
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -108,10 +130,6 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-
-
-def _shape(tensors: dict[str, Tensor], name: str) -> tuple[int, ...] | None:
-    return tuple(tensors[name].shape) if name in tensors else None
 
 
 def _sync(path: Path) -> None:

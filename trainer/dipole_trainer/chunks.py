@@ -1,23 +1,39 @@
-"""A batch in chunks, joined again: what needs no graph takes a chunk's memory, however many candidates there are."""
+"""A batch in pieces: what is worked on at once takes a piece's memory, however many samples there are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+
+T = TypeVar("T")
 
 
-def slices(count: int, size: int) -> list[slice]:
-    return [slice(start, min(start + size, count)) for start in range(0, count, size)]
+class Chunks:
+    """Pieces of at most `size` samples. Out of memory halves the size, for good, and the piece is tried again."""
 
+    def __init__(self, size: int, on_halved: Callable[[int], None] = lambda size: None) -> None:
+        self.size, self._on_halved = size, on_halved
 
-def mapped(call: Callable[[Tensor], Tensor], batch: Tensor, size: int) -> Tensor:
-    """`call` of every `size` rows of (K, …), as one tensor."""
-    return torch.cat([call(batch[rows]) for rows in slices(len(batch), size)])
+    def over(self, rows: Sequence[int], call: Callable[[list[int]], T]) -> list[T]:
+        """`call` of consecutive pieces of `rows`. Raises torch.OutOfMemoryError when one sample alone does not fit."""
+        results: list[T] = []
+        done = 0
+        while done < len(rows):
+            piece = list(rows[done : done + self.size])
+            try:
+                results.append(call(piece))
+                done += len(piece)
+                continue
+            except torch.OutOfMemoryError:
+                if len(piece) == 1:
+                    raise
+            self._halve(len(piece))  # not in the except block: its traceback holds the piece's tensors
+        return results
 
-
-def featured(phi: Callable[[Tensor], dict[str, Tensor]], x: Tensor, size: int) -> dict[str, Tensor]:
-    """φ of every `size` samples of (K, …), as one {key: (K, T, D)}."""
-    parts = [phi(x[rows]) for rows in slices(len(x), size)]
-    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+    def _halve(self, tried: int) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        self.size = tried // 2
+        self._on_halved(self.size)

@@ -1,25 +1,24 @@
-"""The training loop: generate, have ranked, drift. It never sees the network, only a Ranker.
+"""The training loop: draw, have ranked, update. It never sees the network, only a Source and its Ranker.
 
-One optimiser step reads a window of prompts. Within it the weights do not change, so all its groups are generated and
-sent at once, and each is turned into gradients when its answer comes, in whichever order. Gradients are then added up
-in the order of the prompts, so that arrival order cannot change a bit of the result. `max_staleness` windows may be
-generated ahead of the update; with 0, the default, every ranking is of the weights it trains.
+One optimiser step reads a window of prompts. Within it the weights do not change, so all its groups are drawn and sent
+at once, and each is turned into gradients when its answer comes, in whichever order. Gradients are then added up in the
+order of the prompts, so that arrival order cannot change a bit of the result. `max_staleness` windows may be drawn
+ahead of the update; with 0, the default, every ranking is of the weights it trains.
 
-    for step:   window ─ generate K images a prompt ─ submit ──┐ (rewards work)
-                features of x and x_ref while they do          │
-                per answer: order → goals → chunked gradient ←─┘
-                sum in order → clip → AdamW
+    for step:   window ─ K samples a prompt ─ submit ──┐ (rewards work)
+                features of x and x_ref while they do  │
+                per answer: order → loss → gradient  ←─┘
+                sum in order, then over processes → clip → AdamW
 
-What this loop does not do: compute rewards, keep jobs, talk to queues. METHOD's "one update" gives the steps.
+What this loop does not do: compute rewards, keep jobs, talk to queues, know a method. METHOD's "one update" gives the steps.
 """
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,33 +27,23 @@ import torch
 from torch import Tensor
 
 from dipole.errors import NothingToLearn, RewardUnavailable
-from dipole_trainer import checkpoint, chunks, evaluate
-from dipole_trainer.features import Features
-from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.groups import Group, RankedGroup, Ranker
-from dipole_trainer.methods import drpo
-from dipole_trainer.sampling import seeds_for, window
-from dipole_trainer.selection import Selection, Skip, Weighted, combine, select, shuffled
-from dipole_trainer.spec import PromptSpec, TrainSpec
+from dipole_trainer import checkpoint
+from dipole_trainer.evaluations import Evaluations
+from dipole_trainer.groups import RankedGroup
+from dipole_trainer.ordering import order
+from dipole_trainer.rollout import Drawn, Rollout
+from dipole_trainer.sampling import seeds_for
+from dipole_trainer.selection import Skip
+from dipole_trainer.sources import Source
+from dipole_trainer.spec import DpoSpec, DrpoSpec, TrainSpec
+from dipole_trainer.tally import Tally
+from dipole_trainer.world import World
 
 Outcome = Literal["succeeded", "paused", "cancelled"]
 OnEvent = Callable[[str, dict[str, Any]], None]
 Control = Callable[[], Literal["run", "pause", "cancel"]]
-PROGRESS_EVERY = 8  # evaluated prompts between two events
 BARREN_STEPS = 25  # steps without an update after which a job fails rather than pretend to train
 POLL_S = 0.5  # how often a waiting loop looks whether it should stop
-
-
-@dataclass
-class _Pending:
-    """A group on its way: what is needed to turn its answer into gradients."""
-
-    index: int
-    prompt: PromptSpec
-    noise: Tensor  # (K, c, h, w)
-    x: Tensor  # (K, c, h, w), no graph
-    phi: dict[str, Tensor] | None = None
-    phi_ref: dict[str, Tensor] | None = None
 
 
 @dataclass
@@ -62,61 +51,38 @@ class _Window:
     """The groups of one step, and what became of them so far."""
 
     step: int
-    drawn_at: int  # updates the generating weights had had: step - drawn_at is the staleness
-    groups: dict[str, _Pending]
+    drawn_at: int  # updates the weights that drew it had had: step - drawn_at is the staleness
+    groups: dict[str, Drawn]
     ranked: list[RankedGroup] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=lambda: {"generate": 0.0, "wait": 0.0, "update": 0.0})
 
 
-@dataclass
-class _Tally:
-    """What a step's event reports."""
-
-    rewards: dict[str, list[float]] = field(default_factory=dict)
-    spread: dict[str, list[float]] = field(default_factory=dict)
-    losses: list[tuple[float, float]] = field(default_factory=list)
-    skipped: int = 0
-
-
-def train(
-    spec: TrainSpec,
-    generator: OneStepGenerator,
-    features: Features,
-    rank: Ranker,
-    on_event: OnEvent,
-    *,
-    workdir: Path,
-    job_id: str = "job",
-    control: Control = lambda: "run",
-) -> Outcome:
-    """Train from the newest checkpoint under `workdir`, or from the start; see Trainer.run."""
-    return Trainer(spec, generator, features, rank, on_event, workdir, job_id, control).run()
-
-
 class Trainer:
-    """One job's run. Construct, then `run`."""
+    """One job's run on one process of its world. Construct, then `run`."""
 
     def __init__(
         self,
         spec: TrainSpec,
-        generator: OneStepGenerator,
-        features: Features,
-        rank: Ranker,
+        rollout: Rollout,
+        source: Source,
+        evaluations: Evaluations,
         on_event: OnEvent,
+        *,
         workdir: Path,
-        job_id: str,
         control: Control,
+        world: World,
     ) -> None:
-        self.spec, self.generator, self.features, self.rank = spec, generator, features, rank
-        self.on_event, self.workdir, self.job_id, self.control = on_event, workdir, job_id, control
+        self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
+        self.generator, self.rank = rollout.generator, source.rank
+        self.on_event, self.workdir, self.control, self.world = on_event, workdir, control, world
         knobs = spec.optimizer
         self.optimizer = torch.optim.AdamW(
-            generator.parameters(), lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay
+            self.generator.parameters(), lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay
         )
+        self.base = checkpoint.fingerprint(self.generator)
         self.done = 0  # finished updates
         self.saved: int | None = None  # step of the newest checkpoint
         self.barren = 0  # steps in a row without an update
-        self.base: list[evaluate.Scored] | None = None
         self.windows: deque[_Window] = deque()
         self.started, self.started_at = time.monotonic(), 0
 
@@ -129,12 +95,11 @@ class Trainer:
         try:
             self._evaluate_when_due()
             while self.done < self.spec.steps:
-                self._heed_control()
                 self._step()
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
             return "succeeded"
-        except _Stopped as stopped:
+        except Stopped as stopped:
             self._checkpoint()
             return stopped.outcome
         except RewardUnavailable:
@@ -147,55 +112,49 @@ class Trainer:
 
     def _step(self) -> None:
         """One optimiser step. Stopped half-way, it has changed nothing."""
-        while len(self.windows) <= self.spec.max_staleness and self._next_step() < self.spec.steps:
-            self.windows.append(self._generate(self._next_step()))
-        current = self.windows.popleft()
-        tally, gradients = _Tally(), _OrderedSum(len(current.groups))
-        unprepared = deque(current.groups.values())
-        while current.groups:
-            ranked = current.ranked.pop() if current.ranked else self._collect(current, blocking=not unprepared)
-            if ranked is None and unprepared:
-                self._prepare(unprepared.popleft())
-            elif ranked is not None:
-                began = time.monotonic()
-                pending = current.groups.pop(ranked.group_id)
-                gradients.add(pending.index, self._gradient(pending, ranked, current.step, tally))
-                current.seconds["update"] += time.monotonic() - began
-            else:
-                self._heed_control()
-        self._update(gradients)
+        tally = Tally()
+        total: list[Tensor] | None = None
+        problem: Exception | None = None
+        current: _Window | None = None
+        try:
+            self.heed()
+            while len(self.windows) <= self.spec.max_staleness and self._next_step() < self.spec.steps:
+                self.windows.append(self._draw(self._next_step()))
+            current = self.windows.popleft()
+            total = self._gradients(current, tally)
+        except (Stopped, RewardUnavailable) as error:
+            problem = error
+        anybody_trained = self._agree(problem, tally, total is not None)
+        assert current is not None, "whoever had no window had a problem"
+        self._update(self._summed(total) if anybody_trained else None)
         self._report(current, tally)
 
     def _next_step(self) -> int:
         return self.windows[-1].step + 1 if self.windows else self.done
 
-    @torch.no_grad()
-    def _generate(self, step: int) -> _Window:
-        """Draw every group of a step and send it off."""
+    def _draw(self, step: int) -> _Window:
+        """Draw this process's groups of a step and send them off."""
         began = time.monotonic()
-        groups = {}
-        for index, prompt in enumerate(window(self.spec.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
-            seeds = seeds_for(self.spec.seed, step, index, count=self.spec.candidates)
-            noise = self.generator.noise(seeds)
-            x = chunks.mapped(partial(self.generator, prompt=prompt.prompt), noise, self.spec.chunk_size)
-            images = np.concatenate(
-                [self.generator.decode(x[rows]) for rows in chunks.slices(len(x), self.spec.chunk_size)]
-            )
-            group = Group(f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, seeds)
-            self.rank.submit(group)
-            groups[group.id] = _Pending(index, prompt, noise, x)
-        drawn = _Window(step, self.done, groups)
+        drawn = _Window(step, self.done, self.source.draw(step))
         drawn.seconds["generate"] = time.monotonic() - began
         return drawn
 
-    @torch.no_grad()
-    def _prepare(self, pending: _Pending) -> None:
-        """Features of the samples and of the base's on the same noises: work for the time the rewards take."""
-        if pending.phi is None:
-            size = self.spec.chunk_size
-            base = chunks.mapped(partial(self.generator.reference, prompt=pending.prompt.prompt), pending.noise, size)
-            pending.phi = chunks.featured(self.features, pending.x, size)
-            pending.phi_ref = chunks.featured(self.features, base, size)
+    def _gradients(self, current: _Window, tally: Tally) -> list[Tensor] | None:
+        """The sum of the groups' gradients, as answers come; features are taken while they do not."""
+        gradients = _OrderedSum([drawn.index for drawn in current.groups.values()])
+        unprepared = deque(current.groups.values())
+        while current.groups:
+            ranked = current.ranked.pop() if current.ranked else self._collect(current, blocking=not unprepared)
+            if ranked is None and unprepared:
+                self.rollout.prepare(unprepared.popleft())
+            elif ranked is not None:
+                began = time.monotonic()
+                drawn = current.groups.pop(ranked.group_id)
+                gradients.add(drawn.index, self._gradient(drawn, ranked, current, tally))
+                current.seconds["update"] += time.monotonic() - began
+            else:
+                self.heed()
+        return gradients.total
 
     def _collect(self, current: _Window, *, blocking: bool) -> RankedGroup | None:
         """The next answer for the current window; answers for later windows are kept there."""
@@ -209,65 +168,69 @@ class Trainer:
                 later.ranked.append(ranked)
         return None
 
-    def _gradient(self, pending: _Pending, ranked: RankedGroup, step: int, tally: _Tally) -> list[Tensor] | None:
+    def _gradient(self, drawn: Drawn, ranked: RankedGroup, current: _Window, tally: Tally) -> list[Tensor] | None:
         """The group's gradient, one tensor a parameter; None when it cannot be trained on."""
-        chosen = self._order(pending, ranked, step, tally)
-        if isinstance(chosen, Skip):
-            tally.skipped += 1
-            self.on_event("skipped_group", {"step": step, "group": ranked.group_id, "reason": chosen.reason})
-            return None
-        self._prepare(pending)
-        assert pending.phi is not None
-        assert pending.phi_ref is not None
-        goals = drpo.goals(pending.phi, pending.phi_ref, chosen, self.spec.method.drpo)
-        tally.losses.append(goals.values())
-        parts = chunks.slices(self.spec.candidates, self.spec.chunk_size)
-        noise, prompt = pending.noise, pending.prompt.prompt
-        return goals.gradient(
-            lambda rows: self.features(self.generator(noise[rows], prompt)),
-            self.generator.parameters(),
-            parts,
-            scale=1 / self.spec.prompts_per_step,
-        )
-
-    def _order(self, pending: _Pending, ranked: RankedGroup, step: int, tally: _Tally) -> Selection | Skip:
-        """Combine the rewards' answers and choose what attracts and repels."""
-        weighted = {}
-        for reward in self.spec.rewards:
-            result = ranked.results[reward.name]
-            values = [score for score in result.scores if score is not None]
+        for name, result in ranked.results.items():
             if result.failure is not None:
-                data = {"step": step, "reward": reward.name, "group": ranked.group_id, "reason": result.failure}
-                self.on_event("reward_failure", data)
-                continue
-            if not result.ordinal:  # ranks compare only within their group: their mean tells nothing
-                tally.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
-                tally.spread.setdefault(reward.name, []).append(float(np.std(values)))
-            how = "rank" if result.ordinal else reward.normalize
-            weighted[reward.name] = Weighted(result.scores, reward.weight, how)
-        for reward in self.spec.rewards:
-            if reward.required and reward.weight > 0 and reward.name not in weighted:
-                return Skip(f"required reward {reward.name}: {ranked.results[reward.name].failure}")
-        if not any(reward.weight > 0 for reward in weighted.values()):
-            return Skip("no trained reward gave a ranking")
-        total = combine(weighted)
-        if self.spec.method.drpo.shuffle_ranks:
-            (seed,) = seeds_for(self.spec.seed, "shuffle", step, pending.index, count=1)
-            total = shuffled(total, np.random.default_rng(seed))
-        return select(total, self.spec.method.drpo.positives, self.spec.method.drpo.negatives)
+                told = {"step": current.step, "reward": name, "group": ranked.group_id, "reason": result.failure}
+                self.on_event("reward_failure", told)
+        tally.ranked(ranked, self.source.rewards)
+        settings = self.spec.method.settings
+        sides = settings if isinstance(settings, DrpoSpec | DpoSpec) else DpoSpec(positives=1, negatives=1)
+        shuffle = None
+        if self.rollout.method.shuffled:
+            (seed,) = seeds_for(self.spec.seed, "shuffle", current.step, drawn.index, count=1)
+            shuffle = np.random.default_rng(seed)
+        found = order(
+            ranked, self.source.rewards, positives=sides.positives, negatives=sides.negatives, shuffle=shuffle
+        )
+        if isinstance(found, Skip):
+            tally.skipped += 1
+            told = {"step": current.step, "group": ranked.group_id, "reason": found.reason}
+            self.on_event("skipped_group", told)
+            return None
+        loss, gradient = self.rollout.gradient(drawn, found, fresh=current.drawn_at == self.done)
+        tally.loss(loss.total.item(), loss.parts)
+        return gradient
 
-    def _update(self, gradients: _OrderedSum) -> None:
+    def _agree(self, problem: Exception | None, tally: Tally, trained: bool) -> bool:
+        """Tell the other processes how this one's share went, and go on only if all went well; whether any trained."""
+        message: dict[str, Any] = {"tally": tally.plain(), "trained": trained}
+        if isinstance(problem, Stopped):
+            message["stopped"] = problem.outcome
+        elif isinstance(problem, RewardUnavailable):
+            message["unavailable"] = {"message": str(problem), "reward": problem.reward, "code": problem.code}
+        told = self.world.exchange(message)
+        if problem is not None:
+            raise problem
+        for rank, other in enumerate(told):
+            if "stopped" in other:
+                raise Stopped(other["stopped"])
+            if "unavailable" in other:
+                known = other["unavailable"]
+                raise RewardUnavailable(known["message"], reward=known["reward"], code=known["code"])
+            if rank != self.world.rank:
+                tally.add(other["tally"])
+        return any(other["trained"] for other in told)
+
+    def _summed(self, total: list[Tensor] | None) -> list[Tensor]:
+        """Over processes; one without a group to train on adds nothing."""
+        total = total or [torch.zeros_like(parameter) for parameter in self.generator.parameters()]
+        self.world.sum_(total)
+        return total
+
+    def _update(self, total: list[Tensor] | None) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.done)
-        self.barren = self.barren + 1 if gradients.total is None else 0
+        self.barren = self.barren + 1 if total is None else 0
         if self.barren == BARREN_STEPS:
             raise NothingToLearn(
                 f"{BARREN_STEPS} steps in a row had no group to train on: a trained reward is failing, or gives every "
                 "candidate the same score; the skipped_group and reward_failure events say which"
             )
-        if gradients.total is not None:
+        if total is not None:
             parameters = self.generator.parameters()
-            for parameter, gradient in zip(parameters, gradients.total, strict=True):
+            for parameter, gradient in zip(parameters, total, strict=True):
                 parameter.grad = gradient
             torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm, error_if_nonfinite=True)
             self.optimizer.step()
@@ -276,106 +239,66 @@ class Trainer:
 
     # ------------------------------------------------------------ around it
 
-    def _report(self, current: _Window, tally: _Tally) -> None:
+    def heed(self) -> None:
+        """Stop here when somebody asked for it. Called wherever nothing is half-done."""
+        if (asked := self.control()) != "run":
+            raise Stopped("cancelled" if asked == "cancel" else "paused")
+
+    def _report(self, current: _Window, tally: Tally) -> None:
         elapsed, steps = time.monotonic() - self.started, self.done - self.started_at
-        preference = [value for value, _ in tally.losses]
-        reference = [value for _, value in tally.losses]
         data = {
             "step": self.done,
             "steps": self.spec.steps,
-            "loss": _mean([value + self.spec.method.drpo.ref_lambda * pull for value, pull in tally.losses]),
-            "drift_pref": _mean(preference),
-            "drift_ref": _mean(reference),
+            **tally.means(),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "rewards": {name: _mean(values) for name, values in tally.rewards.items()},
-            "spread": {name: _mean(values) for name, values in tally.spread.items()},
-            "skipped": tally.skipped,
             "staleness": current.step - current.drawn_at,
             "images_per_s": steps * self.spec.prompts_per_step * self.spec.candidates / elapsed,
             "eta_s": elapsed / steps * (self.spec.steps - self.done),
             "seconds": current.seconds,
         }
+        if self.generator.device.type == "cuda":
+            data["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
         self.on_event("step", data)
 
-    def _heed_control(self) -> None:
-        """Stop here when somebody asked for it. Called wherever nothing is half-done."""
-        if (order := self.control()) != "run":
-            raise _Stopped("cancelled" if order == "cancel" else "paused")
-
     def _checkpoint_when_due(self) -> None:
-        if self.done == self.spec.steps or self.done % self.spec.checkpoint_every == 0:
+        if (
+            self.done == self.spec.steps
+            or self.done % self.spec.checkpoint_every == 0
+            or self.evaluations.due(self.done)  # so that the best step has one
+        ):
             self._checkpoint()
 
     def _resume(self) -> None:
         """Go on from the newest checkpoint. Whoever died after writing it may not have said so: it is said again."""
         path = checkpoint.newest(self.workdir)
         if path is not None:
-            state = checkpoint.load(path, self.generator, self.optimizer)
+            state = checkpoint.load(path, self.generator, self.optimizer, base=self.base)
             self.done = self.started_at = self.saved = int(state["step"])
             self.on_event("resumed", {"step": self.done})
             self.on_event("checkpoint", {"step": self.done, "path": path.name})
-        evaluate.forget_after(self.workdir, self.done)
-        before = self.workdir / "evaluation/step-0.json"
-        if before.is_file():
-            self.base = evaluate.read(before)
+        self.evaluations.resume(self.done)
 
     def _checkpoint(self) -> None:
         if self.saved == self.done:
             return
-        path = checkpoint.save(self.workdir, self.done, self.generator, self.optimizer, {"model": self.spec.model})
-        checkpoint.prune(self.workdir, self.spec.keep_checkpoints)
+        state = {"model": self.spec.model, "revision": self.spec.revision, "base": self.base}
+        path = checkpoint.save(self.workdir, self.done, self.generator, self.optimizer, state)
+        best = self.evaluations.best()
+        checkpoint.prune(self.workdir, self.spec.keep_checkpoints, best[0] if best else None)
         self.saved = self.done
         self.on_event("checkpoint", {"step": self.done, "path": path.name})
 
     def _evaluate_when_due(self) -> None:
-        """Before the first step, after the last, and every `evaluation.every` between; never twice for one step."""
-        due = self.done in (0, self.spec.steps) or (
-            self.spec.evaluation.every and self.done % self.spec.evaluation.every == 0
-        )
-        name = f"evaluation/step-{self.done}.json"
-        if not due or not self.spec.evaluation.prompts or (self.workdir / name).is_file():
+        if not self.evaluations.due(self.done):
             return
-        self._drop_windows()
-
-        def progress(count: int, total: int) -> None:
-            if count % PROGRESS_EVERY == 0 or count == total:
-                self.on_event("evaluating", {"step": self.done, "prompts_done": count, "prompts": total})
-
+        self.rank.cancel()  # windows drawn ahead are forgotten, and drawn again from the same seeds
+        self.windows.clear()
         began = time.monotonic()
-        scored, sheet = evaluate.evaluate(
-            self.spec.evaluation,
-            self.generator,
-            self.features,
-            self.rank,
-            step=self.done,
-            job_id=self.job_id,
-            on_progress=progress,
-            heed=self._heed_control,
-        )
-        figures = evaluate.summary(scored, self.base)
-        evaluate.write_sheet(self.workdir / "samples", self.done, sheet, [item.prompt for item in scored])
-        evaluate.write(self.workdir / "evaluation", self.done, scored, figures)
-        if self.done == 0:
-            self.base = scored
-        self.on_event("samples", {"step": self.done, "path": f"samples/step-{self.done}.png"})
-        self.on_event("evaluation", {"step": self.done, "path": name, **figures, "seconds": time.monotonic() - began})
-        self._warn_of_hacking(figures)
+        self.evaluations.run(self.done, self.heed)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
 
-    def _warn_of_hacking(self, figures: Mapping[str, Any]) -> None:
-        trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
-        held_out = [reward.name for reward in self.spec.rewards if reward.weight == 0]
-        found = evaluate.hacking(figures, trained, held_out)
-        if found:
-            self.on_event("reward_hacking", {"step": self.done, **found})
 
-    def _drop_windows(self) -> None:
-        """Forget windows generated ahead; they are drawn again, from the same seeds."""
-        self.rank.cancel()
-        self.windows.clear()
-
-
-class _Stopped(Exception):
+class Stopped(Exception):
     """`control` asked the run to stop."""
 
     def __init__(self, outcome: Literal["paused", "cancelled"]) -> None:
@@ -386,16 +309,15 @@ class _Stopped(Exception):
 class _OrderedSum:
     """Adds up gradients in the order of their index as they come, holding back only those that came early."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, indices: Iterable[int]) -> None:
         self.total: list[Tensor] | None = None
         self._early: dict[int, list[Tensor] | None] = {}
-        self._next, self._count = 0, count
+        self._waiting = deque(sorted(indices))
 
     def add(self, index: int, gradient: list[Tensor] | None) -> None:
         self._early[index] = gradient
-        while self._next in self._early:
-            value = self._early.pop(self._next)
-            self._next += 1
+        while self._waiting and self._waiting[0] in self._early:
+            value = self._early.pop(self._waiting.popleft())
             if value is not None:
                 self.total = value if self.total is None else [a + b for a, b in zip(self.total, value, strict=True)]
 
@@ -406,7 +328,3 @@ def learning_rate(spec: TrainSpec, step: int) -> float:
     warm = min(1.0, (step + 1) / (knobs.warmup_steps + 1))
     left = (spec.steps - step) / (knobs.decay_steps + 1)
     return knobs.lr * min(warm, max(0.05, min(1.0, left)))
-
-
-def _mean(values: list[float]) -> float | None:
-    return float(np.mean(values)) if values else None

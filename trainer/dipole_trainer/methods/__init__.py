@@ -1,1 +1,15 @@
-"""Methods: from a ranked group to a loss. DrPO is the first; baselines join it on the same loop."""
+"""Methods: one file each, with one function from a ranked group to its loss, and nothing of chunks, queues or devices."""
+
+from __future__ import annotations
+
+from dipole_trainer.methods import dpo, drpo, grpo, pso, sft
+from dipole_trainer.methods.method import Method
+
+METHODS: dict[str, Method] = {
+    "drpo": Method(drpo.loss, features=True, reference=True),
+    "dpo": Method(dpo.loss, reference=True),
+    "grpo": Method(grpo.loss, noises=grpo.neighbours),
+    "pso": Method(pso.loss, reference=True, explore=pso.explore),
+    "sft": Method(sft.loss),
+    "random": Method(drpo.loss, features=True, reference=True, shuffled=True),
+}

@@ -1,0 +1,102 @@
+"""A run's evaluations: when they are due, what they are compared with, which step was best, and what is said of them."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from dipole_trainer import evaluate, figures
+from dipole_trainer.features import Features
+from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.groups import Ranker
+from dipole_trainer.spec import TrainSpec
+
+OnEvent = Callable[[str, dict[str, Any]], None]
+PROGRESS_EVERY = 8  # evaluated prompts between two events
+
+
+class Evaluations:
+    """Before the first step, after the last, and every `evaluation.every` between; never twice for one step."""
+
+    def __init__(
+        self,
+        spec: TrainSpec,
+        generator: OneStepGenerator,
+        features: Features,
+        rank: Ranker,
+        on_event: OnEvent,
+        workdir: Path,
+        job_id: str,
+    ) -> None:
+        self.spec, self.generator, self.features, self.rank = spec, generator, features, rank
+        self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
+
+    def resume(self, step: int) -> None:
+        """Forget what later steps left: a run that goes on from `step` will make its own."""
+        evaluate.forget_after(self.workdir, step)
+
+    def due(self, step: int) -> bool:
+        knobs = self.spec.evaluation
+        here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
+        return bool(here and knobs.prompts and not self._path(step).is_file())
+
+    def run(self, step: int, heed: Callable[[], None]) -> None:
+        """Evaluate the present weights, write what was found, and say it. `heed` may end it by what it raises."""
+        began = time.monotonic()
+        scored, sheet = evaluate.evaluate(
+            self.spec.evaluation,
+            self.generator,
+            self.features,
+            self.rank,
+            step=step,
+            job_id=self.job_id,
+            on_progress=lambda count, total: self._progress(step, count, total),
+            heed=heed,
+        )
+        before = evaluate.read(self._path(0)) if step else None
+        found = figures.summary(scored, before)
+        evaluate.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
+        evaluate.write(self.workdir / "evaluation", step, scored, found)
+        name = str(self._path(step).relative_to(self.workdir))
+        self.on_event("samples", {"step": step, "path": f"samples/step-{step}.png"})
+        self.on_event("evaluation", {"step": step, "path": name, **found, "seconds": time.monotonic() - began})
+        self._warn_of_hacking(step, found)
+        if (best := self.best()) is not None and best[0] == step:
+            self.on_event("best", {"step": step, "score": best[1], "value": best[2]})
+
+    def best(self) -> tuple[int, str, float] | None:
+        """(step, score's name, its mean) of the best evaluation after training began; the earlier of equals."""
+        found = {}
+        for path in self.workdir.glob("evaluation/step-*.json"):
+            if step := int(path.stem.removeprefix("step-")):
+                found[step] = json.loads(path.read_text())["scores"]
+        name = self._judge(found[min(found)]) if found else None
+        means = [(step, scores.get(name, {}).get("mean")) for step, scores in sorted(found.items())]
+        known = [(step, mean) for step, mean in means if mean is not None]
+        if name is None or not known:
+            return None
+        step, mean = max(known, key=lambda each: each[1])
+        return step, name, mean
+
+    def _judge(self, scores: Mapping[str, Any]) -> str | None:
+        """The score that says which step is best: as asked, else the first held-out reward's, else the first trained."""
+        by_weight = sorted(self.spec.rewards, key=lambda reward: reward.weight > 0)
+        wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_weight]
+        return next((name for name in wanted if scores.get(name, {}).get("mean") is not None), None)
+
+    def _path(self, step: int) -> Path:
+        return self.workdir / f"evaluation/step-{step}.json"
+
+    def _progress(self, step: int, count: int, total: int) -> None:
+        if count % PROGRESS_EVERY == 0 or count == total:
+            self.on_event("evaluating", {"step": step, "prompts_done": count, "prompts": total})
+
+    def _warn_of_hacking(self, step: int, found: Mapping[str, Any]) -> None:
+        trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
+        held_out = [reward.name for reward in self.spec.rewards if reward.weight == 0]
+        hacked = figures.hacking(found, trained, held_out)
+        if hacked:
+            self.on_event("reward_hacking", {"step": step, **hacked})

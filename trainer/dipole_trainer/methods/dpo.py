@@ -1,0 +1,26 @@
+"""Direct preference optimisation for one step: nearer to the best and farther from the worst than the base is.
+
+`−log σ(β[(s⁺ − s⁻)_θ − (s⁺ − s⁻)_ref])`, where the score s of a set is minus its mean squared latent distance to the
+positives (s⁺) or negatives (s⁻). METHOD: baselines on the same loop.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from dipole_trainer.methods.method import Loss, RankedSamples, squared_distances
+from dipole_trainer.spec import DpoSpec
+
+
+def loss(group: RankedSamples, spec: DpoSpec) -> Loss:
+    """`margin` is what the logarithm is taken of, before σ: above 0 the model prefers as the ranking does."""
+    assert group.x_ref is not None
+    margin = spec.beta * (_preference(group, group.x) - _preference(group, group.x_ref))
+    return Loss(-logsigmoid(margin), {"margin": margin.item()})
+
+
+def _preference(group: RankedSamples, x: Tensor) -> Tensor:
+    """s⁺ − s⁻ of x (K, c, h, w), ()."""
+    best, worst = group.ranked[list(group.positives)], group.ranked[list(group.negatives)]
+    return squared_distances(x, worst).mean() - squared_distances(x, best).mean()
