@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
-from dipole_trainer import checkpoint, features, generators, loop, session
+from dipole_trainer import checkpoint, generators, session
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.spec import TrainSpec

@@ -35,7 +35,7 @@ def one_thread() -> Iterator[None]:
 
 
 def make(method: dict[str, Any], **changes: Any) -> Rollout:
-    """A rollout all in float64, its adapter disturbed: a fresh one changes nothing, and half of its gradient is nought."""
+    """A rollout all in float64, its adapter disturbed: half of a fresh one's gradient is nought."""
     base: dict[str, Any] = {
         "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": K, "prompts_per_step": 1, "method": method,
         "lora": {"rank": 4, "alpha": 4}, "features": {"type": "tiny"},
@@ -96,11 +96,9 @@ def plain_drpo(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Te
 
 
 def plain_dpo(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Tensor:
-    score = lambda one, rows: (
-        -torch.stack(  # noqa: E731
-            [((each - ranked[row]) ** 2).mean() for each in one for row in rows]
-        ).mean()
-    )
+    def score(one: Tensor, rows: tuple[int, int]) -> Tensor:
+        return -torch.stack([((each - ranked[row]) ** 2).mean() for each in one for row in rows]).mean()
+
     gap = lambda one: score(one, (3, 1)) - score(one, (5, 0))  # noqa: E731
     return torch.log1p(torch.exp(-30.0 * (gap(x) - gap(x_ref))))
 

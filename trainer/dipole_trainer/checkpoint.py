@@ -6,8 +6,8 @@
       optimizer.safetensors                                        AdamW's moments, `index.name`
       training_state.json                                          step, counters, what it was trained for
 
-Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so no
-random state, scheduler, data position or pending group needs saving. Nothing here is pickled.
+Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
+no random state, scheduler, data position or pending group needs saving. Nothing here is pickled.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def prune(folder: Path, keep: int, best: int | None = None) -> None:
 
 
 def fingerprint(generator: OneStepGenerator) -> str:
-    """What tells base U-Nets apart: a hash of names, shapes and first numbers. Ask before anything is trained or loaded."""
+    """What tells base U-Nets apart: a hash of names, shapes and first numbers. To be asked before any training."""
     digest = hashlib.sha256()
     for name, value in sorted(generator.unet.state_dict().items()):
         if "lora_" not in name:

@@ -1,4 +1,4 @@
-"""A run's evaluations: when they are due, what they are compared with, which step was best, and what is said of them."""
+"""A run's evaluations: when they are due, what they compare with, which step was best, and what is said of them."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ class Evaluations:
         return step, name, mean
 
     def _judge(self, scores: Mapping[str, Any]) -> str | None:
-        """The score that says which step is best: as asked, else the first held-out reward's, else the first trained."""
+        """The score that says which step is best: as asked, else a held-out reward's, else a trained one's."""
         by_weight = sorted(self.spec.rewards, key=lambda reward: reward.weight > 0)
         wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_weight]
         return next((name for name in wanted if scores.get(name, {}).get("mean") is not None), None)

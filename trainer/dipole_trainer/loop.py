@@ -10,7 +10,8 @@ ahead of the update; with 0, the default, every ranking is of the weights it tra
                 per answer: order → loss → gradient  ←─┘
                 sum in order, then over processes → clip → AdamW
 
-What this loop does not do: compute rewards, keep jobs, talk to queues, know a method. METHOD's "one update" gives the steps.
+What this loop does not do: compute rewards, keep jobs, talk to queues, know a method. METHOD's "one update" gives the
+steps.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from dipole_trainer.spec import RewardSpec
 
 @dataclass(frozen=True)
 class Order:
-    """`total` (R,): combined scores, higher is better, NaN for a candidate without; `selection`: rows of best and worst."""
+    """Combined scores (R,), higher is better, NaN for a candidate without; and the rows of best and worst."""
 
     total: NDArray[np.float64]
     selection: Selection

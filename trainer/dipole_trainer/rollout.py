@@ -1,7 +1,7 @@
 """Rollouts: a group's samples, the features they have, and their gradient. What the loop knows of torch is mostly here.
 
-A group goes through: `draw` (K samples without a graph, and the images to be ranked) → `prepare` (features, and the base's
-samples: work for the time the rewards take) → `gradient` (once its order is known).
+A group goes through: `draw` (K samples without a graph, and the images to be ranked) → `prepare` (features, and the
+base's samples: work for the time the rewards take) → `gradient` (once its order is known).
 
 Legend: K samples of the current weights, R ranked samples, c, h, w latent size.
 """

@@ -19,7 +19,7 @@ class Source(Protocol):
     rank: Ranker
 
     def draw(self, step: int) -> dict[str, Drawn]:
-        """This process's share of the step's groups by id, drawn and sent to be ranked; a function of step and weights."""
+        """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights."""
 
 
 class Online:

@@ -283,7 +283,7 @@ class TrainSpec(Spec):
                 )
         if self.pairs_file is not None and self.method.type not in ("drpo", "dpo", "sft"):
             raise InvalidInput(
-                f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train drpo, dpo or sft",
+                f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train drpo, dpo, sft",
                 field="method.type",
             )
         if self.offline and self.max_staleness:

@@ -1,13 +1,13 @@
 """The exact fast update: a group's gradient with the graph of one chunk at a time, whatever the method.
 
-The loss is a function of x and φ(x) alone, and what they are is known before any graph of G exists: the group was drawn
-without one. So the loss's gradient in x and φ, the cotangents, is taken first, on K small leaves. Then G and φ run again
-chunk by chunk with a graph, and each chunk's part is carried back to the weights:
+The loss is a function of x and φ(x) alone, and what they are is known before any graph of G exists: the group was
+drawn without one. So the loss's gradient in x and φ, the cotangents, is taken first, on K small leaves. Then G and φ
+run again chunk by chunk with a graph, and each chunk's part is carried back to the weights:
 
     ∂loss/∂θ = Σ_k (∂x_k/∂θ)ᵀ ∂loss/∂x_k + (∂φ(x_k)/∂θ)ᵀ ∂loss/∂φ(x_k)
 
-This is the chain rule and no approximation: memory does not grow with K, and samples with no gradient (all but the anchors,
-in GRPO) are not drawn again. For DrPO it is METHOD's "no graph until the goal is known".
+This is the chain rule and no approximation: memory does not grow with K, and samples with no gradient (all but the
+anchors, in GRPO) are not drawn again. For DrPO it is METHOD's "no graph until the goal is known".
 """
 
 from __future__ import annotations
@@ -63,9 +63,9 @@ def gradient(
 ) -> list[Tensor] | None:
     """The loss's gradient times `scale`, one tensor a parameter; None when no sample has any.
 
-    `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` says that they
-    run in float16: cotangents are then scaled to 1 by a power of two on their way back, and by less when that overflows.
-    Raises FloatingPointError when the gradient is not finite in the end.
+    `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` says that
+    they run in float16: cotangents are then scaled to 1 by a power of two on their way back, and by less when that
+    overflows. Raises FloatingPointError when the gradient is not finite in the end.
     """
     rows = found.rows()
     if not rows:

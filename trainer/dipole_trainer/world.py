@@ -1,9 +1,9 @@
 """The processes that train one job together: one alone, or as many as `accelerate launch` started.
 
-Every process draws its share of a window's prompts and has them ranked; gradients are summed, so all take the same step.
-Rank 0 alone talks to the API and touches files. What processes tell each other is JSON, through `exchange`, and tensors,
-through `sum_` and `broadcast_`; nothing is pickled. Collectives must be met by all in the same order, so a run has one way
-out: rank 0 says so in an exchange, and Over ends the others wherever they are.
+Every process draws its share of a window's prompts and has them ranked; gradients are summed, so all take the same
+step. Rank 0 alone talks to the API and touches files. What processes tell each other is JSON, through `exchange`, and
+tensors, through `sum_` and `broadcast_`; nothing is pickled. Collectives must be met by all in the same order, so a
+run has one way out: rank 0 says so in an exchange, and Over ends the others wherever they are.
 """
 
 from __future__ import annotations

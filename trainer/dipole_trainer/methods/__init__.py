@@ -1,4 +1,4 @@
-"""Methods: one file each, with one function from a ranked group to its loss, and nothing of chunks, queues or devices."""
+"""Methods: one file each, with one function from a ranked group to its loss; nothing of chunks, queues or devices."""
 
 from __future__ import annotations
 

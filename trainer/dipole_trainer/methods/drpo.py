@@ -1,7 +1,7 @@
 """Drifting Preference Optimization: the best attract, the worst repel, the frozen base anchors, all in φ.
 
-The loss is `drift(x; x⁺, x⁻) + λ_ref · drift(x; x_ref, sg(x))`, averaged over the keys of φ (METHOD: one update). Features
-of positives and negatives are rows of the ranked samples' features: gathered, never encoded again.
+The loss is `drift(x; x⁺, x⁻) + λ_ref · drift(x; x_ref, sg(x))`, averaged over the keys of φ (METHOD: one update).
+Features of positives and negatives are rows of the ranked samples' features: gathered, never encoded again.
 
 Legend: K samples, R ranked samples, T tokens, D features, P positives, N negatives.
 """

@@ -1,8 +1,9 @@
 """Neighbor GRPO for one step: a group is a neighbourhood of noises, and choosing a neighbour is the policy's action.
 
 Candidates come from noises around a common one, so that their samples are near each other. For an anchor, one of them,
-the policy is a softmax of minus the latent distance to it: π(i) ∝ exp(−‖x_i − x_anchor‖²/T). Raising a good candidate's
-probability moves the anchor's sample towards it. PPO's clipped ratio, advantages scaled by a quasi-norm. METHOD: baselines.
+the policy is a softmax of minus the latent distance to it: π(i) ∝ exp(−‖x_i − x_anchor‖²/T). Raising a good
+candidate's probability moves the anchor's sample towards it. PPO's clipped ratio, advantages scaled by a quasi-norm.
+METHOD: baselines.
 """
 
 from __future__ import annotations

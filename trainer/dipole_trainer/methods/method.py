@@ -20,9 +20,10 @@ Draw = Callable[[str], Tensor]  # unit noise (K, c, h, w) for a purpose: a funct
 class RankedSamples:
     """One group, as a method sees it.
 
-    `x` and `phi` are what the current weights make of the group's noises: leaves, whose gradients the loop carries on to
-    the weights (update.py). `ranked` are the samples that have an order: x itself as a rule, then `own` is true. They are
-    others when rankings are stale, replayed, or pairs from a file, or when a method explores. All but x and phi is constant.
+    `x` and `phi` are what the current weights make of the group's noises: leaves, whose gradients the loop carries on
+    to the weights (update.py). `ranked` are the samples that have an order: x itself as a rule, then `own` is true.
+    They are others when rankings are stale, replayed, or pairs from a file, or when a method explores. All but x and
+    phi is constant.
     """
 
     x: Tensor  # (K, c, h, w)

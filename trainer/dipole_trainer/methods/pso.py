@@ -1,7 +1,8 @@
 """Pairwise sample optimisation for one step: a Gaussian policy around the generator's output, trained on pairs.
 
-What is ranked is `y = x + std·ε`. With `log π(y) = −‖y − x‖²/(2·std²)`, a mean over the latent's numbers, the loss of a pair
-is `−log σ(β[log r(y_win) − log r(y_lose)])`, where r is the ratio to the reference's policy, clipped. METHOD: baselines.
+What is ranked is `y = x + std·ε`. With `log π(y) = −‖y − x‖²/(2·std²)`, a mean over the latent's numbers, the loss of
+a pair is `−log σ(β[log r(y_win) − log r(y_lose)])`, where r is the ratio to the reference's policy, clipped. METHOD:
+baselines.
 """
 
 from __future__ import annotations
