@@ -55,8 +55,8 @@ def locate(name: str, models: Path, *, revision: str | None = None, files: Seque
 def refusal(name: str, models: Path, *, revision: str | None = None, files: Sequence[str] = FILES) -> str:
     with pytest.raises(InvalidInput) as caught:
         locate(name, models, revision=revision, files=files)
-    assert caught.value.field == "features.weights"
-    assert str(caught.value).startswith("features.weights: ")
+    assert caught.value.field is not None
+    assert str(caught.value).startswith(f"{caught.value.field}: ")
     return str(caught.value)
 
 
@@ -85,7 +85,7 @@ def test_a_revision_is_looked_for_where_revisions_are_known(models: Path, cache:
     assert locate("org/vit", models, revision="v1") == older
     assert locate("org/vit", models, revision=OTHER) == newer
     assert locate("org/vit", models, revision="v2") == own
-    assert "has no revisions" in refusal("vit", models, revision="v1")
+    assert "features.revision: 'vit' is not a hub id and has none" in refusal("vit", models, revision="v1")
 
 
 def test_a_folder_of_another_commit_does_not_serve_a_pinned_job(models: Path) -> None:
@@ -94,12 +94,15 @@ def test_a_folder_of_another_commit_does_not_serve_a_pinned_job(models: Path) ->
     notes.mkdir(parents=True)
     (notes / "config.json.metadata").write_text(f"{COMMIT}\netag\n1.0\n")
     assert locate("org/vit", models, revision=COMMIT) == models / "vit"
-    assert f"holds commit {COMMIT}" in refusal("org/vit", models, revision=OTHER)
+    told = refusal("org/vit", models, revision=OTHER)
+    assert told.startswith("features.revision: ")
+    assert f"holds commit {COMMIT}" in told
 
 
 def test_what_is_not_here_is_refused_with_the_command_that_fetches_it(models: Path, cache: Path) -> None:
     """The sentence names the path and the cache that were looked at, and a command that can be pasted."""
     told = refusal("org/vit", models, revision="v1")
+    assert told.startswith("features.weights: ")
     assert str(models / "vit") in told
     assert str(cache) in told
     assert f"`hf download org/vit --revision v1 --local-dir {models / 'vit'}`" in told
@@ -123,7 +126,7 @@ def test_a_name_is_never_a_path(models: Path, name: str) -> None:
 def test_a_revision_is_never_a_path(models: Path, cache: Path, revision: str) -> None:
     """The hub's client joins a revision to its cache's path: one that climbs out is refused before."""
     write_snapshot(cache, "org/vit", COMMIT)
-    assert "is not a revision" in refusal("org/vit", models, revision=revision)
+    assert "give a branch, a tag or a commit" in refusal("org/vit", models, revision=revision)
 
 
 def test_an_id_that_the_hub_would_refuse_is_not_found(models: Path) -> None:

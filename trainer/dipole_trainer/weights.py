@@ -63,11 +63,15 @@ def _check_name(name: str, revision: str | None, field: str) -> None:
             f"{field}: {name!r} is neither a name under DIPOLE_MODELS_DIR nor a hub id org/name", field=field
         )
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise InvalidInput(f"{field}: {revision!r} is not a revision: give a branch, a tag or a commit", field=field)
+        raise _not_that_revision(field, f"{revision!r} is not one: give a branch, a tag or a commit")
     if revision is not None and "/" not in name:
-        raise InvalidInput(
-            f"{field}: {name!r} is not a hub id and has no revisions: leave revision out, or give org/name", field=field
-        )
+        raise _not_that_revision(field, f"{name!r} is not a hub id and has none: leave it out, or give org/name")
+
+
+def _not_that_revision(field: str, message: str) -> InvalidInput:
+    """On the knob beside `field`: `model` has `revision`, `features.weights` has `features.revision`."""
+    beside = ".".join([*field.split(".")[:-1], "revision"])
+    return InvalidInput(f"{beside}: {message}", field=beside)
 
 
 def _cached(name: str, revision: str | None) -> Path | None:
@@ -89,10 +93,9 @@ def _check_commit(found: Path, name: str, revision: str | None, field: str) -> N
     notes = (found / ".cache/huggingface/download").rglob("*.metadata")
     other = {note.read_text().partition("\n")[0] for note in notes} - {revision}
     if other:
-        raise InvalidInput(
-            f"{field}: {found} holds commit {min(other)} of {name!r}, not {revision}: "
-            "change the revision, or fetch that one there",
-            field=field,
+        raise _not_that_revision(
+            field,
+            f"{found} holds commit {min(other)} of {name!r}, not {revision}: change it, or fetch that commit there",
         )
 
 
