@@ -144,7 +144,7 @@ def test_fast_update_equals_the_plain_formulation(method: str, chunk: int) -> No
     expected_loss, expected = plain(rollout)
     drawn = rollout.draw(0, 0, PROMPT)
     loss, found = rollout.gradient(drawn, ORDER, fresh=True)
-    assert loss.total.item() == pytest.approx(expected_loss, rel=1e-6)  # scores are float32 on their way in
+    assert loss.total.item() == pytest.approx(expected_loss, rel=1e-6, abs=1e-7)  # scores are float32 on their way in
     assert found is not None
     assert sum(value.norm() for value in expected) > 0
     for one, other in zip(expected, found, strict=True):
