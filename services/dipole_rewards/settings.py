@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -10,10 +11,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from dipole.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
 
 
-class RewardSettings(BaseSettings):
-    """Which reward, where it listens, and how much it takes at once."""
+class WeightSettings(BaseSettings):
+    """What a reward with weights reads for itself when it loads: the app knows of no reward's files."""
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+
+    reward_weights: Path | None = Field(default=None, description="Folder of the reward's weights, where it has any.")
+    reward_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="What weights are computed in.")
+
+
+class RewardSettings(WeightSettings):
+    """Which reward, where it listens, and how much it takes at once."""
 
     reward: str = Field(description="Import string of the reward: module:Class.")
     reward_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")

@@ -1,0 +1,140 @@
+"""HPSv3's files: where they lie, what they must hold, and how they become a network. Nothing is downloaded.
+
+DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Hugging Face cache instead.
+
+    HPSv3.safetensors             of MizzenAI/HPSv3
+    config.json, tokenizer.json   of Qwen/Qwen2-VL-7B-Instruct, and tokenizer_config.json beside them
+    instruction.txt               the text that it was trained to answer: in MizzenAI/HPSv3 the strings INSTRUCTION and
+                                  prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, one after the other
+    golden.json                   {"score": …}: what the published implementation gives HPSv3.golden_image()
+
+The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a
+little, so its SHA-256 is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from huggingface_hub import try_to_load_from_cache
+from pydantic import BaseModel, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
+from transformers.utils import logging as transformers_logging
+
+from dipole.errors import ConfigurationError
+from dipole_rewards.rewards.hpsv3_model import REWARD_TOKEN, HPSv3Network, Words
+from dipole_rewards.settings import WeightSettings
+
+HPSV3, QWEN = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+
+
+class GoldenScore(BaseModel):
+    score: float
+    tolerance: float = 0.1  # another GPU's bfloat16
+
+
+@dataclass(frozen=True)
+class Loaded:
+    network: HPSv3Network
+    words: Words
+    golden: GoldenScore
+    revision: str  # of the weights: the start of the file's SHA-256, which the hub shows too
+
+
+def load(settings: WeightSettings, *, instruction_sha256: str, device: str) -> Loaded:
+    """Everything, on `device`. Raises ConfigurationError that names the file which is missing or wrong."""
+    folder = settings.reward_weights
+    if folder is None:
+        raise ConfigurationError("DIPOLE_REWARD_WEIGHTS must name the folder of HPSv3's weights")
+    weights = _find(folder, "HPSv3.safetensors", HPSV3)
+    config, tokenizer = (_find(folder, name, QWEN) for name in ("config.json", "tokenizer.json"))
+    instruction = _instruction(_find(folder, "instruction.txt"), instruction_sha256)
+    golden = _golden(_find(folder, "golden.json"))
+    words = Words(AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction)
+    network = load_network(weights, config, words, DTYPES[settings.reward_dtype])
+    with weights.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return Loaded(network.to(device), words, golden, f"sha256:{digest[:16]}")
+
+
+def load_network(weights: Path, config: Path, words: Words, dtype: torch.dtype) -> HPSv3Network:
+    """The network in evaluation mode, its head in float32 whatever `dtype` is."""
+    try:
+        state = {_name(name): tensor for name, tensor in load_file(weights).items() if not name.startswith("lm_head.")}
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(f"{weights} cannot be read as safetensors: {error}") from error
+    shape = Qwen2VLConfig.from_dict(json.loads(config.read_text()))
+    shape.text_config.vocab_size = _vocabulary(state, words, weights)
+    head = {name.removeprefix("rm_head."): state.pop(name) for name in list(state) if name.startswith("rm_head.")}
+    try:
+        network = HPSv3Network(_qwen(shape, state, dtype), words.reward_id)
+        network.rm_head.load_state_dict(head)
+    except RuntimeError as error:
+        raise ConfigurationError(f"{weights} is not HPSv3 as {config} describes it: {error}") from error
+    return network.eval().requires_grad_(False)
+
+
+def _find(folder: Path, name: str, repository: str | None = None) -> Path:
+    """The file in the folder, or else in the local Hugging Face cache."""
+    if (folder / name).is_file():
+        return folder / name
+    cached = try_to_load_from_cache(repository, name) if repository else None
+    if isinstance(cached, str):
+        return Path(cached)
+    other = f", and so is {repository} in the local Hugging Face cache" if repository else ""
+    raise ConfigurationError(f"{folder / name} is missing{other}; {__name__} says what belongs there")
+
+
+def _instruction(path: Path, sha256: str) -> str:
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ConfigurationError(
+            f"{path} is not the text that HPSv3 was trained with, to the last blank (SHA-256 {sha256[:16]}…)"
+        )
+    return data.decode()
+
+
+def _golden(path: Path) -> GoldenScore:
+    try:
+        return GoldenScore.model_validate_json(path.read_bytes())
+    except ValidationError as error:
+        raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {error.errors()[0]["msg"]}') from error
+
+
+def _name(name: str) -> str:
+    """A weight's name in Qwen2VLModel; the checkpoint has transformers' layout of before or after 4.52 (`visual.…`)."""
+    if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
+        return "language_model." + name.removeprefix("model.")
+    return name.removeprefix("model.")
+
+
+def _vocabulary(state: dict[str, Tensor], words: Words, weights: Path) -> int:
+    """How many tokens the weights know, which must be the tokenizer's: an id off by one would go unnoticed."""
+    embedding, known = state.get("language_model.embed_tokens.weight"), len(words.tokenizer)
+    if embedding is None or len(embedding) != known:
+        rows = "no token embeddings" if embedding is None else f"embeddings of {len(embedding)} tokens"
+        raise ConfigurationError(
+            f"{weights} has {rows} but the tokenizer, with {REWARD_TOKEN}, {known}: they come of {HPSV3} and {QWEN}"
+        )
+    return known
+
+
+def _qwen(config: Qwen2VLConfig, state: dict[str, Tensor], dtype: torch.dtype) -> Qwen2VLModel:
+    """Qwen2-VL with exactly these weights, and without drawing random ones first."""
+    transformers_logging.disable_progress_bar()
+    qwen, told = Qwen2VLModel.from_pretrained(
+        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
+    )
+    wrong = [f"{what} {name}" for what in ("missing", "unexpected") for name in sorted(told[f"{what}_keys"])]
+    if wrong:
+        raise RuntimeError(", ".join(wrong[:5]) + (" …" if len(wrong) > 5 else ""))
+    found: Qwen2VLModel = qwen
+    return found
