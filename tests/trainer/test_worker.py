@@ -95,7 +95,15 @@ def world(tmp_path: Path) -> Iterator[World]:
 
 
 def train(
-    spec: TrainSpec, *, job_id: str, workdir: Path, rank: Any, on_event: Any, control: Any, pause_s: float = 0.0
+    spec: TrainSpec,
+    *,
+    job_id: str,
+    workdir: Path,
+    models_dir: Path,
+    rank: Any,
+    on_event: Any,
+    control: Any,
+    pause_s: float = 0.0,
 ) -> Outcome:
     """What session.run does, without the training: steps, checkpoints, resume, control."""
     done = max((int(path.name.split("-")[1]) for path in workdir.glob("checkpoint-*")), default=0)

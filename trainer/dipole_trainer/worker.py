@@ -68,6 +68,7 @@ class Session(Protocol):
         *,
         job_id: str,
         workdir: Path,
+        models_dir: Path,
         rank: Ranker,
         on_event: Callable[[str, dict[str, Any]], None],
         control: Callable[[], Literal["run", "pause", "cancel"]],
@@ -176,7 +177,8 @@ class Worker:
             return self.store.finish(claim, outcome)
 
     def _run_session(self, claim: Claim, hold: Hold) -> Outcome:
-        spec = claim.spec.model_copy(update={"model": base_models.locate(claim.spec.model, self.settings.models_dir)})
+        spec = claim.spec
+        base_models.check_name(spec.model, self.settings.models_dir)
         rewards = [self._resolve(reward) for reward in spec.rewards]
         ranker = self._make_ranker(self.settings, claim.job_id, rewards, hold.on_ranked)
         try:
@@ -184,6 +186,7 @@ class Worker:
                 spec,
                 job_id=claim.job_id,
                 workdir=hold.workdir,
+                models_dir=self.settings.models_dir,
                 rank=ranker,
                 on_event=hold.on_event,
                 control=hold.control,
