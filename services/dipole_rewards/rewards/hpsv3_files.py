@@ -17,7 +17,9 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import try_to_load_from_cache
@@ -71,7 +73,7 @@ def load_network(weights: Path, config: Path, words: Words, dtype: torch.dtype) 
         state = {_name(name): tensor for name, tensor in load_file(weights).items() if not name.startswith("lm_head.")}
     except (SafetensorError, OSError) as error:
         raise ConfigurationError(f"{weights} cannot be read as safetensors: {error}") from error
-    shape = Qwen2VLConfig.from_dict(json.loads(config.read_text()))
+    shape: Any = Qwen2VLConfig.from_dict(json.loads(config.read_text()))
     shape.text_config.vocab_size = _vocabulary(state, words, weights)
     head = {name.removeprefix("rm_head."): state.pop(name) for name in list(state) if name.startswith("rm_head.")}
     try:
@@ -129,10 +131,9 @@ def _vocabulary(state: dict[str, Tensor], words: Words, weights: Path) -> int:
 
 def _qwen(config: Qwen2VLConfig, state: dict[str, Tensor], dtype: torch.dtype) -> Qwen2VLModel:
     """Qwen2-VL with exactly these weights, and without drawing random ones first."""
-    transformers_logging.disable_progress_bar()
-    qwen, told = Qwen2VLModel.from_pretrained(
-        None, config=config, state_dict=state, dtype=dtype, output_loading_info=True
-    )
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loading: Any = partial(Qwen2VLModel.from_pretrained, None, output_loading_info=True)
+    qwen, told = loading(config=config, state_dict=state, dtype=dtype)
     wrong = [f"{what} {name}" for what in ("missing", "unexpected") for name in sorted(told[f"{what}_keys"])]
     if wrong:
         raise RuntimeError(", ".join(wrong[:5]) + (" …" if len(wrong) > 5 else ""))

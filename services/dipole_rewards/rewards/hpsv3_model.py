@@ -134,8 +134,9 @@ class HPSv3Network(nn.Module):
     def __init__(self, qwen: Qwen2VLModel, reward_id: int) -> None:
         super().__init__()
         self.qwen, self.reward_id = qwen, reward_id
+        width = qwen.language_model.config.hidden_size
         self.rm_head = nn.Sequential(
-            nn.Linear(qwen.config.text_config.hidden_size, 1024), nn.ReLU(), nn.Dropout(0.05),
+            nn.Linear(width, 1024), nn.ReLU(), nn.Dropout(0.05),
             nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2),
         ).float()  # fmt: skip
 
@@ -176,7 +177,7 @@ class Scorer:
         return scores
 
     def _forward(self, prompt: str, images: Sequence[Pixels]) -> list[float]:
-        device = self.network.rm_head[0].weight.device
+        device = self.network.qwen.device
         batch = Batch.of([resized(image).to(device) for image in images], prompt, self.words)
         means: list[float] = self.network(batch)[:, 0].tolist()
         return means
