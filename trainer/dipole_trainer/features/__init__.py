@@ -1,35 +1,52 @@
 """Feature spaces φ, in which samples drift: latents in, several named sets of vectors (keys) out.
 
-A feature space is a function from latents (K, c, h, w) to `{key: (K, T, D)}`, T tokens of D features a sample,
-differentiable in its input, frozen in its weights.
+One space a file, each with `load(spec, generator, models_dir)`; `pooling.py` and `keys.py` are shared by all,
+`pixels.py` and `vision.py` by those that read images. Keys and pooling are the published ones (METHOD: published
+settings); `features.keys` chooses others.
+
+Legend: K samples, T tokens, D features, c latent channels, h, w latent size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
 
 from torch import Tensor
 
-from dipole.errors import InvalidInput
-from dipole_trainer.features.tiny import TinyFeatures
-from dipole_trainer.generators.one_step import TINY_TURBO
-
-Features = Callable[[Tensor], dict[str, Tensor]]
-
-KNOWN = ("tiny", "latents")
+from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.spec import FeaturesSpec
 
 
-def build(name: str, model: str, *, device: str = "cpu") -> Features:
-    """The feature space of that name, on `device`; `auto` is the model's own."""
-    if name == "auto":
-        name = "tiny" if model == "tiny-turbo" else "latents"
-    if name == "tiny":
-        return TinyFeatures.load(TINY_TURBO / "encoder", device=device)
-    if name == "latents":
-        return latents
-    raise InvalidInput(f"{name!r} is not a feature space; known are auto, {', '.join(KNOWN)}", field="features")
+class Features(Protocol):
+    def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        """Keys of latents x (K, c, h, w), float32 in the U-Net's units: {key: (K, T, D)}.
+
+        Differentiable in x, frozen in its weights and deterministic: row k depends on x[k], the prompt and seeds[k]
+        alone, so that chunks of any size agree.
+        """
 
 
-def latents(x: Tensor) -> dict[str, Tensor]:
-    """The raw latents as one vector a sample: (K, 1, c·h·w)."""
-    return {"latents": x.flatten(1)[:, None]}
+Load = Callable[[FeaturesSpec, OneStepGenerator, Path], Features]
+
+PUBLISHED = {"tiny": "tiny", "sd": "latent_mae", "sdxl": "vit_mae"}  # what `auto` is, by the generator's kind
+SPACES: dict[str, Load] = {
+    "tiny": tiny.load,
+    "latents": latents.load,
+    "latent_mae": latent_mae.load,
+    "vit_mae": vit_mae.load,
+    "dinov2": dinov2.load,
+    "clip": clip.load,
+    "teacher_unet": teacher_unet.load,
+}
+
+
+def build(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) -> Features:
+    """The feature space of a job, on the generator's device.
+
+    Raises InvalidInput where its weights are not on this machine or a key is not one of its.
+    """
+    space = PUBLISHED[generator.kind] if spec.type == "auto" else spec.type
+    return SPACES[space](spec, generator, models_dir)

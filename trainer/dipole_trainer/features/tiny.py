@@ -5,13 +5,19 @@ It was trained on renders to say what stands in each quadrant (scripts/train-tin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from dipole_trainer.features.keys import chosen
+from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
+from dipole_trainer.spec import FeaturesSpec
+
 SHAPE_CLASSES, COLOUR_CLASSES = 5, 7  # "empty" first
+KEYS = ("mean", "layout", "classes", "objects")
 
 
 class Residual(nn.Module):
@@ -65,21 +71,23 @@ class TinyEncoder(nn.Module):
 class TinyFeatures:
     """Keys of TinyEncoder: each quadrant's vector, and their mean and spread over the image."""
 
-    def __init__(self, encoder: TinyEncoder) -> None:
+    def __init__(self, encoder: TinyEncoder, wanted: Sequence[str] = ()) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
+        self.keys = chosen(wanted, KEYS, KEYS, space="tiny")
 
-    @classmethod
-    def load(cls, folder: Path, *, device: str = "cpu") -> TinyFeatures:
-        return cls(TinyEncoder.load(folder).to(device))
-
-    def __call__(self, latents: Tensor) -> dict[str, Tensor]:
-        quadrants = self.encoder(latents)  # (K, 4, 64)
+    def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        quadrants = self.encoder(x)  # (K, 4, 64)
         shapes, colours = self.encoder.shape_head(quadrants), self.encoder.colour_head(quadrants)
         classes = torch.cat([shapes.softmax(-1), colours.softmax(-1)], -1)
         objects = (shapes.softmax(-1)[..., 1:, None] * colours.softmax(-1)[..., None, 1:]).sum(1).flatten(1)  # (K, 24)
-        return {
+        found = {
             "mean": quadrants.mean(1, keepdim=True),
             "layout": quadrants.flatten(1)[:, None],
             "classes": classes.flatten(1)[:, None],
             "objects": objects[:, None],
         }
+        return {key: found[key] for key in self.keys}
+
+
+def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TinyFeatures:
+    return TinyFeatures(TinyEncoder.load(TINY_TURBO / "encoder").to(generator.device), spec.keys)

@@ -1,0 +1,19 @@
+"""CLIP's image tower on decoded pixels, from a whole CLIP checkpoint or from its image half."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from transformers import CLIPVisionModel
+
+from dipole_trainer.features.vision import VisionFeatures, pretrained
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.spec import FeaturesSpec
+
+WEIGHTS = "openai/clip-vit-large-patch14"
+
+
+def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
+    kinds = ["clip", "clip_vision_model"]
+    model, prepare = pretrained(CLIPVisionModel, WEIGHTS, spec, generator, models_dir, kinds=kinds)
+    return VisionFeatures(model, model, prepare, generator.pixels, spec.keys, space="clip")

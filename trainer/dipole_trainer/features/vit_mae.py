@@ -1,0 +1,32 @@
+"""ViT-MAE's encoder on decoded pixels, with nothing masked.
+
+The published loop leaves the model's own masking on: it sees a random quarter of the patches, another one each call.
+Here it sees every patch in its place, because features must be the same whenever they are asked for.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import ViTMAEModel
+
+from dipole_trainer.features.vision import SAFE, VisionFeatures, pretrained
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.spec import FeaturesSpec
+
+WEIGHTS = "facebook/vit-mae-base"
+
+
+def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
+    model, prepare = pretrained(
+        ViTMAEModel, WEIGHTS, spec, generator, models_dir, kinds=["vit_mae"], files=f"{SAFE}|pytorch_model.bin"
+    )
+    model.config.mask_ratio = 0.0
+    order = torch.arange(model.embeddings.patch_embeddings.num_patches, device=generator.device).float()
+
+    def call(images: Tensor) -> object:
+        return model(images, noise=order.expand(len(images), -1))  # patches are sorted by it: each stays in its place
+
+    return VisionFeatures(model, call, prepare, generator.pixels, spec.keys, space="vit_mae")
