@@ -468,6 +468,13 @@ def test_images_are_prepared_as_the_model_s_own_processor_does(size: tuple[int, 
     assert ((ours - theirs).abs() * torch.tensor(std)[:, None, None]).max() < 1.25 / 255
 
 
+def test_what_a_decoder_overshoots_is_clamped_first() -> None:
+    """The model sees images from 0 to 1, as it was trained on."""
+    prepare = Preparation(8, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    images = 3 * torch.rand(1, 3, 16, 16) - 1
+    assert torch.equal(prepare(images), prepare(images.clamp(0, 1)))
+
+
 @pytest.mark.parametrize(
     ("config", "size"),
     [

@@ -58,7 +58,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         moved = self.gn2(self.conv2(self.gn1(self.conv1(x)).relu()))
-        beside = self.proj_gn(self.proj_conv(x)) if self.projected else x
+        beside: Tensor = self.proj_gn(self.proj_conv(x)) if self.projected else x
         return (beside + moved).relu()
 
 
