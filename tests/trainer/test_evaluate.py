@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from dipole_trainer.evaluate import Scored, estimate, hacking, prompt_means, read, spread, summary, write
+from dipole_trainer.evaluate import Scored, read, spread, vendi, write
+from dipole_trainer.figures import estimate, hacking, prompt_means, summary
 
 
 def scored(values: list[list[float | None]], name: str = "r", tag: str = "t", diversity: float = 1.0) -> list[Scored]:
-    return [Scored(f"prompt {i}", tag, {name: row}, diversity) for i, row in enumerate(values)]
+    return [Scored(f"prompt {i}", tag, {name: row}, diversity, diversity) for i, row in enumerate(values)]
 
 
 def test_interval_is_over_prompts_not_images() -> None:
@@ -52,6 +53,43 @@ def test_difference_is_paired() -> None:
     assert figures["by_tag"]["t"]["r"]["difference"]["prompts"] == 3
 
 
+def test_a_difference_is_of_the_noises_that_both_have() -> None:
+    """A model whose worst image was not scored is not better for that."""
+    base = scored([[0.2, 0.8], [0.1, 0.1]])
+    figure = summary(scored([[None, 0.8], [0.2, None]]), base)["scores"]["r"]
+    assert figure["difference"]["mean"] == pytest.approx((0.0 + 0.1) / 2)
+    assert (figure["scored"], figure["images"]) == (2, 4)
+
+
+def test_win_rate_is_of_the_same_noises_with_ties_as_halves() -> None:
+    """Each prompt's share of noises on which it scores higher counts once, however many noises it has left."""
+    base = scored([[0.0, 0.0, 0.0, 0.0], [1.0, 1.0, None, 1.0], [None, None, 1.0, 1.0]])
+    ours = scored([[1.0, 1.0, 1.0, 0.0], [0.0, 1.0, 5.0, None], [9.0, 9.0, None, None]])
+    rate = summary(ours, base)["scores"]["r"]["win_rate"]
+    assert rate["mean"] == pytest.approx((3.5 / 4 + 0.5 / 2) / 2)  # the third prompt has no pair
+    assert rate["prompts"] == 2
+    assert (rate["low"], rate["high"]) == (0.0, 1.0)  # two prompts tell little, and a share has bounds
+    assert summary(ours, None)["scores"]["r"].keys() == {"mean", "low", "high", "prompts", "scored", "images"}
+
+
+def test_win_rates_of_two_models_against_each_other_add_up_to_one() -> None:
+    rng = np.random.default_rng(0)
+    one, other = (scored(rng.integers(0, 4, (20, 4)).astype(float).tolist()) for _ in range(2))
+    rates = [summary(a, b)["scores"]["r"]["win_rate"]["mean"] for a, b in ((one, other), (other, one))]
+    assert sum(rates) == pytest.approx(1)
+
+
+def test_diversity_has_a_paired_difference() -> None:
+    base = [Scored(f"p{i}", "", {}, 1.0 + i, 2.0 + i) for i in range(3)]
+    ours = [Scored(f"p{i}", "", {}, 0.5 + i, None) for i in range(3)]
+    found = summary(ours, base)
+    distance = found["diversities"]["feature distance"]
+    assert distance["difference"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "prompts": 3}
+    assert found["diversity"] == distance["mean"] == 1.5
+    assert found["diversity_ratio"] == 0.75
+    assert found["diversities"]["Vendi score"] == {}, "a file of an earlier version has none"
+
+
 def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
     def figures(trained: tuple[float, float], held: tuple[float, float]) -> dict[str, object]:
         parts = {"good": trained, "held": held}
@@ -67,10 +105,38 @@ def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
     assert hacking(figures((0.1, 0.2), (-0.3, -0.1)), ["good"], ["absent"]) is None
 
 
+def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
+    """The trained reward rose on every prompt and the images of each prompt became alike."""
+    base, ours = scored([[0.0], [0.1], [0.2]], diversity=3.0), scored([[0.5], [0.6], [0.8]], diversity=1.5)
+    found = hacking(summary(ours, base), ["r"], [], than="tiny-turbo")
+    assert found is not None
+    assert found["fallen"] == {"diversity (feature distance)": -1.5, "diversity (Vendi score)": -1.5}
+    assert found["what"].startswith("against tiny-turbo r +0.533, while diversity (feature distance) -1.500")
+    assert hacking(summary(ours, base), [], []) is None, "nothing was trained"
+    assert hacking(summary(scored([[0.5], [0.6], [0.8]], diversity=3.0), base), ["r"], []) is None
+
+
 def test_spread_is_the_mean_distance_between_samples() -> None:
     points = torch.tensor([[0.0, 0.0], [3.0, 4.0], [0.0, 0.0]])
     assert spread({"a": points[:, None]}) == pytest.approx((5 + 5 + 0) / 3)
     assert spread({"a": points[:1, None]}) is None
+
+
+def test_vendi_counts_different_samples() -> None:
+    """n identical samples are one, n orthogonal ones n, two pairs of twins two; a single sample tells nothing."""
+    assert vendi({"a": torch.ones(4, 2, 5)}) == pytest.approx(1)
+    assert vendi({"a": torch.eye(5)[:, None]}) == pytest.approx(5)
+    assert vendi({"a": torch.eye(2).repeat_interleave(2, 0)[:, None]}) == pytest.approx(2)
+    assert vendi({"a": torch.ones(1, 1, 3)}) is None
+
+
+def test_vendi_of_two_samples_at_an_angle() -> None:
+    """cos 60° gives the eigenvalues 3/4 and 1/4; length does not matter, and keys are averaged in the kernel."""
+    angle = torch.tensor([[2.0, 0.0], [1.5, 1.5 * math.sqrt(3)]])[:, None]
+    by_hand = math.exp(-(0.75 * math.log(0.75) + 0.25 * math.log(0.25)))
+    assert vendi({"a": angle}) == pytest.approx(by_hand)
+    identical_and_orthogonal = {"a": torch.ones(2, 1, 3), "b": torch.eye(2)[:, None]}  # cosines 1 and 0: 0.5 together
+    assert vendi(identical_and_orthogonal) == pytest.approx(by_hand)
 
 
 def test_files_say_everything_again(tmp_path: Path) -> None:

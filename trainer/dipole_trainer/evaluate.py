@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch.nn import functional
 
+from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Group, RankedGroup, Ranker
@@ -36,6 +38,7 @@ class Scored:
     tag: str
     scores: Mapping[str, Sequence[float | None]]
     diversity: float | None  # mean distance in φ between the prompt's images; None for a single image
+    vendi: float | None = None  # how many different images these are in φ, 1 to K; None for a single image
 
 
 def evaluate(
@@ -53,19 +56,20 @@ def evaluate(
 
     `heed` is called at least every second while answers are waited for; what it raises ends the evaluation.
     """
-    waiting: dict[str, tuple[int, float | None]] = {}
+    waiting: dict[str, tuple[int, float | None, float | None]] = {}
     scored: dict[int, Scored] = {}
     sheets: list[NDArray[np.uint8]] = []
 
     def take(ranked: RankedGroup) -> None:
-        index, diversity = waiting.pop(ranked.group_id)
+        index, *diversity = waiting.pop(ranked.group_id)
         prompt = spec.prompts[index]
-        scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), diversity)
+        scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), *diversity)
         on_progress(len(scored), len(spec.prompts))
 
     for index, (group, x) in enumerate(_draw(spec, generator, step, job_id)):
         with torch.no_grad():
-            waiting[group.id] = (index, spread(features(x, prompt=group.prompt, seeds=group.seeds)))
+            phi = features(x, prompt=group.prompt, seeds=group.seeds)
+            waiting[group.id] = (index, spread(phi), vendi(phi))
         rank.submit(group)
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
@@ -80,17 +84,30 @@ def evaluate(
 def _draw(spec: EvalSpec, generator: OneStepGenerator, step: int, job_id: str) -> Iterator[tuple[Group, torch.Tensor]]:
     """Each prompt's group and latents, generated several prompts at a time."""
     count = spec.images_per_prompt
-    together = max(1, BATCH // count)
+    together, chunks = max(1, BATCH // count), Chunks(BATCH)
     for first in range(0, len(spec.prompts), together):
         prompts = spec.prompts[first : first + together]
         seeds = [seeds_for(spec.seed, "evaluation", first + i, count=count) for i in range(len(prompts))]
         noise = generator.noise([seed for drawn in seeds for seed in drawn])
-        latents = generator(noise, [prompt.prompt for prompt in prompts for _ in range(count)])
-        images = generator.decode(latents)
+        texts = [prompt.prompt for prompt in prompts for _ in range(count)]
+        latents, images = _sample(generator, noise, texts, chunks)
         for i, prompt in enumerate(prompts):
             rows = slice(i * count, (i + 1) * count)
             name = f"{job_id}.eval{step}.{first + i}"
             yield Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
+
+
+def _sample(
+    generator: OneStepGenerator, noise: torch.Tensor, prompts: Sequence[str], chunks: Chunks
+) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+    """Latents and images, as many at once as memory allows."""
+
+    def sample(rows: list[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+        latents = generator(noise[rows], [prompts[row] for row in rows])
+        return latents, generator.decode(latents)
+
+    latents, images = zip(*chunks.over(range(len(noise)), sample), strict=True)
+    return torch.cat(latents), np.concatenate(images)
 
 
 def _collect(rank: Ranker, take: Callable[[RankedGroup], None], heed: Callable[[], None]) -> None:
@@ -104,6 +121,21 @@ def spread(phi: Mapping[str, torch.Tensor]) -> float | None:
     """Mean distance between samples, averaged over keys; {key: (K, T, D)}. None for a single sample."""
     distances = [torch.pdist(value.flatten(1).float()).mean().item() for value in phi.values() if len(value) > 1]
     return float(np.mean(distances)) if distances else None
+
+
+def vendi(phi: Mapping[str, torch.Tensor]) -> float | None:
+    """The Vendi score of K samples: exp of the entropy of the eigenvalues of kernel/K; {key: (K, T, D)}.
+
+    K identical samples have 1, K mutually orthogonal ones K (Friedman and Dieng, arXiv 2210.02410). The kernel is the
+    cosine, averaged over keys, so that each counts the same. None for a single sample.
+    """
+    units = [functional.normalize(value.flatten(1).cpu().double()) for value in phi.values()]
+    count = len(units[0])
+    if count < 2:
+        return None
+    kernel = torch.stack([unit @ unit.T for unit in units]).mean(0).fill_diagonal_(1)
+    shares = torch.linalg.eigvalsh(kernel / count).clamp(min=0)  # of the whole: they sum to 1
+    return float(torch.special.entr(shares).sum().exp())
 
 
 def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:

@@ -1,4 +1,7 @@
-"""Figures of evaluations: means with 95 % intervals over prompts, paired differences, diversity, reward hacking."""
+"""Figures of evaluations: means with 95 % intervals over prompts, paired differences, win rates, diversity, hacking.
+
+All intervals are Student's over prompts, one value a prompt: images of one prompt are no independent draws.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,8 @@ import numpy as np
 from scipy import stats
 
 from dipole_trainer.evaluate import Scored
+
+DIVERSITIES = {"feature distance": "diversity", "Vendi score": "vendi"}  # what people call them: Scored's field
 
 
 @dataclass(frozen=True)
@@ -40,52 +45,96 @@ def estimate(values: Sequence[float]) -> Estimate | None:
 
 def prompt_means(scored: Sequence[Scored], name: str) -> list[float]:
     """One value a prompt: the mean over its images that have a score, NaN where none has."""
-    means = []
-    for item in scored:
-        values = [value for value in item.scores.get(name, ()) if value is not None]
-        means.append(float(np.mean(values)) if values else math.nan)
-    return means
+    return [_mean([value for value in item.scores.get(name, ()) if value is not None]) for item in scored]
+
+
+def paired(scored: Sequence[Scored], base: Sequence[Scored], name: str) -> list[list[tuple[float, float]]]:
+    """For each prompt, the score and the base's on the same noise, of the noises on which both have one."""
+    return [
+        [
+            (a, b)
+            for a, b in zip(item.scores.get(name, ()), before.scores.get(name, ()), strict=False)
+            if a is not None and b is not None
+        ]
+        for item, before in zip(scored, base, strict=True)
+    ]
+
+
+def _mean(values: Sequence[float]) -> float:
+    return float(np.mean(values)) if values else math.nan
 
 
 def summary(scored: Sequence[Scored], base: Sequence[Scored] | None) -> dict[str, Any]:
-    """Means with intervals per score and category, and the paired differences to the base's evaluation."""
+    """Means with intervals per score, category and diversity, paired differences to the base's, and win rates."""
     names = sorted({name for item in scored for name in item.scores})
     tags = sorted({item.tag for item in scored if item.tag})
-    figures: dict[str, Any] = {"scores": {}, "by_tag": {tag: {} for tag in tags}}
-    for name in names:
-        means = prompt_means(scored, name)
-        before = prompt_means(base, name) if base else None
-        figures["scores"][name] = _figure(means, before)
-        for tag in tags:
-            rows = [i for i, item in enumerate(scored) if item.tag == tag]
-            figures["by_tag"][tag][name] = _figure([means[i] for i in rows], before and [before[i] for i in rows])
-    figures["diversity"] = diversity = _diversity(scored)
-    at_first = _diversity(base) if base else None
-    figures["diversity_ratio"] = diversity / at_first if diversity is not None and at_first else None
+    rows = {tag: [i for i, item in enumerate(scored) if item.tag == tag] for tag in tags}
+    figures: dict[str, Any] = {
+        "scores": {name: _score(scored, base, name) for name in names},
+        "by_tag": {
+            tag: {name: _score([scored[i] for i in at], base and [base[i] for i in at], name) for name in names}
+            for tag, at in rows.items()
+        },
+        "diversities": {called: _diversity(scored, base, field) for called, field in DIVERSITIES.items()},
+    }
+    now, before = (estimate(_field(each, "diversity")) if each else None for each in (scored, base))
+    figures["diversity"] = now.mean if now else None
+    figures["diversity_ratio"] = now.mean / before.mean if now and before and before.mean else None
     return figures
 
 
-def _diversity(scored: Sequence[Scored]) -> float | None:
-    values = [item.diversity for item in scored if item.diversity is not None]
-    return float(np.mean(values)) if values else None
+def _score(scored: Sequence[Scored], base: Sequence[Scored] | None, name: str) -> dict[str, Any]:
+    """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half."""
+    mean = estimate(prompt_means(scored, name))
+    each = max((len(values) for item in scored for values in item.scores.values()), default=0)
+    count = sum(value is not None for item in scored for value in item.scores.get(name, ()))
+    figure: dict[str, Any] = {**(mean.json() if mean else {}), "scored": count, "images": each * len(scored)}
+    if base:
+        pairs = paired(scored, base, name)
+        difference = estimate([_mean([a - b for a, b in each]) for each in pairs])
+        rate = estimate([_mean([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
+        if difference and rate:
+            figure |= {"difference": difference.json(), "win_rate": _share(rate).json()}
+    return figure
 
 
-def _figure(means: Sequence[float], before: Sequence[float] | None) -> dict[str, Any]:
-    value = estimate(means)
-    difference = estimate([a - b for a, b in zip(means, before, strict=True)]) if before else None
-    return {**(value.json() if value else {}), **({"difference": difference.json()} if difference else {})}
+def _diversity(scored: Sequence[Scored], base: Sequence[Scored] | None, field: str) -> dict[str, Any]:
+    values = _field(scored, field)
+    mean = estimate(values)
+    change = estimate([a - b for a, b in zip(values, _field(base, field), strict=True)]) if base else None
+    return {**(mean.json() if mean else {}), **({"difference": change.json()} if change else {})}
 
 
-def hacking(figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str]) -> dict[str, Any] | None:
-    """Reward hacking: a trained reward surely rose while a held-out one surely fell. None when that is not so."""
+def _share(rate: Estimate) -> Estimate:
+    """Student's interval knows no bounds; a share has them."""
+    low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (rate.low, rate.high))
+    return Estimate(rate.mean, low, high, rate.prompts)
 
-    def differences(names: Sequence[str]) -> dict[str, Mapping[str, float]]:
-        found = {name: figures["scores"].get(name, {}).get("difference") for name in names}
-        return {name: value for name, value in found.items() if value and value["low"] is not None}
 
-    risen = {name: value["mean"] for name, value in differences(trained).items() if value["low"] > 0}
-    fallen = {name: value["mean"] for name, value in differences(held_out).items() if value["high"] < 0}
-    if not risen or not fallen:
+def _field(scored: Sequence[Scored], field: str) -> list[float]:
+    return [math.nan if (value := getattr(item, field)) is None else value for item in scored]
+
+
+def hacking(
+    figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
+) -> dict[str, Any] | None:
+    """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None."""
+
+    def sure(named: Mapping[str, Any], sign: int) -> dict[str, float]:
+        """Those whose paired difference has its whole interval on one side of zero."""
+        found = {name: figure.get("difference") for name, figure in named.items()}
+        known = {name: each for name, each in found.items() if each and each["low"] is not None}
+        return {name: each["mean"] for name, each in known.items() if sign * each["low" if sign > 0 else "high"] > 0}
+
+    def scores(names: Sequence[str]) -> dict[str, Any]:
+        return {name: figures["scores"].get(name, {}) for name in names}
+
+    diversities = {f"diversity ({name})": each for name, each in figures.get("diversities", {}).items()}
+    risen, fallen, less = sure(scores(trained), 1), sure(scores(held_out), -1), sure(diversities, -1)
+    if not risen or not (fallen or less):
         return None
-    up, down = (", ".join(f"{name} {value:+.3f}" for name, value in side.items()) for side in (risen, fallen))
-    return {"risen": risen, "fallen": fallen, "what": f"since the base {up}, while the held-out {down}"}
+    up, down, narrower = (
+        ", ".join(f"{name} {value:+.3f}" for name, value in each.items()) for each in (risen, fallen, less)
+    )
+    lost = " and ".join([*([f"the held-out {down}"] if down else []), *([narrower] if narrower else [])])
+    return {"risen": risen, "fallen": {**fallen, **less}, "what": f"against {than} {up}, while {lost}"}
