@@ -57,7 +57,7 @@ class Block(nn.Module):
             self.proj_gn = group_norm(width)
 
     def forward(self, x: Tensor) -> Tensor:
-        moved = self.gn2(self.conv2(self.gn1(self.conv1(x)).relu()))
+        moved: Tensor = self.gn2(self.conv2(self.gn1(self.conv1(x)).relu()))
         beside: Tensor = self.proj_gn(self.proj_conv(x)) if self.projected else x
         return (beside + moved).relu()
 
