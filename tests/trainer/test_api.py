@@ -220,7 +220,7 @@ def test_inline_prompts_become_a_file(tmp_path: Path) -> None:
 REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"stepps": 3}, "stepps"),
     ({"method": {"type": "drpo", "drpo": {"positives": 2, "postives": 1}}}, "method.drpo.postives"),
-    ({"method": {"type": "dpo"}}, "method.type"),
+    ({"method": {"type": "ppo"}}, "method.type"),
     (
         {"method": {"type": "drpo", "drpo": {"positives": 5, "negatives": 4}}, "candidates": 8},
         "method.drpo.positives",

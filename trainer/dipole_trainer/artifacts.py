@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import re
 import shutil
+import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,10 +23,12 @@ import fsspec
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dipole.errors import NotFound
+from dipole.errors import InvalidInput, NotFound
+from dipole_trainer.spec import TrainSpec
 
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
+CANDIDATES = "candidates"  # recorded.py: large, and of no use to the job itself
 MARK = "complete"  # written last into a copied checkpoint: without it the copy was cut short
 
 
@@ -35,6 +38,11 @@ class Artifact:
 
     path: str
     bytes: int
+
+
+def upload_path(file_id: str) -> str:
+    """Where an uploaded file is."""
+    return f"files/{file_id}.jsonl"
 
 
 def safe(path: str) -> str:
@@ -55,6 +63,7 @@ class Artifacts:
             self.folder.mkdir(parents=True, exist_ok=True)
         self._fs: Any = DirFileSystem(path=str(self.folder or root), fs=fs)
         self._scratch = scratch
+        self._sent: dict[Path, tuple[int, int]] = {}  # files that sync has sent, and what they were then
 
     # ---- files by path ------------------------------------------------------------------------------------------
 
@@ -93,6 +102,47 @@ class Artifacts:
             (Artifact(name, size) for name, size in names if _SAFE.fullmatch(name)), key=lambda artifact: artifact.path
         )
 
+    @contextmanager
+    def local(self, path: str) -> Iterator[Path]:
+        """A stored file or folder as a path on this machine, to be read while the context lasts. Raises NotFound."""
+        if self.folder is not None:
+            found = (self.folder / safe(path)).resolve()
+            if not found.is_relative_to(self.folder) or not found.exists():
+                raise NotFound("there is no such file")
+            yield found
+            return
+        if not self._fs.exists(safe(path)):
+            raise NotFound("there is no such file")
+        self._scratch.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch) as copy:
+            target = Path(copy) / path.rpartition("/")[2]
+            if self._fs.isfile(path):
+                self._fs.get_file(path, str(target))
+            for artifact in self.list(path):
+                (target / artifact.path).parent.mkdir(parents=True, exist_ok=True)
+                self._fs.get_file(f"{path}/{artifact.path}", str(target / artifact.path))
+            yield target
+
+    @contextmanager
+    def data(self, spec: TrainSpec) -> Iterator[Path | None]:
+        """What an offline job trains on: its pairs file, or the folder that another job recorded. None for others.
+
+        Raises InvalidInput when it is no longer there.
+        """
+        if spec.pairs_file is not None:
+            field, path = "pairs_file", upload_path(spec.pairs_file)
+        elif spec.replay_job is not None:
+            field, path = "replay_job", f"jobs/{spec.replay_job}/{CANDIDATES}"
+        else:
+            yield None
+            return
+        with ExitStack() as stack:
+            try:
+                found = stack.enter_context(self.local(path))
+            except NotFound as error:
+                raise InvalidInput(f"{field}: what the job trains on is no longer stored", field=field) from error
+            yield found
+
     # ---- a job's working folder ---------------------------------------------------------------------------------
 
     def workdir(self, job_id: str) -> Path:
@@ -106,12 +156,14 @@ class Artifacts:
             workdir.mkdir(parents=True, exist_ok=True)
             return
         shutil.rmtree(workdir, ignore_errors=True)  # whatever an earlier hold left may be behind the store
+        self._sent.clear()
         workdir.mkdir(parents=True)
         names = [artifact.path for artifact in self.list(job)]
         whole = _whole(names)
         for name in names:
             top = name.partition("/")[0]
-            if (top in whole or not _CHECKPOINT.fullmatch(top)) and not name.endswith(f"/{MARK}"):
+            needed = top in whole or not _CHECKPOINT.fullmatch(top)
+            if needed and top != CANDIDATES and not name.endswith(f"/{MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
 
@@ -129,9 +181,12 @@ class Artifacts:
         here = {path.relative_to(workdir).as_posix(): path for path in workdir.rglob("*") if path.is_file()}
         here = {name: path for name, path in here.items() if _SAFE.fullmatch(name)}
         for name, path in here.items():
-            if name.partition("/")[0] not in whole:
+            found = path.stat()
+            stamp = (found.st_mtime_ns, found.st_size)
+            if name.partition("/")[0] not in whole and self._sent.get(path) != stamp:
                 self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(path), f"{job}/{name}")
+                self._sent[path] = stamp
         ours = checkpoint_steps(workdir)
         for step in ours:
             if f"checkpoint-{step}" not in whole:

@@ -17,11 +17,13 @@ from sqlalchemy import delete, select, update
 from dipole.errors import Conflict, InvalidInput
 from dipole.web import key_digest
 from dipole_trainer.database import Database, now
+from dipole_trainer.jobs import ACTIVE
 from dipole_trainer.models import ApiKey, File, Job, Reward
 from dipole_trainer.transitions import found, page, time_of
 
 SCOPES = ("train", "admin", "rate")
 KeyScope = Literal["train", "admin", "rate"]
+FileKind = Literal["prompts", "pairs"]
 
 
 def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
@@ -55,8 +57,12 @@ class Catalogue:
 
     # ---- files --------------------------------------------------------------------------------------------------
 
-    def add_file(self, file_id: str, filename: str, *, size: int, lines: int, sha256: str) -> File:
-        row = File(id=file_id, filename=filename, purpose="fine-tune", bytes=size, lines=lines, sha256=sha256)
+    def add_file(
+        self, file_id: str, filename: str, *, size: int, lines: int, sha256: str, kind: FileKind = "prompts"
+    ) -> File:
+        row = File(
+            id=file_id, filename=filename, purpose="fine-tune", bytes=size, lines=lines, sha256=sha256, kind=kind
+        )
         with self.database.writing() as session:
             row.created_at = time_of(session)
             session.add(row)
@@ -77,8 +83,14 @@ class Catalogue:
             return page(session.scalars(query.limit(limit + 1)).all(), limit)
 
     def delete_file(self, file_id: str) -> None:
-        """Jobs keep their own copy of the prompts, so any file may go."""
+        """Jobs keep their own copy of prompts, but read pairs while they train. Raises Conflict while one does."""
         with self.database.writing() as session:
+            active = select(Job).where(Job.state.in_(ACTIVE), Job.training_file == file_id)
+            for job in session.scalars(active):
+                if job.summary.get("pairs_file") == file_id:
+                    raise Conflict(
+                        f"file {file_id} is trained on by job {job.id}, which is {job.state}: cancel it first"
+                    )
             found(session.scalar(delete(File).where(File.id == file_id).returning(File.id)), file_id, "file")
 
     # ---- rewards ------------------------------------------------------------------------------------------------
@@ -104,7 +116,7 @@ class Catalogue:
     def delete_reward(self, name: str) -> None:
         with self.database.writing() as session:
             found(session.get(Reward, name, with_for_update=True), name, "reward")
-            active = select(Job).where(Job.state.in_(("validating_files", "queued", "running", "paused")))
+            active = select(Job).where(Job.state.in_(ACTIVE))
             for job in session.scalars(active):
                 if any(used["name"] == name and used["url"] is None for used in job.summary["rewards"]):
                     raise Conflict(f"reward {name} is used by job {job.id}, which is {job.state}: cancel it first")

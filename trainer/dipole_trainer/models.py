@@ -33,7 +33,7 @@ class Base(DeclarativeBase):
 
 
 class File(Base):
-    """An uploaded JSONL file of prompts, checked line by line before it is accepted; its bytes are an artifact."""
+    """An uploaded file, checked line by line before it is accepted; its bytes are an artifact, JSON lines of `kind`."""
 
     __tablename__ = "files"
     __table_args__ = ({"sqlite_autoincrement": True},)
@@ -45,6 +45,7 @@ class File(Base):
     bytes: Mapped[int] = mapped_column(BigInteger)
     lines: Mapped[int] = mapped_column(Integer)
     sha256: Mapped[str] = mapped_column(String(64))
+    kind: Mapped[str] = mapped_column(String(16))  # prompts, or pairs of images
     created_at: Mapped[float] = mapped_column(Float)
 
 

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, TypeVar
 
 from pydantic import ValidationError
 
@@ -20,6 +20,8 @@ from dipole_trainer.spec import PromptSpec
 MAX_LINE_BYTES = 2**20
 MAX_LINES = 1_000_000
 UNSTORABLE = "NUL characters, and numbers that are not finite, cannot be stored"
+
+Line = TypeVar("Line", bound=PromptSpec)
 
 
 @dataclass(frozen=True)
@@ -33,23 +35,35 @@ class Checked:
 
 def read(source: BinaryIO, *, field: str) -> Iterator[PromptSpec]:
     """The prompts of a file. Raises InvalidInput that names the first broken line."""
-    for number, line in _lines(source, field):
-        if line.strip():
-            yield _prompt(line, number, field)
+    for number, line in lines(source, field):
+        yield parse(PromptSpec, line, number, field)
 
 
 def check(source: BinaryIO, target: BinaryIO, *, field: str) -> Checked:
     """Copy a file to `target`, checking it on the way. Raises InvalidInput that names the first broken line."""
-    digest, size, prompts = hashlib.sha256(), 0, 0
-    for number, line in _lines(source, field):
+    checked = copy(source, target, lambda number, line: parse(PromptSpec, line, number, field), field=field)
+    if checked.lines == 0:
+        raise InvalidInput(f"{field} holds no prompts: write one JSON object with a `prompt` on each line", field=field)
+    return checked
+
+
+def copy(
+    source: BinaryIO,
+    target: BinaryIO,
+    look: Callable[[int, bytes], object],
+    *,
+    field: str,
+    max_line_bytes: int = MAX_LINE_BYTES,
+) -> Checked:
+    """Copy byte for byte, with a look at each line that is not empty; what the look raises ends it."""
+    digest, size, count = hashlib.sha256(), 0, 0
+    for number, line in lines(source, field, max_line_bytes, empty=True):
         digest.update(line)
         size += target.write(line)
         if line.strip():
-            _prompt(line, number, field)
-            prompts += 1
-    if prompts == 0:
-        raise InvalidInput(f"{field} holds no prompts: write one JSON object with a `prompt` on each line", field=field)
-    return Checked(bytes=size, lines=prompts, sha256=digest.hexdigest())
+            look(number, line)
+            count += 1
+    return Checked(bytes=size, lines=count, sha256=digest.hexdigest())
 
 
 def dump(prompts: Iterable[PromptSpec]) -> bytes:
@@ -67,25 +81,30 @@ def storable(value: Any) -> bool:
     return not isinstance(value, list | tuple) or all(storable(each) for each in value)
 
 
-def _lines(source: BinaryIO, field: str) -> Iterator[tuple[int, bytes]]:
+def lines(
+    source: BinaryIO, field: str, max_bytes: int = MAX_LINE_BYTES, *, empty: bool = False
+) -> Iterator[tuple[int, bytes]]:
+    """Lines with their numbers, from 1. Raises TooLarge before a line beyond `max_bytes` is read to its end."""
     number = 0
-    while line := source.readline(MAX_LINE_BYTES + 1):
+    while line := source.readline(max_bytes + 1):
         number += 1
-        if len(line) > MAX_LINE_BYTES:
-            raise TooLarge(f"line {number} exceeds {MAX_LINE_BYTES} bytes", field=f"{field}[{number}]")
+        if len(line) > max_bytes:
+            raise TooLarge(f"line {number} exceeds {max_bytes} bytes", field=f"{field}[{number}]")
         if number > MAX_LINES:
             raise TooLarge(f"the file has more than {MAX_LINES} lines", field=field)
-        yield number, line
+        if empty or line.strip():
+            yield number, line
 
 
-def _prompt(line: bytes, number: int, field: str) -> PromptSpec:
+def parse(kind: type[Line], line: bytes | dict[str, Any], number: int, field: str) -> Line:
+    """A line, of JSON or decoded already, as a `kind`. Raises InvalidInput that names it and what is wrong there."""
     try:
-        prompt = PromptSpec.model_validate_json(line)
+        found = kind.model_validate_json(line) if isinstance(line, bytes) else kind.model_validate(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = field_path(first["loc"])
         reason = f"{where}: {first['msg']}" if where else first["msg"]
         raise InvalidInput(f"line {number}: {reason}", field=f"{field}[{number}]") from error
-    if not storable(prompt.model_dump()):
+    if not storable(found.model_dump(include={"prompt", "metadata"})):
         raise InvalidInput(f"line {number}: {UNSTORABLE}", field=f"{field}[{number}]")
-    return prompt
+    return found

@@ -1,7 +1,8 @@
 """What a caller sends to create a job, and the TrainSpec it means.
 
-JobCreate is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. Prompts come inline or from
-files; models, rewards and hosts are checked here, so that a job which cannot work is refused and not failed later.
+JobCreate is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. What it trains on comes
+inline, from a file of prompts or of pairs, or from another job; models, rewards and hosts are checked here, so that a
+job which cannot work is refused and not failed later.
 """
 
 from __future__ import annotations
@@ -10,16 +11,21 @@ import hashlib
 import io
 import json
 import math
+from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, JsonValue
+from fastapi.exceptions import RequestValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
 from dipole.errors import InvalidInput, NotFound
-from dipole_trainer import base_models, prompts
+from dipole_trainer import base_models, prompts, recorded
 from dipole_trainer.api import files
 from dipole_trainer.api.parts import Parts
+from dipole_trainer.artifacts import CANDIDATES
 from dipole_trainer.catalogue import check_reward_url
+from dipole_trainer.jobs import TERMINAL
 from dipole_trainer.models import Job
+from dipole_trainer.recorded import RecordedJob
 from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec
 
 EXAMPLE: dict[str, Any] = {
@@ -41,12 +47,14 @@ class Hyperparameters(Spec):
 
 
 class JobCreate(TrainSpec):
-    """A job to create. Prompts are inline (`prompts`) or in an uploaded file (`training_file`)."""
+    """A job to create. It trains on `prompts`, on a file of prompts or of pairs (`training_file`), or replays a job."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000, description="Prompts, without a file.")
-    training_file: str | None = Field(default=None, max_length=64, description="Id of an uploaded prompts file.")
+    training_file: str | None = Field(
+        default=None, max_length=64, description="Id of an uploaded file of prompts, or of pairs."
+    )
     validation_file: str | None = Field(default=None, max_length=64, description="Id of a file of held-out prompts.")
     hyperparameters: Hyperparameters | None = None
     suffix: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
@@ -54,6 +62,20 @@ class JobCreate(TrainSpec):
         default=None, max_length=16, description="Up to 16 notes of the caller's own."
     )
     integrations: list[JsonValue] | None = Field(default=None, max_length=0, description="None are supported.")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> JobCreate:
+        return self  # what the files hold decides too: create_job checks the TrainSpec that comes of it
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a job trains on: its prompts, the file that shows them, and fields of the spec that follow from it."""
+
+    prompts: tuple[PromptSpec, ...]
+    file: str | None = None  # None: of inline prompts it is yet to be written
+    values: dict[str, Any] = field(default_factory=dict)
+    replayed: RecordedJob | None = None
 
 
 def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Job:
@@ -67,10 +89,17 @@ def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Jo
             return parts.jobs.repeated(idempotency_key, digest)
         except NotFound:
             pass
-    base_models.locate(body.model, parts.settings.models_dir)
-    _check_rewards(parts, body)
-    training, training_file = _training_prompts(parts, body)
-    spec = _spec(parts, body, training)
+    source = _source(parts, body)
+    spec = _spec(parts, body, source)
+    base_models.check_name(spec.model, parts.settings.models_dir)
+    _check_rewards(parts, spec)
+    if source.replayed is not None:
+        recorded.check_fit(spec, source.replayed)
+        recorded.rewards(spec, source.replayed)
+    training_file = source.file
+    if training_file is None:  # inline prompts become a file, so that every job has one
+        lines = io.BytesIO(prompts.dump(source.prompts))
+        training_file = files.store(parts, lines, "inline-prompts.jsonl", field="prompts").id
     return parts.jobs.create(
         spec,
         training_file=training_file,
@@ -81,12 +110,83 @@ def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Jo
     )
 
 
-def _check_rewards(parts: Parts, body: JobCreate) -> None:
+# ---- what it trains on ----------------------------------------------------------------------------------------------
+
+
+def _source(parts: Parts, body: JobCreate) -> _Source:
+    ways = ("prompts", "replay_job", "pairs_file", "training_file")
+    given = [way for way in ways if getattr(body, way)]
+    if len(given) > 1:
+        raise InvalidInput(f"give {given[0]} or {given[1]}, not both", field=given[0])
+    if not given:
+        raise InvalidInput(
+            "a job needs training_file (an uploaded file's id), prompts or replay_job", field="training_file"
+        )
+    if body.replay_job:
+        return _replayed(parts, body, body.replay_job)
+    if body.prompts:
+        return _Source(body.prompts)
+    (way,) = given
+    row = files.find(parts, getattr(body, way), field=way, kind="pairs" if way == "pairs_file" else None)
+    found = tuple(files.prompts_of(parts, row, field=way))
+    return _Source(found, row.id, {"pairs_file": row.id} if row.kind == "pairs" else {})
+
+
+def _replayed(parts: Parts, body: JobCreate, job_id: str) -> _Source:
+    """Another job's recorded rankings. What the caller leaves out is as it was there."""
+    try:
+        job = parts.jobs.get(job_id)
+    except NotFound as error:
+        raise InvalidInput(f"replay_job: {error}", field="replay_job") from error
+    if job.state not in TERMINAL:
+        raise InvalidInput(
+            f"replay_job: {job_id} is {job.state}: it can be replayed when it has ended", field="replay_job"
+        )
+    folder = f"jobs/{job_id}/{CANDIDATES}"
+    steps = recorded.in_order(each.path for each in parts.artifacts.list(folder))
+    if not steps:
+        raise InvalidInput(f"replay_job: {job_id} has recorded nothing: {recorded.NEEDS}", field="replay_job")
+    with parts.artifacts.open(f"{folder}/{steps[0]}") as file:
+        replayed = recorded.read(file).job
+    same = {"steps": len(steps), **{name: getattr(replayed, name) for name in recorded.FITTED}}
+    values = {name: value for name, value in same.items() if name not in body.model_fields_set}
+    return _Source(parts.jobs.spec(job_id).prompts, job.training_file, values, replayed)
+
+
+# ---- the spec -------------------------------------------------------------------------------------------------------
+
+
+def _spec(parts: Parts, body: JobCreate, source: _Source) -> TrainSpec:
+    values = {name: getattr(body, name) for name in TrainSpec.model_fields if name in body.model_fields_set}
+    values |= {"prompts": source.prompts, **source.values}
+    if body.validation_file:
+        if body.evaluation.prompts:
+            raise InvalidInput("give evaluation.prompts or validation_file, not both", field="validation_file")
+        row = files.find(parts, body.validation_file, field="validation_file", kind="prompts")
+        held_out = files.prompts_of(parts, row, field="validation_file")
+        if len(held_out) > 2000:
+            raise InvalidInput(f"evaluation takes 2000 prompts at most, not {len(held_out)}", field="validation_file")
+        values["evaluation"] = body.evaluation.model_copy(update={"prompts": tuple(held_out)})
+    values |= _from_hyperparameters(body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step))
+    try:
+        return TrainSpec(**values)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
+    """Each must be one that can be asked, unless no one will ask it."""
+    asked = not spec.offline or bool(spec.evaluation.prompts)
+    if spec.rewards and spec.pairs_file is not None and not asked:
+        raise InvalidInput(
+            "pairs are trained on without rewards, which evaluations alone ask: give evaluation.prompts or no rewards",
+            field="rewards",
+        )
     registered = {row.name for row in parts.catalogue.rewards()}
-    for index, reward in enumerate(body.rewards):
+    for index, reward in enumerate(spec.rewards):
         if reward.url is not None:
             check_reward_url(reward.url, parts.settings.reward_hosts, field=f"rewards[{index}].url")
-        elif reward.name not in registered:
+        elif asked and reward.name not in registered:
             known = f"registered are {', '.join(sorted(registered))}" if registered else "none is registered"
             raise InvalidInput(
                 f"unknown reward {reward.name!r}: {known}; register it at /v1/rewards or give its url",
@@ -94,37 +194,11 @@ def _check_rewards(parts: Parts, body: JobCreate) -> None:
             )
 
 
-def _training_prompts(parts: Parts, body: JobCreate) -> tuple[tuple[PromptSpec, ...], str]:
-    """The prompts and the id of their file; inline ones become a file, so that every job has one."""
-    if body.prompts and body.training_file:
-        raise InvalidInput("give prompts or training_file, not both", field="prompts")
-    if body.training_file:
-        return tuple(files.load(parts, body.training_file, field="training_file")), body.training_file
-    if not body.prompts:
-        raise InvalidInput("a job needs training_file (an uploaded file's id) or prompts", field="training_file")
-    source = io.BytesIO(prompts.dump(body.prompts))
-    return body.prompts, files.store(parts, source, "inline-prompts.jsonl", field="prompts").id
-
-
-def _spec(parts: Parts, body: JobCreate, training: tuple[PromptSpec, ...]) -> TrainSpec:
-    values = {name: getattr(body, name) for name in TrainSpec.model_fields if name in body.model_fields_set}
-    values["prompts"] = training
-    if body.validation_file:
-        if body.evaluation.prompts:
-            raise InvalidInput("give evaluation.prompts or validation_file, not both", field="validation_file")
-        held_out = files.load(parts, body.validation_file, field="validation_file")
-        if len(held_out) > 2000:
-            raise InvalidInput(f"evaluation takes 2000 prompts at most, not {len(held_out)}", field="validation_file")
-        values["evaluation"] = body.evaluation.model_copy(update={"prompts": tuple(held_out)})
-    return TrainSpec(**{**values, **_from_hyperparameters(body, len(training))})
-
-
-def _from_hyperparameters(body: JobCreate, prompt_count: int) -> dict[str, Any]:
+def _from_hyperparameters(body: JobCreate, prompt_count: int, per_step: int) -> dict[str, Any]:
     given = body.hyperparameters
     if given is None:
         return {}
     values: dict[str, Any] = {}
-    per_step = body.prompts_per_step
     if given.batch_size != "auto":
         values["prompts_per_step"] = per_step = given.batch_size
     if given.n_epochs != "auto":

@@ -1,4 +1,4 @@
-"""/v1/files: prompts as JSONL, checked line by line while they are taken in."""
+"""/v1/files: prompts, or pairs of images, checked line by line while they are taken in and kept as JSON lines."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import secrets
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, Literal
+from typing import Annotated, BinaryIO, Literal
 
 from fastapi import APIRouter, File, Form, Query, UploadFile
 from fastapi import Path as PathParameter
@@ -14,14 +14,21 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.errors import InvalidInput, NotFound, TooLarge
-from dipole_trainer import prompts
+from dipole_trainer import pairs, prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
+from dipole_trainer.artifacts import upload_path
+from dipole_trainer.catalogue import FileKind
 from dipole_trainer.models import File as FileRow
+from dipole_trainer.spec import PromptSpec
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[needs("train")])
 FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
 CHUNK = 2**20
+SHAPES = (
+    "JSON lines of {prompt, metadata?}; or pairs to train on without a reward: JSON lines of {prompt, chosen, "
+    "rejected, metadata?} with base64 of PNG, WebP or JPEG, or Parquet with these columns and images as binary."
+)
 
 
 class FilePage(BaseModel):
@@ -35,10 +42,10 @@ class FilePage(BaseModel):
     purpose: str | None = None
 
 
-@router.post("", summary="Upload prompts")
+@router.post("", summary="Upload prompts or pairs")
 def upload(
     parts: Use,
-    file: Annotated[UploadFile, File(description="JSON lines of {prompt, metadata?}.")],
+    file: Annotated[UploadFile, File(description=SHAPES)],
     purpose: Annotated[str, Form(description="Only fine-tune.", examples=["fine-tune"])],
 ) -> wire.FileObject:
     if purpose != "fine-tune":
@@ -68,39 +75,56 @@ def retrieve(parts: Use, file_id: FileId) -> wire.FileObject:
 def content(parts: Use, file_id: FileId) -> StreamingResponse:
     row = parts.catalogue.file(file_id)
     return StreamingResponse(
-        stream(parts, _path(row.id)), media_type="application/jsonl", headers={"content-length": str(row.bytes)}
+        stream(parts, upload_path(row.id)), media_type="application/jsonl", headers={"content-length": str(row.bytes)}
     )
 
 
-@router.delete("/{file_id}", summary="Delete a file; jobs made from it keep their prompts")
+@router.delete("/{file_id}", summary="Delete a file; jobs keep their prompts, pairs in use stay")
 def delete(parts: Use, file_id: FileId) -> wire.Deleted:
     parts.catalogue.delete_file(file_id)
-    parts.artifacts.delete(_path(file_id))
+    parts.artifacts.delete(upload_path(file_id))
     return wire.Deleted(id=file_id, object="file")
 
 
 def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileRow:
-    """Check a file of prompts and keep it. Raises InvalidInput that names the broken line."""
-    file_id = f"file-{secrets.token_hex(12)}"
+    """Check a file and keep it as what it is recognised as. Raises InvalidInput that names the broken line."""
+    file_id, limit = f"file-{secrets.token_hex(12)}", parts.settings.api_max_file_bytes
+    kind: FileKind = "pairs" if pairs.recognised(source.read(pairs.HEAD_BYTES)) else "prompts"
+    source.seek(0)
     with tempfile.TemporaryDirectory(prefix="dipole-upload-") as folder:
-        path = Path(folder) / "prompts.jsonl"
+        path = Path(folder) / "lines.jsonl"
         with path.open("wb") as target:
-            checked = prompts.check(source, target, field=field)
-        if checked.bytes > parts.settings.api_max_file_bytes:
-            raise TooLarge(f"the file exceeds {parts.settings.api_max_file_bytes} bytes", field=field)
-        parts.artifacts.write(_path(file_id), path)
+            if kind == "pairs":
+                checked = pairs.check(source, target, field=field, max_bytes=2 * limit)  # base64 takes a third more
+            else:
+                checked = prompts.check(source, target, field=field)
+        if kind == "prompts" and checked.bytes > limit:
+            raise TooLarge(f"the file exceeds {limit} bytes", field=field)
+        parts.artifacts.write(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
-    return parts.catalogue.add_file(file_id, name, size=checked.bytes, lines=checked.lines, sha256=checked.sha256)
+    return parts.catalogue.add_file(
+        file_id, name, size=checked.bytes, lines=checked.lines, sha256=checked.sha256, kind=kind
+    )
 
 
-def load(parts: Parts, file_id: str, *, field: str) -> list[Any]:
-    """The prompts of an uploaded file. Raises InvalidInput when there is no such file."""
+def find(parts: Parts, file_id: str, *, field: str, kind: FileKind | None = None) -> FileRow:
+    """An uploaded file, of this kind. Raises InvalidInput when there is none, or it is of the other kind."""
     try:
         row = parts.catalogue.file(file_id)
     except NotFound as error:
         raise InvalidInput(f"{field}: {error}; upload it to /v1/files first", field=field) from error
-    with parts.artifacts.open(_path(row.id)) as source:
-        return list(prompts.read(source, field=field))
+    if kind is not None and row.kind != kind:
+        raise InvalidInput(f"{field}: {file_id} holds {row.kind}, and {kind} are needed here", field=field)
+    return row
+
+
+def prompts_of(parts: Parts, row: FileRow, *, field: str) -> list[PromptSpec]:
+    """A file's prompts: every line's, or of pairs each once."""
+    with parts.artifacts.open(upload_path(row.id)) as source:
+        if row.kind == "prompts":
+            return list(prompts.read(source, field=field))
+        distinct = dict.fromkeys(row.prompt for row in pairs.read(source, field=field))
+        return [PromptSpec(prompt=prompt) for prompt in distinct]
 
 
 def stream(parts: Parts, path: str) -> Iterator[bytes]:
@@ -116,7 +140,3 @@ def stream(parts: Parts, path: str) -> Iterator[bytes]:
             context.__exit__(None, None, None)
 
     return chunks()
-
-
-def _path(file_id: str) -> str:
-    return f"files/{file_id}.jsonl"

@@ -8,7 +8,7 @@ from typing import Any, Generic, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole_trainer.models import ApiKey, Checkpoint, Event, File, Job, Reward
-from dipole_trainer.spec import LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 T = TypeVar("T")
 METRICS = ("step", "evaluation")  # kinds of events whose data are numbers to plot
@@ -29,7 +29,7 @@ class Paged(Wire, Generic[T]):
 
 
 class FileObject(Wire):
-    """An uploaded file. `lines` counts its prompts."""
+    """An uploaded file. `lines` counts its prompts or pairs, `kind` says which they are."""
 
     id: str = Field(examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])
     object: Literal["file"] = "file"
@@ -42,6 +42,7 @@ class FileObject(Wire):
     expires_at: None = None
     lines: int
     sha256: str
+    kind: Literal["prompts", "pairs"]
 
 
 class Deleted(Wire):
@@ -64,6 +65,7 @@ class EvaluationSummary(Wire):
     every: int
     images_per_prompt: int
     seed: int
+    best_by: str | None = None
     prompt_count: int
 
 
@@ -100,7 +102,7 @@ class FineTuningJob(Wire):
     steps: int
     prompt_count: int
     rewards: list[RewardSpec]
-    features: str
+    features: FeaturesSpec | str = Field(description="The feature space; its name alone in jobs of version 0.1.")
     candidates: int
     prompts_per_step: int
     max_staleness: int
@@ -182,6 +184,7 @@ def file_object(row: File) -> FileObject:
         filename=row.filename,
         lines=row.lines,
         sha256=row.sha256,
+        kind=row.kind,
     )
 
 

@@ -1,0 +1,56 @@
+"""Keeps what a job ranked, step by step, for replays (recorded.py says in which form).
+
+Each process makes `entry`s of its groups, which are JSON and travel in the loop's own messages; one writes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from dipole_trainer import recorded
+from dipole_trainer.artifacts import CANDIDATES
+from dipole_trainer.generators.one_step import DTYPES
+from dipole_trainer.groups import RankedGroup
+from dipole_trainer.recorded import Recorded, RecordedGroup, RecordedJob
+from dipole_trainer.rollout import Drawn
+from dipole_trainer.spec import RewardSpec, TrainSpec
+
+
+class Recorder:
+    """Writes below `workdir`. Latents are kept in the precision that the job computes in."""
+
+    def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path) -> None:
+        self.folder, self._dtype = workdir / CANDIDATES, DTYPES[spec.precision]
+        facts = {name: getattr(spec, name) for name in (*recorded.FITTED, "method")}
+        self._job = RecordedJob(**facts, rewards=tuple(rewards))
+
+    def entry(self, drawn: Drawn, ranked: RankedGroup) -> dict[str, Any]:
+        """A group that was ranked, as JSON."""
+        group = RecordedGroup(
+            index=drawn.index, prompt=drawn.prompt, seeds=tuple(drawn.seeds), results=dict(ranked.results)
+        )
+        latents = safetensors.torch.save({"ranked": drawn.ranked.to("cpu", self._dtype).contiguous()})
+        return {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
+
+    def write(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
+        """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced."""
+        ordered = sorted(entries, key=lambda entry: int(entry["group"]["index"]))
+        tensors = {
+            str(entry["group"]["index"]): safetensors.torch.load(base64.b64decode(entry["latents"]))["ranked"]
+            for entry in ordered
+        }
+        groups = tuple(RecordedGroup.model_validate(entry["group"]) for entry in ordered)
+        told = Recorded(step=step, job=self._job, groups=groups).model_dump_json()
+        self.folder.mkdir(exist_ok=True)
+        target, partial = self.folder / recorded.name(step), self.folder / f".step-{step}.partial"
+        with partial.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata={recorded.METADATA: told}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)
