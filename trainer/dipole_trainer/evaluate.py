@@ -49,24 +49,27 @@ def evaluate(
     *,
     step: int,
     job_id: str,
+    mine: Callable[[int], bool] = lambda index: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     heed: Callable[[], None] = lambda: None,
 ) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
 
-    `heed` is called at least every second while answers are waited for; what it raises ends the evaluation.
+    `mine` says of a prompt's index whether it is evaluated here. `heed` is called at least every second while answers
+    are waited for; what it raises ends the evaluation.
     """
     waiting: dict[str, tuple[int, float | None, float | None]] = {}
     scored: dict[int, Scored] = {}
     sheets: list[NDArray[np.uint8]] = []
+    indices = [index for index in range(len(spec.prompts)) if mine(index)]
 
     def take(ranked: RankedGroup) -> None:
         index, *diversity = waiting.pop(ranked.group_id)
         prompt = spec.prompts[index]
         scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), *diversity)
-        on_progress(len(scored), len(spec.prompts))
+        on_progress(len(scored), len(indices))
 
-    for index, (group, x) in enumerate(_draw(spec, generator, step, job_id)):
+    for index, group, x in _draw(spec, generator, indices, step, job_id):
         with torch.no_grad():
             phi = features(x, prompt=group.prompt, seeds=group.seeds)
             waiting[group.id] = (index, spread(phi), vendi(phi))
@@ -77,24 +80,26 @@ def evaluate(
             _collect(rank, take, heed)
     while waiting:
         _collect(rank, take, heed)
-    return [scored[index] for index in range(len(spec.prompts))], sheets
+    return [scored[index] for index in indices], sheets
 
 
 @torch.no_grad()
-def _draw(spec: EvalSpec, generator: OneStepGenerator, step: int, job_id: str) -> Iterator[tuple[Group, torch.Tensor]]:
-    """Each prompt's group and latents, generated several prompts at a time."""
+def _draw(
+    spec: EvalSpec, generator: OneStepGenerator, indices: Sequence[int], step: int, job_id: str
+) -> Iterator[tuple[int, Group, torch.Tensor]]:
+    """Each of these prompts' index, group and latents, generated several prompts at a time."""
     count = spec.images_per_prompt
     together, chunks = max(1, BATCH // count), Chunks(BATCH)
-    for first in range(0, len(spec.prompts), together):
-        prompts = spec.prompts[first : first + together]
-        seeds = [seeds_for(spec.seed, "evaluation", first + i, count=count) for i in range(len(prompts))]
+    for first in range(0, len(indices), together):
+        here = indices[first : first + together]
+        seeds = [seeds_for(spec.seed, "evaluation", index, count=count) for index in here]
         noise = generator.noise([seed for drawn in seeds for seed in drawn])
-        texts = [prompt.prompt for prompt in prompts for _ in range(count)]
+        texts = [spec.prompts[index].prompt for index in here for _ in range(count)]
         latents, images = _sample(generator, noise, texts, chunks)
-        for i, prompt in enumerate(prompts):
-            rows = slice(i * count, (i + 1) * count)
-            name = f"{job_id}.eval{step}.{first + i}"
-            yield Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
+        for i, index in enumerate(here):
+            rows, prompt = slice(i * count, (i + 1) * count), spec.prompts[index]
+            name = f"{job_id}.eval{step}.{index}"
+            yield index, Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
 
 
 def _sample(

@@ -1,18 +1,28 @@
-"""A run's evaluations: when they are due, what they compare with, which step was best, and what is said of them."""
+"""A run's evaluations: when they are due, what they compare with, which step was best, and what is said of them.
+
+Each process of the run evaluates its share of the prompts: generating and waiting for rewards cost as much as some
+steps, and what comes back is small. Rank 0 puts the shares together.
+"""
 
 from __future__ import annotations
 
+import base64
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from dipole import images
 from dipole_trainer import evaluate, figures
 from dipole_trainer.features import Features
 from dipole_trainer.generators import OneStepGenerator
 from dipole_trainer.groups import Ranker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.world import Heed, World
 
 OnEvent = Callable[[str, dict[str, Any]], None]
 PROGRESS_EVERY = 8  # evaluated prompts between two events
@@ -38,12 +48,16 @@ class Evaluations:
         """Forget what later steps left: a run that goes on from `step` will make its own."""
         evaluate.forget_after(self.workdir, step)
 
-    def due(self, step: int) -> bool:
+    def scheduled(self, step: int) -> bool:
         knobs = self.spec.evaluation
         here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
-        return bool(here and knobs.prompts and not self._path(step).is_file())
+        return bool(here and knobs.prompts)
 
-    def run(self, step: int, heed: Callable[[], None]) -> None:
+    def due(self, step: int) -> bool:
+        """Whether it is still to be evaluated: files tell, which rank 0 alone has."""
+        return self.scheduled(step) and not self._path(step).is_file()
+
+    def run(self, step: int, heed: Heed, world: World) -> None:
         """Evaluate the present weights, write what was found, and say it. `heed` may end it by what it raises."""
         began = time.monotonic()
         scored, sheet = evaluate.evaluate(
@@ -53,9 +67,16 @@ class Evaluations:
             self.rank,
             step=step,
             job_id=self.job_id,
-            on_progress=lambda count, total: self._progress(step, count, total),
+            mine=world.mine,
+            on_progress=lambda count, total: self._progress(step, count, total, world),
             heed=heed,
         )
+        if world.size > 1:
+            scored, sheet = _gathered(scored, sheet, heed, world)
+        if not world.leads:
+            return
+        for kind, told in world.events():
+            self.on_event(kind, told)
         before = evaluate.read(self._path(0)) if step else None
         found = figures.summary(scored, before)
         evaluate.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
@@ -90,9 +111,12 @@ class Evaluations:
     def _path(self, step: int) -> Path:
         return self.workdir / f"evaluation/step-{step}.json"
 
-    def _progress(self, step: int, count: int, total: int) -> None:
-        if count % PROGRESS_EVERY == 0 or count == total:
-            self.on_event("evaluating", {"step": step, "prompts_done": count, "prompts": total})
+    def _progress(self, step: int, count: int, total: int, world: World) -> None:
+        """As rank 0 is getting on: the others' shares are like its own."""
+        if world.leads and (count % PROGRESS_EVERY == 0 or count == total):
+            prompts = len(self.spec.evaluation.prompts)
+            done = min(count * world.size, prompts)
+            self.on_event("evaluating", {"step": step, "prompts_done": done, "prompts": prompts})
 
     def _warn_of_hacking(self, step: int, found: Mapping[str, Any]) -> None:
         trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
@@ -100,3 +124,21 @@ class Evaluations:
         hacked = figures.hacking(found, trained, held_out)
         if hacked:
             self.on_event("reward_hacking", {"step": step, **hacked})
+
+
+def _gathered(
+    scored: Sequence[evaluate.Scored], sheet: Sequence[NDArray[np.uint8]], heed: Heed, world: World
+) -> tuple[list[evaluate.Scored], list[NDArray[np.uint8]]]:
+    """Everybody's results and images in the order of the prompts, which `World.mine` deals out in turn."""
+    mine = {
+        "scored": [vars(item) for item in scored],
+        "sheet": [[base64.b64encode(images.encode_png(image)).decode() for image in row] for row in sheet],
+    }
+    told = world.exchange(mine, heed)
+
+    def dealt(name: str) -> list[Any]:
+        count = sum(len(each[name]) for each in told)
+        return [told[index % world.size][name][index // world.size] for index in range(count)]
+
+    rows = [[images.decode(base64.b64decode(image), "image/png") for image in row] for row in dealt("sheet")]
+    return [evaluate.Scored(**item) for item in dealt("scored")], [np.stack(row) for row in rows]

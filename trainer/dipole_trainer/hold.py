@@ -23,7 +23,7 @@ from dipole.errors import DipoleError, LeaseLost
 from dipole_trainer.artifacts import Artifacts, checkpoint_steps
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import Claim, Desired, JobStore
-from dipole_trainer.ledger import Ledger
+from dipole_trainer.ledger import Ledger, entry
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -90,6 +90,9 @@ class Hold:
     def on_event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Store what the session reports; copy its files where callers find them."""
         self.control()
+        if kind == "ranked":  # on another process of this worker
+            self._write(lambda: self.ledger.keep(self.claim, data))
+            return
         if kind == "checkpoint":
             self._checkpoint(int(data["step"]), str(data["path"]))
             return
@@ -101,8 +104,7 @@ class Hold:
         self._write(lambda: self.store.append_event(self.claim, kind, _message(kind, data), data, level=level))
 
     def on_ranked(self, group: Group, reward: str, result: RewardResult) -> None:
-        self.control()
-        self._write(lambda: self.ledger.record(self.claim, group, reward, result))
+        self.on_event("ranked", entry(group, reward, result))
 
     def checkout(self) -> None:
         """Bring the job's files here. It may take long, so heartbeats run meanwhile; errors are met as by sync."""

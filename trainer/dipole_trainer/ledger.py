@@ -7,7 +7,7 @@ revision that gave them. A resumed job asks some questions again: the later answ
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import Table, select
@@ -30,38 +30,16 @@ class Ledger:
 
     def record(self, claim: Claim, group: Group, reward: str, result: RewardResult) -> None:
         """Keep one reward's answer for one group. Raises LeaseLost."""
-        hashes = [hashlib.sha256(image.tobytes()).hexdigest() for image in group.images]
+        self.keep(claim, entry(group, reward, result))
+
+    def keep(self, claim: Claim, entry: Mapping[str, Any]) -> None:
+        """Keep what `entry` made, perhaps on another process. Raises LeaseLost."""
         with self.database.writing() as session:
             held(session, claim)
-            seq = self._upsert(
-                session,
-                RankedGroup,
-                {"job_id": claim.job_id, "group_id": group.id},
-                {
-                    "step": group.step,
-                    "prompt": plain(group.prompt),
-                    "prompt_metadata": plain(group.metadata),
-                    "seeds": plain(group.seeds),
-                    "candidates": hashes,
-                },
-                RankedGroup.seq,
-            )
-            self._upsert(
-                session,
-                Ranking,
-                {"group_seq": seq, "reward": reward},
-                {
-                    "scores": plain(result.scores),
-                    "sub_scores": plain(result.sub_scores),
-                    "errors": plain(result.errors),
-                    "failure": plain(result.failure),
-                    "model": plain(result.model),
-                    "model_revision": plain(result.model_revision),
-                    "recipe_version": plain(result.recipe_version),
-                    "seconds": result.seconds,
-                },
-                Ranking.group_seq,
-            )
+            group = {"job_id": claim.job_id, "group_id": entry["group_id"]}
+            seq = self._upsert(session, RankedGroup, group, entry["group"], RankedGroup.seq)
+            ranking = {"group_seq": seq, "reward": entry["reward"]}
+            self._upsert(session, Ranking, ranking, entry["ranking"], Ranking.group_seq)
 
     def list(self, job_id: str, *, after: int = 0, limit: int = 20) -> tuple[Sequence[dict[str, Any]], bool]:
         """Groups in the order they were ranked, each with its rewards' scores; `after` is the last `cursor` seen."""
@@ -76,7 +54,7 @@ class Ledger:
         session: Session,
         table: type[RankedGroup | Ranking],
         key: dict[str, Any],
-        values: dict[str, Any],
+        values: Mapping[str, Any],
         out: Any,
     ) -> int:
         dialect = sqlite if self.database.is_sqlite() else postgresql
@@ -84,6 +62,31 @@ class Ledger:
         insert = dialect.insert(table.__table__).values(**key, **values, created_at=now())
         upsert = insert.on_conflict_do_update(index_elements=list(key), set_={**values, "created_at": now()})
         return int(found(session.scalar(upsert.returning(out)), "row"))
+
+
+def entry(group: Group, reward: str, result: RewardResult) -> dict[str, Any]:
+    """One reward's answer for one group as JSON: the rows' values, with hashes for the images."""
+    return {
+        "group_id": group.id,
+        "group": {
+            "step": group.step,
+            "prompt": plain(group.prompt),
+            "prompt_metadata": plain(group.metadata),
+            "seeds": plain(group.seeds),
+            "candidates": [hashlib.sha256(image.tobytes()).hexdigest() for image in group.images],
+        },
+        "reward": reward,
+        "ranking": {
+            "scores": plain(result.scores),
+            "sub_scores": plain(result.sub_scores),
+            "errors": plain(result.errors),
+            "failure": plain(result.failure),
+            "model": plain(result.model),
+            "model_revision": plain(result.model_revision),
+            "recipe_version": plain(result.recipe_version),
+            "seconds": result.seconds,
+        },
+    }
 
 
 def _entry(group: RankedGroup, rankings: Sequence[Ranking]) -> dict[str, Any]:

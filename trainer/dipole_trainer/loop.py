@@ -32,6 +32,7 @@ from dipole_trainer import checkpoint
 from dipole_trainer.evaluations import Evaluations
 from dipole_trainer.groups import RankedGroup
 from dipole_trainer.ordering import order
+from dipole_trainer.recorder import Recorder
 from dipole_trainer.rollout import Drawn, Rollout
 from dipole_trainer.sampling import seeds_for
 from dipole_trainer.selection import Skip
@@ -55,6 +56,7 @@ class _Window:
     drawn_at: int  # updates the weights that drew it had had: step - drawn_at is the staleness
     groups: dict[str, Drawn]
     ranked: list[RankedGroup] = field(default_factory=list)
+    recorded: list[dict[str, Any]] = field(default_factory=list)  # what the recorder is to keep
     seconds: dict[str, float] = field(default_factory=lambda: {"generate": 0.0, "wait": 0.0, "update": 0.0})
 
 
@@ -72,8 +74,10 @@ class Trainer:
         workdir: Path,
         control: Control,
         world: World,
+        recorder: Recorder | None = None,
     ) -> None:
         self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
+        self.recorder = recorder
         self.generator, self.rank = rollout.generator, source.rank
         self.on_event, self.workdir, self.control, self.world = on_event, workdir, control, world
         knobs = spec.optimizer
@@ -90,15 +94,17 @@ class Trainer:
     def run(self) -> Outcome:
         """Train to the last step. Returns "paused" or "cancelled" where `control` says so, with a checkpoint written.
 
-        Raises RewardUnavailable, after writing a checkpoint, when a required reward is past its deadline.
+        Raises RewardUnavailable, after writing a checkpoint, when a required reward is past its deadline. On all but
+        rank 0 it never returns: world.py says what it raises.
         """
-        self._resume()
         try:
+            self._resume()
             self._evaluate_when_due()
             while self.done < self.spec.steps:
                 self._step()
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
+            self.world.retire()
             return "succeeded"
         except Stopped as stopped:
             self._checkpoint()
@@ -113,21 +119,12 @@ class Trainer:
 
     def _step(self) -> None:
         """One optimiser step. Stopped half-way, it has changed nothing."""
-        tally = Tally()
-        total: list[Tensor] | None = None
-        problem: Exception | None = None
-        current: _Window | None = None
-        try:
-            self.heed()
-            while len(self.windows) <= self.spec.max_staleness and self._next_step() < self.spec.steps:
-                self.windows.append(self._draw(self._next_step()))
-            current = self.windows.popleft()
-            total = self._gradients(current, tally)
-        except (Stopped, RewardUnavailable) as error:
-            problem = error
-        anybody_trained = self._agree(problem, tally, total is not None)
-        assert current is not None, "whoever had no window had a problem"
-        self._update(self._summed(total) if anybody_trained else None)
+        self.heed()
+        while len(self.windows) <= self.spec.max_staleness and self._next_step() < self.spec.steps:
+            self.windows.append(self._draw(self._next_step()))
+        current, tally = self.windows.popleft(), Tally()
+        total = self._gradients(current, tally)
+        self._update(self._summed(total, tally, current))
         self._report(current, tally)
 
     def _next_step(self) -> int:
@@ -176,6 +173,8 @@ class Trainer:
                 told = {"step": current.step, "reward": name, "group": ranked.group_id, "reason": result.failure}
                 self.on_event("reward_failure", told)
         tally.ranked(ranked, self.source.rewards)
+        if self.recorder is not None:
+            current.recorded.append(self.recorder.entry(drawn, ranked))
         settings = self.spec.method.settings
         sides = settings if isinstance(settings, DrpoSpec | DpoSpec) else DpoSpec(positives=1, negatives=1)
         shuffle = None
@@ -194,28 +193,17 @@ class Trainer:
         tally.loss(loss.total.item(), loss.parts)
         return gradient
 
-    def _agree(self, problem: Exception | None, tally: Tally, trained: bool) -> bool:
-        """Tell the other processes how this one's share went, and go on only if all went well; whether any trained."""
-        message: dict[str, Any] = {"tally": tally.plain(), "trained": trained}
-        if isinstance(problem, Stopped):
-            message["stopped"] = problem.outcome
-        elif isinstance(problem, RewardUnavailable):
-            message["unavailable"] = {"message": str(problem), "reward": problem.reward, "code": problem.code}
-        told = self.world.exchange(message)
-        if problem is not None:
-            raise problem
+    def _summed(self, total: list[Tensor] | None, tally: Tally, current: _Window) -> list[Tensor] | None:
+        """Over processes, once all have done their share; one without a group to train on adds nothing."""
+        share = {"tally": tally.plain(), "trained": total is not None, "recorded": current.recorded}
+        told = self.world.exchange(share, self.heed)
+        if self.recorder is not None and self.world.leads:
+            self.recorder.write(current.step, [entry for other in told for entry in other["recorded"]])
         for rank, other in enumerate(told):
-            if "stopped" in other:
-                raise Stopped(other["stopped"])
-            if "unavailable" in other:
-                known = other["unavailable"]
-                raise RewardUnavailable(known["message"], reward=known["reward"], code=known["code"])
             if rank != self.world.rank:
                 tally.add(other["tally"])
-        return any(other["trained"] for other in told)
-
-    def _summed(self, total: list[Tensor] | None) -> list[Tensor]:
-        """Over processes; one without a group to train on adds nothing."""
+        if not any(other["trained"] for other in told):
+            return None
         total = total or [torch.zeros_like(parameter) for parameter in self.generator.parameters()]
         self.world.sum_(total)
         return total
@@ -241,11 +229,16 @@ class Trainer:
     # ------------------------------------------------------------ around it
 
     def heed(self) -> None:
-        """Stop here when somebody asked for it. Called wherever nothing is half-done."""
+        """Stop here when somebody asked for it. Called wherever nothing is half-done, and while waiting."""
         if (asked := self.control()) != "run":
             raise Stopped("cancelled" if asked == "cancel" else "paused")
+        self.world.heed()
 
     def _report(self, current: _Window, tally: Tally) -> None:
+        if not self.world.leads:
+            return
+        for kind, told in self.world.events():
+            self.on_event(kind, told)
         elapsed, steps = time.monotonic() - self.started, self.done - self.started_at
         data = {
             "step": self.done,
@@ -270,17 +263,22 @@ class Trainer:
             self._checkpoint()
 
     def _resume(self) -> None:
-        """Go on from the newest checkpoint. Whoever died after writing it may not have said so: it is said again."""
-        path = checkpoint.newest(self.workdir)
+        """Go on from the newest checkpoint, which rank 0 alone has, and all from the same.
+
+        Whoever died after writing it may not have said so: it is said again.
+        """
+        path = checkpoint.newest(self.workdir) if self.world.leads else None
         if path is not None:
             state = checkpoint.load(path, self.generator, self.optimizer, base=self.base)
-            self.done = self.started_at = self.saved = int(state["step"])
+            self.done = self.saved = int(state["step"])
+        self.done = self.started_at = self.world.align(self.optimizer, step=self.done, base=self.base)
+        if path is not None:
             self.on_event("resumed", {"step": self.done})
             self.on_event("checkpoint", {"step": self.done, "path": path.name})
         self.evaluations.resume(self.done)
 
     def _checkpoint(self) -> None:
-        if self.saved == self.done:
+        if self.saved == self.done or not self.world.leads:
             return
         state = {"model": self.spec.model, "revision": self.spec.revision, "base": self.base}
         path = checkpoint.save(self.workdir, self.done, self.generator, self.optimizer, state)
@@ -290,12 +288,15 @@ class Trainer:
         self.on_event("checkpoint", {"step": self.done, "path": path.name})
 
     def _evaluate_when_due(self) -> None:
-        if not self.evaluations.due(self.done):
+        if not self.evaluations.scheduled(self.done):
+            return
+        (first, *_) = self.world.exchange({"due": self.evaluations.due(self.done)})
+        if not first["due"]:
             return
         self.rank.cancel()  # windows drawn ahead are forgotten, and drawn again from the same seeds
         self.windows.clear()
         began = time.monotonic()
-        self.evaluations.run(self.done, self.heed)
+        self.evaluations.run(self.done, self.heed, self.world)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
 
 

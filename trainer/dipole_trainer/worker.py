@@ -6,8 +6,10 @@ that jobs wait for are back (GET /readyz of the endpoint). A job ends in one of 
 - a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
 - any other error: the job fails with a sentence;
 - SIGTERM or SIGINT: the session stops at its next step with a checkpoint, the job goes back to the queue;
-- kill -9, power: the lease runs out and another worker goes on from the last checkpoint;
+- kill -9, power, also of one of several processes: the lease runs out, another worker goes on from the last checkpoint;
 - the lease is lost (this machine slept, or lost the database): nothing more is written.
+
+Under `accelerate launch` every process runs main(), and the first is the worker; followers.py tells what the others do.
 
 Health, for orchestrators: a worker touches `DIPOLE_HOME/worker-HOSTNAME.health` every heartbeat and every idle look.
 `python -m dipole_trainer.worker --check` exits 0 while that is younger than HEALTHY_S; use it as an exec probe, for
@@ -26,18 +28,19 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import httpx
 import structlog
 from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole import logs
+from dipole import guard, logs
 from dipole.errors import DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
 from dipole.settings import PlatformSettings, load
-from dipole_trainer import base_models
+from dipole_trainer import base_models, followers, recorded
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue, check_reward_url
 from dipole_trainer.database import Database
@@ -48,6 +51,10 @@ from dipole_trainer.jobs import Claim, JobStore
 from dipole_trainer.ledger import Ledger
 from dipole_trainer.ranking import CeleryRanker, ResolvedReward
 from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.world import ProcessLost, World, join
+
+if TYPE_CHECKING:
+    from dipole_trainer.together import Together
 
 log = structlog.get_logger()
 
@@ -72,6 +79,7 @@ class Session(Protocol):
         rank: Ranker,
         on_event: Callable[[str, dict[str, Any]], None],
         control: Callable[[], Literal["run", "pause", "cancel"]],
+        data: Path | None,
     ) -> Outcome: ...
 
 
@@ -79,7 +87,10 @@ MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked
 
 
 class Worker:
-    """One worker over one database. `session`, `make_ranker` and `transport` are the seams for tests."""
+    """One worker over one database. `session`, `make_ranker` and `transport` are the seams for tests.
+
+    `world` has the other processes that train with it.
+    """
 
     def __init__(
         self,
@@ -87,9 +98,11 @@ class Worker:
         session: Session,
         make_ranker: MakeRanker = CeleryRanker,
         *,
+        world: World | None = None,
         transport: httpx.BaseTransport | None = None,
         idle_s: float = IDLE_S,
     ) -> None:
+        self.world = world or World()
         self.settings, self._session, self._make_ranker = settings, session, make_ranker
         self._transport, self._idle_s = transport, idle_s
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
@@ -111,7 +124,9 @@ class Worker:
                 worked = False
             if not worked:
                 touch(self.settings)
+                self.world.exchange({})  # nothing to do; and so an idle worker learns that a process of its own died
                 self.stopping.wait(self._idle_s)
+        self.world.exchange(followers.END)
         self.database.close()
         log.info("worker_stopped", worker=self.name)
 
@@ -162,7 +177,7 @@ class Worker:
                 hold.checkout()
                 outcome = self._run_session(claim, hold)
                 hold.sync()
-            except (LeaseLost, SQLAlchemyError):  # not the job's fault: its lease runs out, the next worker goes on
+            except (LeaseLost, ProcessLost, SQLAlchemyError):  # not its fault: the lease runs out, another goes on
                 raise
             except RewardUnavailable as error:  # the session has written a checkpoint, which is in the store
                 return self.store.wait_for_reward(claim, error.reward, str(error))
@@ -179,8 +194,15 @@ class Worker:
     def _run_session(self, claim: Claim, hold: Hold) -> Outcome:
         spec = claim.spec
         base_models.check_name(spec.model, self.settings.models_dir)
-        rewards = [self._resolve(reward) for reward in spec.rewards]
+        rewards = [self._resolve(reward) for reward in spec.rewards] if recorded.asks_rewards(spec) else []
+        with self.artifacts.data(spec) as data:
+            return self._with_ranker(claim, hold, spec, rewards, data)
+
+    def _with_ranker(
+        self, claim: Claim, hold: Hold, spec: TrainSpec, rewards: Sequence[ResolvedReward], data: Path | None
+    ) -> Outcome:
         ranker = self._make_ranker(self.settings, claim.job_id, rewards, hold.on_ranked)
+        self.world.exchange(followers.job(claim.job_id, spec, rewards))
         try:
             return self._session(
                 spec,
@@ -190,9 +212,11 @@ class Worker:
                 rank=ranker,
                 on_event=hold.on_event,
                 control=hold.control,
+                data=data,
             )
         finally:
             (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()
+            self.world.leave()
 
     def _resolve(self, spec: RewardSpec) -> ResolvedReward:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
@@ -256,11 +280,22 @@ def healthy(settings: PlatformSettings) -> bool:
 def main(
     settings: PlatformSettings | None = None, session: Session | None = None, make_ranker: MakeRanker = CeleryRanker
 ) -> None:
-    """Run a worker until SIGTERM or SIGINT. Without `session`, dipole_trainer.session.run, which imports torch."""
+    """Run a worker until SIGTERM or SIGINT, or take part in the one that rank 0 runs.
+
+    Without `session`, dipole_trainer.session.run, which imports torch.
+    """
     logs.configure("worker")
     settings = settings or load(PlatformSettings)
-    session = session or cast(Session, importlib.import_module("dipole_trainer.session").run)
-    worker = Worker(settings, session, make_ranker)
+    world = join()
+    session = session or cast(Session, partial(importlib.import_module("dipole_trainer.session").run, world=world))
+    if world.size > 1:
+        guard.die_with(os.getppid())  # the launcher, which gives its processes sessions of their own
+    if not world.leads:
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends the run for all
+        followers.follow(cast("Together", world), settings, session, make_ranker)
+        return
+    worker = Worker(settings, session, make_ranker, world=world)
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: worker.stopping.set())
     worker.run()

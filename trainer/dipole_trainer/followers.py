@@ -1,0 +1,99 @@
+"""The processes of a worker but its first: they wait for a job, train it with the others, and wait for the next.
+
+Rank 0 is the Worker, which alone knows the database. It tells the others of a job by its id, its settings and its
+rewards' endpoints with their keys, which stay in memory. They draw and have ranked as rank 0 does, over Redis, and what
+they would report goes to rank 0 with the next exchange.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import structlog
+from pydantic import SecretStr
+
+from dipole.settings import PlatformSettings
+from dipole_trainer.groups import Group, RewardResult
+from dipole_trainer.ledger import entry
+from dipole_trainer.ranking import CeleryRanker, ResolvedReward
+from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.world import Over, ProcessLost, World
+
+if TYPE_CHECKING:
+    from dipole_trainer.together import Together
+    from dipole_trainer.worker import MakeRanker, Session
+
+log = structlog.get_logger()
+
+
+def job(job_id: str, spec: TrainSpec, rewards: Sequence[ResolvedReward]) -> dict[str, Any]:
+    """What rank 0 says when it begins one."""
+    endpoints = [
+        {
+            "spec": reward.spec.model_dump(mode="json"),
+            "url": reward.url,
+            "key": reward.key.get_secret_value() if reward.key else None,
+        }
+        for reward in rewards
+    ]
+    return {"job": {"id": job_id, "spec": spec.model_dump_json(), "rewards": endpoints}}
+
+
+END = {"end": True}  # what it says when there will be no other
+
+
+def follow(world: Together, settings: PlatformSettings, session: Session, make_ranker: MakeRanker) -> None:
+    """Train whatever rank 0 begins, until it says END."""
+    while (said := world.exchange({})[0]) != END:
+        if "job" in said:
+            _train(world, settings, session, make_ranker, said["job"])
+
+
+def take_part(world: World, train: Callable[[], object]) -> None:
+    """`train`, until rank 0 leaves the run; or until it raises, which all are told."""
+    problem = None
+    try:
+        train()
+    except Over:
+        pass
+    except ProcessLost:
+        raise
+    except Exception as error:
+        log.exception("run_failed", process=world.rank)
+        problem = error
+    world.leave(problem)
+
+
+def _train(
+    world: Together, settings: PlatformSettings, session: Session, make_ranker: MakeRanker, said: Mapping[str, Any]
+) -> None:
+    def on_ranked(group: Group, reward: str, result: RewardResult) -> None:
+        world.tell("ranked", entry(group, reward, result))
+
+    def train() -> None:
+        rewards = [
+            ResolvedReward(
+                RewardSpec.model_validate(each["spec"]), each["url"], SecretStr(each["key"]) if each["key"] else None
+            )
+            for each in said["rewards"]
+        ]
+        ranker = make_ranker(settings, said["id"], rewards, on_ranked)
+        try:
+            with tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
+                session(
+                    TrainSpec.stored(said["spec"]),
+                    job_id=said["id"],
+                    workdir=Path(nothing),
+                    models_dir=settings.models_dir,
+                    rank=ranker,
+                    on_event=world.tell,
+                    control=lambda: "run",
+                )
+        finally:
+            (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()
+
+    with structlog.contextvars.bound_contextvars(job_id=said["id"], process=world.rank):
+        take_part(world, train)
