@@ -1,10 +1,10 @@
 """A checkpoint's adapter as the LoRA files that others load, without torch: only the names inside the file change.
 
-PEFT writes `unet_lora/adapter_model.safetensors` with names as `down_blocks.….to_q.lora_A.weight`. A safetensors file is
-an 8-byte length, a JSON header of names and offsets, and the numbers, so this rewrites the header.
+PEFT writes `unet_lora/adapter_model.safetensors` with names as `down_blocks.….to_q.lora_A.weight`. A safetensors file
+is an 8-byte length, a JSON header of names and offsets, and the numbers, so this rewrites the header.
 
 - diffusers: `unet.` before each name, and the adapter's settings (rank, alpha) in the metadata.
-- ComfyUI, A1111 and their kin: kohya's names, `lora_unet_down_blocks_….lora_down.weight`, and beside each pair its alpha.
+- ComfyUI, A1111 and their kin: kohya's names, `lora_unet_down_blocks_….lora_down.weight`, and each layer's alpha.
 """
 
 from __future__ import annotations

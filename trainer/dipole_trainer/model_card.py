@@ -108,4 +108,4 @@ def _revision(spec: TrainSpec) -> str:
 def _hub_id(spec: TrainSpec) -> str | None:
     """The base's repository, where it has one."""
     known = PUBLISHED.get(spec.model, spec.model)
-    return known if known.count("/") == 1 and not known.startswith("/") else None
+    return known if "/" in known else None

@@ -63,7 +63,6 @@ class OneStepGenerator:
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
         self._dtype = DTYPES[spec.precision]
         self._side = _side(pipeline, spec.resolution)
-        self._check_steps()
         if spec.tune == "full":
             self._trained: Adapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
         else:
@@ -193,15 +192,6 @@ class OneStepGenerator:
         fitted = np.stack([autoencoder.fit(image, self._side) for image in images])
         values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return autoencoder.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
-
-    def _check_steps(self) -> None:
-        self.scheduler.set_timesteps(1, device=self.device)
-        if len(self.scheduler.timesteps) != 1:
-            raise InvalidInput(
-                f"{type(self.scheduler).__name__} calls the U-Net {len(self.scheduler.timesteps)} times for one step: "
-                "give the pipeline another scheduler, such as EulerDiscreteScheduler with trailing spacing",
-                field="model",
-            )
 
 
 def _side(pipeline: Any, resolution: int | None) -> int:
