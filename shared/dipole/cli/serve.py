@@ -4,7 +4,7 @@ The embedded stack, compose and Kubernetes run the same commands; settings come 
 packages are named by string and imported when a command runs: this package depends on none of them.
 
 Health: the API answers /livez and /readyz; `dipole serve rank-worker --check` exits 0 while this host's rank worker
-reaches Redis and its lanes stand.
+reaches Redis and its lanes stand, and so for `dipole serve sampler --check`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.errors import ConfigurationError
-from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, load
+from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load
 
 if TYPE_CHECKING:
     from dipole.stack import Stack
@@ -76,6 +76,19 @@ def worker() -> None:
     _module("dipole_trainer.worker", "trainer").main(load(PlatformSettings))
 
 
+@app.command()
+def sampler(
+    check: Annotated[bool, typer.Option("--check", help="Tell whether this host's sampler is healthy.")] = False,
+    live: Annotated[bool, typer.Option("--live", help="With --check: healthy also while Redis is away.")] = False,
+) -> None:
+    """Run a sampler: it draws the images that /v1/images/generations is asked for."""
+    module, settings = _module("dipole_trainer.sampler", "trainer"), load(SamplerSettings)
+    if check:
+        module.check(settings, live=live)
+    else:
+        module.main(settings)
+
+
 @db.command()
 def upgrade() -> None:
     """Bring the jobs database to this version's schema; harmless when it is."""
@@ -93,7 +106,10 @@ def up(
         console.print(f"[yellow]{name} ended (exit code {code}) and was started again[/]")
 
     try:
-        with console.status("Starting …") as status, stack_module.Stack(home, on_restart=restarted) as stack:
+        with (
+            console.status("Starting …") as status,
+            stack_module.Stack(home, sampler=True, on_restart=restarted) as stack,
+        ):
             status.stop()
             console.print(what_runs_where(stack))
             console.print("Ready. Ctrl-C stops everything.")

@@ -1,9 +1,9 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
-    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, rewards and health
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, images, rewards and health
 
-It writes what is wanted into SQL and reads what happened from it; trainer workers do the rest. Replicas share the
-database and the artifacts and need nothing else of each other.
+It writes what is wanted into SQL and reads what happened from it; trainer workers do the rest. Images alone are asked
+for through Redis, of samplers. Replicas share these and the artifacts and need nothing else of each other.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from sqlalchemy import func, select
 
 from dipole import web
 from dipole.settings import ApiSettings, load
-from dipole_trainer.api import files, health, jobs, outputs, problems, rewards
+from dipole_trainer.api import files, health, images, jobs, outputs, problems, rewards
+from dipole_trainer.api.orders import Orders
 from dipole_trainer.api.parts import Authenticate, Parts
 from dipole_trainer.api.watch import EventWatch
 from dipole_trainer.artifacts import Artifacts
@@ -31,6 +32,7 @@ TAGS = [
     {"name": "files", "description": "Prompts, as JSON lines."},
     {"name": "jobs", "description": "Training jobs, as OpenAI's fine-tuning API has them."},
     {"name": "outputs", "description": "What a job makes: checkpoints, samples, exports."},
+    {"name": "images", "description": "Images of base models and of what was made of them, as OpenAI's images API."},
     {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
     {"name": "keys", "description": "Callers' keys and what they may do."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
@@ -50,12 +52,14 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     if database.is_sqlite():  # one machine: nobody else would run the migrations first
         upgrade(settings.database_url)
     parts = _parts(settings, database, reward_transport)
+    orders = Orders(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with parts.watch.running():
             yield
+        orders.close()
         database.close()
 
     metrics = health.Metrics(database)
@@ -72,6 +76,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     problems.install(app)
     for router in (files.router, jobs.router, outputs.router, rewards.router, rewards.keys, health.router):
         app.include_router(router)
+    app.include_router(images.router(orders))
     app.include_router(metrics.router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(Authenticate, key=key, catalogue=parts.catalogue, is_open=key is None)

@@ -262,3 +262,22 @@ def key_object(row: ApiKey, text: str | None = None) -> KeyObject:
 
 def _seconds(time_: float | None) -> int | None:
     return None if time_ is None else int(time_)
+
+
+class ImageObject(Wire):
+    """An image as a base64 PNG; the same `seed` gives it again."""
+
+    b64_json: str
+    seed: int
+
+
+class ImagesResponse(Wire):
+    """Drawn images. `checkpoint` is the id of the one that drew them; none: the base did."""
+
+    created: int
+    data: list[ImageObject]
+    output_format: Literal["png"] = "png"
+    size: str = Field(examples=["512x512"])
+    # ours
+    model: str = Field(examples=["tiny-turbo"], description="As it was asked for.")
+    checkpoint: str | None

@@ -1,0 +1,60 @@
+"""`dipole images …`: pictures of a base model, or of what was made of it, from the command line."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from dipole.cli.jobs import Key, Url
+from dipole.cli.rest import DEFAULT_URL, Api
+
+app = typer.Typer(no_args_is_help=True, help="Draw images.")
+out = Console(highlight=False, soft_wrap=True)
+
+PATIENCE_S = 3660.0  # the API's own deadline comes first, whatever it is set to
+
+
+@app.callback()
+def images() -> None:
+    """Draw images."""  # makes `generate` a word that has to be said
+
+
+@app.command()
+def generate(
+    model: Annotated[str, typer.Option(help="A base, a job's fine_tuned_model, or a checkpoint's name or id.")],
+    prompt: Annotated[str, typer.Option(help="What to draw.")],
+    n: Annotated[int, typer.Option(min=1, max=10, help="Images.")] = 1,
+    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; the next have the next.")] = None,
+    size: Annotated[str, typer.Option(help="As in 512x512; auto is the model's own.")] = "auto",
+    folder: Annotated[Path, typer.Option("--out", help="Folder for the PNG files.")] = Path("out/images"),
+    url: Url = DEFAULT_URL,
+    key: Key = None,
+) -> None:
+    """Draw images and print the paths of the PNG files. Needs a sampler, which `dipole up` has.
+
+    Examples:
+
+    dipole images generate --model tiny-turbo --prompt "a photo of a red square" --n 4 --seed 7
+
+    dipole images generate --model ftckpt-… --prompt "a photo of a red square" --n 4 --seed 7     (the same noises)
+    """
+    body: dict[str, Any] = {"model": model, "prompt": prompt, "n": n, "size": size}
+    if seed is not None:
+        body["seed"] = seed
+    with Api(url, key) as api:
+        answer = api._request("POST", "/v1/images/generations", json=body, timeout=PATIENCE_S)
+    folder.mkdir(parents=True, exist_ok=True)
+    for image in answer["data"]:
+        path = folder / f"{_slug(model)}_{_slug(prompt)}_{image['seed']}.png"
+        path.write_bytes(base64.b64decode(image["b64_json"]))
+        out.print(str(path), markup=False)
+
+
+def _slug(text: str) -> str:
+    """A name that any file system takes."""
+    return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:48] or "x"
