@@ -127,7 +127,8 @@ def test_every_service_waits_for_what_exists(name: str) -> None:
 
 def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
     """Addresses with passwords are where they are needed and nowhere else; nobody waits for what he does not use."""
-    used = {"migrate": {"DATABASE"}, "api": {"DATABASE"}, "rank-worker": {"REDIS"}, "worker": {"DATABASE", "REDIS"}}
+    both = {"DATABASE", "REDIS"}
+    used = {"migrate": {"DATABASE"}, "api": both, "worker": both, "rank-worker": {"REDIS"}, "sampler": {"REDIS"}}
     told = {store for store in ("DATABASE", "REDIS") if f"DIPOLE_{store}_URL" in SERVICES[name].get("environment", {})}
     assert told == used.get(name, set())
     waits = set(SERVICES[name].get("depends_on", {}))

@@ -24,7 +24,8 @@ BASE, LOCAL = ROOT / "k8s/base", ROOT / "k8s/overlays/local"
 OVERLAYS = sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "DaemonSet"}
 STORES = {"redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"}, "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL"}}
-USED = {"migrate": {"postgres"}, "api": {"postgres"}, "rank-worker": {"redis"}, "worker": {"redis", "postgres"}}
+BOTH = {"redis", "postgres"}
+USED = {"migrate": {"postgres"}, "api": BOTH, "worker": BOTH, "rank-worker": {"redis"}, "sampler": {"redis"}}
 
 
 def load(path: Path) -> list[Object]:
@@ -175,7 +176,7 @@ def test_a_service_reaches_a_port_that_its_pods_open() -> None:
 
 
 def test_a_network_policy_names_pods_and_ports_that_exist() -> None:
-    """Every pod a policy selects opens the ports that it allows, and every peer exists."""
+    """Every pod a policy selects opens the ports that it allows, and every peer exists and opens its own."""
     for policy in named("NetworkPolicy").values():
         chosen = matches(policy["spec"]["podSelector"].get("matchLabels", {}))
         assert chosen
@@ -184,6 +185,10 @@ def test_a_network_policy_names_pods_and_ports_that_exist() -> None:
                 assert all(port["port"] in ports_of(each) for each in chosen)
             for peer in rule.get("from", []):
                 assert matches(peer["podSelector"]["matchLabels"])
+        for rule in policy["spec"].get("egress", []):
+            for peer in rule.get("to", []):
+                (asked,) = matches(peer["podSelector"]["matchLabels"])
+                assert all(port["port"] in ports_of(asked) for port in rule["ports"])
 
 
 def test_a_pod_runs_with_least_rights(container: Container) -> None:
