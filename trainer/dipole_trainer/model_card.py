@@ -69,14 +69,18 @@ def _facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
 
 def _snippet(spec: TrainSpec, pipeline: str) -> str:
     """Python that draws an image, run in the export's folder."""
-    imports, base = _base(spec)
-    load = f"base{_revision(spec)}"
-    lines = [*imports, "", 'device = "cuda" if torch.cuda.is_available() else "cpu"', f"base = {base}"]
+    imports, base = _base(spec, pipeline)
+    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
     if spec.precision != "fp32":
-        half = {"bf16": "bfloat16", "fp16": "float16"}[spec.precision]
-        lines.append(f'dtype = torch.{half} if device == "cuda" else torch.float32')
-        load += ", dtype=dtype"
-    lines.append(f"pipe = {pipeline}.from_pretrained({load}).to(device)")
+        dtype += ' if device == "cuda" else torch.float32'
+    lines = [
+        *imports,
+        "",
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"dtype = {dtype}",
+        f"base = {base}",
+        f"pipe = {pipeline}.from_pretrained(base{_revision(spec)}, dtype=dtype).to(device)",
+    ]
     if spec.tune == "lora":
         lines.append(f'pipe.load_lora_weights(".", weight_name="{WEIGHTS}")  # of this folder')
     size = f", height={spec.resolution}, width={spec.resolution}" if spec.resolution else ""
@@ -85,12 +89,12 @@ def _snippet(spec: TrainSpec, pipeline: str) -> str:
         f'image = pipe("a prompt", num_inference_steps=1, guidance_scale=0.0, generator=seed{size}).images[0]',
         'image.save("image.png")',
     ]
-    return "\n".join(lines).replace("PIPELINE", pipeline)
+    return "\n".join(lines)
 
 
-def _base(spec: TrainSpec) -> tuple[list[str], str]:
+def _base(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
     """The snippet's imports, and the expression that says what it loads."""
-    usual = ["import torch", "from diffusers import PIPELINE"]
+    usual = ["import torch", f"from diffusers import {pipeline}"]
     hub_id, name = _hub_id(spec), Path(spec.model).name
     if spec.tune == "full":
         return usual, '"merged"  # of this folder'
