@@ -103,6 +103,7 @@ def train(
     rank: Any,
     on_event: Any,
     control: Any,
+    data: Path | None = None,
     pause_s: float = 0.0,
 ) -> Outcome:
     """What session.run does, without the training: steps, checkpoints, resume, control."""

@@ -20,10 +20,11 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import fsspec
+import stamina
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dipole.errors import InvalidInput, NotFound
+from dipole.errors import DipoleError, InvalidInput, NotFound
 from dipole_trainer.spec import TrainSpec
 
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
@@ -138,7 +139,9 @@ class Artifacts:
             return
         with ExitStack() as stack:
             try:
-                found = stack.enter_context(self.local(path))
+                for attempt in stamina.retry_context(on=lambda error: not isinstance(error, DipoleError), attempts=5):
+                    with attempt:
+                        found = stack.enter_context(self.local(path))
             except NotFound as error:
                 raise InvalidInput(f"{field}: what the job trains on is no longer stored", field=field) from error
             yield found

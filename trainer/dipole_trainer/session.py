@@ -3,6 +3,7 @@
 workdir/
   checkpoint-N/      to resume from          evaluation/step-N.json   figures and every score
   samples/step-N.png  fixed prompts, noises   export/                  LoRAs, model card, samples
+  candidates/step-N.safetensors               what was ranked, with record_candidates
 """
 
 from __future__ import annotations
@@ -13,8 +14,10 @@ from dipole_trainer import checkpoint, export, features, generators, loop
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.evaluations import Evaluations
 from dipole_trainer.groups import Ranker
+from dipole_trainer.offline import Pairs, Replay, Told
+from dipole_trainer.recorder import Recorder
 from dipole_trainer.rollout import Rollout
-from dipole_trainer.sources import Online
+from dipole_trainer.sources import Online, Source
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.world import World, join
 
@@ -28,9 +31,13 @@ def run(
     rank: Ranker,
     on_event: loop.OnEvent,
     control: loop.Control,
+    data: Path | None = None,
     world: World | None = None,
 ) -> loop.Outcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
+
+    `data` is what an offline job trains on: the pairs file, or the `candidates` folder of the job that is replayed.
+    Then `rank` serves evaluations alone; without rewards they give samples and diversity, and no scores.
 
     Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
     names something that is not there, and whatever `control` or `on_event` raises.
@@ -41,9 +48,13 @@ def run(
     phi = features.build(spec.features, generator, models_dir=models_dir)
     chunks = Chunks(spec.chunk_size, lambda size: on_event("out_of_memory", {"chunk_size": size}))
     rollout = Rollout(spec, generator, phi, chunks)
-    source = Online(spec, rollout, rank, world, job_id)
-    evaluations = Evaluations(spec, generator, phi, rank, on_event, workdir, job_id)
-    trainer = loop.Trainer(spec, rollout, source, evaluations, on_event, workdir=workdir, control=control, world=world)
+    source = _source(spec, rollout, rank, world, job_id, data)
+    judge = rank if spec.rewards else Told()
+    evaluations = Evaluations(spec, generator, phi, judge, on_event, workdir, job_id)
+    recorder = Recorder(spec, source.rewards, workdir) if spec.record_candidates else None
+    trainer = loop.Trainer(
+        spec, rollout, source, evaluations, on_event, workdir=workdir, control=control, world=world, recorder=recorder
+    )
     outcome = trainer.run()
     if outcome == "succeeded":
         trained = checkpoint.newest(workdir)
@@ -51,3 +62,11 @@ def run(
         for path in export.export(trained, workdir, spec, generator):
             on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})
     return outcome
+
+
+def _source(spec: TrainSpec, rollout: Rollout, rank: Ranker, world: World, job_id: str, data: Path | None) -> Source:
+    """Where the job's groups come from."""
+    if not spec.offline:
+        return Online(spec, rollout, rank, world, job_id)
+    assert data is not None, "whoever runs an offline job brings its data"
+    return (Pairs if spec.pairs_file is not None else Replay)(spec, rollout, world, job_id, data)

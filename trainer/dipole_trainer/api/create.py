@@ -176,7 +176,7 @@ def _spec(parts: Parts, body: JobCreate, source: _Source) -> TrainSpec:
 
 def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
     """Each must be one that can be asked, unless no one will ask it."""
-    asked = not spec.offline or bool(spec.evaluation.prompts)
+    asked = recorded.asks_rewards(spec)
     if spec.rewards and spec.pairs_file is not None and not asked:
         raise InvalidInput(
             "pairs are trained on without rewards, which evaluations alone ask: give evaluation.prompts or no rewards",
