@@ -15,7 +15,8 @@ from scipy import stats
 
 from dipole_trainer.evaluate import Scored
 
-DIVERSITIES = {"feature distance": "diversity", "Vendi score": "vendi"}  # what people call them: Scored's field
+DIVERSITIES = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: Scored's field
+SURE_PROMPTS = 6  # with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be
 
 
 @dataclass(frozen=True)
@@ -115,22 +116,27 @@ def _field(scored: Sequence[Scored], field: str) -> list[float]:
     return [math.nan if (value := getattr(item, field)) is None else value for item in scored]
 
 
+def sure(figure: Mapping[str, Any], middle: float = 0.0) -> int:
+    """The sign of a difference (or of a win rate, around a half) whose interval leaves out the middle, else 0."""
+    if figure["low"] is None or figure["prompts"] < SURE_PROMPTS:
+        return 0
+    return int(figure["low"] > middle) - int(figure["high"] < middle)
+
+
 def hacking(
     figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
 ) -> dict[str, Any] | None:
     """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None."""
 
-    def sure(named: Mapping[str, Any], sign: int) -> dict[str, float]:
-        """Those whose paired difference has its whole interval on one side of zero."""
+    def moved(named: Mapping[str, Any], sign: int) -> dict[str, float]:
         found = {name: figure.get("difference") for name, figure in named.items()}
-        known = {name: each for name, each in found.items() if each and each["low"] is not None}
-        return {name: each["mean"] for name, each in known.items() if sign * each["low" if sign > 0 else "high"] > 0}
+        return {name: each["mean"] for name, each in found.items() if each and sure(each) == sign}
 
     def scores(names: Sequence[str]) -> dict[str, Any]:
         return {name: figures["scores"].get(name, {}) for name in names}
 
     diversities = {f"diversity ({name})": each for name, each in figures.get("diversities", {}).items()}
-    risen, fallen, less = sure(scores(trained), 1), sure(scores(held_out), -1), sure(diversities, -1)
+    risen, fallen, less = moved(scores(trained), 1), moved(scores(held_out), -1), moved(diversities, -1)
     if not risen or not (fallen or less):
         return None
     up, down, narrower = (

@@ -1,0 +1,102 @@
+"""What an evaluation needs before anything is generated: its prompts, its rewards, and somebody to ask them.
+
+Each mistake is a sentence that names the option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from pydantic import SecretStr, ValidationError
+from redis.exceptions import RedisError
+
+from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
+from dipole.queue import connect
+from dipole.settings import PlatformSettings
+from dipole_trainer import prompts
+from dipole_trainer.artifacts import Artifacts
+from dipole_trainer.catalogue import Catalogue, check_reward_url
+from dipole_trainer.named_models import reading
+from dipole_trainer.ranking import ResolvedReward
+from dipole_trainer.spec import PromptSpec, RewardSpec
+
+LOOK_TIMEOUT_S = 5.0
+
+
+def read_prompts(given: str, catalogue: Catalogue, artifacts: Artifacts, limit: int | None = None) -> list[PromptSpec]:
+    """The first `limit` prompts of a JSONL file on this machine, or of an uploaded one by its id."""
+    if given.startswith("file-") and not Path(given).exists():
+        with reading(catalogue.database):
+            catalogue.file(given)
+        with artifacts.open(f"files/{given}.jsonl") as source:
+            found = list(prompts.read(source, field="prompts"))
+    else:
+        try:
+            with Path(given).open("rb") as source:
+                found = list(prompts.read(source, field="prompts"))
+        except OSError as error:
+            raise InvalidInput(f"--prompts {given}: {error.strerror}", field="prompts") from error
+    if not found:
+        raise InvalidInput(f"--prompts {given} holds no prompts", field="prompts")
+    return found[:limit]
+
+
+def resolve_rewards(
+    given: Sequence[str], settings: PlatformSettings, catalogue: Catalogue, timeout_s: float
+) -> list[ResolvedReward]:
+    """The endpoints that these mean, NAME of a registered one or NAME=URL. Raises InvalidInput."""
+    found = [_resolve(each, settings, catalogue, timeout_s) for each in given]
+    names = [each.spec.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(f"--reward {name} is given {names.count(name)} times", field="reward")
+    return found
+
+
+def _resolve(given: str, settings: PlatformSettings, catalogue: Catalogue, timeout_s: float) -> ResolvedReward:
+    name, _, url = given.partition("=")
+    try:
+        spec = RewardSpec(name=name, url=url or None, required=False, min_valid=1, timeout_s=timeout_s)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"--reward {given!r} is not NAME or NAME=URL: {error.errors()[0]['msg']}", field="reward"
+        ) from error
+    key = None
+    if not url:
+        try:
+            with reading(catalogue.database):
+                row = catalogue.reward(name)
+        except NotFound as error:
+            raise InvalidInput(
+                f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"
+            ) from error
+        url, key = row.url, SecretStr(row.key) if row.key else None
+    return ResolvedReward(spec, check_reward_url(url, settings.reward_hosts, field=f"--reward {name}"), key)
+
+
+def check_ready(rewards: Sequence[ResolvedReward], transport: httpx.BaseTransport | None = None) -> None:
+    """Raise RewardUnavailable for the first that is not ready; one without /readyz is, when it answers at all."""
+    with httpx.Client(transport=transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
+        for reward in rewards:
+            headers = {"authorization": f"Bearer {reward.key.get_secret_value()}"} if reward.key else {}
+            try:
+                with client.stream("GET", f"{reward.url}/readyz", headers=headers) as answer:  # its body is never read
+                    why = f"answers {answer.status_code}" if answer.status_code >= 500 else ""
+            except httpx.HTTPError as error:
+                why = f"does not answer ({type(error).__name__})"
+            if why:
+                name = reward.spec.name
+                raise RewardUnavailable(f"reward {name} at {reward.url} {why}: start it, or leave it out", reward=name)
+
+
+def check_rank_worker(settings: PlatformSettings) -> None:
+    """Raise ConfigurationError when nobody would ask the rewards."""
+    try:
+        with connect(settings.redis_url) as client:
+            lives = next(iter(client.scan_iter(match="dipole:rank-worker:*", count=1000)), None) is not None
+    except (RedisError, ValueError) as error:
+        raise ConfigurationError(f"DIPOLE_REDIS_URL does not answer ({type(error).__name__})") from error
+    if not lives:
+        raise ConfigurationError("no rank worker beats in DIPOLE_REDIS_URL: start `dipole serve rank-worker`")
