@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -103,8 +104,19 @@ def run(name, changes, befalls):
 
 for each in json.loads(sys.argv[2]):
     run(*each)
+world.close()
 os._exit(0)  # slow rewards are threads that still sleep
 '''
+
+SILENT = """
+import os, signal
+from dipole_trainer.together import Together
+
+world = Together(on_cpu=True, silence_s=1)
+if not world.leads:
+    os.kill(os.getpid(), signal.SIGSTOP)
+world.exchange({})
+"""
 
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
 FULL = {"tune": "full", "steps": 2}
@@ -270,6 +282,32 @@ def test_a_killed_process_ends_the_launch_and_costs_a_step(alone: Runs, two: Run
     assert same(two.weights("killed"), alone.weights("whole"))
 
 
+def test_a_silent_process_ends_the_others() -> None:
+    """One that is stopped stands for a machine that lost power: its connections stay open, and nobody waits for it."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {**os.environ, "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", SILENT],
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+        for rank in range(2)
+    ]
+    try:
+        said, _ = processes[0].communicate(timeout=60)
+        assert processes[0].returncode == 1
+        assert b"process_silent" in said
+        assert processes[1].poll() is None
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+
+
 def test_one_process_agrees_with_itself() -> None:
     """World alone says what it is told, and nothing ever ends it."""
     world = World("cpu")
@@ -277,6 +315,7 @@ def test_one_process_agrees_with_itself() -> None:
     assert all(world.mine(index) for index in range(4))
     world.heed()
     world.leave()
+    world.close()
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,8 @@
 
 Messages are gathered over gloo, which any network carries; there processes wait for each other. A bell, a key in the
 launcher's store, is rung by whoever leaves a run, and heard by those who wait for something else. A run's end is a
-message like any other: all processes see it at the same place, and the next run finds them in step.
+message like any other: all processes see it at the same place, and the next run finds them in step. What goes over
+these connections is neither encrypted nor authenticated, as is usual between training processes.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from torch.optim import Optimizer
 
 from dipole.errors import InvalidInput
 from dipole_trainer.plain import plain
+from dipole_trainer.pulse import SILENCE_S, Pulse
 from dipole_trainer.world import Heed, Over, ProcessLost, World, as_json, from_json
 
 POLL = timedelta(seconds=0.5)  # how often a waiting process looks whether it should stop
@@ -32,13 +34,15 @@ class Together(World):
     """Its messages wait for as long as it takes: a process may be held up by people's rankings, 7 days at most, and the
     others wait for it. Tensors follow a message at once, so they keep torch's own time limits, which are minutes."""
 
-    def __init__(self, *, on_cpu: bool) -> None:
+    def __init__(self, *, on_cpu: bool, silence_s: float = SILENCE_S) -> None:
         state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
         super().__init__("cpu" if state.device.type == "cpu" else str(state.device))
         self.rank, self.size = state.process_index, state.num_processes
         self._messages = distributed.new_group(backend="gloo", timeout=PATIENCE)
         with self._reaching():
-            self._bells = distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
+            self._bells = _store()
+        self._pulse = Pulse(_store, self.rank, self.size, silence_s=silence_s)
+        self._pulse.start()
         self._run = 0  # number of this run: a bell is of one run
         self._over = self._lost = self._waiting = False
         self._stop: Exception | None = None  # what `heed` raised while this process waited
@@ -62,6 +66,10 @@ class Together(World):
         while not self._over:
             self._gather(said)
         self._over = False
+
+    def close(self) -> None:
+        self._pulse.stop()
+        distributed.destroy_process_group()
 
     def heed(self) -> None:
         if self._waiting:  # it is where all meet already
@@ -184,3 +192,8 @@ class Together(World):
                 there = tensor.to(self.device)
                 distributed.broadcast(there, 0)
                 tensor.copy_(there)
+
+
+def _store() -> distributed.TCPStore:
+    """A connection to the launcher's key-value store, which init_process_group has met at."""
+    return distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))

@@ -294,11 +294,12 @@ def main(
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends the run for all
         followers.follow(cast("Together", world), settings, session, make_ranker)
-        return
-    worker = Worker(settings, session, make_ranker, world=world)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: worker.stopping.set())
-    worker.run()
+    else:
+        worker = Worker(settings, session, make_ranker, world=world)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, lambda *_: worker.stopping.set())
+        worker.run()
+    world.close()
 
 
 if __name__ == "__main__":

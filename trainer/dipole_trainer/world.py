@@ -81,6 +81,9 @@ class World:
     def leave(self, problem: Exception | None = None) -> None:
         """Out of the run, for whichever reason; every process calls it once. `problem` is told by all but rank 0."""
 
+    def close(self) -> None:
+        """There will be no other run."""
+
     # ---- and these when they like -----------------------------------------------------------------------------------
 
     def heed(self) -> None:

@@ -1,0 +1,61 @@
+"""Ends this process when another that trains with it falls silent.
+
+A process that dies closes its connections, and whoever waits for it learns that at once. A machine that loses power or
+its network closes nothing: the others would wait as long as they wait for people. So each process counts up a number of
+its own in the launcher's store, from a thread, and looks whether the others' numbers still move.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable
+
+import structlog
+from torch.distributed import TCPStore
+
+log = structlog.get_logger()
+
+BEAT_S = 10.0
+SILENCE_S = 600.0  # a thread does not run while another holds the interpreter, as reading large files may do
+
+
+class Pulse(threading.Thread):
+    """`connect` opens a connection to the store of this thread's own."""
+
+    def __init__(self, connect: Callable[[], TCPStore], rank: int, size: int, *, silence_s: float = SILENCE_S) -> None:
+        super().__init__(name="pulse", daemon=True)
+        self._connect, self._rank, self._others = connect, rank, [other for other in range(size) if other != rank]
+        self._silence_s, self._beat_s = silence_s, min(BEAT_S, silence_s / 4)
+        self._stopped = threading.Event()
+
+    def run(self) -> None:
+        try:
+            silent = self._first_silent(self._connect())
+        except RuntimeError as error:  # the store, and the machine of rank 0 with it
+            silent = None if self._stopped.is_set() else f"the launcher's store: {error}"
+        if silent is not None:
+            log.error("process_silent", who=silent)
+            os._exit(1)  # as if killed: the launcher ends what runs here, the job's lease runs out
+
+    def stop(self) -> None:
+        """Before an orderly end, which ends the others' pulses too."""
+        self._stopped.set()
+
+    def _first_silent(self, store: TCPStore) -> str | None:
+        """Beat and listen, until somebody is silent; None when stopped."""
+        heard = dict.fromkeys(self._others, (-1, time.monotonic()))  # count, and when it last changed
+        while not self._stopped.wait(self._beat_s):
+            store.add(_key(self._rank), 1)
+            for other in self._others:
+                count, now = store.add(_key(other), 0), time.monotonic()
+                if count != heard[other][0]:
+                    heard[other] = (count, now)
+                elif now - heard[other][1] > self._silence_s:
+                    return f"process {other}, for {self._silence_s:g} s"
+        return None
+
+
+def _key(rank: int) -> str:
+    return f"dipole/pulse/{rank}"
