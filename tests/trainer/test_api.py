@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import hashlib
 import io
 import json
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import httpx
+import numpy as np
+import pyarrow as pa
 import pytest
+from PIL import Image
+from pyarrow import parquet
 from pydantic import SecretStr
 
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, load
+from dipole_trainer import recorded
 from dipole_trainer.api import create_app, stream
 from dipole_trainer.api.parts import Parts
 from dipole_trainer.jobs import Claim
 from dipole_trainer.lora import WEIGHTS
+from dipole_trainer.spec import TrainSpec
 
 KEY = "an-admin-key-of-some-length"
 PROMPTS = b'{"prompt": "a red square"}\n\n{"prompt": "two blue circles", "metadata": {"tag": "two"}}\n'
@@ -486,7 +495,7 @@ def test_a_checkpoint_downloads_as_a_diffusers_lora(tmp_path: Path) -> None:
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         assert data[8 + length :] == b"12345678"
-        assert list(header) == ["unet.down.to_q.lora_A.weight", "__metadata__"]
+        assert header.keys() == {"unet.down.to_q.lora_A.weight", "__metadata__"}
         assert json.loads(header["__metadata__"]["lora_adapter_metadata"])["unet.lora_alpha"] == 8
         assert (await server.client.get(gone["download"])).status_code == 404
         other = (await server.job())["id"]
@@ -723,3 +732,271 @@ def test_the_api_process_never_imports_torch(tmp_path: Path) -> None:
     }  # fmt: skip
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
     assert done.stdout.strip() == "[]", done.stderr
+
+
+# ---- pairs ----------------------------------------------------------------------------------------------------------
+
+
+def picture(kind: str = "PNG", size: tuple[int, int] = (8, 8), **more: Any) -> bytes:
+    buffer = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 30)).save(buffer, kind, **more)
+    return buffer.getvalue()
+
+
+def noise(side: int) -> bytes:
+    """A PNG that hardly compresses."""
+    buffer = io.BytesIO()
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (side, side, 3), dtype=np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def claims(side: int) -> bytes:
+    """A small PNG whose header says that it is large."""
+    data = bytearray(picture())
+    data[16:24] = side.to_bytes(4, "big") * 2
+    data[29:33] = zlib.crc32(data[12:29]).to_bytes(4, "big")
+    return bytes(data)
+
+
+def as_text(data: bytes) -> str:
+    return base64.b64encode(data).decode()
+
+
+def pair(prompt: Any = "a red square", **more: Any) -> bytes:
+    row = {"prompt": prompt, "chosen": as_text(picture()), "rejected": as_text(picture("WEBP")), **more}
+    return json.dumps({name: value for name, value in row.items() if value is not ...}).encode() + b"\n"
+
+
+PAIRS = pair() + b"\n" + pair(metadata={"rater": 7}) + pair("two circles")
+
+
+def parquet_of(table: Any) -> bytes:
+    sink = io.BytesIO()
+    parquet.write_table(table, sink)
+    return sink.getvalue()
+
+
+def test_a_pairs_file_is_recognised_and_its_job_is_offline(tmp_path: Path) -> None:
+    """Kept byte for byte; as training_file or pairs_file it makes a job without rewards on each prompt once."""
+
+    async def test(server: Server) -> None:
+        file = await ok(upload(server.client, PAIRS))
+        assert (file["kind"], file["lines"], file["bytes"]) == ("pairs", 3, len(PAIRS))
+        assert (await server.client.get(f"/v1/files/{file['id']}/content")).content == PAIRS
+        assert (await ok(upload(server.client, PROMPTS)))["kind"] == "prompts"
+        method = {"type": "dpo", "dpo": {"positives": 30, "negatives": 30}}
+        for way in ("training_file", "pairs_file"):
+            job = await server.job(
+                **{way: file["id"]}, prompts=..., rewards=..., steps=..., method=method,
+                hyperparameters={"n_epochs": 4, "batch_size": 2},
+            )  # fmt: skip
+            shown = (job["training_file"], job["pairs_file"], job["rewards"], job["prompt_count"], job["steps"])
+            assert shown == (file["id"], file["id"], [], 2, 4)
+            spec = server.parts.jobs.spec(job["id"])
+            assert spec.offline
+            assert [each.prompt for each in spec.prompts] == ["a red square", "two circles"]
+        assert (await server.client.delete(f"/v1/files/{file['id']}")).status_code == 409
+        for job in (await ok(server.client.get(JOBS)))["data"]:
+            await ok(server.client.post(f"{JOBS}/{job['id']}/cancel"))
+        await ok(server.client.delete(f"/v1/files/{file['id']}"))
+
+    run(tmp_path, test)
+
+
+def test_parquet_is_kept_as_json_lines(tmp_path: Path) -> None:
+    """Binary columns or Hugging Face's structs, whatever other columns there are: the same lines, and the same hash."""
+    chosen, rejected, names = picture(), picture("JPEG"), ["a red square", "two circles"]
+    plain = pa.table({"prompt": names, "chosen": [chosen] * 2, "rejected": [rejected] * 2, "rater": [1, 2]})
+    structs = {
+        side: pa.array(
+            [{"bytes": data, "path": "gone.png"}] * 2, pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+        )
+        for side, data in (("chosen", chosen), ("rejected", rejected))
+    }
+    sides = {"chosen": as_text(chosen), "rejected": as_text(rejected)}
+    rows = [json.dumps({"prompt": name, **sides}, separators=(",", ":")) for name in names]
+    lines = "".join(f"{row}\n" for row in rows).encode()
+
+    async def test(server: Server) -> None:
+        for table in (plain, pa.table({"prompt": names, **structs})):
+            file = await ok(upload(server.client, parquet_of(table), name="pairs.parquet"))
+            assert (file["kind"], file["lines"], file["filename"]) == ("pairs", 2, "pairs.parquet")
+            assert (await server.client.get(f"/v1/files/{file['id']}/content")).content == lines
+            assert file["sha256"] == hashlib.sha256(lines).hexdigest()
+
+    run(tmp_path, test)
+
+
+BROKEN_PAIRS: list[tuple[bytes, str, int]] = [
+    (pair(rejected=...), "file[2]", 422),
+    (pair(chosen=""), "file[2]", 422),
+    (pair(prompt=""), "file[2]", 422),
+    (pair(prompt="nul \0"), "file[2]", 422),
+    (pair(metadata={"a": "nul \0"}), "file[2]", 422),
+    (pair(extra=1), "file[2]", 422),
+    (pair(chosen=1), "file[2]", 422),
+    (b'{"prompt": "only a prompt"}\n', "file[2]", 422),
+    (b"not json\n", "file[2]", 422),
+    (pair(chosen="https://example.com/a.png"), "file[2].chosen", 422),
+    (pair(rejected="data:image/png;base64,AAAA"), "file[2].rejected", 422),
+    (pair(chosen="not base64!"), "file[2].chosen", 422),
+    (pair(chosen=as_text(b"GIF89a" + bytes(20))), "file[2].chosen", 422),
+    (pair(rejected=as_text(b"plain text")), "file[2].rejected", 422),
+    (pair(rejected=as_text(noise(32)[:1000])), "file[2].rejected", 422),
+    (pair(chosen=as_text(picture("JPEG")[:60])), "file[2].chosen", 422),
+    (pair(chosen=as_text(claims(60_000))), "file[2].chosen", 413),
+    (pair(chosen=as_text(picture(size=(2049, 2048)))), "file[2].chosen", 413),
+]  # fmt: skip
+
+
+def test_a_broken_pair_is_named_and_nothing_is_kept(tmp_path: Path) -> None:
+    """The row, the side and what is wrong with it; sizes are judged before anything is decoded."""
+
+    async def test(server: Server) -> None:
+        for line, field, status in BROKEN_PAIRS:
+            named(await upload(server.client, pair() + line + pair()), status, field)
+        assert (await ok(server.client.get("/v1/files")))["data"] == []
+        assert list((tmp_path / "artifacts").rglob("*.jsonl")) == []
+
+    run(tmp_path, test)
+
+
+def test_broken_parquet_is_named(tmp_path: Path) -> None:
+    """Missing columns, text or paths in the place of images, damage, and more than may be kept."""
+    good = {"prompt": ["a", "b"], "chosen": [picture()] * 2, "rejected": [picture()] * 2}
+    path_only = [{"bytes": None, "path": "http://127.0.0.1/a.png"}] * 2
+    many = {"prompt": ["a"] * 200, "chosen": [noise(200)] * 200, "rejected": [picture()] * 200}
+    tables: list[tuple[bytes, str, int]] = [
+        (parquet_of(pa.table({"prompt": ["a"], "chosen": [picture()]})), "file", 422),
+        (parquet_of(pa.table({**good, "chosen": ["http://127.0.0.1/a.png"] * 2})), "file[1].chosen", 422),
+        (parquet_of(pa.table({**good, "rejected": path_only})), "file[1].rejected", 422),
+        (parquet_of(pa.table({**good, "chosen": [picture(), b"GIF89a"]})), "file[2].chosen", 422),
+        (parquet_of(pa.table({**good, "chosen": [picture(), None]})), "file[2].chosen", 422),
+        (parquet_of(pa.table({**good, "prompt": ["a", ""]})), "file[2]", 422),
+        (parquet_of(pa.table({**good, "prompt": [1, 2]})), "file[1]", 422),
+        (parquet_of(pa.table(good))[:-30], "file", 422),
+        (parquet_of(pa.table({name: values[:0] for name, values in good.items()})), "file", 422),
+        (b"PAR1" + bytes(40) + b"PAR1", "file", 422),
+        (b"PAR1", "file", 422),
+        (parquet_of(pa.table(many)), "file", 413),  # a small file: equal images are stored once
+    ]
+
+    async def test(server: Server) -> None:
+        for data, field, status in tables:
+            assert len(data) < 2_000_000
+            named(await upload(server.client, data), status, field)
+        assert (await ok(server.client.get("/v1/files")))["data"] == []
+        assert list((tmp_path / "artifacts").rglob("*.jsonl")) == []
+
+    run(tmp_path, test, api_max_file_bytes=2_000_000)
+
+
+def test_pairs_and_prompts_do_not_stand_in_for_each_other(tmp_path: Path) -> None:
+    """Each mistake names its field; what only looks like pairs in its metadata is prompts."""
+
+    async def test(server: Server) -> None:
+        lines = b'{"prompt": "x", "metadata": {"chosen": 1}}\n'
+        prompts, pairs = [(await ok(upload(server.client, data)))["id"] for data in (lines, PAIRS)]
+        offline: dict[str, Any] = {"prompts": ..., "rewards": ..., "method": {"type": "sft"}}
+        for change, field in (
+            ({"pairs_file": prompts}, "pairs_file"),
+            ({"pairs_file": "file-none"}, "pairs_file"),
+            ({"pairs_file": "../secret"}, "pairs_file"),
+            ({"training_file": prompts}, "rewards"),
+            ({"training_file": pairs, "validation_file": pairs}, "validation_file"),
+            ({"training_file": pairs, "pairs_file": pairs}, "pairs_file"),
+            ({"pairs_file": pairs, "prompts": [{"prompt": "x"}]}, "prompts"),
+            ({"pairs_file": pairs, "replay_job": "ftjob-x"}, "replay_job"),
+            ({"training_file": pairs, "method": {"type": "grpo"}}, "method.type"),
+            ({"training_file": pairs, "max_staleness": 1}, "max_staleness"),
+            ({"training_file": pairs, "rewards": [{"name": "shapes"}]}, "rewards"),
+            ({"training_file": pairs, "record_candidates": True}, "record_candidates"),
+            (
+                {"training_file": pairs, "validation_file": prompts, "rewards": [{"name": "unknown"}]},
+                "rewards[0].name",
+            ),
+        ):
+            named(await server.client.post(JOBS, json=body(**{**offline, **change})), 422, field)
+        assert (await ok(server.client.get(JOBS)))["data"] == []
+        watched = {"training_file": pairs, "validation_file": prompts, "rewards": [{"name": "shapes"}]}
+        assert (await server.job(**{**offline, **watched}))["rewards"][0]["name"] == "shapes"
+
+    run(tmp_path, test)
+
+
+# ---- replays --------------------------------------------------------------------------------------------------------
+
+
+def recorded_step(spec: TrainSpec) -> bytes:
+    """The beginning of a recorded step, which is all that the API reads."""
+    facts = {name: getattr(spec, name) for name in (*recorded.FITTED, "method", "rewards")}
+    told = recorded.Recorded(step=0, job=recorded.RecordedJob(**facts), groups=()).model_dump_json()
+    header = json.dumps({"__metadata__": {recorded.METADATA: told}}).encode()
+    return len(header).to_bytes(8, "little") + header
+
+
+async def recorded_job(server: Server, folder: Path, **more: Any) -> str:
+    """A job that has ended, with two recorded steps."""
+    given = {"candidates": 16, "seed": 5, "prompts_per_step": 2, "record_candidates": True, **more}
+    job_id = str((await server.job(**given))["id"])
+    server.parts.jobs.finish(server.claim(), "succeeded")
+    kept = folder / "artifacts/jobs" / job_id / "candidates"
+    kept.mkdir(parents=True)
+    for step in (0, 1):
+        (kept / f"step-{step}.safetensors").write_bytes(recorded_step(server.parts.jobs.spec(job_id)))
+    return job_id
+
+
+def test_a_replay_takes_from_the_job_what_it_is_not_told(tmp_path: Path) -> None:
+    """Prompts, seed, K and steps are the recorded job's; method and rewards may be others, and need not be alive."""
+
+    async def test(server: Server) -> None:
+        job_id = await recorded_job(server, tmp_path)
+        await ok(server.client.delete("/v1/rewards/shapes"))
+        job = await server.job(replay_job=job_id, prompts=..., rewards=..., steps=..., method={"type": "sft"})
+        assert (job["replay_job"], job["steps"], job["candidates"], job["seed"]) == (job_id, 2, 16, 5)
+        assert (job["prompts_per_step"], job["prompt_count"], job["rewards"]) == (2, 1, [])
+        assert job["training_file"] == (await ok(server.client.get(f"{JOBS}/{job_id}")))["training_file"]
+        weighed = [{"name": "shapes", "weight": 0.5}]
+        other = await server.job(replay_job=job_id, prompts=..., rewards=weighed, steps=7, method={"type": "sft"})
+        assert (other["steps"], other["rewards"][0]["weight"]) == (7, 0.5)
+
+    run(tmp_path, test)
+
+
+def test_a_replay_that_cannot_work_is_refused_by_field(tmp_path: Path) -> None:
+    """Jobs that recorded nothing, or have not ended, are named with the setting that records; misfits by their own."""
+
+    async def test(server: Server) -> None:
+        job_id = await recorded_job(server, tmp_path)
+        silent, open_job = (await server.job())["id"], (await server.job(record_candidates=True))["id"]
+        server.parts.jobs.finish(server.claim(), "succeeded")
+        damaged = await recorded_job(server, tmp_path, seed=6)
+        (tmp_path / "artifacts/jobs" / damaged / "candidates/step-0.safetensors").write_bytes(b"\xff" * 100)
+        before = len((await ok(server.client.get(JOBS)))["data"])
+        offline: dict[str, Any] = {"prompts": ..., "rewards": ..., "steps": ..., "replay_job": job_id}
+        for change, field in (
+            ({"replay_job": "ftjob-none"}, "replay_job"),
+            ({"replay_job": "../secret"}, "replay_job"),
+            ({"replay_job": silent}, "replay_job"),
+            ({"replay_job": open_job}, "replay_job"),
+            ({"replay_job": damaged}, "replay_job"),
+            ({"training_file": "file-x"}, "replay_job"),
+            ({"prompts": [{"prompt": "x"}]}, "prompts"),
+            ({"candidates": 20}, "candidates"),
+            ({"seed": 1}, "seed"),
+            ({"prompts_per_step": 4}, "prompts_per_step"),
+            ({"model": "sd-turbo"}, "model"),
+            ({"resolution": 32}, "resolution"),
+            ({"rewards": [{"name": "colourfulness"}]}, "rewards"),
+            ({"rewards": [{"name": "shapes", "weight": 0}]}, "rewards"),
+            ({"method": {"type": "pso"}}, "method.type"),
+            ({"max_staleness": 1}, "max_staleness"),
+        ):
+            response = await server.client.post(JOBS, json=body(**{**offline, **change}))
+            named(response, 422, field)
+            if change.get("replay_job") == silent:
+                assert "record_candidates" in response.json()["detail"]
+        assert len((await ok(server.client.get(JOBS)))["data"]) == before
+
+    run(tmp_path, test)

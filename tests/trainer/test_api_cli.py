@@ -92,6 +92,16 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert "there is no job ftjob-none" in dipole(api, "jobs", "watch", "ftjob-none", status=1)
 
 
+def test_an_upload_prints_the_id_alone_and_says_beside_what_it_took(api: Any, tmp_path: Path) -> None:
+    """Scripts read the id; people read on standard error that the file holds prompts."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PROMPTS)
+    environment = {"DIPOLE_API_URL": api.url, "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["files", "upload", str(prompts)], env=environment)
+    assert (done.stdout.startswith("file-"), len(done.stdout.split())) == (True, 1)
+    assert done.stderr == "1 prompts\n"
+
+
 def test_a_server_that_is_not_there_is_a_sentence() -> None:
     """It says where it looked and what to do."""
     with Api("http://127.0.0.1:9") as api, pytest.raises(ApiError, match="dipole up"):

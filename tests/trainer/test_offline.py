@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -16,8 +19,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dipole.errors import InvalidInput
+from dipole.settings import ApiSettings
 from dipole.tiny.job import TARGETS
 from dipole_trainer import checkpoint, features, generators, recorded, session
+from dipole_trainer.api import create_app
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.groups import Group, RankedGroup
 from dipole_trainer.inprocess import InProcessRanker
@@ -26,6 +31,7 @@ from dipole_trainer.ordering import Order, order
 from dipole_trainer.recorder import Recorder
 from dipole_trainer.rollout import Rollout
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.worker import Session, Worker
 from dipole_trainer.world import World
 
 NOWHERE = Path("nowhere")
@@ -367,3 +373,97 @@ def test_a_damaged_recording_is_a_sentence(tmp_path: Path, broken: bytes) -> Non
     (kept(tmp_path) / "step-0.safetensors").write_bytes(broken)
     with pytest.raises(InvalidInput, match="damaged"):
         train(spec, tmp_path / "run", data=kept(tmp_path))
+
+
+# ---- by REST, with a worker that trains -----------------------------------------------------------------------------
+
+
+def platform(folder: Path) -> ApiSettings:
+    return ApiSettings(
+        home=folder, database_url=f"sqlite:///{folder}/jobs.db", artifacts_url=f"{folder}/artifacts",
+        models_dir=folder / "models",
+    )  # fmt: skip
+
+
+async def post(client: httpx.AsyncClient, path: str, **what: Any) -> dict[str, Any]:
+    response = await client.post(path, **what)
+    assert response.status_code == 200, response.text
+    found = response.json()
+    assert isinstance(found, dict)
+    return found
+
+
+@asynccontextmanager
+async def api(settings: ApiSettings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://127.0.0.1:8400", timeout=60) as client:
+            yield client
+
+
+def work(settings: ApiSettings, make_ranker: Any = lambda *_: Nobody()) -> None:
+    """A worker trains the job that waits."""
+    worker = Worker(settings, cast(Session, session.run), make_ranker)
+    assert worker.work()
+    worker.database.close()
+
+
+def trained(settings: ApiSettings, job_id: str) -> dict[str, torch.Tensor]:
+    folder = checkpoint.newest(Path(settings.artifacts_url) / "jobs" / job_id)
+    assert folder is not None
+    return load_file(folder / checkpoint.LORA)
+
+
+def test_pairs_are_uploaded_and_trained_on(tmp_path: Path) -> None:
+    """Upload, create, train, look: where dark images were chosen, samples are darker. No reward is registered."""
+    settings = platform(tmp_path)
+    data = write_pairs(tmp_path / "pairs.jsonl", [(prompt, 20, 235) for prompt in PROMPTS for _ in range(2)])
+    knobs = pairs_spec().model_dump(
+        mode="json", include={"steps", "candidates", "prompts_per_step", "lora", "optimizer"}
+    )
+    evaluation = {"prompts": [{"prompt": PROMPTS[0]}], "images_per_prompt": 2}
+
+    async def main() -> None:
+        async with api(settings) as client:
+            form = {"files": {"file": ("pairs.jsonl", data.read_bytes())}, "data": {"purpose": "fine-tune"}}
+            file = await post(client, "/v1/files", **form)
+            body = {**knobs, "training_file": file["id"], "method": {"type": "sft"}, "evaluation": evaluation}
+            job = await post(client, "/v1/fine_tuning/jobs", json=body)
+            await asyncio.to_thread(work, settings)
+            job = (await client.get(f"/v1/fine_tuning/jobs/{job['id']}")).json()
+            assert (job["status"], job["step"]) == ("succeeded", 8), job["error"]
+            listed = (await client.get(f"/v1/fine_tuning/jobs/{job['id']}/artifacts")).json()["data"]
+            assert {"samples/step-8.png", "export/pytorch_lora_weights.safetensors"} <= {
+                each["path"] for each in listed
+            }
+            before, after = levels(pairs_spec(), trained(settings, job["id"]))
+            assert after < before - 5
+
+    asyncio.run(main())
+
+
+def test_a_job_is_replayed_by_rest_with_another_method(tmp_path: Path) -> None:
+    """A DrPO job records; its reward is gone; best-of-K is trained on what it recorded, as by the session itself."""
+    settings, spec = platform(tmp_path), online_spec(steps=2, rewards=[{"name": "bright"}])
+    knobs = spec.model_dump(mode="json", exclude_unset=True)
+
+    async def main() -> None:
+        async with api(settings) as client:
+            await post(client, "/v1/rewards", json={"name": "bright", "url": "http://127.0.0.1:9"})
+            first = await post(client, "/v1/fine_tuning/jobs", json=knobs)
+            scorers = {"bright": brightness}
+            rank = lambda *_: InProcessRanker(scorers, spec.rewards)  # noqa: E731
+            await asyncio.to_thread(work, settings, rank)
+            assert (await client.delete("/v1/rewards/bright")).status_code == 200
+            body = {"replay_job": first["id"], "method": {"type": "sft"}, "chunk_size": 3, "optimizer": {"lr": 1e-3}}
+            again = await post(client, "/v1/fine_tuning/jobs", json=body)
+            await asyncio.to_thread(work, settings)
+            again = (await client.get(f"/v1/fine_tuning/jobs/{again['id']}")).json()
+            assert (again["status"], again["step"]) == ("succeeded", 2), again["error"]
+            data = tmp_path / "artifacts/jobs" / first["id"] / "candidates"
+            replay = replay_of(spec, method={"type": "sft"})
+            assert same(train(replay, tmp_path / "run", data=data)[0], trained(settings, again["id"]))
+            assert not same(trained(settings, first["id"]), trained(settings, again["id"]))
+
+    asyncio.run(main())

@@ -404,6 +404,70 @@ def test_a_brief_failure_of_the_store_is_survived(tmp_path: Path) -> None:
     world.database.close()
 
 
+@pytest.mark.parametrize("store", ["folder", "memory://test-worker-data"])
+def test_an_offline_job_is_brought_its_data(tmp_path: Path, store: str) -> None:
+    """A pairs file, or what another job recorded, as a path that lasts as long as the session; rewards may be gone."""
+    world = World(tmp_path, artifacts_url=str(tmp_path / store) if store == "folder" else store)
+    artifacts = Artifacts(world.settings.artifacts_url, tmp_path / "scratch")
+    for path in ("files/file-1.jsonl", "jobs/ftjob-1/candidates/step-0.safetensors"):
+        (tmp_path / "file").write_text(path)
+        artifacts.write(path, tmp_path / "file")
+    seen: list[Path] = []
+
+    def session(spec: TrainSpec, *, data: Path, **rest: Any) -> Outcome:
+        held = data if spec.pairs_file else data / "step-0.safetensors"
+        assert held.read_text().endswith(held.name)
+        seen.append(held)
+        return "succeeded"
+
+    gone = (RewardSpec(name="gone"),)
+    for source in ({"pairs_file": "file-1", "method": {"type": "sft"}}, {"replay_job": "ftjob-1"}):
+        job = world.store.create(spec(**{"rewards": gone, "candidates": 16, **source}))
+        world.worker(session).work()
+        assert world.store.get(job.id).state == "succeeded", world.store.get(job.id).error
+    assert [path.exists() for path in seen] == [store == "folder"] * 2
+    assert all(not ranker.rewards for ranker in world.rankers)
+    job = world.store.create(spec(replay_job="ftjob-2", candidates=16))
+    world.worker(session).work()
+    error = world.store.get(job.id).error
+    assert error is not None
+    assert error["param"] == "replay_job"
+    world.database.close()
+
+
+def test_recorded_candidates_are_sent_once_and_not_fetched_again(tmp_path: Path) -> None:
+    """They are large, and a resume has no use for them: a later checkpoint sends only what is new or was rewritten."""
+    sent: list[str] = []
+
+    class Counting(MemoryFileSystem):
+        protocol = "counting"
+
+        def put_file(self, lpath: str, rpath: str, *args: Any, **kwargs: Any) -> None:
+            sent.append(Path(rpath).name)
+            super().put_file(lpath, rpath, *args, **kwargs)
+
+    fsspec.register_implementation("counting", Counting, clobber=True)
+    artifacts = Artifacts("counting://test-worker-candidates", tmp_path / "scratch")
+    artifacts.checkout("j")
+    workdir = artifacts.workdir("j")
+    for step in (0, 1):
+        (workdir / "candidates").mkdir(exist_ok=True)
+        (workdir / f"candidates/step-{step}.safetensors").write_text(f"step {step}")
+        (workdir / f"checkpoint-{step + 1}").mkdir()
+        (workdir / f"checkpoint-{step + 1}/state.json").write_text("{}")
+        artifacts.sync("j", workdir)
+    assert sorted(sent) == ["state.json", "state.json", "step-0.safetensors", "step-1.safetensors"]
+    artifacts.checkout("j")
+    assert sorted(path.name for path in workdir.iterdir()) == ["checkpoint-1", "checkpoint-2"]
+    (workdir / "candidates").mkdir()
+    (workdir / "candidates/step-1.safetensors").write_text("again!")
+    artifacts.sync("j", workdir)
+    with artifacts.open("jobs/j/candidates/step-1.safetensors") as file:
+        assert file.read() == b"again!"
+    with artifacts.open("jobs/j/candidates/step-0.safetensors") as file:
+        assert file.read() == b"step 0"
+
+
 def test_a_sync_completes_cut_copies_and_spares_later_checkpoints(tmp_path: Path) -> None:
     """Without its mark a checkpoint is sent whole, same sizes or not; what is newer than ours is another worker's."""
     artifacts = Artifacts("memory://test-worker-sync", tmp_path / "scratch")

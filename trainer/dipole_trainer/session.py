@@ -50,7 +50,7 @@ def run(
     rollout = Rollout(spec, generator, phi, chunks)
     source = _source(spec, rollout, rank, world, job_id, data)
     judge = rank if spec.rewards else Told()
-    evaluations = Evaluations(spec, generator, phi, judge, on_event, workdir, job_id)
+    evaluations = Evaluations(_evaluated(spec), generator, phi, judge, on_event, workdir, job_id)
     recorder = Recorder(spec, source.rewards, workdir) if spec.record_candidates else None
     trainer = loop.Trainer(
         spec, rollout, source, evaluations, on_event, workdir=workdir, control=control, world=world, recorder=recorder
@@ -70,3 +70,10 @@ def _source(spec: TrainSpec, rollout: Rollout, rank: Ranker, world: World, job_i
         return Online(spec, rollout, rank, world, job_id)
     assert data is not None, "whoever runs an offline job brings its data"
     return (Pairs if spec.pairs_file is not None else Replay)(spec, rollout, world, job_id, data)
+
+
+def _evaluated(spec: TrainSpec) -> TrainSpec:
+    """The job as evaluations see it: where pairs are trained on, no reward is, whatever its weight; all are watched."""
+    if spec.pairs_file is None:
+        return spec
+    return spec.model_copy(update={"rewards": tuple(each.model_copy(update={"weight": 0.0}) for each in spec.rewards)})

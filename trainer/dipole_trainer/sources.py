@@ -15,8 +15,11 @@ from dipole_trainer.world import World
 class Source(Protocol):
     """A step's groups. `rank` answers for the groups that `draw` returned, `rewards` says how answers are combined."""
 
-    rewards: Sequence[RewardSpec]
-    rank: Ranker
+    @property
+    def rewards(self) -> Sequence[RewardSpec]: ...
+
+    @property
+    def rank(self) -> Ranker: ...
 
     def draw(self, step: int) -> dict[str, Drawn]:
         """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights."""

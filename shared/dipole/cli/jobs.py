@@ -233,16 +233,19 @@ def download(
 
 @files_app.command()
 def upload(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSONL file: {prompt, metadata?} a line.")],
+    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, or Parquet of pairs.")],
     url: Url = DEFAULT_URL,
     key: Key = None,
 ) -> None:
-    """Upload prompts and print the file's id.
+    """Upload prompts or pairs, and print the file's id; on standard error, what it was taken for.
 
-    Each line is a JSON object: `{"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}`
+    Each line is a JSON object: `{"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}`, or with
+    the base64 of two images `{"prompt": "a red square", "chosen": "…", "rejected": "…"}`
     """
     with Api(url, key) as api:
-        print(api.upload(path)["id"])
+        file = api.upload(path)
+    err.print(f"{file['lines']} {file['kind']}")
+    print(file["id"])
 
 
 @files_app.command("list")

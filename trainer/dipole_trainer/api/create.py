@@ -182,6 +182,10 @@ def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
             "pairs are trained on without rewards, which evaluations alone ask: give evaluation.prompts or no rewards",
             field="rewards",
         )
+    if spec.pairs_file is not None and spec.record_candidates:
+        raise InvalidInput(
+            "record_candidates keeps what rewards said, and pairs ask none: leave it out", field="record_candidates"
+        )
     registered = {row.name for row in parts.catalogue.rewards()}
     for index, reward in enumerate(spec.rewards):
         if reward.url is not None:
