@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from dipole_trainer.evaluate import Scored, read, spread, vendi, write
-from dipole_trainer.figures import estimate, hacking, prompt_means, summary
+from dipole_trainer.figures import estimate, hacking, prompt_means, summary, sure
 
 
 def scored(values: list[list[float | None]], name: str = "r", tag: str = "t", diversity: float = 1.0) -> list[Scored]:
@@ -83,18 +83,21 @@ def test_diversity_has_a_paired_difference() -> None:
     base = [Scored(f"p{i}", "", {}, 1.0 + i, 2.0 + i) for i in range(3)]
     ours = [Scored(f"p{i}", "", {}, 0.5 + i, None) for i in range(3)]
     found = summary(ours, base)
-    distance = found["diversities"]["feature distance"]
+    distance = found["diversities"]["distance"]
     assert distance["difference"] == {"mean": -0.5, "low": -0.5, "high": -0.5, "prompts": 3}
     assert found["diversity"] == distance["mean"] == 1.5
     assert found["diversity_ratio"] == 0.75
-    assert found["diversities"]["Vendi score"] == {}, "a file of an earlier version has none"
+    assert found["diversities"]["Vendi"] == {}, "a file of an earlier version has none"
 
 
 def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
     def figures(trained: tuple[float, float], held: tuple[float, float]) -> dict[str, object]:
         parts = {"good": trained, "held": held}
         return {
-            "scores": {n: {"difference": {"mean": (a + b) / 2, "low": a, "high": b}} for n, (a, b) in parts.items()}
+            "scores": {
+                name: {"difference": {"mean": (low + high) / 2, "low": low, "high": high, "prompts": 6}}
+                for name, (low, high) in parts.items()
+            }
         }
 
     found = hacking(figures((0.1, 0.2), (-0.3, -0.1)), ["good"], ["held"])
@@ -107,13 +110,22 @@ def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
 
 def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
     """The trained reward rose on every prompt and the images of each prompt became alike."""
-    base, ours = scored([[0.0], [0.1], [0.2]], diversity=3.0), scored([[0.5], [0.6], [0.8]], diversity=1.5)
+    rows, better = [[0.0], [0.1], [0.2]] * 2, [[0.5], [0.6], [0.8]] * 2
+    base, ours = scored(rows, diversity=3.0), scored(better, diversity=1.5)
     found = hacking(summary(ours, base), ["r"], [], than="tiny-turbo")
     assert found is not None
-    assert found["fallen"] == {"diversity (feature distance)": -1.5, "diversity (Vendi score)": -1.5}
-    assert found["what"].startswith("against tiny-turbo r +0.533, while diversity (feature distance) -1.500")
+    assert found["fallen"] == {"diversity (distance)": -1.5, "diversity (Vendi)": -1.5}
+    assert found["what"].startswith("against tiny-turbo r +0.533, while diversity (distance) -1.500")
     assert hacking(summary(ours, base), [], []) is None, "nothing was trained"
-    assert hacking(summary(scored([[0.5], [0.6], [0.8]], diversity=3.0), base), ["r"], []) is None
+    assert hacking(summary(scored(better, diversity=3.0), base), ["r"], []) is None
+
+
+def test_a_handful_of_prompts_is_sure_of_nothing() -> None:
+    """Equal scores have an interval of no width, however few; five of one sign come by chance once in sixteen times."""
+    for count, sign in ((2, 0), (5, 0), (6, 1)):
+        difference = summary(scored([[0.5]] * count), scored([[0.25]] * count))["scores"]["r"]["difference"]
+        assert difference["low"] == difference["high"] == 0.25
+        assert sure(difference) == sign
 
 
 def test_spread_is_the_mean_distance_between_samples() -> None:
