@@ -1,11 +1,19 @@
-"""Does DrPO align the generator, and is it the ranking that does it?
+"""Which method aligns the generator, and is it the ranking that does it?
 
-    python benchmarks/alignment.py                     5 seeds, base, DrPO and the random-ranking control
-    python benchmarks/alignment.py --steps 100 --seeds 2 --json out/alignment.json
+    python benchmarks/alignment.py --tune              six trials a method on one seed; writes alignment-settings.json
+    python benchmarks/alignment.py                     5 seeds, every method, the control, staleness 1 and 2
+    python benchmarks/alignment.py --arms drpo,random --seeds 2 --json out/alignment.json --plot out/alignment.png
 
-Every arm sees the same prompts, noises, candidates per update and number of updates; the control gets the same scores
-handed to other candidates at random. All are evaluated on the held-out prompts with the same noises. The interval of a
-difference is over prompts and seeds: both are resampled, all seeds sharing a draw's prompts (bootstrap, 4000 draws);
+Every arm sees the same prompts, seeds of noises, candidates per update and number of updates, on the tiny world.
+`random` is DrPO on shuffled scores, because any drift can help an undertrained base. `drpo-1` and `drpo-2` train on
+rankings that are one and two windows old. All are evaluated on the same held-out prompts and noises, by a reward that
+they were trained for (`shapes`) and one that they were not (`colourfulness`).
+
+Tuning is the same for all: six trials, of learning rate and one knob of the method's own (TRIALS), on one seed that the
+result does not use, judged on training prompts with other noises; nothing is tuned on held-out prompts. The control
+takes DrPO's settings.
+
+Intervals are over prompts and seeds: both are resampled, all seeds sharing a draw's prompts (bootstrap, 4000 draws).
 Student's interval over the seeds alone stands beside it. `strict` pools the prompts, `macro` averages the categories.
 """
 
@@ -13,45 +21,106 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import os
+import shutil
 import tempfile
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
-ARMS: dict[str, dict[str, Any]] = {"drpo": {}, "random": {"shuffle_ranks": True}}  # laid over method.drpo
+SETTINGS = Path(__file__).with_name("alignment-settings.json")
+ARMS = ("drpo", "random", "dpo", "grpo", "pso", "sft", "drpo-1", "drpo-2")
+TUNED = ("drpo", "dpo", "grpo", "pso", "sft")
+TUNING_SEED = 1000
+RATES = (2e-4, 5e-4, 1.5e-3)
+DEMO_RADII, PUBLISHED_RADII = [0.2, 0.5, 1.0], [0.02, 0.05, 0.2]
+TRIALS: dict[str, list[dict[str, Any]]] = {
+    "drpo": [{"lr": lr, "own": {"radii": radii}} for radii in (DEMO_RADII, PUBLISHED_RADII) for lr in RATES],
+    "dpo": [{"lr": lr, "own": {"beta": beta}} for beta in (30.0, 300.0) for lr in RATES],
+    "grpo": [{"lr": lr, "own": {"temperature": t}} for t in (1.0, 0.1) for lr in RATES],
+    "pso": [{"lr": lr, "own": {"std": std}} for std in (0.05, 0.2) for lr in RATES],
+    "sft": [{"lr": lr, "own": {}} for lr in (1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 3e-3)],
+}
+SIDES: dict[str, dict[str, Any]] = {
+    "drpo": {"positives": 8, "negatives": 8, "mask_self": True},
+    "dpo": {"positives": 8, "negatives": 8},
+}
 
 
-def spec_for(arm: str, seed: int, steps: int, overrides: dict[str, Any]) -> Any:
+def method_of(arm: str) -> tuple[str, int]:
+    """(method, staleness) of an arm."""
+    kind, _, stale = arm.partition("-")
+    return kind, int(stale or 0)
+
+
+def spec_for(arm: str, seed: int, steps: int, chosen: dict[str, Any], *, tuning: bool) -> Any:
     from dipole.tiny.job import demo_job, demo_prompts
     from dipole_trainer.spec import TrainSpec
 
+    kind, staleness = method_of(arm)
     job = {**demo_job(steps=steps), "prompts": demo_prompts(held_out=False)}
-    job["evaluation"]["prompts"] = demo_prompts(held_out=True)
-    drpo = {**job["method"]["drpo"], **ARMS[arm], **overrides.get("drpo", {})}
-    rest = {key: value for key, value in overrides.items() if key != "drpo"}
-    return TrainSpec.model_validate({**job, **rest, "seed": seed, "method": {"type": "drpo", "drpo": drpo}})
+    judged = demo_prompts(held_out=False)[:96] if tuning else demo_prompts(held_out=True)
+    job["evaluation"] = {"prompts": judged, "images_per_prompt": 2 if tuning else 4, "seed": 77 if tuning else 1234}
+    own = {**SIDES.get("drpo" if kind == "random" else kind, {}), **chosen["own"]}
+    job["method"] = {"type": kind, kind: own}
+    job["optimizer"] = {**job["optimizer"], "lr": chosen["lr"]}
+    return TrainSpec.model_validate({**job, "seed": seed, "max_staleness": staleness})
 
 
-def run(arm: str, seed: int, steps: int, threads: int, overrides: dict[str, Any]) -> dict[str, Any]:
-    """Train one arm with one seed; returns strict and graded of each held-out prompt, and the base's."""
+def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | None, tuning: bool) -> dict[str, Any]:
+    """Train one arm with one seed; every held-out prompt's scores of the base and of the trained model.
+
+    `base` is the base's evaluation, which is the same for all; where None it is made.
+    """
     import torch
 
-    from dipole_rewards.rewards.colourfulness import Colourfulness
-    from dipole_rewards.rewards.shapes import Shapes
     from dipole_trainer import evaluate, session
-    from dipole_trainer.groups import RewardResult
     from dipole_trainer.inprocess import InProcessRanker
 
-    torch.set_num_threads(threads)
-    spec = spec_for(arm, seed, steps, overrides)
-    plugins = {"shapes": Shapes(), "colourfulness": Colourfulness()}
+    torch.set_num_threads(1)
+    spec = spec_for(arm, seed, steps, chosen, tuning=tuning)
+    rank = InProcessRanker(scorers(), spec.rewards, threads=1)
+    events: list[dict[str, Any]] = []
+    began = time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        if base is not None:
+            (work / "evaluation").mkdir()
+            shutil.copy(base, work / "evaluation/step-0.json")
+        session.run(
+            spec, job_id="bench", workdir=work, models_dir=work, rank=rank, control=lambda: "run",
+            on_event=lambda kind, data: events.append({"type": kind, **data}),
+        )  # fmt: skip
+        scored = {step: evaluate.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+    rank.close()
+    final = next(event for event in reversed(events) if event["type"] == "evaluation")
+    names = ("shapes.strict", "shapes.graded", "colourfulness")
+    means = {step: {name: _means(rows, name) for name in names} for step, rows in scored.items()}
+    return {
+        "arm": arm, "seed": seed, "chosen": chosen, "cpu_s": time.process_time() - began,
+        "base": means[0], "tuned": means[steps], "tags": [row.tag for row in scored[0]],
+        "diversity_ratio": final["diversity_ratio"],
+        "train": [event["rewards"].get("shapes") for event in events if event["type"] == "step"],
+    }  # fmt: skip
 
-    def scorer(name: str) -> Any:
+
+def _means(rows: Any, name: str) -> list[float]:
+    from dipole_trainer import figures
+
+    return figures.prompt_means(rows, name)
+
+
+def scorers() -> dict[str, Any]:
+    """The two embedded rewards, in this process."""
+    from dipole_rewards.rewards.colourfulness import Colourfulness
+    from dipole_rewards.rewards.shapes import Shapes
+    from dipole_trainer.groups import RewardResult
+
+    def of(plugin: Any) -> Any:
         def score(prompt: str, images: Any, metadata: Any) -> RewardResult:
-            found = plugins[name].score(prompt=prompt, images=list(images), metadata=metadata)
+            found = plugin.score(prompt=prompt, images=list(images), metadata=metadata)
             parts = {
                 key: tuple(found.sub_scores[k][key] for k in range(len(images)))
                 for key in (found.sub_scores or [{}])[0]
@@ -60,27 +129,37 @@ def run(arm: str, seed: int, steps: int, threads: int, overrides: dict[str, Any]
 
         return score
 
-    rank = InProcessRanker({reward.name: scorer(reward.name) for reward in spec.rewards}, spec.rewards, threads=1)
-    events: list[dict[str, Any]] = []
-    began = time.process_time()
-    with tempfile.TemporaryDirectory() as folder:
-        work = Path(folder)
-        session.run(
-            spec, job_id="bench", workdir=work, rank=rank, control=lambda: "run",
-            on_event=lambda kind, data: events.append({"type": kind, **data}),
-        )  # fmt: skip
-        scored = {step: evaluate.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+    return {"shapes": of(Shapes()), "colourfulness": of(Colourfulness())}
+
+
+def base_evaluation(target: Path, *, tuning: bool) -> str:
+    """Evaluate the base once, for all."""
+    from dipole_trainer import evaluate, features, figures, generators
+    from dipole_trainer.inprocess import InProcessRanker
+
+    spec = spec_for("sft", 0, 2, {"lr": 1e-4, "own": {}}, tuning=tuning)
+    generator = generators.build(spec, models_dir=target)
+    phi = features.build(spec.features, generator, models_dir=target)
+    rank = InProcessRanker(scorers(), spec.rewards, threads=1)
+    scored, _ = evaluate.evaluate(spec.evaluation, generator, phi, rank, step=0, job_id="base")
     rank.close()
-    final = next(event for event in reversed(events) if event["type"] == "evaluation")
-    means = {
-        step: {part: evaluate.prompt_means(rows, f"shapes.{part}") for part in ("strict", "graded")}
-        for step, rows in scored.items()
-    }
-    return {
-        "arm": arm, "seed": seed, "cpu_s": time.process_time() - began, "base": means[0], "tuned": means[steps],
-        "tags": [row.tag for row in scored[0]], "diversity_ratio": final["diversity_ratio"],
-        "train": [event["rewards"] for event in events if event["type"] == "step"],
-    }  # fmt: skip
+    return str(evaluate.write(target, 0, scored, figures.summary(scored, None)))
+
+
+def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:
+    """Run all, telling each as it ends."""
+    results = []
+    with ProcessPoolExecutor(processes) as pool:
+        for future in as_completed([pool.submit(run, *task) for task in tasks]):
+            results.append(last := future.result())
+            strict = last["tuned"]["shapes.strict"]
+            print(f"{last['arm']:8} seed {last['seed']:4} lr {last['chosen']['lr']:.0e} {last['chosen']['own']!s:32} "
+                  f"strict {sum(strict) / len(strict):.3f} diversity x{last['diversity_ratio']:.2f} "
+                  f"{last['cpu_s']:.0f} CPU s", flush=True)  # fmt: skip
+    return results
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------
 
 
 def interval(differences: Any, draws: int = 4000) -> tuple[float, float, float]:
@@ -97,89 +176,140 @@ def interval(differences: Any, draws: int = 4000) -> tuple[float, float, float]:
 
 
 def report(results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per arm: each score, its difference to the base and DrPO's lead over it with intervals, and macro averages."""
     import numpy as np
 
-    by_arm = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in ARMS}
-    table: dict[str, Any] = {}
-    for part in ("strict", "graded"):
-        tuned = {arm: np.array([r["tuned"][part] for r in rows]) for arm, rows in by_arm.items() if rows}
-        base = np.array([r["base"][part] for r in results if r["arm"] == results[0]["arm"]])
-        table[part] = {"base": float(base.mean()), **{arm: float(values.mean()) for arm, values in tuned.items()}}
-        table[part] |= {f"{arm}_by_seed": values.mean(1).round(4).tolist() for arm, values in tuned.items()}
-        for arm, values in tuned.items():
-            table[part][f"{arm} - base"] = interval(values - base[:1])
-        if len(tuned) == 2:
-            table[part]["drpo - random"] = interval(tuned["drpo"] - tuned["random"])
-            table[part]["ratio drpo / random"] = table[part]["drpo"] / max(table[part]["random"], 1e-9)
-    if len(tuned) == 2:  # strict, as the last of the loop above is graded
-        table |= _by_category(by_arm)
-    table["diversity_ratio"] = {
-        arm: float(np.mean([r["diversity_ratio"] for r in rows])) for arm, rows in by_arm.items() if rows
-    }
-    table["cpu_s_per_run"] = float(np.mean([r["cpu_s"] for r in results]))
+    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in results)]
+    runs = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
+    table: dict[str, Any] = {"base": {name: float(np.nanmean(v)) for name, v in results[0]["base"].items()}}
+    for arm in arms:
+        table[arm] = {name: float(np.mean([r[name] for r in runs[arm]])) for name in ("diversity_ratio", "cpu_s")}
+        table[arm]["chosen"] = runs[arm][0]["chosen"]
+        for name in results[0]["base"]:
+            tuned = np.array([r["tuned"][name] for r in runs[arm]])
+            base = np.array([r["base"][name] for r in runs[arm]])
+            entry = {"mean": float(tuned.mean()), "by_seed": tuned.mean(1).round(4).tolist(),
+                     "minus base": interval(tuned - base)}  # fmt: skip
+            if arm != "drpo" and "drpo" in runs and len(runs["drpo"]) == len(runs[arm]):
+                ahead = np.array([r["tuned"][name] for r in runs["drpo"]])
+                entry["drpo minus this"] = interval(ahead - tuned)
+                entry["drpo minus this, over seeds"] = _student(ahead.mean(1) - tuned.mean(1))
+                entry["ratio drpo / this"] = float(ahead.mean() / max(tuned.mean(), 1e-9))
+            table[arm][name] = entry
+        table[arm]["strict by category"] = by_category = _by_category(runs[arm])
+        table[arm]["macro strict"] = float(np.mean(list(by_category.values())))
+    table["base"]["strict by category"] = _by_category(results[:1], "base")
     return table
 
 
-def _by_category(by_arm: dict[str, list[dict[str, Any]]]) -> dict[str, Any]:
-    """Strict per category and their plain average, and DrPO's lead over the control, ± Student over seeds."""
-    import numpy as np
+def _student(differences: Any) -> tuple[float, float]:
+    """Mean of one value a seed, and half the width of Student's 95 % interval."""
     from scipy import stats
 
-    tags = by_arm["drpo"][0]["tags"]
-    strict = {arm: np.array([run["tuned"]["strict"] for run in runs]) for arm, runs in by_arm.items()}
-    strict["base"] = np.array([by_arm["drpo"][0]["base"]["strict"]])
-    table: dict[str, Any] = {}
-    macro: dict[str, list[Any]] = {arm: [] for arm in strict}
-    for tag in sorted(set(tags)):
-        rows = [index for index, each in enumerate(tags) if each == tag]
-        by_seed = {arm: values[:, rows].mean(1) for arm, values in strict.items()}
-        table[tag] = {"prompts": len(rows), **{arm: round(float(values.mean()), 4) for arm, values in by_seed.items()}}
-        for arm, values in by_seed.items():
-            macro[arm].append(values)
-    average = {arm: np.mean(values, axis=0) for arm, values in macro.items()}
-    pooled, lead = strict["drpo"].mean(1) - strict["random"].mean(1), average["drpo"] - average["random"]
-    quantile = stats.t.ppf(0.975, len(lead) - 1)
-    over_seeds = {
-        name: [float(values.mean()), float(quantile * values.std(ddof=1) / len(values) ** 0.5)]
-        for name, values in (("strict", pooled), ("macro", lead))
-    }
-    return {
-        "by_category": table,
-        "macro": {arm: float(values.mean()) for arm, values in average.items()},
-        "drpo - random, ± over seeds": over_seeds,
-    }
+    if len(differences) < 2:
+        return float(differences.mean()), float("nan")
+    half = stats.t.ppf(0.975, len(differences) - 1) * differences.std(ddof=1) / len(differences) ** 0.5
+    return float(differences.mean()), float(half)
+
+
+def _by_category(runs: list[dict[str, Any]], which: str = "tuned") -> dict[str, float]:
+    import numpy as np
+
+    tags = np.array(runs[0]["tags"])
+    strict = np.array([r[which]["shapes.strict"] for r in runs])
+    return {tag: round(float(strict[:, tags == tag].mean()), 4) for tag in sorted(set(tags))}
+
+
+def plot(table: dict[str, Any], target: Path) -> None:
+    """Bars of the strict score by arm, with the interval of the gain over the base, and each seed as a dot."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    names = {
+        "drpo": "DrPO", "random": "random\nranking", "dpo": "DPO", "grpo": "GRPO", "pso": "PSO", "sft": "best-of-K",
+        "drpo-1": "DrPO,\n1 stale", "drpo-2": "DrPO,\n2 stale",
+    }  # fmt: skip
+    arms = [arm for arm in ARMS if arm in table]
+    base = table["base"]["shapes.strict"]
+    figure, axis = pyplot.subplots(figsize=(8.6, 3.6), constrained_layout=True)
+    for x, arm in enumerate(arms):
+        entry = table[arm]["shapes.strict"]
+        mean, low, high = entry["minus base"]
+        colour = "#1b7f5c" if arm.startswith("drpo") else "#8a93a6"
+        axis.bar(x, entry["mean"], color=colour, alpha=0.85 if "-" not in arm else 0.45)
+        axis.errorbar(x, base + mean, yerr=[[mean - low], [high - mean]], color="black", capsize=4, lw=1.2)
+        axis.plot([x] * len(entry["by_seed"]), entry["by_seed"], ".", color="black", ms=3, alpha=0.5)
+        axis.text(x, 0.03, f"{entry['mean']:.2f}", ha="center", color="white", fontweight="bold")
+    axis.axhline(base, color="black", lw=1, ls="--")
+    axis.text(len(arms) - 0.4, base, " base", va="center")
+    axis.set_xticks(range(len(arms)), [names[arm] for arm in arms])
+    axis.set_ylabel("held-out prompts strictly right")
+    axis.set_xlim(-0.6, len(arms) + 0.1)
+    axis.spines[["top", "right"]].set_visible(False)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
+
+
+def tell(table: dict[str, Any]) -> None:
+    print(f"\n{'arm':8} {'strict':>7} {'macro':>6} {'minus base, 95 %':>26} {'DrPO minus this, 95 %':>26} {'ratio':>6} "
+          f"{'colourf.':>9} {'diversity':>9}")  # fmt: skip
+    for arm in ("base", *(arm for arm in ARMS if arm in table)):
+        if arm == "base":
+            print(f"{arm:8} {table[arm]['shapes.strict']:7.3f} {'':67} {table[arm]['colourfulness']:9.3f}")
+            continue
+        strict = table[arm]["shapes.strict"]
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*strict["minus base"])
+        lead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*strict["drpo minus this"]) if "drpo minus this" in strict else ""
+        ratio = f"{strict['ratio drpo / this']:.2f}" if lead else ""
+        print(f"{arm:8} {strict['mean']:7.3f} {table[arm]['macro strict']:6.3f} {gain:>26} {lead:>26} {ratio:>6} "
+              f"{table[arm]['colourfulness']['mean']:9.3f} {table[arm]['diversity_ratio']:9.2f}")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tune", action="store_true", help="choose each method's settings; writes them down")
     parser.add_argument("--steps", type=int, default=60)
     parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--arms", default="drpo,random")
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time")
-    parser.add_argument("--threads", type=int, default=1, help="torch threads of each run")
-    parser.add_argument("--set", default="{}", help="JSON laid over the job, to try settings")
+    parser.add_argument("--arms", default=",".join(ARMS))
+    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
     parser.add_argument("--json", type=Path)
-    arguments = parser.parse_args()
-    tasks = [(arm, seed) for seed in range(arguments.seeds) for arm in arguments.arms.split(",")]
-    overrides = json.loads(arguments.set)
-    with ProcessPoolExecutor(min(arguments.processes, len(tasks))) as pool:
-        futures = [pool.submit(run, arm, seed, arguments.steps, arguments.threads, overrides) for arm, seed in tasks]
-        results = []
-        for future in futures:
-            results.append(future.result())
-            last = results[-1]
-            means = " ".join(
-                f"{part} {sum(last['tuned'][part]) / len(last['tuned'][part]):.3f}" for part in ("strict", "graded")
-            )
-            rest = f"diversity x{last['diversity_ratio']:.2f} {last['cpu_s']:.0f} CPU s"
-            print(f"{last['arm']:8} seed {last['seed']} {means} {rest}", flush=True)
+    parser.add_argument("--plot", type=Path)
+    args = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        base = base_evaluation(Path(folder), tuning=args.tune)
+        if args.tune:
+            kinds = [arm for arm in args.arms.split(",") if arm in TUNED]
+            tasks = [(kind, TUNING_SEED, args.steps, trial, base, True) for kind in kinds for trial in TRIALS[kind]]
+            return choose(everything(tasks, args.processes))
+        chosen = json.loads(SETTINGS.read_text())["chosen"]
+        tasks = [
+            (arm, seed, args.steps, chosen["drpo" if method_of(arm)[0] == "random" else method_of(arm)[0]], base, False)
+            for seed in range(args.seeds)
+            for arm in args.arms.split(",")
+        ]
+        results = everything(tasks, args.processes)
     table = report(results)
-    print(json.dumps(table, indent=1))
-    if arguments.json:
-        arguments.json.parent.mkdir(parents=True, exist_ok=True)
-        arguments.json.write_text(json.dumps({"steps": arguments.steps, "set": overrides, **table, "runs": results}))
-    if not math.isfinite(table["strict"]["base"]):
-        raise SystemExit("the base has no scores")
+    tell(table)
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        args.json.write_text(json.dumps({"steps": args.steps, "table": table, "runs": results}))
+    if args.plot:
+        plot(table, args.plot)
+
+
+def choose(results: list[dict[str, Any]]) -> None:
+    """The best trial of each method by the strict score, written down beside all the others."""
+    known = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {"chosen": {}, "trials": {}}
+    for kind in {r["arm"] for r in results}:
+        mine = [r for r in results if r["arm"] == kind]
+        scored = [(sum(r["tuned"]["shapes.strict"]) / len(r["tuned"]["shapes.strict"]), r["chosen"]) for r in mine]
+        scored.sort(key=lambda each: -each[0])
+        known["chosen"][kind] = scored[0][1]
+        known["trials"][kind] = [{"strict": round(value, 4), **chosen} for value, chosen in scored]
+    SETTINGS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    print(f"written: {SETTINGS}")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,30 @@
-"""One group's update: ours against the plain loop as published. Same seeds, same gradient; time and peak memory.
+"""One group's update, ours against the plain loop as published: same seeds, same gradient; time and peak memory.
 
-    python benchmarks/step.py                                 tiny-turbo, K 8 to 64, chunks of 4, 8 and 16
+    python benchmarks/step.py                                      small, K 8 to 64
     python benchmarks/step.py --candidates 24 --chunk 8 --repeats 5 --json out/step.json
-    python benchmarks/step.py --size sd-turbo --device cuda   random weights of SD 2.1's shapes
+    python benchmarks/step.py --size sd-turbo --device cuda --precision bf16      random weights of the real shapes
+    python benchmarks/step.py --size tiny                          the tiny world's own networks and features
 
-Both draw K images of one prompt, decode them for the reward (which is not part of this: the order is given), and end
-with the gradient of DrPO's loss in the adapter's parameters.
+Both draw K images of one prompt, decode them for the reward (whose own time is not part of this: the order is given),
+and end with the gradient of DrPO's loss in the adapter's parameters. Features are the latent MAE's.
 
-The plain loop, METHOD's "what the published loop wastes": the prompt is encoded K times; the frozen base is a copy of
-the U-Net; G's K outputs and φ of them are in one graph; the anchors are encoded again from their samples: positives,
-negatives, the base's samples and the samples themselves. Where φ reads latents (`--features latent`), encoding again
-is φ on the gathered latents; where it reads pixels (`--features pixel`), it is the VAE's decoder and then φ.
+The plain loop, as published: the prompt is encoded K times; the frozen base is a copy of the U-Net; G's K samples and φ
+of them are in one graph; positives and negatives are decoded, and encoded by the VAE again; φ is taken of anchors,
+samples and the base's samples apart.
 
-Ours, as dipole_trainer.loop does it: the prompt is encoded once; all K are drawn without a graph; features are taken
-once and anchors gathered from them; the base is the same network with its adapter off; goals are found without a graph;
-then G and φ run again with a graph. Every pass takes `chunk` samples at a time. That is one forward pass of G more than
-the plain loop has, for memory that grows with K only by the samples, their features and the K×K affinities.
+Ours, as dipole_trainer.rollout does it: the prompt is encoded once and kept; K samples are drawn without a graph;
+features are taken once, anchors gathered from them; the base is the same network with its adapter off; the loss's
+cotangents are taken without a graph of G; then G and φ run again with a graph. Every pass takes `chunk` samples at a
+time, and the VAE is channels-last. That is one pass of G more than the plain loop has.
 
-With one chunk of all K the gradients must agree to 1e-4 (pixel features: see SAME). Smaller batches round φ differently
-in float32, which narrow radii magnify; the table shows by how much. In float64 any chunk agrees to 1e-8:
-tests/trainer/test_loop.py.
+With one chunk of all K the gradients must agree to 1e-4 in float32. Chunks round φ differently, which the published
+narrow radii magnify; the table shows by how much, and in float64 it is nought (tests/trainer/test_update.py). So that
+the two can agree at all, the plain loop's anchors pass through the VAE for their cost alone, and φ is of the latents:
+an autoencoder with random weights gives back another image.
 
-Peak memory is that of tensors alive at once, beyond what is there before the update (weights, of which the plain loop
-has the U-Net twice, are shown apart): counted per storage on the CPU, by the allocator on CUDA.
+`time` is ours over plain. `without` leaves out what both do for the reward, decoding K images. Peak memory is that of
+tensors alive at once beyond what was there before (the weights, of which the plain loop has the U-Net twice): counted
+per storage on the CPU, by the allocator on CUDA.
 """
 
 from __future__ import annotations
@@ -36,181 +38,147 @@ import sys
 import time
 import weakref
 from collections.abc import Callable
-from functools import partial
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
+import shapes
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
-from dipole_trainer import chunks
-from dipole_trainer import features as feature_spaces
+from dipole_trainer import features, generators
+from dipole_trainer.chunks import Chunks
 from dipole_trainer.drift import drift_loss
-from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
-from dipole_trainer.methods import drpo
+from dipole_trainer.generators import autoencoder
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.ordering import Order
+from dipole_trainer.rollout import Rollout
 from dipole_trainer.selection import Selection
-from dipole_trainer.spec import DrpoSpec, LoraSpec
+from dipole_trainer.spec import PromptSpec, TrainSpec
 
-PROMPT = "a red circle"
-# Bounds of the gradients' relative difference in float32. Pixel anchors are decoded again, in other batch sizes, so
-# that even a sample's distance to its own copy is rounded differently; narrow radii magnify it (1e-15 in float64).
-SAME = {"latent": 1e-4, "pixel": 2e-2}
-NEAR = 2e-2  # for batches cut into chunks
-NEEDED_GIB = {"tiny": 1, "sd-turbo": 24, "sdxl": 48}
-Features = Callable[[Tensor], dict[str, Tensor]]
+PROMPT = PromptSpec(prompt="a red circle")
+SAME = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2}  # bounds of the gradients' relative difference, all K in one chunk
+NEAR = {"fp32": 2e-2, "bf16": 1e-1, "fp16": 1e-1}  # and in chunks
+NEEDED_GIB = {"tiny": 1, "small": 2, "sd-turbo": 40, "sdxl-turbo": 60}
 
 
-# ---- what is updated ------------------------------------------------------------------------------------------------
+def spec_for(args: argparse.Namespace, candidates: int, chunk: int) -> TrainSpec:
+    return TrainSpec.model_validate({
+        "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": candidates, "prompts_per_step": 1,
+        "chunk_size": chunk, "precision": args.precision,
+        "method": {"drpo": {"positives": min(8, candidates // 2), "negatives": min(8, candidates // 2)}},
+    })  # fmt: skip
 
 
-def build(size: str, device: str) -> OneStepGenerator:
-    """The generator: the shipped one, or one of published shapes with random weights. Its adapter is disturbed."""
-    torch.manual_seed(0)
-    lora = LoraSpec()
-    if size == "tiny":
-        generator = OneStepGenerator.load(TINY_TURBO, lora, device=device)
-    else:
-        generator = OneStepGenerator(random_pipeline(size), lora, device=device)
-    with torch.no_grad():  # a fresh adapter changes nothing, and half of its gradient is zero
-        for parameter in generator.parameters():
-            parameter.add_(torch.randn(parameter.shape).to(device) * 0.02)
-    return generator
-
-
-def random_pipeline(size: str) -> Any:
-    """SD 2.1's networks, or SDXL's U-Net without its added conditions (our generator gives none) and its VAE."""
-    from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
-
-    sd = {
-        "sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "attention_head_dim": (5, 10, 20, 20),
-        "cross_attention_dim": 1024, "use_linear_projection": True,
-    }  # fmt: skip
-    sdxl = {
-        "sample_size": 64, "block_out_channels": (320, 640, 1280), "attention_head_dim": (5, 10, 20),
-        "cross_attention_dim": 2048, "use_linear_projection": True, "transformer_layers_per_block": (1, 2, 10),
-        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
-        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-    }  # fmt: skip
-    shape: dict[str, Any] = {"sd-turbo": sd, "sdxl": sdxl}[size]
-    vae = AutoencoderKL(  # type: ignore[no-untyped-call]
-        block_out_channels=(128, 256, 512, 512), down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4, layers_per_block=2, latent_channels=4, sample_size=512,
-    )  # fmt: skip
-    tokenizer = CLIPTokenizer.from_pretrained(str(TINY_TURBO / "tokenizer"))
-    width = shape["cross_attention_dim"]
-    text = CLIPTextConfig(
-        vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width, num_hidden_layers=23,
-        num_attention_heads=width // 64, max_position_embeddings=77, hidden_act="gelu",
-    )  # fmt: skip
-    scheduler = EulerDiscreteScheduler(  # type: ignore[no-untyped-call]
-        beta_schedule="scaled_linear", beta_start=0.00085, beta_end=0.012, timestep_spacing="trailing"
-    )
-    unet = UNet2DConditionModel(**shape)  # type: ignore[no-untyped-call]
-    parts: dict[str, Any] = {"unet": unet, "vae": vae, "text_encoder": CLIPTextModel(text)}
-    return SimpleNamespace(
-        **parts, scheduler=scheduler, tokenizer=tokenizer, to=lambda device: [m.to(device) for m in parts.values()]
-    )
-
-
-class PixelFeatures:
-    """φ on decoded pixels, 16×16 of them: the decoder is the dear part of any such φ."""
-
-    def __init__(self, generator: OneStepGenerator) -> None:
-        self.vae = generator.vae
-
-    def __call__(self, latents: Tensor) -> dict[str, Tensor]:
-        pixels = self.vae.decode(latents / self.vae.config.scaling_factor, return_dict=False)[0]
-        return {"layout": nn.functional.adaptive_avg_pool2d(pixels, 16).flatten(1)[:, None]}
-
-
-def build_features(kind: str, size: str, generator: OneStepGenerator) -> Features:
-    if kind == "pixel":
-        return PixelFeatures(generator)
-    found = feature_spaces.build("tiny" if size == "tiny" else "latents", "")
-    if size == "tiny":
-        found.encoder.to(generator.device)  # type: ignore[attr-defined]
-    return found
+def build(args: argparse.Namespace) -> tuple[OneStepGenerator, Any]:
+    """The generator, its adapter disturbed, and φ."""
+    spec = spec_for(args, 8, 8)
+    if args.size == "tiny":
+        generator = generators.build(spec, models_dir=Path(), device=args.device)
+        shapes.disturb(generator)
+        return generator, features.build(spec.features, generator, models_dir=Path())
+    return shapes.generator(args.size, spec, args.device), shapes.latent_mae(args.size, args.device)
 
 
 # ---- the two updates ------------------------------------------------------------------------------------------------
 
 
+class Stages:
+    """Seconds by stage."""
+
+    def __init__(self, cuda: bool) -> None:
+        self.seconds: dict[str, float] = {}
+        self._cuda = cuda
+
+    @contextmanager
+    def of(self, name: str) -> Any:
+        began = time.perf_counter()
+        yield
+        if self._cuda:
+            torch.cuda.synchronize()
+        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
 class Plain:
     """The published loop's update; see the module's docstring."""
 
-    def __init__(self, generator: OneStepGenerator, phi: Features, spec: DrpoSpec) -> None:
-        self.generator, self.phi, self.spec = generator, phi, spec
+    def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec) -> None:
+        self.generator, self.phi, self.spec = generator, phi, spec.method.settings
         self.reference = copy.deepcopy(generator.unet)
         self.reference.disable_adapters()
+        self.vae = copy.deepcopy(generator.vae).to(memory_format=torch.contiguous_format)
 
-    def __call__(self, noise: Tensor, chosen: Selection) -> list[Tensor]:
-        x = self._draw(self.generator.unet, noise)
-        with torch.no_grad():
+    def __call__(self, noise: Tensor, seeds: list[int], chosen: Selection, stages: Stages) -> list[Tensor]:
+        rows = {"best": list(chosen.positives), "worst": list(chosen.negatives)}
+        with stages.of("draw"):
+            x = self._draw(self.generator.unet, noise)
+        with stages.of("reference"), torch.no_grad():
             x_ref = self._draw(self.reference, noise)
-        self.generator.decode(x.detach())  # for the reward
-        anchors = {
-            "best": x[list(chosen.positives)], "worst": x[list(chosen.negatives)], "base": x_ref, "own": x,
-        }  # fmt: skip
-        with torch.no_grad():
-            encoded = {name: self.phi(latents.detach()) for name, latents in anchors.items()}
-        losses = []
-        for key, value in self.phi(x).items():
-            flat = value.flatten(0, 1)[None]
-            best, worst, base, own = (encoded[name][key].flatten(0, 1)[None] for name in anchors)
-            spec = self.spec
-            preference = drift_loss(
-                flat, best, worst, positive_weight=spec.positive_weight, negative_weight=spec.negative_weight,
-                radii=spec.radii, kernel=spec.kernel,
-            )  # fmt: skip
-            reference = drift_loss(
-                flat, base, own, positive_weight=spec.ref_positive_weight, negative_weight=spec.ref_negative_weight,
-                radii=spec.radii, kernel=spec.kernel, mask_negative_self=True,
-            )  # fmt: skip
-            losses.append(preference.loss.mean() + spec.ref_lambda * reference.loss.mean())
-        return list(torch.autograd.grad(torch.stack(losses).mean(), self.generator.parameters()))
+        with stages.of("decode for the reward"), torch.no_grad():
+            for part in x.detach().split(4):
+                autoencoder.decode(self.vae, part)
+        with stages.of("anchors again"), torch.no_grad():
+            for part in x.detach()[rows["best"] + rows["worst"]].split(4):
+                autoencoder.encode(self.vae, autoencoder.decode(self.vae, part))
+        with stages.of("features"):
+            anchors = {"best": x[rows["best"]], "worst": x[rows["worst"]], "base": x_ref, "own": x}
+            with torch.no_grad():
+                encoded = {name: self._phi(latents.detach()) for name, latents in anchors.items()}
+            own = self._phi(x)
+        with stages.of("backward"):
+            loss = torch.stack([self._loss(key, value, encoded) for key, value in own.items()]).mean()
+            return list(torch.autograd.grad(loss, self.generator.parameters()))
+
+    def _phi(self, x: Tensor) -> dict[str, Tensor]:
+        found: dict[str, Tensor] = self.phi(x, prompt=PROMPT.prompt, seeds=[0] * len(x))
+        return found
+
+    def _loss(self, key: str, value: Tensor, encoded: dict[str, dict[str, Tensor]]) -> Tensor:
+        flat = value.flatten(0, 1)[None]
+        best, worst, base, own = (encoded[name][key].flatten(0, 1)[None] for name in ("best", "worst", "base", "own"))
+        spec = self.spec
+        preference = drift_loss(
+            flat, best, worst, positive_weight=spec.positive_weight, negative_weight=spec.negative_weight,
+            radii=spec.radii, kernel=spec.kernel,
+        )  # fmt: skip
+        reference = drift_loss(
+            flat, base, own, positive_weight=spec.ref_positive_weight, negative_weight=spec.ref_negative_weight,
+            radii=spec.radii, kernel=spec.kernel, mask_negative_self=True,
+        )  # fmt: skip
+        return preference.loss.mean() + spec.ref_lambda * reference.loss.mean()
 
     def _draw(self, unet: nn.Module, noise: Tensor) -> Tensor:
-        """G as OneStepGenerator calls it, with a U-Net of one's own and the prompt encoded for every sample."""
+        """G with a U-Net of one's own, and the prompt encoded for every sample."""
         g = self.generator
         with torch.no_grad():
-            ids = g._tokenizer(
-                [PROMPT] * len(noise), padding="max_length", max_length=g._tokenizer.model_max_length,
-                truncation=True, return_tensors="pt",
-            ).input_ids  # fmt: skip
-            states = g._text_encoder(ids.to(g.device)).last_hidden_state
-        g.scheduler.set_timesteps(1, device=g.device)
-        timestep = g.scheduler.timesteps[0]
-        sample = noise * g.scheduler.init_noise_sigma
-        output = unet(
-            g.scheduler.scale_model_input(sample, timestep), timestep, encoder_hidden_states=states, return_dict=False
-        )[0]
-        stepped: Tensor = g.scheduler.step(output, timestep, sample, return_dict=False)[0]
-        return stepped
+            g.pipeline.encode_prompt([PROMPT.prompt] * len(noise), g.device, 1, False)
+        before, g._trained.network = g._trained.network, unet
+        try:
+            return g(noise, PROMPT.prompt)
+        finally:
+            g._trained.network = before
 
 
 class Ours:
-    """The loop's update in chunks of `chunk` samples."""
+    """The loop's update."""
 
-    def __init__(self, generator: OneStepGenerator, phi: Features, spec: DrpoSpec, chunk: int) -> None:
-        self.generator, self.phi, self.spec, self.chunk = generator, phi, spec, chunk
+    def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec) -> None:
+        self.rollout = Rollout(spec, generator, phi, Chunks(spec.chunk_size))
 
-    def __call__(self, noise: Tensor, chosen: Selection) -> list[Tensor]:
-        with torch.no_grad():
-            x = chunks.mapped(partial(self.generator, prompt=PROMPT), noise, self.chunk)
-            for rows in chunks.slices(len(x), self.chunk):
-                self.generator.decode(x[rows])  # for the reward
-            x_ref = chunks.mapped(partial(self.generator.reference, prompt=PROMPT), noise, self.chunk)
-            phi, phi_ref = (chunks.featured(self.phi, latents, self.chunk) for latents in (x, x_ref))
-            goals = drpo.goals(phi, phi_ref, chosen, self.spec)
-        return goals.gradient(
-            lambda rows: self.phi(self.generator(noise[rows], PROMPT)),
-            self.generator.parameters(),
-            chunks.slices(len(noise), self.chunk),
-        )
+    def __call__(self, noise: Tensor, seeds: list[int], chosen: Selection, stages: Stages) -> list[Tensor]:
+        with stages.of("draw"):
+            drawn = self.rollout.draw(0, 0, PROMPT)
+        with stages.of("decode for the reward"):
+            self.rollout.images(drawn.ranked)
+        with stages.of("reference and features"):
+            self.rollout.prepare(drawn)
+        with stages.of("backward"):
+            _, found = self.rollout.gradient(drawn, Order(np.zeros(len(noise)), chosen), fresh=True)
+        assert found is not None
+        return found
 
 
 # ---- measuring ------------------------------------------------------------------------------------------------------
@@ -255,31 +223,32 @@ class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.alive -= size
 
 
-def measure(
-    update: Callable[[Tensor, Selection], list[Tensor]], noise: Tensor, chosen: Selection, repeats: int
-) -> tuple[list[Tensor], float, int]:
-    """(gradient, median seconds, peak bytes)."""
+Update = Callable[[Tensor, list[int], Selection, Stages], list[Tensor]]
+
+
+def peak_of(update: Update, noise: Tensor, seeds: list[int], chosen: Selection) -> tuple[list[Tensor], int]:
+    """(gradient, peak bytes)."""
     cuda = noise.is_cuda
     if cuda:
-        gradient = update(noise, chosen)
-        del gradient
         torch.cuda.synchronize()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        gradient = update(noise, chosen)
-        peak = torch.cuda.max_memory_allocated() - before
-    else:
-        with PeakBytes() as counter:
-            gradient = update(noise, chosen)
-        peak = counter.peak
-    times = []
+    with nullcontext() if cuda else PeakBytes() as counter:
+        gradient = update(noise, seeds, chosen, Stages(cuda))
+    peak = torch.cuda.max_memory_allocated() - before if cuda else counter.peak
+    return [each.cpu() for each in gradient], peak
+
+
+def times_of(updates: dict[str, Update], noise: Tensor, seeds: list[int], chosen: Selection, repeats: int) -> Any:
+    """{name: [stages of each repeat]}, taken turn about so that what else the machine does hits all alike."""
+    taken: dict[str, list[dict[str, float]]] = {name: [] for name in updates}
     for _ in range(repeats):
-        began = time.perf_counter()
-        update(noise, chosen)
-        if cuda:
-            torch.cuda.synchronize()
-        times.append(time.perf_counter() - began)
-    return gradient, statistics.median(times), peak
+        for name, update in updates.items():
+            stages = Stages(noise.is_cuda)
+            update(noise, seeds, chosen, stages)
+            taken[name].append(stages.seconds)
+    return taken
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:
@@ -289,42 +258,63 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    generator = build(args.size, args.device)
-    phi = build_features(args.features, args.size, generator)
+    generator, phi = build(args)
     weights = sum(p.numel() * p.element_size() for p in generator.unet.parameters())
-    print(f"{args.size}, {args.features} features, {args.device}, float32, {torch.get_num_threads()} threads; "
+    print(f"{args.size}, {args.device}, {args.precision}, {torch.get_num_threads()} threads; "
           f"the plain loop's second U-Net is {weights / 2**20:.1f} MiB, not counted below")  # fmt: skip
-    print(f"{'K':>4} {'chunk':>6} {'plain s':>9} {'ours s':>9} {'time':>7} {'plain MiB':>10} {'ours MiB':>9} "
-          f"{'memory':>7} {'gradient difference':>20}")  # fmt: skip
+    print(f"{'K':>4} {'chunk':>6} {'plain s':>9} {'ours s':>9} {'time':>7} {'without':>8} {'plain MiB':>10} "
+          f"{'ours MiB':>9} {'memory':>7} {'gradient difference':>20}")  # fmt: skip
     rows = []
     for k in args.candidates:
-        spec = DrpoSpec(positives=min(8, k // 2), negatives=min(8, k // 2))
-        noise = generator.noise(range(k))
+        plain = Plain(generator, phi, spec_for(args, k, k))
+        ours = {chunk: Ours(generator, phi, spec_for(args, k, chunk)) for chunk in args.chunk}
+        drawn = ours[args.chunk[0]].rollout.draw(0, 0, PROMPT)
+        noise, seeds = drawn.noise, list(drawn.seeds)
         order = torch.randperm(k, generator=torch.Generator().manual_seed(k)).tolist()
-        chosen = Selection(tuple(order[: spec.positives]), tuple(order[-spec.negatives :]))
-        plain = Plain(generator, phi, spec)
-        expected, plain_s, plain_peak = measure(plain, noise, chosen, args.repeats)
-        del plain
-        whole = difference(expected, Ours(generator, phi, spec, k)(noise, chosen))
-        assert whole < SAME[args.features], f"the two updates have different gradients: {whole:.1e} at K = {k}"
-        for chunk in [size for size in args.chunk if size <= k]:
-            gradient, seconds, peak = measure(Ours(generator, phi, spec, chunk), noise, chosen, args.repeats)
-            row = {
-                "candidates": k, "chunk": chunk, "plain_s": plain_s, "ours_s": seconds, "time_ratio": seconds / plain_s,
-                "plain_bytes": plain_peak, "ours_bytes": peak, "memory_ratio": peak / plain_peak,
-                "gradient_difference": difference(expected, gradient), "gradient_difference_whole": whole,
-            }  # fmt: skip
+        sides = min(8, k // 2)
+        chosen = Selection(tuple(order[:sides]), tuple(order[-sides:]))
+        expected, plain_peak = peak_of(plain, noise, seeds, chosen)
+        in_one = Ours(generator, phi, spec_for(args, k, k))(noise, seeds, chosen, Stages(noise.is_cuda))
+        whole = difference(expected, [each.cpu() for each in in_one])
+        assert whole < SAME[args.precision], f"the two updates have different gradients: {whole:.1e} at K = {k}"
+        del in_one
+        found = {chunk: peak_of(update, noise, seeds, chosen) for chunk, update in ours.items()}
+        taken = times_of({"plain": plain, **ours}, noise, seeds, chosen, args.repeats)
+        for chunk in args.chunk:
+            row = row_of(k, chunk, taken["plain"], taken[chunk], plain_peak, found[chunk][1])
+            row["gradient_difference_whole"] = whole
+            row["gradient_difference"] = difference(expected, found[chunk][0])
             rows.append(row)
             tell(row)
-            assert row["gradient_difference"] < NEAR, "chunks change the gradient"
+            assert row["gradient_difference"] < NEAR[args.precision], "chunks change the gradient"
+        del plain
     return rows
+
+
+def row_of(k: int, chunk: int, plain: Any, ours: Any, plain_peak: int, peak: int) -> dict[str, Any]:
+    """Medians, and their ratios."""
+    whole = [statistics.median(sum(each.values()) for each in taken) for taken in (plain, ours)]
+    reward = "decode for the reward"
+    without = [
+        statistics.median(sum(s for name, s in each.items() if name != reward) for each in taken)
+        for taken in (plain, ours)
+    ]
+    return {
+        "candidates": k, "chunk": chunk, "plain_s": whole[0], "ours_s": whole[1], "time_ratio": whole[1] / whole[0],
+        "speedup": whole[0] / whole[1], "without_reward_decode_ratio": without[1] / without[0],
+        "plain_bytes": plain_peak, "ours_bytes": peak, "memory_ratio": peak / plain_peak,
+        "stages": {who: {name: statistics.median(each[name] for each in taken) for name in taken[0]}
+                   for who, taken in (("plain", plain), ("ours", ours))},
+    }  # fmt: skip
 
 
 def tell(row: dict[str, Any]) -> None:
     mib = {who: row[f"{who}_bytes"] / 2**20 for who in ("plain", "ours")}
     print(f"{row['candidates']:4} {row['chunk']:6} {row['plain_s']:9.3f} {row['ours_s']:9.3f} {row['time_ratio']:7.2f} "
-          f"{mib['plain']:10.1f} {mib['ours']:9.1f} {row['memory_ratio']:7.2f} {row['gradient_difference']:20.1e}",
-          flush=True)  # fmt: skip
+          f"{row['without_reward_decode_ratio']:8.2f} {mib['plain']:10.1f} {mib['ours']:9.1f} "
+          f"{row['memory_ratio']:7.2f} {row['gradient_difference']:20.1e}")  # fmt: skip
+    for who, stages in row["stages"].items():
+        print(f"{'':11} {who}: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items()), flush=True)
 
 
 def require_memory(size: str, device: str) -> None:
@@ -340,10 +330,10 @@ def require_memory(size: str, device: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(NEEDED_GIB), default="tiny")
-    parser.add_argument("--features", choices=("latent", "pixel"), default="latent")
+    parser.add_argument("--size", choices=tuple(NEEDED_GIB), default="small")
+    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
     parser.add_argument("--candidates", type=int, nargs="+", default=[8, 16, 24, 32, 64])
-    parser.add_argument("--chunk", type=int, nargs="+", default=[4, 8, 16])
+    parser.add_argument("--chunk", type=int, nargs="+", default=[8])
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--force", action="store_true", help="skip the look at free memory")

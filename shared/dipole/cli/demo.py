@@ -21,7 +21,7 @@ from rich.table import Table
 from dipole.cli.rest import Api
 from dipole.errors import ConfigurationError, DipoleError, InvalidInput
 from dipole.tiny import pictures
-from dipole.tiny.job import CONTROL, demo_job, demo_prompts
+from dipole.tiny.job import demo_job, demo_prompts
 from dipole.tiny.world import TAGS
 
 REWARDS = ("shapes", "colourfulness")
@@ -67,7 +67,8 @@ def demo(
     out.mkdir(parents=True, exist_ok=True)
     try:
         with _platform(api, out) as url, Api(url, key) as client:
-            job = _create(client, out, demo_job(steps=steps, reward=reward, seed=seed), control)
+            method = "random" if control else "drpo"
+            job = _create(client, out, demo_job(steps=steps, reward=reward, seed=seed, method=method))
             try:
                 _follow(client, job)
             except KeyboardInterrupt:  # or the next demo's worker would take this job up first
@@ -98,7 +99,7 @@ def _platform(api: str | None, out: Path) -> Iterator[str]:
         yield stack.api_url
 
 
-def _create(client: Api, out: Path, job: dict[str, Any], control: bool) -> dict[str, Any]:
+def _create(client: Api, out: Path, job: dict[str, Any]) -> dict[str, Any]:
     files = {}
     for field, held_out in (("training_file", False), ("validation_file", True)):
         path = out / ("prompts-held-out.jsonl" if held_out else "prompts-train.jsonl")
@@ -106,8 +107,6 @@ def _create(client: Api, out: Path, job: dict[str, Any], control: bool) -> dict[
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         files[field] = client.upload(path)["id"]
         console.print(f"Uploaded {len(lines)} prompts as {files[field]} ({path})")
-    if control:
-        job["method"]["drpo"].update(CONTROL)
     created: dict[str, Any] = client.post("/v1/fine_tuning/jobs", {**job, **files})
     names = ", ".join(f"{r['name']} (held out)" if r["weight"] == 0 else r["name"] for r in created["rewards"])
     console.print(f"Created {created['id']}: {job['steps']} updates of {job['model']}, rewards {names}\n")

@@ -7,21 +7,23 @@ from typing import Any
 
 from dipole.tiny.world import prompts
 
-CONTROL = {"shuffle_ranks": True}
 # Attention alone (the published choice) is little in so small a network: its convolutions and feed-forwards take part.
 TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "ff.net.0.proj", "ff.net.2"]
 
 
-def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0) -> dict[str, Any]:
-    """Train `tiny-turbo` for `reward`; the other embedded reward is held out and only watched."""
+def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str = "drpo") -> dict[str, Any]:
+    """Train `tiny-turbo` for `reward`; the other embedded reward is held out and only watched.
+
+    `method` is `drpo`, or `random`, the control: the same on shuffled ranks.
+    """
     watched = {"shapes": "colourfulness", "colourfulness": "shapes"}[reward]
     return {
         "model": "tiny-turbo",
-        "features": "tiny",
+        "features": {"type": "tiny"},
         "rewards": [{"name": reward}, {"name": watched, "weight": 0, "required": False}],
         "method": {
-            "type": "drpo",
-            "drpo": {"positives": 8, "negatives": 8, "radii": [0.2, 0.5, 1.0], "mask_self": True},
+            "type": method,
+            method: {"positives": 8, "negatives": 8, "radii": [0.2, 0.5, 1.0], "mask_self": True},
         },
         "steps": steps,
         "candidates": 16,
