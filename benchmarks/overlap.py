@@ -4,11 +4,11 @@
     python benchmarks/overlap.py --steps 12 --json out/overlap.json
 
 The same training, the loop's own, with a reward that sleeps. First without latency, to learn how long generation (G),
-features and the update (U) of a window take on this machine; then with latencies in units of G + U, for rankings as fresh
-as can be (`max_staleness` 0) and one window old. Idle is the time the loop waited for an answer with nothing else to do,
-over the whole. All of a window is in flight at once, so with work W = G + features + U of P prompts and latency L a step
-takes max(W, G + L + U/P) when nothing may be stale: from L = features + U(P-1)/P on, no order of work can fill the wait.
-One window ahead, the wait is filled up to L = W.
+features and the update (U) of a window take on this machine; then with latencies in units of G + U, for rankings as
+fresh as can be (`max_staleness` 0) and one window old. Idle is the time that the loop waited for an answer with nothing
+else to do, over the whole. All of a window is in flight at once, so with work W = G + features + U of P prompts and
+latency L a step takes max(W, G + L + U/P) when nothing may be stale: from L = features + U(P-1)/P on, no order of work
+can fill the wait. One window ahead, the wait is filled up to L = W.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import argparse
 import json
 import statistics
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ def run(args: argparse.Namespace, latency: float, staleness: int) -> list[dict[s
             on_event=on_event,
         )  # fmt: skip
     rank.close()
-    whole = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    whole = [later - end for end, later in pairwise(ends)]
     return [{**step, "whole": seconds} for step, seconds in zip(steps[2:], whole[1:], strict=True)]
 
 
