@@ -55,14 +55,17 @@ class Models:
 
         Raises InvalidInput for weights that are not here or do not fit, Overloaded where memory does not suffice.
         """
-        for seed in seeds:
-            try:
+        try:
+            for seed in seeds:
                 yield self._image(model, place, prompt, seed)
-                continue
-            except torch.OutOfMemoryError:
-                log.warning("out_of_memory", models=len(self._loaded))
-            self._free()  # not in the except block: its traceback holds tensors
-            raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
+            return
+        except torch.OutOfMemoryError:
+            log.warning("out_of_memory", models=len(self._loaded))
+        finally:
+            for each in self._loaded.values():  # kept for a run's prompts; every order has its own, and they add up
+                each.generator._embed.cache_clear()
+        self._free()  # not in the except block: its traceback holds tensors
+        raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
 
     def _image(self, model: Mapping[str, Any], place: Place | None, prompt: str, seed: int) -> bytes:
         generator = self._ready(model, place)
