@@ -24,8 +24,9 @@ from PIL import Image
 from pyarrow import parquet
 from pydantic import SecretStr
 
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import ApiSettings, load
+from dipole_trainer import parquet as reading
 from dipole_trainer import recorded
 from dipole_trainer.api import create_app, stream
 from dipole_trainer.api.parts import Parts
@@ -873,7 +874,7 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
         (parquet_of(pa.table({**good, "chosen": [picture(), b"GIF89a"]})), "file[2].chosen", 422),
         (parquet_of(pa.table({**good, "chosen": [picture(), None]})), "file[2].chosen", 422),
         (parquet_of(pa.table({**good, "prompt": ["a", ""]})), "file[2]", 422),
-        (parquet_of(pa.table({**good, "prompt": [1, 2]})), "file[1]", 422),
+        (parquet_of(pa.table({**good, "prompt": [1, 2]})), "file[1].prompt", 422),
         (parquet_of(pa.table(good))[:-30], "file", 422),
         (parquet_of(pa.table({name: values[:0] for name, values in good.items()})), "file", 422),
         (b"PAR1" + bytes(40) + b"PAR1", "file", 422),
@@ -889,6 +890,13 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
         assert list((tmp_path / "artifacts").rglob("*.jsonl")) == []
 
     run(tmp_path, test, api_max_file_bytes=2_000_000)
+
+
+def test_a_parquet_reader_that_crashes_is_a_refusal(tmp_path: Path) -> None:
+    """pyarrow ends its process on some damaged files: one that reads for the API, and never the API's own."""
+    reader = [sys.executable, "-c", "import os; print('{}', flush=True); os.abort()"]
+    with pytest.raises(InvalidInput, match="crashed"), reading.lines(tmp_path, field="file", reader=reader) as lines:
+        assert lines.read() == b"{}\n"
 
 
 def test_pairs_and_prompts_do_not_stand_in_for_each_other(tmp_path: Path) -> None:

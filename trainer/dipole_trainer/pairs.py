@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import base64
 import binascii
-import hashlib
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, Final
@@ -63,17 +64,14 @@ def check(source: BinaryIO, target: BinaryIO, *, field: str, max_bytes: int) -> 
     """
     is_parquet = source.read(len(parquet.MAGIC)) == parquet.MAGIC
     source.seek(0)
-    checked = (
-        _from_parquet(source, target, field, max_bytes)
-        if is_parquet
-        else prompts.copy(
-            source,
-            target,
-            lambda number, line: _row(prompts.parse(PairSpec, line, number, field), number, field),
-            field=field,
-            max_line_bytes=MAX_LINE_BYTES,
-        )
-    )
+    if is_parquet:
+        with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
+            shutil.copyfileobj(source, file)
+            file.flush()
+            with parquet.lines(Path(file.name), field=field) as lines:
+                checked = _copy(lines, target, field, max_bytes)
+    else:
+        checked = _copy(source, target, field, max_bytes)
     if checked.lines == 0:
         raise InvalidInput(f"{field} holds no pairs", field=field)
     return checked
@@ -108,23 +106,20 @@ def load(path: Path, start: int) -> list[NDArray[np.uint8]]:
     ]
 
 
-def _from_parquet(source: BinaryIO, target: BinaryIO, field: str, max_bytes: int) -> Checked:
-    digest, size, count = hashlib.sha256(), 0, 0
-    for number, prompt, sides in parquet.rows(source, field=field):
-        for side, data in sides.items():
-            _decoded(data, f"{field}[{number}].{side}")
-        text = {side: base64.b64encode(data).decode() for side, data in sides.items()}
-        row = prompts.parse(PairSpec, {"prompt": prompt, **text}, number, field)
-        line = row.model_dump_json(exclude_none=True).encode() + b"\n"
-        digest.update(line)
-        size += target.write(line)
-        count += 1
-        if size > max_bytes:
-            raise TooLarge(f"the file's images exceed {max_bytes} bytes in base64", field=field)
-    return Checked(bytes=size, lines=count, sha256=digest.hexdigest())
+def _copy(source: BinaryIO, target: BinaryIO, field: str, max_bytes: int) -> Checked:
+    written = 0
+
+    def look(number: int, line: bytes) -> None:
+        nonlocal written
+        written += len(line)
+        if written > max_bytes:
+            raise TooLarge(f"the file exceeds {max_bytes} bytes as JSON lines", field=field)
+        _check(prompts.parse(PairSpec, line, number, field), number, field)
+
+    return prompts.copy(source, target, look, field=field, max_line_bytes=MAX_LINE_BYTES)
 
 
-def _row(row: PairSpec, number: int, field: str) -> None:
+def _check(row: PairSpec, number: int, field: str) -> None:
     for side in ("chosen", "rejected"):
         where = f"{field}[{number}].{side}"
         _decoded(_bytes(getattr(row, side), where), where)

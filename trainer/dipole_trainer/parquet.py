@@ -1,63 +1,115 @@
 """Parquet files of pairs, as Hugging Face's datasets has them: columns `prompt`, `chosen`, `rejected`; others are left.
 
-Images are binary, or structs of {bytes, path} whose bytes are there. Needs pyarrow, which is imported when such a file
-comes. Memory is bounded: by what the file says of its row groups before any is read, and by reading row after row.
+Images are binary, or structs of {bytes, path} whose bytes are there. pyarrow reads them, and a damaged file may end the
+process that it is in: so a process of its own does, `python -m dipole_trainer.parquet FILE`, with bounds on memory and
+time. It prints a pairs file's JSON lines, which are judged like any other's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any, BinaryIO
+import base64
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, cast
 
-from dipole.errors import InvalidInput, TooLarge
+from dipole.errors import InvalidInput
 
 MAGIC = b"PAR1"
 COLUMNS = ("prompt", "chosen", "rejected")
-MAX_COLUMN_BYTES = 2**30  # of one column in one row group, decompressed
+MAX_IMAGE_BYTES = 32 * 2**20
+MAX_MEMORY_BYTES = 2 * 2**30
+MAX_CPU_S = 900
+READER = (sys.executable, "-I", "-m", "dipole_trainer.parquet")
+_REFUSED = 3  # exit status of a reader that has said why
 
 
-def rows(source: BinaryIO, *, field: str) -> Iterator[tuple[int, Any, dict[str, bytes]]]:
-    """(number from 1, prompt as it is, bytes of `chosen` and `rejected`). Raises InvalidInput that names the row."""
-    from pyarrow import parquet  # a big library, for one kind of upload
+@contextmanager
+def lines(path: Path, *, field: str, reader: Sequence[str] = READER) -> Iterator[BinaryIO]:
+    """A Parquet file as JSON lines. Raises InvalidInput at the end when they are not all there."""
+    environment = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
+    with (
+        tempfile.TemporaryFile() as complaints,
+        subprocess.Popen(  # noqa: S603 (our own command)
+            [*reader, str(path)], stdout=subprocess.PIPE, stderr=complaints, env=environment
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            yield cast(BinaryIO, process.stdout)
+            status = process.wait()
+        finally:
+            process.kill()
+        complaints.seek(0)
+        said = complaints.read().splitlines()
+    if status == _REFUSED:
+        told = json.loads(said[-1])
+        where = f"{field}[{told['row']}].{told['side']}" if told["row"] else field
+        raise InvalidInput(f"{where}: {told['message']}", field=where)
+    if status != 0:
+        raise InvalidInput(f"{field} is a Parquet file that cannot be read: its reader crashed", field=field)
+
+
+class _Refused(Exception):
+    """What is wrong with the file, or with one side of a row."""
+
+    def __init__(self, message: str, row: int = 0, side: str = "") -> None:
+        super().__init__(message)
+        self.row, self.side = row, side
+
+
+def _main(path: str) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (MAX_MEMORY_BYTES, MAX_MEMORY_BYTES))
+    resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    try:
+        for row in _rows(path):
+            sys.stdout.write(json.dumps(row, separators=(",", ":")) + "\n")
+    except BrokenPipeError:
+        os._exit(1)  # whoever reads has found a broken row and gone
+    except _Refused as refused:
+        print(json.dumps({"message": str(refused), "row": refused.row, "side": refused.side}), file=sys.stderr)
+        sys.exit(_REFUSED)
+
+
+def _rows(path: str) -> Iterator[dict[str, Any]]:
+    from pyarrow import parquet
 
     try:
-        file = parquet.ParquetFile(source, pre_buffer=False)
-        _check_columns(file, field)
+        file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
+        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+        if missing:
+            raise _Refused(f"the Parquet file lacks {', '.join(missing)}: its columns must be {', '.join(COLUMNS)}")
         # one row at a time: a dictionary of few large values may stand for many rows
-        for number, batch in enumerate(file.iter_batches(batch_size=1, columns=list(COLUMNS), use_threads=False), 1):
+        batches = file.iter_batches(batch_size=1, columns=list(COLUMNS), use_threads=False)
+        for number, batch in enumerate(batches, 1):
             (row,) = batch.to_pylist()
-            sides = {side: _bytes(row[side], f"{field}[{number}].{side}") for side in ("chosen", "rejected")}
-            yield number, row["prompt"], sides
-    except InvalidInput:
+            if not isinstance(row["prompt"], str):
+                raise _Refused("a prompt is text", number, "prompt")
+            yield {"prompt": row["prompt"], **{side: _text(row[side], number, side) for side in COLUMNS[1:]}}
+    except _Refused:
         raise
-    except Exception as error:  # pyarrow raises anything on damaged files: its own errors, OSError, KeyError …
+    except Exception as error:  # pyarrow raises anything on damaged files: its own errors, OSError, MemoryError …
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise InvalidInput(f"{field} is a Parquet file that cannot be read: {reason}", field=field) from None
+        raise _Refused(f"the Parquet file cannot be read: {reason}") from None
 
 
-def _check_columns(file: Any, field: str) -> None:
-    missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
-    if missing:
-        raise InvalidInput(
-            f"{field}: the Parquet file lacks the columns {', '.join(missing)}; needed are {', '.join(COLUMNS)}",
-            field=field,
-        )
-    for group in range(file.metadata.num_row_groups):
-        chunks = file.metadata.row_group(group)
-        for column in range(chunks.num_columns):
-            chunk = chunks.column(column)
-            if chunk.path_in_schema.split(".")[0] in COLUMNS and chunk.total_uncompressed_size > MAX_COLUMN_BYTES:
-                raise TooLarge(
-                    f"{field}: column {chunk.path_in_schema} has a row group of more than {MAX_COLUMN_BYTES} bytes: "
-                    "write smaller row groups",
-                    field=field,
-                )
-
-
-def _bytes(value: Any, where: str) -> bytes:
-    """An image's bytes. Raises InvalidInput for what only says where they are."""
+def _text(value: Any, row: int, side: str) -> str:
+    """An image's bytes in base64. Raises _Refused for what only says where they are."""
     if isinstance(value, dict):
         value = value.get("bytes")
-    if isinstance(value, bytes):
-        return value
-    raise InvalidInput(f"{where} is no image: binary is, or a struct with bytes; nothing is fetched", field=where)
+    if not isinstance(value, bytes):
+        raise _Refused("this is no image: binary is, or a struct with bytes; nothing is fetched", row, side)
+    if len(value) > MAX_IMAGE_BYTES:
+        raise _Refused(f"an image of {len(value)} bytes; at most {MAX_IMAGE_BYTES} are taken", row, side)
+    return base64.b64encode(value).decode()
+
+
+if __name__ == "__main__":
+    _main(sys.argv[1])

@@ -96,10 +96,10 @@ def lines(
             yield number, line
 
 
-def parse(kind: type[Line], line: bytes | dict[str, Any], number: int, field: str) -> Line:
-    """A line, of JSON or decoded already, as a `kind`. Raises InvalidInput that names it and what is wrong there."""
+def parse(kind: type[Line], line: bytes, number: int, field: str) -> Line:
+    """A line as a `kind`. Raises InvalidInput that names it and what is wrong there."""
     try:
-        found = kind.model_validate_json(line) if isinstance(line, bytes) else kind.model_validate(line)
+        found = kind.model_validate_json(line)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         where = field_path(first["loc"])
