@@ -725,7 +725,8 @@ def test_the_api_process_never_imports_torch(tmp_path: Path) -> None:
     """Its image has none: neither creating the app nor its documents load torch or diffusers."""
     code = (
         "import sys; from dipole_trainer.api import create_app; create_app().openapi();"
-        "print([name for name in ('torch', 'diffusers', 'peft', 'celery', 'pyarrow') if name in sys.modules])"
+        "heavy = ('torch', 'diffusers', 'transformers', 'peft', 'celery', 'pyarrow');"
+        "print([name for name in heavy if name in sys.modules])"
     )
     environment = {
         "DIPOLE_HOME": str(tmp_path), "DIPOLE_DATABASE_URL": f"sqlite:///{tmp_path}/jobs.db",
