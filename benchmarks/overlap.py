@@ -78,9 +78,7 @@ def main() -> None:
     print(f"tiny-turbo, {args.prompts} prompts of {images // args.prompts}, {args.threads} thread(s): generation "
           f"{median(free, 'generate'):.2f} s, update {median(free, 'update'):.2f} s, a step {work:.2f} s, "
           f"{images / work:.1f} images/s")  # fmt: skip
-    print(
-        f"{'latency / (G + U)':>18} {'latency s':>10} {'staleness':>10} {'images/s':>9} {'of no latency':>14} {'idle':>7}"
-    )
+    print(f"{'latency / (G + U)':>18} {'latency s':>10} {'staleness':>10} {'images/s':>9} {'ratio':>6} {'idle':>7}")
     rows = []
     for latency in args.latencies:
         for staleness in (0, 1):
@@ -91,7 +89,7 @@ def main() -> None:
                    "idle": sum(step["wait"] for step in steps) / whole}  # fmt: skip
             rows.append(row)
             print(f"{latency:18.2f} {row['latency_s']:10.2f} {staleness:10} {row['images_per_s']:9.1f} "
-                  f"{row['ratio']:14.2f} {row['idle']:7.1%}", flush=True)  # fmt: skip
+                  f"{row['ratio']:6.2f} {row['idle']:7.1%}", flush=True)  # fmt: skip
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"generate_and_update_s": unit, "step_s": work, "rows": rows}, indent=1))

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 
 NAME = re.compile(r"^checkpoint-(\d+)$")
 LORA, FULL = "unet_lora/adapter_model.safetensors", "unet/diffusion_pytorch_model.safetensors"

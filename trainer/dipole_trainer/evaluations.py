@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from dipole import images
 from dipole_trainer import evaluate, figures
 from dipole_trainer.features import Features
-from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Ranker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.world import Heed, World

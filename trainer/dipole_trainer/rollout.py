@@ -18,7 +18,7 @@ from torch import Tensor
 
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import Features
-from dipole_trainer.generators import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.method import Loss, Phi, RankedSamples
 from dipole_trainer.ordering import Order

@@ -47,7 +47,7 @@ def generate(
     if seed is not None:
         body["seed"] = seed
     with Api(url, key) as api:
-        answer = api._request("POST", "/v1/images/generations", json=body, timeout=PATIENCE_S)
+        answer = api.post("/v1/images/generations", body, timeout=PATIENCE_S)
     folder.mkdir(parents=True, exist_ok=True)
     for image in answer["data"]:
         path = folder / f"{_slug(model)}_{_slug(prompt)}_{image['seed']}.png"

@@ -64,8 +64,9 @@ class Api:
     def get(self, path: str, **query: Any) -> Any:
         return self._request("GET", path, params={name: value for name, value in query.items() if value is not None})
 
-    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None) -> Any:
-        return self._request("POST", path, json=body, headers=headers)
+    def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None, **options: Any) -> Any:
+        """`options` are httpx's, such as `timeout`."""
+        return self._request("POST", path, json=body, headers=headers, **options)
 
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
