@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import socket
 import subprocess
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from accelerate.commands.launch import launch_command_parser
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -32,7 +35,7 @@ from dipole_trainer import session
 from dipole_trainer.followers import take_part
 from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.world import join
+from dipole_trainer.world import ProcessLost, join
 
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
 BASE = {
@@ -91,6 +94,8 @@ def run(name, changes, befalls):
     if world.leads:
         try:
             told["outcome"] = train()
+        except ProcessLost:
+            raise
         except Exception as error:
             told["error"] = f"{type(error).__name__}: {error}"
         finally:
@@ -119,8 +124,9 @@ world.exchange({})
 """
 
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
+WIDE = {"prompts_per_step": 5, "max_staleness": 1, "record_candidates": True}
 FULL = {"tune": "full", "steps": 2}
-SAME = [("whole", EVALUATION, {}), ("wide", {"prompts_per_step": 5, "max_staleness": 1}, {}), ("full", FULL, {})]
+SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {})]
 KILLED = ("killed", {"checkpoint_every": 1}, {"1": "killed"})
 TOGETHER = [
     *SAME,
@@ -240,6 +246,13 @@ def test_an_evaluation_is_shared(alone: Runs, two: Runs) -> None:
     assert np.abs(sheets[0] - sheets[1]).max() <= 1  # generated in other batches
 
 
+def test_candidates_are_recorded_by_one(alone: Runs, two: Runs) -> None:
+    """A step's file holds the groups of all processes, in the order of the window."""
+    one, other = (load_file(runs.folder / "wide/candidates/step-0.safetensors") for runs in (alone, two))
+    assert sorted(other) == ["0", "1", "2", "3", "4"]
+    assert same(one, other)
+
+
 @pytest.mark.parametrize(("name", "whole"), [("paused", "whole"), ("full_paused", "full")])
 def test_paused_and_resumed_together(alone: Runs, two: Runs, name: str, whole: str) -> None:
     """Told to rank 0 alone, a pause stops both after a checkpoint; the other process has no file to resume from."""
@@ -306,6 +319,18 @@ def test_a_silent_process_ends_the_others() -> None:
         for process in processes:
             process.kill()
             process.communicate()
+
+
+def test_accelerate_takes_the_documented_commands() -> None:
+    """Every `accelerate launch …` of the page parses, and starts a module that is there."""
+    page = (Path(__file__).parents[2] / "docs/several-gpus.md").read_text().replace("\\\n", " ")
+    commands = [shlex.split(line)[2:] for line in page.splitlines() if line.startswith("accelerate launch ")]
+    assert len(commands) == 3
+    for command in commands:
+        asked = launch_command_parser().parse_args(command)
+        assert asked.module
+        assert asked.multi_gpu
+        assert find_spec(asked.training_script) is not None
 
 
 def test_one_process_agrees_with_itself() -> None:

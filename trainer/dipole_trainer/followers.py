@@ -2,13 +2,14 @@
 
 Rank 0 is the Worker, which alone knows the database. It tells the others of a job by its id, its settings and its
 rewards' endpoints with their keys, which stay in memory. They draw and have ranked as rank 0 does, over Redis, and what
-they would report goes to rank 0 with the next exchange.
+they would report goes to rank 0 with the next exchange. They write no file, and read those that offline jobs train on.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ import structlog
 from pydantic import SecretStr
 
 from dipole.settings import PlatformSettings
+from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.ledger import entry
 from dipole_trainer.ranking import CeleryRanker, ResolvedReward
@@ -67,6 +69,16 @@ def take_part(world: World, train: Callable[[], object]) -> None:
     world.leave(problem)
 
 
+def _reward(said: Mapping[str, Any]) -> ResolvedReward:
+    key = SecretStr(said["key"]) if said["key"] else None
+    return ResolvedReward(RewardSpec.model_validate(said["spec"]), said["url"], key)
+
+
+def _data(spec: TrainSpec, settings: PlatformSettings) -> AbstractContextManager[Path | None]:
+    """What an offline job trains on, from the store that this process has settings for."""
+    return Artifacts(settings.artifacts_url, settings.home / "work").data(spec) if spec.offline else nullcontext()
+
+
 def _train(
     world: Together, settings: PlatformSettings, session: Session, make_ranker: MakeRanker, said: Mapping[str, Any]
 ) -> None:
@@ -74,23 +86,19 @@ def _train(
         world.tell("ranked", entry(group, reward, result))
 
     def train() -> None:
-        rewards = [
-            ResolvedReward(
-                RewardSpec.model_validate(each["spec"]), each["url"], SecretStr(each["key"]) if each["key"] else None
-            )
-            for each in said["rewards"]
-        ]
-        ranker = make_ranker(settings, said["id"], rewards, on_ranked)
+        spec = TrainSpec.stored(said["spec"])
+        ranker = make_ranker(settings, said["id"], [_reward(each) for each in said["rewards"]], on_ranked)
         try:
-            with tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
+            with _data(spec, settings) as data, tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
                 session(
-                    TrainSpec.stored(said["spec"]),
+                    spec,
                     job_id=said["id"],
                     workdir=Path(nothing),
                     models_dir=settings.models_dir,
                     rank=ranker,
                     on_event=world.tell,
                     control=lambda: "run",
+                    data=data,
                 )
         finally:
             (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,7 @@ from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole_trainer import checkpoint
 from dipole_trainer.evaluations import Evaluations
 from dipole_trainer.groups import RankedGroup
+from dipole_trainer.ordered_sum import OrderedSum
 from dipole_trainer.ordering import order
 from dipole_trainer.recorder import Recorder
 from dipole_trainer.rollout import Drawn, Rollout
@@ -139,7 +140,7 @@ class Trainer:
 
     def _gradients(self, current: _Window, tally: Tally) -> list[Tensor] | None:
         """The sum of the groups' gradients, as answers come; features are taken while they do not."""
-        gradients = _OrderedSum([drawn.index for drawn in current.groups.values()])
+        gradients = OrderedSum([drawn.index for drawn in current.groups.values()])
         unprepared = deque(current.groups.values())
         while current.groups:
             ranked = current.ranked.pop() if current.ranked else self._collect(current, blocking=not unprepared)
@@ -197,8 +198,7 @@ class Trainer:
         """Over processes, once all have done their share; one without a group to train on adds nothing."""
         share = {"tally": tally.plain(), "trained": total is not None, "recorded": current.recorded}
         told = self.world.exchange(share, self.heed)
-        if self.recorder is not None and self.world.leads:
-            self.recorder.write(current.step, [entry for other in told for entry in other["recorded"]])
+        current.recorded = [entry for other in told for entry in other["recorded"]]
         for rank, other in enumerate(told):
             if rank != self.world.rank:
                 tally.add(other["tally"])
@@ -239,6 +239,8 @@ class Trainer:
             return
         for kind, told in self.world.events():
             self.on_event(kind, told)
+        if self.recorder is not None:
+            self.recorder.write(current.step, current.recorded)
         elapsed, steps = time.monotonic() - self.started, self.done - self.started_at
         data = {
             "step": self.done,
@@ -280,7 +282,8 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.saved == self.done or not self.world.leads:
             return
-        state = {"model": self.spec.model, "revision": self.spec.revision, "base": self.base}
+        known = ("model", "revision", "precision", "resolution")
+        state = {**{name: getattr(self.spec, name) for name in known}, "base": self.base}
         path = checkpoint.save(self.workdir, self.done, self.generator, self.optimizer, state)
         best = self.evaluations.best()
         checkpoint.prune(self.workdir, self.spec.keep_checkpoints, best[0] if best else None)
@@ -306,22 +309,6 @@ class Stopped(Exception):
     def __init__(self, outcome: Literal["paused", "cancelled"]) -> None:
         super().__init__(outcome)
         self.outcome = outcome
-
-
-class _OrderedSum:
-    """Adds up gradients in the order of their index as they come, holding back only those that came early."""
-
-    def __init__(self, indices: Iterable[int]) -> None:
-        self.total: list[Tensor] | None = None
-        self._early: dict[int, list[Tensor] | None] = {}
-        self._waiting = deque(sorted(indices))
-
-    def add(self, index: int, gradient: list[Tensor] | None) -> None:
-        self._early[index] = gradient
-        while self._waiting and self._waiting[0] in self._early:
-            value = self._early.pop(self._waiting.popleft())
-            if value is not None:
-                self.total = value if self.total is None else [a + b for a, b in zip(self.total, value, strict=True)]
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:

@@ -27,12 +27,13 @@ from dipole_trainer.pulse import SILENCE_S, Pulse
 from dipole_trainer.world import Heed, Over, ProcessLost, World, as_json, from_json
 
 POLL = timedelta(seconds=0.5)  # how often a waiting process looks whether it should stop
-PATIENCE = timedelta(days=8)
+PATIENCE = timedelta(days=30)
 
 
 class Together(World):
-    """Its messages wait for as long as it takes: a process may be held up by people's rankings, 7 days at most, and the
-    others wait for it. Tensors follow a message at once, so they keep torch's own time limits, which are minutes."""
+    """A message is waited for as long as it takes, which may be days: a process may be held up by people's rankings, 7
+    days for each, and the others wait for it. Tensors follow a message at once, so they keep torch's own time limits,
+    which are minutes."""
 
     def __init__(self, *, on_cpu: bool, silence_s: float = SILENCE_S) -> None:
         state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
