@@ -147,11 +147,17 @@ def base_evaluation(target: Path, *, tuning: bool) -> str:
 
 
 def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:
-    """Run all, telling each as it ends."""
+    """Run all, telling each as it ends; those that diverged are told and left out."""
     results = []
     with ProcessPoolExecutor(processes) as pool:
-        for future in as_completed([pool.submit(run, *task) for task in tasks]):
-            results.append(last := future.result())
+        futures = {pool.submit(run, *task): task for task in tasks}
+        for future in as_completed(futures):
+            try:
+                results.append(last := future.result())
+            except (FloatingPointError, RuntimeError) as error:  # it diverged: a result, of a trial that is not chosen
+                arm, seed, _, chosen, *_ = futures[future]
+                print(f"{arm:8} seed {seed:4} lr {chosen['lr']:.0e} {chosen['own']!s:32} diverged: {error}", flush=True)
+                continue
             strict = last["tuned"]["shapes.strict"]
             print(f"{last['arm']:8} seed {last['seed']:4} lr {last['chosen']['lr']:.0e} {last['chosen']['own']!s:32} "
                   f"strict {sum(strict) / len(strict):.3f} diversity x{last['diversity_ratio']:.2f} "
