@@ -73,7 +73,9 @@ class ApiSettings(PlatformSettings):
     api_key: SecretStr | None = Field(
         default=None, min_length=16, description="Admin key; required on any address but loopback."
     )
-    api_max_file_bytes: int = Field(default=64 * 2**20, ge=1024, description="Bytes of one uploaded prompts file.")
+    api_max_file_bytes: int = Field(
+        default=2**30, ge=1024, description="Bytes of one uploaded file of prompts or pairs."
+    )
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")
     sampler_timeout_s: float = Field(
         default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."

@@ -221,7 +221,9 @@ class Trainer:
             parameters = self.generator.parameters()
             for parameter, gradient in zip(parameters, total, strict=True):
                 parameter.grad = gradient
-            torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm, error_if_nonfinite=True)
+            norm = torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm)
+            if not norm.isfinite():
+                raise FloatingPointError("the gradient is not finite: lower optimizer.lr, or use bf16 or fp32")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.done += 1
