@@ -41,7 +41,7 @@ TRIALS: dict[str, list[dict[str, Any]]] = {
     "dpo": [{"lr": lr, "own": {"beta": beta}} for beta in (30.0, 300.0) for lr in RATES],
     "grpo": [{"lr": lr, "own": {"temperature": t}} for t in (1.0, 0.1) for lr in RATES],
     "pso": [{"lr": lr, "own": {"std": std}} for std in (0.05, 0.2) for lr in RATES],
-    "sft": [{"lr": lr, "own": {}} for lr in (1e-4, 2e-4, 5e-4, 1e-3, 1.5e-3, 3e-3)],
+    "sft": [{"lr": lr, "own": {}} for lr in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)],
 }
 SIDES: dict[str, dict[str, Any]] = {
     "drpo": {"positives": 8, "negatives": 8, "mask_self": True},
