@@ -125,7 +125,7 @@ world.exchange({})
 
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
 WIDE = {"prompts_per_step": 5, "max_staleness": 1, "record_candidates": True}
-FULL = {"tune": "full", "steps": 2}
+FULL = {"tune": "full", "prompts_per_step": 2}
 SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {})]
 KILLED = ("killed", {"checkpoint_every": 1}, {"1": "killed"})
 TOGETHER = [

@@ -10,10 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Callable
 
 import structlog
-from torch.distributed import TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # documented, and missing in torch's own list
 
 log = structlog.get_logger()
 
@@ -21,18 +20,23 @@ BEAT_S = 10.0
 SILENCE_S = 600.0  # a thread does not run while another holds the interpreter, as reading large files may do
 
 
-class Pulse(threading.Thread):
-    """`connect` opens a connection to the store of this thread's own."""
+def connect() -> TCPStore:
+    """A new connection to the store at which the launcher's processes have met. Raises RuntimeError."""
+    return TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
 
-    def __init__(self, connect: Callable[[], TCPStore], rank: int, size: int, *, silence_s: float = SILENCE_S) -> None:
+
+class Pulse(threading.Thread):
+    """Beats from `start` to `stop`, on a connection of its own."""
+
+    def __init__(self, rank: int, size: int, *, silence_s: float) -> None:
         super().__init__(name="pulse", daemon=True)
-        self._connect, self._rank, self._others = connect, rank, [other for other in range(size) if other != rank]
+        self._rank, self._others = rank, [other for other in range(size) if other != rank]
         self._silence_s, self._beat_s = silence_s, min(BEAT_S, silence_s / 4)
         self._stopped = threading.Event()
 
     def run(self) -> None:
         try:
-            silent = self._first_silent(self._connect())
+            silent = self._first_silent(connect())
         except RuntimeError as error:  # the store, and the machine of rank 0 with it
             silent = None if self._stopped.is_set() else f"the launcher's store: {error}"
         if silent is not None:

@@ -9,7 +9,6 @@ these connections is neither encrypted nor authenticated, as is usual between tr
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
@@ -23,7 +22,7 @@ from torch.optim import Optimizer
 
 from dipole.errors import InvalidInput
 from dipole_trainer.plain import plain
-from dipole_trainer.pulse import SILENCE_S, Pulse
+from dipole_trainer.pulse import SILENCE_S, Pulse, connect
 from dipole_trainer.world import Heed, Over, ProcessLost, World, as_json, from_json
 
 POLL = timedelta(seconds=0.5)  # how often a waiting process looks whether it should stop
@@ -41,8 +40,8 @@ class Together(World):
         self.rank, self.size = state.process_index, state.num_processes
         self._messages = distributed.new_group(backend="gloo", timeout=PATIENCE)
         with self._reaching():
-            self._bells = _store()
-        self._pulse = Pulse(_store, self.rank, self.size, silence_s=silence_s)
+            self._bells = connect()
+        self._pulse = Pulse(self.rank, self.size, silence_s=silence_s)
         self._pulse.start()
         self._run = 0  # number of this run: a bell is of one run
         self._over = self._lost = self._waiting = False
@@ -193,8 +192,3 @@ class Together(World):
                 there = tensor.to(self.device)
                 distributed.broadcast(there, 0)
                 tensor.copy_(there)
-
-
-def _store() -> distributed.TCPStore:
-    """A connection to the launcher's key-value store, which init_process_group has met at."""
-    return distributed.TCPStore(os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]))
