@@ -30,6 +30,8 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
+from dipole.errors import NothingToLearn
+
 SETTINGS = Path(__file__).with_name("alignment-settings.json")
 ARMS = ("drpo", "random", "dpo", "grpo", "pso", "sft", "drpo-1", "drpo-2")
 TUNED = ("drpo", "dpo", "grpo", "pso", "sft")
@@ -154,7 +156,11 @@ def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[st
         for future in as_completed(futures):
             try:
                 results.append(last := future.result())
-            except (FloatingPointError, RuntimeError) as error:  # it diverged: a result, of a trial that is not chosen
+            except (
+                FloatingPointError,
+                RuntimeError,
+                NothingToLearn,
+            ) as error:  # a result, of a trial that is not chosen
                 arm, seed, _, chosen, *_ = futures[future]
                 print(f"{arm:8} seed {seed:4} lr {chosen['lr']:.0e} {chosen['own']!s:32} diverged: {error}", flush=True)
                 continue
