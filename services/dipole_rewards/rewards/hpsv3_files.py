@@ -17,30 +17,21 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import try_to_load_from_cache
-from pydantic import BaseModel, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
-from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigurationError
 from dipole_rewards.rewards.hpsv3_model import REWARD_TOKEN, HPSv3Network, Words
+from dipole_rewards.rewards.weights import DTYPES, Folder, exactly, read_safetensors, revision
+from dipole_rewards.rewards.weights import GoldenScore as GoldenScore
 from dipole_rewards.settings import WeightSettings
 
 HPSV3, QWEN = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
-DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-
-
-class GoldenScore(BaseModel):
-    score: float
-    tolerance: float = 0.1  # another GPU's bfloat16
+TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 
 
 @dataclass(frozen=True)
@@ -53,46 +44,29 @@ class Loaded:
 
 def load(settings: WeightSettings, *, instruction_sha256: str, device: str) -> Loaded:
     """Everything, on `device`. Raises ConfigurationError that names the file which is missing or wrong."""
-    folder = settings.reward_weights
-    if folder is None:
-        raise ConfigurationError("DIPOLE_REWARD_WEIGHTS must name the folder of HPSv3's weights")
-    weights = _find(folder, "HPSv3.safetensors", HPSV3)
-    config, tokenizer = (_find(folder, name, QWEN) for name in ("config.json", "tokenizer.json"))
-    instruction = _instruction(_find(folder, "instruction.txt"), instruction_sha256)
-    golden = _golden(_find(folder, "golden.json"))
+    folder = Folder.of(settings, "HPSv3", explained=__name__)
+    weights = folder.find("HPSv3.safetensors", HPSV3)
+    config, tokenizer = (folder.find(name, QWEN) for name in ("config.json", "tokenizer.json"))
+    instruction = _instruction(folder.find("instruction.txt"), instruction_sha256)
+    golden = folder.golden(tolerance=TOLERANCE)
     words = Words(AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction)
     network = load_network(weights, config, words, DTYPES[settings.reward_dtype])
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return Loaded(network.to(device), words, golden, f"sha256:{digest[:16]}")
+    return Loaded(network.to(device), words, golden, revision(weights))
 
 
 def load_network(weights: Path, config: Path, words: Words, dtype: torch.dtype) -> HPSv3Network:
     """The network in evaluation mode, its head in float32 whatever `dtype` is."""
-    try:
-        state = {_name(name): tensor for name, tensor in load_file(weights).items() if not name.startswith("lm_head.")}
-    except (SafetensorError, OSError) as error:
-        raise ConfigurationError(f"{weights} cannot be read as safetensors: {error}") from error
+    stored = read_safetensors(weights)
+    state = {_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
     shape: Any = Qwen2VLConfig.from_dict(json.loads(config.read_text()))
     shape.text_config.vocab_size = _vocabulary(state, words, weights)
     head = {name.removeprefix("rm_head."): state.pop(name) for name in list(state) if name.startswith("rm_head.")}
     try:
-        network = HPSv3Network(_qwen(shape, state, dtype), words.reward_id)
+        network = HPSv3Network(exactly(Qwen2VLModel, shape, state, dtype), words.reward_id)
         network.rm_head.load_state_dict(head)
     except RuntimeError as error:
         raise ConfigurationError(f"{weights} is not HPSv3 as {config} describes it: {error}") from error
     return network.eval().requires_grad_(False)
-
-
-def _find(folder: Path, name: str, repository: str | None = None) -> Path:
-    """The file in the folder, or else in the local Hugging Face cache."""
-    if (folder / name).is_file():
-        return folder / name
-    cached = try_to_load_from_cache(repository, name) if repository else None
-    if isinstance(cached, str):
-        return Path(cached)
-    other = f", and so is {repository} in the local Hugging Face cache" if repository else ""
-    raise ConfigurationError(f"{folder / name} is missing{other}; {__name__} says what belongs there")
 
 
 def _instruction(path: Path, sha256: str) -> str:
@@ -102,13 +76,6 @@ def _instruction(path: Path, sha256: str) -> str:
             f"{path} is not the text that HPSv3 was trained with, to the last blank (SHA-256 {sha256[:16]}…)"
         )
     return data.decode()
-
-
-def _golden(path: Path) -> GoldenScore:
-    try:
-        return GoldenScore.model_validate_json(path.read_bytes())
-    except ValidationError as error:
-        raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {error.errors()[0]["msg"]}') from error
 
 
 def _name(name: str) -> str:
@@ -127,15 +94,3 @@ def _vocabulary(state: dict[str, Tensor], words: Words, weights: Path) -> int:
             f"{weights} has {rows} but the tokenizer, with {REWARD_TOKEN}, {known}: they come of {HPSV3} and {QWEN}"
         )
     return known
-
-
-def _qwen(config: Qwen2VLConfig, state: dict[str, Tensor], dtype: torch.dtype) -> Qwen2VLModel:
-    """Qwen2-VL with exactly these weights, and without drawing random ones first."""
-    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-    loading: Any = partial(Qwen2VLModel.from_pretrained, None, output_loading_info=True)
-    qwen, told = loading(config=config, state_dict=state, dtype=dtype)
-    wrong = [f"{what} {name}" for what in ("missing", "unexpected") for name in sorted(told[f"{what}_keys"])]
-    if wrong:
-        raise RuntimeError(", ".join(wrong[:5]) + (" …" if len(wrong) > 5 else ""))
-    found: Qwen2VLModel = qwen
-    return found

@@ -1,0 +1,148 @@
+"""Files of weights: where they lie, and what they hold. For every reward that has some; nothing is downloaded.
+
+DIPOLE_REWARD_WEIGHTS names a folder. What a repository on the hub offers may lie in the local Hugging Face cache
+instead. `golden.json` always lies in the folder, {"score": …} and perhaps "tolerance": what the published
+implementation gives the reward's golden image. A reward whose score nobody has compared is not served.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle  # for the name of its error alone
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from huggingface_hub import try_to_load_from_cache
+from pydantic import BaseModel, Field, FiniteFloat, ValidationError
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from dipole.errors import ConfigurationError
+from dipole_rewards.reward import Golden, Pixels
+from dipole_rewards.settings import WeightSettings
+
+DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
+Model = TypeVar("Model", bound=PreTrainedModel)
+
+
+class GoldenScore(BaseModel):
+    """What golden.json holds; it is finite, because nothing differs from NaN by too much."""
+
+    score: FiniteFloat
+    tolerance: FiniteFloat = Field(ge=0)
+
+    def golden(self) -> Golden:
+        return Golden(prompt="a soft gradient", image=golden_image(), score=self.score, tolerance=self.tolerance)
+
+
+def golden_image() -> Pixels:
+    """48×64: red grows to the right, green downwards."""
+    image = np.full((48, 64, 3), 96, np.uint8)
+    image[..., 0], image[..., 1] = np.arange(64) * 4, np.arange(48)[:, None] * 5
+    return image
+
+
+@dataclass(frozen=True)
+class Folder:
+    """The folder of one reward's weights; `explained` is the module whose docstring says what belongs there."""
+
+    path: Path
+    explained: str
+
+    @classmethod
+    def of(cls, settings: WeightSettings, reward: str, *, explained: str) -> Folder:
+        if settings.reward_weights is None:
+            raise ConfigurationError(
+                f"DIPOLE_REWARD_WEIGHTS must name the folder of {reward}'s weights; {explained} says what belongs there"
+            )
+        return cls(settings.reward_weights, explained)
+
+    def find(self, name: str, source: str | None = None) -> Path:
+        """The file in the folder, or else in the local Hugging Face cache.
+
+        `source` is where it comes from: a repository on the hub, or the file's https address. Raises ConfigurationError
+        with the command that fetches it.
+        """
+        path = self.path / name
+        if path.is_file():
+            return path
+        if source is None:
+            raise ConfigurationError(f"{path} is missing; {self.explained} says what belongs there")
+        if source.startswith("https://"):
+            command = f"curl -L -o {shlex.quote(str(path))} {shlex.quote(source)}"
+            raise ConfigurationError(f"{path} is missing; fetch it with `{command}`")
+        cached = try_to_load_from_cache(source, name)
+        if isinstance(cached, str):
+            return Path(cached)
+        command = f"hf download {source} {name} --local-dir {shlex.quote(str(self.path))}"
+        raise ConfigurationError(
+            f"{path} is missing, and so is {source} in the local Hugging Face cache; fetch it with `{command}`; "
+            f"{self.explained} says what else belongs there"
+        )
+
+    def golden(self, *, tolerance: float) -> GoldenScore:
+        """`golden.json`, with this tolerance where it names none."""
+        path = self.find("golden.json")
+        try:
+            return GoldenScore(**{"tolerance": tolerance, **json.loads(path.read_bytes())})
+        except (ValueError, TypeError) as error:  # pydantic's and json's are ValueErrors; TypeError: not an object
+            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {reason}') from error
+
+
+def revision(*files: Path) -> str:
+    """Which weights these are: the start of each file's SHA-256, which the hub shows too."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return f"sha256:{'+'.join(digests)}"
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ConfigurationError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def read_torch(path: Path, *, within: str | None = None) -> dict[str, Tensor]:
+    """Tensors by name out of PyTorch's format, or what lies `within` one of its keys; nothing else is unpickled."""
+    try:
+        content: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ConfigurationError(
+            f"{path} holds more than tensors, or is damaged; reading the rest could run anything, so it is refused"
+        ) from error
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # a zip or an old file that breaks off
+        raise ConfigurationError(f"{path} is not a whole PyTorch file: {error}") from error
+    if within is not None:
+        content = content.get(within) if isinstance(content, Mapping) else None
+    if not isinstance(content, Mapping) or not all(isinstance(value, Tensor) for value in content.values()):
+        raise ConfigurationError(f"{path} holds no tensors by name" + (f" under {within!r}" if within else ""))
+    return dict(content)
+
+
+def exactly(kind: type[Model], config: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> Model:
+    """A transformers model with these weights, no more and no fewer, and without drawing random ones first.
+
+    Raises RuntimeError that names what differs.
+    """
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    loading: Any = partial(kind.from_pretrained, None, output_loading_info=True)
+    model, told = loading(config=config, state_dict=dict(state), dtype=dtype)
+    wrong = [f"{what} {name}" for what in ("missing", "unexpected") for name in sorted(told[f"{what}_keys"])]
+    if wrong:
+        raise RuntimeError(", ".join(wrong[:5]) + (" …" if len(wrong) > 5 else ""))
+    found: Model = model
+    return found
