@@ -1,0 +1,37 @@
+"""`clip`: how well an image fits its prompt, says OpenAI's CLIP ViT-L/14: the cosine of their embeddings.
+
+CLIP (arXiv 2103.00020) gives about 0.1…0.35. DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the
+local Hugging Face cache instead.
+
+    model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
+    golden.json     {"score": …}: what transformers' CLIPModel gives weights.golden_image() and "a soft gradient",
+                    logits_per_image / exp(logit_scale)
+"""
+
+from __future__ import annotations
+
+from typing import Self
+
+from dipole_rewards.rewards.clip_model import load_encoder
+from dipole_rewards.rewards.clip_reward import ClipReward
+from dipole_rewards.rewards.weights import Folder, read_safetensors, revision
+from dipole_rewards.settings import WeightSettings
+
+
+class Clip(ClipReward):
+    """Shortest side 224, centre crop; prompts beyond 77 tokens are cut."""
+
+    name = "clip"
+    model = "openai/clip-vit-large-patch14"
+    tolerance = 0.005
+
+    @classmethod
+    def open(cls, settings: WeightSettings, device: str) -> Self:
+        folder = Folder.of(settings, cls.name, explained=__name__)
+        weights, config, tokenizer = (
+            folder.find(name, cls.model) for name in ("model.safetensors", "config.json", "tokenizer.json")
+        )
+        golden = folder.golden(tolerance=cls.tolerance)
+        state = read_safetensors(weights)
+        encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
+        return cls(encoder, golden, revision(weights))
