@@ -162,7 +162,7 @@ class LoraSpec(Spec):
 class OptimizerSpec(Spec):
     """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
-    lr: Positive = 1e-4
+    lr: Positive = Field(default=1e-4, description="Published: 1e-4 for SD-Turbo, 1e-5 for SDXL-Turbo.")
     betas: tuple[float, float] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: Positive = 1.0
@@ -233,7 +233,10 @@ class TrainSpec(Spec):
     compile: bool = Field(
         default=False, description="torch.compile the U-Net: minutes at start, faster steps on a GPU."
     )
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="Of the frozen base. fp32 is exact, and slow on GPUs: there take bf16. What is trained stays fp32.",
+    )
     resolution: int | None = Field(
         default=None, ge=8, le=2048, multiple_of=8, description="Side of the images in pixels; absent: the model's own."
     )
