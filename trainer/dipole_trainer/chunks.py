@@ -26,8 +26,8 @@ class Chunks:
                 results.append(call(piece))
                 done += len(piece)
                 continue
-            except torch.OutOfMemoryError:
-                if len(piece) == 1:
+            except RuntimeError as error:
+                if not _out_of_memory(error) or len(piece) == 1:
                     raise
             self._halve(len(piece))  # not in the except block: its traceback holds the piece's tensors
         return results
@@ -37,3 +37,8 @@ class Chunks:
             torch.cuda.empty_cache()
         self.size = tried // 2
         self._on_halved(self.size)
+
+
+def _out_of_memory(error: RuntimeError) -> bool:
+    """Also as CUDA's libraries say it, nearest to the limit: CUDNN_STATUS_ALLOC_FAILED and the like."""
+    return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

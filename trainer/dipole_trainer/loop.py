@@ -20,6 +20,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -140,7 +141,8 @@ class Trainer:
 
     def _gradients(self, current: _Window, tally: Tally) -> list[Tensor] | None:
         """The sum of the groups' gradients, as answers come; features are taken while they do not."""
-        gradients = OrderedSum([drawn.index for drawn in current.groups.values()])
+        indices = [drawn.index for drawn in current.groups.values()]
+        gradients = OrderedSum(indices, lazy=self.spec.tune == "full")
         unprepared = deque(current.groups.values())
         while current.groups:
             ranked = current.ranked.pop() if current.ranked else self._collect(current, blocking=not unprepared)
@@ -149,7 +151,7 @@ class Trainer:
             elif ranked is not None:
                 began = time.monotonic()
                 drawn = current.groups.pop(ranked.group_id)
-                gradients.add(drawn.index, self._gradient(drawn, ranked, current, tally))
+                gradients.add(drawn.index, partial(self._gradient, drawn, ranked, current, tally))
                 current.seconds["update"] += time.monotonic() - began
             else:
                 self.heed()

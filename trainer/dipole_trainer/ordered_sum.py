@@ -3,22 +3,37 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
+import torch
 from torch import Tensor
+
+Make = Callable[[], list[Tensor] | None]
 
 
 class OrderedSum:
-    """Adds up gradients in the order of their index as they come, holding back only those that came early."""
+    """Adds up gradients in the order of their index as they come, holding back those that came early.
 
-    def __init__(self, indices: Iterable[int]) -> None:
+    A gradient is made when it comes; where it is as large as the model (`lazy`), when its turn has come.
+    """
+
+    def __init__(self, indices: Iterable[int], *, lazy: bool = False) -> None:
         self.total: list[Tensor] | None = None
-        self._early: dict[int, list[Tensor] | None] = {}
+        self._lazy = lazy
+        self._early: dict[int, Make] = {}
         self._waiting = deque(sorted(indices))
 
-    def add(self, index: int, gradient: list[Tensor] | None) -> None:
-        self._early[index] = gradient
+    def add(self, index: int, make: Make) -> None:
+        if not self._lazy:
+            made = make()
+            self._early[index] = lambda: made
+        else:
+            self._early[index] = make
         while self._waiting and self._waiting[0] in self._early:
-            value = self._early.pop(self._waiting.popleft())
-            if value is not None:
-                self.total = value if self.total is None else [a + b for a, b in zip(self.total, value, strict=True)]
+            value = self._early.pop(self._waiting.popleft())()
+            if value is None:
+                continue
+            if self.total is None:
+                self.total = value
+            else:
+                torch._foreach_add_(self.total, value)

@@ -24,7 +24,7 @@ from dipole_trainer.methods.method import Loss, Phi, RankedSamples
 from dipole_trainer.ordering import Order
 from dipole_trainer.sampling import seeds_for
 from dipole_trainer.spec import PromptSpec, TrainSpec
-from dipole_trainer.update import cotangents, gradient
+from dipole_trainer.update import Headroom, cotangents, gradient
 
 
 @dataclass
@@ -36,11 +36,10 @@ class Drawn:
     seeds: Sequence[int]
     noise: Tensor  # (K, c, h, w)
     ranked: Tensor  # (R, c, h, w), what the rewards see
-    x: Tensor | None  # (K, c, h, w) of the weights that drew it; None: drawn when the order is known
+    x: Tensor  # (K, c, h, w) of the weights that drew it
     own: bool  # ranked is x
     prepared: bool = False
     x_ref: Tensor | None = None
-    phi: Phi = field(default_factory=dict)
     phi_ref: Phi = field(default_factory=dict)
     phi_ranked: Phi = field(default_factory=dict)
 
@@ -51,6 +50,8 @@ class Rollout:
     def __init__(self, spec: TrainSpec, generator: OneStepGenerator, features: Features, chunks: Chunks) -> None:
         self.spec, self.generator, self.features, self.chunks = spec, generator, features, chunks
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
+        self._reference = self.method.reference and getattr(self.settings, "ref_lambda", 1.0) > 0
+        self._half = Headroom() if spec.precision == "fp16" else None
 
     @torch.no_grad()
     def draw(self, step: int, index: int, prompt: PromptSpec) -> Drawn:
@@ -74,22 +75,20 @@ class Rollout:
 
     @torch.no_grad()
     def prepare(self, drawn: Drawn) -> None:
-        """Whatever does not need the order: features of the samples, and the base's on the same noises."""
+        """Whatever does not need the order: features of what was ranked, and the base's samples on the same noises."""
         if drawn.prepared:
             return
         prompt, seeds = drawn.prompt.prompt, drawn.seeds
-        if self.method.reference:
+        if self._reference:
             parts = self.chunks.over(
                 range(len(drawn.noise)), lambda rows: self.generator.reference(drawn.noise[rows], prompt)
             )
             drawn.x_ref = torch.cat(parts)
         if self.method.features:
-            assert drawn.x_ref is not None, "features come with the reference"
-            drawn.phi_ref = self._phi(drawn.x_ref, prompt, seeds)
             ranked_seeds = seeds if drawn.own else seeds_for(self.spec.seed, "ranked", prompt, count=len(drawn.ranked))
             drawn.phi_ranked = self._phi(drawn.ranked, prompt, ranked_seeds)
-            if drawn.x is not None:
-                drawn.phi = drawn.phi_ranked if drawn.own else self._phi(drawn.x, prompt, seeds)
+            if drawn.x_ref is not None:
+                drawn.phi_ref = self._phi(drawn.x_ref, prompt, seeds)
         drawn.prepared = True
 
     def gradient(self, drawn: Drawn, order: Order, *, fresh: bool) -> tuple[Loss, list[Tensor] | None]:
@@ -97,12 +96,14 @@ class Rollout:
 
         `fresh` says that the weights are those that drew it; else x is drawn again with the present ones.
         """
-        if not fresh or drawn.x is None:
-            self._redraw(drawn)
         self.prepare(drawn)
-        assert drawn.x is not None
+        if not fresh:
+            drawn.x, drawn.own = self._sampled(drawn.noise, drawn.prompt.prompt), False
+        phi: Phi = {}
+        if self.method.features:
+            phi = drawn.phi_ranked if drawn.own else self._phi(drawn.x, drawn.prompt.prompt, drawn.seeds)
         group = RankedSamples(
-            x=drawn.x, phi=drawn.phi, x_ref=drawn.x_ref, phi_ref=drawn.phi_ref,
+            x=drawn.x, phi=phi, x_ref=drawn.x_ref, phi_ref=drawn.phi_ref,
             ranked=drawn.ranked, phi_ranked=drawn.phi_ranked,
             scores=torch.as_tensor(order.total, dtype=torch.float32, device=drawn.x.device),
             positives=order.selection.positives, negatives=order.selection.negatives, own=drawn.own,
@@ -116,21 +117,15 @@ class Rollout:
 
         share = gradient(
             found, sample, self.generator.parameters(), self.chunks,
-            scale=1 / self.spec.prompts_per_step, half=self.spec.precision == "fp16",
+            scale=1 / self.spec.prompts_per_step, half=self._half,
         )  # fmt: skip
         return loss, share
 
     @torch.no_grad()
-    def _redraw(self, drawn: Drawn) -> None:
-        """x and φ of the present weights; what was ranked stays what it was."""
-        self.prepare(drawn)
-        drawn.x, drawn.own = self._sampled(drawn.noise, drawn.prompt.prompt), False
-        if self.method.features:
-            drawn.phi = self._phi(drawn.x, drawn.prompt.prompt, drawn.seeds)
-
     def _sampled(self, noise: Tensor, prompt: str) -> Tensor:
         return torch.cat(self.chunks.over(range(len(noise)), lambda rows: self.generator(noise[rows], prompt)))
 
+    @torch.no_grad()
     def _phi(self, x: Tensor, prompt: str, seeds: Sequence[int]) -> Phi:
         parts = self.chunks.over(
             range(len(x)), lambda rows: self.features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])

@@ -1,7 +1,8 @@
 """From scores to an order: combine rewards, then pick what attracts and what repels.
 
 A reward is used for ordering only. Everything that can go wrong with an order is decided here (METHOD: what ordering
-can go wrong): a candidate without a score leaves the group, a group without spread is skipped, ties never decide.
+can go wrong): a candidate without a score leaves the group, a group without spread is skipped, and neither rounding nor
+a tie across a cut decides.
 
 Legend: K candidates, P positives, N negatives.
 """
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 
 Scores = Sequence[float | None]
 Normalize = Literal["zscore", "rank", "none"]
-SAME = 1e-9  # combined scores closer than this, relative to their range, are equal: float order is no preference
+SAME = 1e-9  # scores closer than this, relative to the largest, are equal: rounding is no preference
 
 
 @dataclass(frozen=True)
@@ -66,11 +67,11 @@ def normalized(scores: NDArray[np.float64], how: Normalize) -> NDArray[np.float6
     """Scores of one group and reward: z-scored, as ranks in -1..1 with ties sharing theirs, or as they are."""
     if how == "none" or not scores.size:
         return scores
+    same = SAME * np.abs(scores).max()
     if how == "rank":
-        below = (scores[:, None] > scores[None]).sum(1) - (scores[:, None] < scores[None]).sum(1)
-        return np.asarray(below / max(scores.size - 1, 1), np.float64)
-    spread = scores.std()
-    return np.zeros_like(scores) if spread == 0 else (scores - scores.mean()) / spread
+        gap = scores[:, None] - scores[None]
+        return np.asarray(((gap > same).sum(1) - (gap < -same).sum(1)) / max(scores.size - 1, 1), np.float64)
+    return np.zeros_like(scores) if np.ptp(scores) <= same else (scores - scores.mean()) / scores.std()
 
 
 def select(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | Skip:

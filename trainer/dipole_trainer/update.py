@@ -22,7 +22,7 @@ from torch import Tensor
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.methods.method import Loss, Phi, RankedSamples
 
-HEADROOM_TRIES = 4  # fp16 overflows: each try has 2^8 times less headroom
+HEADROOM_TRIES = 4
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,27 @@ class Cotangents:
         return torch.stack(parts).any(0).nonzero()[:, 0].tolist() if parts else []
 
     def largest(self) -> float:
-        return max((each.abs().max().item() for each in (self.x, *self.phi.values()) if each is not None), default=0.0)
+        """Of their magnitudes. Raises FloatingPointError when one is not finite."""
+        largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
+        found = torch.stack(largest).max().item() if largest else 0.0
+        if not math.isfinite(found):
+            raise FloatingPointError(
+                "the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32"
+            )
+        return found
+
+
+class Headroom:
+    """How large cotangents may be on their way back through float16: 1, or less since they overflowed."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def overflowed(self) -> None:
+        self.value /= 2**8
+
+    def sufficed(self) -> None:
+        self.value = min(1.0, 2 * self.value)
 
 
 def cotangents(loss: Callable[[RankedSamples], Loss], group: RankedSamples) -> tuple[Loss, Cotangents]:
@@ -59,24 +79,28 @@ def gradient(
     chunks: Chunks,
     *,
     scale: float = 1.0,
-    half: bool = False,
+    half: Headroom | None = None,
 ) -> list[Tensor] | None:
     """The loss's gradient times `scale`, one tensor a parameter; None when no sample has any.
 
-    `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` says that
-    they run in float16: cotangents are then scaled to 1 by a power of two on their way back, and by less when that
-    overflows. Raises FloatingPointError when the gradient is not finite in the end.
+    `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` is given where
+    they run in float16: cotangents are then scaled by a power of two on their way back, so that the largest is near its
+    headroom, and by less when that overflows. Raises FloatingPointError when the loss's gradient is not finite, or in
+    float16 the weights'.
     """
-    rows = found.rows()
+    largest, rows = found.largest(), found.rows()
     if not rows:
         return None
-    headroom = 2.0 ** -math.ceil(math.log2(found.largest())) if half else 1.0
-    for _ in range(HEADROOM_TRIES if half else 1):
-        total = _carried(found, rows, sample, parameters, chunks, headroom)
-        if not half or all(bool(each.isfinite().all()) for each in total):
-            return [each.mul_(scale / headroom) for each in total]
-        headroom /= 2**8
-    raise FloatingPointError("the gradient is not finite in fp16: use bf16 or fp32, or lower the learning rate")
+    if half is None:
+        return [each.mul_(scale) for each in _carried(found, rows, sample, parameters, chunks, 1.0)]
+    for _ in range(HEADROOM_TRIES):
+        up = half.value * 2.0 ** -math.ceil(math.log2(largest))
+        total = _carried(found, rows, sample, parameters, chunks, up)
+        if all(bool(each.isfinite().all()) for each in total):
+            half.sufficed()
+            return [each.mul_(scale / up) for each in total]
+        half.overflowed()
+    raise FloatingPointError("the gradient is not finite in fp16: use bf16 or fp32, or lower optimizer.lr")
 
 
 def _carried(
@@ -85,15 +109,15 @@ def _carried(
     sample: Callable[[list[int]], tuple[Tensor, Phi]],
     parameters: Sequence[Tensor],
     chunks: Chunks,
-    headroom: float,
+    up: float,
 ) -> list[Tensor]:
-    """The cotangents times `headroom`, carried back to the parameters."""
+    """The cotangents times `up`, carried back to the parameters."""
     total: list[Tensor] = []
 
     def add(piece: list[int]) -> None:
         x, phi = sample(piece)
         outputs = ([x] if found.x is not None else []) + [phi[key] for key in found.phi]
-        weights = [each[piece] * headroom for each in (found.x, *found.phi.values()) if each is not None]
+        weights = [each[piece] * up for each in (found.x, *found.phi.values()) if each is not None]
         part = torch.autograd.grad(outputs, list(parameters), weights)
         total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
 
