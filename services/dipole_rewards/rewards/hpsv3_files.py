@@ -6,7 +6,7 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Huggi
     config.json, tokenizer.json   of Qwen/Qwen2-VL-7B-Instruct, and tokenizer_config.json beside them
     instruction.txt               the text that it was trained to answer: in MizzenAI/HPSv3 the strings INSTRUCTION and
                                   prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, one after the other
-    golden.json                   {"score": …}: what the published implementation gives HPSv3.golden_image()
+    golden.json                   {"score": …}: what the published implementation gives weights.golden_image()
 
 The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a
 little, so its SHA-256 is.
@@ -26,8 +26,7 @@ from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
 from dipole_rewards.rewards.hpsv3_model import REWARD_TOKEN, HPSv3Network, Words
-from dipole_rewards.rewards.weights import DTYPES, Folder, exactly, read_safetensors, revision
-from dipole_rewards.rewards.weights import GoldenScore as GoldenScore
+from dipole_rewards.rewards.weights import DTYPES, Folder, GoldenScore, exactly, read_safetensors, revision
 from dipole_rewards.settings import WeightSettings
 
 HPSV3, QWEN = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"

@@ -18,24 +18,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
-import structlog
 import torch
 from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2VLModel
 
 from dipole_rewards.reward import Pixels
+from dipole_rewards.rewards.clip_images import normalized
+from dipole_rewards.rewards.group import InPieces
 
-log = structlog.get_logger()
 REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28  # of a resized image, about
 PATCH, MERGED = 14, 2  # pixels of a patch's side; 2×2 patches make one token of the language model
 FRAMES = 2  # Qwen2-VL's patches are of two video frames; a still image is its own second frame
-MAX_ASPECT = 200
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
@@ -63,12 +62,6 @@ def resized(image: Pixels) -> Tensor:
     height, width = sides(*image.shape[:2])
     bicubic = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
     return normalized(torch.from_numpy(np.array(bicubic)).permute(2, 0, 1).float() / 255)
-
-
-def normalized(image: Tensor) -> Tensor:
-    """(…, 3, h, w) of 0…1 with CLIP's mean and deviation taken out."""
-    mean, std = (image.new_tensor(value)[:, None, None] for value in (MEAN, STD))
-    return (image - mean) / std
 
 
 def patches(image: Tensor) -> Tensor:
@@ -155,26 +148,14 @@ class HPSv3Network(nn.Module):
 
 
 class Scorer:
-    """μ of each image, a whole group at once where memory allows: running out of it halves the batch, for good."""
+    """μ of each image, a whole group at once where memory allows."""
 
-    def __init__(self, network: HPSv3Network, words: Words, *, batch: int = 32) -> None:
-        self.network, self.words, self.batch = network, words, batch
+    def __init__(self, network: HPSv3Network, words: Words) -> None:
+        self.network, self.words, self.pieces = network, words, InPieces("hpsv3", batch=32)
 
     @torch.inference_mode()
     def __call__(self, prompt: str, images: Sequence[Pixels]) -> list[float]:
-        scores: list[float] = []
-        while len(scores) < len(images):
-            piece = images[len(scores) : len(scores) + self.batch]
-            try:
-                scores += self._forward(prompt, piece)
-                continue
-            except torch.OutOfMemoryError:
-                if len(piece) == 1:
-                    raise
-            self.batch = len(piece) // 2  # not in the except block: its traceback holds the batch's tensors
-            torch.cuda.empty_cache()
-            log.warning("batch_halved", reward="hpsv3", batch=self.batch)
-        return scores
+        return self.pieces(images, partial(self._forward, prompt))
 
     def _forward(self, prompt: str, images: Sequence[Pixels]) -> list[float]:
         device = self.network.qwen.device
