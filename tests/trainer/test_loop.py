@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
-from dipole_trainer import checkpoint, generators, session
+from dipole_trainer import checkpoint, generators, loop, session
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.spec import TrainSpec
@@ -264,8 +264,18 @@ def test_a_run_that_learns_nothing_fails(tmp_path: Path) -> None:
         train(make_spec(**small, method={"drpo": {"positives": 1, "negatives": 1}}), tmp_path, flat)
 
 
-def test_weights_that_are_not_finite_stop_the_run(tmp_path: Path) -> None:
-    """No image is made up from NaN, and no checkpoint of it pushes out a good one."""
+@pytest.mark.parametrize(("decay", "last"), [(0, 1.0), (4, 1 / 5), (19, 1 / 20), (49, 1 / 20)])
+def test_the_rate_warms_up_and_falls_to_what_the_decay_leaves(decay: int, last: float) -> None:
+    """Linearly; the last update has 1 / (decay_steps + 1) of the rate, though never less than a twentieth."""
+    spec = make_spec(steps=100, optimizer={"lr": 2.0, "warmup_steps": 3, "decay_steps": decay})
+    rates = [loop.learning_rate(spec, step) for step in range(100)]
+    assert rates[:5] == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+    assert rates[99] == pytest.approx(2.0 * last)
+    assert rates[99 - decay] == 2.0
+
+
+def test_weights_that_are_not_finite_make_no_image(tmp_path: Path) -> None:
+    """No image is made up from NaN."""
     generator = generators.build(make_spec(), models_dir=NOWHERE)
     with torch.no_grad():
         generator.parameters()[0].fill_(float("nan"))

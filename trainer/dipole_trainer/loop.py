@@ -316,7 +316,10 @@ class Stopped(Exception):
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:
-    """The rate of update `step` (from 0): linear warm-up, constant, linear decay to a twentieth at the end."""
+    """The rate of update `step` (from 0): linear warm-up, constant, linear decay over the last `decay_steps`.
+
+    The last update has 1 / (decay_steps + 1) of the rate, and none after the warm-up less than a twentieth of it.
+    """
     knobs = spec.optimizer
     warm = min(1.0, (step + 1) / (knobs.warmup_steps + 1))
     left = (spec.steps - step) / (knobs.decay_steps + 1)

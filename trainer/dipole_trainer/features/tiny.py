@@ -69,7 +69,11 @@ class TinyEncoder(nn.Module):
 
 
 class TinyFeatures:
-    """Keys of TinyEncoder: each quadrant's vector, and their mean and spread over the image."""
+    """Keys of TinyEncoder, one vector a sample each.
+
+    `mean` of the quadrants' vectors, `layout` all four in their places, `classes` the probabilities of shape and colour
+    in each quadrant, `objects` how much of each coloured shape the image has, wherever it stands.
+    """
 
     def __init__(self, encoder: TinyEncoder, wanted: Sequence[str] = ()) -> None:
         self.encoder = encoder.eval().requires_grad_(False)

@@ -25,7 +25,7 @@ def outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object
     known = dict(network.named_modules())
     for name in blocks:
         if name not in known:
-            raise InvalidInput(f"the U-Net has no block {name!r}", field="features.keys")
+            raise InvalidInput(f"the network has no block {name!r}", field="features.keys")
     handles = [known[name].register_forward_hook(keep(name)) for name in dict.fromkeys(blocks)]
     try:
         call()
@@ -35,7 +35,7 @@ def outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object
         for handle in handles:
             handle.remove()
     missing = [name for name in blocks if name not in found]
-    raise InvalidInput(f"the U-Net never calls its block {missing[0]!r}", field="features.keys")
+    raise InvalidInput(f"the network never calls its block {missing[0]!r}", field="features.keys")
 
 
 class _Enough(Exception):
