@@ -451,6 +451,36 @@ def test_a_slow_ranker_is_asked_by_short_tasks(endpoint: Endpoints, harness: Har
     assert collect(ranker)[0].results["people"].scores == (0.0, 1.0, 2.0, 3.0)
 
 
+@pytest.mark.usefixtures("rank_worker")
+def test_a_pending_ranking_is_asked_for_while_the_trainer_computes(endpoint: Endpoints, harness: Harness) -> None:
+    """A trainer that only looks in asks again what is due, also where each look finds another group finished."""
+    polled = threading.Event()
+
+    def slow(call: Call) -> Answer:
+        if call.number == -1:
+            polled.set()
+            return good(call)
+        pending = json.dumps({"id": "rk_1", "object": "ranking", "status": "pending"})
+        return (202, {"Location": "/v1/rankings/rk_1"}, pending) if call.prompt == "prompt slow" else good(call)
+
+    server = endpoint(slow)
+    ranker = harness.ranker(reward(server, "computing"), resend_s=60)
+    for value, name in enumerate(["slow", "a", "b", "c"]):
+        ranker.submit(group(name, value))
+    until = time.monotonic() + 50
+    while len(server.calls) < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    taken: list[str] = []
+    while len(taken) < 3:
+        time.sleep(1.5)
+        if (ranked := ranker.collect(0.0)) is not None:
+            taken.append(ranked.group_id)
+    assert polled.wait(10), "three finished groups were taken, and what was due was not asked"
+    while (last := ranker.collect(0.0)) is None:
+        time.sleep(0.5)
+    assert last.group_id == "slow"
+
+
 # ---- losses -------------------------------------------------------------------------------------------------------
 
 

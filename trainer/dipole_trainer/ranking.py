@@ -125,20 +125,22 @@ class CeleryRanker:
                 self._send(question, now)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
+        """The next finished group. Every call asks again what is due: a trainer that computes only looks in."""
         until = time.monotonic() + timeout_s
         self._receive(0)
-        while (ranked := self._flight.pop()) is None:
+        while True:
             now = time.monotonic()
+            self._refresh(now)
+            self._ask_again(now)
+            if (ranked := self._flight.pop()) is not None:
+                self._drop([ranked.group_id])
+                return ranked
             if self._expire(now):
                 continue
             if now >= until:
                 return None
-            self._refresh(now)
-            self._ask_again(now)
             dues = [min(question.due, question.deadline) for question in self._questions.values()]
             self._receive(min([until, *dues]) - now)
-        self._drop([ranked.group_id])
-        return ranked
 
     def cancel(self) -> None:
         """Forget every group in flight: queued messages become void, late answers go nowhere."""

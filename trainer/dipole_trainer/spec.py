@@ -33,7 +33,11 @@ class RewardSpec(Spec):
     required: bool = Field(
         default=True, description="A required reward pauses the job when it fails past its deadline."
     )
-    timeout_s: Positive = Field(default=60.0, le=7 * 24 * 3600, description="Deadline of one group, retries included.")
+    timeout_s: Positive = Field(
+        default=60.0,
+        le=7 * 24 * 3600,
+        description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups.",
+    )
     normalize: Literal["zscore", "rank", "none"] = "zscore"
     min_valid: int = Field(
         default=2, ge=1, description="With fewer scored candidates the group's ranking is a failure."
