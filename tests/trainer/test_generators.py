@@ -15,6 +15,7 @@ from diffusers import UNet2DConditionModel
 from dipole.errors import InvalidInput
 from dipole.tiny.render import Scenes, render
 from dipole_trainer import generators, tiny_pipelines
+from dipole_trainer.generators import compiled
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import TrainSpec
@@ -379,3 +380,52 @@ def test_build_picks_the_class_by_the_pipelines_index(build: Callable[..., Any],
     with pytest.raises(InvalidInput, match="flux is a FluxPipeline") as caught:
         generators.build(make_spec(model="flux"), models_dir=tmp_path)
     assert caught.value.field == "model"
+
+
+# ---- torch.compile --------------------------------------------------------------------------------------------------
+
+
+def test_a_compiled_network_puts_out_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the adapter on and off, in chunks of any size, from one graph for each; and it has the same gradient.
+
+    On a U-Net of one block, and with all of torch.compile but inductor's code, which takes minutes to make: that one is
+    checked where a run starts.
+    """
+    monkeypatch.setattr(compiled, "HOW", {"backend": "aot_eager", "fullgraph": True})
+    one, other = (small_generator(compile=each) for each in (True, False))
+    for generator in (one, other):
+        disturb(generator)
+    noise, prompts = one.noise(range(3)), [PROMPT, "a star", PROMPT]
+    torch._dynamo.utils.counters.clear()
+    for count in (3, 2):
+        assert close(one.reference(noise[:count], PROMPT), other.reference(noise[:count], PROMPT))
+        ours, plain = (each(noise[:count], prompts[:count]) for each in (one, other))
+        assert close(ours.detach(), plain.detach())
+        gradients = [torch.autograd.grad(x.square().mean(), g.parameters()) for x, g in ((ours, one), (plain, other))]
+        assert all(close(a, b, 1e-4) for a, b in zip(*gradients, strict=True))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == 1  # the other was made by the check at the start
+    assert close(*(each.hidden(noise, 100, PROMPT, ["mid_block"])["mid_block"] for each in (one, other)))
+
+
+def small_generator(**changes: Any) -> OneStepGenerator:
+    pipe = tiny_pipelines.sd()
+    torch.manual_seed(0)
+    pipe.register_modules(
+        unet=UNet2DConditionModel(
+            sample_size=8, layers_per_block=1, block_out_channels=(8,), norm_num_groups=4, attention_head_dim=8,
+            down_block_types=("DownBlock2D",), up_block_types=("UpBlock2D",), cross_attention_dim=32,
+        ),
+        text_encoder=type(pipe.text_encoder)(pipe.text_encoder.config),
+    )  # fmt: skip
+    return OneStepGenerator(pipe, make_spec(**changes))
+
+
+def test_a_compiled_network_with_another_gradient_is_refused() -> None:
+    """Inductor has lost gradients without a word; NaN counts as another gradient."""
+    weights = [torch.nn.Parameter(torch.tensor(2.0)), torch.nn.Parameter(torch.tensor(3.0))]
+    one, other = weights
+    compiled.check_gradient(lambda: one * other, lambda: one * other * 1.001, weights, torch.float32)
+    for wrong in (lambda: one * other.detach() + 0 * other, lambda: one * other * torch.nan):
+        with pytest.raises(InvalidInput, match="another gradient") as caught:
+            compiled.check_gradient(wrong, lambda: one * other, weights, torch.float32)
+        assert caught.value.field == "compile"

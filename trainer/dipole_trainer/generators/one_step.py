@@ -22,13 +22,16 @@ from diffusers import StableDiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput
 from dipole_trainer.generators import autoencoder, hidden
+from dipole_trainer.generators.compiled import check_gradient, mark_batch
 from dipole_trainer.generators.trained import Adapter, FullWeights, check_fit
 from dipole_trainer.spec import TrainSpec
 
 disable_progress_bar()
+transformers_logging.disable_progress_bar()
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -69,6 +72,9 @@ class OneStepGenerator:
             self._trained = Adapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
         self.lora = self._trained.lora
         self._embed = lru_cache(CACHED_PROMPTS)(self._encode)
+        self._compiled = spec.compile
+        if self._compiled:
+            self._check_compiled()
 
     @classmethod
     def load(cls, folder: Path, spec: TrainSpec, *, kind: Kind = "sd", device: str = "cpu") -> OneStepGenerator:
@@ -120,15 +126,22 @@ class OneStepGenerator:
 
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
+        sample, timestep, inputs = self._step_inputs(noise, [prompt] if isinstance(prompt, str) else prompt)
+        with self._autocast():
+            output = self._trained.network(**inputs, return_dict=False)[0]
+        stepped: Tensor = self.scheduler.step(output.float(), timestep, sample, return_dict=False)[0]
+        return stepped
+
+    def _step_inputs(self, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Any]]:
+        """The scheduler's sample and timestep for its one step, and what the U-Net is given for it."""
         self.scheduler.set_timesteps(1, device=self.device)
         timestep = self.scheduler.timesteps[0]
         sample = noise * self.scheduler.init_noise_sigma
         model_input = self.scheduler.scale_model_input(sample, timestep).to(self._dtype)
-        condition = self._condition([prompt] if isinstance(prompt, str) else prompt, len(noise))
-        with self._autocast():
-            output = self._trained.network(model_input, timestep, **condition, return_dict=False)[0]
-        stepped: Tensor = self.scheduler.step(output.float(), timestep, sample, return_dict=False)[0]
-        return stepped
+        condition = self._condition(prompts, len(noise))
+        if self._compiled:
+            mark_batch([model_input, *condition.values()])
+        return sample, timestep, {"sample": model_input, "timestep": timestep, **condition}
 
     @torch.no_grad()
     def reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
@@ -154,13 +167,24 @@ class OneStepGenerator:
         """What the U-Net is told beside latents and timestep, for `count` samples of one prompt or one each."""
         embedded = [self.embed(prompt) for prompt in prompts]
         condition: dict[str, Any] = {
-            "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1)
+            "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1).contiguous()
         }
         width = self.unet.config.time_cond_proj_dim
         if width is not None:  # a distilled model that is told its guidance scale: w = 0, given as w - 1
             told = self.pipeline.get_guidance_scale_embedding(torch.tensor([-1.0]), embedding_dim=width)
-            condition["timestep_cond"] = told.to(self.device, self._dtype).expand(count, -1)
+            condition["timestep_cond"] = told.to(self.device, self._dtype).repeat(count, 1)
         return condition
+
+    def _check_compiled(self) -> None:
+        _, _, inputs = self._step_inputs(self.noise([0, 1]), ["a photograph"])
+
+        def call(unet: Any) -> Tensor:
+            with self._autocast():
+                output: Tensor = unet(**inputs, return_dict=False)[0]
+            return output
+
+        network = self._trained.network
+        check_gradient(lambda: call(network), lambda: call(network.forward), self.parameters(), self._dtype)
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:

@@ -32,5 +32,8 @@ class SdxlGenerator(OneStepGenerator):
         pooled = torch.cat([each.pooled for prompt in prompts if (each := self.embed(prompt)).pooled is not None])
         side = self._side
         sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)  # original, crop's corner, target
-        added = {"text_embeds": pooled.expand(count, -1), "time_ids": sizes.to(self.device).expand(count, -1)}
+        added = {
+            "text_embeds": pooled.expand(count, -1).contiguous(),
+            "time_ids": sizes.to(self.device).repeat(count, 1),
+        }
         return {**super()._condition(prompts, count), "added_cond_kwargs": added}

@@ -16,6 +16,7 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
+from dipole_trainer.generators.compiled import compile_unet
 from dipole_trainer.spec import LoraSpec
 
 
@@ -39,7 +40,7 @@ class Adapter:
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
         if compile:
-            unet.compile()
+            compile_unet(unet)
 
     def state(self) -> dict[str, Tensor]:
         """The adapter's weights under PEFT's names."""
@@ -70,8 +71,8 @@ class FullWeights:
         self._trained = self.network = unet.float().requires_grad_(True)
         self.parameters = list(unet.parameters())
         if compile:
-            self._frozen.compile()
-            self._trained.compile()
+            compile_unet(self._frozen)
+            compile_unet(self._trained)
 
     def state(self) -> dict[str, Tensor]:
         """The U-Net's state_dict."""
