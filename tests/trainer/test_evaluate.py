@@ -4,14 +4,31 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
-from dipole_trainer.evaluate import Scored, read, spread, vendi, write
+from dipole_trainer import features, generators
+from dipole_trainer.bench import Bench
+from dipole_trainer.chunks import Chunks
+from dipole_trainer.comparison import Comparison
+from dipole_trainer.evaluate import BATCH, Scored, read, spread, vendi, write
+from dipole_trainer.evaluations import Evaluations
+from dipole_trainer.features import Features
 from dipole_trainer.figures import estimate, hacking, prompt_means, summary, sure
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.inprocess import InProcessRanker
+from dipole_trainer.named_models import NamedModel
+from dipole_trainer.spec import FeaturesSpec, TrainSpec
+from dipole_trainer.world import World
+
+NOWHERE = Path("nowhere")
 
 
 def scored(values: list[list[float | None]], name: str = "r", tag: str = "t", diversity: float = 1.0) -> list[Scored]:
@@ -156,3 +173,81 @@ def test_files_say_everything_again(tmp_path: Path) -> None:
     path = write(tmp_path, 3, items, summary(items, None))
     assert read(path) == items
     assert json.loads(path.read_text())["step"] == 3
+
+
+# ---- memory ---------------------------------------------------------------------------------------------------------
+
+
+SPEC = TrainSpec.model_validate({
+    "prompts": [{"prompt": "a red circle"}], "rewards": [{"name": "bright"}],
+    "evaluation": {"prompts": [{"prompt": "a red circle"}, {"prompt": "a blue square"}], "images_per_prompt": 4},
+})  # fmt: skip
+
+
+def bright() -> InProcessRanker:
+    return InProcessRanker({"bright": lambda prompt, images, metadata: images.mean((1, 2, 3)).tolist()})
+
+
+class Tight:
+    """φ where no more than two samples fit into memory."""
+
+    def __init__(self, phi: Features) -> None:
+        self.phi = phi
+
+    def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        if len(x) > 2:
+            raise torch.OutOfMemoryError("too many at once")
+        return self.phi(x, prompt=prompt, seeds=seeds)
+
+
+def built() -> tuple[OneStepGenerator, Features]:
+    generator = generators.build(SPEC, models_dir=NOWHERE)
+    return generator, features.build(FeaturesSpec(), generator, models_dir=NOWHERE)
+
+
+def test_an_evaluation_keeps_to_the_pieces_of_its_run(tmp_path: Path) -> None:
+    """So many are drawn, decoded and given to φ at once; what memory taught is said, and holds for the next."""
+    generator, phi = built()
+    drawn: list[int] = []
+    for network in (generator.unet.conv_in, generator.vae.decoder):
+        network.register_forward_pre_hook(lambda module, inputs: drawn.append(len(inputs[0])))
+    halved: list[int] = []
+    chunks, ranker, world = Chunks(4, halved.append), bright(), World("cpu")
+
+    def evaluated(phi: Features, chunks: Chunks, folder: Path, step: int) -> list[Scored]:
+        evaluations = Evaluations(SPEC, generator, phi, chunks, ranker, lambda kind, data: None, folder, "job")
+        evaluations.run(step, lambda: None, world)
+        return read(folder / f"evaluation/step-{step}.json")
+
+    evaluated(Tight(phi), chunks, tmp_path, 0)
+    assert (max(drawn), halved) == (4, [2])
+    drawn.clear()
+    pieces = evaluated(Tight(phi), chunks, tmp_path, 1)
+    assert (max(drawn), halved) == (2, [2])
+    at_once = evaluated(phi, Chunks(BATCH), tmp_path / "whole", 0)
+    assert max(drawn) == 8
+    ranker.close()
+    for one, other in zip(pieces, at_once, strict=True):
+        assert one.scores["bright"] == pytest.approx(other.scores["bright"], abs=0.1)
+        assert (one.diversity, one.vendi) == pytest.approx((other.diversity, other.vendi), rel=1e-4)
+
+
+class TightBench(Bench):
+    """Its φ has no room for three."""
+
+    @contextmanager
+    def opened(self, model: NamedModel) -> Iterator[tuple[OneStepGenerator, Features]]:
+        with super().opened(model) as (generator, phi):
+            yield generator, Tight(phi)
+
+
+def test_a_comparison_that_runs_out_of_memory_says_so() -> None:
+    """Once for all models, and it goes on with fewer images at once."""
+    models = [NamedModel(name, name, {"model": "tiny-turbo"}) for name in ("one", "other")]
+    bench: Any = TightBench(models, FeaturesSpec(), models_dir=NOWHERE, device="cpu")
+    bench.check()
+    ranker = bright()
+    report, _ = Comparison(bench, SPEC.evaluation, (), ranker).run()
+    ranker.close()
+    assert report["notes"] == ["memory ran out, so that in the end 2 images were worked on at once"]
+    assert report["models"][1]["figures"]["scores"]["bright"]["win_rate"]["mean"] == 0.5

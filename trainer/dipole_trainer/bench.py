@@ -15,7 +15,8 @@ from typing import Any
 import torch
 
 from dipole.errors import InvalidInput
-from dipole_trainer import checkpoint, features, generators
+from dipole_trainer import checkpoint, evaluate, features, generators
+from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import Kind, OneStepGenerator
 from dipole_trainer.named_models import NamedModel
@@ -44,6 +45,7 @@ class Bench:
         self.models, self.features, self.models_dir = models, spec, models_dir
         self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.precision = precision or next((each.precision for each in models if each.precision), "fp32")
+        self.chunks = Chunks(evaluate.BATCH)  # one for all models: what did not fit the first fits none
         self._spec: TrainSpec | None = None
         self._generator: OneStepGenerator | None = None
         self._phi: Features | None = None

@@ -133,7 +133,13 @@ class Comparison:
             watched.begin(model.label)
             with self.bench.opened(model) as (generator, phi):
                 scored, images = evaluate.evaluate(
-                    self.spec, generator, phi, watched, step=model.step or 0, job_id=f"{name}.{number}"
+                    self.spec,
+                    generator,
+                    phi,
+                    watched,
+                    step=model.step or 0,
+                    job_id=f"{name}.{number}",
+                    chunks=self.bench.chunks,
                 )
             missing = {reward: dict(reasons.most_common()) for reward, reasons in watched.missing.items()}
             found.append(Evaluated(model, scored, images, missing, time.monotonic() - began))
@@ -146,9 +152,11 @@ class Comparison:
                 for each in self.rewards
             ],
         }
-        return report(
-            found, self.spec, [each.spec.name for each in self.rewards], trained=self.trained, more=more
-        ), found
+        names = [each.spec.name for each in self.rewards]
+        said = report(found, self.spec, names, trained=self.trained, more=more)
+        if (size := self.bench.chunks.size) < evaluate.BATCH:
+            said["notes"].append(f"memory ran out, so that in the end {size} images were worked on at once")
+        return said, found
 
 
 def prepare(

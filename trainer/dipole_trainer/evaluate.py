@@ -19,13 +19,13 @@ from PIL import Image
 from torch.nn import functional
 
 from dipole_trainer.chunks import Chunks
-from dipole_trainer.features import Features
+from dipole_trainer.features import Features, in_chunks
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Group, RankedGroup, Ranker
 from dipole_trainer.sampling import seeds_for
 from dipole_trainer.spec import EvalSpec
 
-BATCH = 32  # images generated together
+BATCH = 32  # images drawn before the first of them are sent off
 IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
 SHEET_PROMPTS = 12
 
@@ -49,15 +49,18 @@ def evaluate(
     *,
     step: int,
     job_id: str,
+    chunks: Chunks | None = None,
     mine: Callable[[int], bool] = lambda index: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     heed: Callable[[], None] = lambda: None,
 ) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
 
-    `mine` says of a prompt's index whether it is evaluated here. `heed` is called at least every second while answers
-    are waited for; what it raises ends the evaluation.
+    `chunks` says how many samples are worked on at once, at first BATCH where it is absent. `mine` says of a prompt's
+    index whether it is evaluated here. `heed` is called at least every second while answers are waited for; what it
+    raises ends the evaluation.
     """
+    chunks = chunks or Chunks(BATCH)
     waiting: dict[str, tuple[int, float | None, float | None]] = {}
     scored: dict[int, Scored] = {}
     sheets: list[NDArray[np.uint8]] = []
@@ -69,9 +72,9 @@ def evaluate(
         scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), *diversity)
         on_progress(len(scored), len(indices))
 
-    for index, group, x in _draw(spec, generator, indices, step, job_id):
+    for index, group, x in _draw(spec, generator, indices, step, job_id, chunks):
         with torch.no_grad():
-            phi = features(x, prompt=group.prompt, seeds=group.seeds)
+            phi = in_chunks(features, x, chunks, prompt=group.prompt, seeds=group.seeds)
             waiting[group.id] = (index, spread(phi), vendi(phi))
         rank.submit(group)
         if index < SHEET_PROMPTS:
@@ -85,11 +88,11 @@ def evaluate(
 
 @torch.no_grad()
 def _draw(
-    spec: EvalSpec, generator: OneStepGenerator, indices: Sequence[int], step: int, job_id: str
+    spec: EvalSpec, generator: OneStepGenerator, indices: Sequence[int], step: int, job_id: str, chunks: Chunks
 ) -> Iterator[tuple[int, Group, torch.Tensor]]:
     """Each of these prompts' index, group and latents, generated several prompts at a time."""
     count = spec.images_per_prompt
-    together, chunks = max(1, BATCH // count), Chunks(BATCH)
+    together = max(1, BATCH // count)
     for first in range(0, len(indices), together):
         here = indices[first : first + together]
         seeds = [seeds_for(spec.seed, "evaluation", index, count=count) for index in here]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from dipole import images
 from dipole_trainer import evaluate, figures
+from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.groups import Ranker
@@ -36,12 +37,13 @@ class Evaluations:
         spec: TrainSpec,
         generator: OneStepGenerator,
         features: Features,
+        chunks: Chunks,
         rank: Ranker,
         on_event: OnEvent,
         workdir: Path,
         job_id: str,
     ) -> None:
-        self.spec, self.generator, self.features, self.rank = spec, generator, features, rank
+        self.spec, self.generator, self.features, self.chunks, self.rank = spec, generator, features, chunks, rank
         self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
 
     def resume(self, step: int) -> None:
@@ -67,6 +69,7 @@ class Evaluations:
             self.rank,
             step=step,
             job_id=self.job_id,
+            chunks=self.chunks,
             mine=world.mine,
             on_progress=lambda count, total: self._progress(step, count, total, world),
             heed=heed,

@@ -50,7 +50,7 @@ def run(
     rollout = Rollout(spec, generator, phi, chunks)
     source = _source(spec, rollout, rank, world, job_id, data)
     judge = rank if spec.rewards else Told()
-    evaluations = Evaluations(_evaluated(spec), generator, phi, judge, on_event, workdir, job_id)
+    evaluations = Evaluations(_evaluated(spec), generator, phi, chunks, judge, on_event, workdir, job_id)
     recorder = Recorder(spec, source.rewards, workdir) if spec.record_candidates else None
     trainer = loop.Trainer(
         spec, rollout, source, evaluations, on_event, workdir=workdir, control=control, world=world, recorder=recorder

@@ -13,8 +13,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
+from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
@@ -50,3 +52,11 @@ def build(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) 
     """
     space = PUBLISHED[generator.kind] if spec.type == "auto" else spec.type
     return SPACES[space](spec, generator, models_dir)
+
+
+def in_chunks(features: Features, x: Tensor, chunks: Chunks, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+    """Keys of latents x (K, c, h, w), of as many samples at once as `chunks` says."""
+    parts = chunks.over(
+        range(len(x)), lambda rows: features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
+    )
+    return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
