@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,8 +291,57 @@ def test_later_evaluations_are_forgotten_on_resume(tmp_path: Path) -> None:
     for step in (2, 3):
         shutil.rmtree(tmp_path / f"checkpoint-{step}")
     _, events, _ = train(make_spec(evaluation=evaluation), tmp_path)
-    assert [data["step"] for kind, data in events if kind == "evaluation"] == [2, 3]
+    assert [data["step"] for kind, data in events if kind == "evaluation"] == [1, 2, 3]  # the first is said again
     assert ("checkpoint", {"step": 1, "path": "checkpoint-1"}) in events
+
+
+class Judged(InProcessRanker):
+    """Trains on brightness, and has each evaluation's images score what it is told to, by step."""
+
+    def __init__(self, means: Mapping[int, float]) -> None:
+        super().__init__({"bright": brightness})
+        self.means = means
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        ranked = super().collect(timeout_s)
+        if ranked is None or ".eval" not in ranked.group_id:
+            return ranked
+        result = ranked.results["bright"]
+        mean = self.means[int(ranked.group_id.partition(".eval")[2].partition(".")[0])]
+        return RankedGroup(ranked.group_id, {"bright": replace(result, scores=(mean,) * len(result.scores))})
+
+
+JUDGED = {0: 0.9, 1: 0.2, 2: 0.8, 3: 0.5, 4: 0.4}
+EVALUATED: dict[str, Any] = {
+    "steps": 4, "keep_checkpoints": 1, "evaluation": {"prompts": LINES[:2], "images_per_prompt": 2, "every": 1},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", [0, 2])
+def test_an_evaluation_that_nobody_heard_of_is_said_again(tmp_path: Path, step: int) -> None:
+    """Whoever dies between its file and its events: the next run says samples, figures, and whether it is the best."""
+
+    class Died(Exception):
+        pass
+
+    def dies(kind: str, data: Any) -> None:
+        if (kind, data["step"]) == ("samples", step):
+            raise Died
+
+    spec = make_spec(**EVALUATED)
+    with pytest.raises(Died):
+        session.run(
+            spec, job_id="job", workdir=tmp_path, models_dir=tmp_path, rank=Judged(JUDGED), on_event=dies,
+            control=lambda: "run",
+        )  # fmt: skip
+    _, events, _ = train(spec, tmp_path, Judged(JUDGED))
+    for kind in ("samples", "evaluation"):
+        assert [data["step"] for each, data in events if each == kind] == list(range(step, 5))
+    said = next(data for kind, data in events if kind == "evaluation")
+    assert said["scores"]["bright"]["mean"] == JUDGED[step]
+    assert said["path"] == f"evaluation/step-{step}.json"
+    assert ("best", {"step": 2, "score": "bright", "value": 0.8}) in events
+    json.dumps(said, allow_nan=False)
 
 
 def test_sub_scores_reach_the_evaluation(tmp_path: Path) -> None:

@@ -176,6 +176,11 @@ def read(path: Path) -> list[Scored]:
     return [Scored(**item) for item in json.loads(path.read_text())["prompts"]]
 
 
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `write` was given beside the scores."""
+    return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("step", "prompts")}
+
+
 def forget_after(workdir: Path, step: int) -> None:
     """Remove evaluations and samples of later steps: a run that resumes before them will make its own."""
     for path in [*workdir.glob("evaluation/step-*.json"), *workdir.glob("samples/step-*.png")]:

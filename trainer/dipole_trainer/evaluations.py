@@ -47,8 +47,13 @@ class Evaluations:
         self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
 
     def resume(self, step: int) -> None:
-        """Forget what later steps left: a run that goes on from `step` will make its own."""
+        """Forget what later steps left: a run that goes on from `step` will make its own.
+
+        Whoever died after writing this step's evaluation may not have said so: it is said again.
+        """
         evaluate.forget_after(self.workdir, step)
+        if self._path(step).is_file():
+            self._say(step, evaluate.read_figures(self._path(step)))
 
     def scheduled(self, step: int) -> bool:
         knobs = self.spec.evaluation
@@ -84,9 +89,12 @@ class Evaluations:
         found = figures.summary(scored, before)
         evaluate.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
         evaluate.write(self.workdir / "evaluation", step, scored, found)
+        self._say(step, {**found, "seconds": time.monotonic() - began})
+
+    def _say(self, step: int, found: Mapping[str, Any]) -> None:
         name = str(self._path(step).relative_to(self.workdir))
         self.on_event("samples", {"step": step, "path": f"samples/step-{step}.png"})
-        self.on_event("evaluation", {"step": step, "path": name, **found, "seconds": time.monotonic() - began})
+        self.on_event("evaluation", {"step": step, "path": name, **found})
         self._warn_of_hacking(step, found)
         if (best := self.best()) is not None and best[0] == step:
             self.on_event("best", {"step": step, "score": best[1], "value": best[2]})
