@@ -30,7 +30,7 @@ def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str =
         "prompts_per_step": 4,
         "chunk_size": 16,
         "lora": {"rank": 16, "alpha": 16, "target_modules": TARGETS},
-        "optimizer": {"lr": 5e-4, "warmup_steps": 8, "decay_steps": steps // 2},
+        "optimizer": {"lr": 1.5e-3, "warmup_steps": 8, "decay_steps": steps // 2},
         "evaluation": {"images_per_prompt": 4},
         "checkpoint_every": 25,
         "seed": seed,
