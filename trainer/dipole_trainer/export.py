@@ -112,7 +112,7 @@ def merge(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: floa
 def _write_pipeline(state: Mapping[str, Tensor], generator: OneStepGenerator, folder: Path) -> None:
     """The generator's pipeline with this U-Net, as `from_pretrained` loads it."""
     with torch.device("meta"):  # no memory and no time for weights that are replaced at once
-        unet: Any = UNet2DConditionModel.from_config(generator.unet.config)
+        unet: Any = UNet2DConditionModel.from_config(generator.unet.config)  # type: ignore[no-untyped-call]
     unet.load_state_dict(state, assign=True)
     pipeline = copy.copy(generator.pipeline)
     pipeline.register_modules(unet=unet)

@@ -28,23 +28,23 @@ def encode(vae: Any, images: Tensor) -> Tensor:
 
 def _to_vae(config: Any, x: Tensor) -> Tensor:
     mean, std = _statistics(config, x)
-    if mean is not None and std is not None:
-        return x * std / config.scaling_factor + mean
-    x = x / config.scaling_factor
-    return x + config.shift_factor if config.shift_factor is not None else x
+    scale: float = config.scaling_factor
+    return x / scale * std + mean
 
 
 def _to_unet(config: Any, z: Tensor) -> Tensor:
     mean, std = _statistics(config, z)
-    if mean is not None and std is not None:
-        return (z - mean) * config.scaling_factor / std
-    return (z - (config.shift_factor or 0.0)) * config.scaling_factor
+    scale: float = config.scaling_factor
+    return (z - mean) / std * scale
 
 
-def _statistics(config: Any, like: Tensor) -> list[Tensor | None]:
-    """The VAE's `latents_mean` and `latents_std` as (1, c, 1, 1), where it has them."""
-    values = (config.get("latents_mean"), config.get("latents_std"))
-    return [None if value is None else torch.tensor(value).view(1, -1, 1, 1).to(like) for value in values]
+def _statistics(config: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+    """The VAE's `latents_mean` and `latents_std` as (1, c, 1, 1) where it has both, else its shift and 1."""
+    values = (config.latents_mean, config.latents_std)
+    if None in values:
+        return config.shift_factor or 0.0, 1.0
+    mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(like) for value in values)
+    return mean, std
 
 
 def fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:

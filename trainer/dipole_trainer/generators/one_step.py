@@ -31,7 +31,7 @@ from dipole_trainer.generators.trained import Adapter, FullWeights, check_fit
 from dipole_trainer.spec import TrainSpec
 
 disable_progress_bar()
-transformers_logging.disable_progress_bar()
+transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

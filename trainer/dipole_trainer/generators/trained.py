@@ -44,7 +44,8 @@ class Adapter:
 
     def state(self) -> dict[str, Tensor]:
         """The adapter's weights under PEFT's names."""
-        return get_peft_model_state_dict(self.network)
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.network)
+        return state
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         set_peft_model_state_dict(self.network, dict(tensors))
