@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import gc
 import io
 import json
+import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -197,6 +199,20 @@ def test_every_pair_of_a_prompt_takes_its_turn(tmp_path: Path) -> None:
     drawn = [drawn for step in range(12) for drawn in source.draw(step).values()]
     assert {len(each.ranked) for each in drawn} == {2}
     assert len({each.ranked[0].mean().item() for each in drawn}) == 3
+
+
+def test_pairs_leave_memory_with_their_job(tmp_path: Path) -> None:
+    """Without the garbage collector: a finished job's model must not stay on a GPU until that looks."""
+    spec = pairs_spec(prompts_per_step=1)
+    source = Pairs(spec, rollout_of(spec), World("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", [("p", 200, 0)]))
+    source.draw(0)
+    gone = weakref.ref(source)
+    gc.disable()
+    try:
+        del source
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 def test_offline_evaluations_without_rewards_give_samples_and_diversity(tmp_path: Path) -> None:

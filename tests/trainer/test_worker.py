@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
@@ -10,9 +11,11 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import fsspec
 import httpx
@@ -23,6 +26,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
 from dipole.settings import PlatformSettings
+from dipole_trainer import followers
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
@@ -33,6 +37,10 @@ from dipole_trainer.models import Job
 from dipole_trainer.ranking import ResolvedReward
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.worker import Outcome, Worker, health_file, healthy
+from dipole_trainer.world import World as Processes
+
+if TYPE_CHECKING:
+    from dipole_trainer.together import Together
 
 REWARD = RewardSpec(name="shapes")
 GROUP = Group(id="g", step=1, prompt="p", metadata=None, images=np.zeros((2, 4, 4, 3), np.uint8), seeds=(1, 2))
@@ -186,6 +194,67 @@ def test_an_error_fails_the_job_with_a_sentence(world: World, error: Exception, 
     assert (failed.error["code"], failed.error["message"]) == (code, sentence)
     assert sentence in world.store.events(job.id)[0][0].message
     assert world.rankers[0].cancelled
+
+
+class Gpu:
+    """torch, as far as a worker asks it between jobs: there is no GPU here."""
+
+    def __init__(self) -> None:
+        self.cuda, self.freed = self, 0
+
+    def is_initialized(self) -> bool:
+        return True
+
+    def empty_cache(self) -> None:
+        self.freed += 1
+
+
+class Follower(Processes):
+    """A process that is told of one job, and then of none."""
+
+    rank, size = 1, 2
+
+    def __init__(self, *said: dict[str, Any]) -> None:
+        super().__init__("cpu")
+        self.said, self.left = [*said, followers.END], list[Exception | None]()
+
+    def exchange(self, message: Any, heed: Any = None) -> list[Any]:
+        return [self.said.pop(0)]
+
+    def tell(self, kind: str, data: Any) -> None:
+        pass
+
+    def leave(self, problem: Exception | None = None) -> None:
+        self.left.append(problem)
+
+
+def follow(world: World, follower: Follower, session: Any) -> None:
+    followers.follow(cast("Together", follower), world.settings, session, world.make_ranker)
+
+
+@pytest.mark.parametrize("leads", [True, False])
+def test_a_finished_job_s_memory_is_given_back(world: World, monkeypatch: pytest.MonkeyPatch, leads: bool) -> None:
+    """What it left in reference cycles is gone, and so is what torch keeps of it, before there is another job."""
+    gpu, left = Gpu(), list[weakref.ref[Any]]()
+    monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, gpu))
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        model = FakeRanker([], rest["rank"].on_ranked)
+        model.itself = model  # type: ignore[attr-defined]
+        left.append(weakref.ref(model))
+        return "succeeded"
+
+    gc.disable()
+    try:
+        if leads:
+            world.store.create(spec())
+            assert world.worker(session).work()
+        else:
+            follow(world, Follower(followers.job("job", spec(), [])), session)
+    finally:
+        gc.enable()
+    assert left[0]() is None
+    assert gpu.freed == 1
 
 
 @pytest.mark.parametrize(

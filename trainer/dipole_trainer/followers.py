@@ -17,6 +17,7 @@ import structlog
 from pydantic import SecretStr
 
 from dipole.settings import PlatformSettings
+from dipole_trainer import accelerator
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.ledger import entry
@@ -52,6 +53,7 @@ def follow(world: Together, settings: PlatformSettings, session: Session, make_r
     while (said := world.exchange({})[0]) != END:
         if "job" in said:
             _train(world, settings, session, make_ranker, said["job"])
+            accelerator.free()
 
 
 def take_part(world: World, train: Callable[[], object]) -> None:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections import deque
 from dataclasses import replace
-from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +21,7 @@ from torch import Tensor
 from dipole.errors import InvalidInput
 from dipole_trainer import pairs, recorded
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.recent import Recent
 from dipole_trainer.recorded import Recorded, RecordedGroup
 from dipole_trainer.rollout import Drawn, Rollout
 from dipole_trainer.sampling import seeds_for, window
@@ -61,7 +61,7 @@ class Pairs:
         self.rewards, self.rank = (RewardSpec(name=PREFERENCE),), Told()
         sides = spec.method.settings
         self._most = max(sides.positives, sides.negatives) if isinstance(sides, DrpoSpec | DpoSpec) else 1
-        self._latents = lru_cache(CACHED_ROWS)(self._encode)
+        self._latents: Recent[int, Tensor] = Recent(CACHED_ROWS)
 
     def draw(self, step: int) -> dict[str, Drawn]:
         groups = {}
@@ -76,7 +76,7 @@ class Pairs:
         rows = self.rows[drawn.prompt.prompt]
         (seed,) = seeds_for(self.spec.seed, "pairs", step, drawn.index, count=1)
         chosen = np.random.default_rng(seed).permutation(len(rows))[: self._most]
-        latents = torch.stack([self._latents(rows[row]) for row in chosen], dim=1)  # (2, rows, c, h, w)
+        latents = torch.stack([self._latents.get(rows[row], self._encode) for row in chosen], dim=1)  # (2, rows, c, h, w)
         count = len(chosen)
         order = RewardResult(scores=(1.0,) * count + (0.0,) * count, ordinal=True)
         self.rank.tell(group_id, {PREFERENCE: order})

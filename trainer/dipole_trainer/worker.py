@@ -40,7 +40,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dipole import guard, logs
 from dipole.errors import DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
 from dipole.settings import PlatformSettings, load
-from dipole_trainer import base_models, followers, recorded
+from dipole_trainer import accelerator, base_models, followers, recorded
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue, check_reward_url
 from dipole_trainer.database import Database
@@ -144,6 +144,7 @@ class Worker:
                 log.warning("lease_lost", reason=str(error))
             else:
                 log.info("job_left", state=state)
+        accelerator.free()
         return True
 
     def resume_waiting(self) -> None:
