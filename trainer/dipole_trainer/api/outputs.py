@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import mimetypes
 import re
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from dipole_trainer.api.parts import JobId, Page, Parts, Use, needs
 from dipole_trainer.artifacts import safe
 from dipole_trainer.lora import WEIGHTS, diffusers_lora
 
+UNET = "unet/diffusion_pytorch_model.safetensors"  # of a job with `tune: full`
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["outputs"], dependencies=[needs("train")])
 SHOWN = (
     "application/json",
@@ -45,7 +47,7 @@ def checkpoints(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> wi
 
 @router.get(
     "/{job_id}/checkpoints/{checkpoint_id}/download",
-    summary="A checkpoint as a diffusers LoRA, zipped",
+    summary="A checkpoint as a diffusers LoRA, or its whole U-Net, zipped",
     response_class=StreamingResponse,
     responses=ZIP,
 )
@@ -53,7 +55,7 @@ def download(parts: Use, job_id: JobId, checkpoint_id: CheckpointId) -> Streamin
     row = parts.jobs.checkpoint(job_id, checkpoint_id)
     spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=32 * CHUNK)  # noqa: SIM115 (closed by _drain)
     try:
-        _zip_lora(parts, f"jobs/{job_id}/{row.path}", spool)
+        _zip_weights(parts, f"jobs/{job_id}/{row.path}", spool)
     except BaseException:
         spool.close()
         raise
@@ -98,15 +100,19 @@ def artifact(parts: Use, job_id: JobId, path: Annotated[str, Path(max_length=102
     )
 
 
-def _zip_lora(parts: Parts, folder: str, target: IO[bytes]) -> None:
-    """Zip a checkpoint's LoRA. Raises NotFound when the checkpoint is no longer there."""
-    with parts.artifacts.open(f"{folder}/unet_lora/adapter_config.json") as file:
-        config = json.load(file)
-    with parts.artifacts.open(f"{folder}/unet_lora/adapter_model.safetensors") as file:
-        weights = diffusers_lora(file.read(), config)
+def _zip_weights(parts: Parts, folder: str, target: IO[bytes]) -> None:
+    """Zip a checkpoint's LoRA, or its whole U-Net. Raises NotFound when the checkpoint is no longer there."""
     with zipfile.ZipFile(target, "w") as archive:  # stored as it is: weights hardly shrink
-        archive.writestr(WEIGHTS, weights)
-        archive.writestr("adapter_config.json", json.dumps(config, indent=1))
+        try:
+            with parts.artifacts.open(f"{folder}/unet_lora/adapter_config.json") as file:
+                config = json.load(file)
+        except NotFound:
+            with parts.artifacts.open(f"{folder}/{UNET}") as file, archive.open(UNET, "w", force_zip64=True) as packed:
+                shutil.copyfileobj(file, packed, CHUNK)
+        else:
+            with parts.artifacts.open(f"{folder}/unet_lora/adapter_model.safetensors") as file:
+                archive.writestr(WEIGHTS, diffusers_lora(file.read(), config))
+            archive.writestr("adapter_config.json", json.dumps(config, indent=1))
     target.seek(0, 2)
 
 

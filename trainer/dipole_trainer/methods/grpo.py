@@ -19,8 +19,8 @@ MAX_LOG_RATIO = 10.0  # beyond it exp() says nothing that the clip does not
 
 def neighbours(noise: Tensor, draw: Draw, spec: GrpoSpec) -> Tensor:
     """Noises (K, c, h, w) around a common one: `sqrt(1 − σ²)·z + σ·δ`, each of unit variance."""
-    centre = draw("centre")[:1]
-    return (1 - spec.sigma**2) ** 0.5 * centre + spec.sigma * noise
+    common: Tensor = (1 - spec.sigma**2) ** 0.5 * draw("centre")[:1]
+    return common + spec.sigma * noise
 
 
 def loss(group: RankedSamples, spec: GrpoSpec) -> Loss:
@@ -39,7 +39,8 @@ def advantages(scores: Tensor, spec: GrpoSpec) -> Tensor:
     """Centred scores (n,) over their quasi-norm `(Σ|s|^p)^(1/p) / √n`, clipped."""
     centred = scores - scores.mean()
     norm = centred.abs().pow(spec.norm_p).sum().pow(1 / spec.norm_p) / len(scores) ** 0.5
-    return (centred / norm.clamp_min(1e-6)).clamp(-spec.advantage_clip, spec.advantage_clip)
+    scaled: Tensor = centred / norm.clamp_min(1e-6)
+    return scaled.clamp(-spec.advantage_clip, spec.advantage_clip)
 
 
 def _log_policy(candidates: Tensor, anchors: Tensor, temperature: float) -> Tensor:
