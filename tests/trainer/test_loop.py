@@ -15,7 +15,7 @@ import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
 
-from dipole.errors import NothingToLearn, RewardUnavailable
+from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
 from dipole_trainer import checkpoint, generators, loop, session
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
@@ -315,6 +315,41 @@ JUDGED = {0: 0.9, 1: 0.2, 2: 0.8, 3: 0.5, 4: 0.4}
 EVALUATED: dict[str, Any] = {
     "steps": 4, "keep_checkpoints": 1, "evaluation": {"prompts": LINES[:2], "images_per_prompt": 2, "every": 1},
 }  # fmt: skip
+
+
+def test_the_best_checkpoint_is_kept_beside_the_newest(tmp_path: Path) -> None:
+    """The step with the best evaluation, not counting the base's; whenever one becomes the best it is said."""
+    _, events, _ = train(make_spec(**EVALUATED), tmp_path, Judged(JUDGED))
+    best = [data for kind, data in events if kind == "best"]
+    assert best == [{"step": step, "score": "bright", "value": JUDGED[step]} for step in (1, 2)]
+    assert sorted(path.name for path in tmp_path.glob("*checkpoint*")) == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_best_by_that_no_score_has_is_refused(tmp_path: Path) -> None:
+    """With the names there are, after the first evaluation and before any training; parts of a reward that is away
+    may come with it."""
+
+    def away(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        raise RuntimeError("gone")
+
+    def parts(prompt: str, images: np.ndarray, metadata: Any) -> RewardResult:
+        return RewardResult(
+            scores=tuple(brightness(prompt, images, metadata)), sub_scores={"half": (0.5,) * len(images)}
+        )
+
+    def run(best_by: str, name: str, scorer: Any = parts) -> None:
+        evaluation = {"prompts": LINES[:1], "images_per_prompt": 2, "best_by": best_by}
+        rewards = [{"name": "bright"}, {"name": "judge", "weight": 0, "required": False}]
+        spec = make_spec(steps=1, evaluation=evaluation, rewards=rewards)
+        rank = InProcessRanker({"bright": brightness, "judge": scorer}, spec.rewards)
+        train(spec, tmp_path / name, rank)
+
+    with pytest.raises(InvalidInput, match=r"there are bright, judge, judge\.half") as refused:
+        run("nonsense", "refused")
+    assert refused.value.field == "evaluation.best_by"
+    assert checkpoint.steps(tmp_path / "refused") == []
+    run("judge.half", "a part")
+    run("judge.half", "away", away)
 
 
 @pytest.mark.parametrize("step", [0, 2])

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipole import images
+from dipole.errors import InvalidInput
 from dipole_trainer import evaluate, figures
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import Features
@@ -96,6 +97,8 @@ class Evaluations:
         self.on_event("samples", {"step": step, "path": f"samples/step-{step}.png"})
         self.on_event("evaluation", {"step": step, "path": name, **found})
         self._warn_of_hacking(step, found)
+        if step == 0:
+            self._check_best_by(found["scores"])
         if (best := self.best()) is not None and best[0] == step:
             self.on_event("best", {"step": step, "score": best[1], "value": best[2]})
 
@@ -118,6 +121,15 @@ class Evaluations:
         by_weight = sorted(self.spec.rewards, key=lambda reward: reward.weight > 0)
         wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_weight]
         return next((name for name in wanted if scores.get(name, {}).get("mean") is not None), None)
+
+    def _check_best_by(self, scores: Mapping[str, Any]) -> None:
+        """Raise InvalidInput for a score that there is none of: no step would ever be the best."""
+        wanted = self.spec.evaluation.best_by
+        away = [name for name, figure in scores.items() if "mean" not in figure]  # its parts may come with it
+        if wanted is None or wanted in scores or any(wanted.startswith(f"{name}.") for name in away):
+            return
+        there = f"there are {', '.join(scores)}" if scores else "there are none: leave it out"
+        raise InvalidInput(f"evaluation.best_by: no score is called {wanted!r}; {there}", field="evaluation.best_by")
 
     def _path(self, step: int) -> Path:
         return self.workdir / f"evaluation/step-{step}.json"
