@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -380,6 +382,20 @@ def test_build_picks_the_class_by_the_pipelines_index(build: Callable[..., Any],
     with pytest.raises(InvalidInput, match="flux is a FluxPipeline") as caught:
         generators.build(make_spec(model="flux"), models_dir=tmp_path)
     assert caught.value.field == "model"
+
+
+@pytest.mark.parametrize("changes", [{}, {"tune": "full"}])
+def test_a_generator_leaves_memory_with_its_job(build: Callable[..., Any], changes: dict[str, Any]) -> None:
+    """Without the garbage collector: until that looks, a GPU would hold two jobs' models."""
+    generator = build("tiny-sd", **changes)
+    generator(generator.noise([1]), PROMPT)
+    gone = weakref.ref(generator)
+    gc.disable()
+    try:
+        del generator
+        assert gone() is None
+    finally:
+        gc.enable()
 
 
 # ---- torch.compile --------------------------------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Models:
             log.warning("out_of_memory", models=len(self._loaded))
         finally:
             for each in self._loaded.values():  # kept for a run's prompts; every order has its own, and they add up
-                each.generator._embed.cache_clear()
+                each.generator.forget_prompts()
         self._free()  # not in the except block: its traceback holds tensors
         raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
 

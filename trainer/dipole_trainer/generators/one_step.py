@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -28,6 +27,7 @@ from dipole.errors import InvalidInput
 from dipole_trainer.generators import autoencoder, hidden
 from dipole_trainer.generators.compiled import check_gradient, mark_batch
 from dipole_trainer.generators.trained import Adapter, FullWeights, check_fit
+from dipole_trainer.recent import Recent
 from dipole_trainer.spec import TrainSpec
 
 disable_progress_bar()
@@ -71,7 +71,7 @@ class OneStepGenerator:
         else:
             self._trained = Adapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
         self.lora = self._trained.lora
-        self._embed = lru_cache(CACHED_PROMPTS)(self._encode)
+        self._embedded: Recent[str, Embedding] = Recent(CACHED_PROMPTS)
         self._compiled = spec.compile
         if self._compiled:
             self._check_compiled()
@@ -118,7 +118,11 @@ class OneStepGenerator:
 
     def embed(self, prompt: str) -> Embedding:
         """The prompt's embedding, computed once while it is in use."""
-        return self._embed(prompt)
+        return self._embedded.get(prompt, self._encode)
+
+    def forget_prompts(self) -> None:
+        """Free their embeddings."""
+        self._embedded.clear()
 
     @torch.no_grad()
     def _encode(self, prompt: str) -> Embedding:
