@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 Item = TypeVar("Item")
 
@@ -21,9 +23,13 @@ def window(items: Sequence[Item], step: int, size: int, seed: int) -> list[Item]
     chosen = []
     for position in range(step * size, (step + 1) * size):
         epoch, place = divmod(position, len(items))
-        order = np.random.default_rng(_integer(f"{seed}/epoch/{epoch}")).permutation(len(items))
-        chosen.append(items[order[place]])
+        chosen.append(items[_order(len(items), epoch, seed)[place]])
     return chosen
+
+
+@lru_cache(maxsize=4)  # windows drawn ahead may be in the next epoch; a million prompts take 8 MB
+def _order(count: int, epoch: int, seed: int) -> NDArray[np.int64]:
+    return np.random.default_rng(_integer(f"{seed}/epoch/{epoch}")).permutation(count)
 
 
 def _integer(text: str) -> int:
