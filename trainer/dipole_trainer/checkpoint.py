@@ -8,6 +8,9 @@
 
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
 no random state, scheduler, data position or pending group needs saving. Nothing here is pickled.
+
+A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
+nobody lists names with a dot, and `sweep` removes what a kill -9 left of them.
 """
 
 from __future__ import annotations
@@ -47,10 +50,11 @@ def save(
     for file in temporary.rglob("*"):
         if file.is_file():
             _sync(file)
-    if target.exists():  # the same step again after a resume: the same content
-        shutil.rmtree(target)
+    replaced = _set_aside(target) if target.exists() else None
     os.replace(temporary, target)
     _sync(folder)
+    if replaced is not None:
+        shutil.rmtree(replaced)
     return target
 
 
@@ -101,7 +105,13 @@ def prune(folder: Path, keep: int, best: int | None = None) -> None:
     """Remove all but the newest `keep` checkpoints and that of step `best`."""
     for step in steps(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(folder / f"checkpoint-{step}")
+            shutil.rmtree(_set_aside(folder / f"checkpoint-{step}"))
+
+
+def sweep(folder: Path) -> None:
+    """Remove what whoever was killed left of a checkpoint that it wrote or removed."""
+    for path in [*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.gone")]:
+        shutil.rmtree(path)
 
 
 def fingerprint(generator: OneStepGenerator) -> str:
@@ -130,6 +140,14 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
         index, key = name.split(".", 1)
         state.setdefault(int(index), {})[key] = value
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+
+
+def _set_aside(path: Path) -> Path:
+    """Out of the checkpoints at once, for it takes a while to remove; returns where it is now."""
+    gone = path.with_name(f".{path.name}.gone")
+    shutil.rmtree(gone, ignore_errors=True)
+    os.replace(path, gone)
+    return gone
 
 
 def _sync(path: Path) -> None:

@@ -273,6 +273,8 @@ class Trainer:
 
         Whoever died after writing it may not have said so: it is said again.
         """
+        if self.world.leads:
+            checkpoint.sweep(self.workdir)
         path = checkpoint.newest(self.workdir) if self.world.leads else None
         if path is not None:
             state = checkpoint.load(path, self.generator, self.optimizer, base=self.base)

@@ -76,7 +76,9 @@ class Pairs:
         rows = self.rows[drawn.prompt.prompt]
         (seed,) = seeds_for(self.spec.seed, "pairs", step, drawn.index, count=1)
         chosen = np.random.default_rng(seed).permutation(len(rows))[: self._most]
-        latents = torch.stack([self._latents.get(rows[row], self._encode) for row in chosen], dim=1)  # (2, rows, c, h, w)
+        latents = torch.stack(
+            [self._latents.get(rows[row], self._encode) for row in chosen], dim=1
+        )  # (2, rows, c, h, w)
         count = len(chosen)
         order = RewardResult(scores=(1.0,) * count + (0.0,) * count, ordinal=True)
         self.rank.tell(group_id, {PREFERENCE: order})
