@@ -199,14 +199,59 @@ def test_an_error_fails_the_job_with_a_sentence(world: World, error: Exception, 
 class Gpu:
     """torch, as far as a worker asks it between jobs: there is no GPU here."""
 
-    def __init__(self) -> None:
-        self.cuda, self.freed = self, 0
+    OutOfMemoryError = type("OutOfMemoryError", (RuntimeError,), {})
+
+    def __init__(self, fault: Exception | None = None) -> None:
+        self.cuda, self.fault, self.freed = self, fault, 0
 
     def is_initialized(self) -> bool:
         return True
 
     def empty_cache(self) -> None:
         self.freed += 1
+
+    def zeros(self, size: int, *, device: str) -> np.ndarray:
+        if self.fault is not None:
+            raise self.fault
+        return np.zeros(size)
+
+
+def test_a_worker_whose_gpu_is_lost_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its job says why and goes on in another process, as after kill -9, and the queue is not drained into failures."""
+    fault = RuntimeError("CUDA error: device-side assert triggered")
+    monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu(fault)))
+    job, other = (world.store.create(spec()) for _ in range(2))
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        raise fault
+
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        world.worker(session).work()
+    assert [world.store.get(each.id).state for each in (job, other)] == ["running", "queued"]
+    event = world.store.events(job.id)[0][0]
+    assert (event.kind, event.level) == ("accelerator_lost", "warn")
+    assert "device-side assert" in event.message
+
+    with world.store.database.writing() as transaction:
+        transaction.execute(sa.update(Job).where(Job.id == job.id).values(lease_expires=0.0))
+    monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu()))
+    assert world.worker(train).work()
+    assert world.store.get(job.id).state == "succeeded"
+
+
+@pytest.mark.parametrize("fault", [None, Gpu.OutOfMemoryError("CUDA out of memory")])
+def test_an_error_that_the_gpu_survives_is_the_job_s(
+    world: World, monkeypatch: pytest.MonkeyPatch, fault: Exception | None
+) -> None:
+    """Also where the memory is still full of it."""
+    monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu(fault)))
+    job = world.store.create(spec())
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        raise RuntimeError("CUDA error: invalid configuration argument")
+
+    assert world.worker(session).work()
+    assert world.store.get(job.id).state == "failed"
 
 
 class Follower(Processes):
@@ -230,6 +275,23 @@ class Follower(Processes):
 
 def follow(world: World, follower: Follower, session: Any) -> None:
     followers.follow(cast("Together", follower), world.settings, session, world.make_ranker)
+
+
+def test_a_follower_whose_gpu_is_lost_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It does not fail the job for all and wait for the next; the others notice that it is gone."""
+    fault = RuntimeError("CUDA error: device-side assert triggered")
+    follower = Follower(followers.job("job", spec(), []))
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        raise fault
+
+    with monkeypatch.context() as lost:
+        lost.setitem(sys.modules, "torch", cast(ModuleType, Gpu(fault)))
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            follow(world, follower, session)
+    assert follower.left == []
+    follow(world, other := Follower(followers.job("job", spec(), [])), session)
+    assert other.left == [fault]
 
 
 @pytest.mark.parametrize("leads", [True, False])

@@ -1,4 +1,4 @@
-"""The GPU between jobs: a finished job's memory is given back. It imports no torch."""
+"""The GPU between jobs: a finished job's memory is given back, and a lost context is noticed. It imports no torch."""
 
 from __future__ import annotations
 
@@ -12,6 +12,22 @@ def free() -> None:
     gc.collect()
     if (torch := _torch_on_cuda()) is not None:
         torch.cuda.empty_cache()
+
+
+def lost() -> bool:
+    """Whether nothing computes on the GPU any more in this process, though it did: a kernel's fault outlives its job.
+
+    Asked by computing, and not by the fault's type: others of that type harm their own job alone.
+    """
+    if (torch := _torch_on_cuda()) is None:
+        return False
+    try:
+        torch.zeros(1, device="cuda").item()
+    except torch.OutOfMemoryError:
+        return False
+    except RuntimeError:
+        return True
+    return False
 
 
 def _torch_on_cuda() -> Any:

@@ -57,7 +57,10 @@ def follow(world: Together, settings: PlatformSettings, session: Session, make_r
 
 
 def take_part(world: World, train: Callable[[], object]) -> None:
-    """`train`, until rank 0 leaves the run; or until it raises, which all are told."""
+    """`train`, until rank 0 leaves the run; or until it raises, which all are told.
+
+    A process whose GPU is lost tells nothing: it ends, and all meet again in new processes.
+    """
     problem = None
     try:
         train()
@@ -67,6 +70,8 @@ def take_part(world: World, train: Callable[[], object]) -> None:
         raise
     except Exception as error:
         log.exception("run_failed", process=world.rank)
+        if accelerator.lost():
+            raise
         problem = error
     world.leave(problem)
 

@@ -38,8 +38,9 @@ MESSAGES: dict[str, str] = {
     "skipped_group": "A group was skipped: {reason}",
     "reward_failure": "Reward {reward} was left out of a group: {reason}",
     "reward_hacking": "Reward hacking: {what}",
+    "accelerator_lost": "The GPU computes nothing more in this worker, which starts anew: {reason}",
 }
-WARNINGS = ("skipped_group", "reward_failure", "reward_hacking")
+WARNINGS = ("skipped_group", "reward_failure", "reward_hacking", "accelerator_lost")
 SYNCED = ("samples", "evaluation", "export")
 
 

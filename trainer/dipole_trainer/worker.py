@@ -5,6 +5,7 @@ that jobs wait for are back (GET /readyz of the endpoint). A job ends in one of 
 - trained to its end, cancelled, or paused by its caller: the session returns, the job's state follows;
 - a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
 - any other error: the job fails with a sentence;
+- the GPU computes nothing more in this process: the process ends, and whoever starts it again clears that;
 - SIGTERM or SIGINT: the session stops at its next step with a checkpoint, the job goes back to the queue;
 - kill -9, power, also of one of several processes: the lease runs out, another worker goes on from the last checkpoint;
 - the lease is lost (this machine slept, or lost the database): nothing more is written.
@@ -187,7 +188,11 @@ class Worker:
                 raise
             except Exception as error:
                 log.exception("job_failed")
-                return self.store.finish(claim, "failed", error=_explain(error))
+                explained = _explain(error)
+                if accelerator.lost():  # ends as by kill -9, which is counted: no job does this for ever
+                    hold.on_event("accelerator_lost", {"reason": explained["message"]})
+                    raise
+                return self.store.finish(claim, "failed", error=explained)
             if outcome == "paused" and self.stopping.is_set():
                 return self.store.release(claim, "the worker was stopped")
             return self.store.finish(claim, outcome)
