@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -26,7 +27,7 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
 from dipole.settings import PlatformSettings
-from dipole_trainer import followers
+from dipole_trainer import followers, hold
 from dipole_trainer.artifacts import Artifacts
 from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
@@ -170,6 +171,31 @@ def test_rankings_reach_the_ledger_while_training(world: World) -> None:
     world.worker(session).work()
     (entry,), _ = Ledger(world.database).list(job.id)
     assert entry["rewards"]["shapes"]["model_revision"] == "r1"
+
+
+def test_every_event_is_a_sentence(world: World) -> None:
+    """With its figures; less memory than was asked for is a warning."""
+    said = {
+        "out_of_memory": ({"chunk_size": 4}, "warn", "Out of memory: 4 samples are worked on at once from here on"),
+        "best": ({"step": 20, "score": "shapes", "value": 0.51234}, "info", "The best is step 20: shapes 0.5123"),
+        "evaluating": (
+            {"step": 20, "prompts_done": 8, "prompts": 32}, "info", "Evaluating at step 20: 8 of 32 prompts",
+        ),
+    }  # fmt: skip
+
+    def session(spec: TrainSpec, *, on_event: Any, **rest: Any) -> Outcome:
+        for kind, (data, _, _) in said.items():
+            on_event(kind, data)
+        return "succeeded"
+
+    job = world.store.create(spec())
+    assert world.worker(session).work()
+    events = {event.kind: (event.level, event.message) for event in world.store.events_since(job.id, 0)}
+    assert {kind: events[kind] for kind in said} == {kind: tuple(rest) for kind, (_, *rest) in said.items()}
+    sources = " ".join(path.read_text() for path in Path(hold.__file__).parent.glob("*.py"))
+    emitted = set(re.findall(r'on_event\("(\w+)"', sources)) - {"ranked", "checkpoint"}  # the store has those in words
+    assert emitted > said.keys()
+    assert emitted <= hold.MESSAGES.keys()
 
 
 @pytest.mark.parametrize(

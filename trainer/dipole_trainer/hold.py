@@ -31,16 +31,19 @@ T = TypeVar("T")
 # What an event says in a sentence; `data` has the numbers. Kinds that are not here are named by themselves.
 MESSAGES: dict[str, str] = {
     "step": "Step {step}/{steps}: training loss {loss}",
+    "evaluating": "Evaluating at step {step}: {prompts_done} of {prompts} prompts",
     "evaluation": "Evaluation at step {step}",
+    "best": "The best is step {step}: {score} {value}",
     "resumed": "Going on from the checkpoint at step {step}",
     "samples": "Samples at step {step}",
     "export": "LoRA written to {path}",
+    "out_of_memory": "Out of memory: {chunk_size} samples are worked on at once from here on",
     "skipped_group": "A group was skipped: {reason}",
     "reward_failure": "Reward {reward} was left out of a group: {reason}",
     "reward_hacking": "Reward hacking: {what}",
     "accelerator_lost": "The GPU computes nothing more in this worker, which starts anew: {reason}",
 }
-WARNINGS = ("skipped_group", "reward_failure", "reward_hacking", "accelerator_lost")
+WARNINGS = ("out_of_memory", "skipped_group", "reward_failure", "reward_hacking", "accelerator_lost")
 SYNCED = ("samples", "evaluation", "export")
 
 
