@@ -7,6 +7,7 @@ import base64
 import gc
 import io
 import json
+import shutil
 import weakref
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
@@ -291,6 +292,15 @@ def test_a_paused_job_records_what_an_undisturbed_one_does(tmp_path: Path) -> No
     for path in kept(tmp_path / "whole").iterdir():
         one, other = (load_file(kept(tmp_path / run) / path.name) for run in ("whole", "cut"))
         assert same(one, other)
+
+
+def test_later_candidates_are_forgotten_on_resume(tmp_path: Path) -> None:
+    """What a lost stretch of training had ranked is no part of the resumed job's recording, should it stop there."""
+    train(online_spec(), tmp_path)
+    for step in (2, 3):
+        shutil.rmtree(tmp_path / f"checkpoint-{step}")
+    train(online_spec(), tmp_path, control=lambda: "pause")
+    assert [path.name for path in kept(tmp_path).iterdir()] == ["step-0.safetensors"]
 
 
 # ---- replays --------------------------------------------------------------------------------------------------------

@@ -284,6 +284,8 @@ class Trainer:
             self.on_event("resumed", {"step": self.done})
             self.on_event("checkpoint", {"step": self.done, "path": path.name})
         self.evaluations.resume(self.done)
+        if self.recorder is not None:
+            self.recorder.forget_from(self.done)
 
     def _checkpoint(self) -> None:
         if self.saved == self.done or not self.world.leads:

@@ -30,6 +30,12 @@ class Recorder:
         facts = {name: getattr(spec, name) for name in (*recorded.FITTED, "method")}
         self._job = RecordedJob(**facts, rewards=tuple(rewards))
 
+    def forget_from(self, step: int) -> None:
+        """Remove this step and later ones: a run that goes on from there will have its own ranked."""
+        for path in self.folder.glob("step-*.safetensors"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
     def entry(self, drawn: Drawn, ranked: RankedGroup) -> dict[str, Any]:
         """A group that was ranked, as JSON."""
         group = RecordedGroup(
