@@ -265,6 +265,36 @@ def test_a_run_that_learns_nothing_fails(tmp_path: Path) -> None:
         train(make_spec(**small, method={"drpo": {"positives": 1, "negatives": 1}}), tmp_path, flat)
 
 
+def test_pauses_do_not_hide_that_a_run_learns_nothing(tmp_path: Path) -> None:
+    """Steps without an update are counted over resumes."""
+    asked: list[str] = []
+
+    def flat(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        asked.append(prompt)
+        return [0.5] * len(images)
+
+    small: dict[str, Any] = {"steps": 40, "candidates": 2, "prompts_per_step": 1, "checkpoint_every": 100}
+    spec = make_spec(**small, method={"drpo": {"positives": 1, "negatives": 1}})
+    pausing = InProcessRanker({"bright": flat}, spec.rewards)
+    _, events, outcome = train(spec, tmp_path, pausing, lambda: "pause" if len(asked) > 15 else "run")
+    assert outcome == "paused"
+    asked.clear()
+    with pytest.raises(NothingToLearn):
+        train(spec, tmp_path, InProcessRanker({"bright": flat}, spec.rewards))
+    assert len([kind for kind, _ in events if kind == "step"]) + len(asked) == 25
+
+
+@pytest.mark.parametrize(("kept", "then"), [(1, 1), (64, 2)])
+def test_a_resume_takes_up_the_chunk_size_that_memory_left(tmp_path: Path, kept: int, then: int) -> None:
+    """Where it is smaller than the job's, so that it need not run out of memory again."""
+    train(make_spec(), tmp_path)
+    shutil.rmtree(tmp_path / "checkpoint-3")
+    state = tmp_path / "checkpoint-2/training_state.json"
+    state.write_text(json.dumps({**json.loads(state.read_text()), "chunk_size": kept}))
+    train(make_spec(), tmp_path)
+    assert json.loads((tmp_path / "checkpoint-3/training_state.json").read_text())["chunk_size"] == then
+
+
 @pytest.mark.parametrize(("decay", "last"), [(0, 1.0), (4, 1 / 5), (19, 1 / 20), (49, 1 / 20)])
 def test_the_rate_warms_up_and_falls_to_what_the_decay_leaves(decay: int, last: float) -> None:
     """Linearly; the last update has 1 / (decay_steps + 1) of the rate, though never less than a twentieth."""

@@ -1,4 +1,4 @@
-"""Checkpoints: everything a run needs to go on exactly where it was, written whole or not at all.
+"""Checkpoints: everything a run needs to go on where it was, written whole or not at all.
 
     checkpoint-N/
       unet_lora/adapter_model.safetensors, adapter_config.json     PEFT's own layout; with `tune: full` instead
@@ -7,7 +7,8 @@
       training_state.json                                          step, counters, what it was trained for
 
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
-no random state, scheduler, data position or pending group needs saving. Nothing here is pickled.
+no random state, scheduler, data position or pending group needs saving, and on the CPU the run goes on to the same bits
+while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Nothing here is pickled.
 
 A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
 nobody lists names with a dot, and `sweep` removes what a kill -9 left of them.

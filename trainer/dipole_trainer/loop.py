@@ -279,6 +279,9 @@ class Trainer:
         if path is not None:
             state = checkpoint.load(path, self.generator, self.optimizer, base=self.base)
             self.done = self.saved = int(state["step"])
+            self.barren = int(state.get("barren", 0))
+            chunks = self.rollout.chunks
+            chunks.size = min(chunks.size, int(state.get("chunk_size", chunks.size)))  # what memory taught
         self.done = self.started_at = self.world.align(self.optimizer, step=self.done, base=self.base)
         if path is not None:
             self.on_event("resumed", {"step": self.done})
@@ -291,7 +294,12 @@ class Trainer:
         if self.saved == self.done or not self.world.leads:
             return
         known = ("model", "revision", "precision", "resolution")
-        state = {**{name: getattr(self.spec, name) for name in known}, "base": self.base}
+        state = {
+            **{name: getattr(self.spec, name) for name in known},
+            "base": self.base,
+            "barren": self.barren,
+            "chunk_size": self.rollout.chunks.size,
+        }
         path = checkpoint.save(self.workdir, self.done, self.generator, self.optimizer, state)
         best = self.evaluations.best()
         checkpoint.prune(self.workdir, self.spec.keep_checkpoints, best[0] if best else None)
