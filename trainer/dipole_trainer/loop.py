@@ -99,6 +99,8 @@ class Trainer:
         Raises RewardUnavailable, after writing a checkpoint, when a required reward is past its deadline. On all but
         rank 0 it never returns: world.py says what it raises.
         """
+        if self.generator.device.type == "cuda":  # or `gpu_gib` is that of this process's largest job so far
+            torch.cuda.reset_peak_memory_stats(self.generator.device)
         try:
             self._resume()
             self._evaluate_when_due()
@@ -257,7 +259,7 @@ class Trainer:
             "seconds": current.seconds,
         }
         if self.generator.device.type == "cuda":
-            data["gpu_gib"] = torch.cuda.max_memory_allocated() / 2**30
+            data["gpu_gib"] = torch.cuda.max_memory_allocated(self.generator.device) / 2**30
         self.on_event("step", data)
 
     def _checkpoint_when_due(self) -> None:
