@@ -236,6 +236,11 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         "method.drpo.positives",
     ),
     ({"candidates": 65}, "candidates"),
+    ({"candidates": 64, "resolution": 1184}, "candidates"),
+    (
+        {"resolution": 1184, "evaluation": {"prompts": [{"prompt": "a"}], "images_per_prompt": 64}},
+        "evaluation.images_per_prompt",
+    ),
     ({"model": "gpt-4o"}, "model"),
     ({"model": "../../etc"}, "model"),
     ({"model": "/etc"}, "model"),

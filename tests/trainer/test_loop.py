@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
-from dipole_trainer import checkpoint, generators, loop, session
+from dipole_trainer import checkpoint, generators, loop, session, tiny_pipelines
 from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.spec import TrainSpec
@@ -149,6 +149,18 @@ def test_staleness_runs_ahead_by_that_many_windows(tmp_path: Path) -> None:
     spec = make_spec(max_staleness=2, steps=5)
     _, events, _ = train(spec, tmp_path)
     assert [data["staleness"] for kind, data in events if kind == "step"] == [0, 1, 2, 2, 2]
+
+
+def test_groups_that_no_request_holds_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
+    """Where the job names no resolution the model's own counts: 64 images of 1184² do not fit, 63 do."""
+    tiny_pipelines.write(tmp_path / "large", "sd")
+    config = tmp_path / "large/unet/config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 148}))
+    with pytest.raises(InvalidInput, match="1184") as refused:
+        train(make_spec(model="large", candidates=64), tmp_path)
+    assert refused.value.field == "candidates"
+    make_spec(candidates=63).check_side(1184)
+    make_spec(candidates=64, rewards=[], pairs_file="file-x", method={"type": "sft"}).check_side(1184)  # sends none
 
 
 def test_an_optional_reward_that_fails_is_left_out_and_said(tmp_path: Path) -> None:

@@ -45,6 +45,7 @@ def run(
     workdir.mkdir(parents=True, exist_ok=True)
     world = world or join()
     generator = generators.build(spec, models_dir=models_dir, device=world.device)
+    spec.check_side(generator.side)
     phi = features.build(spec.features, generator, models_dir=models_dir)
     chunks = Chunks(spec.chunk_size, lambda size: on_event("out_of_memory", {"chunk_size": size}))
     rollout = Rollout(spec, generator, phi, chunks)

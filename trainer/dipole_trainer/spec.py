@@ -10,9 +10,12 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
 from dipole.errors import InvalidInput
+from dipole.schemas import MAX_BODY_BYTES
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Positive = Annotated[float, Field(gt=0)]
+
+MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # one error is enough: a body of a megabyte may hold a million
@@ -277,6 +280,20 @@ class TrainSpec(Spec):
                 f"method.grpo.anchors = {own.anchors} exceeds candidates = {self.candidates}: anchors are candidates",
                 field="method.grpo.anchors",
             )
+
+    def check_side(self, side: int) -> None:
+        """Raises InvalidInput where a group of images of this side is more than a reward can be sent."""
+        groups = {
+            "candidates": 0 if self.offline else self.candidates,
+            "evaluation.images_per_prompt": self.evaluation.images_per_prompt if self.evaluation.prompts else 0,
+        }
+        most = MAX_GROUP_BYTES // (3 * side**2)
+        for field, count in groups.items():
+            if self.rewards and count > most:
+                raise InvalidInput(
+                    f"{field} = {count}: a reward can be sent {most} images of {side}×{side} pixels at once",
+                    field=field,
+                )
 
     def _source_fits(self) -> None:
         if self.pairs_file is not None and self.replay_job is not None:

@@ -93,6 +93,8 @@ def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Jo
     spec = _spec(parts, body, source)
     base_models.check_name(spec.model, parts.settings.models_dir)
     _check_rewards(parts, spec)
+    if spec.resolution is not None:  # else the session asks, which knows the model's own
+        spec.check_side(spec.resolution)
     if source.replayed is not None:
         recorded.check_fit(spec, source.replayed)
         recorded.rewards(spec, source.replayed)

@@ -65,7 +65,7 @@ class OneStepGenerator:
                 module.to(self.device).eval().requires_grad_(False)
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
         self._dtype = DTYPES[spec.precision]
-        self._side = _side(pipeline, spec.resolution)
+        self.side = _side(pipeline, spec.resolution)
         if spec.tune == "full":
             self._trained: Adapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
         else:
@@ -112,7 +112,7 @@ class OneStepGenerator:
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit normal noise (K, c, h, w), one draw a seed, the same on every device."""
-        shape = (self.unet.config.in_channels, *[self._side // self.pipeline.vae_scale_factor] * 2)
+        shape = (self.unet.config.in_channels, *[self.side // self.pipeline.vae_scale_factor] * 2)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
@@ -217,7 +217,7 @@ class OneStepGenerator:
 
         The mode of the VAE's Gaussian, not a draw: the same image always has the same latents.
         """
-        fitted = np.stack([autoencoder.fit(image, self._side) for image in images])
+        fitted = np.stack([autoencoder.fit(image, self.side) for image in images])
         values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
         return autoencoder.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
 

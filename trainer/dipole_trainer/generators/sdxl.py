@@ -30,7 +30,7 @@ class SdxlGenerator(OneStepGenerator):
 
     def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
         pooled = torch.cat([each.pooled for prompt in prompts if (each := self.embed(prompt)).pooled is not None])
-        side = self._side
+        side = self.side
         sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)  # original, crop's corner, target
         added = {
             "text_embeds": pooled.expand(count, -1).contiguous(),
