@@ -262,12 +262,22 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"hyperparameters": {"n_epochs": 2}}, "hyperparameters.n_epochs"),
     ({"steps": 0}, "steps"),
     ({"optimizer": {"lr": 1e400}}, "optimizer.lr"),
+    ({"optimizer": {"betas": [-0.1, 0.999]}}, "optimizer.betas[0]"),
+    ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas[1]"),
+    *[
+        ({"features": {"type": kind, "weights": "x"}}, "features.weights")
+        for kind in ("latents", "tiny", "teacher_unet")
+    ],
+    ({"features": {"type": "latents", "revision": "x"}}, "features.revision"),
+    *[({"features": {name: 7}}, f"features.{name}") for name in ("timestep", "noise", "pool")],
+    ({"features": {"type": "clip", "noise": 0}}, "features.noise"),
+    ({"evaluation": {"every": 2}}, "evaluation.every"),
     ({"seed": -1}, "seed"),
 ]
 
 
 def test_a_job_that_cannot_work_is_refused_by_field(tmp_path: Path) -> None:
-    """Each mistake is a 422 that names its field, and makes no job."""
+    """Each mistake is a 422 that names its field, and makes no job; what is like it and right makes one."""
     (tmp_path / "models/no-index").mkdir(parents=True)
 
     async def test(server: Server) -> None:
@@ -275,6 +285,10 @@ def test_a_job_that_cannot_work_is_refused_by_field(tmp_path: Path) -> None:
         for change, field in REFUSED:
             named(await server.client.post(JOBS, content=json.dumps(body(**change)), headers=headers), 422, field)
         assert (await ok(server.client.get(JOBS)))["data"] == []
+        await server.job(features={"type": "teacher_unet", "timestep": 7, "noise": 7, "pool": 7})
+        await server.job(features={"type": "clip", "weights": "x", "revision": "x"}, optimizer={"betas": [0, 0.99]})
+        file = await ok(upload(server.client, PROMPTS))
+        await server.job(evaluation={"every": 2}, validation_file=file["id"])
 
     run(tmp_path, test)
 

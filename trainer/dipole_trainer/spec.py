@@ -14,6 +14,7 @@ from dipole.schemas import MAX_BODY_BYTES
 
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Positive = Annotated[float, Field(gt=0)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
@@ -170,7 +171,7 @@ class OptimizerSpec(Spec):
     """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
     lr: Positive = Field(default=1e-4, description="Published: 1e-4 for SD-Turbo, 1e-5 for SDXL-Turbo.")
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: Positive = 1.0
     warmup_steps: int = Field(default=0, ge=0)
@@ -258,6 +259,7 @@ class TrainSpec(Spec):
     def _belongs_together(self) -> TrainSpec:
         self._groups_fit()
         self._source_fits()
+        self._settings_are_used()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise InvalidInput("rewards: names must be unique within a job", field="rewards")
@@ -279,6 +281,24 @@ class TrainSpec(Spec):
             raise InvalidInput(
                 f"method.grpo.anchors = {own.anchors} exceeds candidates = {self.candidates}: anchors are candidates",
                 field="method.grpo.anchors",
+            )
+
+    def _settings_are_used(self) -> None:
+        """What nothing would look at is a mistake, not a wish."""
+        space = self.features.type
+        unused = ["weights", "revision"] if space in ("latents", "tiny", "teacher_unet") else []
+        unused += ["timestep", "noise", "pool"] if space != "teacher_unet" else []
+        for name in unused:
+            if getattr(self.features, name) != FeaturesSpec.model_fields[name].default:
+                raise InvalidInput(
+                    f"features.{name} is given, but features.type {space!r} has none: leave it out or change the type",
+                    field=f"features.{name}",
+                )
+        if self.evaluation.every and not self.evaluation.prompts:
+            raise InvalidInput(
+                "evaluation.every is given, but there are no prompts to evaluate on: give evaluation.prompts or "
+                "validation_file, or leave it out",
+                field="evaluation.every",
             )
 
     def check_side(self, side: int) -> None:
