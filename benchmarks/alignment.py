@@ -255,7 +255,7 @@ def plot(table: dict[str, Any], target: Path) -> None:
         axis.plot([x] * len(entry["by_seed"]), entry["by_seed"], ".", color="black", ms=3, alpha=0.5)
         axis.text(x, 0.03, f"{entry['mean']:.2f}", ha="center", color="white", fontweight="bold")
     axis.axhline(base, color="black", lw=1, ls="--")
-    axis.text(len(arms) - 0.4, base, " base", va="center")
+    axis.text(len(arms) - 0.45, base + 0.012, "base", va="bottom")
     axis.set_xticks(range(len(arms)), [names[arm] for arm in arms])
     axis.set_ylabel("held-out prompts strictly right")
     axis.set_xlim(-0.6, len(arms) + 0.1)
