@@ -123,6 +123,32 @@ def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
     assert same(one, other)
 
 
+class Unasked(InProcessRanker):
+    """A ranker of whom nothing is asked."""
+
+    def submit(self, group: Group) -> None:
+        raise AssertionError(f"a reward was asked for {group.id}")
+
+
+@pytest.mark.parametrize("space", ["auto", "latent_mae", "vit_mae", "dinov2", "clip"])
+def test_missing_features_are_told_before_a_pipeline_is_loaded(tmp_path: Path, space: str) -> None:
+    """This one cannot be: nothing is in its folder but its index."""
+    (tmp_path / "hollow").mkdir()
+    (tmp_path / "hollow/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    spec = make_spec(model="hollow", features={"type": space})
+    with pytest.raises(InvalidInput, match="is not on this machine") as told:
+        train(spec, tmp_path, Unasked({"bright": brightness}))
+    assert told.value.field == "features.weights"
+
+
+def test_keys_that_do_not_fit_the_resolution_are_told_before_a_reward_is_asked(tmp_path: Path) -> None:
+    """Latents of 3×3 have no patches of 2×2."""
+    spec = make_spec(resolution=24, features={"type": "latents", "keys": ["latents_mean_2"]})
+    with pytest.raises(InvalidInput, match="patches of 2×2") as told:
+        train(spec, tmp_path, Unasked({"bright": brightness}))
+    assert told.value.field == "features.keys"
+
+
 def test_paused_and_resumed_is_bit_equal(tmp_path: Path) -> None:
     """A run stopped after two steps and resumed by a fresh process's objects ends where the undisturbed one does."""
     whole, _, _ = train(make_spec(), tmp_path / "whole")

@@ -13,6 +13,7 @@ from pathlib import Path
 from dipole_trainer import checkpoint, export, features, generators, loop
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.evaluations import Evaluations
+from dipole_trainer.generators import kinds
 from dipole_trainer.groups import Ranker
 from dipole_trainer.offline import Pairs, Replay, Told
 from dipole_trainer.recorder import Recorder
@@ -44,9 +45,12 @@ def run(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     world = world or join()
+    _, kind = kinds.find(spec, models_dir)
+    features.locate(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
     generator = generators.build(spec, models_dir=models_dir, device=world.device)
     spec.check_side(generator.side)
     phi = features.build(spec.features, generator, models_dir=models_dir)
+    features.check_fit(phi, generator)
     chunks = Chunks(spec.chunk_size, lambda size: on_event("out_of_memory", {"chunk_size": size}))
     rollout = Rollout(spec, generator, phi, chunks)
     source = _source(spec, rollout, rank, world, job_id, data)

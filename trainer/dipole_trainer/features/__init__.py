@@ -16,9 +16,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from dipole_trainer import weights
 from dipole_trainer.chunks import Chunks
 from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
-from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.features.pixels import PROCESSOR
+from dipole_trainer.features.vision import SAFE
+from dipole_trainer.generators.one_step import Kind, OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
 
@@ -43,6 +46,26 @@ SPACES: dict[str, Load] = {
     "clip": clip.load,
     "teacher_unet": teacher_unet.load,
 }
+_VISION = ("config.json", PROCESSOR)
+WEIGHTS: dict[str, tuple[str, Sequence[str]]] = {  # of the spaces that load any: the published ones, and their files
+    "latent_mae": (latent_mae.WEIGHTS, (latent_mae.FILE,)),
+    "vit_mae": (vit_mae.WEIGHTS, (*_VISION, f"{SAFE}|pytorch_model.bin")),
+    "dinov2": (dinov2.WEIGHTS, (*_VISION, SAFE)),
+    "clip": (clip.WEIGHTS, (*_VISION, SAFE)),
+}
+
+
+def locate(spec: FeaturesSpec, kind: Kind, *, models_dir: Path) -> None:
+    """Raise InvalidInput where the weights that `build` will load are not on this machine, or not whole.
+
+    Cheap, and in need of no generator: to be asked before one is loaded.
+    """
+    space = _space(spec, kind)
+    if space in WEIGHTS:
+        published, files = WEIGHTS[space]
+        weights.locate(
+            spec.weights or published, models_dir, revision=spec.revision, field="features.weights", files=files
+        )
 
 
 def build(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) -> Features:
@@ -50,8 +73,13 @@ def build(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) 
 
     Raises InvalidInput where its weights are not on this machine or a key is not one of its.
     """
-    space = PUBLISHED[generator.kind] if spec.type == "auto" else spec.type
-    return SPACES[space](spec, generator, models_dir)
+    return SPACES[_space(spec, generator.kind)](spec, generator, models_dir)
+
+
+@torch.no_grad()
+def check_fit(features: Features, generator: OneStepGenerator) -> None:
+    """Raise InvalidInput where a key does not fit the size of the generator's latents: φ is asked once, of noise."""
+    features(generator.noise([0]), prompt="a photograph", seeds=[0])
 
 
 def in_chunks(features: Features, x: Tensor, chunks: Chunks, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
@@ -60,3 +88,7 @@ def in_chunks(features: Features, x: Tensor, chunks: Chunks, *, prompt: str, see
         range(len(x)), lambda rows: features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
     )
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+
+
+def _space(spec: FeaturesSpec, kind: Kind) -> str:
+    return PUBLISHED[kind] if spec.type == "auto" else spec.type
