@@ -123,6 +123,13 @@ def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
     assert same(one, other)
 
 
+def test_fp32_on_a_gpu_is_warned_of() -> None:
+    """It is the default, which suits the tiny world on a CPU."""
+    assert "bf16" in str(session.faster(make_spec(), "cuda:0"))
+    assert session.faster(make_spec(), "cpu") is None
+    assert session.faster(make_spec(precision="bf16"), "cuda:0") is None
+
+
 class Unasked(InProcessRanker):
     """A ranker of whom nothing is asked."""
 

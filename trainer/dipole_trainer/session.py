@@ -45,6 +45,8 @@ def run(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     world = world or join()
+    if world.leads and (advice := faster(spec, world.device)):
+        on_event("slow_precision", {"what": advice})
     _, kind = kinds.find(spec, models_dir)
     features.locate(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
     generator = generators.build(spec, models_dir=models_dir, device=world.device)
@@ -67,6 +69,13 @@ def run(
         for path in export.export(trained, workdir, spec, generator):
             on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})
     return outcome
+
+
+def faster(spec: TrainSpec, device: str) -> str | None:
+    """What to say of a precision that is slow on this device; whoever asks for it for exactness is not overruled."""
+    if spec.precision != "fp32" or not device.startswith("cuda"):
+        return None
+    return "precision fp32 is slow on a GPU: bf16 computes faster, and what is trained stays fp32"
 
 
 def _source(spec: TrainSpec, rollout: Rollout, rank: Ranker, world: World, job_id: str, data: Path | None) -> Source:
