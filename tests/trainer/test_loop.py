@@ -190,7 +190,7 @@ def test_groups_that_no_request_holds_are_refused_before_anything_is_drawn(tmp_p
     config = tmp_path / "large/unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 148}))
     with pytest.raises(InvalidInput, match="1184") as refused:
-        train(make_spec(model="large", candidates=64), tmp_path)
+        train(make_spec(model="large", candidates=64, features={"type": "latents"}), tmp_path)
     assert refused.value.field == "candidates"
     make_spec(candidates=63).check_side(1184)
     make_spec(candidates=64, rewards=[], pairs_file="file-x", method={"type": "sft"}).check_side(1184)  # sends none
