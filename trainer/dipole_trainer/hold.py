@@ -38,12 +38,13 @@ MESSAGES: dict[str, str] = {
     "samples": "Samples at step {step}",
     "export": "LoRA written to {path}",
     "out_of_memory": "Out of memory: {chunk_size} samples are worked on at once from here on",
+    "slow_precision": "Advice: {what}",
     "skipped_group": "A group was skipped: {reason}",
     "reward_failure": "Reward {reward} was left out of a group: {reason}",
     "reward_hacking": "Reward hacking: {what}",
     "accelerator_lost": "The GPU computes nothing more in this worker, which starts anew: {reason}",
 }
-WARNINGS = ("out_of_memory", "skipped_group", "reward_failure", "reward_hacking", "accelerator_lost")
+WARNINGS = ("out_of_memory", "slow_precision", "skipped_group", "reward_failure", "reward_hacking", "accelerator_lost")
 SYNCED = ("samples", "evaluation", "export")
 
 
