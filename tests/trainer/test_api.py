@@ -744,7 +744,7 @@ def test_the_api_process_never_imports_torch(tmp_path: Path) -> None:
     """Its image has none: neither creating the app nor its documents load torch or diffusers."""
     code = (
         "import sys; from dipole_trainer.api import create_app; create_app().openapi();"
-        "heavy = ('torch', 'diffusers', 'transformers', 'peft', 'celery', 'pyarrow');"
+        "heavy = ('torch', 'diffusers', 'transformers', 'peft', 'pyarrow');"
         "print([name for name in heavy if name in sys.modules])"
     )
     environment = {

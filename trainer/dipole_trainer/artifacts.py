@@ -173,8 +173,8 @@ class Artifacts:
     def sync(self, job_id: str, workdir: Path) -> None:
         """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none.
 
-        A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Only checkpoints
-        older than all of ours go: later ones may be those of a worker that took the job over.
+        A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Of those that are
+        not here only older ones than our newest go: later ones may be those of a worker that took the job over.
         """
         if self.folder is not None:
             return
@@ -195,7 +195,8 @@ class Artifacts:
             if f"checkpoint-{step}" not in whole:
                 self._fs.pipe_file(f"{job}/checkpoint-{step}/{MARK}", b"")
         for top in {name.partition("/")[0] for name in there}:
-            if (match := _CHECKPOINT.fullmatch(top)) and ours and int(match[1]) < ours[0]:
+            match = _CHECKPOINT.fullmatch(top)
+            if match and ours and int(match[1]) < ours[-1] and int(match[1]) not in ours:
                 self._fs.rm(f"{job}/{top}", recursive=True)
 
 

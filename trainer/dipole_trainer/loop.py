@@ -147,7 +147,9 @@ class Trainer:
         gradients = OrderedSum(indices, lazy=self.spec.tune == "full")
         unprepared = deque(current.groups.values())
         while current.groups:
-            ranked = current.ranked.pop() if current.ranked else self._collect(current, blocking=not unprepared)
+            ranked = self._collect(current, blocking=not (unprepared or current.ranked))
+            if ranked is None and current.ranked:
+                ranked = current.ranked.pop()
             if ranked is None and unprepared:
                 self.rollout.prepare(unprepared.popleft())
             elif ranked is not None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole_trainer.chunks import Chunks
-from dipole_trainer.features import Features
+from dipole_trainer.features import Features, in_chunks
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.method import Loss, Phi, RankedSamples
@@ -127,7 +127,4 @@ class Rollout:
 
     @torch.no_grad()
     def _phi(self, x: Tensor, prompt: str, seeds: Sequence[int]) -> Phi:
-        parts = self.chunks.over(
-            range(len(x)), lambda rows: self.features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
-        )
-        return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
+        return in_chunks(self.features, x, self.chunks, prompt=prompt, seeds=seeds)
