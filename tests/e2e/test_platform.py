@@ -97,7 +97,7 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     pipe.set_progress_bar_config(disable=True)
     prompt = str(HELD_OUT[0]["prompt"])
     spec = TrainSpec.model_validate({"prompts": HELD_OUT, "rewards": [SHAPES], "lora": {"rank": 4, "alpha": 4}})
-    generator = generators.build(spec)
+    generator = generators.build(spec, models_dir=tmp_path)
     checkpoint.load(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
     noise = generator.noise([1, 2])
 
