@@ -180,9 +180,8 @@ class Ours:
     def _gradient(self, drawn: Drawn, chosen: Selection, meter: Meter) -> list[Tensor]:
         """Rollout.gradient, with its second forward pass metered apart."""
         rollout, x = self.rollout, drawn.x
-        assert x is not None
         group = RankedSamples(
-            x, drawn.phi, drawn.x_ref, drawn.phi_ref, drawn.ranked, drawn.phi_ranked, torch.zeros(len(x)),
+            x, drawn.phi_ranked, drawn.x_ref, drawn.phi_ref, drawn.ranked, drawn.phi_ranked, torch.zeros(len(x)),
             chosen.positives, chosen.negatives, own=True,
         )  # fmt: skip
         _, found = cotangents(lambda samples: METHODS["drpo"].loss(samples, rollout.settings), group)

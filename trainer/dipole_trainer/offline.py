@@ -118,7 +118,6 @@ class Replay:
     def _group(self, step: int, group: RecordedGroup, ranked: Tensor) -> Drawn:
         """x on the recorded noises. While the weights are those that drew what was ranked, x is that, to rounding."""
         drawn = self.rollout.draw(step, group.index, group.prompt)
-        assert drawn.x is not None
         if tuple(drawn.seeds) != group.seeds:
             raise InvalidInput("the recorded candidates were drawn from other seeds", field="seed")
         if ranked.shape != drawn.x.shape:
