@@ -135,6 +135,7 @@ def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
     assert found["what"].startswith("against tiny-turbo r +0.533, while diversity (distance) -1.500")
     assert hacking(summary(ours, base), [], []) is None, "nothing was trained"
     assert hacking(summary(scored(better, diversity=3.0), base), ["r"], []) is None
+    assert hacking(summary(scored(better, diversity=2.9), base), ["r"], []) is None, "by 3 %, sure or not"
 
 
 def test_a_handful_of_prompts_is_sure_of_nothing() -> None:

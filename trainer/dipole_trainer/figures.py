@@ -17,6 +17,7 @@ from dipole_trainer.evaluate import Scored
 
 DIVERSITIES = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: Scored's field
 SURE_PROMPTS = 6  # with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be
+NARROWER = 0.05
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,10 @@ def sure(figure: Mapping[str, Any], middle: float = 0.0) -> int:
 def hacking(
     figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
 ) -> dict[str, Any] | None:
-    """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None."""
+    """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None.
+
+    Diversity must have lost NARROWER of what it was: images that come to show what was asked for are a little more alike.
+    """
 
     def moved(named: Mapping[str, Any], sign: int) -> dict[str, float]:
         found = {name: figure.get("difference") for name, figure in named.items()}
@@ -135,7 +139,11 @@ def hacking(
     def scores(names: Sequence[str]) -> dict[str, Any]:
         return {name: figures["scores"].get(name, {}) for name in names}
 
-    diversities = {f"diversity ({name})": each for name, each in figures.get("diversities", {}).items()}
+    diversities = {
+        f"diversity ({name})": each
+        for name, each in figures.get("diversities", {}).items()
+        if (change := (each.get("difference") or {}).get("mean", 0.0)) <= -NARROWER * (each.get("mean", 0.0) - change)
+    }
     risen, fallen, less = moved(scores(trained), 1), moved(scores(held_out), -1), moved(diversities, -1)
     if not risen or not (fallen or less):
         return None

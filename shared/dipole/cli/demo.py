@@ -56,7 +56,7 @@ def demo(
 
     Examples:
 
-    dipole demo                            about four minutes on two cores
+    dipole demo                            one to four minutes on two cores
 
     dipole demo --reward colourfulness     another reward; watch `shapes` fall, and be told so
 
