@@ -129,7 +129,7 @@ def hacking(
 ) -> dict[str, Any] | None:
     """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None.
 
-    Diversity must have lost NARROWER of what it was: images that come to show what was asked for are a little more alike.
+    Diversity must have lost NARROWER of what it was: images that come to show what was asked for are more alike.
     """
 
     def moved(named: Mapping[str, Any], sign: int) -> dict[str, float]:
