@@ -359,6 +359,13 @@ def test_weights_that_are_not_finite_make_no_image(tmp_path: Path) -> None:
             generator.decode(generator(generator.noise([0]), "a red circle"))
 
 
+def test_an_update_that_breaks_the_weights_leaves_no_checkpoint(tmp_path: Path) -> None:
+    """So it pushes out no good one, and the job fails with what to do."""
+    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
+        train(make_spec(steps=1, optimizer={"lr": 3.4e38}), tmp_path)
+    assert checkpoint.steps(tmp_path) == []
+
+
 def test_later_evaluations_are_forgotten_on_resume(tmp_path: Path) -> None:
     """What a lost stretch of training had evaluated is not taken for the resumed run's."""
     evaluation = {"prompts": LINES[:2], "images_per_prompt": 2, "every": 1}

@@ -297,6 +297,8 @@ class Trainer:
     def _checkpoint(self) -> None:
         if self.saved == self.done or not self.world.leads:
             return
+        if not all(bool(parameter.isfinite().all()) for parameter in self.generator.parameters()):
+            raise FloatingPointError("the last update made weights that are not finite: lower optimizer.lr")
         known = ("model", "revision", "precision", "resolution")
         state = {
             **{name: getattr(self.spec, name) for name in known},
