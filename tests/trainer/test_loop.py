@@ -14,6 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file
+from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
@@ -361,8 +362,17 @@ def test_weights_that_are_not_finite_make_no_image(tmp_path: Path) -> None:
 
 def test_an_update_that_breaks_the_weights_leaves_no_checkpoint(tmp_path: Path) -> None:
     """So it pushes out no good one, and the job fails with what to do."""
-    with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
-        train(make_spec(steps=1, optimizer={"lr": 3.4e38}), tmp_path)
+
+    def break_it(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        with torch.no_grad():
+            optimizer.param_groups[0]["params"][0].fill_(float("nan"))
+
+    hook = register_optimizer_step_post_hook(break_it)
+    try:
+        with pytest.raises(FloatingPointError, match=r"lower optimizer\.lr"):
+            train(make_spec(steps=1), tmp_path)
+    finally:
+        hook.remove()
     assert checkpoint.steps(tmp_path) == []
 
 
