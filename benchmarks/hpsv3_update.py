@@ -30,10 +30,7 @@ microbatches must not change DRaFT's.
 from __future__ import annotations
 
 import argparse
-import json
-import os
 import statistics
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -41,12 +38,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 import shapes
 import torch
 from hpsv3_random import SIZES, Reward
 from numpy.typing import NDArray
-from step import PeakBytes, difference
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
@@ -201,19 +198,6 @@ class Ours:
 Update = Callable[[Meter], list[Tensor]]
 
 
-def peak(call: Callable[[], Any], device: str) -> int:
-    """Most bytes alive at once beyond what was there before: weights are not in it."""
-    if not device.startswith("cuda"):
-        with PeakBytes() as counter:
-            call()
-        return int(counter.peak)
-    torch.cuda.synchronize()
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    call()
-    return int(torch.cuda.max_memory_allocated() - before)
-
-
 def operations(update: Update, device: str) -> tuple[dict[str, float], list[Tensor]]:
     """Floating-point operations of each stage, and the gradient; attention is counted only where it is spelled out."""
     meter = Meter(device, operations=True)
@@ -239,9 +223,9 @@ def check(ours: Ours, noise: Tensor, gradients: Sequence[list[Tensor]], bound: f
     _, share = ours.rollout.gradient(drawn, order, fresh=True)
     assert share is not None
     assert torch.equal(drawn.noise, noise), "both sides have the same noises"
-    assert difference(share, ours(Meter(str(noise.device)))) < bound, "the timed update is not the trainer's"
+    assert measuring.difference(share, ours(Meter(str(noise.device)))) < bound, "the timed update is not the trainer's"
     first, *others = gradients
-    assert all(difference(first, other) < bound for other in others), "microbatches change DRaFT's gradient"
+    assert all(measuring.difference(first, other) < bound for other in others), "microbatches change DRaFT's gradient"
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -261,8 +245,10 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     updates: dict[str, Update] = {"ours": ours, **{name: partial(draft, drawn.noise) for name, draft in drafts.items()}}
     counted = {name: operations(update, args.device) for name, update in updates.items()}
     check(ours, drawn.noise, [counted[name][1] for name in drafts], 0.1 if full else 1e-3)
-    memory = {name: peak(partial(update, Meter(args.device)), args.device) for name, update in updates.items()}
-    memory["trainer"] = peak(partial(ours, Meter(args.device), known), args.device)
+    memory = {
+        name: measuring.peak(partial(update, Meter(args.device)), args.device)[1] for name, update in updates.items()
+    }
+    memory["trainer"] = measuring.peak(partial(ours, Meter(args.device), known), args.device)[1]
     taken = seconds(updates, args.device, args.repeats)
     print(f"{args.size}, K {k}, chunks of {ours.rollout.chunks.size}, {args.device}, {spec.precision}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {args.repeats}")  # fmt: skip
@@ -307,18 +293,6 @@ def _sum(stages: dict[str, float], left: Sequence[str] = ()) -> float:
     return sum(value for stage, value in stages.items() if stage not in (*left, "total"))
 
 
-def require_memory(size: str, device: str) -> None:
-    """End with a sentence instead of an out-of-memory kill."""
-    needed = SIZES[size].needed_gib
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if free < needed * 2**30:
-        sys.exit(f"--size {size} wants about {needed} GiB free on {device}, there are {free / 2**30:.1f}; "
-                 "use --force to try")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(SIZES), default="small")
@@ -332,14 +306,10 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not args.force:
-        require_memory(args.size, args.device)
+        measuring.require_memory(args.size, SIZES[args.size].needed_gib, args.device)
     rows = compare(args)
     print(f"\npublished, one device, 192 images: {PUBLISHED}")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
-        told = {"settings": settings, "torch": torch.__version__, "published": PUBLISHED, "rows": rows}
-        args.json.write_text(json.dumps(told, indent=1))
+    measuring.write(args, published=PUBLISHED, rows=rows)
 
 
 if __name__ == "__main__":

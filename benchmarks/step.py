@@ -32,23 +32,18 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import os
 import statistics
-import sys
 import time
-import weakref
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import measuring
 import numpy as np
 import shapes
 import torch
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
 
 from dipole_trainer import features, generators
 from dipole_trainer.chunks import Chunks
@@ -194,59 +189,12 @@ class Ours:
 # ---- measuring ------------------------------------------------------------------------------------------------------
 
 
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, `peak` is the most bytes of new tensor storages alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for each in (args, kwargs or {}):
-            tree_map_only(Tensor, self._known, each)
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, result)
-        return result
-
-    def _known(self, tensor: Tensor) -> Tensor:
-        """What was there before is not ours to count."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._remember(storage, 0)
-        return tensor
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._remember(storage, storage.nbytes())
-        return tensor
-
-    def _remember(self, storage: Any, size: int) -> None:
-        self._seen.add(storage._cdata)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
-
-
 Update = Callable[[Tensor, list[int], Selection, Stages], list[Tensor]]
 
 
 def peak_of(update: Update, noise: Tensor, seeds: list[int], chosen: Selection) -> tuple[list[Tensor], int]:
     """(gradient, peak bytes)."""
-    cuda = noise.is_cuda
-    if cuda:
-        torch.cuda.synchronize()
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        before = torch.cuda.memory_allocated()
-    with nullcontext() if cuda else PeakBytes() as counter:
-        gradient = update(noise, seeds, chosen, Stages(cuda))
-    peak = torch.cuda.max_memory_allocated() - before if cuda else counter.peak
+    gradient, peak = measuring.peak(lambda: update(noise, seeds, chosen, Stages(noise.is_cuda)), str(noise.device))
     return [each.cpu() for each in gradient], peak
 
 
@@ -259,12 +207,6 @@ def times_of(updates: dict[str, Update], noise: Tensor, seeds: list[int], chosen
             update(noise, seeds, chosen, stages)
             taken[name].append(stages.seconds)
     return taken
-
-
-def difference(one: list[Tensor], other: list[Tensor]) -> float:
-    """‖one − other‖ / ‖one‖ over all parameters."""
-    gap = sum((a - b).double().square().sum().item() for a, b in zip(one, other, strict=True))
-    return float((gap / sum(a.double().square().sum().item() for a in one)) ** 0.5)
 
 
 def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
@@ -286,7 +228,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         chosen = Selection(tuple(order[:sides]), tuple(order[-sides:]))
         expected, plain_peak = peak_of(plain, noise, seeds, chosen)
         in_one = Ours(generator, phi, spec_for(args, k, k))(noise, seeds, chosen, Stages(noise.is_cuda))
-        whole = difference(expected, [each.cpu() for each in in_one])
+        whole = measuring.difference(expected, [each.cpu() for each in in_one])
         assert whole < SAME[args.precision], f"the two updates have different gradients: {whole:.1e} at K = {k}"
         del in_one
         found = {chunk: peak_of(update, noise, seeds, chosen) for chunk, update in ours.items()}
@@ -294,7 +236,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
         for chunk in args.chunk:
             row = row_of(k, chunk, taken["plain"], taken[chunk], plain_peak, found[chunk][1])
             row["gradient_difference_whole"] = whole
-            row["gradient_difference"] = difference(expected, found[chunk][0])
+            row["gradient_difference"] = measuring.difference(expected, found[chunk][0])
             rows.append(row)
             tell(row)
             assert row["gradient_difference"] < NEAR[args.precision], "chunks change the gradient"
@@ -328,17 +270,6 @@ def tell(row: dict[str, Any]) -> None:
         print(f"{'':11} {who}: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items()), flush=True)
 
 
-def require_memory(size: str, device: str) -> None:
-    """End with a sentence instead of an out-of-memory kill."""
-    if device.startswith("cuda"):
-        free = torch.cuda.mem_get_info()[0]
-    else:
-        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    if free < NEEDED_GIB[size] * 2**30:
-        sys.exit(f"--size {size} wants about {NEEDED_GIB[size]} GiB free on {device}, there are {free / 2**30:.1f}; "
-                 "use --force to try")  # fmt: skip
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=tuple(NEEDED_GIB), default="small")
@@ -352,12 +283,9 @@ def main() -> None:
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     if not args.force:
-        require_memory(args.size, args.device)
+        measuring.require_memory(args.size, NEEDED_GIB[args.size], args.device)
     rows = compare(args)
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
-        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, "rows": rows}, indent=1))
+    measuring.write(args, rows=rows)
 
 
 if __name__ == "__main__":

@@ -1,0 +1,94 @@
+"""What benchmarks of an update share: peak memory, the distance of two gradients, a look at free memory, JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+import weakref
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_map_only
+
+T = TypeVar("T")
+
+
+def peak(call: Callable[[], T], device: str) -> tuple[T, int]:
+    """What `call` gives, and the most bytes alive at once beyond what was there before: weights are not in it."""
+    if not device.startswith("cuda"):
+        with PeakBytes() as counter:
+            return call(), counter.peak
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    return call(), int(torch.cuda.max_memory_allocated() - before)
+
+
+class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Inside, `peak` is the most bytes of new tensor storages alive at once."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.alive = self.peak = 0
+        self._seen: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for each in (args, kwargs or {}):
+            tree_map_only(Tensor, self._known, each)
+        result = func(*args, **(kwargs or {}))
+        tree_map_only(Tensor, self._count, result)
+        return result
+
+    def _known(self, tensor: Tensor) -> Tensor:
+        """What was there before is not ours to count."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._remember(storage, 0)
+        return tensor
+
+    def _count(self, tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._seen:
+            self._remember(storage, storage.nbytes())
+        return tensor
+
+    def _remember(self, storage: Any, size: int) -> None:
+        self._seen.add(storage._cdata)
+        self.alive += size
+        self.peak = max(self.peak, self.alive)
+        weakref.finalize(storage, self._forget, storage._cdata, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._seen.discard(key)
+        self.alive -= size
+
+
+def difference(one: list[Tensor], other: list[Tensor]) -> float:
+    """‖one − other‖ / ‖one‖ over all parameters."""
+    gap = sum((a - b).double().square().sum().item() for a, b in zip(one, other, strict=True))
+    return float((gap / sum(a.double().square().sum().item() for a in one)) ** 0.5)
+
+
+def require_memory(size: str, needed_gib: float, device: str) -> None:
+    """End with a sentence instead of an out-of-memory kill."""
+    if device.startswith("cuda"):
+        free = torch.cuda.mem_get_info()[0]
+    else:
+        free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if free < needed_gib * 2**30:
+        sys.exit(f"--size {size} wants about {needed_gib} GiB free on {device}, there are {free / 2**30:.1f}; "
+                 "use --force to try")  # fmt: skip
+
+
+def write(args: argparse.Namespace, **found: Any) -> None:
+    """The settings and what was found, where `--json` asks for it."""
+    if args.json:
+        args.json.parent.mkdir(parents=True, exist_ok=True)
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
+        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1))
