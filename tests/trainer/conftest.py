@@ -83,3 +83,25 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running_api(tmp_path_factory.mktemp("api")) as server:
         httpx.post(f"{server.url}/v1/rewards", json={"name": "shapes", "url": "http://127.0.0.1:9"}).raise_for_status()
         yield server
+
+
+@pytest.fixture(scope="module")
+def one_thread() -> Iterator[None]:
+    """torch on one thread: sums are then the same from run to run, and tests do not wait for each other's cores."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A models folder with tiny-sd and tiny-sdxl."""
+    from dipole_trainer import tiny_pipelines
+
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("sd", "sdxl"):
+        tiny_pipelines.write(folder / f"tiny-{kind}", kind)
+    return folder

@@ -39,16 +39,10 @@ from dipole_trainer.ranking import ResolvedReward
 from dipole_trainer.spec import EvalSpec, FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.tiny_pipelines import write as write_pipeline
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 LINES = demo_prompts(held_out=True)[:8]
 STEPS = 2
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def brightness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:

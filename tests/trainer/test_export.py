@@ -16,29 +16,15 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dipole_trainer import export, generators, model_card, tiny_pipelines
+from dipole_trainer import export, generators, model_card
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PROMPT, KINDS = "a red circle", ("sd", "sdxl")
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 NO_TEXT_ENCODER = "No LoRA keys associated to CLIPTextModel"  # diffusers says so of every LoRA of a U-Net alone
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("models")
-    for kind in KINDS:
-        tiny_pipelines.write(folder / f"tiny-{kind}", kind)
-    return folder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +22,11 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import TrainSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 PROMPT, KINDS = "a red circle", ("sd", "sdxl")
 FIRST = [-0.04812828, 0.07333727, -0.09975463]  # of tiny-turbo's adapter of rank 16, seed 0
 CLASSES: dict[str, type[OneStepGenerator]] = {"sd": OneStepGenerator, "sdxl": SdxlGenerator}
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A models folder with tiny-sd and tiny-sdxl."""
-    folder = tmp_path_factory.mktemp("models")
-    for kind in KINDS:
-        tiny_pipelines.write(folder / f"tiny-{kind}", kind)
-    return folder
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,16 +23,10 @@ from dipole_trainer.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.inprocess import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NOWHERE = Path("nowhere")
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make_spec(**changes: Any) -> TrainSpec:

@@ -9,7 +9,7 @@ import io
 import json
 import shutil
 import weakref
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
@@ -37,16 +37,10 @@ from dipole_trainer.spec import TrainSpec
 from dipole_trainer.worker import Session, Worker
 from dipole_trainer.world import World
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NOWHERE = Path("nowhere")
 PROMPTS = ["a red circle", "a blue square", "a green triangle"]
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 class Nobody:

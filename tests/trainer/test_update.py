@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +19,14 @@ from dipole_trainer.selection import Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.update import Cotangents, Headroom, gradient
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 NOWHERE = Path("nowhere")
 PROMPT = PromptSpec(prompt="a red circle")
 K = 6
 TEMPERATURE = 0.02  # of GRPO: small enough for ratios beyond its clip
 CLIPPED: list[bool] = []
 ORDER = Order(np.array([0.1, 0.9, np.nan, 1.5, 0.4, -1.0]), Selection((3, 1), (5, 0)))
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def make(method: dict[str, Any], **changes: Any) -> Rollout:
