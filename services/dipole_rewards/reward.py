@@ -38,12 +38,23 @@ class Scores:
     """K scores in the order of the images, higher is better; None where there is none and `errors[k]` says why.
 
     `sub_scores[k]` names the parts of score k. `tiers[k]` is set by rewards that only sort into classes, 1 the best.
+    `usage` is what the scores cost, as {"prompt_tokens": 812}, and travels with the ranking.
     """
 
     scores: Sequence[float | None]
     sub_scores: Sequence[Mapping[str, float] | None] | None = None
     errors: Mapping[int, ItemError] = field(default_factory=dict)
     tiers: Sequence[int | None] | None = None
+    usage: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Group:
+    """What `score` is asked: K images (uint8 RGB, H×W×3) made for one prompt."""
+
+    prompt: str
+    images: Sequence[Pixels]
+    metadata: Mapping[str, JsonValue] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,6 +74,8 @@ class Reward(ABC):
     name: ClassVar[str]
     slow: ClassVar[bool] = False
     """True answers every request with 202: people and batch judges."""
+    threads: ClassVar[int] = 1
+    """Groups scored at a time. More than one only where scoring waits for somebody else, as a judge's server."""
 
     model: str = ""
     """What scores, e.g. a hub id; the class's name unless set."""
@@ -81,6 +94,13 @@ class Reward(ABC):
     @abstractmethod
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
         """Score K images (uint8 RGB, H×W×3, sizes may differ) made for one prompt. Exactly K scores, in order."""
+
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        """Score several groups, one Scores each. Override it where one forward for all of them is faster.
+
+        Where it is overridden, requests that wait for the model at the same time are scored together.
+        """
+        return [self.score(prompt=one.prompt, images=one.images, metadata=one.metadata) for one in groups]
 
     @abstractmethod
     def golden(self) -> Golden:

@@ -139,7 +139,7 @@ class RewardService:
             model_revision=info.model_revision,
             recipe_version=info.recipe_version,
             results=results,
-            usage={"images": len(results), "seconds": round(seconds, 4)},
+            usage={**scores.usage, "images": len(results), "seconds": round(seconds, 4)},
         )
 
     def _observe(self, seconds: float, images: int) -> None:

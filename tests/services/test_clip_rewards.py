@@ -44,11 +44,12 @@ from dipole_rewards.rewards.hpsv3 import HPSv3
 from dipole_rewards.rewards.pickscore import PickScore
 from dipole_rewards.rewards.weights import golden_image
 from dipole_rewards.settings import WeightSettings
+from dipole_rewards.tiny_weights.clip_files import SIDE
 
 KINDS = {"clip": Clip, "pickscore": PickScore, "aesthetic": Aesthetic, "hpsv2": HPSv2}
 WEIGHTS = {"clip": "model.safetensors", "pickscore": "model.safetensors", "aesthetic": HEAD, "hpsv2": FILE}
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-PROMPT, SIDE = "a red circle", tiny_weights.SIDE
+PROMPT = "a red circle"
 RNG = np.random.default_rng(0)
 every = pytest.mark.parametrize("name", KINDS)
 

@@ -37,7 +37,7 @@ from dipole_rewards.rewards.hpsv3_model import (
     sides,
 )
 from dipole_rewards.rewards.weights import golden_image
-from dipole_rewards.tiny_weights import INSTRUCTION, QWEN, TinyHPSv3, hpsv3_state
+from dipole_rewards.tiny_weights.hpsv3_files import INSTRUCTION, QWEN, TinyHPSv3, hpsv3_state
 
 PROMPT = "a red circle"
 RNG = np.random.default_rng(0)

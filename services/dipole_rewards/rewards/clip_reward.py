@@ -6,25 +6,22 @@ Cosines of one group lie close together: where memory allows, DIPOLE_REWARD_DTYP
 
 from __future__ import annotations
 
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import ClassVar
 
 import torch
 from pydantic import JsonValue
 from torch import Tensor
 
-from dipole.settings import load
-from dipole_rewards.reward import Golden, Pixels, Reward, Scores
+from dipole_rewards.reward import Pixels, Scores
 from dipole_rewards.rewards.clip_images import cropped
 from dipole_rewards.rewards.clip_model import Encoder
 from dipole_rewards.rewards.group import InPieces, except_thin
-from dipole_rewards.rewards.weights import GoldenScore
-from dipole_rewards.settings import WeightSettings
+from dipole_rewards.rewards.weights import GoldenScore, WeightedReward
 
 
-class ClipReward(Reward):
+class ClipReward(WeightedReward):
     """Cosine of prompt and image, times `scale`; a subclass says where its weights lie, and may judge otherwise."""
 
     tolerance: ClassVar[float]
@@ -34,15 +31,6 @@ class ClipReward(Reward):
     def __init__(self, encoder: Encoder, golden: GoldenScore, revision: str) -> None:
         self.encoder, self.known, self.model_revision = encoder, golden, revision
         self.pieces = InPieces(self.name)
-
-    @classmethod
-    def load(cls, device: str) -> Self:
-        return cls.open(load(WeightSettings), device)
-
-    @classmethod
-    @abstractmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
 
     @staticmethod
     def prepare(image: Pixels, side: int) -> Tensor:
@@ -64,6 +52,3 @@ class ClipReward(Reward):
         """What turns unit image embeddings (K, D) into scores (K,)."""
         text = self.encoder.text(prompt)
         return lambda images: self.scale * (images @ text)
-
-    def golden(self) -> Golden:
-        return self.known.golden()

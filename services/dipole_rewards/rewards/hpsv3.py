@@ -12,16 +12,15 @@ from typing import ClassVar, Self
 
 from pydantic import JsonValue
 
-from dipole.settings import load
-from dipole_rewards.reward import Golden, Pixels, Reward, Scores
+from dipole_rewards.reward import Pixels, Scores
 from dipole_rewards.rewards import hpsv3_files
 from dipole_rewards.rewards.group import except_thin
 from dipole_rewards.rewards.hpsv3_model import Scorer
-from dipole_rewards.rewards.weights import GoldenScore
+from dipole_rewards.rewards.weights import GoldenScore, WeightedReward
 from dipole_rewards.settings import WeightSettings
 
 
-class HPSv3(Reward):
+class HPSv3(WeightedReward):
     """The score is μ; a group of one prompt is one forward pass."""
 
     name = "hpsv3"
@@ -32,14 +31,11 @@ class HPSv3(Reward):
         self.scorer, self.known = scorer, golden
 
     @classmethod
-    def load(cls, device: str) -> Self:
-        found = hpsv3_files.load(load(WeightSettings), instruction_sha256=cls.instruction_sha256, device=device)
+    def open(cls, settings: WeightSettings, device: str) -> Self:
+        found = hpsv3_files.load(settings, instruction_sha256=cls.instruction_sha256, device=device)
         reward = cls(Scorer(found.network, found.words), found.golden)
         reward.model_revision = found.revision
         return reward
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
         return except_thin(images, partial(self.scorer, prompt))
-
-    def golden(self) -> Golden:
-        return self.known.golden()

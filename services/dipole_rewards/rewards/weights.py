@@ -11,11 +11,12 @@ import hashlib
 import json
 import pickle  # for the name of its error alone
 import shlex
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.reward import Golden, Pixels
+from dipole.settings import load
+from dipole_rewards.reward import Golden, Pixels, Reward
 from dipole_rewards.settings import WeightSettings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
@@ -50,6 +52,24 @@ def golden_image() -> Pixels:
     image = np.full((48, 64, 3), 96, np.uint8)
     image[..., 0], image[..., 1] = np.arange(64) * 4, np.arange(48)[:, None] * 5
     return image
+
+
+class WeightedReward(Reward):
+    """A reward with weights: `open` says where they lie, and its instances know their golden score."""
+
+    known: GoldenScore
+
+    @classmethod
+    def load(cls, device: str) -> Self:
+        return cls.open(load(WeightSettings), device)
+
+    @classmethod
+    @abstractmethod
+    def open(cls, settings: WeightSettings, device: str) -> Self:
+        """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
+
+    def golden(self) -> Golden:
+        return self.known.golden()
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,49 @@
+"""Tiny random weights in the published layouts, for trying out and testing rewards without the real ones.
+
+One folder a reward, in seconds, with a golden.json of what these weights give: it tells that they load and compute as
+they did, and nothing about images. `scripts/tiny-weights` writes them; TinyHPSv3 serves `hpsv3`'s, because HPSv3 itself
+insists on the published instruction.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from dipole_rewards.rewards.aesthetic import Aesthetic
+from dipole_rewards.rewards.clip import Clip
+from dipole_rewards.rewards.hpsv2 import HPSv2
+from dipole_rewards.rewards.pickscore import PickScore
+from dipole_rewards.rewards.weights import WeightedReward
+from dipole_rewards.settings import WeightSettings
+from dipole_rewards.tiny_weights.clip_files import clip, linear_head, open_clip
+from dipole_rewards.tiny_weights.hpsv3_files import TinyHPSv3, hpsv3
+
+# name: (what writes its files, what is served from them)
+REWARDS: dict[str, tuple[Callable[[Path], None], type[WeightedReward]]] = {
+    "clip": (clip, Clip),
+    "pickscore": (partial(clip, activation="gelu"), PickScore),
+    "aesthetic": (linear_head, Aesthetic),
+    "hpsv2": (open_clip, HPSv2),
+    "hpsv3": (hpsv3, TinyHPSv3),
+}
+
+
+def write(folder: Path, reward: str, *, seed: int = 0) -> Path:
+    """Write the weights of `reward`, a key of REWARDS, to `folder`; returns `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    files, kind = REWARDS[reward]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        files(folder)
+    golden = folder / "golden.json"
+    golden.write_text('{"score": 0}')
+    opened = kind.open(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    known = opened.golden()
+    (score,) = opened.score(prompt=known.prompt, images=[known.image], metadata=known.metadata).scores
+    golden.write_text(json.dumps({"score": score}))
+    return folder
