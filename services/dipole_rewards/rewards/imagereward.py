@@ -1,0 +1,76 @@
+"""`imagereward`: which image people would prefer for a prompt, says ImageReward v1.0, a BLIP that learnt from rankings.
+
+ImageReward (arXiv 2304.05977) gives about -2…2, over its own training set 0 on average with a deviation of 1.
+DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the local Hugging Face cache instead.
+
+    ImageReward.pt, med_config.json   of zai-org/ImageReward, which was THUDM's
+    tokenizer.json                    of google-bert/bert-base-uncased
+    golden.json     {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives "a soft gradient" and
+                    weights.golden_image()
+
+A "[SEP]" or the like that is written in a prompt is a token to the published code, and text here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import islice
+from typing import Any, ClassVar, Self
+
+import torch
+from pydantic import JsonValue
+
+from dipole_rewards.reward import Group, Pixels, Scores
+from dipole_rewards.rewards.blip import Network, Words, cropped, load_network, load_words
+from dipole_rewards.rewards.group import MAX_ASPECT, InPieces, except_thin
+from dipole_rewards.rewards.weights import Folder, GoldenScore, WeightedReward, read_torch, revision
+from dipole_rewards.settings import WeightSettings
+
+FILE, TOKENIZER = "ImageReward.pt", "google-bert/bert-base-uncased"
+MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores of its training set
+
+
+class ImageReward(WeightedReward):
+    """Shortest side 224, centre crop; prompts beyond 35 tokens are cut."""
+
+    name = "imagereward"
+    model = "zai-org/ImageReward"
+    tolerance: ClassVar[float] = 0.1
+    """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
+
+    def __init__(self, network: Network, words: Words, golden: GoldenScore, revision: str) -> None:
+        self.network, self.words, self.known, self.model_revision = network, words, golden, revision
+        self.pieces = InPieces(self.name)
+
+    @classmethod
+    def open(cls, settings: WeightSettings, device: str) -> Self:
+        folder = Folder.of(settings, cls.name, explained=__name__)
+        weights, config = (folder.find(name, cls.model) for name in (FILE, "med_config.json"))
+        tokenizer = folder.find("tokenizer.json", TOKENIZER)
+        golden = folder.golden(tolerance=cls.tolerance)
+        words = load_words(tokenizer, config)
+        network = load_network(read_torch(weights), settings, device, weights=weights, config=config)
+        return cls(network, words, golden, revision(weights))
+
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        return self.score_groups([Group(prompt, images, metadata)])[0]
+
+    @torch.inference_mode()
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        """Images of all groups run together, each beside its own prompt."""
+        ids, mask = (tensor.to(self.network.vision.device) for tensor in self.words([one.prompt for one in groups]))
+        rows: Any = [(g, image) for g, one in enumerate(groups) for image in one.images if not _is_thin(image)]
+
+        def forward(piece: Any) -> list[float]:
+            which = [g for g, _ in piece]
+            pixels = torch.stack([cropped(image, self.network.side) for _, image in piece]).to(ids.device)
+            scores: list[float] = ((self.network(pixels, ids[which], mask[which]) - MEAN) / STD).tolist()
+            return scores
+
+        scores = iter(self.pieces(rows, forward))
+        return [except_thin(one.images, lambda images: list(islice(scores, len(images)))) for one in groups]
+
+
+def _is_thin(image: Pixels) -> bool:
+    height, width = image.shape[:2]
+    return max(height, width) > MAX_ASPECT * min(height, width)
