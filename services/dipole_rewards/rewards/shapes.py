@@ -7,19 +7,19 @@ GenEval's metadata (REWARDS: geneval): include = all of them, exclude = none of 
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import AfterValidator, BaseModel, Field, JsonValue, ValidationError, model_validator
+from pydantic import JsonValue
 from scipy import ndimage
 
-from dipole.schemas import ItemError, Many
-from dipole.tiny.world import COLOURS, RELATIONS, SHAPES
-from dipole.web import field_path
+from dipole.schemas import ItemError
+from dipole.tiny.world import COLOURS, SHAPES
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
+from dipole_rewards.rewards.metadata import Vocabulary, read
 
 SATURATED = 60  # max - min of RGB, from which a pixel belongs to a thing and not to the background
 MIN_PIXELS = 24
@@ -28,6 +28,7 @@ GOOD_COLOUR = 75.0  # RGB distance up to which a colour counts as the named one
 MARGIN = 4.0  # pixels by which "left of" must be left
 PALETTE = np.array(list(COLOURS.values()), np.float64)
 NAMES = tuple(COLOURS)
+VOCABULARY = Vocabulary(SHAPES, NAMES, most=1000)
 
 
 @dataclass(frozen=True)
@@ -134,36 +135,6 @@ def stands(a: Thing, relation: str, b: Thing) -> float:
     return {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
 
 
-def _one_of(known: Collection[str]) -> AfterValidator:
-    def check(value: str) -> str:
-        if value not in known:
-            raise ValueError(f"{value[:40]!r} is none of {', '.join(known)}")
-        return value
-
-    return AfterValidator(check)
-
-
-class _Wanted(BaseModel):
-    """A thing that is asked for, or unwanted; what else GenEval says of it means nothing here."""
-
-    kind: Annotated[str, _one_of(SHAPES)] = Field(alias="class")
-    count: int = Field(default=1, ge=1, le=1000, strict=True)
-    color: Annotated[str, _one_of(COLOURS)] | None = None
-    position: tuple[Annotated[str, _one_of(RELATIONS)], Annotated[int, Field(ge=0, strict=True)]] | None = None
-
-
-class _Metadata(BaseModel):
-    include: Many[_Wanted] = Field(min_length=1, max_length=64)
-    exclude: Many[_Wanted] = Field(default=[], max_length=64)
-
-    @model_validator(mode="after")
-    def _positions_are_of_things(self) -> Self:
-        for index, thing in enumerate(self.include):
-            if thing.position is not None and thing.position[1] >= len(self.include):
-                raise ValueError(f"include[{index}].position names thing {thing.position[1]} of {len(self.include)}")
-        return self
-
-
 class Shapes(Reward):
     """Verifiable reward of the tiny world; needs the prompt's metadata, as GenEval does."""
 
@@ -171,9 +142,10 @@ class Shapes(Reward):
     model = "tiny-world-checker"
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        wanted = _wanted(metadata)
-        if isinstance(wanted, ItemError):
-            return Scores([None] * len(images), errors=dict.fromkeys(range(len(images)), wanted))
+        asked = read(metadata, VOCABULARY, reward=self.name)
+        if isinstance(asked, ItemError):
+            return Scores([None] * len(images), errors=dict.fromkeys(range(len(images)), asked))
+        wanted = asked.model_dump(by_alias=True, exclude_none=True)
         parts = [judge(see(image), wanted) for image in images]
         return Scores([sum(part) / 2 for part in parts], sub_scores=[{"strict": s, "graded": g} for s, g in parts])
 
@@ -186,15 +158,3 @@ class Shapes(Reward):
             {"class": "circle", "color": "green", "count": 1},
         ]
         return Golden(prompt="", image=image, score=0.25, metadata={"tag": "color_attr", "include": include})
-
-
-def _wanted(metadata: Mapping[str, Any] | None) -> dict[str, Any] | ItemError:
-    """The checked metadata, or why nothing can be judged by it."""
-    if not metadata or not metadata.get("include"):
-        return ItemError(code="missing_metadata", message="shapes needs metadata.include, as GenEval writes it")
-    try:
-        return _Metadata.model_validate(metadata).model_dump(by_alias=True, exclude_none=True)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = field_path(("metadata", *first["loc"]))
-        return ItemError(code="bad_metadata", message=f"{where}: {first['msg'].removeprefix('Value error, ')}"[:200])
