@@ -1,97 +1,182 @@
-"""One thread for one model: groups wait in a bounded queue and are scored whole, in the order they came.
+"""Groups on their way to one model: they wait in a bounded queue, and those that wait together share a forward.
 
-Forwards therefore never run on the event loop, never two at a time on one device, and never pile up: past `depth`
-waiting groups, or `max_bytes` of their pixels, the caller is told to come back. A group of 16 to 24 images is already a
-batch, so groups are not held back to be merged.
+Forwards never run on the event loop, never more at a time than the reward allows (`Reward.threads`, one for a model
+on a device), and never pile up: past `depth` waiting groups, or `max_bytes` of their pixels, the caller is told to
+come back. Groups are merged, in the order they came, where the reward overrides `score_groups`, up to `batch_images`.
+A group that comes to an idle model waits `wait_s` for company, from its arrival on and only while fewer than half a
+batch's images wait: a group of 16 to 24 is already a batch. What a group is answered is what it alone would be: a
+merged forward that fails is repeated group by group, so that a bad one fails alone.
 """
 
 from __future__ import annotations
 
-import contextlib
-import queue
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import cached_property
 
-from pydantic import JsonValue
+import structlog
 
 from dipole.errors import Overloaded
-from dipole_rewards.reward import Pixels, Reward, Scores
+from dipole_rewards.reward import Group, Reward, Scores, check_count
+
+log = structlog.get_logger()
+Forward = Callable[[Sequence[Group]], Sequence[Scores]]
+Observe = Callable[[float, Sequence[Group]], None]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """What may wait, and how much of it becomes one forward."""
+
+    depth: int
+    max_bytes: int
+    batch_images: int
+    wait_s: float
 
 
 @dataclass(frozen=True)
 class Work:
     """One group on its way to the model."""
 
-    prompt: str
-    images: Sequence[Pixels]
-    metadata: Mapping[str, JsonValue] | None
+    group: Group
     answer: Future[Scores] = field(default_factory=Future)
+    arrived: float = field(default_factory=time.monotonic)
 
-    @property
+    @cached_property
     def nbytes(self) -> int:
-        return sum(image.nbytes for image in self.images)
+        return sum(image.nbytes for image in self.group.images)
 
 
 class Batcher:
-    """Owns the reward's thread. `observe(seconds, images)` is told of every forward."""
+    """Owns the reward's threads. `observe(seconds, groups)` is told of every forward, before anybody has its answer."""
 
-    def __init__(self, reward: Reward, *, depth: int, max_bytes: int, observe: Callable[[float, int], None]) -> None:
-        self._reward, self._observe = reward, observe
-        self._queue: queue.Queue[Work | None] = queue.Queue(maxsize=depth)
-        self._max_bytes, self._bytes, self._lock = max_bytes, 0, threading.Lock()
-        self._closing = threading.Event()
+    def __init__(self, reward: Reward, bounds: Bounds, *, observe: Observe) -> None:
+        self._reward, self._bounds, self._observe = reward, bounds, observe
+        self._merges = type(reward).score_groups is not Reward.score_groups
+        self._queue: deque[Work] = deque()
+        self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
+        self._closing = False
         self._seconds_per_group = 1.0  # moving average, to tell an honest Retry-After
-        self._thread = threading.Thread(target=self._run, name=f"reward-{reward.name}", daemon=True)
-        self._thread.start()
+        for number in range(reward.threads):
+            threading.Thread(target=self._run, name=f"reward-{reward.name}-{number}", daemon=True).start()
 
     @property
     def waiting(self) -> int:
-        return self._queue.qsize()
+        return len(self._queue)
 
-    def submit(self, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Future[Scores]:
+    def submit(self, group: Group) -> Future[Scores]:
         """Queue a group; its future may be cancelled while it waits. Raises Overloaded when the queue is full."""
-        work = Work(prompt, images, metadata)
-        with self._lock:
-            if self._queue.full() or (self._bytes and self._bytes + work.nbytes > self._max_bytes):
-                wait = max(1.0, self.waiting * self._seconds_per_group / 2)
-                raise Overloaded(f"{self.waiting} groups are waiting already; send fewer at once", retry_after=wait)
-            self._bytes += work.nbytes
-            self._queue.put_nowait(work)
+        work = Work(group)
+        with self._changed:
+            self._pass_over_cancelled()
+            nbytes = sum(waiting.nbytes for waiting in self._queue)
+            if self._closing:
+                raise Overloaded("the service is stopping", retry_after=10)
+            if self.waiting >= self._bounds.depth or (nbytes and nbytes + work.nbytes > self._bounds.max_bytes):
+                half = self.waiting * self._seconds_per_group / self._reward.threads / 2
+                message = f"{self.waiting} groups are waiting already; send fewer at once"
+                raise Overloaded(message, retry_after=max(1.0, half))
+            self._queue.append(work)
+            self._changed.notify_all()
         return work.answer
 
     def close(self) -> None:
-        """Cancel what waits and let the running group end."""
-        self._closing.set()
-        with contextlib.suppress(queue.Empty):
-            while True:
-                work = self._queue.get_nowait()
-                if work is not None:
-                    work.answer.cancel()
-        with contextlib.suppress(queue.Full):
-            self._queue.put_nowait(None)
+        """Cancel what waits and let the running forward end."""
+        with self._changed:
+            self._closing = True
+            waiting = list(self._queue)
+            self._queue.clear()
+            self._changed.notify_all()
+        for work in waiting:  # outside the lock: whoever waits for an answer is called back here
+            work.answer.cancel()
+
+    # ---- a reward's thread ------------------------------------------------------------------------------------------
 
     def _run(self) -> None:
-        while not self._closing.is_set():
-            work = self._queue.get()
-            if work is None:
-                continue
-            with self._lock:
-                self._bytes -= work.nbytes
-            if not work.answer.set_running_or_notify_cancel():
-                continue
-            began = time.monotonic()
-            scores: Scores | BaseException
-            try:
-                scores = self._reward.score(prompt=work.prompt, images=work.images, metadata=work.metadata)
-            except BaseException as error:  # whatever a plug-in raises is one group's failure, never the thread's end
-                scores = error
-            seconds = time.monotonic() - began
-            self._seconds_per_group += 0.2 * (seconds - self._seconds_per_group)
-            self._observe(seconds, len(work.images))  # first: whoever has the answer finds it in the metrics
-            if isinstance(scores, BaseException):
-                work.answer.set_exception(scores)
+        while self._forward_next():
+            pass
+
+    def _forward_next(self) -> bool:
+        """Answer the groups of one forward; False when closing. What it held is gone before the next is waited for."""
+        works = self._take()
+        for work, answer in zip(works, self._answers([work.group for work in works]), strict=True):
+            if isinstance(answer, BaseException):
+                work.answer.set_exception(answer)
             else:
-                work.answer.set_result(scores)
+                work.answer.set_result(answer)
+        return bool(works)
+
+    def _take(self) -> list[Work]:
+        """The groups of the next forward, as soon as there are some that need not wait; none when closing."""
+        with self._changed:
+            while not self._closing:
+                self._pass_over_cancelled()
+                patience = self._patience()
+                if patience != 0:
+                    self._changed.wait(patience)
+                elif works := self._next():
+                    return works
+            return []
+
+    def _patience(self) -> float | None:
+        """Seconds that the queue may still wait for company; None while it is empty."""
+        if not self._queue:
+            return None
+        images = sum(len(work.group.images) for work in self._queue)
+        if not self._merges or 2 * images >= self._bounds.batch_images:
+            return 0
+        return max(0, self._queue[0].arrived + self._bounds.wait_s - time.monotonic())
+
+    def _next(self) -> list[Work]:
+        """The first group, and those behind it that fit into a forward with it."""
+        works = [self._queue.popleft()]
+        room = self._bounds.batch_images - len(works[0].group.images) if self._merges else 0
+        while self._queue and len(self._queue[0].group.images) <= room:
+            works.append(self._queue.popleft())
+            room -= len(works[-1].group.images)
+        return [work for work in works if work.answer.set_running_or_notify_cancel()]
+
+    def _pass_over_cancelled(self) -> None:
+        """Whoever gave up takes no place, and is never scored."""
+        if any(work.answer.cancelled() for work in self._queue):
+            self._queue = deque(work for work in self._queue if not work.answer.cancelled())
+
+    def _answers(self, groups: Sequence[Group]) -> Sequence[Scores | BaseException]:
+        """What each group alone is answered; an exception is an answer too."""
+        if len(groups) > 1:
+            answers = self._forward(groups, self._merged)
+            if not isinstance(answers, BaseException):
+                return answers
+            log.warning("merged_forward_failed", reward=self._reward.name, groups=len(groups), error=repr(answers))
+            del answers  # its traceback holds the batch's tensors
+        return [self._alone(group) for group in groups]
+
+    def _merged(self, groups: Sequence[Group]) -> Sequence[Scores]:
+        answers = self._reward.score_groups(groups)
+        for scores, group in zip(answers, groups, strict=True):
+            check_count(scores, len(group.images))
+        return answers
+
+    def _alone(self, group: Group) -> Scores | BaseException:
+        score = self._reward.score
+        answers = self._forward(
+            [group], lambda _: [score(prompt=group.prompt, images=group.images, metadata=group.metadata)]
+        )
+        return answers if isinstance(answers, BaseException) else answers[0]
+
+    def _forward(self, groups: Sequence[Group], call: Forward) -> Sequence[Scores] | BaseException:
+        """`call(groups)`, measured; whatever a plug-in raises is its groups' failure, never the thread's end."""
+        began = time.monotonic()
+        try:
+            return call(groups)
+        except BaseException as error:
+            return error
+        finally:
+            seconds = time.monotonic() - began
+            with self._changed:
+                self._seconds_per_group += 0.2 * (seconds / len(groups) - self._seconds_per_group)
+            self._observe(seconds, groups)

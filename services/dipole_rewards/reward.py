@@ -10,7 +10,8 @@
         def golden(self):
             return Golden(prompt="", image=np.full((8, 8, 3), 255, np.uint8), score=1.0)
 
-Serve it with `dipole rewards serve my_module:Brightness`. A reward knows nothing of HTTP; it is called from one thread.
+Serve it with `dipole rewards serve my_module:Brightness`. A reward knows nothing of HTTP; it is called from one thread,
+or from `threads` of them where it says so.
 """
 
 from __future__ import annotations
@@ -96,15 +97,28 @@ class Reward(ABC):
         """Score K images (uint8 RGB, H×W×3, sizes may differ) made for one prompt. Exactly K scores, in order."""
 
     def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
-        """Score several groups, one Scores each. Override it where one forward for all of them is faster.
+        """Score several groups, one Scores each, the same that each alone gets.
 
-        Where it is overridden, requests that wait for the model at the same time are scored together.
+        Where it is overridden, requests that wait for the model at the same time are scored together: override it, most
+        simply by a BatchedReward, where one forward for all of them is faster.
         """
         return [self.score(prompt=one.prompt, images=one.images, metadata=one.metadata) for one in groups]
 
     @abstractmethod
     def golden(self) -> Golden:
         """The readiness check."""
+
+
+class BatchedReward(Reward):
+    """A reward that is written for several groups; one alone is the same with a single one."""
+
+    @abstractmethod
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        """Score several groups in as few forwards as fit, one Scores each, the same that each alone gets."""
+
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        (scores,) = self.score_groups([Group(prompt, images, metadata)])
+        return scores
 
 
 class RewardFault(Exception):
@@ -145,14 +159,19 @@ def _is_reward(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Reward) and not inspect.isabstract(value)
 
 
+def check_count(scores: Scores, images: int) -> None:
+    """Raises RewardFault unless there are as many scores as images, and as many parts and tiers where there are any."""
+    for what, values in (("scores", scores.scores), ("sub_scores", scores.sub_scores), ("tiers", scores.tiers)):
+        if values is not None and len(values) != images:
+            raise RewardFault(f"the reward gave {len(values)} {what} for {images} images", code="wrong_count")
+
+
 def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
     """Scores as the protocol wants them: rank 1 best, ties share a rank (1, 2, 2, 4), nulls carry an error and no rank.
 
     Raises RewardFault when the reward gave another number of scores than it was given images.
     """
-    for what, values in (("scores", scores.scores), ("sub_scores", scores.sub_scores), ("tiers", scores.tiers)):
-        if values is not None and len(values) != len(ids):
-            raise RewardFault(f"the reward gave {len(values)} {what} for {len(ids)} images", code="wrong_count")
+    check_count(scores, len(ids))
     finite = [score if score is not None and math.isfinite(score) else None for score in scores.scores]
     known = [score for score in finite if score is not None]
     items = []

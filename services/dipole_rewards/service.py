@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from dipole.errors import DipoleError, Overloaded
 from dipole.images import MEDIA_TYPES
 from dipole.schemas import Ranking, RewardInfo
-from dipole_rewards.batching import Batcher
+from dipole_rewards.batching import Batcher, Bounds
 from dipole_rewards.reading import Incoming
-from dipole_rewards.reward import Reward, RewardFault, Scores, check_golden, ranked
+from dipole_rewards.reward import Group, Reward, RewardFault, Scores, check_golden, ranked
 from dipole_rewards.settings import RewardSettings
 
 log = structlog.get_logger()
@@ -36,8 +36,8 @@ class RewardService:
         self.failure: Exception | None = None
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
-        self._forward = Histogram("dipole_reward_forward_seconds", "Seconds of one group's scoring.", registry=registry)
-        self._images = Counter("dipole_reward_images", "Images scored.", registry=registry)
+        self._forwards = _Forwards(registry)
+        self._images = Counter("dipole_reward_images", "Images ranked.", registry=registry)
         self._nulls = Counter("dipole_reward_nulls", "Images without a score, by reason.", ["code"], registry=registry)
         self._flat = Counter("dipole_reward_flat_groups", "Groups whose scores are all equal.", registry=registry)
         waiting = Gauge("dipole_reward_queue_depth", "Groups waiting for the model.", registry=registry)
@@ -57,9 +57,13 @@ class RewardService:
             return
         self._batcher = Batcher(
             reward,
-            depth=self.settings.reward_queue_depth,
-            max_bytes=self.settings.reward_queue_bytes,
-            observe=self._observe,
+            Bounds(
+                depth=self.settings.reward_queue_depth,
+                max_bytes=self.settings.reward_queue_bytes,
+                batch_images=self.settings.reward_batch_images,
+                wait_s=self.settings.reward_batch_wait_ms / 1000,
+            ),
+            observe=self._forwards.observe,
         )
         self._reward = reward
         log.info("reward_ready", reward=self.name, seconds=round(time.monotonic() - began, 3))
@@ -94,7 +98,7 @@ class RewardService:
         self.ready()
         assert self._batcher is not None
         request = incoming.request
-        return asyncio.wrap_future(self._batcher.submit(request.prompt, incoming.pixels, request.metadata))
+        return asyncio.wrap_future(self._batcher.submit(Group(request.prompt, incoming.pixels, request.metadata)))
 
     async def rank(
         self,
@@ -124,6 +128,7 @@ class RewardService:
         except RewardFault as fault:
             log.error("reward_fault", reward=self.name, code=fault.code, error=str(fault))
             raise ScoringFailed(str(fault)) from fault
+        self._images.inc(len(results))
         for item in results:
             if item.error is not None:
                 self._nulls.labels(item.error.code).inc()
@@ -142,9 +147,24 @@ class RewardService:
             usage={**scores.usage, "images": len(results), "seconds": round(seconds, 4)},
         )
 
-    def _observe(self, seconds: float, images: int) -> None:
-        self._forward.observe(seconds)
-        self._images.inc(images)
+
+class _Forwards:
+    """What every forward cost, and how many groups and images shared it; each histogram's count is that of forwards."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        sizes = (1, 2, 4, 8, 16, 24, 32, 64, 128)
+        self._seconds = Histogram("dipole_reward_forward_seconds", "Seconds of a forward.", registry=registry)
+        self._groups = Histogram(
+            "dipole_reward_forward_groups", "Groups merged into a forward.", registry=registry, buckets=sizes
+        )
+        self._images = Histogram(
+            "dipole_reward_forward_images", "Images of a forward.", registry=registry, buckets=sizes
+        )
+
+    def observe(self, seconds: float, groups: Sequence[Group]) -> None:
+        self._seconds.observe(seconds)
+        self._groups.observe(len(groups))
+        self._images.observe(sum(len(group.images) for group in groups))
 
 
 OnFailure = Callable[[Exception], None]

@@ -44,6 +44,14 @@ class RewardSettings(WeightSettings):
     reward_queue_bytes: int = Field(
         default=2**30, ge=1, description="Bytes of decoded images that may wait; past it 503."
     )
+    reward_batch_images: int = Field(
+        default=32, ge=1, description="Images of waiting groups that become one forward; a larger group is one alone."
+    )
+    reward_batch_wait_ms: float = Field(
+        default=3.0,
+        ge=0,
+        description="Milliseconds that a group waits for company, unless half of a forward's images wait already.",
+    )
     reward_max_pending: int = Field(default=1000, ge=1, description="Rankings answered with 202 that are kept at once.")
     reward_idempotency_entries: int = Field(
         default=1024, ge=1, description="Answers kept for repeated Idempotency-Keys."

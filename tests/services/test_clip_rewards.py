@@ -35,7 +35,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 from dipole import conformance, images
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.reward import Pixels, Reward, RewardFault, check_golden
+from dipole_rewards.reward import Group, Pixels, Reward, RewardFault, check_golden
 from dipole_rewards.rewards.aesthetic import HEAD, Aesthetic
 from dipole_rewards.rewards.clip import Clip
 from dipole_rewards.rewards.clip_images import cropped, padded
@@ -263,6 +263,35 @@ def test_an_image_s_score_is_its_own(name: str, folder: Callable[[str], Path]) -
     assert scores_of(reward, GROUP[::-1]) == pytest.approx(scores[::-1], rel=1e-4, abs=1e-5)
     other = scores_of(reward, GROUP, "a blue square")
     assert (other == pytest.approx(scores)) == (name == "aesthetic")
+
+
+@every
+def test_several_groups_are_scored_as_each_alone(name: str, folder: Callable[[str], Path]) -> None:
+    """Prompts of different lengths, one of them twice, through one text and one image forward; thin ones are null."""
+    folder(name)
+    reward, forwards = KINDS[name].load("cpu"), []
+    groups = [
+        Group(PROMPT, GROUP[:2]),
+        Group("a much longer prompt, about a blue square", [*GROUP[2:], noise(2, 402)]),
+        Group("", [GROUP[0]]),
+        Group(PROMPT, [noise(1, 300)]),
+        Group(PROMPT + "!" * 99, GROUP),
+    ]
+    whole = reward.encoder.images
+
+    def counted(pixels: Tensor) -> Tensor:
+        forwards.append(len(pixels))
+        return whole(pixels)
+
+    reward.encoder.images = counted  # type: ignore[method-assign]
+    merged = reward.score_groups(groups)
+    assert forwards == [11]
+    for group, scores in zip(groups, merged, strict=True):
+        alone = reward.score(prompt=group.prompt, images=group.images, metadata=None)
+        known, expected = ([score for score in each.scores if score is not None] for each in (scores, alone))
+        assert known == pytest.approx(expected, rel=1e-4, abs=1e-5)
+        assert scores.errors == alone.errors
+    assert [len(scores.errors) for scores in merged] == [0, 1, 0, 1, 0]
 
 
 def test_a_prompt_is_cut_at_77_tokens_and_its_special_tokens_are_content(folder: Callable[[str], Path]) -> None:

@@ -24,7 +24,8 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from dipole import images
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.reward import Pixels, check_golden
+from dipole_rewards.reward import Group, Pixels, check_golden
+from dipole_rewards.rewards.group import Asked
 from dipole_rewards.rewards.hpsv3 import HPSv3
 from dipole_rewards.rewards.hpsv3_model import (
     PIXELS,
@@ -113,6 +114,10 @@ def scores_of(reward: HPSv3, group: list[Pixels], prompt: str = PROMPT) -> list[
     return list(reward.score(prompt=prompt, images=group, metadata=None).scores)
 
 
+def asked(images: list[Pixels]) -> list[Asked]:
+    return [Asked(image, Group(PROMPT, images)) for image in images]
+
+
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,6 +194,23 @@ def test_scores_are_those_of_an_independent_implementation(folder: Path) -> None
     assert np.ptp(expected) > 0.01, "the toy network tells images apart"
 
 
+def test_several_groups_are_scored_as_each_alone(folder: Path) -> None:
+    """Prompts of different lengths and images of different shapes in one forward, each with its own; thin ones null."""
+    reward = TinyHPSv3.load("cpu")
+    groups = [
+        Group(PROMPT, [noise(512, 512), noise(300, 100)]),
+        Group("a much longer prompt, about a blue square", [noise(64, 64), noise(2, 402)]),
+        Group("", [noise(75, 131)]),
+        Group(PROMPT, [noise(1, 300)]),
+    ]
+    merged = reward.score_groups(groups)
+    for group, scores in zip(groups, merged, strict=True):
+        alone = reward.score(prompt=group.prompt, images=group.images, metadata=None)
+        assert scores.scores == pytest.approx(alone.scores, abs=1e-4)
+        assert scores.errors == alone.errors
+    assert [len(scores.errors) for scores in merged] == [0, 1, 0, 1]
+
+
 def test_positions_count_through_the_image(folder: Path) -> None:
     """With Qwen2-VL's positions on the image's grid, which the published model lacks, the score is another one."""
     image = noise(64, 64)
@@ -202,7 +224,7 @@ def test_the_score_is_the_prompt_s_and_the_first_of_two(folder: Path) -> None:
     reward, image = TinyHPSv3.load("cpu"), noise(64, 64)
     first, second = scores_of(reward, [image]), scores_of(reward, [image], "a blue square")
     assert first != second
-    batch = Batch.of([resized(image)], PROMPT, reward.scorer.words)
+    batch = Batch.of([resized(image)], [PROMPT], reward.scorer.words)
     with torch.no_grad():
         assert reward.scorer.network(batch)[0, 0].item() == pytest.approx(first[0], abs=1e-5)
 
@@ -247,8 +269,8 @@ def test_out_of_memory_halves_the_batch_and_says_so(folder: Path) -> None:
     cramped.rm_head, cramped.tried = reward.scorer.network.rm_head, []
     scorer = Scorer(cramped, reward.scorer.words)
     with capture_logs() as logs:
-        assert scorer(PROMPT, group) == pytest.approx(expected, abs=1e-5)
-        assert scorer(PROMPT, group[:2]) == pytest.approx(expected[:2], abs=1e-5)
+        assert scorer(asked(group)) == pytest.approx(expected, abs=1e-5)
+        assert scorer(asked(group[:2])) == pytest.approx(expected[:2], abs=1e-5)
     assert cramped.tried == [5, 2, 2, 1, 2]
     assert [(line["event"], line["batch"]) for line in logs] == [("batch_halved", 2)]
 
@@ -262,7 +284,7 @@ def test_one_image_that_does_not_fit_is_an_error(folder: Path) -> None:
 
     reward = TinyHPSv3.load("cpu")
     with pytest.raises(torch.OutOfMemoryError, match="no room at all"):
-        Scorer(Full(reward.scorer.network.qwen, 263), reward.scorer.words)(PROMPT, [noise(64, 64)] * 2)
+        Scorer(Full(reward.scorer.network.qwen, 263), reward.scorer.words)(asked([noise(64, 64)] * 2))
 
 
 # ---- files ----------------------------------------------------------------------------------------------------------

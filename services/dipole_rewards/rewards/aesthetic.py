@@ -11,15 +11,15 @@ two files may lie in the local Hugging Face cache instead.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Self
 
-from torch import Tensor, nn
+from torch import nn
 
 from dipole.errors import ConfigurationError
 from dipole_rewards.rewards.clip_model import load_encoder
-from dipole_rewards.rewards.clip_reward import ClipReward
+from dipole_rewards.rewards.clip_reward import ClipReward, Judge
 from dipole_rewards.rewards.weights import Folder, read_safetensors, read_torch, revision
 from dipole_rewards.settings import WeightSettings
 
@@ -46,8 +46,8 @@ class Aesthetic(ClipReward):
         reward.head = load_head(linear).to(device)
         return reward
 
-    def judge(self, prompt: str) -> Callable[[Tensor], Tensor]:
-        return lambda images: self.head(images)[:, 0]
+    def judge(self, prompts: Sequence[str]) -> Judge:
+        return lambda images, _: self.head(images)[:, 0]
 
 
 def load_head(path: Path) -> nn.Sequential:

@@ -1,27 +1,30 @@
 """What the rewards of the CLIP family have in common: `clip`, `pickscore`, `hpsv2` and `aesthetic`.
 
-The prompt is embedded once, the images in as few forward passes as fit, and each image embedding becomes a score.
-Cosines of one group lie close together: where memory allows, DIPOLE_REWARD_DTYPE=fp32 tells them apart better.
+Each prompt is embedded once, the images of all groups in as few forward passes as fit, and each image embedding becomes
+a score. Cosines of one group lie close together: where memory allows, DIPOLE_REWARD_DTYPE=fp32 tells them apart better.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import ClassVar
 
 import torch
-from pydantic import JsonValue
 from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 
-from dipole_rewards.reward import Pixels, Scores
+from dipole_rewards.reward import BatchedReward, Group, Pixels, Scores
 from dipole_rewards.rewards.clip_images import cropped
 from dipole_rewards.rewards.clip_model import Encoder
-from dipole_rewards.rewards.group import InPieces, except_thin
+from dipole_rewards.rewards.group import Asked, InPieces, together
 from dipole_rewards.rewards.weights import GoldenScore, WeightedReward
 
+Judge = Callable[[Tensor, Sequence[str]], Tensor]
 
-class ClipReward(WeightedReward):
+
+class ClipReward(BatchedReward, WeightedReward):
     """Cosine of prompt and image, times `scale`; a subclass says where its weights lie, and may judge otherwise."""
 
     tolerance: ClassVar[float]
@@ -38,17 +41,27 @@ class ClipReward(WeightedReward):
         return cropped(image, side)
 
     @torch.inference_mode()
-    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        judge = self.judge(prompt)
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        judge = self.judge(list(dict.fromkeys(group.prompt for group in groups)))
 
-        def forward(piece: Sequence[Pixels]) -> list[float]:
-            pixels = torch.stack([self.prepare(image, self.encoder.side) for image in piece])
-            scores: list[float] = judge(self.encoder.images(pixels)).tolist()
+        def forward(piece: Sequence[Asked]) -> list[float]:
+            pixels = torch.stack([self.prepare(one.image, self.encoder.side) for one in piece])
+            scores: list[float] = judge(self.encoder.images(pixels), [one.group.prompt for one in piece]).tolist()
             return scores
 
-        return except_thin(images, partial(self.pieces, forward=forward))
+        return together(groups, partial(self.pieces, forward=forward))
 
-    def judge(self, prompt: str) -> Callable[[Tensor], Tensor]:
-        """What turns unit image embeddings (K, D) into scores (K,)."""
-        text = self.encoder.text(prompt)
-        return lambda images: self.scale * (images @ text)
+    def judge(self, prompts: Sequence[str]) -> Judge:
+        """What turns unit image embeddings (K, D) and the K prompts, of these, that they belong to into scores (K,)."""
+        texts = dict(zip(prompts, embedded(self.encoder, prompts), strict=True))
+        return lambda images, asked: self.scale * (images * torch.stack([texts[prompt] for prompt in asked])).sum(-1)
+
+
+def embedded(encoder: Encoder, prompts: Sequence[str]) -> Tensor:
+    """Unit embeddings of N prompts (N, D), in one forward.
+
+    They are padded behind their ends, and no token sees what comes after it: what the padding is does not matter, but
+    that it is no end, whose place is looked for by its id.
+    """
+    ids = pad_sequence([encoder.ids(prompt)[0] for prompt in prompts], batch_first=True)
+    return functional.normalize(encoder.network.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)

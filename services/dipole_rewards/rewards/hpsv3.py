@@ -6,22 +6,19 @@ what is computed from them. It wants a GPU with about 20 GB.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import partial
+from collections.abc import Sequence
 from typing import ClassVar, Self
 
-from pydantic import JsonValue
-
-from dipole_rewards.reward import Pixels, Scores
+from dipole_rewards.reward import BatchedReward, Group, Scores
 from dipole_rewards.rewards import hpsv3_files
-from dipole_rewards.rewards.group import except_thin
+from dipole_rewards.rewards.group import together
 from dipole_rewards.rewards.hpsv3_model import Scorer
 from dipole_rewards.rewards.weights import GoldenScore, WeightedReward
 from dipole_rewards.settings import WeightSettings
 
 
-class HPSv3(WeightedReward):
-    """The score is μ; a group of one prompt is one forward pass."""
+class HPSv3(BatchedReward, WeightedReward):
+    """The score is μ; images and prompts of all groups are one forward pass, where it fits."""
 
     name = "hpsv3"
     model = hpsv3_files.HPSV3
@@ -37,5 +34,5 @@ class HPSv3(WeightedReward):
         reward.model_revision = found.revision
         return reward
 
-    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        return except_thin(images, partial(self.scorer, prompt))
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        return together(groups, self.scorer)

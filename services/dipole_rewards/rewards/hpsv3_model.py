@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -29,7 +28,7 @@ from transformers import Qwen2VLModel
 
 from dipole_rewards.reward import Pixels
 from dipole_rewards.rewards.clip_images import normalized
-from dipole_rewards.rewards.group import InPieces
+from dipole_rewards.rewards.group import Asked, InPieces
 
 REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
 PIXELS = 256 * 28 * 28  # of a resized image, about
@@ -105,13 +104,13 @@ class Batch:
     grids: Tensor  # (B, 3): frames, rows and columns of patches
 
     @classmethod
-    def of(cls, images: Sequence[Tensor], prompt: str, words: Words) -> Batch:
-        """Resized and normalised images (3, h, w) of one prompt, on the images' device; differentiable in them."""
+    def of(cls, images: Sequence[Tensor], prompts: Sequence[str], words: Words) -> Batch:
+        """Resized, normalised images (3, h, w), each with its prompt, on the images' device; differentiable in them."""
         device = images[0].device
         grids = [[1, image.shape[1] // PATCH, image.shape[2] // PATCH] for image in images]
-        counts = [h * w // MERGED**2 for _, h, w in grids]
-        known = {count: torch.tensor(words.ids(prompt, count)) for count in set(counts)}
-        rows = [known[count] for count in counts]
+        questions = [(prompt, h * w // MERGED**2) for prompt, (_, h, w) in zip(prompts, grids, strict=True)]
+        known = {question: torch.tensor(words.ids(*question)) for question in set(questions)}
+        rows = [known[question] for question in questions]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_id)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
         pixels = torch.cat([patches(image) for image in images])
@@ -148,17 +147,18 @@ class HPSv3Network(nn.Module):
 
 
 class Scorer:
-    """μ of each image, a whole group at once where memory allows."""
+    """μ of each image for its prompt, all at once where memory allows."""
 
     def __init__(self, network: HPSv3Network, words: Words) -> None:
         self.network, self.words, self.pieces = network, words, InPieces("hpsv3", batch=32)
 
     @torch.inference_mode()
-    def __call__(self, prompt: str, images: Sequence[Pixels]) -> list[float]:
-        return self.pieces(images, partial(self._forward, prompt))
+    def __call__(self, asked: Sequence[Asked]) -> list[float]:
+        return self.pieces(asked, self._forward)
 
-    def _forward(self, prompt: str, images: Sequence[Pixels]) -> list[float]:
+    def _forward(self, asked: Sequence[Asked]) -> list[float]:
         device = self.network.qwen.device
-        batch = Batch.of([resized(image).to(device) for image in images], prompt, self.words)
+        images = [resized(one.image).to(device) for one in asked]
+        batch = Batch.of(images, [one.group.prompt for one in asked], self.words)
         means: list[float] = self.network(batch)[:, 0].tolist()
         return means
