@@ -1,0 +1,75 @@
+"""The conformance suite of the ranking protocol, against any endpoint in any language: `dipole rewards check URL`.
+
+    results = conformance.run("http://127.0.0.1:8401")
+    failed = [result for result in results if result.outcome == "failed"]
+
+Each check states a fact; docs/protocol.md lists them. `must` is what a trainer relies on and what safety asks. `should`
+is good manners: with `strict=False` such a failure is a warning. `inputs` holds what is sent, `target` asks, `rules`
+judges, `answers`, `refusals` and `under_load` are the checks, `report` prints.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+
+import httpx
+
+from dipole.conformance import answers, refusals, under_load
+from dipole.conformance.inputs import oversized_png
+from dipole.conformance.outcome import CHECKS, Check, Failed, Outcome, Result, Skipped, Unreachable
+from dipole.conformance.target import Target
+from dipole.errors import InvalidInput
+
+__all__ = ["CHECKS", "PATIENCE", "Check", "Result", "oversized_png", "run"]
+
+PATIENCE = 3  # checks without any answer, after which the rest is not tried
+MODULES = (answers, refusals, under_load)  # importing them filled CHECKS, in this order
+
+
+def run(
+    url: str,
+    *,
+    key: str | None = None,
+    transport: httpx.BaseTransport | None = None,
+    timeout_s: float = 30.0,
+    only: Collection[str] = (),
+    strict: bool = True,
+    on_result: Callable[[Result], None] = lambda _: None,
+) -> list[Result]:
+    """Run every check in order, or `only` those named; a check that fails does not stop the next."""
+    names = [check.name for check in CHECKS]
+    if unknown := sorted(set(only) - set(names)):
+        raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
+    target = Target(url, key=key, transport=transport, timeout_s=timeout_s)
+    results: list[Result] = []
+    try:
+        for check in CHECKS:
+            if only and check.name not in only:
+                continue
+            gone = sum(result.unreachable for result in results) >= PATIENCE
+            result = _run_one(check, target, gone=gone, strict=strict)
+            on_result(result)
+            results.append(result)
+    finally:
+        target.close()
+    return results
+
+
+def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Result:
+    began = time.monotonic()
+
+    def result(outcome: Outcome, message: str = "", remedy: str = "", *, unreachable: bool = False) -> Result:
+        seconds = time.monotonic() - began
+        return Result(check.name, check.level, check.fact, outcome, message, remedy, seconds, unreachable)
+
+    try:
+        if gone:
+            raise Skipped("the endpoint does not answer")
+        check.run(target)
+    except Skipped as skipped:
+        return result("skipped", str(skipped))
+    except Failed as failed:
+        outcome: Outcome = "failed" if strict or check.level == "must" else "warning"
+        return result(outcome, str(failed), check.remedy, unreachable=isinstance(failed, Unreachable))
+    return result("passed")

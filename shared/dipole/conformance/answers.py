@@ -1,0 +1,250 @@
+"""Checks of what an endpoint says of itself and of its answers to requests that are right."""
+
+from __future__ import annotations
+
+import uuid
+
+from dipole import images
+from dipole.conformance import inputs
+from dipole.conformance.outcome import Failed, Skipped, must, should
+from dipole.conformance.rules import check_problem, check_refusal, same_scores
+from dipole.conformance.target import ASYNC, Target
+from dipole.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION
+
+MANY = 256  # more candidates than this are not tried
+SHORT_ANSWER = 256 * 1024
+
+
+# ---- what it says of itself
+
+
+@must
+def alive(target: Target) -> None:
+    """/livez and /readyz answer 200
+
+    Answer 200 on both with any body; let /readyz answer 503 while weights load.
+    """
+    for path in ("livez", "readyz"):
+        if (reply := target.ask("GET", path)).status != 200:
+            raise Failed(f"/{path} answered {reply.status}")
+
+
+@should
+def metrics(target: Target) -> None:
+    """/metrics answers Prometheus text
+
+    Count requests, images and nulls with a Prometheus client library and serve its text at /metrics.
+    """
+    reply = target.ask("GET", "metrics")
+    if reply.status != 200:
+        raise Failed(f"/metrics answered {reply.status}")
+    if reply.kind not in ("text/plain", "application/openmetrics-text"):
+        raise Failed(f"/metrics answered {reply.kind or 'no content type'}")
+
+
+@must
+def info(target: Target) -> None:
+    """/v1/info is a valid RewardInfo of this protocol version and accepts PNG
+
+    Answer the document of docs/protocol.md, with no fields of your own, as application/json.
+    """
+    if target.info.protocol_version != PROTOCOL_VERSION:
+        raise Failed(f"protocol_version is {target.info.protocol_version!r}, not {PROTOCOL_VERSION!r}")
+    if "image/png" not in target.info.media_types:
+        raise Failed("media_types lacks image/png, which every endpoint accepts")
+
+
+@must
+def key_needed(target: Target) -> None:
+    """Without the key, or with another, the answer is 401
+
+    Compare the bearer key before reading the body, on every route but /livez, /readyz and /metrics.
+    """
+    if not target.key:
+        raise Skipped("no --key given")
+    for what, key in (("without a key", None), ("with a wrong key", f"{target.key}x"), ("with a short key", "x")):
+        if (reply := target.post(inputs.request(), key=key)).status != 401:
+            raise Failed(f"POST /v1/rank {what} answered {reply.status}, not 401")
+    reply = target.post(inputs.request(), headers=ASYNC)
+    if reply.status == 202:
+        where = target.location(reply)
+        for method in ("GET", "DELETE"):
+            if (open_to_all := target.ask(method, where, key=None)).status != 401:
+                raise Failed(f"{method} of a ranking without a key answered {open_to_all.status}, not 401")
+        target.forget(where)
+
+
+# ---- what it answers
+
+
+@must
+def ranks_json(target: Target) -> None:
+    """A JSON request gets a valid Ranking: every id once and in order, ranks that agree with scores
+
+    Answer every candidate in the order asked; rank 1 is the best, equal scores share a rank (1, 2, 2, 4). A candidate
+    without a score has null for both and an error. Ranks without any score need calibrated: false in /v1/info.
+    """
+    target.rank(inputs.request())
+
+
+@should
+def scores_something(target: Target) -> None:
+    """Plain images get scores or ranks, not only nulls
+
+    A trainer learns nothing from groups of nulls; if the reward cannot judge a grey image with a square, ignore this.
+    """
+    ranking = target.rank(inputs.request([*map(inputs.swatch, range(3)), inputs.noise(64)]))
+    if all(item.rank is None for item in ranking.results):
+        reason = ranking.results[0].error
+        raise Failed(f"four images, four nulls: {reason.message if reason else 'no reason given'}")
+
+
+@must
+def ranks_every_media_type(target: Target) -> None:
+    """Every media type of /v1/info is accepted
+
+    List in media_types only what is decoded.
+    """
+    for kind in target.info.media_types:
+        target.rank(inputs.with_image(inputs.described(inputs.swatch(), kind)))
+
+
+@must
+def ranks_multipart(target: Target) -> None:
+    """What says multipart: true ranks a multipart request with binary parts
+
+    Read the JSON from the part named request and each image from the part named by its id, or say multipart: false.
+    """
+    if not target.info.multipart:
+        raise Skipped("/v1/info says multipart: false")
+    request, arguments = inputs.multipart(images.NPY if images.NPY in target.info.media_types else "image/png")
+    target.rank(request, **arguments)
+
+
+@must
+def ranks_one(target: Target) -> None:
+    """A single candidate is ranked, with metadata that the endpoint does not know
+
+    Take metadata as an object of any content and ignore what is not needed.
+    """
+    metadata = {"tag": "single_object", "include": [{"class": "square", "count": 1}], "note": None, "n": 1.5}
+    target.rank(inputs.request(1, metadata=metadata))
+
+
+@must
+def ranks_any_prompt(target: Target) -> None:
+    """Empty, non-Latin and the longest prompts are ranked, or refused by name
+
+    Cut a prompt of up to 10,000 characters to what the model reads; refuse one that cannot be judged with 422.
+    """
+    odd = {"an empty prompt": "", "a non-Latin prompt": "один красный квадрат 🟥\n\t漢字 \u202eقطة"}
+    for what, prompt in {**odd, "a long prompt": ("a red cat " * MAX_PROMPT_CHARS)[:MAX_PROMPT_CHARS]}.items():
+        request = inputs.request(2, prompt=prompt)
+        reply = target.post(request)
+        if 400 <= reply.status < 500:
+            check_refusal(reply, what, names="prompt")
+        else:
+            target.ranking(request, reply)
+
+
+@must
+def ranks_odd_images(target: Target) -> None:
+    """Images of one pixel, one row, grey, transparent, with a palette or 16 bits are ranked, null, or refused by name
+
+    Convert to 8 bit RGB after decoding, and resize up where the model needs a size.
+    """
+    for what, data in inputs.odd_pngs().items():
+        request = inputs.with_image(inputs.raw(data))
+        reply = target.post(request)
+        if 400 <= reply.status < 500:
+            check_refusal(reply, what, names="candidates[1]")
+        else:
+            target.ranking(request, reply)
+
+
+@must
+def ranks_max_candidates(target: Target) -> None:
+    """As many candidates as max_candidates are ranked
+
+    Say in /v1/info what is really taken, the limit of the body's bytes included.
+    """
+    count = target.info.max_candidates
+    if count > MANY:
+        raise Skipped(f"max_candidates is {count}: too many to try")
+    target.rank(inputs.request([inputs.swatch(index, size=16) for index in range(count)]))
+
+
+@must
+def names_its_revision(target: Target) -> None:
+    """Every answer carries the model, model_revision and recipe_version of /v1/info
+
+    A trainer keeps them with every score. Take them from one place, and give no empty ones.
+    """
+    ranking, known = target.rank(inputs.request()), target.info
+    for name in ("model", "model_revision", "recipe_version"):
+        if not getattr(ranking, name) or getattr(ranking, name) != getattr(known, name):
+            raise Failed(f"{name} is {getattr(ranking, name)!r}, /v1/info says {getattr(known, name)!r}")
+
+
+@should
+def ties_are_ties(target: Target) -> None:
+    """Equal images have equal scores and share a rank
+
+    Do not break ties: a trainer leaves out candidates that cannot be told apart. Judges that are asked once an image
+    may differ from themselves; ask them once per distinct image.
+    """
+    ranking = target.rank(inputs.request([inputs.swatch(1), inputs.swatch(1), inputs.swatch(2), inputs.swatch(1)]))
+    equal = [ranking.results[index] for index in (0, 1, 3)]
+    if len({(item.score, item.rank) for item in equal}) > 1:
+        raise Failed(f"the same image three times got {[(item.score, item.rank) for item in equal]}")
+
+
+@should
+def deterministic(target: Target) -> None:
+    """The same request twice gets the same scores
+
+    Fix seeds, sample with temperature 0, switch dropout off. People and some judges cannot; then ignore this.
+    """
+    request = inputs.request(4)
+    same_scores(target.rank(request), target.rank(request), "asked twice")
+
+
+@should
+def order_independent(target: Target) -> None:
+    """The order in which candidates are sent does not change their scores
+
+    Score each image by itself; let a judge of pairs see each pair in both orders.
+    """
+    request = inputs.request(4)
+    turned = {**request, "candidates": request["candidates"][::-1]}
+    same_scores(target.rank(request), target.rank(turned), "sent in another order")
+
+
+@should
+def answers_are_short(target: Target) -> None:
+    """Answers and refusals do not send the images back
+
+    Name fields instead of quoting their values: FastAPI's own 422 quotes its input, replace its handler.
+    """
+    request = inputs.request([inputs.noise(), inputs.swatch()])
+    unnamed = {"candidates": request["candidates"]}
+    for what, sent in (("a large image", request), ("a request without prompt", unnamed)):
+        reply = target.post(sent)
+        if len(reply.body) > SHORT_ANSWER:
+            raise Failed(f"{what}: the answer has {len(reply.body)} bytes")
+        if reply.status == 202:
+            target.forget(target.location(reply))
+
+
+@should
+def idempotent(target: Target) -> None:
+    """The same Idempotency-Key and body get the first answer; another body gets 409 or 422
+
+    Keep answers for some minutes under the key with a hash of the body. A trainer that lost an answer asks again.
+    """
+    key, request = {"Idempotency-Key": f"check-{uuid.uuid4().hex}"}, inputs.request()
+    first, second = (target.ranking(request, target.post(request, headers=key)) for _ in range(2))
+    if first != second:
+        raise Failed(f"the repeat is another answer: {first.id}, created {first.created}, then {second.id}")
+    other = target.post(inputs.request(prompt="another prompt"), headers=key)
+    check_problem(other, "a used key with another body", 409, 422)

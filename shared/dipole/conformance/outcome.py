@@ -1,0 +1,70 @@
+"""How a check ends, what is kept of it, and the table of all checks.
+
+A check is a function that states a fact: the first line of its docstring is the fact, the rest what to do where it does
+not hold. `must` is what a trainer relies on and what safety asks; `should` is what makes an endpoint pleasant.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from dipole.conformance.target import Target
+
+Level = Literal["must", "should"]
+Outcome = Literal["passed", "failed", "warning", "skipped"]
+
+
+class Failed(Exception):
+    """The fact does not hold; the message says what was seen."""
+
+
+class Unreachable(Failed):
+    """No answer, or none in time."""
+
+
+class Skipped(Exception):
+    """The endpoint does not offer what the check is about."""
+
+
+@dataclass(frozen=True)
+class Check:
+    name: str
+    level: Level
+    fact: str
+    remedy: str
+    run: Callable[[Target], None]
+
+
+@dataclass(frozen=True)
+class Result:
+    """`message` says what was seen, `remedy` what to do about it; both are empty when the check passed."""
+
+    name: str
+    level: Level
+    fact: str
+    outcome: Outcome
+    message: str = ""
+    remedy: str = ""
+    seconds: float = 0.0
+    unreachable: bool = False
+
+
+CHECKS: list[Check] = []
+
+
+def must(function: Callable[[Target], None]) -> Callable[[Target], None]:
+    return _register(function, "must")
+
+
+def should(function: Callable[[Target], None]) -> Callable[[Target], None]:
+    return _register(function, "should")
+
+
+def _register(function: Callable[[Target], None], level: Level) -> Callable[[Target], None]:
+    fact, _, remedy = (inspect.getdoc(function) or "").partition("\n\n")
+    CHECKS.append(Check(function.__name__, level, fact, " ".join(remedy.split()), function))
+    return function

@@ -1,0 +1,182 @@
+"""The endpoint under test, trusted with nothing: answers are bounded, redirects not followed, every wait ends."""
+
+from __future__ import annotations
+
+import http.client
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, TypeVar
+from urllib.parse import urljoin, urlsplit
+
+import httpx
+from pydantic import BaseModel, ValidationError
+
+from dipole import web
+from dipole.conformance.outcome import Failed, Skipped, Unreachable
+from dipole.conformance.rules import check_results
+from dipole.errors import InvalidInput
+from dipole.exchange import retry_after_s
+from dipole.schemas import Ranking, RewardInfo
+
+MAX_ANSWER_BYTES = 4 * 2**20  # what a trainer reads at most
+POLL_S = (0.05, 5.0)
+CANCEL_S = 3.0
+ASYNC = {"Prefer": "respond-async"}
+
+Message = TypeVar("Message", bound=BaseModel)
+
+
+@dataclass(frozen=True)
+class Reply:
+    """An answer as it came."""
+
+    status: int
+    headers: Mapping[str, str]
+    body: bytes
+
+    @property
+    def kind(self) -> str:
+        """The media type, without parameters."""
+        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+    def text(self) -> str:
+        return self.body.decode("utf-8", "replace")
+
+    def start(self) -> str:
+        return " ".join(self.text()[:200].split())
+
+    def parsed(self, message: type[Message]) -> Message:
+        if self.headers.get("content-encoding", "identity") != "identity":
+            raise Failed(f"answered with Content-Encoding {self.headers['content-encoding']}, which was not asked for")
+        if self.kind != "application/json":
+            raise Failed(f"answered {self.kind or 'no content type'} instead of application/json")
+        try:
+            return message.model_validate_json(self.body)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = web.field_path(first["loc"]) or "body"
+            raise Failed(f"not a valid {message.__name__}: {where}: {first['msg']}") from None
+
+
+class Target:
+    """Ways to ask the endpoint. `waits` is True once a plain request had no result in time: people, batch judges."""
+
+    def __init__(self, url: str, *, key: str | None, transport: httpx.BaseTransport | None, timeout_s: float) -> None:
+        self.url, self.key, self.timeout_s = url.rstrip("/"), key, timeout_s
+        parts = urlsplit(self.url)
+        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
+            raise InvalidInput(f"the URL must be http(s)://host[:port][/path], not {url!r}", field="url")
+        self.host, self.has_socket = parts.hostname, transport is None
+        self.port = parts.port or (443 if parts.scheme == "https" else 80)
+        self.waits = False
+        self._http = httpx.Client(
+            transport=transport, timeout=timeout_s, follow_redirects=False, trust_env=False,
+            headers={"Accept-Encoding": "identity", "User-Agent": "dipole-check"},
+        )  # fmt: skip
+
+    def close(self) -> None:
+        self._http.close()
+
+    def ask(self, method: str, path: str, *, key: str | None = "", timeout_s: float | None = None, **kw: Any) -> Reply:
+        """One request. `key` replaces the endpoint's own; None sends none."""
+        timeout_s = timeout_s or self.timeout_s
+        headers = dict(kw.pop("headers", {}))
+        if key is not None and (sent := key or self.key):
+            headers["Authorization"] = f"Bearer {sent}"
+        ends, body, where = time.monotonic() + timeout_s, bytearray(), urljoin(f"{self.url}/", path)
+        try:
+            with self._http.stream(method, where, headers=headers, timeout=timeout_s, **kw) as response:
+                for chunk in response.iter_raw():
+                    body += chunk
+                    if len(body) > MAX_ANSWER_BYTES:
+                        raise Failed(f"{method} {where} answered more than {MAX_ANSWER_BYTES} bytes")
+                    if time.monotonic() > ends:
+                        raise Failed(f"{method} {where} had not finished answering after {timeout_s:g} s")
+        except httpx.TimeoutException:
+            raise Unreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
+        except (httpx.HTTPError, httpx.StreamError) as error:
+            raise Unreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
+        return Reply(response.status_code, response.headers, bytes(body))
+
+    def post(self, request: Mapping[str, Any], **kw: Any) -> Reply:
+        """POST /v1/rank of a JSON request, sent as it is: also what is no valid JSON value elsewhere."""
+        headers = {"content-type": "application/json", **kw.pop("headers", {})}
+        return self.ask("POST", "v1/rank", content=json.dumps(request).encode(), headers=headers, **kw)
+
+    def announce(self, declared_bytes: int, timeout_s: float) -> Reply:
+        """POST /v1/rank with a Content-Length of `declared_bytes`, of which one byte comes."""
+        parts = urlsplit(f"{self.url}/v1/rank")
+        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
+        connection = kind(self.host, self.port, timeout=timeout_s)
+        try:
+            connection.putrequest("POST", parts.path)
+            connection.putheader("Content-Type", "application/json")
+            connection.putheader("Content-Length", str(declared_bytes))
+            if self.key:
+                connection.putheader("Authorization", f"Bearer {self.key}")
+            connection.endheaders(b"{")
+            answer = connection.getresponse()
+            headers = {name.lower(): value for name, value in answer.getheaders()}
+            return Reply(answer.status, headers, answer.read(MAX_ANSWER_BYTES))
+        except TimeoutError:
+            raise Failed(f"waits for a body of {declared_bytes} bytes: no answer within {timeout_s:g} s") from None
+        except (OSError, http.client.HTTPException) as error:
+            raise Failed(f"closed without an answer to a body of {declared_bytes} bytes: {error!r}") from None
+        finally:
+            connection.close()
+
+    @cached_property
+    def info(self) -> RewardInfo:
+        reply = self.ask("GET", "v1/info")
+        if reply.status != 200:
+            raise Failed(f"GET /v1/info answered {reply.status}, not 200: {reply.start()}")
+        return reply.parsed(RewardInfo)
+
+    def rank(self, request: Mapping[str, Any], **kw: Any) -> Ranking:
+        """The checked ranking of a right request, polled for if need be. `kw` sends it otherwise than as JSON."""
+        return self.ranking(request, self.ask("POST", "v1/rank", **kw) if kw else self.post(request))
+
+    def ranking(self, request: Mapping[str, Any], reply: Reply) -> Ranking:
+        """The checked ranking that a reply is, or that becomes of it."""
+        ranking = self.finished(reply)
+        ids = [candidate["id"] for candidate in request["candidates"]]
+        check_results(ranking, ids, calibrated=self.info.calibrated)
+        return ranking
+
+    def finished(self, reply: Reply, timeout_s: float | None = None) -> Ranking:
+        """Poll until a ranking is there. Raises Skipped, and cancels, where it is not within `timeout_s`."""
+        timeout_s = timeout_s or self.timeout_s
+        ends, where = time.monotonic() + timeout_s, ""
+        while reply.status == 202:
+            where = self.location(reply, known=where)
+            asked = retry_after_s(reply.headers.get("retry-after"))
+            pause = min(max(1.0 if asked is None else asked, POLL_S[0]), POLL_S[1])
+            if self.waits or time.monotonic() + pause > ends:
+                self.waits = True
+                self.forget(where)
+                raise Skipped(f"answers 202 and had no result within {timeout_s:g} s")
+            time.sleep(pause)
+            reply = self.ask("GET", where)
+        if reply.status != 200:
+            raise Failed(f"answered {reply.status} to a valid request: {reply.start()}")
+        return reply.parsed(Ranking)
+
+    def location(self, reply: Reply, known: str = "") -> str:
+        """Where a 202 says to look; while polling it may keep silent."""
+        given = reply.headers.get("location")
+        if given is None and known:
+            return known
+        location: str = urljoin(f"{self.url}/v1/rank", given or "")
+        if given is None or urlsplit(location)[:2] != urlsplit(self.url)[:2]:
+            raise Failed(f"202 with Location {given!r}, which is not on this endpoint")
+        return location
+
+    def forget(self, where: str) -> None:
+        """Cancel a ranking that nobody waits for: people shall not rate what a check sent."""
+        try:
+            self.ask("DELETE", where, timeout_s=CANCEL_S)
+        except Failed:
+            return  # whether cancelling works is another check's question

@@ -1,0 +1,57 @@
+"""A port that nobody has a reason to visit: whoever fetches the URL of an image, or calls back without a signature."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from types import TracebackType
+from typing import Self
+
+ANSWER = b"HTTP/1.1 404 Not Found\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+
+class Trap:
+    """Listens where the endpoint can reach it, as far as one can tell; `visits` are the requests' first bytes."""
+
+    def __init__(self, host: str, port: int) -> None:
+        self.address = _towards(host, port)
+        self.visits: list[bytes] = []
+        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
+        self._socket = socket.create_server((self.address, 0), family=family)
+        self._socket.settimeout(0.1)
+        self._over = threading.Event()
+        self._thread = threading.Thread(target=self._listen, name="trap", daemon=True)
+
+    @property
+    def url(self) -> str:
+        host = f"[{self.address}]" if ":" in self.address else self.address
+        return f"http://{host}:{self._socket.getsockname()[1]}/a.png"
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+        self._socket.close()
+
+    def _listen(self) -> None:
+        while not self._over.is_set():
+            with contextlib.suppress(TimeoutError):
+                visitor, _ = self._socket.accept()
+                with visitor, contextlib.suppress(OSError):
+                    visitor.settimeout(1.0)
+                    self.visits.append(visitor.recv(65536))
+                    visitor.sendall(ANSWER)
+
+
+def _towards(host: str, port: int) -> str:
+    """This machine's address on the way to `host`; nothing is sent to find it."""
+    with contextlib.suppress(OSError):
+        family, kind, _, _, where = socket.getaddrinfo(host, port, type=socket.SOCK_DGRAM)[0]
+        with socket.socket(family, kind) as probe:
+            probe.connect(where)
+            return str(probe.getsockname()[0])
+    return "127.0.0.1"
