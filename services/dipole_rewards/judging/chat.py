@@ -1,0 +1,237 @@
+"""One request to a chat endpoint: what is sent, how long is waited, what is tried again, and what it used.
+
+The `openai` client speaks the protocol. Its own retries are switched off, because ours hold all requests back when the
+endpoint is overloaded, count against the pace, and end at the group's deadline; its answers are checked, because other
+servers answer in other ways.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import random
+import time
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any
+from urllib.parse import urlsplit
+
+import openai
+from openai import AsyncOpenAI, DefaultAsyncHttpxClient
+from pydantic import BaseModel, ValidationError
+
+from dipole.web import is_loopback
+from dipole_rewards.judging.pace import Pace
+from dipole_rewards.judging.settings import JudgeSettings
+
+COME_BACK = (429, 503)
+PASSING = (408, 409, 425, 429)  # and everything from 500
+NO_MONEY = "insufficient_quota"  # OpenAI's 429 that no waiting helps
+FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
+MAX_MESSAGE = 300
+
+Message = dict[str, Any]
+
+
+class CallFailed(Exception):
+    """A request that gave no judgement; `code` and the message become the candidate's error.
+
+    `code` is one of: timeout, transport, http_status, invalid_response, refused, no_parse. `status` is the HTTP status
+    where there was one; `may_pass` says whether the same request may succeed later.
+    """
+
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        *,
+        status: int | None = None,
+        retry_after_s: float | None = None,
+        may_pass: bool = False,
+    ) -> None:
+        super().__init__(message)
+        self.code, self.status, self.retry_after_s, self.may_pass = code, status, retry_after_s, may_pass
+
+
+@dataclass
+class Tab:
+    """What one group may still take, and has used. `deadline` is in the loop's time."""
+
+    deadline: float
+    calls: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    metered: bool = True  # False once an answer did not say what it used
+
+
+class Token(BaseModel):
+    token: str
+    logprob: float
+
+
+class _Position(BaseModel):
+    top_logprobs: list[Token] = []
+
+
+class _Logprobs(BaseModel):
+    content: list[_Position] | None = None
+
+
+class _Answer(BaseModel):
+    content: str | None = None
+    refusal: str | None = None
+
+
+class _Choice(BaseModel):
+    message: _Answer
+    finish_reason: str | None = None
+    logprobs: _Logprobs | None = None
+
+
+class _Usage(BaseModel):
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+
+
+class _Completion(BaseModel):
+    """What is read of an answer; other fields differ from server to server."""
+
+    choices: list[_Choice]
+    usage: _Usage | None = None
+    system_fingerprint: str | None = None
+
+
+@dataclass(frozen=True)
+class Reply:
+    """`first_token` holds the likeliest first tokens of the answer, where they were asked for and given."""
+
+    text: str
+    first_token: list[Token]
+    fingerprint: str | None
+
+
+class Chat:
+    """A model at an endpoint, asked by every group of the process. Made and used within one event loop."""
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        self._settings = settings
+        self._pace = Pace(in_flight=settings.judge_concurrency, per_minute=settings.judge_requests_per_minute)
+        self._key = settings.judge_key.get_secret_value() if settings.judge_key else None
+        self._client = AsyncOpenAI(
+            base_url=settings.judge_url,
+            api_key=self._key or "none",
+            default_headers={} if self._key else {"Authorization": openai.Omit()},  # type: ignore[dict-item]
+            max_retries=0,
+            timeout=None,  # ours is for the whole request, a client's for each packet
+            http_client=DefaultAsyncHttpxClient(
+                trust_env=not is_loopback(urlsplit(settings.judge_url).hostname or ""),  # no proxy on this machine
+                follow_redirects=False,  # prompts and images go nowhere else
+            ),
+        )
+        self._client.organization = self._client.project = None  # which it takes from other variables
+
+    async def close(self) -> None:
+        await self._client.close()
+
+    def tab(self, *, seconds: float | None = None) -> Tab:
+        """For a group that begins now."""
+        return Tab(asyncio.get_running_loop().time() + (seconds or self._settings.judge_deadline_s))
+
+    async def ask(self, messages: list[Message], tab: Tab, **fields: Any) -> Reply:
+        """One answer, or CallFailed. `fields` go into the request, such as `response_format`."""
+        body = {"messages": messages, "model": self._settings.judge_model, "temperature": 0, **fields}
+        body = {name: value for name, value in {**body, **self._settings.judge_extra}.items() if value is not None}
+        completion = await self._persist(body, tab)
+        usage = completion.usage or _Usage()
+        tab.prompt_tokens += usage.prompt_tokens
+        tab.completion_tokens += usage.completion_tokens
+        tab.metered &= completion.usage is not None
+        return _reply(completion)
+
+    async def models(self, tab: Tab) -> list[str]:
+        """The names that the endpoint offers; none where it does not say."""
+        try:
+            async with asyncio.timeout_at(tab.deadline):
+                return [model.id for model in (await self._client.models.list()).data]
+        except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):  # whatever stands there
+            return []
+
+    async def _persist(self, body: dict[str, Any], tab: Tab) -> _Completion:
+        """Ask until there is an answer, no hope, or no time."""
+        loop, failures, before = asyncio.get_running_loop(), 0, ""
+        try:
+            async with asyncio.timeout_at(tab.deadline):
+                for attempt in itertools.count():
+                    try:
+                        async with self._pace.turn():
+                            tab.calls += 1
+                            return await self._once(body)
+                    except CallFailed as failure:
+                        failures += failure.status not in COME_BACK
+                        told = failure.retry_after_s if failure.status in COME_BACK else None
+                        too_late = told is not None and loop.time() + told > tab.deadline
+                        if failures > self._settings.judge_retries or not failure.may_pass or too_late:
+                            raise
+                        before = f"; before that, {failure}"
+                    if told is not None:
+                        self._pace.hold(max(told, FIRST_BACKOFF_S))
+                    else:
+                        backoff_s = min(FIRST_BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S)
+                        await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))  # noqa: S311
+        except TimeoutError:
+            raise CallFailed("timeout", f"no judgement before the group's deadline{before}") from None
+        raise AssertionError("counted to the end")
+
+    async def _once(self, body: dict[str, Any]) -> _Completion:
+        seconds = self._settings.judge_call_timeout_s
+        try:
+            async with asyncio.timeout(seconds) as limit:
+                raw = await self._client.chat.completions.with_raw_response.create(**body)
+            return _Completion.model_validate_json(raw.content)
+        except TimeoutError:
+            if not limit.expired():  # the group's deadline, which is the caller's to tell
+                raise
+            raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", may_pass=True) from None
+        except openai.APIStatusError as error:
+            raise CallFailed(
+                "http_status",
+                f"the judge's endpoint answered {error.status_code}: {self._plain(error.message)}",
+                status=error.status_code,
+                retry_after_s=_seconds(error.response.headers.get("retry-after")),
+                may_pass=(error.status_code >= 500 or error.status_code in PASSING) and error.code != NO_MONEY,
+            ) from None
+        except openai.OpenAIError as error:
+            reason = self._plain(str(error.__cause__ or error))
+            message = f"the judge's endpoint could not be asked: {reason}"
+            raise CallFailed("transport", message, may_pass=True) from None
+        except ValidationError:
+            message = "the judge's endpoint did not answer with a chat completion"
+            raise CallFailed("invalid_response", message, may_pass=True) from None
+
+    def _plain(self, text: str) -> str:
+        """An endpoint's own words in a line, without the key that some of them repeat."""
+        text = " ".join(text.split())
+        return (text.replace(self._key, "[key]") if self._key else text)[:MAX_MESSAGE]
+
+
+def _seconds(retry_after: str | None) -> float | None:
+    """A Retry-After header in either of its forms; nonsense counts as absent."""
+    if retry_after is None:
+        return None
+    try:
+        if retry_after.strip().replace(".", "", 1).isdecimal():
+            return float(retry_after)
+        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
+    except (ValueError, TypeError, OverflowError):
+        return None
+
+
+def _reply(completion: _Completion) -> Reply:
+    if not completion.choices:
+        raise CallFailed("invalid_response", "the judge's endpoint answered without a choice")
+    choice = completion.choices[0]
+    if choice.message.refusal or choice.finish_reason == "content_filter":
+        raise CallFailed("refused", f"the judge refused: {(choice.message.refusal or 'content filter')[:MAX_MESSAGE]}")
+    positions = (choice.logprobs and choice.logprobs.content) or []
+    first = positions[0].top_logprobs if positions else []
+    return Reply(choice.message.content or "", first, completion.system_fingerprint)

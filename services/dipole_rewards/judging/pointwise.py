@@ -1,0 +1,78 @@
+"""Pointwise: each image is judged alone, in K requests. Scores mean the same in every group.
+
+Where the endpoint gives log probabilities, the score is P(yes) = Σ p(yes-tokens) / Σ p(yes- and no-tokens) of the
+answer's first token: one token of output, and finer than any number that a model writes. Elsewhere it is the number
+it writes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Sequence
+from typing import Literal
+
+from dipole_rewards.judging.answers import SCORE
+from dipole_rewards.judging.chat import CallFailed, Tab, Token
+from dipole_rewards.judging.panel import NOT_OFFERED, Mode, reason
+from dipole_rewards.reward import Scores
+
+YES_OR_NO = "You are shown one image. Is it good by the rubric above? Answer with one word, yes or no."
+ZERO_TO_100 = (
+    'You are shown one image. Answer with a JSON object and nothing else: {"score": N}, N being a whole number from 0, '
+    "nothing of what the rubric above calls good, to 100, all of it."
+)
+TOP = 20  # as many as OpenAI and vLLM give
+LEAST_MASS = 0.1  # of the first token on yes and no together; below it the model was about to say something else
+AROUND = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one token
+
+
+class Pointwise(Mode):
+    name = "pointwise"
+    calibrated = True
+    reads: Literal["logprobs", "json"] = "logprobs"
+
+    async def settle(self, uris: Sequence[str], tab: Tab) -> None:
+        try:
+            await self._one("two squares", uris[0], tab)
+        except CallFailed as failure:
+            if failure.code != "no_parse" and failure.status not in NOT_OFFERED:
+                raise
+            self.reads = "json"
+            await self.settle_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, tab)
+
+    def tasks(self) -> list[str]:
+        return [YES_OR_NO if self.reads == "logprobs" else ZERO_TO_100]
+
+    async def scores(self, prompt: str, uris: Sequence[str], tab: Tab) -> Scores:
+        async def one(uri: str) -> float | CallFailed:
+            try:
+                return await self._one(prompt, uri, tab)
+            except CallFailed as failure:
+                return failure
+
+        given = await asyncio.gather(*map(one, uris))
+        errors = {index: reason(each) for index, each in enumerate(given) if isinstance(each, CallFailed)}
+        return Scores([None if isinstance(each, CallFailed) else each for each in given], errors=errors)
+
+    async def _one(self, prompt: str, uri: str, tab: Tab) -> float:
+        if self.reads == "json":
+            return await self.ask(ZERO_TO_100, SCORE, prompt, {"Image": uri}, tab)
+        messages = self.messages(YES_OR_NO, prompt, {"Image": uri})
+        reply = await self.chat.ask(messages, tab, max_completion_tokens=1, logprobs=True, top_logprobs=TOP)
+        self.fingerprint = reply.fingerprint or self.fingerprint
+        return probability_of_yes(reply.first_token)
+
+
+def probability_of_yes(first_token: Sequence[Token]) -> float:
+    """P(yes) out of the likeliest first tokens, or CallFailed with `no_parse`."""
+    mass = {"yes": 0.0, "no": 0.0}
+    for each in first_token:
+        word = each.token.strip(AROUND).casefold()
+        if word in mass:
+            mass[word] += math.exp(min(each.logprob, 0.0))
+    total = mass["yes"] + mass["no"]
+    if not total >= LEAST_MASS:  # not a number is not enough either
+        seen = ", ".join(repr(each.token) for each in first_token[:5]) or "no log probabilities"
+        raise CallFailed("no_parse", f"the judge's first token is hardly yes or no: {seen}")
+    return mass["yes"] / total

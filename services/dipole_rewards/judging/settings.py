@@ -1,0 +1,90 @@
+"""Settings of reward `judge`, which it reads for itself when it loads: the app knows of none of them."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from dipole.web import is_loopback
+
+OURS = {"messages", "model", "n", "stream", "response_format", "logprobs", "top_logprobs"}
+
+
+class JudgeSettings(BaseSettings):
+    """The VLM judge."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+
+    judge_url: str = Field(description="Base URL of the chat endpoint, up to /v1: https, or http on this machine.")
+    judge_insecure: bool = Field(
+        default=False, description="Allow http to other machines: key, prompts and images travel unencrypted."
+    )
+    judge_key: SecretStr | None = Field(default=None, min_length=1, description="The endpoint's API key.")
+    judge_model: str = Field(min_length=1, max_length=200, description="The model's name at the endpoint.")
+    judge_model_revision: str | None = Field(
+        default=None, min_length=1, max_length=200, description="Its revision; what the endpoint calls itself if unset."
+    )
+
+    judge_mode: Literal["pointwise", "pairwise", "listwise"] = Field(
+        default="pointwise", description="Whether images are judged alone, two at a time, or all at once."
+    )
+    judge_rubric: str = Field(
+        default="prompt_alignment",
+        description="prompt_alignment, aesthetics, text_rendering, or the path of a text file of your own.",
+    )
+    judge_orders: int = Field(
+        default=2, ge=1, le=16, description="listwise: orders in which images are shown, each also reversed."
+    )
+    judge_max_side: int = Field(
+        default=1024, ge=28, le=4096, description="Pixels of an image's longer side; larger ones are scaled down."
+    )
+    judge_max_tokens: int = Field(default=512, ge=1, description="Tokens of one JSON answer, thoughts included.")
+    judge_extra: dict[str, Any] = Field(
+        default={},
+        description='JSON object added to every request, as {"reasoning_effort": "low"}; null leaves a field out.',
+    )
+
+    judge_concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight, of all groups together.")
+    judge_requests_per_minute: float | None = Field(
+        default=None, gt=0, description="Requests a minute, evenly spaced; as many as go if unset."
+    )
+    judge_call_timeout_s: float = Field(default=60.0, gt=0, description="Seconds one request may take.")
+    judge_deadline_s: float = Field(
+        default=240.0, gt=0, description="Seconds one group may take; keep it below DIPOLE_REWARD_ANSWER_TIMEOUT_S."
+    )
+    judge_retries: int = Field(
+        default=3, ge=0, le=20, description="Repeats of a failed request; 429 and 503 are repeated up to the deadline."
+    )
+    judge_usd_per_million_prompt_tokens: float | None = Field(
+        default=None, ge=0, description="Price, for `cost_usd` in a ranking's usage; both or none."
+    )
+    judge_usd_per_million_completion_tokens: float | None = Field(
+        default=None, ge=0, description="Price, for `cost_usd` in a ranking's usage; both or none."
+    )
+
+    @field_validator("judge_extra")
+    @classmethod
+    def _leaves_ours_alone(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(OURS & extra.keys()):
+            raise ValueError(f"{', '.join(taken)} cannot be set: the judge depends on it")
+        return extra
+
+    @model_validator(mode="after")
+    def _url_is_safe(self) -> Self:
+        parts = urlsplit(self.judge_url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("judge_url must read like https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("judge_url must hold neither a key nor a query: the key is DIPOLE_JUDGE_KEY")
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not self.judge_insecure:
+            raise ValueError("judge_url must be https: set DIPOLE_JUDGE_INSECURE=true to send everything unencrypted")
+        return self
+
+    @model_validator(mode="after")
+    def _both_prices(self) -> Self:
+        if (self.judge_usd_per_million_prompt_tokens is None) != (self.judge_usd_per_million_completion_tokens is None):
+            raise ValueError("judge_usd_per_million_… must be set for prompt and completion tokens, or for neither")
+        return self

@@ -1,0 +1,129 @@
+"""A vision-language model as the judge, at any OpenAI-compatible chat endpoint: vLLM on another machine, OpenAI itself.
+
+Nothing is computed here: images travel as data: URIs, and the settings (DIPOLE_JUDGE_…) say who is asked, by which
+rubric, and in which mode. What the modes do is told in `dipole_rewards.judging`, how to use them in docs/judge.md.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine, Mapping, Sequence
+from typing import Any, Self, TypeVar
+
+import numpy as np
+from pydantic import JsonValue
+
+from dipole.errors import ConfigurationError
+from dipole.settings import load
+from dipole_rewards.judging import rubric
+from dipole_rewards.judging.chat import CallFailed, Chat, Tab
+from dipole_rewards.judging.listwise import Listwise
+from dipole_rewards.judging.pairwise import Pairwise
+from dipole_rewards.judging.panel import Mode
+from dipole_rewards.judging.pointwise import Pointwise
+from dipole_rewards.judging.settings import JudgeSettings
+from dipole_rewards.reward import Golden, Pixels, Reward, Scores
+
+MODES: dict[str, type[Mode]] = {mode.name: mode for mode in (Pointwise, Pairwise, Listwise)}
+UNSTATED = "unstated"
+Result = TypeVar("Result")
+
+
+def square(colour: tuple[int, int, int]) -> Pixels:
+    """64×64: a square on grey, which every judge's image processor takes."""
+    image = np.full((64, 64, 3), 200, np.uint8)
+    image[16:48, 16:48] = colour
+    return image
+
+
+class Judge(Reward):
+    """Scores of pointwise are comparable between groups; pairwise and listwise only order a group."""
+
+    name = "judge"
+    threads = 4  # the last requests of one group leave the endpoint idle, unless other groups ask too
+
+    def __init__(self, settings: JudgeSettings) -> None:
+        """Find the judge and judge two tiny images. Raises ConfigurationError that says what is wrong."""
+        self._settings = settings
+        self._loop = _Loop()
+        chat = Chat(settings)
+        self._mode = MODES[settings.judge_mode](chat, rubric.load(settings.judge_rubric), settings)
+        uris = [
+            rubric.data_uri(square(colour), max_side=settings.judge_max_side) for colour in ((220, 30, 30), (0, 0, 90))
+        ]
+        self._loop.run(_settled(self._mode, uris, settings))
+        self.model = settings.judge_model
+        self.model_revision = settings.judge_model_revision or (self._mode.fingerprint or UNSTATED)[:200]
+        self.recipe_version = self._mode.recipe()
+        self.calibrated = self._mode.calibrated
+
+    @classmethod
+    def load(cls, device: str) -> Self:
+        return cls(load(JudgeSettings))
+
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        if len(images) == 1 and self._mode.lone is not None:
+            return Scores([self._mode.lone])
+        uris = [rubric.data_uri(image, max_side=self._settings.judge_max_side) for image in images]
+        return self._loop.run(self._judged(prompt, uris))
+
+    def golden(self) -> Golden:
+        """Nobody knows what a judge gives an image, so any score in range will do: it shows that an answer is read.
+
+        Modes that compare have nothing to do with one image; that they can judge, `load` has seen.
+        """
+        image = square((220, 30, 30))
+        if self._mode.lone is not None:
+            return Golden(prompt="a red square", image=image, score=self._mode.lone)
+        return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5)
+
+    async def _judged(self, prompt: str, uris: list[str]) -> Scores:
+        tab = self._mode.chat.tab()
+        scores = await self._mode.scores(prompt, uris, tab)
+        return Scores(scores.scores, errors=scores.errors, usage=_usage(tab, self._settings))
+
+
+async def _settled(mode: Mode, uris: Sequence[str], settings: JudgeSettings) -> None:
+    tab = mode.chat.tab()
+    try:
+        await mode.settle(uris, tab)
+    except CallFailed as failure:
+        hint = ""
+        if failure.status in (401, 403):
+            hint = "; DIPOLE_JUDGE_KEY must be a key that may use this model"
+        elif failure.status in (400, 404):
+            offered = await mode.chat.models(mode.chat.tab(seconds=settings.judge_call_timeout_s))
+            names = ", ".join(offered[:10]) or "nothing that it would list"
+            hint = f"; DIPOLE_JUDGE_URL must end where /chat/completions follows, DIPOLE_JUDGE_MODEL is one of: {names}"
+        elif failure.code in ("transport", "invalid_response"):
+            hint = "; DIPOLE_JUDGE_URL must be the base URL of an OpenAI-compatible endpoint, up to /v1"
+        elif failure.code == "no_parse":
+            hint = "; this model does not keep to the form of answers: take another, or raise DIPOLE_JUDGE_MAX_TOKENS"
+        raise ConfigurationError(
+            f"{settings.judge_model} at {settings.judge_url} does not judge: {failure}{hint}"
+        ) from None
+
+
+def _usage(tab: Tab, settings: JudgeSettings) -> dict[str, float]:
+    """Requests sent, and tokens and their price where the endpoint tells of them."""
+    usage: dict[str, float] = {"calls": tab.calls}
+    if tab.metered:
+        usage |= {"prompt_tokens": tab.prompt_tokens, "completion_tokens": tab.completion_tokens}
+        for_prompt = settings.judge_usd_per_million_prompt_tokens
+        for_completion = settings.judge_usd_per_million_completion_tokens
+        if for_prompt is not None and for_completion is not None:
+            dollars = (tab.prompt_tokens * for_prompt + tab.completion_tokens * for_completion) / 1e6
+            usage["cost_usd"] = round(dollars, 9)
+    return usage
+
+
+class _Loop:
+    """An event loop in a thread of its own, which all groups' requests share and with it one pace."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
+
+    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
