@@ -8,21 +8,20 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the local
     golden.json     {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives "a soft gradient" and
                     weights.golden_image()
 
-A "[SEP]" or the like that is written in a prompt is a token to the published code, and text here.
+What is written "[SEP]" or the like in a prompt is a token to the published code, and text here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from itertools import islice
-from typing import Any, ClassVar, Self
+from collections.abc import Sequence
+from functools import partial
+from typing import ClassVar, Self
 
 import torch
-from pydantic import JsonValue
 
-from dipole_rewards.reward import Group, Pixels, Scores
+from dipole_rewards.reward import BatchedReward, Group, Scores
 from dipole_rewards.rewards.blip import Network, Words, cropped, load_network, load_words
-from dipole_rewards.rewards.group import MAX_ASPECT, InPieces, except_thin
+from dipole_rewards.rewards.group import Asked, InPieces, together
 from dipole_rewards.rewards.weights import Folder, GoldenScore, WeightedReward, read_torch, revision
 from dipole_rewards.settings import WeightSettings
 
@@ -30,7 +29,7 @@ FILE, TOKENIZER = "ImageReward.pt", "google-bert/bert-base-uncased"
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores of its training set
 
 
-class ImageReward(WeightedReward):
+class ImageReward(BatchedReward, WeightedReward):
     """Shortest side 224, centre crop; prompts beyond 35 tokens are cut."""
 
     name = "imagereward"
@@ -52,25 +51,17 @@ class ImageReward(WeightedReward):
         network = load_network(read_torch(weights), settings, device, weights=weights, config=config)
         return cls(network, words, golden, revision(weights))
 
-    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        return self.score_groups([Group(prompt, images, metadata)])[0]
-
     @torch.inference_mode()
     def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
         """Images of all groups run together, each beside its own prompt."""
-        ids, mask = (tensor.to(self.network.vision.device) for tensor in self.words([one.prompt for one in groups]))
-        rows: Any = [(g, image) for g, one in enumerate(groups) for image in one.images if not _is_thin(image)]
+        prompts = list(dict.fromkeys(group.prompt for group in groups))
+        rows = {prompt: row for row, prompt in enumerate(prompts)}
+        ids, mask = (tensor.to(self.network.vision.device) for tensor in self.words(prompts))
 
-        def forward(piece: Any) -> list[float]:
-            which = [g for g, _ in piece]
-            pixels = torch.stack([cropped(image, self.network.side) for _, image in piece]).to(ids.device)
-            scores: list[float] = ((self.network(pixels, ids[which], mask[which]) - MEAN) / STD).tolist()
+        def forward(piece: Sequence[Asked]) -> list[float]:
+            asked = [rows[one.group.prompt] for one in piece]
+            pixels = torch.stack([cropped(one.image, self.network.side) for one in piece]).to(ids.device)
+            scores: list[float] = ((self.network(pixels, ids[asked], mask[asked]) - MEAN) / STD).tolist()
             return scores
 
-        scores = iter(self.pieces(rows, forward))
-        return [except_thin(one.images, lambda images: list(islice(scores, len(images)))) for one in groups]
-
-
-def _is_thin(image: Pixels) -> bool:
-    height, width = image.shape[:2]
-    return max(height, width) > MAX_ASPECT * min(height, width)
+        return together(groups, partial(self.pieces, forward=forward))
