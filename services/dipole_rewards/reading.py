@@ -143,6 +143,6 @@ def _decode(request: RankRequest, data: Mapping[str, bytes], settings: RewardSet
     ]
     bare = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}})
     digest = hashlib.sha256(bare.encode())
-    for candidate in request.candidates:
-        digest.update(hashlib.sha256(data[candidate.id]).digest())
+    for each in images.digests([data[candidate.id] for candidate in request.candidates]):
+        digest.update(each)
     return Incoming(request, pixels, digest.hexdigest())

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -38,6 +39,9 @@ from dipole.supervisor import Program, StartFailed, Supervisor
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_REDIS_PORT = 6379
+# For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
+# than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
+HUGE_PAGES = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
 
 
 @dataclass(frozen=True)
@@ -170,7 +174,8 @@ class Stack:
     def _programs(self) -> list[Program]:
         programs = [self._redis()] if self._own_redis else []
         programs += [self._reward(reward) for reward in self._rewards]
-        programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=self._rank_worker_beats))
+        beats = self._rank_worker_beats
+        programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES))
         if self._with_sampler:
             programs.append(self._dipole("sampler", "serve", "sampler", ready=self._sampler_beats))
         programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
@@ -178,9 +183,11 @@ class Stack:
             programs.append(self._dipole("worker", "serve", "worker", ready=self._worker_looks()))
         return programs
 
-    def _dipole(self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None) -> Program:
+    def _dipole(
+        self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None, **env: str
+    ) -> Program:
         command = [sys.executable, "-m", "dipole.cli", *arguments]
-        return Program(name, command, env=self.environment(), url=url, ready=ready)
+        return Program(name, command, env={**self.environment(), **env}, url=url, ready=ready)
 
     def _redis(self) -> Program:
         folder = self.home / "redis"
@@ -188,7 +195,8 @@ class Stack:
         port = self.redis_url.rpartition(":")[2].partition("/")[0]
         options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
         command = [_redis_server(), *options, "--daemonize", "no"]
-        return Program("redis", command, url=self.redis_url, ready=lambda: _pings(self.redis_url), barrier=True)
+        ready = partial(_pings, self.redis_url)
+        return Program("redis", command, env=HUGE_PAGES, url=self.redis_url, ready=ready, barrier=True)
 
     def _api(self) -> Program:
         answers = _http(f"{self.api_url}/readyz")
@@ -210,7 +218,7 @@ class Stack:
         url = self.reward_urls[reward.name]
         port = url.rpartition(":")[2]
         arguments = ["rewards", "serve", reward.plugin, "--host", LOOPBACK, "--port", port, "--name", reward.name]
-        return self._dipole(reward.name, *arguments, url=url, ready=_http(f"{url}/readyz"))
+        return self._dipole(reward.name, *arguments, url=url, ready=_http(f"{url}/readyz"), **HUGE_PAGES)
 
     def _rank_worker_beats(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
