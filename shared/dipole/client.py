@@ -1,7 +1,9 @@
 """The ranking client: one group in, one checked Ranking out, or a RewardError that says what happened.
 
-    client = RankClient("http://127.0.0.1:8401", key=None)         # one per endpoint, shared by threads
+    client = RankClient("http://127.0.0.1:8401")                   # or an Endpoint; one of them, shared by threads
     ranking = client.rank(prompt, images, metadata, idempotency_key=group_id, deadline_s=60)
+
+What is said to an endpoint and how its answer reads is the adapter's of its kind; all else is here, for every kind.
 
 Nothing an endpoint answers is trusted: size, type, schema, length, ids and order are checked, numbers must be finite,
 redirects are not followed. Transport errors, 408, 429 and 5xx are tried again with jitter, Retry-After is honoured, an
@@ -19,17 +21,19 @@ import time
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
-from urllib.parse import urljoin, urlsplit
 
 import httpx
 from pydantic import JsonValue
 
-from dipole import images
+from dipole import images, tls
+from dipole.adapters import KINDS
 from dipole.breaker import CircuitBreaker
+from dipole.endpoint import Endpoint, check_url, options_of
 from dipole.errors import DipoleError
-from dipole.exchange import Answer, Deadline, Endpoint, EndpointError, invalid, retrying
-from dipole.schemas import PendingRanking, Ranking, RewardInfo
+from dipole.exchange import Connection, Deadline, EndpointError, retrying
+from dipole.schemas import Ranking, RewardInfo
 
 __all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending"]
 
@@ -51,23 +55,32 @@ class StillPending(DipoleError):
 class RankClient:
     """Ranks over HTTP. Thread-safe; close it, or use it as a context manager.
 
-    `transport` and `breaker` are the seams for tests and for sharing a circuit between clients.
+    An address alone stands for an endpoint of Dipole's own protocol without key. Raises InvalidInput for what is no URL
+    and ConfigurationError for certificates that are not in `tls_dir`. `transport` and `breaker` are the seams for tests
+    and for sharing a circuit between clients.
     """
 
     def __init__(
         self,
-        base_url: str,
+        endpoint: Endpoint | str,
         *,
-        key: str | None = None,
+        tls_dir: Path | None = None,
         transport: httpx.BaseTransport | None = None,
         breaker: CircuitBreaker | None = None,
         max_answer_bytes: int = MAX_ANSWER_BYTES,
     ) -> None:
+        endpoint = Endpoint(url=endpoint) if isinstance(endpoint, str) else endpoint
         self.breaker = breaker or CircuitBreaker()
-        self._endpoint = Endpoint(
-            base_url, key=key, transport=transport, breaker=self.breaker, max_answer_bytes=max_answer_bytes
+        self.base_url = check_url(endpoint.url)
+        self._connection = Connection(
+            self.base_url,
+            key=endpoint.key.get_secret_value() if endpoint.key else None,
+            verify=tls.context(endpoint.tls, tls_dir),
+            transport=transport,
+            breaker=self.breaker,
+            max_answer_bytes=max_answer_bytes,
         )
-        self.base_url = self._endpoint.base_url
+        self._adapter = KINDS[endpoint.kind].adapter(self._connection, options_of(endpoint.kind, endpoint.options))
         self._info: RewardInfo | None = None
 
     def __enter__(self) -> RankClient:
@@ -77,12 +90,17 @@ class RankClient:
         self.close()
 
     def close(self) -> None:
-        self._endpoint.http.close()
+        self._connection.http.close()
 
     def info(self, *, deadline_s: float = 10.0) -> RewardInfo:
         """What the endpoint says of itself; asked once and kept until a request is refused. Raises RewardError."""
         deadline = Deadline(deadline_s)
         return retrying(deadline)(self._known_info, deadline)
+
+    def ready(self, *, deadline_s: float = 5.0) -> tuple[int, str]:
+        """(status, path) of the look that tells whether the endpoint can be asked: 200 is yes. Raises RewardError."""
+        path = self._adapter.ready_path
+        return self._connection.status(path, Deadline(deadline_s)), path
 
     def rank(
         self,
@@ -132,30 +150,28 @@ class RankClient:
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
             raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", sick=False)
-        body = job.body(multipart=info.multipart and images.NPY in info.media_types)
-        with self._endpoint.circuit():
+        path, asked = self._adapter.request(job, info)
+        with self._connection.circuit():
             try:
-                status, answer = self._endpoint.send(
-                    "POST", f"{self.base_url}/v1/rank", deadline, headers={"Idempotency-Key": job.key}, **body
-                )
+                status, answer = self._connection.send("POST", f"{self.base_url}{path}", deadline, **asked)
             except EndpointError as error:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
                 raise
-            return self._read(job, status, answer)
+            return self._adapter.read(job, status, answer)
 
     def _poll(self, job: _Job, deadline: Deadline, *, pause: bool = True) -> Ranking | None:
         if pause:
             self._pause(job, deadline)
         assert job.location is not None
-        with self._endpoint.circuit():
+        with self._connection.circuit():
             try:
-                status, answer = self._endpoint.send("GET", job.location, deadline)
+                status, answer = self._connection.send("GET", job.location, deadline)
             except EndpointError as error:
                 if error.http_status == 404:  # a restart forgot it: the same key asks again
                     job.location, error.retryable = None, True
                 raise
-            return self._read(job, status, answer)
+            return self._adapter.read(job, status, answer)
 
     def _pause(self, job: _Job, deadline: Deadline) -> None:
         pause = min(max(job.poll_after, POLL_S[0]), POLL_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
@@ -163,37 +179,16 @@ class RankClient:
             raise EndpointError(f"{self.base_url}: still pending at the deadline", code="timeout", sick=False)
         time.sleep(pause)
 
-    def _read(self, job: _Job, status: int, answer: Answer) -> Ranking | None:
-        """The checked ranking; None while it is pending, with `job.location` saying where to look."""
-        if status == 200 and (job.location is None or b'"results"' in answer.body):
-            ranking = self._endpoint.parsed(Ranking, answer)
-            _check(ranking, len(job.candidates), self.base_url)
-            return ranking
-        state = self._endpoint.parsed(PendingRanking, answer)
-        if state.status != "pending":
-            job.location = None
-            reason = state.error.message if state.error else "no reason given"
-            code = "cancelled" if state.status == "cancelled" else "http_status"
-            raise EndpointError(f"{self.base_url}: the ranking was {state.status}: {reason}", code=code, sick=False)
-        if answer.location is not None or job.location is None:
-            location = urljoin(f"{self.base_url}/v1/rank", answer.location or "")
-            if not answer.location or urlsplit(location)[:2] != urlsplit(self.base_url)[:2]:
-                raise invalid(f"{self.base_url} answered 202 with Location {answer.location!r}, which is not its own")
-            job.location = location
-        job.poll_after = 1.0 if answer.retry_after is None else answer.retry_after
-        return None
-
     def _known_info(self, deadline: Deadline) -> RewardInfo:
         info = self._info
         if info is None:
-            with self._endpoint.circuit():
-                _, answer = self._endpoint.send("GET", f"{self.base_url}/v1/info", deadline)
-                info = self._info = self._endpoint.parsed(RewardInfo, answer)
+            with self._connection.circuit():
+                info = self._info = self._adapter.info(deadline)
         return info
 
     def _cancel(self, location: str) -> None:
         """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
-        with contextlib.suppress(httpx.HTTPError), self._endpoint.http.stream("DELETE", location, timeout=CANCEL_S):
+        with contextlib.suppress(httpx.HTTPError), self._connection.http.stream("DELETE", location, timeout=CANCEL_S):
             pass  # whatever it answers, nobody reads it
 
 
@@ -208,6 +203,9 @@ class _Job:
     location: str | None = None
     poll_after: float = 1.0
     _bodies: dict[bool, dict[str, Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
 
     def body(self, *, multipart: bool) -> dict[str, Any]:
         if multipart not in self._bodies:
@@ -230,18 +228,9 @@ class _Job:
         return {"data": {"request": json.dumps(request)}, "files": parts}
 
     def _json(self) -> dict[str, Any]:
+        return {"json": self._request({"media_type": "image/png", "data": data} for data in self.pngs())}
+
+    def pngs(self) -> list[str]:
+        """Every candidate as base64 of a PNG."""
         pixels = (images.decode(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
-        encoded = (base64.b64encode(images.encode_png(one)).decode() for one in pixels)
-        return {"json": self._request({"media_type": "image/png", "data": data} for data in encoded)}
-
-
-def _check(ranking: Ranking, count: int, url: str) -> None:
-    """Every candidate exactly once and in the order sent."""
-    if len(ranking.results) != count:
-        raise invalid(f"{url} answered {len(ranking.results)} results for {count} candidates")
-    ids, sent = [item.id for item in ranking.results], [f"c{index}" for index in range(count)]
-    if ids != sent:
-        how = (
-            "twice" if len(set(ids)) < count else "in another order" if set(ids) == set(sent) else "that were not sent"
-        )
-        raise invalid(f"{url} answered ids {how}")
+        return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]

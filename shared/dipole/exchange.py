@@ -1,19 +1,19 @@
 """One bounded HTTP exchange with an endpoint that is not trusted: deadline, circuit, size, type; never a redirect.
 
-`client` builds the ranking protocol on it. Every failure is an EndpointError that knows whether trying again can help
-and whether the endpoint's circuit should hear of it.
+`client` and the adapters build on it. Every failure is an EndpointError that knows whether trying again can help and
+whether the endpoint's circuit should hear of it. An endpoint that repeats its key is not heard saying it.
 """
 
 from __future__ import annotations
 
 import json
+import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
-from urllib.parse import urlsplit
 
 import httpx
 import tenacity
@@ -21,11 +21,12 @@ from pydantic import BaseModel, ValidationError
 
 from dipole import web
 from dipole.breaker import CircuitBreaker
-from dipole.errors import InvalidInput, RewardError
+from dipole.errors import RewardError
 
 CONNECT_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+HIDDEN_KEY_CHARS = 8  # a shorter key is no secret, and may well be part of what an endpoint has to say
 
 Message = TypeVar("Message", bound=BaseModel)
 
@@ -63,35 +64,39 @@ class Answer:
     retry_after: float | None
 
     def detail(self) -> str:
-        """The problem's own words, shortened; otherwise nothing of a body nobody checked."""
+        """The problem's own words, shortened; otherwise nothing of a body nobody checked.
+
+        They stand under `detail` (RFC 9457, FastAPI) or `error.message` (OpenAI's shape, as vLLM's).
+        """
         try:
-            return str(json.loads(self.body)["detail"])[:500]
+            said = json.loads(self.body)
+            return str(said["detail"] if "detail" in said else said["error"]["message"])[:500]
         except (ValueError, KeyError, TypeError, RecursionError):
             return "without a problem document"
 
 
-class Endpoint:
-    """An HTTP client for one base URL, with its circuit. Thread-safe."""
+class Connection:
+    """An HTTP client for one base URL, with its circuit. Thread-safe. `verify`: whom to believe, and who we are."""
 
     def __init__(
         self,
         base_url: str,
         *,
         key: str | None,
+        verify: ssl.SSLContext | bool,
         transport: httpx.BaseTransport | None,
         breaker: CircuitBreaker,
         max_answer_bytes: int,
     ) -> None:
-        parts = urlsplit(base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
-            raise InvalidInput(f"a reward URL must be http(s)://host[:port][/path], not {base_url!r}", field="url")
-        self.base_url, self.breaker = base_url.rstrip("/"), breaker
+        self.base_url, self.breaker = base_url, breaker
         self._max_answer_bytes = max_answer_bytes
+        self._key = key if key and len(key) >= HIDDEN_KEY_CHARS else None
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "dipole"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         self.http = httpx.Client(
             headers=headers,
+            verify=verify,
             transport=transport,
             follow_redirects=False,
             trust_env=False,
@@ -142,6 +147,17 @@ class Endpoint:
             raise self._refusal(status, answer)
         return status, answer
 
+    def status(self, path: str, deadline: Deadline) -> int:
+        """What a GET is answered with; its body is never read. Says nothing to the circuit. Raises EndpointError."""
+        left = max(deadline.left(), 0.01)
+        try:
+            with self.http.stream(
+                "GET", f"{self.base_url}{path}", timeout=left, headers=web.context_headers()
+            ) as found:
+                return found.status_code
+        except (httpx.TransportError, httpx.StreamError) as error:
+            raise EndpointError(f"{self.base_url}: {_name(error)}", code="transport", retryable=True) from error
+
     def _bounded(self, response: httpx.Response, deadline: Deadline) -> Answer:
         if response.headers.get("content-encoding", "identity") != "identity":
             raise invalid(f"{self.base_url} answered a compressed body that was not asked for")
@@ -154,10 +170,11 @@ class Endpoint:
                 )
             if deadline.left() <= 0:
                 raise EndpointError(f"{self.base_url}: the answer trickled past the deadline", code="timeout")
+        location = response.headers.get("location")
         return Answer(
-            bytes(body),
+            bytes(body if self._key is None else body.replace(self._key.encode(), b"***")),
             response.headers.get("content-type", ""),
-            response.headers.get("location"),
+            location if self._key is None or location is None else location.replace(self._key, "***"),
             retry_after_s(response.headers.get("retry-after")),
         )
 

@@ -40,17 +40,10 @@ class MissingCandidates(DipoleError):
     slug = "missing-candidates"
 
 
-class Endpoint(TypedDict):
-    """A reward as a run's record names it."""
-
-    url: str
-    key: str | None
-
-
 class Run(TypedDict):
-    """One ranker's record in Redis: where its work goes."""
+    """One ranker's record in Redis: where its work goes, as `Endpoint.record` has it, keys too."""
 
-    rewards: dict[str, Endpoint]
+    rewards: dict[str, dict[str, Any]]
 
 
 def queue_name(reward: str) -> str:

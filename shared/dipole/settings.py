@@ -40,6 +40,9 @@ class PlatformSettings(BaseSettings):
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"], description="Hosts a reward URL may name, comma-separated; `*.` allowed."
     )
+    tls_dir: Path | None = Field(
+        default=None, description="Folder of certificates: an endpoint's `tls` names a folder in it (docs/rewards.md)."
+    )
     lease_s: float = Field(
         default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over."
     )

@@ -14,12 +14,13 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 from python_multipart import parse_form
 
 from dipole import images
 from dipole.breaker import CircuitBreaker
 from dipole.client import EndpointError, RankClient
+from dipole.endpoint import Endpoint
 from dipole.errors import InvalidInput, RewardError
 from dipole.schemas import Ranking
 
@@ -57,8 +58,8 @@ class Fake(httpx.BaseTransport):
         answer = self.answers[min(len(self.seen), len(self.answers)) - 1]
         return answer(request) if callable(answer) else answer
 
-    def client(self, **options: Any) -> RankClient:
-        return RankClient("http://fake", transport=self, **options)
+    def client(self, endpoint: Endpoint | str = "http://fake", **options: Any) -> RankClient:
+        return RankClient(endpoint, transport=self, **options)
 
 
 def ok(*scores: float | None) -> httpx.Response:
@@ -344,7 +345,7 @@ def test_too_many_candidates_are_not_even_sent() -> None:
 def test_the_key_is_sent_and_urls_are_checked() -> None:
     """The bearer key goes with every request; a URL with another scheme or a password in it is refused."""
     fake = Fake(ok())
-    rank(fake, key="a-key-of-some-length")
+    rank(fake, endpoint=Endpoint(url="http://fake", key=SecretStr("a-key-of-some-length")))
     assert fake.seen[0].headers["authorization"] == "Bearer a-key-of-some-length"
     for url in ("file:///etc/passwd", "http://user:password@host", "host:8401"):
         with pytest.raises(InvalidInput):

@@ -17,8 +17,11 @@ import structlog
 from celery import Celery, Task
 from numpy.typing import NDArray
 
+from dipole import tls
 from dipole.client import EndpointError, RankClient, StillPending
-from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, Endpoint, MissingCandidates, connect
+from dipole.endpoint import Endpoint
+from dipole.errors import ConfigurationError
+from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, MissingCandidates, connect
 from dipole.schemas import Ranking
 from dipole.settings import PlatformSettings
 
@@ -34,7 +37,8 @@ class Lane:
         client = connect(settings.redis_url)
         self._store = CandidateStore(client, settings.candidate_ttl_s)
         self._board = Board(client, settings.candidate_ttl_s)
-        self._clients: dict[tuple[str, str | None], RankClient] = {}
+        self._tls_dir = settings.tls_dir
+        self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()
         self._lock = threading.Lock()
         threading.Thread(target=self._renew, name="claims", daemon=True).start()
@@ -53,7 +57,7 @@ class Lane:
         if answer is None:
             started = time.monotonic()
             try:
-                answer = self._ask(run["rewards"][message["reward"]], message, remaining)
+                answer = self._ask(Endpoint(**run["rewards"][message["reward"]]), message, remaining)
                 answer["seconds"] = time.monotonic() - started
                 if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
                     self._board.keep(key, answer)
@@ -83,17 +87,22 @@ class Lane:
         except EndpointError as error:
             failed = {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
             return {**failed, "retry_after": error.retry_after, "http_status": error.http_status}
+        except ConfigurationError as error:  # certificates that are not here: put there, they will be found
+            failed = {"status": "failed", "code": "configuration", "message": str(error), "retryable": True}
+            return {**failed, "retry_after": None, "http_status": None}
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
-            return {"status": "failed", "code": "internal", "message": repr(error), "retryable": False}
+            message = f"{type(error).__name__} in the rank worker, whose log says more"
+            return {"status": "failed", "code": "internal", "message": message, "retryable": False}
 
     def _client(self, endpoint: Endpoint) -> RankClient:
-        at = (endpoint["url"], endpoint["key"])
+        """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""
+        at = (endpoint.model_dump_json(), endpoint.key, tls.stamp(endpoint.tls, self._tls_dir))
         with self._lock:
             if at not in self._clients:
                 while len(self._clients) >= MAX_CLIENTS:
                     self._clients.pop(next(iter(self._clients)))
-                self._clients[at] = RankClient(endpoint["url"], key=endpoint["key"])
+                self._clients[at] = RankClient(endpoint, tls_dir=self._tls_dir)
             return self._clients[at]
 
     # Claims

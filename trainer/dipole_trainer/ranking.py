@@ -25,13 +25,13 @@ from kombu.exceptions import OperationalError
 from pydantic import SecretStr
 from redis.exceptions import RedisError
 
+from dipole.endpoint import Endpoint
 from dipole.queue import (
     CLAIM_TTL_S,
     LANE_IDLE_S,
     RANK_TASK,
     Board,
     CandidateStore,
-    Endpoint,
     Run,
     celery_app,
     connect,
@@ -49,13 +49,28 @@ RESEND_S = 10.0  # silence after which a question that no lane works on is asked
 MAX_PAUSE_S = 60.0  # longest wait between two tasks of one question
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class ResolvedReward:
-    """A job's reward with the endpoint it means: `url` is checked against the allow-list, `key` is its API key."""
+    """A job's reward with the endpoint it means, which has been checked against the allow-list.
+
+    An address alone, with its key, stands for an endpoint of Dipole's own protocol.
+    """
 
     spec: RewardSpec
-    url: str
-    key: SecretStr | None = None
+    endpoint: Endpoint
+
+    def __init__(self, spec: RewardSpec, endpoint: Endpoint | str, key: SecretStr | None = None) -> None:
+        at = Endpoint(url=endpoint, key=key) if isinstance(endpoint, str) else endpoint
+        object.__setattr__(self, "spec", spec)
+        object.__setattr__(self, "endpoint", at)
+
+    @property
+    def url(self) -> str:
+        return self.endpoint.url
+
+    @property
+    def key(self) -> SecretStr | None:
+        return self.endpoint.key
 
 
 @dataclass
@@ -158,7 +173,8 @@ class CeleryRanker:
     # Asking
 
     def _key(self, group: Group, reward: ResolvedReward, reference: str) -> str:
-        substance = [self._job_id, group.id, reward.spec.name, reward.url, reference, group.prompt, group.metadata]
+        asked = [reward.spec.name, *reward.endpoint.asked()]
+        substance = [self._job_id, group.id, *asked, reference, group.prompt, group.metadata]
         return hashlib.sha256(json.dumps(substance, sort_keys=True, default=dict).encode()).hexdigest()
 
     def _send(self, question: _Question, now: float) -> None:
@@ -281,11 +297,7 @@ class CeleryRanker:
         """Keep the run's record, with endpoints and keys, alive while the run is."""
         if now < self._refresh_at and not force:
             return
-        rewards: dict[str, Endpoint] = {
-            name: {"url": reward.url, "key": reward.key.get_secret_value() if reward.key else None}
-            for name, reward in self._rewards.items()
-        }
-        run: Run = {"rewards": rewards}
+        run: Run = {"rewards": {name: reward.endpoint.record() for name, reward in self._rewards.items()}}
         done = self._try(lambda: self._board.open_run(self._run_id, run))
         self._refresh_at = now + (self._refresh_s if done else 1)
 
