@@ -1,213 +1,138 @@
-"""`dipole rewards check` finds what is wrong with an endpoint. The wrong servers are a right one, bent in one place."""
+"""`dipole rewards check` finds what is wrong with an endpoint, and nothing wrong with a right one; over real HTTP."""
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree
 
-import anyio.from_thread
-import httpx
 import pytest
 from typer.testing import CliRunner
 
 from dipole import conformance
 from dipole.cli.rewards import app as rewards_cli
-from dipole.conformance_checks import CHECKS
+from dipole.conformance import CHECKS, Result
 from dipole.errors import InvalidInput
-from dipole_rewards.app import create_app
-from dipole_rewards.settings import RewardSettings
 
-Bend = Callable[[httpx.Request, httpx.Response], httpx.Response]
+from . import wrong_servers
+from .wrong_servers import KEY, WRONG, Bend, Bent, Wrong
 
-
-class InThread(httpx.BaseTransport):
-    """The real app behind a synchronous transport; `bend` may change each answer on its way out."""
-
-    def __init__(self, app: Any, portal: anyio.from_thread.BlockingPortal) -> None:
-        self._inner, self._portal = httpx.ASGITransport(app), portal
-        self.bend: Bend = lambda _, answer: answer
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        request.read()
-        answer = self.bend(request, self._portal.call(self._ask, request))
-        return httpx.Response(answer.status_code, headers=answer.headers, stream=httpx.ByteStream(answer.content))
-
-    async def _ask(self, request: httpx.Request) -> httpx.Response:
-        answer = await self._inner.handle_async_request(request)
-        await answer.aread()
-        return answer
+Server = tuple[str, Bent]
 
 
 @pytest.fixture(scope="module")
-def endpoint() -> Iterator[InThread]:
-    app = create_app(
-        RewardSettings(reward="dipole_rewards.rewards.colourfulness:Colourfulness", reward_max_candidates=6)
-    )
-    with (
-        anyio.from_thread.start_blocking_portal() as portal,
-        portal.wrap_async_context_manager(app.router.lifespan_context(app)),
-    ):
-        transport = InThread(app, portal)
-        with httpx.Client(transport=transport, base_url="http://reward") as client:
-            while client.get("/readyz").status_code != 200:
-                pass
-        yield transport
+def started() -> Iterator[Server]:
+    with wrong_servers.served() as (url, bent):
+        yield url, bent
 
 
-def outcomes(endpoint: InThread, bend: Bend, *only: str) -> dict[str, str]:
-    """Failed checks and what they say."""
-    endpoint.bend = bend
-    results = conformance.run("http://reward", transport=endpoint, timeout_s=5, only=only)
+@pytest.fixture
+def server(started: Server) -> Iterator[Server]:
+    """The right server; what a test bends is straight again afterwards."""
+    wrong_servers.CACHE.clear()
+    yield started
+    started[1].bend, started[1].patient = wrong_servers.straight, False
+
+
+def check(server: Server, bend: Bend, *only: str, strict: bool = True, timeout_s: float = 10) -> dict[str, Result]:
+    """The results by name of every check, or `only` of these."""
+    server[1].bend = bend
+    results = conformance.run(server[0], key=KEY, timeout_s=timeout_s, only=only, strict=strict)
     assert len(results) == (len(only) or len(CHECKS))
-    return {result.name: result.message for result in results if result.outcome == "failed"}
+    return {result.name: result for result in results}
 
 
-def changed(answer: httpx.Response, change: Callable[[Any], Any]) -> httpx.Response:
-    document = json.loads(answer.content)
-    kind = {"content-type": answer.headers["content-type"]}
-    if answer.headers.get("location"):
-        kind |= {"location": answer.headers["location"], "retry-after": answer.headers["retry-after"]}
-    return httpx.Response(answer.status_code, content=json.dumps(change(document)), headers=kind)
+def named(results: dict[str, Result], outcome: str) -> dict[str, str]:
+    """What the checks with this outcome say."""
+    return {name: result.message for name, result in results.items() if result.outcome == outcome}
 
 
-def results(change: Callable[[list[Any]], Any]) -> Bend:
-    """Bend the results of every 200 to a ranking request."""
-
-    def bend(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
-        if request.url.path != "/v1/rank" or answer.status_code != 200:
-            return answer
-        return changed(answer, lambda document: {**document, "results": change(document["results"])})
-
-    return bend
+def test_the_right_server_passes(server: Server) -> None:
+    """Our own service passes every check and skips none: so does each wrong server without its fault."""
+    results = check(server, wrong_servers.straight)
+    assert named(results, "failed") == named(results, "skipped") == {}
+    assert sum(result.seconds for result in results.values()) < 30
 
 
-def only(path: str, answer: httpx.Response) -> Bend:
-    return lambda request, right: answer if request.url.path == path else right
+@pytest.mark.parametrize("wrong", WRONG.values(), ids=WRONG.keys())
+def test_a_wrong_server_is_found_out(server: Server, wrong: Wrong) -> None:
+    """The check that states the broken fact fails, says what it saw and what to do."""
+    server[1].patient = wrong.patient
+    results = check(server, wrong.bend, *wrong.also, wrong.check, timeout_s=3)
+    assert results[wrong.check].outcome == "failed"
+    assert wrong.said in results[wrong.check].message
+    assert results[wrong.check].remedy
 
 
-def fresh_ids(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
-    if answer.status_code != 200 or request.url.path != "/v1/rank":
-        return answer
-    fresh_ids.count += 1  # type: ignore[attr-defined]
-    return changed(answer, lambda document: {**document, "id": f"rank_{fresh_ids.count}"})  # type: ignore[attr-defined]
+def test_every_check_has_a_server_that_breaks_it() -> None:
+    """None of the checks passes whatever it is shown, unless the server ignores good requests as a whole."""
+    plain = {"ranks_one", "ranks_any_prompt", "ranks_odd_images"}  # `ranks_json` with other requests
+    assert {check.name for check in CHECKS} - {wrong.check for wrong in WRONG.values()} == plain
 
 
-fresh_ids.count = 0  # type: ignore[attr-defined]
+@pytest.mark.parametrize("name", ["ranks_one", "ranks_any_prompt", "ranks_odd_images"])
+def test_requests_that_are_rare_are_asked_too(server: Server, name: str) -> None:
+    """A server that answers them with 500 fails these checks as well."""
+    broken = wrong_servers.to("/v1/rank", wrong_servers.reply({}, 500))
+    assert "answered 500" in check(server, broken, name)[name].message
 
 
-def lax(request: httpx.Request, answer: httpx.Response) -> httpx.Response:
-    """A server that scores whatever it gets: refusals become rankings full of zeros."""
-    if request.url.path != "/v1/rank" or answer.status_code != 422:
-        return answer
-    try:
-        ids = [candidate["id"] for candidate in json.loads(request.content)["candidates"]]
-    except (ValueError, KeyError, TypeError):
-        return answer
-    ranking = {
-        "id": "r", "created": 1, "model": "m", "model_revision": "1", "recipe_version": "1",
-        "results": [{"id": name, "score": 0.0, "rank": 1} for name in ids],
-    }  # fmt: skip
-    return httpx.Response(200, json=ranking)
+@pytest.mark.parametrize("kind", ["only_ranks", "always_later", "in_other_words"])
+def test_right_servers_of_other_kinds_pass(server: Server, kind: str) -> None:
+    """Ranks alone with calibrated: false, 202 for everything, and problems in other words are right, strictly."""
+    assert named(check(server, getattr(wrong_servers, kind)), "failed") == {}
 
 
-WRONG: dict[str, tuple[Bend, str, str]] = {
-    "wrong count": (results(lambda all_: all_[:-1]), "ranks_json", "results have ids"),
-    "wrong order": (results(lambda all_: all_[::-1]), "ranks_json", "in this order"),
-    "duplicate ids": (results(lambda all_: [all_[0]] * len(all_)), "ranks_json", "results have ids"),
-    "NaN": (results(lambda all_: [{**one, "score": float("nan")} for one in all_]), "ranks_json", "finite number"),
-    "worst first": (
-        results(lambda all_: [{**one, "rank": 4 - one["rank"]} for one in all_]),
-        "ranks_json",
-        "1 is best",
-    ),
-    "dense ranks": (
-        results(lambda all_: [{**one, "rank": 1 if one["rank"] == 1 else 2} for one in all_]),
-        "ties_share_a_rank",
-        "ties share",
-    ),
-    "0 for null": (
-        results(lambda all_: [{**one, "score": None} for one in all_]),
-        "ranks_json",
-        "its rank must be null",
-    ),
-    "html": (only("/v1/rank", httpx.Response(200, html="<h1>hello</h1>")), "ranks_json", "text/html"),
-    "no metrics": (only("/metrics", httpx.Response(404)), "alive", "/metrics answered 404"),
-    "wrong info": (only("/v1/info", httpx.Response(200, json={"name": "x"})), "info", "not a valid RewardInfo"),
-    "redirect": (
-        only("/v1/rank", httpx.Response(307, headers={"location": "http://169.254.169.254/"})),
-        "ranks_json",
-        "answered 307",
-    ),
-    "huge answer": (only("/v1/rank", httpx.Response(200, content=b" " * 5_000_000)), "ranks_json", "more than"),
-    "no idempotency": (fresh_ids, "idempotent", "another ranking"),
-    "scores everything": (lax, "survives_corrupt_images", "got the score"),
-    "500 for a bad request": (
-        lambda _, answer: httpx.Response(500) if answer.status_code == 422 else answer,
-        "refuses_wrong_fields",
-        "answered 500, not 4xx",
-    ),
-    "errors in a shape of its own": (
-        lambda _, answer: (
-            httpx.Response(answer.status_code, json={"error": "bad"}) if answer.is_client_error else answer
-        ),
-        "refuses_bad_base64",
-        "not application/problem+json",
-    ),
-    "foreign location": (
-        lambda _, answer: (
-            httpx.Response(202, content=answer.content, headers={**answer.headers, "location": "http://x/"})
-            if answer.status_code == 202
-            else answer
-        ),
-        "pending_finishes",
-        "not on this endpoint",
-    ),
-}
+def test_people_are_not_waited_for(server: Server) -> None:
+    """An endpoint that answers 202 and not today fails nothing: what needs an answer is skipped, and cancelled."""
+    results = check(server, wrong_servers.people, timeout_s=1.5)
+    assert named(results, "failed") == {}
+    assert "had no result" in named(results, "skipped")["ranks_json"]
+    assert results["refuses_huge_images"].outcome == "passed"
 
 
-def test_the_right_endpoint_passes(endpoint: InThread) -> None:
-    """Our own service passes every check."""
-    assert outcomes(endpoint, lambda _, answer: answer) == {}
+def test_a_small_server_passes_with_warnings(server: Server) -> None:
+    """What twenty lines leave out is warned of, and fails only strictly."""
+    lax = named(check(server, wrong_servers.small, strict=False), "warning")
+    assert set(lax) == {"metrics", "idempotent", "refuses_unknown_fields", "problem_json"}
+    assert named(check(server, wrong_servers.small, *lax), "failed").keys() == lax.keys()
 
 
-def in_other_words(_: httpx.Request, answer: httpx.Response) -> httpx.Response:
-    """A right endpoint with sentences of its own: it names fields in `errors` alone, and a doubled id by its place."""
-    if not answer.is_client_error:
-        return answer
-    problem = json.loads(answer.content)
-    doubled = "unique" in problem["detail"]
-    errors = [{"field": "candidates[1].id", "message": "seen before"}] if doubled else problem.get("errors", [])
-    told = {**problem, "detail": "request was not accepted", "errors": errors}
-    return httpx.Response(answer.status_code, headers={"content-type": "application/problem+json"}, json=told)
+def test_a_failed_must_is_no_warning(server: Server) -> None:
+    """Without strict a broken promise fails all the same."""
+    results = check(server, WRONG["NaN"].bend, "ranks_json", strict=False)
+    assert results["ranks_json"].outcome == "failed"
 
 
-def test_a_right_endpoint_may_use_its_own_words(endpoint: InThread) -> None:
-    """A field is named when `errors` names it, whatever the sentence says, and at whatever depth."""
-    refusals = [check.__name__ for check in CHECKS if check.__name__.startswith(("refuses_", "survives_"))]
-    assert outcomes(endpoint, in_other_words, *refusals) == {}
-
-
-@pytest.mark.parametrize(("bend", "check", "said"), WRONG.values(), ids=WRONG.keys())
-def test_a_wrong_endpoint_is_found_out(endpoint: InThread, bend: Bend, check: str, said: str) -> None:
-    """The check that states the broken fact fails, and says what it saw."""
-    failed = outcomes(endpoint, bend, check)
-    assert said in failed[check]
-
-
-def test_an_endpoint_that_hangs_costs_a_few_timeouts(endpoint: InThread) -> None:
+def test_an_endpoint_that_hangs_costs_a_few_timeouts(server: Server) -> None:
     """After three checks without any answer the rest is skipped."""
 
-    def hang(request: httpx.Request, _: httpx.Response) -> httpx.Response:
-        raise httpx.ReadTimeout("nothing came", request=request)
+    async def hang(asked: wrong_servers.Asked, forward: wrong_servers.Forward) -> wrong_servers.Answer:
+        await wrong_servers.asyncio.sleep(1)
+        return await forward(asked)
 
-    endpoint.bend = hang
-    found = [result.outcome for result in conformance.run("http://reward", transport=endpoint)]
+    found = [result.outcome for result in check(server, hang, timeout_s=0.2).values()]
     assert found.count("failed") == conformance.PATIENCE
     assert "passed" not in found
+
+
+def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> None:
+    """Warnings are printed with what to do, pass in JUnit with their text, and fail with --strict."""
+    server[1].bend, junit = wrong_servers.small, tmp_path / "check.xml"
+    words = ["check", server[0], "--key", KEY, "--only", "metrics", "--only", "alive", "--junit", str(junit)]
+    outcome = CliRunner().invoke(rewards_cli, words)
+    assert outcome.exit_code == 0
+    assert "1 passed, 0 failed, 1 warnings (metrics) in" in outcome.output
+    assert "Prometheus client library" in " ".join(outcome.output.replace("│", " ").split())
+    suite = ElementTree.parse(junit).getroot()
+    assert suite.attrib["failures"] == "0"
+    assert "warning: /metrics" in (suite.findtext("testcase/system-out") or "")
+    strict = CliRunner().invoke(rewards_cli, [*words, "--strict"])
+    assert strict.exit_code == 1
+    failure = ElementTree.parse(junit).getroot().find("testcase/failure")
+    assert failure is not None
+    assert failure.attrib["message"] == "/metrics answered 404"
 
 
 def test_the_command_exits_with_1_and_writes_junit(tmp_path: Path) -> None:
@@ -221,13 +146,17 @@ def test_the_command_exits_with_1_and_writes_junit(tmp_path: Path) -> None:
     assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) == conformance.PATIENCE
 
 
-def test_a_misspelt_check_is_named() -> None:
-    """Asking for a check that does not exist lists those that do."""
-    with pytest.raises(InvalidInput, match="'rank_json'; the checks are alive, info"):
+def test_what_cannot_be_run_is_told_in_a_sentence() -> None:
+    """A check that does not exist is answered with those that do; a URL must be one."""
+    with pytest.raises(InvalidInput, match="'rank_json'; the checks are alive, metrics, info"):
         conformance.run("http://127.0.0.1:9", only=["rank_json"])
+    with pytest.raises(InvalidInput, match=r"must be http\(s\)"):
+        conformance.run("127.0.0.1:9")
 
 
-def test_every_check_states_its_fact() -> None:
-    """The table's text is each check's docstring; none is empty, none ends in a full stop."""
-    for check in CHECKS:
-        assert re.match(r"\S.*[^.]$", (check.__doc__ or "").strip().splitlines()[0])
+def test_every_check_states_its_fact_and_what_to_do() -> None:
+    """Both come from the docstring. The first check looks whether anybody is there, the last whether still."""
+    for one in CHECKS:
+        assert re.match(r"\S.*[^.]$", one.fact), one.name
+        assert re.match(r"\S.*\.$", one.remedy), one.name
+    assert (CHECKS[0].name, CHECKS[-1].name) == ("alive", "still_alive")

@@ -70,6 +70,7 @@ def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Resul
     except Skipped as skipped:
         return result("skipped", str(skipped))
     except Failed as failed:
-        outcome: Outcome = "failed" if strict or check.level == "must" else "warning"
-        return result(outcome, str(failed), check.remedy, unreachable=isinstance(failed, Unreachable))
+        silent = isinstance(failed, Unreachable)  # which is never a matter of manners
+        outcome: Outcome = "failed" if strict or silent or check.level == "must" else "warning"
+        return result(outcome, str(failed), check.remedy, unreachable=silent)
     return result("passed")
