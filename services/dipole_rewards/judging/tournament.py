@@ -40,6 +40,8 @@ class Tournament:
             out = min(reversed(waiting), key=self._sat_out.__getitem__)  # the lowest of those that sat out least
             waiting.remove(out)
             self._sat_out[out] += 1
+        if self._rounds_left % 2:
+            waiting.reverse()  # whoever is left over is at the other end each time
         pairs = []
         while waiting:
             first = waiting.pop(0)
