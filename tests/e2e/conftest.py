@@ -26,13 +26,14 @@ PATIENCE_S = 150  # for anything that takes seconds on an idle machine
 class Referee:
     """A reward server in a thread: scores are the candidates' positions, unless `mode` says how it misbehaves.
 
-    hang, html, nan, count. After `dies_after` questions it closes its port, as a process that ends does.
+    hang, html, nan, count, twice (an id), huge (10 GB). After `dies_after` questions it closes its port, as a process that ends does.
     `hold(after=n)` makes every question but the first n wait: a job that asks is then surely half-way.
     """
 
     def __init__(self, mode: str = "good", *, port: int = 0, dies_after: int | None = None) -> None:
         self.mode, self.dies_after = mode, dies_after
         self.held = threading.Event()  # a question waits now
+        self.sent = 0  # bytes of huge answers that were taken
         self._asked: dict[str, int] = {}  # idempotency key: its place; a repeated question keeps its own
         self._after: int | None = None
         self._closed = False
@@ -67,11 +68,13 @@ class Referee:
                 self._changed.wait_for(lambda: not self._waits(place), PATIENCE_S)
             if self._closed or (self.dies_after is not None and place > self.dies_after):
                 return None
-        if self.mode == "html":
-            return "text/html", "<html>It works!</html>"
+        if self.mode in ("html", "huge"):
+            return "text/html" if self.mode == "html" else "application/json", "<html>It works!</html>"
         scores: list[Any] = [float(index) for index in range(len(ids))]
         if self.mode == "nan":
             scores[0] = float("nan")
+        if self.mode == "twice":
+            ids = [ids[0], *ids[:-1]]
         results = [{"id": one, "score": score, "rank": 1} for one, score in zip(ids, scores, strict=True)]
         names = {"model": "referee", "model_revision": "1", "recipe_version": "1"}
         shown = results[1:] if self.mode == "count" else results
@@ -102,9 +105,13 @@ class Referee:
             def say(self, kind: str, text: str) -> None:
                 self.send_response(200)
                 self.send_header("Content-Type", kind)
-                self.send_header("Content-Length", str(len(text)))
+                huge = referee.mode == "huge" and self.command == "POST"
+                self.send_header("Content-Length", str(10 * 2**30 if huge else len(text)))
                 self.end_headers()
                 self.wfile.write(text.encode())
+                while huge:  # until the caller has had enough
+                    self.wfile.write(bytes(2**20))
+                    referee.sent += 2**20
 
             def handle(self) -> None:
                 try:

@@ -135,8 +135,14 @@ def test_kill_9_of_worker_rank_worker_and_reward_changes_not_a_bit(
 
 
 def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, referee: Callable[..., Any]) -> None:
-    """Hanging, dying, NaN, a wrong count, HTML: the job succeeds, and its events name each with the reason."""
-    reasons = {"hang": "timeout", "nan": "not_finite", "count": "3 results for 4", "html": "text/html"}
+    """Hanging, dying, NaN, too few, an id twice, HTML, 10 GB: the job succeeds, its events name each with the reason,
+
+    the ledger has none of their scores, and of the 10 GB only some megabytes were read.
+    """
+    reasons = {
+        "hang": "timeout", "nan": "not_finite", "count": "3 results for 4", "twice": "ids", "html": "text/html",
+        "huge": "more than",
+    }  # fmt: skip
     servers = {mode: referee(mode) for mode in reasons} | {"dies": referee(dies_after=1)}
     deadlines = {"hang": 3, "dies": 8}  # the others answer, each in its way
     optional = [
@@ -153,6 +159,10 @@ def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, 
     assert [data["step"] for data in said["dies"]] == [1]
     assert said["dies"][0]["reason"].startswith(("transport", "timeout", "circuit_open"))
     assert all(event["level"] == "warn" for event in failures)
+    groups = platform.api.get(f"/v1/fine_tuning/jobs/{job}/rankings", limit=1000)["data"]
+    assert len(groups) == 2
+    assert all(not set(reasons) & set(group["rewards"]) for group in groups)
+    assert 0 < servers["huge"].sent < 2**28
 
 
 def test_a_required_reward_that_dies_pauses_the_job_until_it_is_back(
