@@ -16,6 +16,7 @@ import torch
 
 from dipole_rewards.rewards.aesthetic import Aesthetic
 from dipole_rewards.rewards.clip import Clip
+from dipole_rewards.rewards.geneval import GenEval
 from dipole_rewards.rewards.hpsv2 import HPSv2
 from dipole_rewards.rewards.imagereward import ImageReward
 from dipole_rewards.rewards.pickscore import PickScore
@@ -23,6 +24,7 @@ from dipole_rewards.rewards.weights import WeightedReward
 from dipole_rewards.settings import WeightSettings
 from dipole_rewards.tiny_weights.blip_files import imagereward
 from dipole_rewards.tiny_weights.clip_files import clip, linear_head, open_clip
+from dipole_rewards.tiny_weights.geneval_files import geneval
 from dipole_rewards.tiny_weights.hpsv3_files import TinyHPSv3, hpsv3
 
 # name: (what writes its files, what is served from them)
@@ -32,6 +34,7 @@ REWARDS: dict[str, tuple[Callable[[Path], None], type[WeightedReward]]] = {
     "aesthetic": (linear_head, Aesthetic),
     "hpsv2": (open_clip, HPSv2),
     "hpsv3": (hpsv3, TinyHPSv3),
+    "geneval": (geneval, GenEval),
     "imagereward": (imagereward, ImageReward),
 }
 

@@ -1,0 +1,154 @@
+"""`geneval`: does the image show the objects that its prompt asks for, as many, in these colours, in these places?
+
+GenEval (arXiv 2310.11513) looks for them with a detector and asks CLIP for colours: geneval_judging has the rules,
+geneval_detector and geneval_colours the networks, and each says where it departs. What is asked for comes with the
+prompt, as metadata; without it, or where it names what no detector of COCO knows, there is no score but the reason.
+
+The score is the mean of `strict`, GenEval's 0 or 1, and `graded`, which moves with every object that is half right;
+both are its sub-scores. DIPOLE_REWARD_WEIGHTS names a folder; what lies in the two folders within may lie in the local
+Hugging Face cache instead.
+
+    detector/model.safetensors, config.json         of facebook/mask2former-swin-small-coco-instance
+    clip/model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
+    golden.json     {"score": …}: what these weights give a drawn stop sign, golden_sign(), where a red one is asked
+                    for: 1, or where the drawing convinces nobody, less
+
+DIPOLE_REWARD_DTYPE is CLIP's: GenEval computes in fp32, and bf16 may decide otherwise between two likely colours. The
+detector is always float32.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from pydantic import JsonValue
+
+from dipole.schemas import ItemError
+from dipole_rewards.reward import Golden, Group, Pixels, Scores
+from dipole_rewards.rewards.clip_model import load_encoder
+from dipole_rewards.rewards.geneval_colours import Colourist, cut_out
+from dipole_rewards.rewards.geneval_detector import Detector, load_detector, padded_sides
+from dipole_rewards.rewards.geneval_judging import VOCABULARY, graded, kinds, strict, to_colour
+from dipole_rewards.rewards.group import MAX_ASPECT, TOO_THIN, InPieces
+from dipole_rewards.rewards.metadata import Metadata, read
+from dipole_rewards.rewards.weights import Folder, GoldenScore, WeightedReward, read_safetensors, revision
+from dipole_rewards.settings import WeightSettings
+
+DETECTOR, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"
+BATCH = 16  # images: the detector keeps the masks of each of its layers
+
+
+@dataclass(frozen=True)
+class Task:
+    """An image and what is asked of it."""
+
+    image: Pixels
+    asked: Metadata
+
+
+class GenEval(WeightedReward):
+    """Images of several prompts share forward passes where they are of one size."""
+
+    name = "geneval"
+    model = DETECTOR
+    tolerance = 0.02
+
+    def __init__(self, detector: Detector, colourist: Colourist, golden: GoldenScore, revision: str) -> None:
+        self.detector, self.colourist, self.known, self.model_revision = detector, colourist, golden, revision
+        self.pieces: Any = InPieces(self.name, batch=BATCH)  # Any: it cuts whatever sequence it is given
+
+    @classmethod
+    def open(cls, settings: WeightSettings, device: str) -> Self:
+        folder = Folder.of(settings, cls.name, explained=__name__)
+        eyes, clip = (replace(folder, path=folder.path / name) for name in ("detector", "clip"))
+        detector, shape = (eyes.find(name, DETECTOR) for name in ("model.safetensors", "config.json"))
+        weights, config, tokenizer = (
+            clip.find(name, CLIP) for name in ("model.safetensors", "config.json", "tokenizer.json")
+        )
+        golden = folder.golden(tolerance=cls.tolerance)
+        state = read_safetensors(weights)
+        encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
+        seeing = load_detector(detector, shape, device)
+        return cls(seeing, Colourist(encoder), golden, revision(detector, weights))
+
+    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
+        (scores,) = self.score_groups([Group(prompt, images, metadata)])
+        return scores
+
+    @torch.inference_mode()
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        tasks: dict[tuple[int, int], Task] = {}  # by group and image
+        errors: list[dict[int, ItemError]] = []
+        for number, group in enumerate(groups):
+            asked = read(group.metadata, VOCABULARY, reward=self.name)
+            errors.append({})
+            for index, image in enumerate(group.images):
+                if isinstance(asked, ItemError):
+                    errors[-1][index] = asked
+                elif max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2]):
+                    errors[-1][index] = TOO_THIN
+                else:
+                    tasks[number, index] = Task(image, asked)
+        judged = self._judged(tasks)
+        return [
+            _scores([judged.get((number, index)) for index in range(len(group.images))], errors[number])
+            for number, group in enumerate(groups)
+        ]
+
+    def golden(self) -> Golden:
+        red: list[JsonValue] = [{"class": "stop sign", "count": 1, "color": "red"}]
+        asked: dict[str, JsonValue] = {"tag": "colors", "include": red}
+        return replace(self.known.golden(), prompt="a photo of a red stop sign", image=golden_sign(), metadata=asked)
+
+    def _judged(self, tasks: Mapping[tuple[int, int], Task]) -> dict[tuple[int, int], tuple[float, float]]:
+        """Strict and graded by group and image; images of one size go through the networks together."""
+        sizes = defaultdict(list)
+        for key, task in tasks.items():
+            sizes[padded_sides(*task.image.shape[:2])].append(key)
+        judged: dict[tuple[int, int], tuple[float, float]] = {}
+        for keys in sizes.values():
+            judged |= zip(keys, self.pieces([tasks[key] for key in keys], self._forward), strict=True)
+        return judged
+
+    def _forward(self, tasks: Sequence[Task]) -> list[tuple[float, float]]:
+        """Strict and graded of images of one size; NaN where the detector failed."""
+        seen = self.detector([task.image for task in tasks], [kinds(task.asked) for task in tasks])
+        objects = [
+            (task.image, one)
+            for task, found in zip(tasks, seen, strict=True)
+            for one in to_colour(found or (), task.asked)
+        ]
+        told = self.colourist([(cut_out(image, one), one.kind) for image, one in objects])
+        colours = {id(one): its for (_, one), its in zip(objects, told, strict=True)}
+        parts = []
+        for task, found in zip(tasks, seen, strict=True):
+            coloured = [replace(one, colours=colours.get(id(one), {})) for one in found or ()]
+            judged = strict(coloured, task.asked), graded(coloured, task.asked)
+            parts.append((math.nan, math.nan) if found is None else judged)
+        return parts
+
+
+def _scores(parts: Sequence[tuple[float, float] | None], errors: Mapping[int, ItemError]) -> Scores:
+    return Scores(
+        [None if part is None else sum(part) / 2 for part in parts],
+        sub_scores=[None if part is None else {"strict": part[0], "graded": part[1]} for part in parts],
+        errors=errors,
+    )
+
+
+def golden_sign() -> Pixels:
+    """A red octagon with a white rim before a sky, 192×256; were red and blue exchanged, it would be blue."""
+    image = np.empty((192, 256, 3), np.uint8)
+    image[...] = (120, 160, 210)
+    image[150:] = (90, 120, 70)
+    image[96:, 124:132] = (110, 110, 110)  # the pole
+    y, x = np.abs(np.mgrid[:192, :256] - np.array([80, 128])[:, None, None])
+    for size, colour in ((64, (245, 245, 245)), (58, (190, 20, 30))):
+        image[(np.maximum(x, y) <= size) & (x + y <= size * 2**0.5)] = colour
+    return image
