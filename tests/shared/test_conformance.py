@@ -59,7 +59,7 @@ def test_the_right_server_passes(server: Server) -> None:
 def test_a_wrong_server_is_found_out(server: Server, wrong: Wrong) -> None:
     """The check that states the broken fact fails, says what it saw and what to do."""
     server[1].patient = wrong.patient
-    results = check(server, wrong.bend, *wrong.also, wrong.check, timeout_s=3)
+    results = check(server, wrong.bend, *wrong.also, wrong.check, timeout_s=wrong.timeout_s)
     assert results[wrong.check].outcome == "failed"
     assert wrong.said in results[wrong.check].message
     assert results[wrong.check].remedy

@@ -247,11 +247,14 @@ async def zero_for_corrupt(asked: Asked, forward: Forward) -> Answer:
     if answer.status != 200 or not asked.ranks or not asked.candidates():
         return answer
     bad = [is_corrupt(str(one["image"].get("data"))) for one in asked.candidates()]
-    listed = [
-        {**one, "score": -1e9, "rank": 1 + bad.count(False)} if broken else {**one, "rank": 1}
-        for one, broken in zip(answer.json["results"], bad, strict=True)
-    ]
-    return changed(answer, results=listed) if any(bad) else answer
+    scores = [0.0 if broken else one["score"] for one, broken in zip(answer.json["results"], bad, strict=True)]
+    return changed(answer, results=scored(answer.json["results"], scores))
+
+
+def scored(found: list[Any], scores: list[float]) -> list[Any]:
+    """The results with other scores, and the ranks that belong to them."""
+    ranks = [1 + sum(other > score for other in scores) for score in scores]
+    return [{**one, "score": score, "rank": rank} for one, score, rank in zip(found, scores, ranks, strict=True)]
 
 
 async def fetches(asked: Asked, forward: Forward) -> Answer:
@@ -304,17 +307,13 @@ async def random_scores(asked: Asked, forward: Forward) -> Answer:
     answer = await forward(asked)
     if not asked.ranks or answer.status != 200:
         return answer
-    drawn = [uuid.uuid4().int % 10_000 for _ in answer.json["results"]]
-    listed = [
-        {**one, "score": score, "rank": 1 + sum(other > score for other in drawn)}
-        for one, score in zip(answer.json["results"], drawn, strict=True)
-    ]
-    return changed(answer, results=listed)
+    drawn = [float(uuid.uuid4().int % 10_000) for _ in answer.json["results"]]
+    return changed(answer, results=scored(answer.json["results"], drawn))
 
 
 def first_is_best(found: list[Any]) -> list[Any]:
     """A judge that prefers what it saw first."""
-    return [{**one, "score": -float(index), "rank": index + 1} for index, one in enumerate(found)]
+    return scored(found, [-float(index) for index in range(len(found))])
 
 
 async def never_finishes(asked: Asked, forward: Forward) -> Answer:
@@ -374,6 +373,7 @@ class Wrong:
     check: str
     said: str
     patient: bool = False
+    timeout_s: float = 6
     also: tuple[str, ...] = field(default=())  # checks that run before it
 
 
@@ -478,7 +478,7 @@ WRONG: dict[str, Wrong] = {
     "images sent back": Wrong(refusals(quoting), "answers_are_short", "a request without prompt: the answer has"),
     "computed again": Wrong(asks(without("idempotency-key")), "idempotent", "the repeat is another answer"),
     # what it refuses
-    "scores everything": Wrong(refusals(lax), "refuses_wrong_fields", "an id twice: answered 200"),
+    "scores everything": Wrong(refusals(lax), "refuses_wrong_fields", "no prompt: answered 200"),
     "500 for a bad request": Wrong(
         refusals(lambda _, answer: reply({"detail": "KeyError"}, 500)), "refuses_wrong_fields", "answered 500, not 4xx"
     ),
@@ -539,7 +539,9 @@ WRONG: dict[str, Wrong] = {
         "pending_finishes",
         "not on this endpoint",
     ),
-    "never finishes": Wrong(never_finishes, "pending_finishes", "though it answers plain requests at once"),
+    "never finishes": Wrong(
+        never_finishes, "pending_finishes", "though it answers plain requests at once", timeout_s=2
+    ),
     "another id when finished": Wrong(
         answers(lambda answer: changed(answer, id="rank_1"), path="/v1/rankings/"), "pending_finishes", "the 202 said"
     ),
@@ -574,6 +576,11 @@ async def always_later(asked: Asked, forward: Forward) -> Answer:
 
 async def people(asked: Asked, forward: Forward) -> Answer:
     """Answers every ranking with 202, and not today."""
+    name = asked.path.removeprefix("/v1/rankings/")
+    if asked.method == "DELETE" and name.startswith("rank_") and "authorization" in asked.headers:
+        CACHE[name] = reply({"id": name, "status": "cancelled"})
+    if name in CACHE and "authorization" in asked.headers:
+        return CACHE[name]
     return await never_finishes(asked, lambda one: always_later(one, forward))
 
 

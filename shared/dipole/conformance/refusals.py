@@ -11,7 +11,7 @@ from dipole import images
 from dipole.conformance import inputs
 from dipole.conformance.answers import MANY
 from dipole.conformance.outcome import Failed, Skipped, must, should
-from dipole.conformance.rules import check_problem, check_refusal
+from dipole.conformance.rules import check_problem, check_refusal, mentions
 from dipole.conformance.target import Target
 from dipole.conformance.trap import Trap
 from dipole.schemas import MAX_PROMPT_CHARS
@@ -244,5 +244,5 @@ def problem_json(target: Target) -> None:
     not_json = target.ask("POST", "v1/rank", content=b"{", headers={"content-type": "application/json"})
     check_problem(not_json, "broken JSON")
     problem = check_problem(target.post(inputs.with_image(inputs.raw(b"no png"))), "no PNG")
-    if not problem.errors or not problem.errors[0].field.startswith("candidates[1]"):
+    if not any(mentions(error.field, "candidates[1]") for error in problem.errors):
         raise Failed(f"no PNG: `errors` does not name candidates[1]: {problem.errors}")

@@ -73,14 +73,17 @@ def same_scores(first: Ranking, second: Ranking, what: str) -> None:
 
 
 def check_refusal(reply: Reply, what: str, names: str | None = None) -> None:
-    """4xx, in a body of any shape that names the field to blame; `candidates/1/image` names `candidates[1].image`."""
+    """4xx, in a body of any shape that names the field to blame."""
     if not 400 <= reply.status < 500:
         raise Failed(f"{what}: answered {reply.status}, not 4xx: {reply.start()}")
-    if names is None:
-        return
-    words = [re.escape(word) for word in re.findall(r"\w+", names)]
-    if not re.search(r"\b" + r"\W+".join(words) + r"\b", reply.text()):
+    if names is not None and not mentions(reply.text(), names):
         raise Failed(f"{what}: answered {reply.status} without naming {names!r}: {reply.start()}")
+
+
+def mentions(text: str, field: str) -> bool:
+    """Whether `candidates[1].image` stands there, as such, as a JSON pointer, with dots, or as a list of its parts."""
+    words = [re.escape(word) for word in re.findall(r"\w+", field)]
+    return re.search(r"\b" + r"\W+".join(words) + r"\b", text) is not None
 
 
 def check_problem(reply: Reply, what: str, *statuses: int) -> Problem:
