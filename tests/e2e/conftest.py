@@ -26,7 +26,8 @@ PATIENCE_S = 150  # for anything that takes seconds on an idle machine
 class Referee:
     """A reward server in a thread: scores are the candidates' positions, unless `mode` says how it misbehaves.
 
-    hang, html, nan, count, twice (an id), huge (10 GB). After `dies_after` questions it closes its port, as a process that ends does.
+    hang, html, nan, count, twice (an id), huge (10 GB). After `dies_after` questions it closes its port, as a process
+    that ends does.
     `hold(after=n)` makes every question but the first n wait: a job that asks is then surely half-way.
     """
 
