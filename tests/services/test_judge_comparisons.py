@@ -81,7 +81,7 @@ def test_beating_each_other_once_means_equal_strength() -> None:
 
 
 def test_who_never_lost_is_best_and_finite() -> None:
-    """A clean order of 24 is found again, the ends not far away, though likelihood alone would send them to infinity."""
+    """A clean order of 24 is found again, its ends near, though likelihood alone would send them to infinity."""
     theta = strengths(2.0 * np.triu(np.ones((24, 24)), 1), np.zeros((24, 24)))
     assert (np.diff(theta) < 0).all()
     assert np.abs(theta).max() < 20

@@ -121,7 +121,7 @@ BAD_SCORES = [
 
 @pytest.mark.parametrize("text", BAD_SCORES, ids=range(len(BAD_SCORES)))
 def test_an_answer_without_its_form_is_no_answer(text: str) -> None:
-    """Anything else is `no_parse`, told with the beginning of what was said; an object within a text may be a quotation."""
+    """Anything else is `no_parse`, told with what was said; an object within a text may be a quotation."""
     with pytest.raises(CallFailed, match="the judge answered") as caught:
         answers.SCORE.read(text)
     assert caught.value.code == "no_parse"

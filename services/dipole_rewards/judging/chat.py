@@ -120,7 +120,6 @@ class Chat:
         self._client = AsyncOpenAI(
             base_url=settings.judge_url,
             api_key=self._key or "none",
-            default_headers={} if self._key else {"Authorization": openai.Omit()},  # type: ignore[dict-item]
             max_retries=0,
             timeout=None,  # ours is for the whole request, a client's for each packet
             http_client=DefaultAsyncHttpxClient(
@@ -128,6 +127,7 @@ class Chat:
                 follow_redirects=False,  # prompts and images go nowhere else
             ),
         )
+        self._headers = {} if self._key else {"Authorization": openai.Omit()}
         self._client.organization = self._client.project = None  # which it takes from other variables
 
     async def close(self) -> None:
@@ -139,9 +139,9 @@ class Chat:
 
     async def ask(self, messages: list[Message], tab: Tab, **fields: Any) -> Reply:
         """One answer, or CallFailed. `fields` go into the request, such as `response_format`."""
-        body = {"messages": messages, "model": self._settings.judge_model, "temperature": 0, **fields}
-        body = {name: value for name, value in {**body, **self._settings.judge_extra}.items() if value is not None}
-        completion = await self._persist(body, tab)
+        fields = {"temperature": 0, **fields, **self._settings.judge_extra}
+        fields = {name: value for name, value in fields.items() if value is not None}
+        completion = await self._persist(messages, fields, tab)
         usage = completion.usage or _Usage()
         tab.prompt_tokens += usage.prompt_tokens
         tab.completion_tokens += usage.completion_tokens
@@ -152,11 +152,11 @@ class Chat:
         """The names that the endpoint offers; none where it does not say."""
         try:
             async with asyncio.timeout_at(tab.deadline):
-                return [model.id for model in (await self._client.models.list()).data]
+                return [model.id for model in (await self._client.models.list(extra_headers=self._headers)).data]
         except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):  # whatever stands there
             return []
 
-    async def _persist(self, body: dict[str, Any], tab: Tab) -> _Completion:
+    async def _persist(self, messages: list[Message], fields: dict[str, Any], tab: Tab) -> _Completion:
         """Ask until there is an answer, no hope, or no time."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
         try:
@@ -165,7 +165,7 @@ class Chat:
                     try:
                         async with self._pace.turn():
                             tab.calls += 1
-                            return await self._once(body)
+                            return await self._once(messages, fields)
                     except CallFailed as failure:
                         failures += failure.status not in COME_BACK
                         told = failure.retry_after_s if failure.status in COME_BACK else None
@@ -182,20 +182,26 @@ class Chat:
             raise CallFailed("timeout", f"no judgement before the group's deadline{before}") from None
         raise AssertionError("counted to the end")
 
-    async def _once(self, body: dict[str, Any]) -> _Completion:
+    async def _once(self, messages: list[Message], fields: dict[str, Any]) -> _Completion:
         seconds = self._settings.judge_call_timeout_s
         try:
             async with asyncio.timeout(seconds) as limit:
-                raw = await self._client.chat.completions.with_raw_response.create(**body)
+                raw = await self._client.chat.completions.with_raw_response.create(
+                    messages=messages,  # type: ignore[arg-type]
+                    model=self._settings.judge_model,
+                    extra_body=fields,  # not all servers' fields are arguments
+                    extra_headers=self._headers,
+                )
             return _Completion.model_validate_json(raw.content)
         except TimeoutError:
             if not limit.expired():  # the group's deadline, which is the caller's to tell
                 raise
             raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", may_pass=True) from None
         except openai.APIStatusError as error:
+            said = error.message.removeprefix(f"Error code: {error.status_code} - ")
             raise CallFailed(
                 "http_status",
-                f"the judge's endpoint answered {error.status_code}: {self._plain(error.message)}",
+                f"the judge's endpoint answered {error.status_code}: {self._plain(said)}",
                 status=error.status_code,
                 retry_after_s=_seconds(error.response.headers.get("retry-after")),
                 may_pass=(error.status_code >= 500 or error.status_code in PASSING) and error.code != NO_MONEY,

@@ -46,13 +46,15 @@ class Judge(Reward):
     def __init__(self, settings: JudgeSettings) -> None:
         """Find the judge and judge two tiny images. Raises ConfigurationError that says what is wrong."""
         self._settings = settings
+        self._mode = MODES[settings.judge_mode](Chat(settings), rubric.load(settings.judge_rubric), settings)
         self._loop = _Loop()
-        chat = Chat(settings)
-        self._mode = MODES[settings.judge_mode](chat, rubric.load(settings.judge_rubric), settings)
-        uris = [
-            rubric.data_uri(square(colour), max_side=settings.judge_max_side) for colour in ((220, 30, 30), (0, 0, 90))
-        ]
-        self._loop.run(_settled(self._mode, uris, settings))
+        images = square((220, 30, 30)), square((0, 0, 90))
+        try:
+            uris = [rubric.data_uri(image, max_side=settings.judge_max_side) for image in images]
+            self._loop.run(_settled(self._mode, uris, settings))
+        except BaseException:
+            self.close()
+            raise
         self.model = settings.judge_model
         self.model_revision = settings.judge_model_revision or (self._mode.fingerprint or UNSTATED)[:200]
         self.recipe_version = self._mode.recipe()
@@ -77,6 +79,11 @@ class Judge(Reward):
         if self._mode.lone is not None:
             return Golden(prompt="a red square", image=image, score=self._mode.lone)
         return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5)
+
+    def close(self) -> None:
+        """Hang up. Nothing may be scored any more."""
+        self._loop.run(self._mode.chat.close())
+        self._loop.close()
 
     async def _judged(self, prompt: str, uris: list[str]) -> Scores:
         tab = self._mode.chat.tab()
@@ -123,7 +130,13 @@ class _Loop:
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        threading.Thread(target=self._loop.run_forever, name="judge", daemon=True).start()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
+        self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Result]) -> Result:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
