@@ -106,18 +106,18 @@ def never_fetches(target: Target) -> None:
 
 @should
 def callbacks_are_signed(target: Target) -> None:
-    """A callback_url is refused by name, or called with a Standard Webhooks signature
+    """A callback_url is refused by name, not needed as the answer is there, or called with a signature
 
-    Refuse it unless its host is on an allow-list; sign what is sent with webhook-id, -timestamp and -signature.
+    Refuse it unless its host is on an allow-list; sign as Standard Webhooks says: webhook-id, -timestamp, -signature.
     """
     with Trap(target.host, target.port) as trap:
         reply = target.post(inputs.request(callback_url=trap.url))
         if 400 <= reply.status < 500:
             return check_refusal(reply, "a callback_url", names="callback_url")
         target.finished(reply)
-    if not trap.visits:
-        raise Failed(f"a callback_url was taken with {reply.status} and not called")
-    if b"webhook-signature:" not in trap.visits[0].lower():
+    if reply.status == 202 and not trap.visits:
+        raise Failed("a callback_url was taken and not called")
+    if trap.visits and b"webhook-signature:" not in trap.visits[0].lower():
         raise Failed(f"called back without webhook-signature: {trap.visits[0][:60]!r}")
 
 
@@ -239,7 +239,7 @@ def problem_json(target: Target) -> None:
     application/problem+json, for unknown paths and methods too.
     """
     check_problem(target.ask("GET", "v1/no-such-thing"), "an unknown path", 404)
-    check_problem(target.ask("GET", "v1/rank"), "GET /v1/rank", 405)
+    check_problem(target.ask("GET", "v1/rank"), "GET /v1/rank", 404, 405)
     check_problem(target.ask("GET", "v1/rankings/no-such-ranking"), "an unknown ranking", 404)
     not_json = target.ask("POST", "v1/rank", content=b"{", headers={"content-type": "application/json"})
     check_problem(not_json, "broken JSON")

