@@ -598,11 +598,11 @@ def test_a_reward_is_registered_replaced_and_forgotten_and_its_key_never_shown(t
         ({"/readyz": (200, "{}"), "/v1/info": (200, json.dumps(INFO))}, None),
         ({"/readyz": (503, "")}, "GET /readyz answered 503"),
         ({"/readyz": (302, "")}, "GET /readyz answered 302"),
-        ({"/readyz": (200, ""), "/v1/info": (404, "")}, "GET /v1/info answered 404"),
-        ({"/readyz": (200, ""), "/v1/info": (200, "<html>")}, "not what the protocol says"),
-        ({"/readyz": (200, ""), "/v1/info": (200, "x" * 2_000_000)}, "not what the protocol says"),
-        ({"/readyz": (200, ""), "/v1/info": (200, "[" * 100_000)}, "not what the protocol says"),
-        ({}, "no answer: ConnectError"),
+        ({"/readyz": (200, ""), "/v1/info": (404, "")}, "answered 404"),
+        ({"/readyz": (200, ""), "/v1/info": (200, "<html>")}, "invalid RewardInfo"),
+        ({"/readyz": (200, ""), "/v1/info": (200, "x" * 5_000_000)}, "more than 4194304 bytes"),
+        ({"/readyz": (200, ""), "/v1/info": (200, "[" * 100_000)}, "invalid RewardInfo"),
+        ({}, "ConnectError: refused"),
     ],
 )
 def test_a_check_says_what_is_wrong_with_an_endpoint(
@@ -614,7 +614,8 @@ def test_a_check_says_what_is_wrong_with_an_endpoint(
         if request.url.path not in answers:
             raise httpx.ConnectError("refused")
         status, text = answers[request.url.path]
-        return httpx.Response(status, text=text, headers={"location": "http://evil.example"} if status == 302 else {})
+        headers = {"content-type": "application/json"} | ({"location": "http://evil.example"} if status == 302 else {})
+        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(text.encode()))
 
     async def test(server: Server) -> None:
         found = await ok(server.client.post("/v1/rewards/shapes/check"))

@@ -21,7 +21,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from pydantic import SecretStr
 
+from dipole.endpoint import Endpoint
 from dipole.errors import ConfigurationError, InvalidInput, RewardUnavailable
 from dipole.settings import PlatformSettings
 from dipole.tiny.job import demo_prompts
@@ -343,7 +345,7 @@ def test_prompts_are_a_file_or_an_uploaded_ones_id(platform: Platform, tmp_path:
 
 def test_rewards_are_registered_or_inline_and_on_allowed_hosts(platform: Platform) -> None:
     catalogue = Catalogue(platform.store.database)
-    catalogue.put_reward("kept", "http://127.0.0.1:8401/", key="secret")
+    catalogue.put_reward("kept", Endpoint(url="http://127.0.0.1:8401/", key=SecretStr("secret")))
     resolve = lambda *names: comparison_inputs.resolve_rewards(names, platform.settings, catalogue, 9)  # noqa: E731
     kept, inline = resolve("kept", "inline=http://localhost:9000")
     assert (kept.url, kept.key and kept.key.get_secret_value()) == ("http://127.0.0.1:8401", "secret")
@@ -449,7 +451,7 @@ def test_dipole_eval_in_processes(platform: Platform, redis_url: str, tmp_path: 
         ]  # fmt: skip
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
-    Catalogue(platform.store.database).put_reward("shapes", url, key="a-key-of-the-endpoint")
+    Catalogue(platform.store.database).put_reward("shapes", Endpoint(url=url, key=SecretStr("a-key-of-the-endpoint")))
     missing = evaluate_("--reward", "shapes")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert f"reward shapes at {url} does not answer" in missing.stderr

@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from pydantic import SecretStr
 
+from dipole.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
 from dipole_trainer import transitions
-from dipole_trainer.catalogue import Catalogue, check_reward_url
+from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.database import Database, _alembic
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import JobStore, upgrade
@@ -491,7 +493,7 @@ def test_allowed_reward_urls_lose_only_their_last_slash() -> None:
 def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:
     """An open job's reward must stay; afterwards it may go."""
     catalogue = Catalogue(store.database)
-    catalogue.put_reward("shapes", "http://127.0.0.1:1", key="secret")
+    catalogue.put_reward("shapes", Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret")))
     job = store.create(SPEC)
     with pytest.raises(Conflict, match=job.id):
         catalogue.delete_reward("shapes")

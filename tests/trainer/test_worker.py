@@ -24,7 +24,9 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from fsspec.implementations.memory import MemoryFileSystem
+from pydantic import SecretStr
 
+from dipole.endpoint import Endpoint
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
 from dipole.settings import PlatformSettings
 from dipole_trainer import followers, hold
@@ -81,7 +83,7 @@ class World:
         self.database = Database(self.settings.database_url)
         self.store = JobStore(self.database)
         self.rankers: list[FakeRanker] = []
-        Catalogue(self.database).put_reward("shapes", "http://127.0.0.1:8401", key="secret")
+        Catalogue(self.database).put_reward("shapes", Endpoint(url="http://127.0.0.1:8401", key=SecretStr("secret")))
 
     def make_ranker(
         self, settings: PlatformSettings, job_id: str, rewards: Sequence[ResolvedReward], on_ranked: OnRanked

@@ -9,16 +9,16 @@ from __future__ import annotations
 import secrets
 from collections.abc import Collection, Sequence
 from typing import Literal
-from urllib.parse import urlsplit
 
-import httpx
 from sqlalchemy import delete, select, update
 
-from dipole.errors import Conflict, InvalidInput
+from dipole.endpoint import Endpoint, check_reward_url
+from dipole.errors import Conflict
 from dipole.web import key_digest
 from dipole_trainer.database import Database, now
 from dipole_trainer.jobs import ACTIVE
 from dipole_trainer.models import ApiKey, File, Job, Reward
+from dipole_trainer.spec import RewardSpec
 from dipole_trainer.transitions import found, page, time_of
 
 SCOPES = ("train", "admin", "rate")
@@ -26,27 +26,10 @@ KeyScope = Literal["train", "admin", "rate"]
 FileKind = Literal["prompts", "pairs"]
 
 
-def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
-    """The base URL without a trailing slash. Raises InvalidInput unless it is plain HTTP(S) on an allowed host."""
-    try:
-        parts = urlsplit(url)
-        host, _ = parts.hostname, parts.port
-        httpx.URL(url)  # what asks it must take it too: it refuses more, unprintable characters for one
-    except (ValueError, httpx.InvalidURL) as error:
-        raise InvalidInput(f"{field} is not a URL: {error}", field=field) from error
-    if parts.scheme not in ("http", "https") or not host:
-        raise InvalidInput(f"{field} must look like http://host:port", field=field)
-    if parts.username is not None or parts.query or parts.fragment or "\\" in url or any(c <= " " for c in url):
-        raise InvalidInput(f"{field} may hold a host, a port and a path, nothing else", field=field)
-    if not any(_allows(allowed, host) for allowed in hosts):
-        raise InvalidInput(f"{field} names host {host}, which DIPOLE_REWARD_HOSTS does not allow", field=field)
-    return url.rstrip("/")
-
-
-def _allows(allowed: str, host: str) -> bool:
-    """`*.` stands for any host below a domain; nothing else is a pattern."""
-    allowed, host = allowed.lower().strip("[]"), host.lower()
-    return host.endswith(allowed[1:]) if allowed.startswith("*.") else host == allowed
+def endpoint_of(row: Reward) -> Endpoint:
+    """A registered reward's endpoint. Raises InvalidInput where another version wrote what this one cannot ask."""
+    values = {"url": row.url, "kind": row.kind, "options": row.options, "key": row.key, "tls": row.tls}
+    return Endpoint.described(values, field=f"reward {row.name}")
 
 
 class Catalogue:
@@ -95,19 +78,29 @@ class Catalogue:
 
     # ---- rewards ------------------------------------------------------------------------------------------------
 
-    def put_reward(self, name: str, url: str, *, key: str | None, description: str = "") -> Reward:
+    def put_reward(self, name: str, endpoint: Endpoint, *, description: str = "") -> Reward:
         """Register an endpoint, or point a registered name elsewhere; running jobs ask the new one when they resume."""
         with self.database.writing() as session:
             row = session.get(Reward, name, with_for_update=True)
             if row is None:
                 row = Reward(name=name, created_at=time_of(session))
                 session.add(row)
-            row.url, row.key, row.description = url, key, description
+            row.url, row.kind, row.options = endpoint.url, endpoint.kind, dict(endpoint.options)
+            row.key = endpoint.key.get_secret_value() if endpoint.key else None
+            row.tls, row.description = endpoint.tls, description
         return row
 
     def reward(self, name: str) -> Reward:
         with self.database.reading() as session:
             return found(session.get(Reward, name), name, "reward")
+
+    def resolve(self, spec: RewardSpec, hosts: Collection[str], *, field: str) -> Endpoint:
+        """The endpoint that a job's reward means now.
+
+        Raises NotFound when none is registered by its name, InvalidInput when it is not one that may be asked.
+        """
+        endpoint = spec.inline() or endpoint_of(self.reward(spec.name))
+        return endpoint.model_copy(update={"url": check_reward_url(endpoint.url, hosts, field=field)})
 
     def rewards(self) -> Sequence[Reward]:
         with self.database.reading() as session:

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import httpx
-from pydantic import SecretStr, ValidationError
+from pydantic import ValidationError
 from redis.exceptions import RedisError
 
+from dipole.client import EndpointError, RankClient
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
 from dipole.queue import connect
 from dipole.settings import PlatformSettings
 from dipole_trainer import prompts
 from dipole_trainer.artifacts import Artifacts
-from dipole_trainer.catalogue import Catalogue, check_reward_url
+from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.named_models import reading
 from dipole_trainer.ranking import ResolvedReward
 from dipole_trainer.spec import PromptSpec, RewardSpec
@@ -63,32 +64,33 @@ def _resolve(given: str, settings: PlatformSettings, catalogue: Catalogue, timeo
         raise InvalidInput(
             f"--reward {given!r} is not NAME or NAME=URL: {error.errors()[0]['msg']}", field="reward"
         ) from error
-    key = None
-    if not url:
+    try:
+        with reading(catalogue.database):
+            endpoint = catalogue.resolve(spec, settings.reward_hosts, field=f"--reward {name}")
+    except NotFound as error:
+        raise InvalidInput(
+            f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"
+        ) from error
+    return ResolvedReward(spec, endpoint)
+
+
+def check_ready(
+    rewards: Sequence[ResolvedReward], transport: httpx.BaseTransport | None = None, *, tls_dir: Path | None = None
+) -> None:
+    """Raise RewardUnavailable for the first that is not ready; one without /readyz is, when it answers at all.
+
+    Raises ConfigurationError for certificates that are not in `tls_dir`.
+    """
+    for reward in rewards:
+        name, url = reward.spec.name, reward.endpoint.url
         try:
-            with reading(catalogue.database):
-                row = catalogue.reward(name)
-        except NotFound as error:
-            raise InvalidInput(
-                f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"
-            ) from error
-        url, key = row.url, SecretStr(row.key) if row.key else None
-    return ResolvedReward(spec, check_reward_url(url, settings.reward_hosts, field=f"--reward {name}"), key)
-
-
-def check_ready(rewards: Sequence[ResolvedReward], transport: httpx.BaseTransport | None = None) -> None:
-    """Raise RewardUnavailable for the first that is not ready; one without /readyz is, when it answers at all."""
-    with httpx.Client(transport=transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client:
-        for reward in rewards:
-            headers = {"authorization": f"Bearer {reward.key.get_secret_value()}"} if reward.key else {}
-            try:
-                with client.stream("GET", f"{reward.url}/readyz", headers=headers) as answer:  # its body is never read
-                    why = f"answers {answer.status_code}" if answer.status_code >= 500 else ""
-            except httpx.HTTPError as error:
-                why = f"does not answer ({type(error).__name__})"
-            if why:
-                name = reward.spec.name
-                raise RewardUnavailable(f"reward {name} at {reward.url} {why}: start it, or leave it out", reward=name)
+            with RankClient(reward.endpoint, tls_dir=tls_dir, transport=transport) as client:
+                status, _ = client.ready(deadline_s=LOOK_TIMEOUT_S)
+                why = f"answers {status}" if status >= 500 else ""
+        except EndpointError as error:
+            why = f"does not answer ({error})"
+        if why:
+            raise RewardUnavailable(f"reward {name} at {url} {why}: start it, or leave it out", reward=name)
 
 
 def check_rank_worker(settings: PlatformSettings) -> None:

@@ -126,7 +126,10 @@ class Reward(Base):
 
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     url: Mapped[str] = mapped_column(String(2048))
+    kind: Mapped[str] = mapped_column(String(32), default="dipole")
+    options: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
     key: Mapped[str | None] = mapped_column(Text)
+    tls: Mapped[str | None] = mapped_column(String(64))
     description: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)
 

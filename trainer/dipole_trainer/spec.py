@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
+from dipole.adapters import Kind
+from dipole.endpoint import Endpoint, options_of
 from dipole.errors import InvalidInput
 from dipole.schemas import MAX_BODY_BYTES
 
@@ -33,6 +35,8 @@ class RewardSpec(Spec):
     url: str | None = Field(
         default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
     )
+    kind: Kind = Field(default="dipole", description="Of the endpoint at `url`; a registered reward has its own.")
+    options: dict[str, JsonValue] = Field(default={}, description="Of the kind, as at registration.")
     weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
     required: bool = Field(
         default=True, description="A required reward pauses the job when it fails past its deadline."
@@ -46,6 +50,22 @@ class RewardSpec(Spec):
     min_valid: int = Field(
         default=2, ge=1, description="With fewer scored candidates the group's ranking is a failure."
     )
+
+    def inline(self) -> Endpoint | None:
+        """The endpoint that a `url` describes. It has no key and no certificates: those are for registered ones."""
+        return None if self.url is None else Endpoint(url=self.url, kind=self.kind, options=self.options)
+
+    @model_validator(mode="after")
+    def _kind_is_of_a_url(self) -> RewardSpec:
+        if self.url is not None:
+            options_of(self.kind, self.options)
+        elif self.kind != "dipole" or self.options:
+            name = "kind" if self.kind != "dipole" else "options"
+            raise InvalidInput(
+                f"{name} is given without url: a registered reward has its own, so leave it out or give the url",
+                field=name,
+            )
+        return self
 
 
 class PromptSpec(Spec):

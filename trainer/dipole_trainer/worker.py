@@ -1,7 +1,7 @@
 """The trainer worker: claims one job at a time, trains it, releases it. `dipole serve worker` runs main().
 
 SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether rewards
-that jobs wait for are back (GET /readyz of the endpoint). A job ends in one of these ways:
+that jobs wait for are back (GET /readyz of the endpoint, or what its kind has for it). A job ends in one of these ways:
 - trained to its end, cancelled, or paused by its caller: the session returns, the job's state follows;
 - a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
 - any other error: the job fails with a sentence;
@@ -35,15 +35,15 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 import httpx
 import structlog
-from pydantic import SecretStr
 from sqlalchemy.exc import SQLAlchemyError
 
 from dipole import guard, logs
-from dipole.errors import DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
+from dipole.client import EndpointError, RankClient
+from dipole.errors import ConfigurationError, DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
 from dipole.settings import PlatformSettings, load
 from dipole_trainer import accelerator, base_models, followers, recorded
 from dipole_trainer.artifacts import Artifacts
-from dipole_trainer.catalogue import Catalogue, check_reward_url
+from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.database import Database
 from dipole_trainer.groups import Ranker
 from dipole_trainer.hold import Hold
@@ -226,27 +226,20 @@ class Worker:
 
     def _resolve(self, spec: RewardSpec) -> ResolvedReward:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
-        if spec.url is not None:
-            return ResolvedReward(spec, check_reward_url(spec.url, self.settings.reward_hosts, field="rewards.url"))
         try:
-            row = self.catalogue.reward(spec.name)
+            return ResolvedReward(
+                spec, self.catalogue.resolve(spec, self.settings.reward_hosts, field=f"reward {spec.name}")
+            )
         except NotFound as error:
             raise InvalidInput(f"reward {spec.name} is no longer registered", field="rewards") from error
-        url = check_reward_url(row.url, self.settings.reward_hosts, field="rewards.url")
-        return ResolvedReward(spec, url, SecretStr(row.key) if row.key else None)
 
     def _is_back(self, spec: RewardSpec) -> bool:
         """Whether the endpoint is ready; one without /readyz is, when it answers at all. Raises InvalidInput."""
-        reward = self._resolve(spec)
-        key = reward.key
-        headers = {"authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        endpoint = self._resolve(spec).endpoint
         try:
-            with (
-                httpx.Client(transport=self._transport, timeout=LOOK_TIMEOUT_S, trust_env=False) as client,
-                client.stream("GET", f"{reward.url}/readyz", headers=headers) as answer,  # its body is never read
-            ):
-                return answer.status_code < 500
-        except httpx.HTTPError:
+            with RankClient(endpoint, tls_dir=self.settings.tls_dir, transport=self._transport) as client:
+                return client.ready(deadline_s=LOOK_TIMEOUT_S)[0] < 500
+        except (EndpointError, ConfigurationError):
             return False
 
 

@@ -17,12 +17,12 @@ from typing import Annotated, Any, Literal
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
 
+from dipole.endpoint import check_reward_url
 from dipole.errors import InvalidInput, NotFound
 from dipole_trainer import base_models, prompts, recorded
 from dipole_trainer.api import files
 from dipole_trainer.api.parts import Parts
 from dipole_trainer.artifacts import CANDIDATES
-from dipole_trainer.catalogue import check_reward_url
 from dipole_trainer.jobs import TERMINAL
 from dipole_trainer.models import Job
 from dipole_trainer.recorded import RecordedJob

@@ -2,44 +2,57 @@
 
 from __future__ import annotations
 
-import json
 import time
 from typing import Annotated
 
 import httpx
+import numpy as np
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from dipole.errors import InvalidInput
+from dipole.client import EndpointError, RankClient
+from dipole.endpoint import Endpoint, check_reward_url
+from dipole.errors import ConfigurationError, InvalidInput
 from dipole.schemas import RewardInfo
+from dipole_trainer import prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
-from dipole_trainer.catalogue import KeyScope, check_reward_url
-from dipole_trainer.models import Reward
+from dipole_trainer.catalogue import KeyScope, endpoint_of
 from dipole_trainer.spec import Name
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
 keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
 RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
-MAX_INFO_BYTES = 2**20
+SCORE_TIMEOUT_S = 30.0
 
 
-class RewardRegistration(BaseModel):
+EXAMPLES: list[JsonValue] = [
+    {"name": "shapes", "url": "http://127.0.0.1:8401"},
+    {
+        "name": "judge",
+        "url": "https://judge.lan:8000",
+        "kind": "vllm-score",
+        "options": {"model": "Qwen/Qwen3-VL-Reranker-2B"},
+        "tls": "lan",
+    },
+]
+
+
+class RewardRegistration(Endpoint):
     """An endpoint to register. Registering a name again replaces all of it, its key too."""
 
-    model_config = ConfigDict(
-        extra="forbid", json_schema_extra={"examples": [{"name": "shapes", "url": "http://127.0.0.1:8401"}]}
-    )
+    model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})
 
     name: Name
-    url: str = Field(max_length=2048, description="Base URL; its host must be one of DIPOLE_REWARD_HOSTS.")
-    key: SecretStr | None = Field(default=None, max_length=4096, description="Bearer key sent to it; never shown.")
     description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
 
 
 class RewardCheck(BaseModel):
-    """What an endpoint said just now. `ok` when it is ready and describes itself as the protocol wants."""
+    """What an endpoint said just now. `ok` when it is ready and offers what it was registered for.
+
+    A server of another kind is asked to score one image too: it says too little of itself to be believed without.
+    """
 
     object: str = "reward.check"
     name: str
@@ -61,10 +74,10 @@ class KeyCreate(BaseModel):
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
 def register(parts: Use, body: RewardRegistration) -> wire.RewardObject:
     url = check_reward_url(body.url, parts.settings.reward_hosts, field="url")
-    key = body.key.get_secret_value() if body.key else None
-    if key is not None and not (key.isascii() and key.isprintable()):
-        raise InvalidInput("key must be printable ASCII: it is sent in a header", field="key")
-    return wire.reward_object(parts.catalogue.put_reward(body.name, url, key=key, description=body.description))
+    if not prompts.storable(body.options):
+        raise InvalidInput(prompts.UNSTORABLE, field="options")
+    endpoint = body.model_copy(update={"url": url})
+    return wire.reward_object(parts.catalogue.put_reward(body.name, endpoint, description=body.description))
 
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])
@@ -85,45 +98,36 @@ def delete(parts: Use, name: RewardName) -> wire.Deleted:
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
 def check(parts: Use, name: RewardName) -> RewardCheck:
-    row = parts.catalogue.reward(name)
-    check_reward_url(row.url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
+    endpoint = endpoint_of(parts.catalogue.reward(name))
+    check_reward_url(endpoint.url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
-    ready, info, problem = _ask(parts, row)
-    seconds = round(time.monotonic() - began, 3)
-    ok = ready and info is not None
-    return RewardCheck(name=name, url=row.url, ok=ok, ready=ready, info=info, problem=problem, seconds=seconds)
+    ready, info, problem = _ask(parts, endpoint)
+    return RewardCheck(
+        name=name,
+        url=endpoint.url,
+        ok=problem is None,
+        ready=ready,
+        info=info,
+        problem=problem,
+        seconds=round(time.monotonic() - began, 3),
+    )
 
 
-def _ask(parts: Parts, row: Reward) -> tuple[bool, RewardInfo | None, str | None]:
+def _ask(parts: Parts, endpoint: Endpoint) -> tuple[bool, RewardInfo | None, str | None]:
     """(ready, info, what is wrong)."""
-    headers = {"authorization": f"Bearer {row.key}"} if row.key else {}
-    ready = False
-    with httpx.Client(
-        base_url=row.url, headers=headers, timeout=CHECK_TIMEOUT_S, transport=parts.reward_transport, trust_env=False
-    ) as client:
-        try:
-            with client.stream("GET", "/readyz") as answer:  # its body is never read
-                status = answer.status_code
-            ready = status == 200
+    ready, info = False, None
+    try:
+        with RankClient(endpoint, tls_dir=parts.settings.tls_dir, transport=parts.reward_transport) as client:
+            status, path = client.ready(deadline_s=CHECK_TIMEOUT_S)
+            ready = status == httpx.codes.OK
             if not ready:
-                return False, None, f"GET /readyz answered {status}"
-            with client.stream("GET", "/v1/info") as answer:
-                if answer.status_code != 200:
-                    return True, None, f"GET /v1/info answered {answer.status_code}"
-                return True, RewardInfo.model_validate(json.loads(_bounded(answer))), None
-        except httpx.HTTPError as error:
-            return ready, None, f"no answer: {type(error).__name__}"
-        except (ValidationError, ValueError, RecursionError):
-            return ready, None, "GET /v1/info is not what the protocol says; run `dipole rewards check` on it"
-
-
-def _bounded(answer: httpx.Response) -> bytes:
-    data = b""
-    for chunk in answer.iter_bytes():
-        data += chunk
-        if len(data) > MAX_INFO_BYTES:
-            raise ValueError("too large")
-    return data
+                return False, None, f"GET {path} answered {status}"
+            info = client.info(deadline_s=CHECK_TIMEOUT_S)
+            if endpoint.kind != "dipole":
+                client.rank("a grey square", [np.full((64, 64, 3), 128, np.uint8)], deadline_s=SCORE_TIMEOUT_S)
+            return True, info, None
+    except (EndpointError, ConfigurationError) as error:
+        return ready, info, str(error)
 
 
 @keys.post("", summary="Make a key; its text is in this answer only")

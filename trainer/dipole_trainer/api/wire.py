@@ -155,7 +155,10 @@ class RewardObject(Wire):
     object: Literal["reward"] = "reward"
     name: str = Field(examples=["shapes"])
     url: str = Field(examples=["http://127.0.0.1:8401"])
+    kind: str = Field(examples=["dipole"])
+    options: dict[str, Any]
     has_key: bool
+    tls: str | None = Field(description="Name of the folder with its certificates.")
     description: str
     created_at: int
 
@@ -250,7 +253,10 @@ def reward_object(row: Reward) -> RewardObject:
     return RewardObject(
         name=row.name,
         url=row.url,
+        kind=row.kind,
+        options=row.options,
         has_key=row.key is not None,
+        tls=row.tls,
         description=row.description,
         created_at=int(row.created_at),
     )
