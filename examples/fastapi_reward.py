@@ -20,7 +20,12 @@ from dipole.schemas import RankedItem, Ranking, RankRequest, RewardInfo
 
 VERSIONS = {"model": "steps-between-pixels", "model_revision": "1", "recipe_version": "1"}
 INFO = RewardInfo(
-    name="sharpness", **VERSIONS, media_types=list(images.MEDIA_TYPES), max_candidates=32, multipart=False
+    name="sharpness",
+    **VERSIONS,
+    media_types=list(images.MEDIA_TYPES),
+    max_candidates=32,
+    max_pixels=2**22,
+    multipart=False,
 )
 
 app = FastAPI()
