@@ -114,7 +114,6 @@ class Batcher:
         """The groups of the next forward, as soon as there are some that need not wait; none when closing."""
         with self._changed:
             while not self._closing:
-                self._pass_over_cancelled()
                 patience = self._patience()
                 if patience != 0:
                     self._changed.wait(patience)

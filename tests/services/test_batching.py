@@ -13,10 +13,11 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import httpx
 import numpy as np
@@ -69,7 +70,6 @@ class Merging(Plain):
     """Keeps the groups of every call, and holds the first call until the test lets it go."""
 
     name = "merging"
-    break_merges: ClassVar[str] = ""
 
     def __init__(self) -> None:
         self.calls: list[list[str]] = []
@@ -81,8 +81,10 @@ class Merging(Plain):
 
     def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
         self.calls.append([one.prompt for one in groups])
-        answers = self._held(groups)
-        return answers[1:] if self.break_merges == "one less" else answers
+        return self.broken(self._held(groups))
+
+    def broken(self, answers: list[Scores]) -> list[Scores]:
+        return answers
 
     def _held(self, groups: Sequence[Group]) -> list[Scores]:
         self.running.set()
@@ -92,7 +94,18 @@ class Merging(Plain):
 
 
 class OneLess(Merging):
-    break_merges = "one less"
+    """Loses a group of every merge."""
+
+    def broken(self, answers: list[Scores]) -> list[Scores]:
+        return answers[1:]
+
+
+class Split(Merging):
+    """Cuts the scores of every merge in the wrong place."""
+
+    def broken(self, answers: list[Scores]) -> list[Scores]:
+        first, *others = answers
+        return [replace(first, scores=[*first.scores, 0.5, 0.5]), *others]
 
 
 Forwards = list[tuple[float, list[Group]]]
@@ -149,7 +162,7 @@ some_groups = st.lists(
 
 
 @settings(max_examples=60, deadline=None)
-@given(some_groups, st.integers(1, 12), st.sampled_from([Merging, OneLess]))
+@given(some_groups, st.integers(1, 12), st.sampled_from([Merging, OneLess, Split]))
 def test_what_is_answered_is_what_each_group_alone_is(
     groups: list[Group], batch_images: int, kind: type[Merging]
 ) -> None:
@@ -300,6 +313,19 @@ def test_who_gives_up_is_never_scored_and_takes_no_place() -> None:
         for answer in (first, last, instead):
             answer.result(TIMEOUT_S)
     assert reward.calls == [["first"], ["a", "b", "c"]]
+
+
+def test_a_running_forward_cannot_be_given_up() -> None:
+    """Cancelling says so, for every group of the forward; all are answered, and the thread lives on."""
+    reward = Merging()
+    with batching(reward, batch_images=4, wait_s=FOREVER_S) as (batcher, _):
+        answers = [batcher.submit(group(name, 1)) for name in "ab"]
+        assert reward.running.wait(TIMEOUT_S)
+        assert [answer.cancel() for answer in answers] == [False, False]
+        reward.go_on.set()
+        assert [answer.result(TIMEOUT_S).scores for answer in answers] == [[1.01], [1.01]]
+        batcher.submit(group("c", 1, 2)).result(TIMEOUT_S)
+    assert reward.calls == [["a", "b"], ["c"]]
 
 
 def test_a_queue_of_groups_that_were_given_up_is_passed_over() -> None:
