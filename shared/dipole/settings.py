@@ -76,6 +76,9 @@ class ApiSettings(PlatformSettings):
     api_key: SecretStr | None = Field(
         default=None, min_length=16, description="Admin key; required on any address but loopback."
     )
+    rewards_file: Path | None = Field(
+        default=None, description="File of reward endpoints that are registered when the API starts (docs/rewards.md)."
+    )
     api_max_file_bytes: int = Field(
         default=2**30, ge=1024, description="Bytes of one uploaded file of prompts or pairs."
     )

@@ -12,7 +12,7 @@ from typing import Literal
 
 from sqlalchemy import delete, select, update
 
-from dipole.endpoint import Endpoint, check_reward_url
+from dipole.endpoint import Endpoint, check_reward_url, options_of
 from dipole.errors import Conflict
 from dipole.web import key_digest
 from dipole_trainer.database import Database, now
@@ -78,17 +78,23 @@ class Catalogue:
 
     # ---- rewards ------------------------------------------------------------------------------------------------
 
-    def put_reward(self, name: str, endpoint: Endpoint, *, description: str = "") -> Reward:
-        """Register an endpoint, or point a registered name elsewhere; running jobs ask the new one when they resume."""
+    def put_reward(self, name: str, endpoint: Endpoint, *, description: str = "") -> tuple[Reward, list[str] | None]:
+        """Register an endpoint, or point a registered name elsewhere; running jobs ask the new one when they resume.
+
+        The row, and the fields that are other than before; None when it is new.
+        """
+        options = options_of(endpoint.kind, endpoint.options).model_dump(mode="json", exclude_unset=True)
+        values = {**endpoint.record(), "options": options, "description": description}
         with self.database.writing() as session:
             row = session.get(Reward, name, with_for_update=True)
             if row is None:
-                row = Reward(name=name, created_at=time_of(session))
+                row = Reward(name=name, created_at=time_of(session), **values)
                 session.add(row)
-            row.url, row.kind, row.options = endpoint.url, endpoint.kind, dict(endpoint.options)
-            row.key = endpoint.key.get_secret_value() if endpoint.key else None
-            row.tls, row.description = endpoint.tls, description
-        return row
+                return row, None
+            changed = [field for field, value in values.items() if getattr(row, field) != value]
+            for field in changed:
+                setattr(row, field, values[field])
+        return row, changed
 
     def reward(self, name: str) -> Reward:
         with self.database.reading() as session:

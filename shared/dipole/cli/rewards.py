@@ -1,17 +1,18 @@
-"""`dipole rewards …`: serve a reward, register one, check that any endpoint keeps to the ranking protocol."""
+"""`dipole rewards …`: serve a reward, register endpoints or all that a file declares, check any against the protocol."""
 
 from __future__ import annotations
 
 import importlib
 import os
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
 from dipole.cli.check import check
-from dipole.cli.rest import DEFAULT_URL, Api
+from dipole.cli.rest import DEFAULT_URL, Api, ApiError
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load
 
@@ -73,26 +74,79 @@ def serve(
         raise ConfigurationError(f"could not listen on {settings.reward_host}:{settings.reward_port}")
 
 
+ApiUrl = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
+ApiKey = Annotated[
+    str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
+]
+
+
 @app.command()
 def register(
     endpoints: Annotated[list[str], typer.Argument(help="Endpoints as the trainer reaches them.", metavar="NAME=URL…")],
+    kind: Annotated[str, typer.Option(help="What answers there: dipole, vllm-score or unirl-score.")] = "dipole",
+    option: Annotated[
+        list[str] | None, typer.Option(help="What the kind needs to be told; repeat it.", metavar="NAME=VALUE")
+    ] = None,
     reward_key: Annotated[
         str | None, typer.Option(help="Bearer key of the endpoints.", envvar="DIPOLE_REWARD_KEY", show_default=False)
     ] = None,
-    url: Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")] = DEFAULT_URL,
-    key: Annotated[
-        str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
+    tls: Annotated[
+        str | None, typer.Option(help="Folder in DIPOLE_TLS_DIR with the CA and the client certificate for them.")
     ] = None,
+    description: Annotated[str, typer.Option(help="A note for people.", show_default=False)] = "",
+    url: ApiUrl = DEFAULT_URL,
+    key: ApiKey = None,
 ) -> None:
     """Tell a trainer API of endpoints, so that jobs can name them. Registering a name again replaces it.
 
     dipole rewards register shapes=http://127.0.0.1:8401 colourfulness=http://127.0.0.1:8402
+
+    dipole rewards register judge=http://127.0.0.1:8000 --kind vllm-score --option model=Qwen/Qwen3-VL-Reranker-2B
     """
-    pairs = [endpoint.partition("=") for endpoint in endpoints]
-    for endpoint, (name, _, address) in zip(endpoints, pairs, strict=True):
-        if not name or not address:
-            raise InvalidInput(f"{endpoint!r} must read NAME=URL, as in shapes=http://127.0.0.1:8401")
+    pairs = [_pair(endpoint, "NAME=URL, as in shapes=http://127.0.0.1:8401") for endpoint in endpoints]
+    options = dict(_pair(each, "NAME=VALUE, as in model=jinaai/jina-reranker-m0") for each in option or ())
+    same = {"kind": kind, "options": options, "key": reward_key, "tls": tls, "description": description}
     with Api(url, key) as api:
-        for name, _, address in pairs:
-            registered = api.post("/v1/rewards", {"name": name, "url": address, "key": reward_key})
-            Console().print(f"{registered['name']} is at {registered['url']}", highlight=False, soft_wrap=True)
+        for name, address in pairs:
+            _tell(api.post("/v1/rewards", {"name": name, "url": address, **same}))
+
+
+@app.command()
+def apply(
+    file: Annotated[Path, typer.Argument(help="A rewards.toml; examples/rewards.toml explains it.")],
+    url: ApiUrl = DEFAULT_URL,
+    key: ApiKey = None,
+) -> None:
+    """Register all that a file declares, and say what changed. Rewards that it does not name stay as they are.
+
+    Keys come from the environment of this command, from the variables that the file names.
+    """
+    from dipole import rewards_file
+
+    declared = rewards_file.read(file)
+    with Api(url, key) as api:
+        for name, each in declared.items():
+            try:
+                values = {**each.endpoint.record(), "description": each.description}
+                _tell(api.post("/v1/rewards", {"name": name, **values}))
+            except ApiError as error:
+                raise ApiError(f"{file}: rewards.{name}: {error}", answered=error.answered) from error
+        left = [each["name"] for each in api.get("/v1/rewards")["data"] if each["name"] not in declared]
+    if left:
+        Console().print(
+            f"not in {file}, left as they are: {', '.join(left)} (DELETE /v1/rewards/NAME forgets one)",
+            highlight=False, soft_wrap=True, markup=False,
+        )  # fmt: skip
+
+
+def _pair(given: str, form: str) -> tuple[str, str]:
+    name, _, value = given.partition("=")
+    if not name or not value:
+        raise InvalidInput(f"{given!r} must read {form}")
+    return name, value
+
+
+def _tell(registered: dict[str, Any]) -> None:
+    change = " ".join([registered["change"], ", ".join(registered["changed"])]).strip()
+    line = f"{registered['name']} is at {registered['url']} ({registered['kind']}): {change}"
+    Console().print(line, highlight=False, soft_wrap=True, markup=False)

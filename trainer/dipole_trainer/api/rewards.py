@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path as FilePath
 from typing import Annotated
 
 import httpx
 import numpy as np
-from fastapi import APIRouter, Path
+import structlog
+from fastapi import APIRouter, FastAPI, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from starlette.concurrency import run_in_threadpool
 
+from dipole import rewards_file
 from dipole.client import EndpointError, RankClient
 from dipole.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, InvalidInput
@@ -20,7 +26,19 @@ from dipole_trainer.api.parts import Parts, Use, needs
 from dipole_trainer.catalogue import KeyScope, endpoint_of
 from dipole_trainer.spec import Name
 
-router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
+log = structlog.get_logger()
+
+
+@asynccontextmanager
+async def _declared(app: FastAPI) -> AsyncIterator[None]:
+    """Before the first request: what DIPOLE_REWARDS_FILE declares is registered."""
+    parts: Parts = app.state.parts
+    if parts.settings.rewards_file is not None:
+        await run_in_threadpool(declare, parts, parts.settings.rewards_file)
+    yield
+
+
+router = APIRouter(prefix="/v1/rewards", tags=["rewards"], lifespan=_declared)
 keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
 RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
@@ -71,13 +89,35 @@ class KeyCreate(BaseModel):
     scopes: list[KeyScope] = Field(min_length=1, max_length=3)
 
 
+def declare(parts: Parts, path: FilePath) -> None:
+    """Register what a file declares, all of it or nothing; rewards that it does not name are left as they are.
+
+    Raises ConfigurationError that names the file's entry, the field and the fix.
+    """
+    found = rewards_file.read(path)
+    for name, declared in found.items():
+        try:
+            check_reward_url(declared.endpoint.url, parts.settings.reward_hosts, field=f"rewards.{name}.url")
+        except InvalidInput as error:
+            log.error("rewards_file_refused", file=str(path), reason=str(error))
+            raise ConfigurationError(f"{path}: {error}") from None
+    for name, declared in found.items():
+        url = declared.endpoint.url.rstrip("/")
+        at = declared.endpoint.model_copy(update={"url": url})
+        _, changed = parts.catalogue.put_reward(name, at, description=declared.description)
+        change = "registered" if changed is None else "changed" if changed else "unchanged"
+        log.info("reward_declared", reward=name, change=change, changed=changed or [])
+    if left := [row.name for row in parts.catalogue.rewards() if row.name not in found]:
+        log.info("rewards_not_in_file", rewards=left, file=str(path))
+
+
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
-def register(parts: Use, body: RewardRegistration) -> wire.RewardObject:
+def register(parts: Use, body: RewardRegistration) -> wire.RegisteredReward:
     url = check_reward_url(body.url, parts.settings.reward_hosts, field="url")
     if not prompts.storable(body.options):
         raise InvalidInput(prompts.UNSTORABLE, field="options")
-    endpoint = body.model_copy(update={"url": url})
-    return wire.reward_object(parts.catalogue.put_reward(body.name, endpoint, description=body.description))
+    endpoint = Endpoint(url=url, kind=body.kind, options=body.options, key=body.key, tls=body.tls)
+    return wire.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
 
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])

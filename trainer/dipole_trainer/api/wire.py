@@ -163,6 +163,13 @@ class RewardObject(Wire):
     created_at: int
 
 
+class RegisteredReward(RewardObject):
+    """An endpoint as it is registered now, and what became of it."""
+
+    change: Literal["registered", "changed", "unchanged"]
+    changed: list[str] = Field(description="Fields that are other than before.", examples=[["url", "key"]])
+
+
 class KeyObject(Wire):
     """A caller's key; `key` is its text, shown once, when it is made."""
 
@@ -259,6 +266,15 @@ def reward_object(row: Reward) -> RewardObject:
         tls=row.tls,
         description=row.description,
         created_at=int(row.created_at),
+    )
+
+
+def registered_reward(row: Reward, changed: list[str] | None) -> RegisteredReward:
+    change: Literal["registered", "changed", "unchanged"] = "changed" if changed else "unchanged"
+    return RegisteredReward(
+        **reward_object(row).model_dump(),
+        change="registered" if changed is None else change,
+        changed=changed or [],
     )
 
 
