@@ -23,14 +23,14 @@ import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import torch
 from pydantic import JsonValue
 
 from dipole.schemas import ItemError
-from dipole_rewards.reward import Golden, Group, Pixels, Scores
+from dipole_rewards.reward import BatchedReward, Golden, Group, Pixels, Scores
 from dipole_rewards.rewards.clip_model import load_encoder
 from dipole_rewards.rewards.geneval_colours import Colourist, cut_out
 from dipole_rewards.rewards.geneval_detector import Detector, load_detector, padded_sides
@@ -52,7 +52,7 @@ class Task:
     asked: Metadata
 
 
-class GenEval(WeightedReward):
+class GenEval(BatchedReward, WeightedReward):
     """Images of several prompts share forward passes where they are of one size."""
 
     name = "geneval"
@@ -61,7 +61,7 @@ class GenEval(WeightedReward):
 
     def __init__(self, detector: Detector, colourist: Colourist, golden: GoldenScore, revision: str) -> None:
         self.detector, self.colourist, self.known, self.model_revision = detector, colourist, golden, revision
-        self.pieces: Any = InPieces(self.name, batch=BATCH)  # Any: it cuts whatever sequence it is given
+        self.pieces = InPieces(self.name, batch=BATCH)
 
     @classmethod
     def open(cls, settings: WeightSettings, device: str) -> Self:
@@ -76,10 +76,6 @@ class GenEval(WeightedReward):
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
         seeing = load_detector(detector, shape, device)
         return cls(seeing, Colourist(encoder), golden, revision(detector, weights))
-
-    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        (scores,) = self.score_groups([Group(prompt, images, metadata)])
-        return scores
 
     @torch.inference_mode()
     def score_groups(self, groups: Sequence[Group]) -> list[Scores]:

@@ -17,6 +17,7 @@ from torch.nn import functional
 from dipole_rewards.reward import Pixels
 from dipole_rewards.rewards.clip_images import cropped
 from dipole_rewards.rewards.clip_model import Encoder
+from dipole_rewards.rewards.clip_reward import embedded
 from dipole_rewards.rewards.geneval_detector import Segment
 from dipole_rewards.rewards.geneval_judging import COLOURS
 from dipole_rewards.rewards.group import MAX_ASPECT
@@ -50,9 +51,9 @@ class Colourist:
     def words(self, kind: str) -> Tensor:
         """(10, D): what each colour of that class is called, unit vectors."""
         if kind not in self._known:
-            sentences = [[template.format(colour=colour, kind=kind) for template in TEMPLATES] for colour in COLOURS]
-            means = [torch.stack([self.encoder.text(one) for one in three]).mean(0) for three in sentences]
-            self._known[kind] = functional.normalize(torch.stack(means), dim=-1)
+            sentences = [template.format(colour=colour, kind=kind) for colour in COLOURS for template in TEMPLATES]
+            means = embedded(self.encoder, sentences).unflatten(0, (len(COLOURS), len(TEMPLATES))).mean(1)
+            self._known[kind] = functional.normalize(means, dim=-1)
         return self._known[kind]
 
 

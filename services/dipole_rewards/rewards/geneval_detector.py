@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -156,7 +157,7 @@ def load_detector(weights: Path, config: Path, device: str) -> Detector:
         if shape.num_labels != len(CLASSES):
             raise ValueError(f"it tells {shape.num_labels} classes apart, and COCO's instances are of {len(CLASSES)}")
         network: Any = exactly(Mask2FormerForUniversalSegmentation, shape, _own(state, shape), torch.float32)
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, StrictDataclassError) as error:
         raise ConfigurationError(f"{weights} is not the Mask2Former that {config} describes: {error}") from error
     return Detector(network.eval().requires_grad_(False).to(device))
 

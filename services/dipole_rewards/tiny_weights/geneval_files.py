@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
+from transformers.utils import logging as transformers_logging
 
 from dipole_rewards.rewards.geneval_judging import CLASSES
 from dipole_rewards.tiny_weights.clip_files import BIASES, clip
@@ -49,6 +51,7 @@ def mask2former(folder: Path) -> None:
     lively[f"{PIXELS}.bias"] += OUTSIDE
     lively[f"{QUERIES}.bias"] -= OUTSIDE
     model.load_state_dict(lively)
+    transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     model.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(MASK2FORMER))
     state = {name: value for name, value in load_file(folder / "model.safetensors").items() if ".swin." not in name}
@@ -62,6 +65,7 @@ def _lively(name: str, value: Tensor) -> Tensor:
     if value.ndim == 1:
         norm = "norm" in name or name.startswith("criterion") or ".adapter_1.1." in name or ".layer_1.1." in name
         return value if norm else torch.randn_like(value) * BIASES
-    inputs = 1 if "queries" in name or "level_embed" in name or "bias_table" in name else value[0].numel()
+    alone = "queries" in name or "level_embed" in name or "bias_table" in name
+    inputs: int = 1 if alone else value[0].numel()
     gain = next((gain for part, gain in GAINS.items() if part in name), 1.0)
-    return torch.randn_like(value) / inputs**0.5 * gain
+    return torch.randn_like(value) * (gain / math.sqrt(inputs))
