@@ -11,8 +11,8 @@ lost here (a message, an answer, all of Redis) is asked again by the trainer, wh
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypedDict, cast
 
@@ -20,14 +20,18 @@ import numpy as np
 import redis
 from celery import Celery
 from numpy.typing import NDArray
+from redis.connection import PythonRespSerializer
 
 from dipole.errors import DipoleError, InvalidInput, TooLarge
+from dipole.images import digests, pixels_of
 from dipole.schemas import MAX_BODY_BYTES
 
 RANK_TASK = "dipole.rank"
 VISIBILITY_S = 60  # a message nobody acknowledged comes back after this; tasks are shorter, or no-ops when repeated
 CLAIM_TTL_S = 5.0  # a killed lane's work is free again after this; a living lane renews its claims
 LANE_IDLE_S = 900.0  # a reward nobody ranked with for so long needs no lane
+UNCOPIED_BYTES = 6000  # a longer value is sent from where it lies
+PIECE_BYTES = 2**20  # read at once: memory for so much is at hand, megabytes more would be mapped page by page
 MAX_WAIT_S = 5.0  # longest single blocking read, below the socket timeout
 
 _ANNOUNCE = "dipole:lanes:announce"
@@ -76,57 +80,69 @@ def celery_app(redis_url: str) -> Celery:
 
 
 def connect(redis_url: str) -> redis.Redis:
-    """A Redis client whose calls end: five seconds to connect, fifteen for any answer."""
-    return redis.Redis.from_url(
+    """A Redis client whose calls end: five seconds to connect, fifteen for any answer.
+
+    Answers are parsed by hiredis; commands are not packed by it, because it copies a group's megabytes twice.
+    """
+    client = redis.Redis.from_url(
         redis_url, socket_connect_timeout=5, socket_timeout=MAX_WAIT_S + 10, health_check_interval=30
     )
+    packer = PythonRespSerializer(UNCOPIED_BYTES, client.get_encoder().encode)
+    client.connection_pool.connection_kwargs["command_packer"] = packer
+    return client
 
 
 class CandidateStore:
-    """Groups' images in Redis, once each, under the hash of their content, until `ttl_s` after the last use."""
+    """Groups' images in Redis, once each, under the hash of their content, until `ttl_s` after the last use.
+
+    A value is the bare pixels: they travel from one array into another without being copied or parsed on the way.
+    The reference says the rest: `sha256:<hex>:24x512x512` is uint8 (24, 512, 512, 3).
+    """
 
     def __init__(self, client: redis.Redis, ttl_s: int) -> None:
         self._redis, self._ttl_s = client, ttl_s
 
     @staticmethod
-    def encode(images: NDArray[np.uint8]) -> tuple[str, bytes]:
-        """(reference, npy bytes) of uint8 (K, H, W, 3)."""
+    def reference(images: NDArray[np.uint8]) -> str:
+        """The name of uint8 (K, H, W, 3): equal for equal images, whoever computes it."""
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.size == 0:
             raise InvalidInput(
                 f"images: expected uint8 (K, H, W, 3), got {images.dtype} {images.shape}", field="images"
             )
         if images.nbytes > MAX_BODY_BYTES:
             raise TooLarge(f"images: a group of {images.nbytes} bytes exceeds {MAX_BODY_BYTES}", field="images")
-        buffer = io.BytesIO()
-        np.save(buffer, np.ascontiguousarray(images), allow_pickle=False)
-        data = buffer.getvalue()
-        return f"sha256:{hashlib.sha256(data).hexdigest()}", data
+        whole = hashlib.sha256(b"".join(digests([pixels_of(image) for image in images])))
+        return f"sha256:{whole.hexdigest()}:{'x'.join(map(str, images.shape[:3]))}"
 
-    def put(self, images: NDArray[np.uint8]) -> str:
-        """Store a group's images unless they are there already; returns their reference."""
-        reference, data = self.encode(images)
-        key = f"dipole:candidates:{reference}"
-        if not self._redis.expire(key, self._ttl_s):
-            self._redis.set(key, data, ex=self._ttl_s)
-        return reference
+    def put(self, reference: str, images: NDArray[np.uint8]) -> bool:
+        """Store a group's images; whether they were not there already."""
+        known = bool(self._redis.expire(_key(reference), self._ttl_s))
+        if not known:
+            self._redis.set(_key(reference), pixels_of(images), ex=self._ttl_s)
+        return not known
 
     def drop(self, references: Sequence[str]) -> None:
         """Free images before their time; whoever still needs them finds them missing and says so."""
         if references:
-            self._redis.unlink(*(f"dipole:candidates:{reference}" for reference in references))
+            self._redis.unlink(*map(_key, references))
 
     def get(self, reference: str) -> NDArray[np.uint8]:
-        """The images, checked against their reference. Raises MissingCandidates."""
-        key = f"dipole:candidates:{reference}"
-        size = self._redis.strlen(key)
-        if size > MAX_BODY_BYTES + 1024:
-            raise TooLarge(f"candidates {reference}: {size} bytes exceed {MAX_BODY_BYTES}", field="candidates")
-        data = cast("bytes | None", self._redis.get(key))
-        if data is None:
-            raise MissingCandidates(f"candidates {reference} are not in Redis")
-        if f"sha256:{hashlib.sha256(data).hexdigest()}" != reference:
-            raise MissingCandidates(f"candidates {reference} do not match their hash")
-        return cast("NDArray[np.uint8]", np.load(io.BytesIO(data), allow_pickle=False))
+        """The images. Raises MissingCandidates where there are none, or not all of their bytes."""
+        shape = (*map(int, reference.rpartition(":")[2].split("x")), 3)
+        pixels = np.empty(math.prod(shape), np.uint8)
+        for start in range(
+            0, pixels.size, PIECE_BYTES
+        ):  # memory for a small answer is at hand, for a large one it is not
+            piece = pixels[start : start + PIECE_BYTES]
+            data = cast("bytes", self._redis.getrange(_key(reference), start, start + piece.size - 1))
+            if len(data) != piece.size:
+                raise MissingCandidates(f"candidates {reference} are not in Redis")
+            piece[:] = np.frombuffer(data, np.uint8)
+        return pixels.reshape(shape)
+
+
+def _key(reference: str) -> str:
+    return f"dipole:candidates:{reference}"
 
 
 class Board:
