@@ -121,11 +121,11 @@ class CeleryRanker:
     def submit(self, group: Group) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
         now = time.monotonic()
-        reference, _ = CandidateStore.encode(group.images)
+        reference = CandidateStore.reference(group.images)
         self._flight.add(group, now)
         self._stored[group.id] = reference
         self._refresh(now)
-        stored = self._try(lambda: self._store.put(group.images))
+        stored = self._try(lambda: self._store.put(reference, group.images))
         for name, reward in self._rewards.items():
             question = _Question(
                 group=group,
@@ -246,7 +246,7 @@ class CeleryRanker:
             question.due, question.scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
             question.due, question.scheduled = now, True
-            if self._try(lambda: self._store.put(question.group.images)) is None:
+            if self._try(lambda: self._store.put(question.candidates, question.group.images)) is None:
                 question.due = now + 1
         elif answer["status"] == "failed" and answer["retryable"]:
             question.failures += 1
