@@ -25,10 +25,10 @@ def context(name: str | None, tls_dir: Path | None) -> ssl.SSLContext | bool:
         return True
     folder = _folder(name, tls_dir)
     ca, client, key = (folder / each for each in (CA, CLIENT, KEY))
-    if not ca.is_file() and not client.is_file():
-        raise ConfigurationError(f"tls {name!r}: {folder} holds neither {CA} nor {CLIENT}: put one of them there")
     if key.is_file() and not client.is_file():
         raise ConfigurationError(f"tls {name!r}: {folder} holds {KEY}, but no {CLIENT} that belongs to it")
+    if not ca.is_file() and not client.is_file():
+        raise ConfigurationError(f"tls {name!r}: {folder} holds neither {CA} nor {CLIENT}: put one of them there")
     if ca.is_file():
         try:
             made = ssl.create_default_context(cafile=str(ca))
@@ -60,9 +60,7 @@ def _folder(name: str, tls_dir: Path | None) -> Path:
 
 def _identify(made: ssl.SSLContext, name: str, client: Path, key: Path) -> None:
     def no_password() -> str:
-        raise ConfigurationError(
-            f"tls {name!r}: {key.name} of {client.parent} is encrypted: store it without a password"
-        )
+        raise ConfigurationError(f"tls {name!r}: {key} is encrypted: store it without a password")
 
     try:
         made.load_cert_chain(client, key if key.is_file() else None, password=no_password)

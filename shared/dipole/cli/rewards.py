@@ -1,4 +1,4 @@
-"""`dipole rewards …`: serve a reward, register endpoints or all that a file declares, check any against the protocol."""
+"""`dipole rewards …`: serve a reward, register endpoints or all that a file declares, check any of them."""
 
 from __future__ import annotations
 
