@@ -46,12 +46,16 @@ class Mode(ABC):
     def tasks(self) -> list[str]:
         """The tasks in use, and whatever else shapes this mode's judgements: its part of the recipe."""
 
+    def title(self) -> str:
+        """How the recipe names this mode."""
+        return self.name
+
     def recipe(self) -> str:
-        """Version of everything around the model, as in pointwise:aesthetics:0f3a…"""
+        """Version of everything around the model, as in pairwise:aesthetics:0f3a…"""
         settings = self.settings
         asked = [settings.judge_max_side, settings.judge_max_tokens, settings.judge_extra, self.structured]
         digest = rubric.fingerprint([self.rubric.system(task) for task in self.tasks()], asked, RECIPE)
-        return f"{self.name}:{self.rubric.name[:64]}:{digest}"
+        return f"{self.title()}:{self.rubric.name[:64]}:{digest}"
 
     def messages(self, task: str, prompt: str, labelled: Mapping[str, str]) -> list[Message]:
         return [self.rubric.system(task), rubric.user(prompt, labelled)]

@@ -41,6 +41,9 @@ class Pointwise(Mode):
             self.reads = "json"
             await self.settle_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, tab)
 
+    def title(self) -> str:
+        return f"{self.name}-{self.reads}"
+
     def tasks(self) -> list[str]:
         return [YES_OR_NO if self.reads == "logprobs" else ZERO_TO_100]
 
