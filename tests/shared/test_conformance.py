@@ -19,6 +19,8 @@ from . import wrong_servers
 from .wrong_servers import KEY, WRONG, Bend, Bent, Wrong
 
 Server = tuple[str, Bent]
+SLOW = "refuses_huge_bodies"  # two seconds in which our service waits for what else is sent
+QUICK = [check.name for check in CHECKS if check.name != SLOW]
 
 
 @pytest.fixture(scope="module")
@@ -81,12 +83,21 @@ def test_requests_that_are_rare_are_asked_too(server: Server, name: str) -> None
 @pytest.mark.parametrize("kind", ["only_ranks", "always_later", "in_other_words"])
 def test_right_servers_of_other_kinds_pass(server: Server, kind: str) -> None:
     """Ranks alone with calibrated: false, 202 for everything, and problems in other words are right, strictly."""
-    assert named(check(server, getattr(wrong_servers, kind)), "failed") == {}
+    assert named(check(server, getattr(wrong_servers, kind), *QUICK), "failed") == {}
+
+
+def test_a_reward_that_needs_metadata_is_given_some(server: Server) -> None:
+    """Without metadata its nulls are no failure, and said; with metadata it is tested as any other."""
+    assert (
+        "give --metadata" in named(check(server, wrong_servers.needs_metadata, *QUICK), "skipped")["scores_something"]
+    )
+    results = conformance.run(server[0], key=KEY, metadata={"include": [{"class": "dog"}]}, only=QUICK)
+    assert {result.outcome for result in results} == {"passed"}
 
 
 def test_people_are_not_waited_for(server: Server) -> None:
     """An endpoint that answers 202 and not today fails nothing: what needs an answer is skipped, and cancelled."""
-    results = check(server, wrong_servers.people, timeout_s=1.5)
+    results = check(server, wrong_servers.people, *QUICK, timeout_s=1.5)
     assert named(results, "failed") == {}
     assert "had no result" in named(results, "skipped")["ranks_json"]
     assert results["refuses_huge_images"].outcome == "passed"
@@ -94,7 +105,7 @@ def test_people_are_not_waited_for(server: Server) -> None:
 
 def test_a_small_server_passes_with_warnings(server: Server) -> None:
     """What twenty lines leave out is warned of, and fails only strictly."""
-    lax = named(check(server, wrong_servers.small, strict=False), "warning")
+    lax = named(check(server, wrong_servers.small, *QUICK, strict=False), "warning")
     assert set(lax) == {"metrics", "idempotent", "refuses_unknown_fields", "problem_json"}
     assert named(check(server, wrong_servers.small, *lax), "failed").keys() == lax.keys()
 
@@ -147,11 +158,14 @@ def test_the_command_exits_with_1_and_writes_junit(tmp_path: Path) -> None:
 
 
 def test_what_cannot_be_run_is_told_in_a_sentence() -> None:
-    """A check that does not exist is answered with those that do; a URL must be one."""
+    """A check that does not exist is answered with those that do; a URL and metadata must be such."""
     with pytest.raises(InvalidInput, match="'rank_json'; the checks are alive, metrics, info"):
         conformance.run("http://127.0.0.1:9", only=["rank_json"])
     with pytest.raises(InvalidInput, match=r"must be http\(s\)"):
         conformance.run("127.0.0.1:9")
+    for text, said in (("{", "is not JSON"), ("[1]", "must be a JSON object")):
+        outcome = CliRunner().invoke(rewards_cli, ["check", "http://127.0.0.1:9", "--metadata", text])
+        assert said in str(outcome.exception)
 
 
 def test_every_check_states_its_fact_and_what_to_do() -> None:

@@ -516,7 +516,7 @@ WRONG: dict[str, Wrong] = {
     "unpickles": Wrong(
         refusals(lambda asked, answer: reply({}, 500) if b"x-npy" in asked.body else answer), "refuses_pickles", "500"
     ),
-    "waits for a terabyte": Wrong(straight, "refuses_huge_bodies", "no answer within", patient=True),
+    "waits for a terabyte": Wrong(straight, "refuses_huge_bodies", "no answer within", patient=True, timeout_s=3),
     "any ranking is pending": Wrong(
         refusals(lambda asked, answer: reply({"id": "x"}, 202) if "/v1/rankings/" in asked.path else answer),
         "unknown_rankings",
@@ -562,6 +562,15 @@ async def only_ranks(asked: Asked, forward: Forward) -> Answer:
     if asked.path == "/v1/info":
         return await info(calibrated=False)(asked, forward)
     return await each(lambda _: {"score": None})(asked, forward)
+
+
+async def needs_metadata(asked: Asked, forward: Forward) -> Answer:
+    """Scores nothing without metadata, and says so: as GenEval does."""
+    sent = asked.json or (b'"metadata": {' in asked.body and {"metadata": True})
+    if asked.ranks and not (isinstance(sent, dict) and sent.get("metadata")):
+        error = {"code": "missing_metadata", "message": "needs metadata.include"}
+        return await each(lambda _: {"score": None, "rank": None, "error": error})(asked, forward)
+    return await forward(asked)
 
 
 async def always_later(asked: Asked, forward: Forward) -> Answer:

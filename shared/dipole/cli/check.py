@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 import typer
 from rich.console import Console
+
+from dipole.errors import InvalidInput
 
 
 def check(
@@ -16,6 +19,9 @@ def check(
         str | None, typer.Option(help="Bearer key of the endpoint.", envvar="DIPOLE_CHECK_KEY", show_envvar=True)
     ] = None,
     strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
+    metadata: Annotated[
+        str | None, typer.Option(help="Metadata as JSON, sent along for a reward that scores nothing without it.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML to this file.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run only the check of this name; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
@@ -32,6 +38,7 @@ def check(
         results = conformance.run(
             url,
             key=key,
+            metadata=_object(metadata),
             timeout_s=timeout,
             only=only or (),
             strict=strict,
@@ -42,3 +49,13 @@ def check(
         ElementTree.ElementTree(report.junit(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def _object(text: str | None) -> dict[str, Any] | None:
+    try:
+        found = None if text is None else json.loads(text)
+    except ValueError as error:
+        raise InvalidInput(f"--metadata is not JSON: {error}", field="metadata") from None
+    if found is not None and not isinstance(found, dict):
+        raise InvalidInput("--metadata must be a JSON object", field="metadata")
+    return found

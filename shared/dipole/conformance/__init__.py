@@ -11,7 +11,8 @@ judges, `answers`, `refusals` and `under_load` are the checks, `report` prints.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
+from typing import Any
 
 import httpx
 
@@ -31,17 +32,21 @@ def run(
     url: str,
     *,
     key: str | None = None,
+    metadata: Mapping[str, Any] | None = None,
     transport: httpx.BaseTransport | None = None,
     timeout_s: float = 30.0,
     only: Collection[str] = (),
     strict: bool = True,
     on_result: Callable[[Result], None] = lambda _: None,
 ) -> list[Result]:
-    """Run every check in order, or `only` those named; a check that fails does not stop the next."""
+    """Run every check in order, or `only` those named; a check that fails does not stop the next.
+
+    `metadata` is sent along for rewards that score nothing without it.
+    """
     names = [check.name for check in CHECKS]
     if unknown := sorted(set(only) - set(names)):
         raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
-    target = Target(url, key=key, transport=transport, timeout_s=timeout_s)
+    target = Target(url, key=key, metadata=metadata, transport=transport, timeout_s=timeout_s)
     results: list[Result] = []
     try:
         for check in CHECKS:

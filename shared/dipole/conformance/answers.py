@@ -94,9 +94,12 @@ def scores_something(target: Target) -> None:
     A trainer learns nothing from groups of nulls; if the reward cannot judge a grey image with a square, ignore this.
     """
     ranking = target.rank(inputs.request([*map(inputs.swatch, range(3)), inputs.noise(64)]))
-    if all(item.rank is None for item in ranking.results):
-        reason = ranking.results[0].error
-        raise Failed(f"four images, four nulls: {reason.message if reason else 'no reason given'}")
+    reasons = [item.error for item in ranking.results if item.rank is None and item.error is not None]
+    if len(reasons) < len(ranking.results):
+        return
+    if target.metadata is None and all(reason.code == "missing_metadata" for reason in reasons):
+        raise Skipped(f"give --metadata: {reasons[0].message}")
+    raise Failed(f"four images, four nulls: {reasons[0].message}")
 
 
 @must
@@ -117,7 +120,8 @@ def ranks_multipart(target: Target) -> None:
     """
     if not target.info.multipart:
         raise Skipped("/v1/info says multipart: false")
-    request, arguments = inputs.multipart(images.NPY if images.NPY in target.info.media_types else "image/png")
+    kind = images.NPY if images.NPY in target.info.media_types else "image/png"
+    request, arguments = inputs.multipart(kind, target.metadata)
     target.rank(request, **arguments)
 
 

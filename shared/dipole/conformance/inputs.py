@@ -63,9 +63,9 @@ def with_image(image: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def multipart(kind: str) -> tuple[dict[str, Any], dict[str, Any]]:
+def multipart(kind: str, metadata: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
     """A request, and the httpx arguments that send it as multipart with parts of this media type."""
-    asked = request()
+    asked = request(metadata=metadata)
     for candidate in asked["candidates"]:
         candidate["image"] = {"media_type": kind}
     files = [

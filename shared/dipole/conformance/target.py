@@ -64,8 +64,16 @@ class Reply:
 class Target:
     """Ways to ask the endpoint. `waits` is True once a plain request had no result in time: people, batch judges."""
 
-    def __init__(self, url: str, *, key: str | None, transport: httpx.BaseTransport | None, timeout_s: float) -> None:
-        self.url, self.key, self.timeout_s = url.rstrip("/"), key, timeout_s
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str | None,
+        metadata: Mapping[str, Any] | None,
+        transport: httpx.BaseTransport | None,
+        timeout_s: float,
+    ) -> None:
+        self.url, self.key, self.metadata, self.timeout_s = url.rstrip("/"), key, metadata, timeout_s
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise InvalidInput(f"the URL must be http(s)://host[:port][/path], not {url!r}", field="url")
@@ -101,8 +109,10 @@ class Target:
             raise Unreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
         return Reply(response.status_code, response.headers, bytes(body))
 
-    def post(self, request: Mapping[str, Any], **kw: Any) -> Reply:
-        """POST /v1/rank of a JSON request, sent as it is: also what is no valid JSON value elsewhere."""
+    def post(self, request: Any, **kw: Any) -> Reply:
+        """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs."""
+        if self.metadata is not None and isinstance(request, dict):
+            request = {"metadata": self.metadata, **request}
         headers = {"content-type": "application/json", **kw.pop("headers", {})}
         return self.ask("POST", "v1/rank", content=json.dumps(request).encode(), headers=headers, **kw)
 
