@@ -22,6 +22,7 @@ from pydantic import BaseModel, ValidationError
 from dipole import web
 from dipole.breaker import CircuitBreaker
 from dipole.errors import RewardError
+from dipole.replicas import Replicas
 
 CONNECT_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
@@ -94,14 +95,10 @@ class Connection:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "dipole"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
-        self.http = httpx.Client(
-            headers=headers,
-            verify=verify,
-            transport=transport,
-            follow_redirects=False,
-            trust_env=False,
-            limits=httpx.Limits(max_connections=256, max_keepalive_connections=64),
-        )
+        if transport is None:
+            limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
+            transport = Replicas(httpx.HTTPTransport(verify=verify, limits=limits, trust_env=False))
+        self.http = httpx.Client(headers=headers, transport=transport, follow_redirects=False, trust_env=False)
 
     @contextmanager
     def circuit(self) -> Iterator[None]:
