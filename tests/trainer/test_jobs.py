@@ -10,18 +10,19 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import sqlalchemy as sa
+from alembic.config import Config
 from pydantic import SecretStr
 
 from dipole.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
 from dipole_trainer import transitions
-from dipole_trainer.catalogue import Catalogue
+from dipole_trainer.catalogue import Catalogue, endpoint_of
 from dipole_trainer.database import Database, _alembic
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import JobStore, upgrade
@@ -110,6 +111,50 @@ def test_migrations_go_down_again(url: str) -> None:
         command.downgrade(_alembic(connection), "base")
     assert sa.inspect(database.engine).get_table_names() == ["alembic_version"]
     database.close()
+
+
+def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str) -> None:
+    """Migrating from the revision before keeps each row, its key too; the way back drops what cannot be asked there."""
+    from alembic import command
+
+    database = Database(url)
+
+    def migrate(move: Callable[[Config, str], None], revision: str) -> None:
+        with database.engine.begin() as connection:
+            move(_alembic(connection), revision)
+
+    migrate(command.downgrade, "0002")
+    columns = "(name, url, key, description, created_at)"
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"INSERT INTO rewards {columns} VALUES ('shapes', 'http://127.0.0.1:1', 'secret', 'd', 5.0)"
+        )
+    migrate(command.upgrade, "head")
+    catalogue = Catalogue(database)
+    row = catalogue.reward("shapes")
+    assert (row.description, row.created_at) == ("d", 5.0)
+    assert endpoint_of(row) == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
+    judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
+    catalogue.put_reward("judge", judge)
+    assert endpoint_of(catalogue.reward("judge")) == judge
+    migrate(command.downgrade, "0002")
+    with database.engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT name, key FROM rewards").all() == [("shapes", "secret")]
+    migrate(command.upgrade, "head")
+    database.close()
+
+
+def test_registering_again_says_what_changed(store: JobStore) -> None:
+    """New is None, the same is nothing, and otherwise the fields by name; options are kept as the kind reads them."""
+    catalogue = Catalogue(store.database)
+    judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"max_candidates": "8"})
+    assert catalogue.put_reward("judge", judge)[1] is None
+    assert catalogue.put_reward("judge", judge)[1] == []
+    moved = judge.model_copy(update={"url": "https://127.0.0.1:3", "key": SecretStr("k"), "tls": "team"})
+    row, changed = catalogue.put_reward("judge", moved, description="d")
+    assert changed is not None
+    assert sorted(changed) == ["description", "key", "tls", "url"]
+    assert row.options == {"max_candidates": 8}
 
 
 @pytest.mark.parametrize("bad", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense"])
@@ -474,20 +519,52 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
         "",
         "http://127.0.0.1:1/\x7f",
         "http://127.0.0.1/" + "a" * 70_000,
+        "http://@127.0.0.1/",
+        "http://127.0.0.1/?",
+        "http://127.0.0.1/#",
+        "http://127.0.0.1:0/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::2]/",
+        "http://127.0.0.1.evil.example/",
+        "http://evil.example./",
+        "http://.example.org/",
+        "http://example.org./",
+        "http://ⓔxample.org/",
+        "http://a。example.org/",
+        "http://only.lan:8402",
+        "http://only.lan",
+        "https://[::9]:8443",
     ],
 )
 def test_a_reward_url_off_the_allowed_hosts_is_refused(url: str) -> None:
     """Whatever a URL pretends, only plain HTTP to an allowed host passes."""
     with pytest.raises(InvalidInput):
-        check_reward_url(url, ["127.0.0.1", "*.example.org"], field="url")
+        check_reward_url(url, ["127.0.0.1", "*.example.org", "::1", "only.lan:8401", "[::9]:443"], field="url")
 
 
 def test_allowed_reward_urls_lose_only_their_last_slash() -> None:
-    """`*.` stands for hosts below a domain; case does not matter; IPv6 works."""
-    hosts = ["127.0.0.1", "*.example.org", "::1"]
+    """`*.` stands for hosts below a domain, `:port` for that port; case, a root dot and IPv6's forms do not matter."""
+    hosts = ["127.0.0.1", "*.example.org", "::1", "only.lan:8401", "[::9]:443", "Web.LAN.:80"]
     assert check_reward_url("http://127.0.0.1:8401/", hosts, field="url") == "http://127.0.0.1:8401"
     assert check_reward_url("https://A.Example.org/x", hosts, field="url") == "https://A.Example.org/x"
     assert check_reward_url("http://[::1]:1", hosts, field="url") == "http://[::1]:1"
+    for url in (
+        "http://[0:0:0:0:0:0:0:1]:8401/x", "HTTP://127.0.0.1:65535", "http://127.0.0.1.", "https://a.example.org.",
+        "https://A.B.EXAMPLE.org", "http://ONLY.lan:8401", "https://[::9]", "http://[0::9]:443", "http://web.lan",
+    ):  # fmt: skip
+        assert check_reward_url(url, hosts, field="url") == url
+
+
+def test_what_is_said_of_a_wrong_url_does_not_repeat_its_password() -> None:
+    """The field is named; userinfo may be a secret, and the message goes to logs and callers."""
+    for url in ("http://ann:pass-word@127.0.0.1", "http://ann:pass-word@[::1", "ftp://ann:pass-word@h"):
+        with pytest.raises(InvalidInput) as caught:
+            check_reward_url(url, ["127.0.0.1"], field="rewards[0].url")
+        assert "pass-word" not in str(caught.value)
+        assert "rewards[0].url" in str(caught.value)
 
 
 def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:
