@@ -66,3 +66,63 @@ def test_what_cannot_be_registered_is_told_in_a_sentence(api_url: str, words: li
     done = CliRunner().invoke(app, ["rewards", "register", *words, "--api", api_url, "--key", KEY])
     assert done.exit_code == 1
     assert said in done.output
+
+
+def test_a_kind_is_registered_with_its_options(api_url: str) -> None:
+    """--kind, --option, --tls and --description reach the API, which refuses what the kind does not take."""
+    words = ["rewards", "register", "judge=https://127.0.0.1:8000", "--kind", "vllm-score", "--tls", "lan"]
+    reached = ["--api", api_url, "--key", KEY]
+    done = CliRunner().invoke(app, [*words, "--option", "model=a=b", "--option", "max_candidates=8", *reached])
+    assert done.exit_code == 0, done.output
+    assert "judge is at https://127.0.0.1:8000 (vllm-score): registered" in done.output
+    with Api(api_url, KEY) as api:
+        found = api.get("/v1/rewards/judge")
+    assert (found["kind"], found["options"], found["tls"]) == (
+        "vllm-score", {"model": "a=b", "max_candidates": 8}, "lan",
+    )  # fmt: skip
+    for wrong, said in (("modl=x", "options.modl"), ("model", "must read NAME=VALUE")):
+        done = CliRunner().invoke(app, [*words, "--option", wrong, *reached])
+        assert done.exit_code == 1
+        assert said in done.output
+
+
+def test_a_file_is_applied_and_what_changed_is_told(
+    api_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Again without change; then by field; rewards that it does not name stay and are named. No key is printed."""
+    monkeypatch.setenv("A_KEY", "secret-of-the-rewards")
+    file = tmp_path / "rewards.toml"
+    text = '[rewards.a]\nurl = "http://127.0.0.1:1"\nkey_env = "A_KEY"\n[rewards.b]\nurl = "http://127.0.0.1:{port}"\n'
+
+    def apply(port: int) -> str:
+        file.write_text(text.format(port=port))
+        done = CliRunner().invoke(app, ["rewards", "apply", str(file), "--api", api_url, "--key", KEY])
+        assert done.exit_code == 0, done.output
+        assert "secret-of-the-rewards" not in done.output
+        return done.output
+
+    first = apply(2)
+    assert "a is at http://127.0.0.1:1 (dipole): registered" in first
+    assert "left as they are" not in first
+    with Api(api_url, KEY) as api:
+        api.post("/v1/rewards", {"name": "other", "url": "http://127.0.0.1:9"})
+        assert api.get("/v1/rewards/a")["has_key"]
+    assert apply(2).count(": unchanged") == 2
+    monkeypatch.setenv("A_KEY", "another-secret-of-them")
+    last = apply(3)
+    assert "a is at http://127.0.0.1:1 (dipole): changed key" in last
+    assert "b is at http://127.0.0.1:3 (dipole): changed url" in last
+    assert f"not in {file}, left as they are: other" in last
+
+
+def test_a_file_that_the_api_refuses_names_the_entry(api_url: str, tmp_path: Path) -> None:
+    """And a file that is not right is not even sent."""
+    file = tmp_path / "rewards.toml"
+    for text, said in (
+        ('[rewards.a]\nurl = "http://elsewhere.example"\n', "rewards.a: url names elsewhere.example"),
+        ('[rewards.a]\nurl = "http://127.0.0.1:1"\nkey = "x"\n', "rewards.a: key: secrets are not in this file"),
+    ):
+        file.write_text(text)
+        done = CliRunner().invoke(app, ["rewards", "apply", str(file), "--api", api_url, "--key", KEY])
+        assert done.exit_code == 1
+        assert said in done.output
