@@ -550,6 +550,20 @@ def test_a_group_ends_at_its_deadline(start: Start) -> None:
     assert "503: warming up" in scores.errors[0].message
 
 
+def test_a_tournament_ends_at_its_deadline_too(start: Start) -> None:
+    """What was compared until then orders the group, and nothing is asked any more."""
+
+    def slowing(question: Question) -> Answer:
+        return Answer(prefers_bright(question).body, after_s=60 if len(server.questions) > 60 else 0)
+
+    server = start(slowing)
+    reward = judge(server, judge_mode="pairwise", judge_deadline_s=1.5, judge_concurrency=4)
+    scores = score(reward, *range(0, 240, 20))
+    assert None not in scores.scores
+    assert np.corrcoef(np.array(scores.scores, float), range(12))[0, 1] > 0.9
+    assert len(server.questions) == scores.usage["calls"] + 1 == 64
+
+
 def test_usage_has_its_price(start: Start) -> None:
     """Tokens of the group's answers times the prices of a million; a failed request has no price."""
     server = start(says_yes)

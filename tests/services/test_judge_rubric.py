@@ -168,18 +168,18 @@ def test_p_of_a_token_that_was_hardly_likely_says_nothing(given: list[tuple[str,
 @pytest.mark.parametrize(
     ("settings", "said"),
     [
-        ({"judge_url": "http://judge.example/v1"}, "must be https"),
+        ({"judge_url": "http://judge.example/v1"}, "DIPOLE_JUDGE_URL: Value error, must be https"),
         ({"judge_url": "ftp://127.0.0.1/v1"}, "must read like"),
         ({"judge_url": "127.0.0.1:8000"}, "must read like"),
         ({"judge_url": "https://me:secret@judge.example/v1"}, "neither a key nor a query"),
         ({"judge_url": "https://judge.example/v1?key=secret"}, "neither a key nor a query"),
         ({"judge_extra": {"messages": [], "n": 2}}, "messages, n cannot be set"),
-        ({"judge_usd_per_million_prompt_tokens": 1}, "for prompt and completion tokens, or for neither"),
+        ({"judge_usd_per_million_prompt_tokens": 1}, "DIPOLE_JUDGE_USD_PER_MILLION_COMPLETION_TOKENS"),
     ],
 )
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said: str) -> None:
     """At start, with a sentence that does not repeat a secret."""
-    with pytest.raises(ConfigurationError, match="DIPOLE_") as caught:
+    with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_") as caught:
         load(JudgeSettings, **{"judge_url": LOCAL, "judge_model": "vlm", **settings})
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)

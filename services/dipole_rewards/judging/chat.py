@@ -159,6 +159,8 @@ class Chat:
     async def _persist(self, messages: list[Message], fields: dict[str, Any], tab: Tab) -> _Completion:
         """Ask until there is an answer, no hope, or no time."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
+        if loop.time() >= tab.deadline:
+            raise CallFailed("timeout", "the group's deadline had passed")  # a request would be sent and given up
         try:
             async with asyncio.timeout_at(tab.deadline):
                 for attempt in itertools.count():

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from dipole.web import is_loopback
@@ -18,10 +18,10 @@ class JudgeSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
 
-    judge_url: str = Field(description="Base URL of the chat endpoint, up to /v1: https, or http on this machine.")
     judge_insecure: bool = Field(
         default=False, description="Allow http to other machines: key, prompts and images travel unencrypted."
     )
+    judge_url: str = Field(description="Base URL of the chat endpoint, up to /v1: https, or http on this machine.")
     judge_key: SecretStr | None = Field(default=None, min_length=1, description="The endpoint's API key.")
     judge_model: str = Field(min_length=1, max_length=200, description="The model's name at the endpoint.")
     judge_model_revision: str | None = Field(
@@ -51,9 +51,9 @@ class JudgeSettings(BaseSettings):
     judge_requests_per_minute: float | None = Field(
         default=None, gt=0, description="Requests a minute, evenly spaced; as many as go if unset."
     )
-    judge_call_timeout_s: float = Field(default=60.0, gt=0, description="Seconds one request may take.")
+    judge_call_timeout_s: float = Field(default=30.0, gt=0, description="Seconds one request may take.")
     judge_deadline_s: float = Field(
-        default=240.0, gt=0, description="Seconds one group may take; keep it below DIPOLE_REWARD_ANSWER_TIMEOUT_S."
+        default=50.0, gt=0, description="Seconds one group may take; keep it below the `timeout_s` of the job's reward."
     )
     judge_retries: int = Field(
         default=3, ge=0, le=20, description="Repeats of a failed request; 429 and 503 are repeated up to the deadline."
@@ -62,8 +62,23 @@ class JudgeSettings(BaseSettings):
         default=None, ge=0, description="Price, for `cost_usd` in a ranking's usage; both or none."
     )
     judge_usd_per_million_completion_tokens: float | None = Field(
-        default=None, ge=0, description="Price, for `cost_usd` in a ranking's usage; both or none."
+        default=None,
+        ge=0,
+        validate_default=True,
+        description="Price, for `cost_usd` in a ranking's usage; both or none.",
     )
+
+    @field_validator("judge_url")
+    @classmethod
+    def _is_safe(cls, url: str, others: ValidationInfo) -> str:
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise ValueError("must read like https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
+        if parts.username or parts.password or parts.query or parts.fragment:
+            raise ValueError("must hold neither a key nor a query: the key is DIPOLE_JUDGE_KEY")
+        if parts.scheme == "http" and not is_loopback(parts.hostname) and not others.data.get("judge_insecure"):
+            raise ValueError("must be https: set DIPOLE_JUDGE_INSECURE=true to send everything unencrypted")
+        return url
 
     @field_validator("judge_extra")
     @classmethod
@@ -72,19 +87,9 @@ class JudgeSettings(BaseSettings):
             raise ValueError(f"{', '.join(taken)} cannot be set: the judge depends on it")
         return extra
 
-    @model_validator(mode="after")
-    def _url_is_safe(self) -> Self:
-        parts = urlsplit(self.judge_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("judge_url must read like https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("judge_url must hold neither a key nor a query: the key is DIPOLE_JUDGE_KEY")
-        if parts.scheme == "http" and not is_loopback(parts.hostname) and not self.judge_insecure:
-            raise ValueError("judge_url must be https: set DIPOLE_JUDGE_INSECURE=true to send everything unencrypted")
-        return self
-
-    @model_validator(mode="after")
-    def _both_prices(self) -> Self:
-        if (self.judge_usd_per_million_prompt_tokens is None) != (self.judge_usd_per_million_completion_tokens is None):
-            raise ValueError("judge_usd_per_million_… must be set for prompt and completion tokens, or for neither")
-        return self
+    @field_validator("judge_usd_per_million_completion_tokens")
+    @classmethod
+    def _both_or_none(cls, price: float | None, others: ValidationInfo) -> float | None:
+        if (price is None) != (others.data.get("judge_usd_per_million_prompt_tokens") is None):
+            raise ValueError("set the prices of prompt and completion tokens, or neither")
+        return price
