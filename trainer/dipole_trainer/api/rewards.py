@@ -34,7 +34,11 @@ async def _declared(app: FastAPI) -> AsyncIterator[None]:
     """Before the first request: what DIPOLE_REWARDS_FILE declares is registered."""
     parts: Parts = app.state.parts
     if parts.settings.rewards_file is not None:
-        await run_in_threadpool(declare, parts, parts.settings.rewards_file)
+        try:
+            await run_in_threadpool(declare, parts, parts.settings.rewards_file)
+        except ConfigurationError as error:
+            log.error("rewards_file_refused", reason=str(error))  # a sentence, before the server's traceback
+            raise
     yield
 
 
@@ -99,7 +103,6 @@ def declare(parts: Parts, path: FilePath) -> None:
         try:
             check_reward_url(declared.endpoint.url, parts.settings.reward_hosts, field=f"rewards.{name}.url")
         except InvalidInput as error:
-            log.error("rewards_file_refused", file=str(path), reason=str(error))
             raise ConfigurationError(f"{path}: {error}") from None
     for name, declared in found.items():
         url = declared.endpoint.url.rstrip("/")
