@@ -65,7 +65,10 @@ class ItemError(Strict):
 
 
 class RankedItem(Strict):
-    """One candidate's result. `rank` 1 is best and ties share a rank; a failure is null with an error, never 0."""
+    """One candidate's result. `rank` 1 is best and ties share a rank; a failure is null with an error, never 0.
+
+    Ranks without scores are right where no candidate has a score and /v1/info says `calibrated: false`.
+    """
 
     id: Identifier
     score: FiniteFloat | None
@@ -109,7 +112,9 @@ class RewardInfo(Strict):
     media_types: Many[MediaType]
     max_candidates: int = Field(default=MAX_CANDIDATES, ge=1)
     max_pixels: int = Field(default=MAX_PIXELS, ge=1)
-    calibrated: bool = Field(default=True, description="False when only the order of scores means something.")
+    calibrated: bool = Field(
+        default=True, description="False when only the order means something; ranks may then come alone."
+    )
     multipart: bool = True
 
 
