@@ -25,7 +25,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dipole import conformance
+from dipole import conformance, images
 from dipole.errors import ConfigurationError
 from dipole.settings import load
 from dipole_rewards.judging import chat
@@ -534,7 +534,7 @@ def test_what_waiting_cannot_mend_is_not_tried_again(answer: Answer, start: Star
 
 
 def test_a_group_ends_at_its_deadline(start: Start) -> None:
-    """Whatever hangs, drips or is refused then is null with `timeout`; what was judged stands, and so does the next
+    """Whatever hangs or is refused then is null with `timeout`; what was judged stands, and so does the next
     group."""
     dark: Judging = lambda question: Answer({}, after_s=60)  # noqa: E731
     server = start(where(lambda question: question.brightnesses == [9], says_yes, dark))
@@ -677,6 +677,7 @@ def test_the_key_is_sent_and_never_told(start: Start, monkeypatch: pytest.Monkey
         (lambda _: refusal(404, "The model `vlm` does not exist."), "DIPOLE_JUDGE_MODEL is one of: vlm"),
         (lambda _: refusal(403), "DIPOLE_JUDGE_KEY"),
         (lambda _: refusal(400, "vlm is not a multimodal model"), "vlm is not a multimodal model"),
+        (lambda _: refusal(400, "temperature must be 1"), "DIPOLE_JUDGE_EXTRA leaves out a field"),
         (lambda _: Answer(b"<html>Welcome!</html>"), "did not answer with a chat completion; DIPOLE_JUDGE_URL"),
         (lambda _: completion("I like it"), "the judge answered 'I like it'"),
         (lambda _: Answer({}, after_s=20), "no judgement before"),
@@ -742,8 +743,10 @@ def test_the_golden_check_passes_when_an_answer_is_read(mode: str, start: Start)
 
 @pytest.mark.parametrize("mode", ["pointwise", "pairwise"])
 def test_it_is_served_and_passes_the_conformance_suite(mode: str, start: Start, tmp_path: Path) -> None:
-    """`dipole rewards serve` with settings from the environment, a judge behind it: no check fails."""
-    server = start(says_yes if mode == "pointwise" else prefers_bright)
+    """`dipole rewards serve` with settings from the environment, a judge behind it: no check fails, and four groups
+    are judged at a time."""
+    judging = says_yes if mode == "pointwise" else prefers_bright
+    server = start(judging)
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     environment = {
@@ -759,12 +762,29 @@ def test_it_is_served_and_passes_the_conformance_suite(mode: str, start: Start, 
         wait_until_ready(url, process, tmp_path / "log")
         info = httpx.get(f"{url}/v1/info", trust_env=False).json()
         failed = [result for result in conformance.run(url) if result.outcome == "failed"]
+        server.judging = lambda question: Answer(judging(question).body, after_s=0.5)
+        server.most_in_flight = 0
+        with ThreadPoolExecutor(6) as callers:
+            ranked = list(callers.map(lambda _: rank(url, 10, 20), range(6)))
     finally:
         process.kill()
         process.wait()
     assert failed == []
     assert (info["name"], info["model"], info["calibrated"]) == ("judge", "vlm", mode == "pointwise")
     assert server.questions[-1].body["seed"] == 1
+    assert server.most_in_flight == 4 * 2
+    assert [[item["rank"] for item in each["results"]] for each in ranked] == [[2, 1]] * 6
+    assert ranked[0]["usage"]["prompt_tokens"] == 200
+
+
+def rank(url: str, *brightnesses: int) -> Any:
+    """One request to the reward service, and its answer."""
+    candidates = []
+    for index, pixels in enumerate(group(*brightnesses)):
+        data = base64.b64encode(images.encode_png(pixels)).decode()
+        candidates.append({"id": f"c{index}", "image": {"media_type": "image/png", "data": data}})
+    body = {"prompt": "a bright image", "candidates": candidates}
+    return httpx.post(f"{url}/v1/rank", json=body, trust_env=False, timeout=30).raise_for_status().json()
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

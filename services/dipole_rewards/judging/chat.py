@@ -111,7 +111,7 @@ class Reply:
 
 
 class Chat:
-    """A model at an endpoint, asked by every group of the process. Made and used within one event loop."""
+    """A model at an endpoint, asked by every group of the process, within one event loop."""
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings

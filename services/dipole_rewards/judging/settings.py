@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+import json
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.web import is_loopback
 
@@ -42,7 +43,7 @@ class JudgeSettings(BaseSettings):
         default=1024, ge=28, le=4096, description="Pixels of an image's longer side; larger ones are scaled down."
     )
     judge_max_tokens: int = Field(default=512, ge=1, description="Tokens of one JSON answer, thoughts included.")
-    judge_extra: dict[str, Any] = Field(
+    judge_extra: Annotated[dict[str, Any], NoDecode] = Field(
         default={},
         description='JSON object added to every request, as {"reasoning_effort": "low"}; null leaves a field out.',
     )
@@ -79,6 +80,11 @@ class JudgeSettings(BaseSettings):
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not others.data.get("judge_insecure"):
             raise ValueError("must be https: set DIPOLE_JUDGE_INSECURE=true to send everything unencrypted")
         return url
+
+    @field_validator("judge_extra", mode="before")
+    @classmethod
+    def _is_json(cls, extra: Any) -> Any:
+        return json.loads(extra) if isinstance(extra, str) else extra
 
     @field_validator("judge_extra")
     @classmethod

@@ -99,7 +99,9 @@ async def _settled(mode: Mode, uris: Sequence[str], settings: JudgeSettings) -> 
         hint = ""
         if failure.status in (401, 403):
             hint = "; DIPOLE_JUDGE_KEY must be a key that may use this model"
-        elif failure.status in (400, 404):
+        elif failure.status == 400:
+            hint = '; DIPOLE_JUDGE_EXTRA leaves out a field that this model refuses, as {"temperature": null}'
+        elif failure.status == 404:
             offered = await mode.chat.models(mode.chat.tab(seconds=settings.judge_call_timeout_s))
             names = ", ".join(offered[:10]) or "nothing that it would list"
             hint = f"; DIPOLE_JUDGE_URL must end where /chat/completions follows, DIPOLE_JUDGE_MODEL is one of: {names}"
