@@ -14,7 +14,8 @@ from dipole_rewards.reward import Group, Pixels, Scores
 log = structlog.get_logger()
 MAX_ASPECT = 200  # a thinner image would be resized to millions of pixels, or to none
 TOO_THIN = ItemError(code="aspect_ratio", message=f"one side is more than {MAX_ASPECT} times the other")
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class Asked(NamedTuple):
@@ -38,14 +39,9 @@ def together(groups: Sequence[Group], forward: Callable[[Sequence[Asked]], Seque
     ]
 
 
-def except_thin(images: Sequence[Pixels], forward: Callable[[Sequence[Pixels]], Sequence[float]]) -> Scores:
-    """`together` for one group, whose prompt `forward` knows already."""
-    (scores,) = together([Group("", images)], lambda asked: forward([one.image for one in asked]))
-    return scores
-
-
 def _is_thin(image: Pixels) -> bool:
-    return max(image.shape[:2]) > MAX_ASPECT * min(image.shape[:2])
+    height, width = image.shape[:2]
+    return max(height, width) > MAX_ASPECT * min(height, width)
 
 
 class InPieces:
