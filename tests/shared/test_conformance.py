@@ -146,6 +146,20 @@ def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> N
     assert failure.attrib["message"] == "/metrics answered 404"
 
 
+def test_what_an_endpoint_says_steers_no_terminal(server: Server, tmp_path: Path) -> None:
+    """Escape sequences, NUL and markup from the endpoint are shown as letters; the JUnit file stays XML."""
+    server[1].bend, junit = (
+        wrong_servers.to("/v1/rank", wrong_servers.reply(b"\x1b[2J\x00[red]x", 500)),
+        tmp_path / "x.xml",
+    )
+    words = ["check", server[0], "--key", KEY, "--only", "ranks_json", "--junit", str(junit)]
+    outcome = CliRunner().invoke(rewards_cli, words)
+    assert outcome.exit_code == 1
+    assert "\x1b[2J" not in outcome.output
+    assert "[red]x" in outcome.output
+    assert len(ElementTree.parse(junit).getroot().findall("testcase/failure")) == 1
+
+
 def test_the_command_exits_with_1_and_writes_junit(tmp_path: Path) -> None:
     """Nobody listens: the table names each check, the exit code is 1, the JUnit file counts the failures."""
     junit = tmp_path / "check.xml"

@@ -539,6 +539,11 @@ WRONG: dict[str, Wrong] = {
         "pending_finishes",
         "not on this endpoint",
     ),
+    "a Location that is none": Wrong(
+        answers(lambda answer: replace(answer, headers={**answer.headers, "location": "http://["}), status=202),
+        "pending_finishes",
+        "not on this endpoint",
+    ),
     "never finishes": Wrong(
         never_finishes, "pending_finishes", "though it answers plain requests at once", timeout_s=2
     ),

@@ -24,6 +24,7 @@ from dipole.errors import InvalidInput
 
 __all__ = ["CHECKS", "PATIENCE", "Check", "Result", "oversized_png", "run"]
 
+MAX_MESSAGE = 1000
 PATIENCE = 3  # checks without any answer, after which the rest is not tried
 MODULES = (answers, refusals, under_load)  # importing them filled CHECKS, in this order
 
@@ -66,7 +67,7 @@ def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Resul
 
     def result(outcome: Outcome, message: str = "", remedy: str = "", *, unreachable: bool = False) -> Result:
         seconds = time.monotonic() - began
-        return Result(check.name, check.level, check.fact, outcome, message, remedy, seconds, unreachable)
+        return Result(check.name, check.level, check.fact, outcome, _printable(message), remedy, seconds, unreachable)
 
     try:
         if gone:
@@ -79,3 +80,8 @@ def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Resul
         outcome: Outcome = "failed" if strict or silent or check.level == "must" else "warning"
         return result(outcome, str(failed), check.remedy, unreachable=silent)
     return result("passed")
+
+
+def _printable(message: str) -> str:
+    """Messages quote the endpoint: nothing in them steers a terminal or breaks XML, and none is endless."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message[:MAX_MESSAGE])

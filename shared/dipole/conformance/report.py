@@ -25,13 +25,16 @@ def table(url: str, results: Sequence[Result]) -> RenderableType:
     rows = Table(title=f"Ranking protocol v1: {escape(url)}", title_justify="left")
     for heading in ("check", "level", "result", "what was checked", "seconds"):
         rows.add_column(heading, justify="right" if heading == "seconds" else "left", overflow="fold")
+    first: dict[str, str] = {}  # the check that said a message first: the others refer to it
     for result in results:
         said = [escape(result.fact)]
         if result.message:
+            before = first.setdefault(result.message, result.name)
+            message = result.message if before == result.name else f"the same as in {before}"
             colour = {"failed": "red", "warning": "yellow"}.get(result.outcome, "dim")
-            said.append(f"[{colour}]{escape(result.message)}[/]")
-        if result.remedy:
-            said.append(f"[bold]→[/] {escape(result.remedy)}")
+            said.append(f"[{colour}]{escape(message)}[/]")
+            if result.remedy and before == result.name:
+                said.append(f"[bold]→[/] {escape(result.remedy)}")
         rows.add_row(result.name, result.level, _MARKS[result.outcome], "\n".join(said), f"{result.seconds:.2f}")
     return Group(rows, summary(results))
 

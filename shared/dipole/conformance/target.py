@@ -22,7 +22,7 @@ from dipole.exchange import retry_after_s
 from dipole.schemas import Ranking, RewardInfo
 
 MAX_ANSWER_BYTES = 4 * 2**20  # what a trainer reads at most
-POLL_S = (0.05, 5.0)
+FIRST_LOOK_S, LONGEST_PAUSE_S = 0.05, 5.0
 CANCEL_S = 3.0
 ASYNC = {"Prefer": "respond-async"}
 
@@ -105,7 +105,7 @@ class Target:
                         raise Failed(f"{method} {where} had not finished answering after {timeout_s:g} s")
         except httpx.TimeoutException:
             raise Unreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
-        except (httpx.HTTPError, httpx.StreamError) as error:
+        except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise Unreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
         return Reply(response.status_code, response.headers, bytes(body))
 
@@ -159,11 +159,12 @@ class Target:
     def finished(self, reply: Reply, timeout_s: float | None = None) -> Ranking:
         """Poll until a ranking is there. Raises Skipped, and cancels, where it is not within `timeout_s`."""
         timeout_s = timeout_s or self.timeout_s
-        ends, where = time.monotonic() + timeout_s, ""
+        ends, where, patience = time.monotonic() + timeout_s, "", FIRST_LOOK_S
         while reply.status == 202:
             where = self.location(reply, known=where)
             asked = retry_after_s(reply.headers.get("retry-after"))
-            pause = min(max(1.0 if asked is None else asked, POLL_S[0]), POLL_S[1])
+            pause = min(patience, max(FIRST_LOOK_S, 1.0 if asked is None else asked))
+            patience = min(2 * patience, LONGEST_PAUSE_S)  # sooner than asked at first: a check shall not take minutes
             if self.waits or time.monotonic() + pause > ends:
                 self.waits = True
                 self.forget(where)
@@ -179,8 +180,12 @@ class Target:
         given = reply.headers.get("location")
         if given is None and known:
             return known
-        location: str = urljoin(f"{self.url}/v1/rank", given or "")
-        if given is None or urlsplit(location)[:2] != urlsplit(self.url)[:2]:
+        try:
+            location: str = urljoin(f"{self.url}/v1/rank", given or "")
+            here = urlsplit(location)[:2] == urlsplit(self.url)[:2]
+        except ValueError:
+            here = False
+        if given is None or not here:
             raise Failed(f"202 with Location {given!r}, which is not on this endpoint")
         return location
 

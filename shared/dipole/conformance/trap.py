@@ -15,18 +15,19 @@ class Trap:
     """Listens where the endpoint can reach it, as far as one can tell; `visits` are the requests' first bytes."""
 
     def __init__(self, host: str, port: int) -> None:
-        self.address = _towards(host, port)
         self.visits: list[bytes] = []
-        family = socket.AF_INET6 if ":" in self.address else socket.AF_INET
-        self._socket = socket.create_server((self.address, 0), family=family)
+        try:
+            self._socket = _listening(_towards(host, port))
+        except OSError:  # as a link-local address, which needs more than its digits
+            self._socket = _listening("127.0.0.1")
         self._socket.settimeout(0.1)
         self._over = threading.Event()
         self._thread = threading.Thread(target=self._listen, name="trap", daemon=True)
 
     @property
     def url(self) -> str:
-        host = f"[{self.address}]" if ":" in self.address else self.address
-        return f"http://{host}:{self._socket.getsockname()[1]}/a.png"
+        address, port = self._socket.getsockname()[:2]
+        return f"http://{f'[{address}]' if ':' in address else address}:{port}/a.png"
 
     def __enter__(self) -> Self:
         self._thread.start()
@@ -45,6 +46,10 @@ class Trap:
                     visitor.settimeout(1.0)
                     self.visits.append(visitor.recv(65536))
                     visitor.sendall(ANSWER)
+
+
+def _listening(address: str) -> socket.socket:
+    return socket.create_server((address, 0), family=socket.AF_INET6 if ":" in address else socket.AF_INET)
 
 
 def _towards(host: str, port: int) -> str:
