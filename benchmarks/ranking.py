@@ -1,18 +1,21 @@
-"""What asking a reward over the wire costs beside computing it, and whether N rewards cost only the slowest.
+"""What asking a reward over the wire costs beside computing it, and how it grows with groups, rewards and replicas.
 
     python benchmarks/ranking.py
     python benchmarks/ranking.py --reward dipole_rewards.rewards.shapes:Shapes --repeats 20 --json out/ranking.json
 
-The same reward ranks the same groups of images
+**Overhead.** The same reward ranks the same groups of images
     in-process    its score(), called here: the forward
     JSON+PNG      RankClient to `dipole rewards serve` in a process of its own, images as base64 PNG
     multipart     the same, images as npy parts: what RankClient chooses by itself
     Celery        CeleryRanker: Redis, a rank worker and the reward service, each a process of its own
-Overhead is a path's time less the forward's. It is printed in ms a group, as a share of the forward, and as a multiple
-of PNG-encoding the group once, a cost that any protocol with compressed images would have.
+A path's time less the forward's, also as a multiple of PNG-encoding the group once, a cost that any protocol with
+compressed images would have; and where the Celery path's goes, each part of it measured alone.
 
-The second table sends a group to N rewards that sleep, the slowest for `--slowest` seconds and the others evenly
-below, over the Celery path: the time for all over the slowest's own, and over the sum that asking in turn would take.
+**In flight.** A service that takes `--seconds` a group, one group at a time, and does not compute: groups over Celery
+with always two in flight, against the same reward called here.
+**Rewards.** A group to N such services, the slowest takes `--seconds` and the others evenly less: the time for all over
+the slowest's own, and over the sum that asking in turn would take.
+**Replicas.** N copies of that service behind one name, two groups in flight for each: groups a second over one copy's.
 """
 
 from __future__ import annotations
@@ -20,14 +23,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import statistics
 import tempfile
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,11 @@ import httpx
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
+from sleeper import Names, Sleeper, sleepers
 
 from dipole import images
 from dipole.client import RankClient
+from dipole.queue import CandidateStore, connect
 from dipole.settings import PlatformSettings
 from dipole.stack import RewardService, Stack
 from dipole_rewards.reward import resolve
@@ -46,6 +48,7 @@ from dipole_trainer.ranking import CeleryRanker, ResolvedReward
 from dipole_trainer.spec import RewardSpec
 
 NAME = "measured"
+PARTS = ("hashing", "Redis set", "Redis get", "Redis drop")
 PROMPT = "a red circle"
 METADATA: dict[str, JsonValue] = {"tag": "single_object", "include": [{"class": "circle", "count": 1, "color": "red"}]}
 
@@ -86,22 +89,45 @@ class JsonOnly(httpx.BaseTransport):
         self._inner.close()
 
 
-@contextmanager
-def ranker(settings: PlatformSettings, rewards: list[ResolvedReward]) -> Iterator[Callable[[str, Any], None]]:
-    """ask(id, images): a group sent over Celery, and its answers awaited."""
-    celery = CeleryRanker(settings, f"bench-{os.getpid()}-{time.monotonic_ns()}", rewards)
+class Asking:
+    """Groups over Celery: `send` one, `take` the next that is ranked, or both for one group."""
 
-    def ask(name: str, group: NDArray[np.uint8]) -> None:
-        celery.submit(Group(name, 0, PROMPT, METADATA, group, range(len(group))))
-        ranked = celery.collect(120)
+    def __init__(self, settings: PlatformSettings, rewards: list[ResolvedReward]) -> None:
+        self._celery = CeleryRanker(settings, f"bench-{os.getpid()}-{time.monotonic_ns()}", rewards)
+
+    def send(self, name: str, group: NDArray[np.uint8]) -> None:
+        self._celery.submit(Group(name, 0, PROMPT, METADATA, group, range(len(group))))
+
+    def take(self) -> None:
+        ranked = self._celery.collect(120)
         assert ranked is not None, "no answer within two minutes"
         for reward, result in ranked.results.items():
             assert result.failure is None, f"{reward}: {result.failure}"
 
+    def __call__(self, name: str, group: NDArray[np.uint8]) -> None:
+        self.send(name, group)
+        self.take()
+
+    def stream(self, groups: list[NDArray[np.uint8]], *, in_flight: int) -> float:
+        """Seconds for all groups with so many always under way, after one that is not counted."""
+        self("first", groups[0])
+        began = time.perf_counter()
+        for n, group in enumerate(groups):
+            if n >= in_flight:
+                self.take()
+            self.send(f"{n}", group)
+        for _ in groups[-in_flight:]:
+            self.take()
+        return time.perf_counter() - began
+
+
+@contextmanager
+def ranker(settings: PlatformSettings, rewards: list[ResolvedReward]) -> Iterator[Asking]:
+    asking = Asking(settings, rewards)
     try:
-        yield ask
+        yield asking
     finally:
-        celery.close()
+        asking._celery.close()
 
 
 # ---- overhead -------------------------------------------------------------------------------------------------------
@@ -122,8 +148,20 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
             "JSON+PNG": lambda n: png.rank(PROMPT, list(groups[n]), METADATA),
             "multipart npy": lambda n: npy.rank(PROMPT, list(groups[n]), METADATA),
             "Celery": lambda n: ask(f"{size}.{n}", groups[n]),
+            **parts(settings, groups),
         }
         return timed(calls, args.repeats)
+
+
+def parts(settings: PlatformSettings, groups: list[NDArray[np.uint8]]) -> dict[str, Callable[[int], object]]:
+    """What the Celery path does with a group's images besides posting them, one by one."""
+    store = CandidateStore(connect(settings.redis_url), 60)
+    return {
+        "hashing": lambda n: CandidateStore.reference(groups[n]),
+        "Redis set": lambda n: store.put(f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}", groups[n]),
+        "Redis get": lambda n: store.get(f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}"),
+        "Redis drop": lambda n: store.drop([f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}"]),
+    }
 
 
 def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict[str, Any]]:
@@ -139,67 +177,74 @@ def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict
             "png_s": png, "overhead_s": extra, "overhead_to_forward": extra / forward, "overhead_to_png": extra / png,
         })  # fmt: skip
         print(f"{path:>14} {seconds[path] * 1e3:8.1f} {extra * 1e3:12.1f} {extra / forward:10.2f} {extra / png:15.2f}")
+    where = {"HTTP, multipart": rows[1]["overhead_s"], **{each: seconds[each] for each in PARTS}}
+    where["messages, the rest"] = rows[2]["overhead_s"] - sum(where.values())
+    rows[2]["where_s"] = where
+    print("of Celery's: " + ", ".join(f"{each} {spent * 1e3:.1f}" for each, spent in where.items()) + " ms")
     return rows
 
 
 # ---- N rewards in flight --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def sleeper(seconds: float) -> Iterator[str]:
-    """The URL of an endpoint that sleeps and answers."""
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
-            self.say({**NAMES, "name": "sleeper", "media_types": [images.NPY]})
-
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["Content-Length"]))
-            ids = [one.decode() for one in re.findall(rb'"id": ?"(c\d+)"', body)]
-            time.sleep(seconds)
-            results = [{"id": one, "score": float(n), "rank": len(ids) - n} for n, one in enumerate(ids)]
-            self.say({**NAMES, "id": "rk_1", "created": 1, "results": results})
-
-        def say(self, answer: dict[str, Any]) -> None:
-            data = json.dumps(answer).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *_: object) -> None:
-            return
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-
-
-NAMES = {"model": "sleeper", "model_revision": "1", "recipe_version": "1"}
-
-
-def in_flight(args: argparse.Namespace, settings: PlatformSettings, count: int) -> dict[str, Any]:
+def rewards_at_once(args: argparse.Namespace, settings: PlatformSettings, count: int, size: int) -> dict[str, Any]:
     """Seconds a group takes with `count` rewards at once."""
-    delays = [args.slowest * (n + 1) / count for n in range(count)]
-    groups = [pictures(args.candidates, 64, seed) for seed in range(args.repeats + 1)]
+    delays = [args.seconds * (n + 1) / count for n in range(count)]
+    repeats = max(3, args.repeats // 3)
+    groups = [pictures(args.candidates, size, seed) for seed in range(repeats + 1)]
     with ExitStack() as stack:
+        urls = [stack.enter_context(sleepers(1, delay)) for delay in delays]
         rewards = [
-            ResolvedReward(RewardSpec(name=f"sleeper{count}.{n}", timeout_s=300), stack.enter_context(sleeper(delay)))
-            for n, delay in enumerate(delays)
+            ResolvedReward(RewardSpec(name=f"sleeper{size}.{count}.{n}", timeout_s=300), url)
+            for n, url in enumerate(urls)
         ]
         ask = stack.enter_context(ranker(settings, rewards))
-        seconds = timed({"all": lambda n: ask(f"n{count}.{n}", groups[n])}, args.repeats)["all"]
+        seconds = timed({"all": lambda n: ask(f"n{count}.{n}", groups[n])}, repeats)["all"]
     row = {
-        "rewards": count, "seconds": seconds, "slowest_s": args.slowest, "sum_s": sum(delays),
-        "to_slowest": seconds / args.slowest, "to_sum": seconds / sum(delays),
+        "size": size, "rewards": count, "seconds": seconds, "slowest_s": args.seconds, "sum_s": sum(delays),
+        "to_slowest": seconds / args.seconds, "to_sum": seconds / sum(delays),
     }  # fmt: skip
-    print(f"{count:>8} {seconds:9.3f} {row['to_slowest']:10.2f} {row['to_sum']:8.2f}")
+    print(f"{size:>6} {count:>8} {seconds:9.3f} {row['to_slowest']:10.2f} {row['to_sum']:8.2f}")
     return row
+
+
+# ---- groups in flight, replicas -------------------------------------------------------------------------------------
+
+
+def two_in_flight(args: argparse.Namespace, settings: PlatformSettings, size: int) -> dict[str, Any]:
+    """Throughput with two groups under way over that of calling the reward in turn, here."""
+    groups = [pictures(args.candidates, size, seed) for seed in range(args.groups)]
+    os.environ["BENCHMARK_SLEEP_S"] = str(args.seconds)
+    reward, began = Sleeper.load("cpu"), time.perf_counter()
+    for group in groups:
+        reward.score(prompt=PROMPT, images=list(group), metadata=METADATA)
+    here = time.perf_counter() - began
+    with sleepers(1, args.seconds) as url:
+        resolved = ResolvedReward(RewardSpec(name=f"two{size}", timeout_s=300), url)
+        with ranker(settings, [resolved]) as ask:
+            over = ask.stream(groups, in_flight=2)
+    row = {"size": size, "groups": len(groups), "seconds": over, "in_process_s": here, "throughput": here / over}
+    print(f"{len(groups)} groups of {args.candidates} images of {size}x{size}, two in flight: {over:.2f} s; "
+          f"in-process {here:.2f} s; throughput {here / over:.3f} of it")  # fmt: skip
+    return row
+
+
+def replicas(args: argparse.Namespace, settings: PlatformSettings, names: Names, size: int) -> list[dict[str, Any]]:
+    """Groups a second of N copies behind one name, against those of one."""
+    print(f"{'size':>6} {'replicas':>8} {'groups/s':>9} {'/ one':>8} {'/ N':>6}")
+    rows: list[dict[str, Any]] = []
+    groups = [pictures(args.candidates, size, seed) for seed in range(16)]
+    for count in args.replicas:
+        names.copies(count)
+        with sleepers(count, args.seconds) as url:
+            resolved = ResolvedReward(RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), url)
+            with ranker(settings, [resolved]) as ask:
+                asked = [groups[n % 16] for n in range(6 * count)]
+                rate = len(asked) / ask.stream(asked, in_flight=2 * count)
+        one = rows[0]["groups_per_s"] / rows[0]["replicas"] if rows else rate / count
+        rows.append({"size": size, "replicas": count, "groups_per_s": rate, "linear": rate / one / count})
+        print(f"{size:>6} {count:>8} {rate:9.2f} {rate / one:8.2f} {rate / one / count:6.2f}")
+    return rows
 
 
 def main() -> None:
@@ -207,27 +252,36 @@ def main() -> None:
     parser.add_argument("--reward", default="dipole_rewards.rewards.colourfulness:Colourfulness", help="module:Class")
     parser.add_argument("--candidates", type=int, default=24)
     parser.add_argument("--sizes", type=int, nargs="+", default=[64, 512], help="pixels of a side, multiples of 8")
-    parser.add_argument("--rewards", type=int, nargs="+", default=[1, 2, 4, 8], help="how many in flight")
-    parser.add_argument("--slowest", type=float, default=0.5, help="seconds")
+    parser.add_argument("--rewards", type=int, nargs="*", default=[1, 2, 4, 8], help="how many at once")
+    parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="how many copies")
+    parser.add_argument("--seconds", type=float, default=1.0, help="what a group takes a sleeping reward")
+    parser.add_argument("--groups", type=int, default=20, help="with two of them in flight")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    with (
-        tempfile.TemporaryDirectory() as home,
-        Stack(Path(home), [RewardService(NAME, args.reward)], worker=False) as stack,
-    ):
-        settings = PlatformSettings(redis_url=stack.redis_url)
-        rows = []
-        for size in args.sizes:
-            seconds = overhead(args, settings, stack.reward_urls[NAME], size)
-            rows += tell_overhead(size, args.candidates, seconds)
-        print(f"\n{args.candidates} images of 64x64 to N rewards at once, the slowest sleeps {args.slowest:g} s")
-        print(f"{'rewards':>8} {'seconds':>9} {'/ slowest':>10} {'/ sum':>8}")
-        flights = [in_flight(args, settings, count) for count in args.rewards]
+    os.environ["DIPOLE_RANK_THREADS"] = str(2 * max([4, *args.replicas]))
+    with tempfile.TemporaryDirectory() as home:
+        names = Names(Path(home))
+        with Stack(Path(home), [RewardService(NAME, args.reward)], worker=False) as stack:
+            told = measure(args, PlatformSettings(redis_url=stack.redis_url), stack.reward_urls[NAME], names)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         settings_used = {name: value for name, value in vars(args).items() if name != "json"}
-        args.json.write_text(json.dumps({"settings": settings_used, "overhead": rows, "in_flight": flights}, indent=1))
+        args.json.write_text(json.dumps({"settings": settings_used, **told}, indent=1))
+
+
+def measure(args: argparse.Namespace, settings: PlatformSettings, url: str, names: Names) -> dict[str, Any]:
+    told: dict[str, Any] = {"overhead": []}
+    for size in args.sizes:
+        told["overhead"] += tell_overhead(size, args.candidates, overhead(args, settings, url, size))
+    print()
+    told["two_in_flight"] = [two_in_flight(args, settings, size) for size in args.sizes]
+    print(f"\n{args.candidates} images to N rewards at once, the slowest sleeps {args.seconds:g} s")
+    print(f"{'size':>6} {'rewards':>8} {'seconds':>9} {'/ slowest':>10} {'/ sum':>8}")
+    told["rewards"] = [rewards_at_once(args, settings, n, size) for size in args.sizes for n in args.rewards]
+    print(f"\n{args.candidates} images to a reward of N replicas, each takes {args.seconds:g} s a group")
+    told["replicas"] = [row for size in args.sizes for row in replicas(args, settings, names, size)]
+    return told
 
 
 if __name__ == "__main__":
