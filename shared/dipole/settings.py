@@ -56,6 +56,18 @@ class PlatformSettings(BaseSettings):
         return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
 
 
+class SecretsSettings(BaseSettings):
+    """Whoever reads registered rewards: the API, the trainer worker, `dipole eval`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+
+    secrets_key: SecretStr | None = Field(
+        default=None,
+        min_length=1,
+        description="Fernet key that endpoints' keys are encrypted with at rest; comma-separated to rotate it.",
+    )
+
+
 class RankWorkerSettings(PlatformSettings):
     """The rank worker."""
 

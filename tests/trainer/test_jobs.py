@@ -17,12 +17,14 @@ import numpy as np
 import pytest
 import sqlalchemy as sa
 from alembic.config import Config
+from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from dipole.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
+from dipole.vault import Vault
 from dipole_trainer import transitions
-from dipole_trainer.catalogue import Catalogue, endpoint_of
+from dipole_trainer.catalogue import Catalogue
 from dipole_trainer.database import Database, _alembic
 from dipole_trainer.groups import Group, RewardResult
 from dipole_trainer.jobs import JobStore, upgrade
@@ -133,10 +135,10 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
     catalogue = Catalogue(database)
     row = catalogue.reward("shapes")
     assert (row.description, row.created_at) == ("d", 5.0)
-    assert endpoint_of(row) == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
+    assert catalogue.endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
     judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
     catalogue.put_reward("judge", judge)
-    assert endpoint_of(catalogue.reward("judge")) == judge
+    assert catalogue.endpoint("judge") == judge
     migrate(command.downgrade, "0002")
     with database.engine.begin() as connection:
         assert connection.exec_driver_sql("SELECT name, key FROM rewards").all() == [("shapes", "secret")]
@@ -565,6 +567,30 @@ def test_what_is_said_of_a_wrong_url_does_not_repeat_its_password() -> None:
             check_reward_url(url, ["127.0.0.1"], field="rewards[0].url")
         assert "pass-word" not in str(caught.value)
         assert "rewards[0].url" in str(caught.value)
+
+
+def test_endpoints_keys_are_sealed_with_the_setting_and_rotate(store: JobStore) -> None:
+    """The row holds no key's text; the older key opens it until it is registered again; plain rows still open."""
+    older, newer = (Fernet.generate_key().decode() for _ in range(2))
+    endpoint = Endpoint(url="http://127.0.0.1:1", key=SecretStr("key-of-the-judge"))
+
+    def catalogue(keys: str | None) -> Catalogue:
+        return Catalogue(store.database, Vault(keys))
+
+    catalogue(None).put_reward("judge", endpoint)
+    assert catalogue(older).reward("judge").key == "key-of-the-judge"
+    assert catalogue(older).endpoint("judge") == endpoint
+    for keys in (older, f"{newer},{older}"):
+        assert catalogue(keys).put_reward("judge", endpoint)[1] == []  # sealed anew, and no other than it was
+        assert "key-of-the-judge" not in (catalogue(keys).reward("judge").key or "")
+        assert catalogue(keys).endpoint("judge") == endpoint
+    assert catalogue(newer).endpoint("judge") == endpoint
+    for keys, said in ((older, "does not open"), (None, "set DIPOLE_SECRETS_KEY")):
+        with pytest.raises(ConfigurationError, match=said):
+            catalogue(keys).endpoint("judge")
+    assert catalogue(older).put_reward("judge", endpoint)[1] == ["key"]
+    with pytest.raises(ConfigurationError, match="must be Fernet keys"):
+        catalogue("not-a-key")
 
 
 def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:

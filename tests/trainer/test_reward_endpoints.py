@@ -16,7 +16,6 @@ from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings
 from dipole_trainer.api import create_app
 from dipole_trainer.api.parts import Parts
-from dipole_trainer.catalogue import endpoint_of
 
 JOBS = "/v1/fine_tuning/jobs"
 SECRET = "very-secret-key-of-the-judge"
@@ -73,7 +72,7 @@ def test_a_kind_is_registered_and_shown_and_its_secrets_are_not(tmp_path: Path) 
                 await client.get("/openapi.json"),
                 await client.get("/metrics"),
             ]
-        texts = [answer.text for answer in answers] + [repr(logged), repr(endpoint_of(parts.catalogue.reward("judge")))]
+        texts = [answer.text for answer in answers] + [repr(logged), repr(parts.catalogue.endpoint("judge"))]
         assert not any(SECRET in text for text in texts)
         made = [answers[0].json(), answers[1].json()]
         assert [each["change"] for each in made] == ["registered", "unchanged"]
@@ -208,7 +207,7 @@ def test_a_declared_file_is_registered_at_the_start_and_again_without_change(
         file.write_text(text.format(port=port))
 
         async def test(client: httpx.AsyncClient, parts: Parts) -> None:
-            endpoint = endpoint_of(parts.catalogue.reward("judge"))
+            endpoint = parts.catalogue.endpoint("judge")
             assert (endpoint.url, endpoint.kind) == (f"http://127.0.0.1:{port}", "vllm-score")
             assert endpoint.key is not None
             assert endpoint.key.get_secret_value() == SECRET

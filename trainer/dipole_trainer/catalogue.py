@@ -1,19 +1,20 @@
 """What jobs are made from: uploaded files of prompts, registered reward endpoints, and callers' keys.
 
 A file's bytes are an artifact, its row is here. A reward's URL must be on an allowed host, whoever names it; its key is
-stored to be sent to it and never shown. A caller's key is stored as a hash.
+stored, encrypted where a vault has a key for it, to be sent to it and never shown. A caller's key is stored as a hash.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Collection, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from sqlalchemy import delete, select, update
 
 from dipole.endpoint import Endpoint, check_reward_url, options_of
-from dipole.errors import Conflict
+from dipole.errors import ConfigurationError, Conflict
+from dipole.vault import Vault
 from dipole.web import key_digest
 from dipole_trainer.database import Database, now
 from dipole_trainer.jobs import ACTIVE
@@ -26,17 +27,12 @@ KeyScope = Literal["train", "admin", "rate"]
 FileKind = Literal["prompts", "pairs"]
 
 
-def endpoint_of(row: Reward) -> Endpoint:
-    """A registered reward's endpoint. Raises InvalidInput where another version wrote what this one cannot ask."""
-    values = {"url": row.url, "kind": row.kind, "options": row.options, "key": row.key, "tls": row.tls}
-    return Endpoint.described(values, field=f"reward {row.name}")
-
-
 class Catalogue:
-    """Files, rewards and keys, over one Database."""
+    """Files, rewards and keys, over one Database. `vault` seals endpoints' keys; absent: the environment's."""
 
-    def __init__(self, database: Database) -> None:
+    def __init__(self, database: Database, vault: Vault | None = None) -> None:
         self.database = database
+        self._vault = vault or Vault.of_process()
 
     # ---- files --------------------------------------------------------------------------------------------------
 
@@ -85,16 +81,35 @@ class Catalogue:
         """
         options = options_of(endpoint.kind, endpoint.options).model_dump(mode="json", exclude_unset=True)
         values = {**endpoint.record(), "options": options, "description": description}
+        stored = {**values, "key": self._vault.seal(values["key"]) if values["key"] else None}
         with self.database.writing() as session:
             row = session.get(Reward, name, with_for_update=True)
             if row is None:
-                row = Reward(name=name, created_at=time_of(session), **values)
+                row = Reward(name=name, created_at=time_of(session), **stored)
                 session.add(row)
                 return row, None
-            changed = [field for field, value in values.items() if getattr(row, field) != value]
-            for field in changed:
-                setattr(row, field, values[field])
+            changed = [field for field, value in values.items() if self._known(row, field) != value]
+            for field, value in stored.items():
+                setattr(row, field, value)
         return row, changed
+
+    def _known(self, row: Reward, field: str) -> Any:
+        """A field as it was given; a key that nothing here opens is no key that was given."""
+        try:
+            return self._vault.open(row.key) if field == "key" and row.key else getattr(row, field)
+        except ConfigurationError:
+            return None
+
+    def endpoint(self, name: str) -> Endpoint:
+        """A registered reward's endpoint.
+
+        Raises NotFound, InvalidInput where another version wrote what this one cannot ask, and ConfigurationError when
+        its key does not open.
+        """
+        row = self.reward(name)
+        key = self._vault.open(row.key) if row.key else None
+        values = {"url": row.url, "kind": row.kind, "options": row.options, "key": key, "tls": row.tls}
+        return Endpoint.described(values, field=f"reward {name}")
 
     def reward(self, name: str) -> Reward:
         with self.database.reading() as session:
@@ -105,7 +120,7 @@ class Catalogue:
 
         Raises NotFound when none is registered by its name, InvalidInput when it is not one that may be asked.
         """
-        endpoint = spec.inline() or endpoint_of(self.reward(spec.name))
+        endpoint = spec.inline() or self.endpoint(spec.name)
         return endpoint.model_copy(update={"url": check_reward_url(endpoint.url, hosts, field=field)})
 
     def rewards(self) -> Sequence[Reward]:

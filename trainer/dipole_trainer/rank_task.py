@@ -92,8 +92,8 @@ class Lane:
             return {**failed, "retry_after": None, "http_status": None}
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
-            message = f"{type(error).__name__} in the rank worker, whose log says more"
-            return {"status": "failed", "code": "internal", "message": message, "retryable": False}
+            why = f"{type(error).__name__} in the rank worker, whose log says more"
+            return {"status": "failed", "code": "internal", "message": why, "retryable": False}
 
     def _client(self, endpoint: Endpoint) -> RankClient:
         """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""

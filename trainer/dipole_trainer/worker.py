@@ -235,12 +235,14 @@ class Worker:
 
     def _is_back(self, spec: RewardSpec) -> bool:
         """Whether the endpoint is ready; one without /readyz is, when it answers at all. Raises InvalidInput."""
-        endpoint = self._resolve(spec).endpoint
         try:
+            endpoint = self._resolve(spec).endpoint
             with RankClient(endpoint, tls_dir=self.settings.tls_dir, transport=self._transport) as client:
                 return client.ready(deadline_s=LOOK_TIMEOUT_S)[0] < 500
-        except (EndpointError, ConfigurationError):
+        except EndpointError:
             return False
+        except ConfigurationError:  # its key or certificates are elsewhere: let the job try, or fail with that sentence
+            return True
 
 
 def _explain(error: Exception) -> dict[str, str | None]:

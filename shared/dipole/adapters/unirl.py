@@ -99,9 +99,10 @@ class UnirlAdapter(Adapter[UnirlOptions]):
         found = self.connection.parsed(_Scores, answer)
         if found.protocol_version != PROTOCOL:
             raise invalid(f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {PROTOCOL!r}")
-        for name, rows in {"results": found.results, "errors": found.errors, "identities": found.identities}.items():
-            if len(rows) != count and (rows or name == "results"):
-                raise invalid(f"{url} answered {len(rows)} {name} for {count} candidates")
+        sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(found.identities)}
+        for name, size in sizes.items():
+            if size != count and (size or name == "results"):
+                raise invalid(f"{url} answered {size} {name} for {count} candidates")
         echoed = [each.request_id for each in found.identities]
         if echoed and echoed != [f"c{index}" for index in range(count)]:
             raise invalid(f"{url} answered identities that are not those of the candidates, in their order")

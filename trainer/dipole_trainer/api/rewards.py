@@ -23,7 +23,7 @@ from dipole.schemas import RewardInfo
 from dipole_trainer import prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
-from dipole_trainer.catalogue import KeyScope, endpoint_of
+from dipole_trainer.catalogue import KeyScope
 from dipole_trainer.spec import Name
 
 log = structlog.get_logger()
@@ -141,7 +141,7 @@ def delete(parts: Use, name: RewardName) -> wire.Deleted:
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
 def check(parts: Use, name: RewardName) -> RewardCheck:
-    endpoint = endpoint_of(parts.catalogue.reward(name))
+    endpoint = parts.catalogue.endpoint(name)
     check_reward_url(endpoint.url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
     ready, info, problem = _ask(parts, endpoint)
