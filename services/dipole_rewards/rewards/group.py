@@ -40,6 +40,8 @@ def together(groups: Sequence[Group], forward: Callable[[Sequence[Asked]], Seque
 
 
 def _is_thin(image: Pixels) -> bool:
+    height: int
+    width: int
     height, width = image.shape[:2]
     return max(height, width) > MAX_ASPECT * min(height, width)
 
