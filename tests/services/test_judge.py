@@ -309,10 +309,9 @@ def test_pointwise_is_a_number_where_they_are_not(judging: Judging, is_structure
         (Answer({"error": "overloaded"}), "invalid_response"),
         (refusal(400, "context too long"), "http_status"),
         (refusal(500), "http_status"),
-        (Answer(b"", 302, {"location": "/v1/elsewhere"}), "http_status"),
         (Answer({}, after_s=30), "timeout"),
     ],
-    ids=range(14),
+    ids=range(13),
 )
 @pytest.mark.usefixtures("quick")
 def test_what_is_no_judgement_is_null_with_its_reason(answer: Answer, code: str, start: Start) -> None:
@@ -323,6 +322,15 @@ def test_what_is_no_judgement_is_null_with_its_reason(answer: Answer, code: str,
     assert scores.scores == [0.2, None, 0.4]
     assert codes(scores) == {1: code}
     assert scores.errors[1].message
+
+
+def test_prompts_and_images_go_nowhere_else(start: Start) -> None:
+    """A redirect is not followed."""
+    elsewhere, server = start(says_yes), start(says_yes)
+    reward = judge(server)
+    server.judging = lambda _: Answer(b"", 307, {"location": f"{elsewhere.url}/chat/completions"})
+    assert codes(score(reward, 10)) == {0: "http_status"}
+    assert elsewhere.questions == []
 
 
 @pytest.fixture
