@@ -55,5 +55,5 @@ class Vault:
             return self._fernet.decrypt(stored.removeprefix(SEALED)).decode()
         except InvalidToken:
             raise ConfigurationError(
-                "a stored key does not open with DIPOLE_SECRETS_KEY: add the one it was encrypted with, or register again"
+                "a stored key does not open with DIPOLE_SECRETS_KEY: add its own, or register it again"
             ) from None
