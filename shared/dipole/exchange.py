@@ -91,7 +91,8 @@ class Connection:
     ) -> None:
         self.base_url, self.breaker = base_url, breaker
         self._max_answer_bytes = max_answer_bytes
-        self._key = key if key and len(key) >= HIDDEN_KEY_CHARS else None
+        hidden = key if key and len(key) >= HIDDEN_KEY_CHARS else ""
+        self._hidden = {hidden, json.dumps(hidden)[1:-1], hidden.replace("/", "\\/")} - {""}  # as JSON may write it
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "dipole"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
@@ -168,10 +169,13 @@ class Connection:
             if deadline.left() <= 0:
                 raise EndpointError(f"{self.base_url}: the answer trickled past the deadline", code="timeout")
         location = response.headers.get("location")
+        for form in self._hidden:
+            body = body.replace(form.encode(), b"***")
+            location = location and location.replace(form, "***")
         return Answer(
-            bytes(body if self._key is None else body.replace(self._key.encode(), b"***")),
+            bytes(body),
             response.headers.get("content-type", ""),
-            location if self._key is None or location is None else location.replace(self._key, "***"),
+            location,
             retry_after_s(response.headers.get("retry-after")),
         )
 

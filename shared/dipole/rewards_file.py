@@ -18,14 +18,12 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from dipole.endpoint import Address, Endpoint, TlsName, first_wrong
+from dipole.endpoint import Address, Endpoint, RewardName, TlsName, first_wrong
 from dipole.errors import ConfigurationError, InvalidInput
-
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 
 
 class Entry(Address):
@@ -39,7 +37,7 @@ class Entry(Address):
 class File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    rewards: dict[Name, dict[str, Any]] = Field(min_length=1)
+    rewards: dict[RewardName, dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
 from dipole.adapters import Kind
-from dipole.endpoint import Endpoint, options_of
+from dipole.endpoint import Endpoint, RewardName, options_of
 from dipole.errors import InvalidInput
 from dipole.schemas import MAX_BODY_BYTES
 
@@ -31,7 +31,7 @@ class Spec(BaseModel):
 class RewardSpec(Spec):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
-    name: Name
+    name: RewardName
     url: str | None = Field(
         default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
     )

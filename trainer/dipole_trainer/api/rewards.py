@@ -17,14 +17,13 @@ from starlette.concurrency import run_in_threadpool
 
 from dipole import rewards_file
 from dipole.client import EndpointError, RankClient
-from dipole.endpoint import Endpoint, check_reward_url
+from dipole.endpoint import Endpoint, RewardName, check_reward_url
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.schemas import RewardInfo
 from dipole_trainer import prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
 from dipole_trainer.catalogue import KeyScope
-from dipole_trainer.spec import Name
 
 log = structlog.get_logger()
 
@@ -44,7 +43,7 @@ async def _declared(app: FastAPI) -> AsyncIterator[None]:
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"], lifespan=_declared)
 keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
-RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
+Named = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
 
@@ -66,7 +65,7 @@ class RewardRegistration(Endpoint):
 
     model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})
 
-    name: Name
+    name: RewardName
     description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
 
 
@@ -129,18 +128,18 @@ def list_rewards(parts: Use) -> wire.Paged[wire.RewardObject]:
 
 
 @router.get("/{name}", summary="Retrieve an endpoint", dependencies=[needs("train")])
-def retrieve(parts: Use, name: RewardName) -> wire.RewardObject:
+def retrieve(parts: Use, name: Named) -> wire.RewardObject:
     return wire.reward_object(parts.catalogue.reward(name))
 
 
 @router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[needs("admin")])
-def delete(parts: Use, name: RewardName) -> wire.Deleted:
+def delete(parts: Use, name: Named) -> wire.Deleted:
     parts.catalogue.delete_reward(name)
     return wire.Deleted(id=name, object="reward")
 
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
-def check(parts: Use, name: RewardName) -> RewardCheck:
+def check(parts: Use, name: Named) -> RewardCheck:
     endpoint = parts.catalogue.endpoint(name)
     check_reward_url(endpoint.url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
