@@ -52,7 +52,7 @@ class Colourist:
         """(10, D): what each colour of that class is called, unit vectors."""
         if kind not in self._known:
             sentences = [template.format(colour=colour, kind=kind) for colour in COLOURS for template in TEMPLATES]
-            means = embedded(self.encoder, sentences).unflatten(0, (len(COLOURS), len(TEMPLATES))).mean(1)
+            means = embedded(self.encoder, sentences).view(len(COLOURS), len(TEMPLATES), -1).mean(1)
             self._known[kind] = functional.normalize(means, dim=-1)
         return self._known[kind]
 
