@@ -8,6 +8,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+import trustme
 from typer.testing import CliRunner
 
 from dipole import conformance
@@ -144,6 +145,28 @@ def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> N
     failure = ElementTree.parse(junit).getroot().find("testcase/failure")
     assert failure is not None
     assert failure.attrib["message"] == "/metrics answered 404"
+
+
+def test_the_key_is_not_told(server: Server) -> None:
+    """An endpoint that quotes what it was sent does not bring the key into a report that CI keeps."""
+    server[1].bend = wrong_servers.to("/v1/rank", wrong_servers.reply(f"Bearer {KEY}".encode(), 500))
+    (result,) = conformance.run(server[0], key=KEY, only=["ranks_json"])
+    assert "Bearer (the key)" in result.message
+
+
+def test_an_authority_of_one_s_own_is_believed(tmp_path: Path) -> None:
+    """Over TLS `--tls FOLDER` brings the CA, for the connection that announces too much as well; without it none."""
+    authority = trustme.CA()
+    certificate, folder = tmp_path / "server.pem", tmp_path / "tls"
+    authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
+    folder.mkdir()
+    authority.cert_pem.write_to_path(folder / "ca.pem")
+    with wrong_servers.served(certificate, folder / "ca.pem") as (url, _):
+        words = ["check", url, "--key", KEY, "--only", "ranks_json", "--only", SLOW, "--strict"]
+        believed = CliRunner().invoke(rewards_cli, [*words, "--tls", str(folder)])
+        refused = CliRunner().invoke(rewards_cli, words)
+    assert (believed.exit_code, refused.exit_code) == (0, 1), believed.output
+    assert "CERTIFICATE_VERIFY_FAILED" in refused.output
 
 
 def test_what_an_endpoint_says_steers_no_terminal(server: Server, tmp_path: Path) -> None:

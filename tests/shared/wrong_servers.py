@@ -11,6 +11,7 @@ import base64
 import gzip
 import json
 import socket
+import ssl
 import threading
 import time
 import urllib.request
@@ -18,6 +19,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
@@ -129,30 +131,31 @@ class Bent:
 
 
 @contextmanager
-def served() -> Iterator[tuple[str, Bent]]:
-    """The right server on a free port of loopback, ready; its `Bent` makes it wrong."""
+def served(certificate: Path | None = None, ca: Path | None = None) -> Iterator[tuple[str, Bent]]:
+    """The right server on a free port of loopback, ready; its `Bent` makes it wrong. With a certificate, over TLS."""
     settings = RewardSettings(
         reward="dipole_rewards.rewards.colourfulness:Colourfulness",
         reward_key=SecretStr(KEY),
         reward_max_candidates=MAX_CANDIDATES,
         reward_max_pixels=MAX_PIXELS,
     )
-    app = create_app(settings)
-    bent = Bent(app)
+    bent = Bent(create_app(settings))
+    config = uvicorn.Config(bent, log_config=None, lifespan="on", timeout_graceful_shutdown=1, ssl_certfile=certificate)
     with socket.create_server(("127.0.0.1", 0)) as listening:
-        server = uvicorn.Server(uvicorn.Config(bent, log_config=None, lifespan="on", timeout_graceful_shutdown=1))
+        server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
-        url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        while thread.is_alive() and not ready(url):
+        url = f"{'https' if certificate else 'http'}://127.0.0.1:{listening.getsockname()[1]}"
+        while thread.is_alive() and not ready(url, ca):
             time.sleep(0.02)
         yield url, bent
         server.should_exit = True
         thread.join()
 
 
-def ready(url: str) -> bool:
-    with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5) as answer:
+def ready(url: str, ca: Path | None) -> bool:
+    context = ssl.create_default_context(cafile=ca) if ca else None
+    with suppress(OSError), urllib.request.urlopen(f"{url}/readyz", timeout=5, context=context) as answer:
         return bool(answer.status == 200)
     return False
 

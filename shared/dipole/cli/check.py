@@ -22,6 +22,9 @@ def check(
     metadata: Annotated[
         str | None, typer.Option(help="Metadata as JSON, sent along for a reward that scores nothing without it.")
     ] = None,
+    tls: Annotated[
+        Path | None, typer.Option(help="Folder with ca.pem to believe, client.pem and client.key to show; any of them.")
+    ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML to this file.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run only the check of this name; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
@@ -32,13 +35,16 @@ def check(
     """
     from dipole import conformance
     from dipole.conformance import report
+    from dipole.tls import context
 
+    verify = True if tls is None else context(tls.absolute().name, tls.absolute().parent)
     console = Console()
     with console.status("checking …") as status:
         results = conformance.run(
             url,
             key=key,
             metadata=_object(metadata),
+            verify=verify,
             timeout_s=timeout,
             only=only or (),
             strict=strict,

@@ -10,6 +10,7 @@ judges, `answers`, `refusals` and `under_load` are the checks, `report` prints.
 
 from __future__ import annotations
 
+import ssl
 import time
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
@@ -34,6 +35,7 @@ def run(
     *,
     key: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    verify: ssl.SSLContext | bool = True,
     transport: httpx.BaseTransport | None = None,
     timeout_s: float = 30.0,
     only: Collection[str] = (),
@@ -42,12 +44,12 @@ def run(
 ) -> list[Result]:
     """Run every check in order, or `only` those named; a check that fails does not stop the next.
 
-    `metadata` is sent along for rewards that score nothing without it.
+    `metadata` is sent along for rewards that score nothing without it; `verify` is whom to believe over TLS.
     """
     names = [check.name for check in CHECKS]
     if unknown := sorted(set(only) - set(names)):
         raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
-    target = Target(url, key=key, metadata=metadata, transport=transport, timeout_s=timeout_s)
+    target = Target(url, key=key, metadata=metadata, verify=verify, transport=transport, timeout_s=timeout_s)
     results: list[Result] = []
     try:
         for check in CHECKS:
@@ -67,7 +69,9 @@ def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Resul
 
     def result(outcome: Outcome, message: str = "", remedy: str = "", *, unreachable: bool = False) -> Result:
         seconds = time.monotonic() - began
-        return Result(check.name, check.level, check.fact, outcome, _printable(message), remedy, seconds, unreachable)
+        return Result(
+            check.name, check.level, check.fact, outcome, _quoted(message, target.key), remedy, seconds, unreachable
+        )
 
     try:
         if gone:
@@ -82,6 +86,7 @@ def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Resul
     return result("passed")
 
 
-def _printable(message: str) -> str:
-    """Messages quote the endpoint: nothing in them steers a terminal or breaks XML, and none is endless."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in message[:MAX_MESSAGE])
+def _quoted(message: str, key: str | None) -> str:
+    """Messages quote the endpoint: nothing in them steers a terminal or breaks XML, tells the key, or is endless."""
+    told = message.replace(key, "(the key)") if key else message
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in told[:MAX_MESSAGE])

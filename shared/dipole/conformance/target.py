@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
+import ssl
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -70,6 +71,7 @@ class Target:
         *,
         key: str | None,
         metadata: Mapping[str, Any] | None,
+        verify: ssl.SSLContext | bool,
         transport: httpx.BaseTransport | None,
         timeout_s: float,
     ) -> None:
@@ -80,8 +82,9 @@ class Target:
         self.host, self.has_socket = parts.hostname, transport is None
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
         self.waits = False
+        self._tls = verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(trust_env=False)
         self._http = httpx.Client(
-            transport=transport, timeout=timeout_s, follow_redirects=False, trust_env=False,
+            transport=transport, verify=self._tls, timeout=timeout_s, follow_redirects=False, trust_env=False,
             headers={"Accept-Encoding": "identity", "User-Agent": "dipole-check"},
         )  # fmt: skip
 
@@ -119,8 +122,11 @@ class Target:
     def announce(self, declared_bytes: int, timeout_s: float) -> Reply:
         """POST /v1/rank with a Content-Length of `declared_bytes`, of which one byte comes."""
         parts = urlsplit(f"{self.url}/v1/rank")
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
-        connection = kind(self.host, self.port, timeout=timeout_s)
+        connection = (
+            http.client.HTTPSConnection(self.host, self.port, timeout=timeout_s, context=self._tls)
+            if parts.scheme == "https"
+            else http.client.HTTPConnection(self.host, self.port, timeout=timeout_s)
+        )
         try:
             connection.putrequest("POST", parts.path)
             connection.putheader("Content-Type", "application/json")
