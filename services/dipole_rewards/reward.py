@@ -108,6 +108,10 @@ class Reward(ABC):
     def golden(self) -> Golden:
         """The readiness check."""
 
+    def close(self) -> None:
+        """Let go of whatever `load` took hold of; nothing is scored any more."""
+        return
+
 
 class BatchedReward(Reward):
     """A reward that is written for several groups; one alone is the same with a single one."""

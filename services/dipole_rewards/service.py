@@ -71,6 +71,8 @@ class RewardService:
     def close(self) -> None:
         if self._batcher is not None:
             self._batcher.close()
+        if self._reward is not None:
+            self._reward.close()
 
     def ready(self) -> Reward:
         """The loaded reward. Raises Overloaded while there is none."""

@@ -69,5 +69,5 @@ def configure(service: str, *, level: str = "INFO", json: bool | None = None) ->
     root = logging.getLogger()
     root.handlers = [handler]
     root.setLevel(level.upper())
-    for noisy in ("httpx", "httpcore", "stamina"):
+    for noisy in ("httpx", "httpx2", "httpcore", "stamina"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
