@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,8 +17,9 @@ from dipole.cli.rewards import app as rewards_cli
 from dipole.conformance import CHECKS, Result
 from dipole.errors import InvalidInput
 
-from . import wrong_servers
-from .wrong_servers import KEY, WRONG, Bend, Bent, Wrong
+from . import bent_server, right_servers
+from .bent_server import KEY, Bend, Bent
+from .wrong_servers import WRONG, Wrong
 
 Server = tuple[str, Bent]
 SLOW = "refuses_huge_bodies"  # two seconds in which our service waits for what else is sent
@@ -26,16 +28,16 @@ QUICK = [check.name for check in CHECKS if check.name != SLOW]
 
 @pytest.fixture(scope="module")
 def started() -> Iterator[Server]:
-    with wrong_servers.served() as (url, bent):
+    with bent_server.served() as (url, bent):
         yield url, bent
 
 
 @pytest.fixture
 def server(started: Server) -> Iterator[Server]:
     """The right server; what a test bends is straight again afterwards."""
-    wrong_servers.CACHE.clear()
+    bent_server.CACHE.clear()
     yield started
-    started[1].bend, started[1].patient = wrong_servers.straight, False
+    started[1].bend, started[1].patient = bent_server.straight, False
 
 
 def check(server: Server, bend: Bend, *only: str, strict: bool = True, timeout_s: float = 10) -> dict[str, Result]:
@@ -53,7 +55,7 @@ def named(results: dict[str, Result], outcome: str) -> dict[str, str]:
 
 def test_the_right_server_passes(server: Server) -> None:
     """Our own service passes every check and skips none: so does each wrong server without its fault."""
-    results = check(server, wrong_servers.straight)
+    results = check(server, bent_server.straight)
     assert named(results, "failed") == named(results, "skipped") == {}
     assert sum(result.seconds for result in results.values()) < 30
 
@@ -77,20 +79,20 @@ def test_every_check_has_a_server_that_breaks_it() -> None:
 @pytest.mark.parametrize("name", ["ranks_one", "ranks_any_prompt", "ranks_odd_images"])
 def test_requests_that_are_rare_are_asked_too(server: Server, name: str) -> None:
     """A server that answers them with 500 fails these checks as well."""
-    broken = wrong_servers.to("/v1/rank", wrong_servers.reply({}, 500))
+    broken = bent_server.to("/v1/rank", bent_server.reply({}, 500))
     assert "answered 500" in check(server, broken, name)[name].message
 
 
 @pytest.mark.parametrize("kind", ["only_ranks", "always_later", "in_other_words"])
 def test_right_servers_of_other_kinds_pass(server: Server, kind: str) -> None:
     """Ranks alone with calibrated: false, 202 for everything, and problems in other words are right, strictly."""
-    assert named(check(server, getattr(wrong_servers, kind), *QUICK), "failed") == {}
+    assert named(check(server, getattr(right_servers, kind), *QUICK), "failed") == {}
 
 
 def test_a_reward_that_needs_metadata_is_given_some(server: Server) -> None:
     """Without metadata its nulls are no failure, and said; with metadata it is tested as any other."""
     assert (
-        "give --metadata" in named(check(server, wrong_servers.needs_metadata, *QUICK), "skipped")["scores_something"]
+        "give --metadata" in named(check(server, right_servers.needs_metadata, *QUICK), "skipped")["scores_something"]
     )
     results = conformance.run(server[0], key=KEY, metadata={"include": [{"class": "dog"}]}, only=QUICK)
     assert {result.outcome for result in results} == {"passed"}
@@ -98,7 +100,7 @@ def test_a_reward_that_needs_metadata_is_given_some(server: Server) -> None:
 
 def test_people_are_not_waited_for(server: Server) -> None:
     """An endpoint that answers 202 and not today fails nothing: what needs an answer is skipped, and cancelled."""
-    results = check(server, wrong_servers.people, *QUICK, timeout_s=1.5)
+    results = check(server, right_servers.people, *QUICK, timeout_s=1.5)
     assert named(results, "failed") == {}
     assert "had no result" in named(results, "skipped")["ranks_json"]
     assert results["refuses_huge_images"].outcome == "passed"
@@ -106,9 +108,9 @@ def test_people_are_not_waited_for(server: Server) -> None:
 
 def test_a_small_server_passes_with_warnings(server: Server) -> None:
     """What twenty lines leave out is warned of, and fails only strictly."""
-    lax = named(check(server, wrong_servers.small, *QUICK, strict=False), "warning")
+    lax = named(check(server, right_servers.small, *QUICK, strict=False), "warning")
     assert set(lax) == {"metrics", "idempotent", "refuses_unknown_fields", "problem_json"}
-    assert named(check(server, wrong_servers.small, *lax), "failed").keys() == lax.keys()
+    assert named(check(server, right_servers.small, *lax), "failed").keys() == lax.keys()
 
 
 def test_a_failed_must_is_no_warning(server: Server) -> None:
@@ -120,8 +122,8 @@ def test_a_failed_must_is_no_warning(server: Server) -> None:
 def test_an_endpoint_that_hangs_costs_a_few_timeouts(server: Server) -> None:
     """After three checks without any answer the rest is skipped."""
 
-    async def hang(asked: wrong_servers.Asked, forward: wrong_servers.Forward) -> wrong_servers.Answer:
-        await wrong_servers.asyncio.sleep(1)
+    async def hang(asked: bent_server.Asked, forward: bent_server.Forward) -> bent_server.Answer:
+        await asyncio.sleep(1)
         return await forward(asked)
 
     found = [result.outcome for result in check(server, hang, timeout_s=0.2).values()]
@@ -131,7 +133,7 @@ def test_an_endpoint_that_hangs_costs_a_few_timeouts(server: Server) -> None:
 
 def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> None:
     """Warnings are printed with what to do, pass in JUnit with their text, and fail with --strict."""
-    server[1].bend, junit = wrong_servers.small, tmp_path / "check.xml"
+    server[1].bend, junit = right_servers.small, tmp_path / "check.xml"
     words = ["check", server[0], "--key", KEY, "--only", "metrics", "--only", "alive", "--junit", str(junit)]
     outcome = CliRunner().invoke(rewards_cli, words)
     assert outcome.exit_code == 0
@@ -149,7 +151,7 @@ def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> N
 
 def test_the_key_is_not_told(server: Server) -> None:
     """An endpoint that quotes what it was sent does not bring the key into a report that CI keeps."""
-    server[1].bend = wrong_servers.to("/v1/rank", wrong_servers.reply(f"Bearer {KEY}".encode(), 500))
+    server[1].bend = bent_server.to("/v1/rank", bent_server.reply(f"Bearer {KEY}".encode(), 500))
     (result,) = conformance.run(server[0], key=KEY, only=["ranks_json"])
     assert "Bearer (the key)" in result.message
 
@@ -161,7 +163,7 @@ def test_an_authority_of_one_s_own_is_believed(tmp_path: Path) -> None:
     authority.issue_cert("127.0.0.1").private_key_and_cert_chain_pem.write_to_path(certificate)
     folder.mkdir()
     authority.cert_pem.write_to_path(folder / "ca.pem")
-    with wrong_servers.served(certificate, folder / "ca.pem") as (url, _):
+    with bent_server.served(certificate, folder / "ca.pem") as (url, _):
         words = ["check", url, "--key", KEY, "--only", "ranks_json", "--only", SLOW, "--strict"]
         believed = CliRunner().invoke(rewards_cli, [*words, "--tls", str(folder)])
         refused = CliRunner().invoke(rewards_cli, words)
@@ -172,7 +174,7 @@ def test_an_authority_of_one_s_own_is_believed(tmp_path: Path) -> None:
 def test_what_an_endpoint_says_steers_no_terminal(server: Server, tmp_path: Path) -> None:
     """Escape sequences, NUL and markup from the endpoint are shown as letters; the JUnit file stays XML."""
     server[1].bend, junit = (
-        wrong_servers.to("/v1/rank", wrong_servers.reply(b"\x1b[2J\x00[red]x", 500)),
+        bent_server.to("/v1/rank", bent_server.reply(b"\x1b[2J\x00[red]x", 500)),
         tmp_path / "x.xml",
     )
     words = ["check", server[0], "--key", KEY, "--only", "ranks_json", "--junit", str(junit)]

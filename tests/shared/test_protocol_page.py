@@ -20,7 +20,7 @@ from dipole.conformance import answers, report, rules, under_load
 from dipole.exchange import RETRIED_STATUSES
 from dipole.schemas import PendingRanking, Problem, Ranking, RankRequest, RewardInfo
 
-from . import wrong_servers
+from . import bent_server
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGE = (ROOT / "docs/protocol.md").read_text()
@@ -30,7 +30,7 @@ EXAMPLES = dict(re.findall(r"<!-- ([^>]+) -->\n```json\n(.*?)```", PAGE, flags=r
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with wrong_servers.served() as (url, _):
+    with bent_server.served() as (url, _):
         yield url
 
 
@@ -53,7 +53,7 @@ def test_the_rankings_pass_the_rules() -> None:
 
 def test_the_request_is_answered(url: str) -> None:
     """The page's request, sent as it stands to our service, is ranked; as multipart too, by its curl line."""
-    key = {"authorization": f"Bearer {wrong_servers.KEY}"}
+    key = {"authorization": f"Bearer {bent_server.KEY}"}
     request = json.loads(EXAMPLES["RankRequest"])
     plain = httpx.post(f"{url}/v1/rank", json=request, headers=key, trust_env=False)
     (part,) = re.findall(r"-F 'request=(\{.*\})'", PAGE)
