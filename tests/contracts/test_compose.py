@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -13,6 +14,9 @@ import yaml
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+GPU: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
+REWARDS = {name: each for name, each in SERVICES.items() if "DIPOLE_REWARD" in each.get("environment", {})}
+ALWAYS = {"shapes", "colourfulness"}  # rewards without a profile
 DOCKERFILES = sorted(ROOT.glob("*/Dockerfile"))
 
 
@@ -44,10 +48,12 @@ def test_the_dockerfiles_set_only_settings_that_exist(reference: ModuleType) -> 
 
 def test_what_a_service_sets_is_accepted(name: str, reference: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each settings class loads from the service's environment: lists parse, ports are numbers."""
-    for variable, value in SERVICES[name].get("environment", {}).items():
+    given = {variable: value for variable, value in SERVICES[name].get("environment", {}).items() if value is not None}
+    for variable, value in given.items():
         monkeypatch.setenv(variable, re.sub(r"\$\{\w+:\?[^}]*\}", "a-key-of-enough-letters", str(value)))
     for owner in reference.settings_classes():
-        if "DIPOLE_REWARD" in SERVICES[name].get("environment", {}) or owner.__name__ != "RewardSettings":
+        settings = reference.settings_of(owner).values()
+        if {each.variable for each in settings if each.default == "required"} <= given.keys():
             owner()
 
 
@@ -109,12 +115,58 @@ def test_every_reward_host_is_a_service() -> None:
     )
 
 
-def test_every_reward_is_registered() -> None:
-    """The register service tells the API of every reward service, at the port that its image listens on."""
-    rewards = SERVICES["api"]["environment"]["DIPOLE_REWARD_HOSTS"].split(",")
-    told = [word for word in SERVICES["register"]["command"] if "=" in word]
-    assert sorted(told) == sorted(f"{name}=http://{name}:8401" for name in rewards)
+def test_every_reward_is_declared() -> None:
+    """The file that the API reads at its start names every reward, at the port of its image, with its key."""
+    environment = SERVICES["api"]["environment"]
+    binds = [each for each in SERVICES["api"]["volumes"] if isinstance(each, dict)]
+    (source,) = [each["source"] for each in binds if each["target"] == environment["DIPOLE_REWARDS_FILE"]]
+    told = tomllib.loads((ROOT / source).read_text())["rewards"]
+    assert {name: each["url"] for name, each in told.items()} == {name: f"http://{name}:8401" for name in REWARDS}
+    assert {each["key_env"] for each in told.values()} == {"DIPOLE_REWARD_KEY"} <= environment.keys()
     assert "DIPOLE_REWARD_PORT=8401" in (ROOT / "services/Dockerfile").read_text()
+
+
+def test_every_other_reward_has_a_profile_of_its_name() -> None:
+    """`docker compose up` runs what needs nothing; a profile adds one reward, and nobody waits for it."""
+    assert REWARDS.keys() >= ALWAYS
+    for name, service in REWARDS.items():
+        assert service.get("profiles") == (None if name in ALWAYS else [name])
+    assert not [each for service in SERVICES.values() for each in service.get("depends_on", {}) if each in REWARDS]
+
+
+def test_a_reward_can_be_scaled() -> None:
+    """No reward has a container's name or a port of this machine, of which there can be only one."""
+    assert not [name for name, each in REWARDS.items() if each.keys() & {"container_name", "ports", "hostname"}]
+
+
+def test_weights_are_read_from_a_folder_that_must_exist() -> None:
+    """They lie in ./weights/NAME, are never written, and a folder that is missing is an error; they may use a GPU."""
+    for name, service in REWARDS.items():
+        for volume in service.get("volumes", []):
+            assert volume == {
+                "type": "bind",
+                "source": f"./weights/{name}",
+                "target": "/data/weights",
+                "read_only": True,
+                "bind": {"create_host_path": False},
+            }
+        assert ("volumes" in service) == (GPU.get(name, {}).get("environment") == {"DIPOLE_REWARD_DEVICE": "cuda"})
+
+
+def test_the_judge_takes_every_setting_from_outside(reference: ModuleType) -> None:
+    """Each setting of the judge may be in .env, and none has a value here."""
+    (owner,) = [each for each in reference.settings_classes() if each.__name__ == "JudgeSettings"]
+    environment = SERVICES["judge"]["environment"]
+    assert {each.variable for each in reference.settings_of(owner).values()} == {
+        name for name, value in environment.items() if value is None
+    }
+
+
+def test_images_have_the_version_of_the_package() -> None:
+    """Tags of our images say what pyproject.toml says."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    ours = {each["image"] for each in SERVICES.values() if each["image"].startswith("dipole-")}
+    assert {image.partition(":")[2] for image in ours} == {version}
 
 
 def test_every_service_waits_for_what_exists(name: str) -> None:
@@ -133,11 +185,10 @@ def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
     assert told == used.get(name, set())
     waits = set(SERVICES[name].get("depends_on", {}))
     assert ("redis" in waits) == ("REDIS" in told)
-    if "DATABASE" not in told and name not in ("register", "cli"):
+    if "DATABASE" not in told and name != "cli":
         assert not waits & {"postgres", "migrate"}
 
 
 def test_the_gpu_override_changes_services_that_exist() -> None:
     """docker-compose.gpu.yml adds to services of docker-compose.yml."""
-    override = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())
-    assert override["services"].keys() <= SERVICES.keys()
+    assert GPU.keys() <= SERVICES.keys()

@@ -3,47 +3,38 @@
 from __future__ import annotations
 
 import os
+import re
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import tomllib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
 import yaml
 
+from dipole import rewards_file
+from dipole.endpoint import check_reward_url
 from dipole.settings import PlatformSettings
 from dipole_trainer import worker
 
-Object = dict[str, Any]
+from . import kustomize
+from .kustomize import Object, build, kustomization, load
+
 ROOT = Path(__file__).resolve().parents[2]
-BASE, LOCAL = ROOT / "k8s/base", ROOT / "k8s/overlays/local"
+K8S, BASE, LOCAL = ROOT / "k8s", ROOT / "k8s/base", ROOT / "k8s/overlays/local"
 OVERLAYS = sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))
+COMPOSE: dict[str, Object] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+EVERYTHING = build(ROOT / "k8s/overlays/rewards")  # the overlay that has all there is
+LOADER = ROOT / "k8s/weights/loader.yaml"
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "DaemonSet"}
 STORES = {"redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"}, "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL"}}
 BOTH = {"redis", "postgres"}
 USED = {"migrate": {"postgres"}, "api": BOTH, "worker": BOTH, "rank-worker": {"redis"}, "sampler": {"redis"}}
-
-
-def load(path: Path) -> list[Object]:
-    return [each for each in yaml.safe_load_all(path.read_text()) if each]
-
-
-def kustomization(folder: Path) -> Object:
-    (only,) = load(folder / "kustomization.yaml")
-    return only
-
-
-def objects(folder: Path) -> list[Object]:
-    """The objects a kustomization collects, before its patches."""
-    found = []
-    for name in kustomization(folder)["resources"]:
-        path = folder / name
-        found += objects(path) if path.is_dir() else load(path)
-    return found
 
 
 @dataclass(frozen=True)
@@ -61,18 +52,22 @@ class Container:
 
 
 def pods() -> list[Object]:
-    return [each for each in objects(BASE) if each["kind"] in WORKLOADS]
+    return [each for each in EVERYTHING if each["kind"] in WORKLOADS]
 
 
 def containers() -> Iterator[Container]:
     for workload in pods():
-        spec = workload["spec"]["template"]["spec"]
-        for container in [*spec.get("initContainers", []), *spec["containers"]]:
+        for container in kustomize.containers(workload):
             yield Container(workload, container)
 
 
-def named(kind: str, folder: Path = BASE) -> dict[str, Object]:
-    return {each["metadata"]["name"]: each for each in objects(folder) if each["kind"] == kind}
+def named(kind: str) -> dict[str, Object]:
+    return {each["metadata"]["name"]: each for each in EVERYTHING if each["kind"] == kind}
+
+
+def rewards() -> dict[str, Object]:
+    """Containers of reward services, by the name of their workload."""
+    return {each.workload["metadata"]["name"]: each.spec for each in containers() if each.spec["name"] == "reward"}
 
 
 def runs(command: list[str], reference: ModuleType) -> bool:
@@ -108,46 +103,64 @@ def container(request: pytest.FixtureRequest) -> Container:
     return found
 
 
-def test_every_manifest_fits_its_schema_without_a_warning() -> None:
-    """kubernetes-validate --strict passes, and says neither WARN nor ERROR."""
-    files = [path for path in sorted(ROOT.glob("k8s/**/*.yaml")) if path.name != "kustomization.yaml"]
-    files.remove(LOCAL / "one-node.yaml")  # a patch, not an object
-    command = [str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", *map(str, files)]
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.name))
+def test_every_manifest_fits_its_schema_without_a_warning(overlay: Path, tmp_path: Path) -> None:
+    """kubernetes-validate --strict passes what an overlay makes, and says neither WARN nor ERROR."""
+    made = tmp_path / "made.yaml"
+    found = [{**each, "data": {}} if each["kind"] == "Secret" else each for each in build(overlay)]
+    made.write_text(yaml.safe_dump_all(found))
+    command = [str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", str(made), str(LOADER)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     said = done.stdout + done.stderr
     assert done.returncode == 0, said
     assert all(line.startswith("INFO") for line in said.splitlines() if line), said
 
 
-def test_every_file_of_the_base_is_collected() -> None:
-    """A manifest beside the kustomization is in it, and nothing in it is missing."""
-    files = {path.name for path in BASE.glob("*.yaml")} - {"kustomization.yaml"}
-    assert files == set(kustomization(BASE)["resources"])
-
-
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="KUSTOMIZE NOT COMPARED WITH: there is no kubectl")
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.name))
-def test_an_overlay_names_only_what_exists(overlay: Path) -> None:
-    """Its resources, patches and secret files exist, and each patch has its target in the base."""
-    told = kustomization(overlay)
-    for patch in told.get("patches", []):
-        for change in load(overlay / patch["path"]):
-            assert change["metadata"]["name"] in named(change["kind"])
-    for secret in told.get("secretGenerator", []):
-        for name in secret["envs"]:
-            assert (overlay / f"{name}.example").exists(), "a file made by hand is shown by an example"
-    assert objects(overlay)
+def test_kustomize_agrees(overlay: Path, tmp_path: Path) -> None:
+    """kubectl makes of an overlay what these tests look at, but for hashes in names and what is secret."""
+    copy = shutil.copytree(K8S, tmp_path / "k8s")
+    for example in copy.rglob("*.env.example"):
+        shutil.copyfile(example, example.with_suffix(""))
+    command = ["kubectl", "kustomize", str(copy / overlay.relative_to(K8S))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    generated = "|".join(each["metadata"]["name"] for each in build(overlay) if each["kind"] in ("Secret", "ConfigMap"))
+    theirs = yaml.safe_load_all(re.sub(rf"\b({generated})-[0-9a-z]{{10}}\b", r"\1", done.stdout))
+
+    def plain(found: Iterable[Object]) -> dict[tuple[str, str], Object]:
+        return {
+            (each["kind"], each["metadata"]["name"]): {} if each["kind"] == "Secret" else each for each in found if each
+        }
+
+    assert plain(theirs) == plain(build(overlay))
+
+
+def test_every_manifest_is_in_the_overlay_that_has_all() -> None:
+    """No file lies beside a kustomization unused, and nothing is named that is missing."""
+    used: set[Path] = set()
+
+    def walk(folder: Path) -> None:
+        told = kustomization(folder)
+        used.add(folder / "kustomization.yaml")
+        for path in [folder / name for name in (*told.get("resources", []), *told.get("components", []))]:
+            walk(path.resolve()) if path.is_dir() else used.add(path)
+        used.update(folder / each["path"] for each in told.get("patches", []) if "path" in each)
+
+    for overlay in OVERLAYS:
+        walk(overlay)
+    assert used | {LOADER} == set(K8S.rglob("*.yaml"))
 
 
 def test_the_overlay_makes_every_secret_that_a_pod_wants(container: Container) -> None:
-    """Secrets and their keys come from the overlay, ConfigMaps and claims from the base."""
-    generated = {each["name"]: each["envs"] for each in kustomization(LOCAL)["secretGenerator"]}
+    """Secrets and their keys, ConfigMaps and claims come from the overlay and its base."""
     for variable in container.spec.get("env", []):
         if reference := variable.get("valueFrom", {}).get("secretKeyRef"):
-            (example,) = generated[reference["name"]]
-            keys = {line.split("=")[0] for line in (LOCAL / f"{example}.example").read_text().splitlines()}
-            assert reference["key"] in keys
+            assert reference["key"] in named("Secret")[reference["name"]]["data"]
     for source in container.spec.get("envFrom", []):
-        assert source["configMapRef"]["name"] in named("ConfigMap")
+        for kind, reference in (("ConfigMap", "configMapRef"), ("Secret", "secretRef")):
+            assert reference not in source or source[reference]["name"] in named(kind)
 
 
 def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:
@@ -193,19 +206,31 @@ def test_a_network_policy_names_pods_and_ports_that_exist() -> None:
 
 def test_a_pod_runs_with_least_rights(container: Container) -> None:
     """Not root, no escalation, no capabilities, a read-only root, no API token, and limits."""
-    pod = container.workload["spec"]["template"]["spec"]
+    has_least_rights(container.workload["spec"]["template"]["spec"], container.spec)
+
+
+def test_the_loader_of_weights_runs_with_least_rights() -> None:
+    """The pod that is applied by hand passes what the namespace enforces, and mounts the claim that rewards read."""
+    (pod,) = load(LOADER)
+    (container,) = pod["spec"]["containers"]
+    has_least_rights(pod["spec"], container)
+    (volume,) = pod["spec"]["volumes"]
+    assert volume["persistentVolumeClaim"]["claimName"] in named("PersistentVolumeClaim")
+    assert container["image"] == COMPOSE["shapes"]["image"]
+
+
+def has_least_rights(pod: Object, own_container: Object) -> None:
     assert pod["automountServiceAccountToken"] is False
     assert pod["securityContext"]["runAsNonRoot"] is True
     assert pod["securityContext"]["runAsUser"] > 0
     assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    own = container.spec["securityContext"]
-    assert own == {
+    assert own_container["securityContext"] == {
         "allowPrivilegeEscalation": False,
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    assert "memory" in container.spec["resources"]["limits"]
-    assert container.spec["resources"]["requests"].keys() == {"cpu", "memory"}
+    assert "memory" in own_container["resources"]["limits"]
+    assert own_container["resources"]["requests"].keys() == {"cpu", "memory"}
 
 
 def test_a_pod_mounts_volumes_that_it_has(container: Container) -> None:
@@ -218,11 +243,13 @@ def test_a_pod_mounts_volumes_that_it_has(container: Container) -> None:
         each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each
     }
     assert claims <= named("PersistentVolumeClaim").keys()
+    maps = {each["configMap"]["name"] for each in volumes.values() if "configMap" in each}
+    assert maps <= named("ConfigMap").keys()
 
 
 def test_a_container_sets_only_settings_that_exist(container: Container, reference: ModuleType) -> None:
-    """Every DIPOLE_ variable, also of the ConfigMap, is a setting; our containers' $(…) refer to what stands before."""
-    shared = {name for each in named("ConfigMap").values() for name in each["data"]}
+    """Every DIPOLE_ variable, also of ConfigMaps and secrets, is a setting; $(…) refers to what stands before."""
+    shared = {name for kind in ("ConfigMap", "Secret") for each in named(kind).values() for name in each["data"]}
     own = [each["name"] for each in container.spec.get("env", [])]
     assert {name for name in {*own, *shared} if name.startswith("DIPOLE_")} <= reference.setting_names()
     for index, variable in enumerate(container.spec.get("env", [])):
@@ -231,12 +258,12 @@ def test_a_container_sets_only_settings_that_exist(container: Container, referen
 
 
 def test_a_container_runs_a_command_that_exists(container: Container, reference: ModuleType) -> None:
-    """Ours run a `dipole` command, and their image is one of the three that the Dockerfiles build."""
+    """Ours run a `dipole` command, and their image is one that docker-compose.yml builds, in the same version."""
     if container.is_ours:
         program, *words = container.spec["command"]
         assert program == "dipole"
         assert reference.find_command(words)
-        assert container.spec["image"] in {each["name"] for each in kustomization(BASE)["images"]}
+        assert container.spec["image"] in {each["image"] for each in COMPOSE.values()}
 
 
 def test_a_later_version_can_be_applied() -> None:
@@ -264,23 +291,67 @@ def test_what_a_reward_takes_fits_its_memory(container: Container) -> None:
     body, pixels, queue = (
         int(told[f"DIPOLE_REWARD_{name}"]) for name in ("MAX_BODY_BYTES", "MAX_TOTAL_PIXELS", "QUEUE_BYTES")
     )
-    assert container.spec["resources"]["limits"]["memory"] == "1Gi"
-    assert 8 * (body + 3 * pixels) + queue + 256 * 2**20 <= 2**30
+    gibibytes = int(container.spec["resources"]["limits"]["memory"].removesuffix("Gi"))
+    assert 8 * (body + 3 * pixels) + queue + 256 * 2**20 <= gibibytes * 2**30
     assert int(told["DIPOLE_REWARD_MAX_PIXELS"]) <= pixels
 
 
-def test_registered_rewards_are_services() -> None:
-    """Every URL that the API is told of is a service on one of its ports, and every reward is told."""
-    (container,) = (each.spec for each in containers() if each.spec["name"] == "register")
-    told = dict(word.split("=", 1) for word in container["command"] if "=" in word)
-    services = named("Service")
-    rewards = {name for name, each in services.items() if each["metadata"].get("labels", {}).get("dipole.dev/kind")}
-    assert told == {name: f"http://{name}:{services[name]['spec']['ports'][0]['port']}" for name in rewards}
+def test_declared_rewards_are_services() -> None:
+    """The file that the API reads names each reward, at its service's port, on a host that is allowed, with its key."""
+    api = next(each.spec for each in containers() if each.name == "api/api")
+    told = {each["name"]: each.get("value") for each in api["env"]}
+    (volume,) = [
+        each["name"] for each in api["volumeMounts"] if told["DIPOLE_REWARDS_FILE"].startswith(each["mountPath"])
+    ]
+    assert volume == "rewards"
+    text = named("ConfigMap")["rewards"]["data"][Path(told["DIPOLE_REWARDS_FILE"]).name]
+    assert text == (ROOT / "rewards.toml").read_text()
+    entries = tomllib.loads(text)["rewards"]
+    assert {each["key_env"] for each in entries.values()} <= told.keys()
+    hosts = named("ConfigMap")["dipole"]["data"]["DIPOLE_REWARD_HOSTS"].split(",")
+    assert sorted(hosts) == sorted(entries) == sorted(rewards())
+    keys = dict.fromkeys(["DIPOLE_REWARD_KEY"], "a-key-of-enough-letters")
+    for name, declared in rewards_file.read(ROOT / "rewards.toml", keys).items():
+        (port,) = named("Service")[name]["spec"]["ports"]
+        assert check_reward_url(declared.endpoint.url, hosts, field="url") == f"http://{name}:{port['port']}"
+
+
+def test_a_rewards_name_resolves_to_every_pod() -> None:
+    """Reward services are headless, as callers spread groups over the addresses; ports are the pods' own then."""
+    for name in rewards():
+        service = named("Service")[name]["spec"]
+        assert service["clusterIP"] == "None"
+        assert [port["port"] for port in service["ports"]] == [8401]
+
+
+def test_a_reward_is_what_compose_says() -> None:
+    """Every reward of docker-compose.yml is here, of the same class and image, and the other way round."""
+    here = {name: (each["env"][0]["value"], each["image"]) for name, each in rewards().items()}
+    there = {
+        name: (each["environment"]["DIPOLE_REWARD"], each["image"])
+        for name, each in COMPOSE.items()
+        if "DIPOLE_REWARD" in each.get("environment", {})
+    }
+    assert here == there
+
+
+def test_weights_and_gpus_go_together() -> None:
+    """Whoever mounts the claim of weights reads it alone, from its own folder, and has a GPU where the component is."""
+    image = (ROOT / "services/Dockerfile").read_text()
+    for name, container in rewards().items():
+        mounts = {each["name"]: each for each in container["volumeMounts"]}
+        has_gpu = container["resources"]["limits"].get("nvidia.com/gpu") == 1
+        uses_gpu = {"name": "DIPOLE_REWARD_DEVICE", "value": "cuda"} in container["env"]
+        assert ("weights" in mounts) == has_gpu == uses_gpu == bool(COMPOSE[name].get("volumes")), name
+        if "weights" in mounts:
+            assert mounts["weights"]["readOnly"] is True
+            assert mounts["weights"]["subPathExpr"] == "$(DIPOLE_REWARD_NAME)"
+            assert f"DIPOLE_REWARD_WEIGHTS={mounts['weights']['mountPath']}\n" in image
 
 
 def test_every_process_has_probes(container: Container, reference: ModuleType) -> None:
     """Readiness or liveness ask a route of the app behind the port, or run a command that the image has."""
-    if container.spec["name"] in {"migrate", "register"}:  # they end by themselves
+    if container.spec["name"] == "migrate":  # it ends by itself
         return
     probes = [value for name, value in container.spec.items() if name.endswith("Probe")]
     assert "livenessProbe" in container.spec
