@@ -5,8 +5,8 @@
 
 GenEval runs mmdetection's network, of which transformers has no weights. facebook/mask2former-swin-small-coco-instance
 is the original of the same network: sizes, post-processing and order of steps are equal, a confidence may differ a
-little. The hub's preprocessor_config.json is not used: it asks for another size than either was evaluated with. The
-network is always float32, as GenEval's is: in bfloat16 its deformable attention gives NaN (transformers 5.23, CPU).
+little. The hub's preprocessor_config.json is not read: sizes are those that both were evaluated with. The network is
+always float32, as GenEval's is: in bfloat16 a tiny one gave NaN behind its deformable attention (transformers 5.23).
 
 Legend: B images, Q queries, C classes, H W the image, h w resized, always RGB.
 """
