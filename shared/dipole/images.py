@@ -44,7 +44,7 @@ def digests(parts: Sequence[bytes | memoryview]) -> list[bytes]:
 
 def pixels_of(images: NDArray[np.uint8]) -> memoryview:
     """An array's bytes in C order, without a copy where they lie so."""
-    return memoryview(np.ascontiguousarray(images)).cast("B")
+    return np.ascontiguousarray(images).data.cast("B")
 
 
 def from_base64(data: str, *, field: str = "image") -> bytes:
