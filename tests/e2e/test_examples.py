@@ -98,6 +98,13 @@ def test_an_example_serves_what_it_says(example: Example, tmp_path: Path) -> Non
         assert [item.rank for item in ranked[prompt].results] == [1 + (place != best) for place in range(2)]
 
 
+def test_the_fastapi_example_needs_the_light_package_alone() -> None:
+    """It imports neither the reward services nor the trainer nor torch: `dipole`, FastAPI and uvicorn are enough."""
+    program = "import sys, fastapi_reward; print({'torch', 'dipole_rewards', 'dipole_trainer'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], cwd=EXAMPLES, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "set()", done.stderr
+
+
 def test_the_readme_shows_the_class_that_is_tested() -> None:
     """README's reward is examples/class_reward.py, line by line."""
     code = (EXAMPLES / "class_reward.py").read_text()

@@ -23,8 +23,18 @@ from .bent_server import (
     Asked,
     Forward,
     changed,
+    each,
+    info,
     reply,
+    results,
 )
+
+
+async def only_ranks(asked: Asked, forward: Forward) -> Answer:
+    """Right: people and judges of pairs give an order without scores, which /v1/info says."""
+    if asked.path == "/v1/info":
+        return await info(calibrated=False)(asked, forward)
+    return await each(lambda _: {"score": None})(asked, forward)
 
 
 def mended(asked: Asked, is_bad: Callable[[str], bool]) -> Asked:
@@ -52,6 +62,24 @@ def is_large(data: str) -> bool:
     except ValueError:
         return False
     return False
+
+
+async def guards_health(asked: Asked, forward: Forward) -> Answer:
+    """Wants the key of a probe that has none."""
+    if asked.path in ("/livez", "/readyz") and "authorization" not in asked.headers:
+        return reply({}, 401)
+    return await forward(asked)
+
+
+async def ranks_from_two(asked: Asked, forward: Forward) -> Answer:
+    """An order without scores that has no best."""
+    return await each(lambda one: {"rank": one["rank"] + 1})(asked, lambda one: only_ranks(one, forward))
+
+
+async def leaves_one_out(asked: Asked, forward: Forward) -> Answer:
+    """An order without scores, and a candidate of which nothing is said."""
+    bend = results(lambda found: [*found[:-1], {**found[-1], "rank": None}])
+    return await bend(asked, lambda one: only_ranks(one, forward))
 
 
 async def zero_for_corrupt(asked: Asked, forward: Forward) -> Answer:

@@ -15,16 +15,11 @@ from .bent_server import (
     reply,
     without,
 )
-from .faults import never_finishes
+from .faults import never_finishes, only_ranks
+
+__all__ = ["always_later", "in_other_words", "needs_metadata", "only_ranks", "people", "small"]
 
 OWN_SHAPE = refusals(lambda _, answer: reply({"error": answer.json["detail"]}, answer.status))
-
-
-async def only_ranks(asked: Asked, forward: Forward) -> Answer:
-    """People and judges of pairs: an order without scores, which /v1/info says."""
-    if asked.path == "/v1/info":
-        return await info(calibrated=False)(asked, forward)
-    return await each(lambda _: {"score": None})(asked, forward)
 
 
 async def needs_metadata(asked: Asked, forward: Forward) -> Answer:

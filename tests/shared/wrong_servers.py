@@ -43,6 +43,7 @@ class Wrong:
 WRONG: dict[str, Wrong] = {
     # what it says of itself
     "never ready": Wrong(to("/readyz", reply({}, 503)), "alive", "/readyz answered 503"),
+    "health behind the key": Wrong(faults.guards_health, "alive", "/livez answered 401"),
     "no metrics": Wrong(to("/metrics", reply({}, 404)), "metrics", "/metrics answered 404"),
     "an info of its own": Wrong(to("/v1/info", reply({"name": "x"})), "info", "not a valid RewardInfo: model: "),
     "another version": Wrong(info(protocol_version="2"), "info", "protocol_version is '2'"),
@@ -82,6 +83,8 @@ WRONG: dict[str, Wrong] = {
         each(lambda _: {"error": {"code": "x", "message": "y"}}), "ranks_json", "a score and an error"
     ),
     "ranks alone, calibrated": Wrong(each(lambda _: {"score": None}), "ranks_json", "calibrated: false"),
+    "ranks alone, from 2": Wrong(faults.ranks_from_two, "ranks_json", "has rank 2 among [2, 3, 4]"),
+    "neither rank nor reason": Wrong(faults.leaves_one_out, "ranks_json", "has rank None and error None"),
     "ranks for some": Wrong(
         results(lambda found: [{**found[0], "score": None}, *found[1:]]), "ranks_json", "others have scores"
     ),

@@ -20,22 +20,22 @@ SHORT_ANSWER = 256 * 1024
 
 @must
 def alive(target: Target) -> None:
-    """/livez and /readyz answer 200
+    """/livez and /readyz answer 200, without a key
 
-    Answer 200 on both with any body; let /readyz answer 503 while weights load.
+    Answer 200 on both with any body and to anybody; let /readyz answer 503 while weights load.
     """
     for path in ("livez", "readyz"):
-        if (reply := target.ask("GET", path)).status != 200:
+        if (reply := target.ask("GET", path, key=None)).status != 200:
             raise Failed(f"/{path} answered {reply.status}")
 
 
 @should
 def metrics(target: Target) -> None:
-    """/metrics answers Prometheus text
+    """/metrics answers Prometheus text, without a key
 
     Count requests, images and nulls with a Prometheus client library and serve its text at /metrics.
     """
-    reply = target.ask("GET", "metrics")
+    reply = target.ask("GET", "metrics", key=None)
     if reply.status != 200:
         raise Failed(f"/metrics answered {reply.status}")
     if reply.kind not in ("text/plain", "application/openmetrics-text"):
