@@ -17,7 +17,7 @@ from .bent_server import (
 )
 from .faults import never_finishes, only_ranks
 
-__all__ = ["always_later", "in_other_words", "needs_metadata", "only_ranks", "people", "small"]
+__all__ = ["always_later", "busy", "in_other_words", "needs_metadata", "only_ranks", "people", "small"]
 
 OWN_SHAPE = refusals(lambda _, answer: reply({"error": answer.json["detail"]}, answer.status))
 
@@ -39,6 +39,14 @@ async def always_later(asked: Asked, forward: Forward) -> Answer:
     if answer.status == 202:
         answer = replace(answer, headers={**answer.headers, "retry-after": "0"})
     return answer
+
+
+async def busy(asked: Asked, forward: Forward) -> Answer:
+    """Takes every other request to rank, and tells the rest when to come back."""
+    CACHE["asked"] = CACHE.get("asked", 0) + asked.ranks
+    if asked.ranks and CACHE["asked"] % 2 and asked.headers.get("content-type") == "application/json":
+        return reply({"title": "Busy", "status": 429}, 429, "application/problem+json", **{"retry-after": "0"})
+    return await forward(asked)
 
 
 async def people(asked: Asked, forward: Forward) -> Answer:

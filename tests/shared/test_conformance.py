@@ -83,9 +83,9 @@ def test_requests_that_are_rare_are_asked_too(server: Server, name: str) -> None
     assert "answered 500" in check(server, broken, name)[name].message
 
 
-@pytest.mark.parametrize("kind", ["only_ranks", "always_later", "in_other_words"])
+@pytest.mark.parametrize("kind", ["only_ranks", "always_later", "in_other_words", "busy"])
 def test_right_servers_of_other_kinds_pass(server: Server, kind: str) -> None:
-    """Ranks alone with calibrated: false, 202 for everything, and problems in other words are right, strictly."""
+    """Ranks alone where nothing is calibrated, 202 for everything, other words and rate limits are right, strictly."""
     assert named(check(server, getattr(right_servers, kind), *QUICK), "failed") == {}
 
 

@@ -25,6 +25,7 @@ from dipole.schemas import Ranking, RewardInfo
 MAX_ANSWER_BYTES = 4 * 2**20  # what a trainer reads at most
 FIRST_LOOK_S, LONGEST_PAUSE_S = 0.05, 5.0
 CANCEL_S = 3.0
+BUSY = (429, 503)
 ASYNC = {"Prefer": "respond-async"}
 
 Message = TypeVar("Message", bound=BaseModel)
@@ -113,11 +114,20 @@ class Target:
         return Reply(response.status_code, response.headers, bytes(body))
 
     def post(self, request: Any, **kw: Any) -> Reply:
-        """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs."""
+        """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs.
+
+        Comes back when it is told to, as a trainer does: a rate limit is no fault.
+        """
         if self.metadata is not None and isinstance(request, dict):
             request = {"metadata": self.metadata, **request}
         headers = {"content-type": "application/json", **kw.pop("headers", {})}
-        return self.ask("POST", "v1/rank", content=json.dumps(request).encode(), headers=headers, **kw)
+        content, ends = json.dumps(request).encode(), time.monotonic() + self.timeout_s
+        while True:
+            reply = self.ask("POST", "v1/rank", content=content, headers=headers, **kw)
+            asked = retry_after_s(reply.headers.get("retry-after")) if reply.status in BUSY else None
+            if asked is None or time.monotonic() + asked > ends:
+                return reply
+            time.sleep(max(asked, FIRST_LOOK_S))
 
     def announce(self, declared_bytes: int, timeout_s: float) -> Reply:
         """POST /v1/rank with a Content-Length of `declared_bytes`, of which one byte comes."""

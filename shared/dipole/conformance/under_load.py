@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from dipole.conformance import inputs
 from dipole.conformance.outcome import Failed, Skipped, must, should
 from dipole.conformance.rules import same_scores
-from dipole.conformance.target import ASYNC, Reply, Target
+from dipole.conformance.target import ASYNC, BUSY, Reply, Target
 from dipole.schemas import PendingRanking, Ranking
 
 CONCURRENCY = 8
@@ -33,9 +33,9 @@ def different() -> list[dict[str, Any]]:
 
 
 def ranked(target: Target, request: dict[str, Any]) -> Ranking | None:
-    """The ranking, or None where the endpoint said politely that it has too much to do."""
+    """The ranking, or None where the endpoint says politely that it is busy for longer than one waits."""
     reply = target.post(request)
-    if reply.status not in (429, 503):
+    if reply.status not in BUSY:
         return target.ranking(request, reply)
     if "retry-after" not in reply.headers:
         raise Failed(f"answered {reply.status} without Retry-After: {reply.start()}")
