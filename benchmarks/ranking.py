@@ -39,6 +39,7 @@ from sleeper import Names, Sleeper, sleepers
 
 from dipole import images
 from dipole.client import RankClient
+from dipole.endpoint import Endpoint
 from dipole.queue import CandidateStore, connect
 from dipole.settings import PlatformSettings
 from dipole.stack import RewardService, Stack
@@ -137,7 +138,7 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
     """Seconds a group of each path."""
     groups = [pictures(args.candidates, size, seed) for seed in range(args.repeats + 1)]
     reward = resolve(args.reward).load("cpu")
-    resolved = ResolvedReward(RewardSpec(name=NAME, timeout_s=300), url)
+    resolved = ResolvedReward(RewardSpec(name=NAME, timeout_s=300), Endpoint(url=url))
     with ExitStack() as stack:
         png = stack.enter_context(RankClient(url, transport=JsonOnly()))
         npy = stack.enter_context(RankClient(url))
@@ -195,7 +196,7 @@ def rewards_at_once(args: argparse.Namespace, settings: PlatformSettings, count:
     with ExitStack() as stack:
         urls = [stack.enter_context(sleepers(1, delay)) for delay in delays]
         rewards = [
-            ResolvedReward(RewardSpec(name=f"sleeper{size}.{count}.{n}", timeout_s=300), url)
+            ResolvedReward(RewardSpec(name=f"sleeper{size}.{count}.{n}", timeout_s=300), Endpoint(url=url))
             for n, url in enumerate(urls)
         ]
         ask = stack.enter_context(ranker(settings, rewards))
@@ -220,7 +221,7 @@ def two_in_flight(args: argparse.Namespace, settings: PlatformSettings, size: in
         reward.score(prompt=PROMPT, images=list(group), metadata=METADATA)
     here = time.perf_counter() - began
     with sleepers(1, args.seconds) as url:
-        resolved = ResolvedReward(RewardSpec(name=f"two{size}", timeout_s=300), url)
+        resolved = ResolvedReward(RewardSpec(name=f"two{size}", timeout_s=300), Endpoint(url=url))
         with ranker(settings, [resolved]) as ask:
             over = ask.stream(groups, in_flight=2)
     row = {"size": size, "groups": len(groups), "seconds": over, "in_process_s": here, "throughput": here / over}
@@ -237,7 +238,7 @@ def replicas(args: argparse.Namespace, settings: PlatformSettings, names: Names,
     for count in args.replicas:
         names.copies(count)
         with sleepers(count, args.seconds) as url:
-            resolved = ResolvedReward(RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), url)
+            resolved = ResolvedReward(RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), Endpoint(url=url))
             with ranker(settings, [resolved]) as ask:
                 asked = [groups[n % 16] for n in range(6 * count)]
                 rate = len(asked) / ask.stream(asked, in_flight=2 * count)

@@ -100,7 +100,8 @@ class LeaseLost(DipoleError):
 class RewardError(DipoleError):
     """An endpoint did not give a ranking.
 
-    `code` is one of: timeout, transport, http_status, invalid_response, not_finite, circuit_open, cancelled, too_large.
+    `code` is one of: timeout, transport, http_status, invalid_response, not_finite, circuit_open, cancelled, too_large,
+    configuration.
     `retryable` says whether the same request may succeed later.
     """
 

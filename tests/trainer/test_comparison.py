@@ -229,7 +229,7 @@ def run(platform: Platform, names: list[str], scorers: dict[str, Any], **options
     spec = EvalSpec(images_per_prompt=options.pop("images", 2), prompts=prompts)
     specs = [RewardSpec(name=name, required=False, min_valid=1) for name in scorers]
     ranker = InProcessRanker(scorers, specs)
-    rewards = [ResolvedReward(each, "http://127.0.0.1:1") for each in specs]
+    rewards = [ResolvedReward(each, Endpoint(url="http://127.0.0.1:1")) for each in specs]
     bench = platform.bench(*names)
     bench.check()
     with comparison.Comparison(bench, spec, rewards, ranker, **options) as each:
@@ -348,8 +348,11 @@ def test_rewards_are_registered_or_inline_and_on_allowed_hosts(platform: Platfor
     catalogue.put_reward("kept", Endpoint(url="http://127.0.0.1:8401/", key=SecretStr("secret")))
     resolve = lambda *names: comparison_inputs.resolve_rewards(names, platform.settings, catalogue, 9)  # noqa: E731
     kept, inline = resolve("kept", "inline=http://localhost:9000")
-    assert (kept.url, kept.key and kept.key.get_secret_value()) == ("http://127.0.0.1:8401", "secret")
-    assert (inline.url, inline.key, inline.spec.required) == ("http://localhost:9000", None, False)
+    assert (kept.endpoint.url, kept.endpoint.key and kept.endpoint.key.get_secret_value()) == (
+        "http://127.0.0.1:8401",
+        "secret",
+    )
+    assert (inline.endpoint.url, inline.endpoint.key, inline.spec.required) == ("http://localhost:9000", None, False)
     for wrong in (["absent"], ["x=http://example.com"], ["no/name"], ["kept", "kept"], ["x=file:///etc/passwd"]):
         with pytest.raises(InvalidInput):
             resolve(*wrong)
@@ -357,7 +360,7 @@ def test_rewards_are_registered_or_inline_and_on_allowed_hosts(platform: Platfor
 
 def test_a_reward_that_is_not_ready_is_told_before_anything_is_generated() -> None:
     """No answer and 503 are not ready; an endpoint without /readyz is, and keys are sent."""
-    reward = ResolvedReward(RewardSpec(name="judge"), "http://127.0.0.1:9")
+    reward = ResolvedReward(RewardSpec(name="judge"), Endpoint(url="http://127.0.0.1:9"))
 
     def answering(status: int) -> httpx.MockTransport:
         return httpx.MockTransport(lambda request: httpx.Response(status))

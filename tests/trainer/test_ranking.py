@@ -21,6 +21,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
+from dipole.endpoint import Endpoint as Described
 from dipole.errors import RewardUnavailable
 from dipole.queue import CandidateStore, MissingCandidates
 from dipole.settings import PlatformSettings
@@ -77,6 +78,7 @@ class Endpoint:
 
     behave: Behaviour
     port: int = 0
+    calibrated: bool = True
     calls: list[Call] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -94,7 +96,7 @@ class Endpoint:
                     status, headers, body = endpoint.behave(Call(-1, "", [f"c{k}" for k in range(K)], {}))
                     self.answer(status, headers, body)
                 else:
-                    self.answer(200, {}, json.dumps({**info, "media_types": types, "protocol_version": "1"}))
+                    self.answer(200, {}, json.dumps({**info, "media_types": types, "calibrated": endpoint.calibrated}))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -143,8 +145,8 @@ Endpoints = Callable[..., Endpoint]
 def endpoint() -> Iterator[Endpoints]:
     made: list[Endpoint] = []
 
-    def make(behave: Behaviour = good, port: int = 0) -> Endpoint:
-        made.append(Endpoint(behave, port))
+    def make(behave: Behaviour = good, port: int = 0, **more: Any) -> Endpoint:
+        made.append(Endpoint(behave, port, **more))
         return made[-1]
 
     yield make
@@ -200,7 +202,7 @@ def harness(redis_url: str) -> Iterator[Harness]:
 
 def reward(endpoint: Endpoint | str, name: str, **spec: Any) -> ResolvedReward:
     url = endpoint if isinstance(endpoint, str) else endpoint.url
-    return ResolvedReward(RewardSpec(name=name, **spec), url, SecretStr("a-key-of-the-endpoint"))
+    return ResolvedReward(RewardSpec(name=name, **spec), Described(url=url, key=SecretStr("a-key-of-the-endpoint")))
 
 
 def group(name: str, value: int = 7) -> Group:
@@ -341,6 +343,16 @@ def test_an_endpoint_may_only_rank(endpoint: Endpoints, harness: Harness) -> Non
     assert result.ordinal
     assert result.failure is None
     assert result.errors == {2: "unreadable: no face"}
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_scores_that_are_not_calibrated_are_an_order(endpoint: Endpoints, harness: Harness) -> None:
+    """The scores of an endpoint that says so count as an order: as they are, and marked as no more than that."""
+    ranker = harness.ranker(reward(endpoint(good, calibrated=False), "uncalibrated"), reward(endpoint(good), "plain"))
+    ranker.submit(group("g"))
+    results = collect(ranker)[0].results
+    assert results["uncalibrated"].scores == results["plain"].scores
+    assert (results["uncalibrated"].ordinal, results["plain"].ordinal) == (True, False)
 
 
 @pytest.mark.usefixtures("rank_worker")

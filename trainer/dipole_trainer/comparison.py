@@ -148,7 +148,7 @@ class Comparison:
             "precision": self.bench.precision,
             "device": self.bench.device,
             "rewards": [
-                {"name": each.spec.name, "url": each.url, **watched.judges.get(each.spec.name, {})}
+                {"name": each.spec.name, "url": each.endpoint.url, **watched.judges.get(each.spec.name, {})}
                 for each in self.rewards
             ],
         }
@@ -185,7 +185,7 @@ def prepare(
         unknown = [name for name in trained if name not in {each.spec.name for each in resolved}]
         if unknown:
             raise InvalidInput(f"--trained {unknown[0]} is none of the rewards given with --reward", field="trained")
-        comparison_inputs.check_ready(resolved, transport)
+        comparison_inputs.check_ready(resolved, transport, tls_dir=settings.tls_dir)
         comparison_inputs.check_rank_worker(settings)
         scratch = settings.home / "work"
         scratch.mkdir(parents=True, exist_ok=True)

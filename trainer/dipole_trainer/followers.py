@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import structlog
-from pydantic import SecretStr
 
+from dipole.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer import accelerator
 from dipole_trainer.artifacts import Artifacts
@@ -37,8 +37,7 @@ def job(job_id: str, spec: TrainSpec, rewards: Sequence[ResolvedReward]) -> dict
     endpoints = [
         {
             "spec": reward.spec.model_dump(mode="json"),
-            "url": reward.url,
-            "key": reward.key.get_secret_value() if reward.key else None,
+            "endpoint": reward.endpoint.record(),
         }
         for reward in rewards
     ]
@@ -77,8 +76,7 @@ def take_part(world: World, train: Callable[[], object]) -> None:
 
 
 def _reward(said: Mapping[str, Any]) -> ResolvedReward:
-    key = SecretStr(said["key"]) if said["key"] else None
-    return ResolvedReward(RewardSpec.model_validate(said["spec"]), said["url"], key)
+    return ResolvedReward(RewardSpec.model_validate(said["spec"]), Endpoint(**said["endpoint"]))
 
 
 def _data(spec: TrainSpec, settings: PlatformSettings) -> AbstractContextManager[Path | None]:

@@ -36,7 +36,7 @@ class RewardResult:
 
     `failure` is set when the reward gave nothing usable at all; then every score is None. `sub_scores` are the parts
     some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
-    `ordinal` says that the scores are negated ranks: they order this group's candidates and compare with no other's.
+    `ordinal` says that the scores only order this group's candidates, as negated ranks do, and compare with no other's.
     """
 
     scores: tuple[float | None, ...]

@@ -69,7 +69,8 @@ class Lane:
 
     def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
         try:
-            ranking = self._client(endpoint).rank(
+            client = self._client(endpoint)
+            ranking = client.rank(
                 message["prompt"],
                 Candidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
@@ -79,7 +80,7 @@ class Lane:
                 poll=False,
                 retry=False,
             )
-            return completed(ranking)
+            return completed(ranking, calibrated=client.info(deadline_s=remaining).calibrated)
         except StillPending as pending:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
@@ -151,14 +152,15 @@ class Candidates(Sequence[NDArray[np.uint8]]):
         return self._images[index] if isinstance(index, int) else list(self._images[index])
 
 
-def completed(ranking: Ranking) -> dict[str, Any]:
+def completed(ranking: Ranking, *, calibrated: bool) -> dict[str, Any]:
     """A ranking as a run's answer: scores in candidate order, reasons by index.
 
     Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
+    Of an endpoint that is not `calibrated` scores are an order too.
     """
     scores: list[float | None] = [item.score for item in ranking.results]
-    ordinal = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
-    if ordinal:
+    ranks_alone = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
+    if ranks_alone:
         scores = [None if item.rank is None else -float(item.rank) for item in ranking.results]
     errors = {
         str(index): f"{item.error.code}: {item.error.message}"
@@ -169,7 +171,7 @@ def completed(ranking: Ranking) -> dict[str, Any]:
     return {
         "status": "completed",
         "scores": scores,
-        "ordinal": ordinal,
+        "ordinal": ranks_alone or not calibrated,
         "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
         "errors": errors,
         "model": ranking.model,

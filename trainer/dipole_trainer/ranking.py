@@ -22,7 +22,6 @@ from typing import Any, TypeVar
 
 import structlog
 from kombu.exceptions import OperationalError
-from pydantic import SecretStr
 from redis.exceptions import RedisError
 
 from dipole.endpoint import Endpoint
@@ -49,28 +48,12 @@ RESEND_S = 10.0  # silence after which a question that no lane works on is asked
 MAX_PAUSE_S = 60.0  # longest wait between two tasks of one question
 
 
-@dataclass(frozen=True, init=False)
+@dataclass(frozen=True)
 class ResolvedReward:
-    """A job's reward with the endpoint it means, which has been checked against the allow-list.
-
-    An address alone, with its key, stands for an endpoint of Dipole's own protocol.
-    """
+    """A job's reward with the endpoint it means, which has been checked against the allow-list."""
 
     spec: RewardSpec
     endpoint: Endpoint
-
-    def __init__(self, spec: RewardSpec, endpoint: Endpoint | str, key: SecretStr | None = None) -> None:
-        at = Endpoint(url=endpoint, key=key) if isinstance(endpoint, str) else endpoint
-        object.__setattr__(self, "spec", spec)
-        object.__setattr__(self, "endpoint", at)
-
-    @property
-    def url(self) -> str:
-        return self.endpoint.url
-
-    @property
-    def key(self) -> SecretStr | None:
-        return self.endpoint.key
 
 
 @dataclass

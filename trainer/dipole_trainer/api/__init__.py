@@ -44,7 +44,7 @@ FORM_BYTES = 2**16  # what multipart adds around a file
 def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.BaseTransport | None = None) -> FastAPI:
     """Wire the API. `reward_transport` is how /check reaches endpoints.
 
-    Raises ConfigurationError when others could reach it and there is no key.
+    Raises ConfigurationError when others could reach it and there is no key, or for what DIPOLE_REWARDS_FILE says.
     """
     settings = settings or load(ApiSettings)
     web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
@@ -52,6 +52,8 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     if database.is_sqlite():  # one machine: nobody else would run the migrations first
         upgrade(settings.database_url)
     parts = _parts(settings, database, reward_transport)
+    if settings.rewards_file is not None:
+        rewards.declare(parts, settings.rewards_file)
     orders = Orders(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
 

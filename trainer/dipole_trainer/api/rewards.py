@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from pathlib import Path as FilePath
 from typing import Annotated
 
 import httpx
 import numpy as np
 import structlog
-from fastapi import APIRouter, FastAPI, Path
+from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from starlette.concurrency import run_in_threadpool
 
 from dipole import rewards_file
 from dipole.client import EndpointError, RankClient
@@ -28,20 +25,7 @@ from dipole_trainer.catalogue import KeyScope
 log = structlog.get_logger()
 
 
-@asynccontextmanager
-async def _declared(app: FastAPI) -> AsyncIterator[None]:
-    """Before the first request: what DIPOLE_REWARDS_FILE declares is registered."""
-    parts: Parts = app.state.parts
-    if parts.settings.rewards_file is not None:
-        try:
-            await run_in_threadpool(declare, parts, parts.settings.rewards_file)
-        except ConfigurationError as error:
-            log.error("rewards_file_refused", reason=str(error))  # a sentence, before the server's traceback
-            raise
-    yield
-
-
-router = APIRouter(prefix="/v1/rewards", tags=["rewards"], lifespan=_declared)
+router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
 keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
 Named = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
