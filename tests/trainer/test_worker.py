@@ -157,9 +157,7 @@ def test_a_job_is_trained_to_its_end(world: World) -> None:
     assert world.store.checkpoints(job.id)[0][0].metrics == {"train_loss": pytest.approx(1 / 6), "shapes": 0.5}
     (ranker,) = world.rankers
     assert ranker.cancelled
-    key = ranker.rewards[0].key
-    assert key is not None
-    assert (ranker.rewards[0].url, key.get_secret_value()) == ("http://127.0.0.1:8401", "secret")
+    assert ranker.rewards[0].endpoint == Endpoint(url="http://127.0.0.1:8401", key=SecretStr("secret"))
 
 
 def test_rankings_reach_the_ledger_while_training(world: World) -> None:
