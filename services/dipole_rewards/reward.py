@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
-from dipole.schemas import ItemError, RankedItem
+from dipole.schemas import ItemError, RankedItem, ranks
 
 Pixels = NDArray[np.uint8]
 
@@ -177,15 +177,14 @@ def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
     """
     check_count(scores, len(ids))
     finite = [score if score is not None and math.isfinite(score) else None for score in scores.scores]
-    known = [score for score in finite if score is not None]
     items = []
-    for index, (identifier, score) in enumerate(zip(ids, finite, strict=True)):
+    for index, (identifier, score, rank) in enumerate(zip(ids, finite, ranks(finite), strict=True)):
         parts = scores.sub_scores[index] if scores.sub_scores else None
         items.append(
             RankedItem(
                 id=identifier,
                 score=None if score is None else float(score),
-                rank=None if score is None else 1 + sum(other > score for other in known),
+                rank=rank,
                 tier=scores.tiers[index] if scores.tiers else None,
                 sub_scores={k: float(v) for k, v in parts.items() if math.isfinite(v)} if parts else None,
                 error=None if score is not None else _reason(scores, index),

@@ -6,6 +6,7 @@ unknown fields, so a misspelt one is an error and not a silence.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, JsonValue, model_validator
@@ -76,6 +77,11 @@ class RankedItem(Strict):
     tier: int | None = Field(default=None, ge=1)
     sub_scores: dict[str, FiniteFloat] | None = None
     error: ItemError | None = None
+
+
+def ranks(scores: Sequence[float | None]) -> list[int | None]:
+    """1 is best, equal scores share a rank, and as many ranks follow free: 1, 2, 2, 4."""
+    return [None if one is None else 1 + sum(other is not None and other > one for other in scores) for one in scores]
 
 
 class Ranking(Strict):

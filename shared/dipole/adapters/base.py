@@ -7,7 +7,7 @@ type and retries are the connection's and the same for all kinds (`exchange`, `c
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
@@ -69,8 +69,3 @@ class Adapter(ABC, Generic[OptionsT]):
     @abstractmethod
     def read(self, job: Job, status: int, answer: Answer) -> Ranking | None:
         """The checked ranking; None while it is pending, with `job.location` saying where to look."""
-
-
-def ranks(scores: Sequence[float | None]) -> list[int | None]:
-    """1 is best, equal scores share a rank, and as many ranks follow free."""
-    return [None if one is None else 1 + sum(other is not None and other > one for other in scores) for one in scores]

@@ -17,9 +17,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.adapters.base import Adapter, ForeignOptions, Job, ranks
+from dipole.adapters.base import Adapter, ForeignOptions, Job
 from dipole.exchange import Answer, Deadline, EndpointError, invalid
-from dipole.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version
+from dipole.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, ranks
 
 RECIPE = "unirl-score/1"
 PROTOCOL = "1"

@@ -16,9 +16,9 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.adapters.base import Adapter, ForeignOptions, Job, ranks
+from dipole.adapters.base import Adapter, ForeignOptions, Job
 from dipole.exchange import Answer, Deadline, EndpointError, invalid
-from dipole.schemas import Many, RankedItem, Ranking, RewardInfo, Version
+from dipole.schemas import Many, RankedItem, Ranking, RewardInfo, Version, ranks
 
 RECIPE = "vllm-score/1"
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
