@@ -20,6 +20,7 @@ import yaml
 from dipole import rewards_file
 from dipole.endpoint import check_reward_url
 from dipole.settings import PlatformSettings
+from dipole.vault import Vault
 from dipole_trainer import worker
 
 from . import kustomize
@@ -171,6 +172,19 @@ def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:
     assert written.keys() == {line.removesuffix("=") for line in example if line.endswith("=")}
     assert all(len(value) >= 32 for value in written.values())
     assert (tmp_path / "env").stat().st_mode & 0o077 == 0
+    assert Vault(written["DIPOLE_SECRETS_KEY"]).seal("a key") != "a key"
+
+
+def test_the_key_script_adds_what_is_missing_and_changes_nothing(tmp_path: Path) -> None:
+    """A file of an older version gets its new keys; what it holds stays, also without a line's end."""
+    file = tmp_path / "env"
+    file.write_text("DIPOLE_API_KEY=mine\nHOST_USER=1:1")
+    for _ in range(2):
+        subprocess.run([ROOT / "scripts/write-env", file], check=True, capture_output=True, timeout=30)
+    lines = file.read_text().splitlines()
+    assert lines[:2] == ["DIPOLE_API_KEY=mine", "HOST_USER=1:1"]
+    names = [line.split("=")[0] for line in lines]
+    assert len(names) == len(set(names)) == 6
 
 
 def test_a_workload_selects_its_own_pods_alone() -> None:
