@@ -1,0 +1,95 @@
+"""The overlays of k8s/ make manifests that fit the schemas, from all that lies there, with the keys that they want."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from dipole.vault import Vault
+
+from .kustomize import Object, build, kustomization
+
+ROOT = Path(__file__).resolve().parents[2]
+K8S = ROOT / "k8s"
+OVERLAYS = sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomization.yaml"))
+LOADER = K8S / "weights/loader.yaml"  # applied by hand
+
+
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.name))
+def test_every_manifest_fits_its_schema_without_a_warning(overlay: Path, tmp_path: Path) -> None:
+    """kubernetes-validate --strict passes what an overlay makes, and says neither WARN nor ERROR."""
+    made = tmp_path / "made.yaml"
+    found = [{**each, "data": {}} if each["kind"] == "Secret" else each for each in build(overlay)]
+    made.write_text(yaml.safe_dump_all(found))
+    command = [str(Path(sys.executable).parent / "kubernetes-validate"), "--strict", str(made), str(LOADER)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said
+    assert all(line.startswith("INFO") for line in said.splitlines() if line), said
+
+
+@pytest.mark.skipif(shutil.which("kubectl") is None, reason="KUSTOMIZE NOT COMPARED WITH: there is no kubectl")
+@pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.name))
+def test_kustomize_agrees(overlay: Path, tmp_path: Path) -> None:
+    """kubectl makes of an overlay what these tests look at, but for hashes in names and what is secret."""
+    copy = shutil.copytree(K8S, tmp_path / "k8s")
+    for example in copy.rglob("*.env.example"):
+        shutil.copyfile(example, example.with_suffix(""))
+    command = ["kubectl", "kustomize", str(copy / overlay.relative_to(K8S))]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    assert done.stderr == ""
+    generated = "|".join(each["metadata"]["name"] for each in build(overlay) if each["kind"] in ("Secret", "ConfigMap"))
+    theirs = yaml.safe_load_all(re.sub(rf"\b({generated})-[0-9a-z]{{10}}\b", r"\1", done.stdout))
+
+    def plain(found: Iterable[Object]) -> dict[tuple[str, str], Object]:
+        return {
+            (each["kind"], each["metadata"]["name"]): {} if each["kind"] == "Secret" else each for each in found if each
+        }
+
+    assert plain(theirs) == plain(build(overlay))
+
+
+def test_every_manifest_is_in_the_overlay_that_has_all() -> None:
+    """No file lies beside a kustomization unused, and nothing is named that is missing."""
+    used: set[Path] = set()
+
+    def walk(folder: Path) -> None:
+        told = kustomization(folder)
+        used.add(folder / "kustomization.yaml")
+        for path in [folder / name for name in (*told.get("resources", []), *told.get("components", []))]:
+            walk(path.resolve()) if path.is_dir() else used.add(path)
+        used.update(folder / each["path"] for each in told.get("patches", []) if "path" in each)
+
+    for overlay in OVERLAYS:
+        walk(overlay)
+    assert used | {LOADER} == set(K8S.rglob("*.yaml"))
+
+
+def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:
+    """scripts/write-env fills exactly the keys that the overlay's example names, readable by nobody else."""
+    subprocess.run([ROOT / "scripts/write-env", tmp_path / "env"], check=True, capture_output=True, timeout=30)
+    written = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    example = (K8S / "overlays/local/secrets.env.example").read_text().splitlines()
+    assert written.keys() == {line.removesuffix("=") for line in example if line.endswith("=")}
+    assert all(len(value) >= 32 for value in written.values())
+    assert (tmp_path / "env").stat().st_mode & 0o077 == 0
+    assert Vault(written["DIPOLE_SECRETS_KEY"]).seal("a key") != "a key"
+
+
+def test_the_key_script_adds_what_is_missing_and_changes_nothing(tmp_path: Path) -> None:
+    """A file of an older version gets its new keys; what it holds stays, also without a line's end."""
+    file = tmp_path / "env"
+    file.write_text("DIPOLE_API_KEY=mine\nHOST_USER=1:1")
+    for _ in range(2):
+        subprocess.run([ROOT / "scripts/write-env", file], check=True, capture_output=True, timeout=30)
+    lines = file.read_text().splitlines()
+    assert lines[:2] == ["DIPOLE_API_KEY=mine", "HOST_USER=1:1"]
+    names = [line.split("=")[0] for line in lines]
+    assert len(names) == len(set(names)) == 6
