@@ -14,7 +14,7 @@ from dipole.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
 class WeightSettings(BaseSettings):
     """What a reward with weights reads for itself when it loads: the app knows of no reward's files."""
 
-    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     reward_weights: Path | None = Field(default=None, description="Folder of the reward's weights, where it has any.")
     reward_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="What weights are computed in.")

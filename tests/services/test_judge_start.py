@@ -79,6 +79,30 @@ def test_the_key_is_sent_and_never_told(start: Start, monkeypatch: pytest.Monkey
     assert KEY not in repr(vars(reward))
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", " "])
+def test_a_key_from_a_file_is_taken_without_its_line_end(end: str, start: Start) -> None:
+    """With it no request could be sent, and the client would tell the key in its error."""
+    server = start(with_key)
+    assert score(judge(server, judge_key=KEY + end), 10).errors == {}
+
+
+@pytest.mark.parametrize("key", ["sk-sécret-of-mine", "sk-secret of-mine", "sk-secret\nof-mine", "\n"])
+def test_a_key_that_no_header_carries_is_refused_and_not_told(key: str, start: Start) -> None:
+    """The sentence names the setting; the key is in none of it, nor in what it was raised from."""
+    with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_KEY") as caught:
+        judge(start(says_yes), judge_key=key)
+    assert "of-mine" not in f"{caught.value}{caught.value.__cause__}"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://127.0.0.1:99999/v1", "http://127.0.0.1:abc/v1", "https://a b/v1", "https://a\0/v1"]
+)
+def test_a_url_that_nobody_can_be_asked_at_is_refused(url: str) -> None:
+    """At start, by the name of its setting."""
+    with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_URL: "):
+        load(JudgeSettings, judge_url=url, judge_model="vlm")
+
+
 @pytest.mark.parametrize(
     ("judging", "said"),
     [

@@ -17,7 +17,7 @@ OURS = {"messages", "model", "n", "stream", "response_format", "logprobs", "top_
 class JudgeSettings(BaseSettings):
     """The VLM judge."""
 
-    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     judge_insecure: bool = Field(
         default=False, description="Allow http to other machines: key, prompts and images travel unencrypted."
@@ -69,12 +69,24 @@ class JudgeSettings(BaseSettings):
         description="Price, for `cost_usd` in a ranking's usage; both or none.",
     )
 
+    @field_validator("judge_key")
+    @classmethod
+    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+        """Without the line's end of the file that it came from; an HTTP client repeats a key that it cannot send."""
+        if key is None:
+            return None
+        bare = key.get_secret_value().strip()
+        if not bare or not all("!" <= char <= "~" for char in bare):
+            raise ValueError("must be of ASCII's letters, digits and signs, without blanks between them")
+        return SecretStr(bare)
+
     @field_validator("judge_url")
     @classmethod
     def _is_safe(cls, url: str, others: ValidationInfo) -> str:
         parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
             raise ValueError("must read like https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
+        _ = parts.port  # which raises ValueError where it is none
         if parts.username or parts.password or parts.query or parts.fragment:
             raise ValueError("must hold neither a key nor a query: the key is DIPOLE_JUDGE_KEY")
         if parts.scheme == "http" and not is_loopback(parts.hostname) and not others.data.get("judge_insecure"):
