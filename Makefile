@@ -62,7 +62,7 @@ constraints: install ## Write constraints.txt from what is installed; upgrade pa
 docs: install ## Write the reference pages from the code: docs/SETTINGS.md, docs/REFERENCE.md
 	$(BIN)/python scripts/write-reference
 
-env: ## Write .env for docker compose: random keys, and who owns what the cli writes; keeps one that exists
+env: ## Write .env for docker compose: random keys, and who owns what the cli writes; adds what an existing one lacks
 	@scripts/write-env .env
 	@mkdir -p out
 	@grep -q '^HOST_USER=' .env || echo "HOST_USER=$$(id -u):$$(id -g)" >> .env

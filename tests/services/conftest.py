@@ -51,7 +51,7 @@ async def _serve(
 
 @pytest.fixture
 def serve_process(tmp_path: Path) -> Process:
-    """`with serve_process("module:Class", WEIGHTS="…") as url:` is `dipole rewards serve`, with DIPOLE_REWARD_WEIGHTS."""
+    """`with serve_process("module:Class", WEIGHTS="…") as url:`, where WEIGHTS is DIPOLE_REWARD_WEIGHTS."""
 
     @contextmanager
     def serve(reward: str, **settings: str) -> Iterator[str]:
