@@ -7,6 +7,7 @@ whether the endpoint's circuit should hear of it. An endpoint that repeats its k
 from __future__ import annotations
 
 import json
+import math
 import ssl
 import time
 from collections.abc import Iterator
@@ -26,6 +27,7 @@ from dipole.replicas import Replicas
 
 CONNECT_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
+MAX_SAID_CHARS = 2000  # of a message that quotes an endpoint: it goes into events and logs
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 HIDDEN_KEY_CHARS = 8  # a shorter key is no secret, and may well be part of what an endpoint has to say
 
@@ -45,7 +47,7 @@ class EndpointError(RewardError):
         retry_after: float | None = None,
         http_status: int | None = None,
     ) -> None:
-        super().__init__(message, code=code, retryable=retryable)
+        super().__init__(message[:MAX_SAID_CHARS], code=code, retryable=retryable)
         self.sick, self.retry_after, self.http_status = sick, retry_after, http_status
 
 
@@ -229,11 +231,11 @@ def invalid(message: str) -> EndpointError:
 
 
 def retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, in either of its forms; nonsense counts as absent."""
+    """Seconds from a Retry-After header, in either of its forms; nonsense counts as absent, endless waits too."""
     if value is None:
         return None
     if value.strip().isdecimal():
-        return float(value)
+        return float(value) if math.isfinite(float(value)) else None
     try:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, FiniteFloat, JsonValue, model_validator
+from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
 
 PROTOCOL_VERSION = "1"
 MAX_PROMPT_CHARS = 10_000
@@ -21,6 +21,8 @@ MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"
 T = TypeVar("T")
 Many = Annotated[list[T], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
+Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # a number: neither true nor "0.5" becomes one
+Place = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 
 
@@ -72,10 +74,10 @@ class RankedItem(Strict):
     """
 
     id: Identifier
-    score: FiniteFloat | None
-    rank: int | None = Field(default=None, ge=1)
-    tier: int | None = Field(default=None, ge=1)
-    sub_scores: dict[str, FiniteFloat] | None = None
+    score: Score | None
+    rank: Place | None = None
+    tier: Place | None = None
+    sub_scores: dict[str, Score] | None = None
     error: ItemError | None = None
 
 

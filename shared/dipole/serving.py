@@ -54,7 +54,9 @@ def decoded(request: RankRequest, info: RewardInfo) -> list[images.Pixels]:
 def ranking(request: RankRequest, info: RewardInfo, scores: Sequence[float | None]) -> Ranking:
     """The answer: a score for each candidate, in order, higher is better; None where there is none."""
     items = [
-        RankedItem(id=candidate.id, score=score, rank=rank, error=None if rank else NO_SCORE)
+        RankedItem(
+            id=candidate.id, score=None if score is None else float(score), rank=rank, error=None if rank else NO_SCORE
+        )
         for candidate, score, rank in zip(request.candidates, scores, ranks(scores), strict=True)
     ]
     return Ranking(

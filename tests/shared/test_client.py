@@ -419,3 +419,52 @@ def test_nobody_listening_is_a_transport_error() -> None:
         client.rank("p", IMAGES, deadline_s=0.5)
     assert caught.value.code == "transport"
     assert caught.value.retryable
+
+
+@pytest.mark.parametrize("location", ["http://[x/", "/v1/rankings/\x01", "/v1/rankings/" + "x" * 70_000])
+def test_a_location_that_is_no_url_is_a_wrong_answer(location: str) -> None:
+    """It ends the question as every other wrong answer does, in a sentence that stays short."""
+    with pytest.raises(RewardError) as caught:
+        rank(Fake(pending(location), ok()))
+    assert caught.value.code == "invalid_response"
+    assert len(str(caught.value)) < 1000
+
+
+def test_a_wait_without_end_is_no_wait() -> None:
+    """A Retry-After of 400 digits counts as absent: what is told of it can be sent as JSON."""
+    answer = httpx.Response(503, headers={"Retry-After": "9" * 400})
+    with Fake(answer).client() as client, pytest.raises(EndpointError) as caught:
+        client.rank("p", IMAGES, retry=False)
+    assert caught.value.retry_after is None
+
+
+def test_a_rank_beyond_all_numbers_is_a_wrong_answer() -> None:
+    """A trainer computes with ranks: one of 400 digits is refused by name."""
+    answer = ranking(["c0", "c1", "c2"], [None, None, None])
+    answer["results"][1]["rank"] = 10**400
+    with pytest.raises(RewardError, match=r"results\[1\]\.rank") as caught:
+        rank(Fake(httpx.Response(200, json=answer)))
+    assert caught.value.code == "invalid_response"
+
+
+@pytest.mark.parametrize("score", [True, "0.5"])
+def test_what_only_looks_like_a_number_is_no_score(score: Any) -> None:
+    """A score is a JSON number: neither a word nor a text becomes one."""
+    with pytest.raises(RewardError, match=r"results\[1\]\.score") as caught:
+        rank(Fake(httpx.Response(200, json=ranking(["c0", "c1", "c2"], [0.5, score, 1]))))
+    assert caught.value.code == "invalid_response"
+
+
+@pytest.mark.parametrize("field", ["detail", "name", "type"])
+def test_what_is_said_of_an_endpoint_stays_short(field: str) -> None:
+    """However much it says in a reason, in a field's name or as its content type, the message is of a line or two."""
+    much = "x" * 50_000
+    answers = {
+        "detail": httpx.Response(200, json={"id": "r", "status": "failed", "error": {"code": "c", "message": much}}),
+        "name": httpx.Response(200, json={**ranking(["c0", "c1", "c2"]), much: 1}),
+        "type": httpx.Response(200, content=b"{}", headers={"content-type": f"text/{much}"}),
+    }
+    first = pending() if field == "detail" else answers[field]
+    with pytest.raises(RewardError) as caught:
+        rank(Fake(first, answers[field]))
+    assert len(str(caught.value)) < 3000

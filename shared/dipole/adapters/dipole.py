@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
+import httpx
+
 from dipole import images
 from dipole.adapters.base import Adapter, Job, Options
 from dipole.exchange import Answer, Deadline, EndpointError, invalid
@@ -39,12 +41,20 @@ class DipoleAdapter(Adapter[DipoleOptions]):
             code = "cancelled" if state.status == "cancelled" else "http_status"
             raise EndpointError(f"{url}: the ranking was {state.status}: {reason}", code=code, sick=False)
         if answer.location is not None or job.location is None:
-            location = urljoin(f"{url}/v1/rank", answer.location or "")
-            if not answer.location or urlsplit(location)[:2] != urlsplit(url)[:2]:
-                raise invalid(f"{url} answered 202 with Location {answer.location!r}, which is not its own")
-            job.location = location
+            job.location = _location(answer.location, url)
         job.poll_after = 1.0 if answer.retry_after is None else answer.retry_after
         return None
+
+
+def _location(said: str | None, url: str) -> str:
+    """Where to look for a pending ranking: on the endpoint itself, and an address that can be asked."""
+    try:
+        location = urljoin(f"{url}/v1/rank", said or "")
+        if said and urlsplit(location)[:2] == urlsplit(url)[:2]:
+            return str(httpx.URL(location))
+    except (ValueError, httpx.InvalidURL):
+        pass
+    raise invalid(f"{url} answered 202 with Location {said!r:.200}, which is not its own")
 
 
 def _check(ranking: Ranking, count: int, url: str) -> None:
