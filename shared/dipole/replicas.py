@@ -24,12 +24,20 @@ Resolve = Callable[[str], list[str]]
 
 
 def addresses(host: str) -> list[str]:
-    """Every address of a host name, once; a literal one is its own. Raises httpx.ConnectError when there is none."""
+    """Every address of a host name, once; a literal one is its own.
+
+    Raises httpx.ConnectError when there is none, NoNameServer when nobody tells.
+    """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
-        raise httpx.ConnectError(str(error)) from error
+        unknown = error.errno == socket.EAI_AGAIN
+        raise (NoNameServer if unknown else httpx.ConnectError)(str(error)) from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
+
+
+class NoNameServer(httpx.ConnectError):
+    """Whether a name stands for anything cannot be found out now."""
 
 
 class Replicas(httpx.BaseTransport):
@@ -38,8 +46,8 @@ class Replicas(httpx.BaseTransport):
     A request keeps its Host header, and TLS the name that the certificate is for.
     """
 
-    def __init__(self, inner: httpx.BaseTransport, *, resolve: Resolve = addresses) -> None:
-        self._inner, self._resolve = inner, resolve
+    def __init__(self, inner: httpx.BaseTransport, *, resolve: Resolve = addresses, look_s: float = LOOK_S) -> None:
+        self._inner, self._resolve, self._look_s = inner, resolve, look_s
         self._known: dict[str, tuple[float, list[str]]] = {}  # host -> (when to look again, addresses)
         self._in_flight: Counter[str] = Counter()
         self._served: Counter[str] = Counter()  # breaks ties: copies with equally much to do take turns
@@ -47,16 +55,16 @@ class Replicas(httpx.BaseTransport):
         self._lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        copies = self._copies(request.url.host)
+        began, copies = time.monotonic(), self._copies(request.url.host)
         while True:
-            address = self._take(copies)
+            address, times = self._take(copies), _times_left(request, time.monotonic() - began)
             try:
-                return self._send(request, address)
+                return self._send(request, address, times)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 copies = [copy for copy in copies if copy != address]
                 with self._lock:
                     self._away[address] = time.monotonic() + AWAY_S
-                if not copies:
+                if not copies or 0.0 in _times_left(request, time.monotonic() - began).values():
                     raise
 
     def close(self) -> None:
@@ -65,8 +73,12 @@ class Replicas(httpx.BaseTransport):
     def _copies(self, host: str) -> list[str]:
         until, found = self._known.get(host, (0.0, []))
         if time.monotonic() >= until:
-            found = self._resolve(host)
-            self._known[host] = (time.monotonic() + LOOK_S, found)
+            try:
+                found = self._resolve(host)
+            except NoNameServer:
+                if not found:
+                    raise
+            self._known[host] = (time.monotonic() + self._look_s, found)
         return found
 
     def _take(self, copies: list[str]) -> str:
@@ -82,8 +94,8 @@ class Replicas(httpx.BaseTransport):
         with self._lock:
             self._in_flight[address] -= 1
 
-    def _send(self, request: httpx.Request, address: str) -> httpx.Response:
-        extensions = {**request.extensions, "sni_hostname": request.url.host}
+    def _send(self, request: httpx.Request, address: str, times: dict[str, float | None]) -> httpx.Response:
+        extensions = {**request.extensions, "timeout": times, "sni_hostname": request.url.host}
         url = request.url.copy_with(host=address)
         sent = httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
         try:
@@ -94,6 +106,13 @@ class Replicas(httpx.BaseTransport):
         assert isinstance(answer.stream, httpx.SyncByteStream)
         body = _Body(answer.stream, partial(self._done, address))
         return httpx.Response(answer.status_code, headers=answer.headers, stream=body, extensions=answer.extensions)
+
+
+def _times_left(request: httpx.Request, passed: float) -> dict[str, float | None]:
+    """A request's timeouts after so many seconds: the longest of them is the time that all copies have together."""
+    times: dict[str, float | None] = request.extensions.get("timeout", {})
+    whole = max((time for time in times.values() if time is not None), default=0.0)
+    return {name: None if time is None else max(0.0, min(time, whole - passed)) for name, time in times.items()}
 
 
 class _Body(httpx.SyncByteStream):

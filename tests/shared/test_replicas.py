@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -12,7 +13,7 @@ import pytest
 import trustme
 
 from dipole.client import RankClient
-from dipole.replicas import Replicas, addresses
+from dipole.replicas import NoNameServer, Replicas, addresses
 
 
 class Copy:
@@ -128,3 +129,42 @@ def test_the_ranking_client_uses_them() -> None:
         assert isinstance(ranks._connection.http._transport, Replicas)
     assert addresses("127.0.0.1") == ["127.0.0.1"]
     assert addresses("::1") == ["::1"]
+
+
+def test_copies_that_do_not_answer_share_one_deadline() -> None:
+    """A name of four addresses that swallow what is sent: the request ends when its time is over, not four times later."""
+    tried: list[float] = []
+
+    class Swallows(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            tried.append(request.extensions["timeout"]["connect"])
+            time.sleep(tried[-1])
+            raise httpx.ConnectTimeout("nobody")
+
+    transport = Replicas(Swallows(), resolve=lambda _: [f"127.0.0.{n}" for n in (1, 2, 3, 4)])
+    began = time.monotonic()
+    with httpx.Client(transport=transport) as http, pytest.raises(httpx.ConnectTimeout):
+        http.get("http://reward/", timeout=httpx.Timeout(0.5, connect=0.3))
+    assert time.monotonic() - began < 1.0
+    assert len(tried) == 2
+    assert tried[1] <= 0.2
+
+
+def test_name_servers_that_are_away_cost_nothing(start: Callable[..., list[Copy]]) -> None:
+    """While they are, what a name stood for is asked on; a name that is gone is an error."""
+    copies, says = start(1), [NoNameServer("try again"), httpx.ConnectError("no such name")]
+    found: list[Exception] = []
+
+    def resolve(_: str) -> list[str]:
+        if found:
+            raise found[0]
+        return ["127.0.0.1"]
+
+    url, transport = f"http://reward:{copies[0].port}/", Replicas(httpx.HTTPTransport(), resolve=resolve, look_s=0)
+    with httpx.Client(transport=transport, trust_env=False) as http:
+        assert http.get(url).text == "127.0.0.1"
+        found.append(says[0])
+        assert http.get(url).text == "127.0.0.1"
+        found[0] = says[1]
+        with pytest.raises(httpx.ConnectError, match="no such name"):
+            http.get(url)
