@@ -36,9 +36,12 @@ TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-
 
 
 class Address(BaseModel):
-    """What a caller may say of an endpoint anywhere. Whether its host is allowed is for `check_reward_url` to say."""
+    """What a caller may say of an endpoint anywhere. Whether its host is allowed is for `check_reward_url` to say.
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    What is wrong with one is said without what was given: that holds its key.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(max_length=2048, description="Base URL; its host must be one of DIPOLE_REWARD_HOSTS.")
     kind: Kind = Field(default="dipole", description="What answers there: Dipole's ranking protocol, or another's.")

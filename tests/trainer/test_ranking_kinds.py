@@ -222,3 +222,15 @@ def test_certificates_that_are_missing_are_told_and_found_once_they_are_there(
     authority.cert_pem.write_to_path(credential / "ca.pem")
     authority.issue_cert("trainer").private_key_and_cert_chain_pem.write_to_path(credential / "client.pem")
     assert collect(patient).results["guarded"].scores == (0.0, 1.0, 2.0)
+
+
+def test_a_record_of_another_version_is_answered_and_its_key_told_to_nobody(platform: Platform) -> None:
+    """A trainer that is newer than the rank worker hears that it is, at once; the log has no part of the key."""
+    endpoint = Endpoint(url="http://127.0.0.1:1", kind="vllm-score", key=SecretStr(KEY))
+    newer = endpoint.model_copy(update={"options": {"of_tomorrow": 1}})
+    ranker = platform.ranker(ResolvedReward(RewardSpec(name="newer", required=False, timeout_s=20), newer))
+    ranker.submit(group("g"))
+    result = collect(ranker).results["newer"]
+    assert result.failure is not None
+    assert result.failure.startswith("configuration: options.of_tomorrow")
+    assert KEY[-8:] not in platform.log.read_text()

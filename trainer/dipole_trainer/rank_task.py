@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dipole import tls
 from dipole.client import EndpointError, RankClient, StillPending
 from dipole.endpoint import Endpoint
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, InvalidInput
 from dipole.queue import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, MissingCandidates, connect
 from dipole.schemas import Ranking
 from dipole.settings import PlatformSettings
@@ -57,7 +57,7 @@ class Lane:
         if answer is None:
             started = time.monotonic()
             try:
-                answer = self._ask(Endpoint(**run["rewards"][message["reward"]]), message, remaining)
+                answer = self._ask(run["rewards"][message["reward"]], message, remaining)
                 answer["seconds"] = time.monotonic() - started
                 if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
                     self._board.keep(key, answer)
@@ -67,9 +67,9 @@ class Lane:
         self._board.push(message["run"], {**answer, **named})
         log.info("rank_answered", group=message["group"], reward=message["reward"], status=answer["status"])
 
-    def _ask(self, endpoint: Endpoint, message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
+    def _ask(self, record: Mapping[str, Any], message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
         try:
-            client = self._client(endpoint)
+            client = self._client(Endpoint.described(record))
             ranking = client.rank(
                 message["prompt"],
                 Candidates(self._store, message["candidates"], message["count"]),
@@ -90,6 +90,9 @@ class Lane:
             return {**failed, "retry_after": error.retry_after, "http_status": error.http_status}
         except ConfigurationError as error:  # certificates that are not here: put there, they will be found
             failed = {"status": "failed", "code": "configuration", "message": str(error), "retryable": True}
+            return {**failed, "retry_after": None, "http_status": None}
+        except InvalidInput as error:  # a trainer of another version describes what this one cannot ask
+            failed = {"status": "failed", "code": "configuration", "message": str(error), "retryable": False}
             return {**failed, "retry_after": None, "http_status": None}
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
