@@ -132,7 +132,7 @@ def test_the_ranking_client_uses_them() -> None:
 
 
 def test_copies_that_do_not_answer_share_one_deadline() -> None:
-    """A name of four addresses that swallow what is sent: the request ends when its time is over, not four times later."""
+    """A name of four addresses that swallow what is sent: the request ends when its time is over, not four times so."""
     tried: list[float] = []
 
     class Swallows(httpx.BaseTransport):

@@ -230,6 +230,10 @@ def test_a_declared_file_is_registered_at_the_start_and_again_without_change(
     [
         ('[rewards.judge]\nurl = "http://evil.example"\n', "rewards.judge.url names evil.example"),
         ('[rewards.judge]\nurl = "http://127.0.0.1:1"\nkind = "x"\n', "rewards.judge: kind"),
+        (
+            '[rewards.judge]\nurl = "http://127.0.0.1:1"\nkind = "unirl-score"\noptions = { reward = "a\\u0000b" }\n',
+            "rewards.judge.options: NUL characters",
+        ),
     ],
 )
 def test_a_wrong_file_stops_the_start_and_registers_nothing(tmp_path: Path, text: str, said: str) -> None:

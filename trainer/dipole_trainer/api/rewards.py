@@ -85,6 +85,7 @@ def declare(parts: Parts, path: FilePath) -> None:
     for name, declared in found.items():
         try:
             check_reward_url(declared.endpoint.url, parts.settings.reward_hosts, field=f"rewards.{name}.url")
+            _check_storable(declared.endpoint, field=f"rewards.{name}.options")
         except InvalidInput as error:
             raise ConfigurationError(f"{path}: {error}") from None
     for name, declared in found.items():
@@ -100,10 +101,14 @@ def declare(parts: Parts, path: FilePath) -> None:
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
 def register(parts: Use, body: RewardRegistration) -> wire.RegisteredReward:
     url = check_reward_url(body.url, parts.settings.reward_hosts, field="url")
-    if not prompts.storable(body.options):
-        raise InvalidInput(prompts.UNSTORABLE, field="options")
     endpoint = Endpoint(url=url, kind=body.kind, options=body.options, key=body.key, tls=body.tls)
+    _check_storable(endpoint, field="options")
     return wire.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
+
+
+def _check_storable(endpoint: Endpoint, *, field: str) -> None:
+    if not prompts.storable(endpoint.options):
+        raise InvalidInput(f"{field}: {prompts.UNSTORABLE}", field=field)
 
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])
