@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.rewards.weights import DTYPES, exactly
+from dipole_rewards.rewards.weights import DTYPES, exactly, read_json
 from dipole_rewards.settings import WeightSettings
 
 TOKENS = 77  # of a prompt, with its start and end
@@ -63,16 +63,24 @@ def load_encoder(
 
     Raises ConfigurationError where the files do not belong together.
     """
-    shape: Any = CLIPConfig.from_dict(json.loads(config.read_text()))
+    described = read_json(config)
     own = {name: value for name, value in state.items() if not name.endswith(".position_ids")}  # 0, 1, 2 … once stored
     try:
+        shape: Any = CLIPConfig.from_dict(described)
         network: Any = exactly(CLIPModel, shape, own, DTYPES[settings.reward_dtype])
-    except RuntimeError as error:
+    except (RuntimeError, StrictDataclassError) as error:
         raise ConfigurationError(f"{weights} is not the CLIP that {config} describes: {error}") from error
-    words = None if tokenizer is None else CLIPTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True)
+    words = None if tokenizer is None else _read_tokenizer(tokenizer)
     if words is not None and len(words) != shape.text_config.vocab_size:
         raise ConfigurationError(
             f"{tokenizer} has {len(words)} tokens, and {config} says {shape.text_config.vocab_size}: "
             "they are not of the same model"
         )
     return Encoder(network.eval().requires_grad_(False).to(device), words)
+
+
+def _read_tokenizer(path: Path) -> CLIPTokenizer:
+    try:
+        return CLIPTokenizer.from_pretrained(str(path.parent), local_files_only=True)
+    except Exception as error:  # of any kind, by what is damaged in it or in tokenizer_config.json
+        raise ConfigurationError(f"{path}, with what lies beside it, cannot be read as a tokenizer: {error}") from error

@@ -13,7 +13,6 @@ Legend: B images, Q queries, C classes, H W the image, h w resized, always RGB.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
@@ -32,7 +31,7 @@ from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from dipole.errors import ConfigurationError
 from dipole_rewards.reward import Pixels
 from dipole_rewards.rewards.geneval_judging import CLASSES, Found
-from dipole_rewards.rewards.weights import exactly, read_safetensors
+from dipole_rewards.rewards.weights import exactly, read_json, read_safetensors
 
 SHORTEST, LONGEST, DIVISOR = 800, 1333, 32
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's
@@ -151,9 +150,9 @@ def _ends(line: Tensor) -> tuple[int, int]:
 
 def load_detector(weights: Path, config: Path, device: str) -> Detector:
     """The network that `config` describes. Raises ConfigurationError where the files do not belong together."""
-    state = read_safetensors(weights)
+    state, described = read_safetensors(weights), read_json(config)
     try:
-        shape: Any = Mask2FormerConfig.from_dict(json.loads(config.read_text()))
+        shape: Any = Mask2FormerConfig.from_dict(described)
         if shape.num_labels != len(CLASSES):
             raise ValueError(f"it tells {shape.num_labels} classes apart, and COCO's instances are of {len(CLASSES)}")
         network: Any = exactly(Mask2FormerForUniversalSegmentation, shape, _own(state, shape), torch.float32)

@@ -15,18 +15,18 @@ little, so its SHA-256 is.
 from __future__ import annotations
 
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
 from dipole_rewards.rewards.hpsv3_model import REWARD_TOKEN, HPSv3Network, Words
-from dipole_rewards.rewards.weights import DTYPES, Folder, GoldenScore, exactly, read_safetensors, revision
+from dipole_rewards.rewards.weights import DTYPES, Folder, GoldenScore, exactly, read_json, read_safetensors, revision
 from dipole_rewards.settings import WeightSettings
 
 HPSV3, QWEN = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
@@ -48,7 +48,8 @@ def load(settings: WeightSettings, *, instruction_sha256: str, device: str) -> L
     config, tokenizer = (folder.find(name, QWEN) for name in ("config.json", "tokenizer.json"))
     instruction = _instruction(folder.find("instruction.txt"), instruction_sha256)
     golden = folder.golden(tolerance=TOLERANCE)
-    words = Words(AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction)
+    read_json(config)  # which AutoTokenizer reads too, without naming it where it is damaged
+    words = _words(tokenizer, instruction)
     network = load_network(weights, config, words, DTYPES[settings.reward_dtype])
     return Loaded(network.to(device), words, golden, revision(weights))
 
@@ -57,15 +58,29 @@ def load_network(weights: Path, config: Path, words: Words, dtype: torch.dtype) 
     """The network in evaluation mode, its head in float32 whatever `dtype` is."""
     stored = read_safetensors(weights)
     state = {_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
-    shape: Any = Qwen2VLConfig.from_dict(json.loads(config.read_text()))
-    shape.text_config.vocab_size = _vocabulary(state, words, weights)
+    described, vocabulary = read_json(config), _vocabulary(state, words, weights)
     head = {name.removeprefix("rm_head."): state.pop(name) for name in list(state) if name.startswith("rm_head.")}
     try:
+        shape: Any = Qwen2VLConfig.from_dict(described)
+        shape.text_config.vocab_size = vocabulary
         network = HPSv3Network(exactly(Qwen2VLModel, shape, state, dtype), words.reward_id)
         network.rm_head.load_state_dict(head)
-    except RuntimeError as error:
+    except (RuntimeError, StrictDataclassError) as error:
         raise ConfigurationError(f"{weights} is not HPSv3 as {config} describes it: {error}") from error
     return network.eval().requires_grad_(False)
+
+
+def _words(tokenizer: Path, instruction: str) -> Words:
+    """Raises ConfigurationError unless `tokenizer` and the files beside it make a question about an image."""
+    try:
+        words = Words(AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction)
+        words.ids("", image_tokens=1)
+    except Exception as error:  # of any kind, by what is missing or damaged
+        raise ConfigurationError(
+            f"{tokenizer}, with config.json and tokenizer_config.json (the chat template) beside it, is not {QWEN}'s "
+            f"tokenizer: {error}"
+        ) from error
+    return words
 
 
 def _instruction(path: Path, sha256: str) -> str:

@@ -129,6 +129,17 @@ def revision(*files: Path) -> str:
     return f"sha256:{'+'.join(digests)}"
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object. Raises ConfigurationError that names the file."""
+    try:
+        found = json.loads(path.read_bytes())
+    except ValueError as error:  # no JSON, or no UTF-8
+        raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{path} holds no JSON object")
+    return found
+
+
 def read_safetensors(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
@@ -156,8 +167,13 @@ def read_torch(path: Path, *, within: str | None = None) -> dict[str, Tensor]:
 def exactly(kind: type[Model], config: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> Model:
     """A transformers model with these weights, no more and no fewer, and without drawing random ones first.
 
-    Raises RuntimeError that names what differs.
+    Raises RuntimeError that names what differs; shapes before memory is taken, which a wrong `config` may ask much of.
     """
+    with torch.device("meta"):
+        expected = kind(config).state_dict()
+    for name, tensor in expected.items():
+        if name in state and state[name].shape != tensor.shape:
+            raise RuntimeError(f"{name} is {list(state[name].shape)}, not {list(tensor.shape)}")
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     loading: Any = partial(kind.from_pretrained, None, output_loading_info=True)
     model, told = loading(config=config, state_dict=dict(state), dtype=dtype)
