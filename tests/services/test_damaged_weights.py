@@ -47,7 +47,7 @@ def test_a_configuration_of_another_size_takes_no_memory(reward: str, folders: d
     if reward == "geneval":
         shape["mask_feature_size"] = shape["feature_size"] = 2**24
     else:
-        shape["text_config"]["intermediate_size"] = 2**34
+        shape.get("text_config", shape)["intermediate_size"] = 2**34
     config.write_text(json.dumps(shape))
     with pytest.raises(ConfigurationError, match=r" is \[.*, not \["):
         open_reward(reward, tmp_path)
