@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 from pydantic import JsonValue
 
-from dipole import images, tls
+from dipole import images, sockets, tls
 from dipole.adapters import KINDS
 from dipole.breaker import CircuitBreaker
 from dipole.endpoint import Endpoint, check_url, options_of
@@ -188,7 +188,11 @@ class RankClient:
 
     def _cancel(self, location: str) -> None:
         """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
-        with contextlib.suppress(httpx.HTTPError), self._connection.http.stream("DELETE", location, timeout=CANCEL_S):
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            sockets.ending_in(CANCEL_S),
+            self._connection.http.stream("DELETE", location, timeout=CANCEL_S),
+        ):
             pass  # whatever it answers, nobody reads it
 
 

@@ -20,7 +20,7 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ValidationError
 
-from dipole import web
+from dipole import sockets, web
 from dipole.breaker import CircuitBreaker
 from dipole.errors import RewardError
 from dipole.replicas import Replicas
@@ -100,7 +100,7 @@ class Connection:
             headers["Authorization"] = f"Bearer {key}"
         if transport is None:
             limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-            transport = Replicas(httpx.HTTPTransport(verify=verify, limits=limits, trust_env=False))
+            transport = Replicas(sockets.transport(verify=verify, limits=limits))
         self.http = httpx.Client(headers=headers, transport=transport, follow_redirects=False, trust_env=False)
 
     @contextmanager
@@ -136,7 +136,10 @@ class Connection:
         timeout = httpx.Timeout(left, connect=min(left, CONNECT_S))
         headers = {**web.context_headers(), **kwargs.pop("headers", {})}
         try:
-            with self.http.stream(method, url, headers=headers, timeout=timeout, **kwargs) as response:
+            with (
+                sockets.ending_in(left),
+                self.http.stream(method, url, headers=headers, timeout=timeout, **kwargs) as response,
+            ):
                 status, answer = response.status_code, self._bounded(response, deadline)
         except httpx.TimeoutException as error:
             code = "timeout" if deadline.left() <= 0.05 else "transport"
@@ -151,9 +154,10 @@ class Connection:
         """What a GET is answered with; its body is never read. Says nothing to the circuit. Raises EndpointError."""
         left = max(deadline.left(), 0.01)
         try:
-            with self.http.stream(
-                "GET", f"{self.base_url}{path}", timeout=left, headers=web.context_headers()
-            ) as found:
+            with (
+                sockets.ending_in(left),
+                self.http.stream("GET", f"{self.base_url}{path}", timeout=left, headers=web.context_headers()) as found,
+            ):
                 return found.status_code
         except (httpx.TransportError, httpx.StreamError) as error:
             raise EndpointError(f"{self.base_url}: {_name(error)}", code="transport", retryable=True) from error

@@ -411,6 +411,25 @@ def test_a_trickling_endpoint_ends_with_the_deadline() -> None:
         assert time.monotonic() - began < 2
 
 
+def test_headers_that_trickle_end_with_the_deadline() -> None:
+    """Neither a question nor a look waits longer, though every byte comes well before the next is given up."""
+
+    def trickle(connection: socket.socket) -> None:
+        connection.recv(1 << 20)
+        connection.sendall(b"HTTP/1.1 200 OK\r\nx-slow: ")
+        for _ in range(60):
+            connection.sendall(b"a")
+            time.sleep(0.05)
+
+    for ask in (lambda c: c.rank("p", IMAGES, deadline_s=0.5), lambda c: c.ready(deadline_s=0.5)):
+        with raw_server(trickle) as url, RankClient(url) as client:
+            began = time.monotonic()
+            with pytest.raises(RewardError) as caught:
+                ask(client)
+            assert caught.value.code in ("timeout", "transport")
+            assert time.monotonic() - began < 1.5
+
+
 def test_nobody_listening_is_a_transport_error() -> None:
     """A refused connection is retried until the deadline, then reported as transport."""
     with socket.create_server(("127.0.0.1", 0)) as free:
