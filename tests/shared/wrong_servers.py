@@ -69,6 +69,8 @@ WRONG: dict[str, Wrong] = {
     "ids of its own": Wrong(each(lambda one: {"id": f"image-{one['id']}"}), "ranks_json", "results have ids"),
     "NaN": Wrong(each(lambda _: {"score": float("nan")}), "ranks_json", "results[0].score: "),
     "a score as text": Wrong(each(lambda one: {"score": str(one["score"]) + " of 10"}), "ranks_json", "valid number"),
+    "a number as text": Wrong(each(lambda one: {"score": str(one["score"])}), "ranks_json", "results[0].score: "),
+    "a word for a number": Wrong(each(lambda _: {"score": True}), "ranks_json", "results[0].score: "),
     "worst first": Wrong(each(lambda one: {"rank": 4 - one["rank"]}), "ranks_json", "1 is best"),
     "ranks from 0": Wrong(each(lambda one: {"rank": one["rank"] - 1}), "ranks_json", "rank: "),
     "no ranks": Wrong(each(lambda _: {"rank": None}), "ranks_json", "rank None"),
