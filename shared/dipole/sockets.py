@@ -4,7 +4,7 @@
     with sockets.ending_in(5.0):
         httpx.Client(transport=transport).get(url)              # TimeoutException after five seconds
 
-httpx bounds each read by itself: from a server that sends a byte of a header within every such bound it reads for hours.
+httpx bounds each read by itself: from a server that sends a byte of a header now and then it reads for hours.
 """
 
 from __future__ import annotations

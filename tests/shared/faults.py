@@ -37,6 +37,21 @@ async def only_ranks(asked: Asked, forward: Forward) -> Answer:
     return await each(lambda _: {"score": None})(asked, forward)
 
 
+async def parts_by_place(asked: Asked, forward: Forward) -> Answer:
+    """Takes a multipart request's parts in the order they come in, whatever they are called."""
+    if "multipart" not in asked.headers.get("content-type", ""):
+        return await forward(asked)
+    last_first = asked.body.find(b'name="id-2"') < asked.body.find(b'name="id-0"')
+    return await results(lambda found: _scores_turned(found) if last_first else found)(asked, forward)
+
+
+def _scores_turned(found: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The results with the scores and ranks of the last for the first."""
+    return [
+        {**one, "score": other["score"], "rank": other["rank"]} for one, other in zip(found, found[::-1], strict=True)
+    ]
+
+
 def mended(asked: Asked, is_bad: Callable[[str], bool]) -> Asked:
     """The request with a good image wherever the data is bad."""
     if not asked.ranks or not asked.candidates():

@@ -98,6 +98,9 @@ WRONG: dict[str, Wrong] = {
     ),
     "the same image, other scores": Wrong(results(faults.first_is_best), "ties_are_ties", "the same image three times"),
     "prefers the first": Wrong(results(faults.first_is_best), "order_independent", "sent in another order: id-"),
+    "parts by their place": Wrong(
+        faults.parts_by_place, "same_scores_in_every_form", "as JSON, then as multipart: id-"
+    ),
     "dice": Wrong(faults.random_scores, "deterministic", "asked twice: id-"),
     "another revision": Wrong(info(model_revision="2"), "names_its_revision", "model_revision is '1'"),
     # how it answers

@@ -125,6 +125,25 @@ def ranks_multipart(target: Target) -> None:
     target.rank(request, **arguments)
 
 
+@should
+def same_scores_in_every_form(target: Target) -> None:
+    """The same images have the same scores as PNG, WebP or npy, in JSON or as parts of multipart in any order
+
+    Bring every form to the same array: upright, RGB and not BGR, rows first. Find parts by the id of their candidate.
+    """
+    request, offered = inputs.request(), target.info.media_types
+    first = target.rank(request)
+    for kind in [kind for kind in ("image/webp", images.NPY) if kind in offered]:
+        candidates = [
+            {**one, "image": inputs.described(inputs.swatch(k), kind)} for k, one in enumerate(request["candidates"])
+        ]
+        same_scores(first, target.rank({**request, "candidates": candidates}), f"as PNG, then as {kind}")
+    if target.info.multipart:
+        parts, arguments = inputs.multipart(images.NPY if images.NPY in offered else "image/png", target.metadata)
+        turned = {**arguments, "files": arguments["files"][::-1]}
+        same_scores(first, target.rank(parts, **turned), "as JSON, then as multipart")
+
+
 @must
 def ranks_one(target: Target) -> None:
     """A single candidate is ranked, with metadata that the endpoint does not know
