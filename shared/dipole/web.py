@@ -83,7 +83,8 @@ def _validation_problem(found: Sequence[Mapping[str, Any]]) -> Problem:
         errors.append(FieldError(field=field_path(location) or "body", message=message))
     more = f" ({len(found) - len(errors)} more errors)" if len(found) > len(errors) else ""
     first = errors[0]
-    detail = f"{first.field}: {first.message}"
+    named = first.message.startswith(f"{first.field}: ")  # our own sentences do that
+    detail = first.message if named else f"{first.field}: {first.message}"
     return problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
 
 

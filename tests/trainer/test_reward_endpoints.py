@@ -11,6 +11,7 @@ from typing import Any
 import httpx
 import pytest
 import structlog
+from cryptography.fernet import Fernet
 
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings
@@ -172,6 +173,34 @@ def test_a_vllm_server_is_asked_what_it_serves_and_for_one_score(
         assert keys == {f"Bearer {SECRET}"}
 
     run(tmp_path, test, transport=httpx.MockTransport(endpoint))
+
+
+def test_a_key_that_does_not_open_is_what_a_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a reward that was stored with another DIPOLE_SECRETS_KEY: in the check's own answer, with the fix."""
+
+    async def store(client: httpx.AsyncClient, _: Parts) -> None:
+        await ok(client.post("/v1/rewards", json=JUDGE))
+
+    async def look(client: httpx.AsyncClient, _: Parts) -> None:
+        checked = await ok(client.post("/v1/rewards/judge/check"))
+        assert checked["ok"] is False
+        assert "set DIPOLE_SECRETS_KEY" in checked["problem"]
+
+    monkeypatch.setenv("DIPOLE_SECRETS_KEY", Fernet.generate_key().decode())
+    run(tmp_path, store)
+    monkeypatch.delenv("DIPOLE_SECRETS_KEY")
+    run(tmp_path, look)
+
+
+def test_a_wrong_option_is_named_once(tmp_path: Path) -> None:
+    """What is told of it begins with its path, and does not say it twice."""
+
+    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+        answer = await client.post("/v1/rewards", json={**JUDGE, "options": {"modl": "x"}})
+        assert answer.status_code == 422
+        assert answer.json()["detail"].startswith("options.modl: Extra inputs")
+
+    run(tmp_path, test)
 
 
 def test_a_redirect_is_never_followed(tmp_path: Path) -> None:

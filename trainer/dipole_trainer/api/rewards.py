@@ -129,13 +129,13 @@ def delete(parts: Use, name: Named) -> wire.Deleted:
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
 def check(parts: Use, name: Named) -> RewardCheck:
-    endpoint = parts.catalogue.endpoint(name)
-    check_reward_url(endpoint.url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
+    url = parts.catalogue.reward(name).url
+    check_reward_url(url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
-    ready, info, problem = _ask(parts, endpoint)
+    ready, info, problem = _ask(parts, name)
     return RewardCheck(
         name=name,
-        url=endpoint.url,
+        url=url,
         ok=problem is None,
         ready=ready,
         info=info,
@@ -144,10 +144,11 @@ def check(parts: Use, name: Named) -> RewardCheck:
     )
 
 
-def _ask(parts: Parts, endpoint: Endpoint) -> tuple[bool, RewardInfo | None, str | None]:
+def _ask(parts: Parts, name: str) -> tuple[bool, RewardInfo | None, str | None]:
     """(ready, info, what is wrong)."""
     ready, info = False, None
     try:
+        endpoint = parts.catalogue.endpoint(name)
         with RankClient(endpoint, tls_dir=parts.settings.tls_dir, transport=parts.reward_transport) as client:
             status, path = client.ready(deadline_s=CHECK_TIMEOUT_S)
             ready = status == httpx.codes.OK
@@ -157,7 +158,7 @@ def _ask(parts: Parts, endpoint: Endpoint) -> tuple[bool, RewardInfo | None, str
             if endpoint.kind != "dipole":
                 client.rank("a grey square", [np.full((64, 64, 3), 128, np.uint8)], deadline_s=SCORE_TIMEOUT_S)
             return True, info, None
-    except (EndpointError, ConfigurationError) as error:
+    except (EndpointError, ConfigurationError, InvalidInput) as error:  # the latter: what another version registered
         return ready, info, str(error)
 
 
