@@ -50,6 +50,7 @@ class RewardSettings(WeightSettings):
     reward_batch_wait_ms: float = Field(
         default=3.0,
         ge=0,
+        le=60_000,  # infinity, which no thread can wait for, would end it
         description="Milliseconds that a group waits for company, unless half of a forward's images wait already.",
     )
     reward_max_pending: int = Field(default=1000, ge=1, description="Rankings answered with 202 that are kept at once.")

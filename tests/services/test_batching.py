@@ -29,13 +29,14 @@ from pydantic import JsonValue
 from torch import Tensor
 
 from dipole.client import RankClient
-from dipole.errors import Overloaded
+from dipole.errors import ConfigurationError, Overloaded
 from dipole.schemas import ItemError
+from dipole.settings import load
 from dipole_rewards import tiny_weights
 from dipole_rewards.batching import Batcher, Bounds
 from dipole_rewards.reward import BatchedReward, Golden, Group, Pixels, Reward, Scores
 from dipole_rewards.rewards.clip import Clip
-from dipole_rewards.settings import WeightSettings
+from dipole_rewards.settings import RewardSettings, WeightSettings
 
 TIMEOUT_S = 20
 FOREVER_S = 3600.0  # nobody waits so long: what a test sees happened for another reason
@@ -281,6 +282,14 @@ def test_a_wait_ends_after_its_time() -> None:
         began = time.monotonic()
         batcher.submit(group("a", 1)).result(TIMEOUT_S)
         assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize("milliseconds", ["inf", "1e300"])
+def test_a_wait_that_no_thread_can_keep_is_refused(milliseconds: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end the reward's thread, and a ready service would answer nothing any more."""
+    monkeypatch.setenv("DIPOLE_REWARD_BATCH_WAIT_MS", milliseconds)
+    with pytest.raises(ConfigurationError, match="DIPOLE_REWARD_BATCH_WAIT_MS"):
+        load(RewardSettings, reward="any:Reward")
 
 
 def test_time_behind_a_running_forward_is_time_waited() -> None:

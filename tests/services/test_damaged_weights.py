@@ -59,3 +59,13 @@ def test_a_chat_template_that_is_missing_is_named(folders: dict[str, Path], tmp_
     (tmp_path / "chat_template.jinja").unlink()
     with pytest.raises(ConfigurationError, match="chat template"):
         open_reward("hpsv3", tmp_path)
+
+
+@pytest.mark.parametrize("device", ["cuda:99", "gpu", ""])
+def test_a_device_that_is_not_there_is_named_before_anything_is_read(
+    device: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its setting; torch's own words do not say where the name came from."""
+    monkeypatch.setenv("DIPOLE_REWARD_WEIGHTS", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=f"DIPOLE_REWARD_DEVICE='{device}'"):
+        tiny_weights.REWARDS["clip"][1].load(device)

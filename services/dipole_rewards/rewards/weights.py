@@ -47,6 +47,15 @@ class GoldenScore(BaseModel):
         return Golden(prompt="a soft gradient", image=golden_image(), score=self.score, tolerance=self.tolerance)
 
 
+def usable(device: str) -> str:
+    """The device, or ConfigurationError, before anything is read for it."""
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+        raise ConfigurationError(f"DIPOLE_REWARD_DEVICE={device!r} cannot be used here: {error}") from error
+    return device
+
+
 def golden_image() -> Pixels:
     """48×64: red grows to the right, green downwards."""
     image = np.full((48, 64, 3), 96, np.uint8)
@@ -61,7 +70,7 @@ class WeightedReward(Reward):
 
     @classmethod
     def load(cls, device: str) -> Self:
-        return cls.open(load(WeightSettings), device)
+        return cls.open(load(WeightSettings), usable(device))
 
     @classmethod
     @abstractmethod
