@@ -139,6 +139,8 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
     judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
     catalogue.put_reward("judge", judge)
     assert catalogue.endpoint("judge") == judge
+    sealing = Catalogue(database, Vault(Fernet.generate_key().decode()))
+    sealing.put_reward("sealed", Endpoint(url="http://127.0.0.1:3", key=SecretStr("secret")))
     migrate(command.downgrade, "0002")
     with database.engine.begin() as connection:
         assert connection.exec_driver_sql("SELECT name, key FROM rewards").all() == [("shapes", "secret")]

@@ -19,8 +19,8 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """What is not of the ranking protocol cannot be asked by the version before."""
-    op.execute("DELETE FROM rewards WHERE kind <> 'dipole' OR tls IS NOT NULL")
+    """What the version before cannot ask goes: other kinds, certificates, and keys it would send as they are sealed."""
+    op.execute("DELETE FROM rewards WHERE kind <> 'dipole' OR tls IS NOT NULL OR key LIKE 'fernet:%'")
     with op.batch_alter_table("rewards", schema=None) as batch_op:
         for name in ("tls", "options", "kind"):
             batch_op.drop_column(name)
