@@ -81,6 +81,7 @@ def load_encoder(
 
 def _read_tokenizer(path: Path) -> CLIPTokenizer:
     try:
-        return CLIPTokenizer.from_pretrained(str(path.parent), local_files_only=True)
+        words: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(path.parent), local_files_only=True)
     except Exception as error:  # of any kind, by what is damaged in it or in tokenizer_config.json
         raise ConfigurationError(f"{path}, with what lies beside it, cannot be read as a tokenizer: {error}") from error
+    return words
