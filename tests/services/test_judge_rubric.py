@@ -100,6 +100,14 @@ def test_a_rubric_that_cannot_be_used_is_refused(content: bytes | None, said: st
     assert said in str(caught.value)
 
 
+@pytest.mark.parametrize("text", ["Dogs are good. " * 500, "\0"])
+def test_a_rubric_s_text_in_place_of_its_path_is_refused(text: str) -> None:
+    """The likely mistake, and too long for a file's name: one short sentence all the same."""
+    with pytest.raises(ConfigurationError, match="neither a file nor one of") as caught:
+        rubric.load(text)
+    assert len(str(caught.value)) < 300
+
+
 # ---- answers --------------------------------------------------------------------------------------------------------
 
 

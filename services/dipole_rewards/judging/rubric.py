@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import os
 import re
 import unicodedata
 from collections.abc import Mapping, Sequence
@@ -55,9 +56,9 @@ def load(name_or_path: str) -> Rubric:
     """A rubric that comes with Dipole, by its name, or any text file. Raises ConfigurationError."""
     shipped = {path.stem: path for path in SHIPPED.glob("*.md")}
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not path.is_file():
+    if not os.path.isfile(path):  # pathlib's own raises where the name is too long, as a rubric put there itself is
         known = ", ".join(sorted(shipped))
-        raise ConfigurationError(f"DIPOLE_JUDGE_RUBRIC={name_or_path!r} is neither a file nor one of {known}")
+        raise ConfigurationError(f"DIPOLE_JUDGE_RUBRIC={name_or_path[:80]!r} is neither a file nor one of {known}")
     try:
         text = path.read_bytes()[: MAX_BYTES + 1].decode().strip()
     except UnicodeDecodeError as error:
