@@ -28,7 +28,7 @@ def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
 class PlatformSettings(BaseSettings):
     """What the API, the trainer worker, the rank worker and the sampler agree on."""
 
-    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
     redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker, results and candidates in flight.")
@@ -59,7 +59,7 @@ class PlatformSettings(BaseSettings):
 class SecretsSettings(BaseSettings):
     """Whoever reads registered rewards: the API, the trainer worker, `dipole eval`."""
 
-    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore")
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     secrets_key: SecretStr | None = Field(
         default=None,

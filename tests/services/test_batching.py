@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-import socket
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -37,6 +33,8 @@ from dipole_rewards.batching import Batcher, Bounds
 from dipole_rewards.reward import BatchedReward, Golden, Group, Pixels, Reward, Scores
 from dipole_rewards.rewards.clip import Clip
 from dipole_rewards.settings import RewardSettings, WeightSettings
+
+from .conftest import Process
 
 TIMEOUT_S = 20
 FOREVER_S = 3600.0  # nobody waits so long: what a test sees happened for another reason
@@ -466,27 +464,11 @@ def test_a_merged_forward_without_room_is_halved(folder: Path) -> None:
 
 
 @pytest.fixture
-def served(folder: Path, tmp_path: Path) -> Iterator[str]:
+def served(folder: Path, serve_process: Process) -> Iterator[str]:
     """The URL of `dipole rewards serve` with the tiny clip, that waits long for half of 16 images."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     own = {"WEIGHTS": str(folder), "DTYPE": "fp32", "BATCH_IMAGES": "16", "BATCH_WAIT_MS": "2000"}
-    environment = {**os.environ, **{f"DIPOLE_REWARD_{name}": value for name, value in own.items()}}
-    command = ["-m", "dipole.cli", "rewards", "serve", "dipole_rewards.rewards.clip:Clip", "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, *command], env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.kill()
-        process.wait()
+    with serve_process("dipole_rewards.rewards.clip:Clip", **own) as url:
+        yield url
 
 
 def counted(url: str, metric: str) -> float:

@@ -8,17 +8,11 @@ import io
 import json
 import os
 import pickle
-import runpy
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -32,7 +26,7 @@ from torch import Tensor
 from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
-from dipole import conformance, images
+from dipole import images
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
 from dipole_rewards.reward import Group, Pixels, Reward, RewardFault, check_golden
@@ -516,39 +510,6 @@ def test_a_golden_score_that_differs_is_found(name: str, folder: Callable[[str],
         (where / "golden.json").write_text(json.dumps({"score": score + off, **more}))
         with pytest.raises(RewardFault, match="golden image"):
             check_golden(KINDS[name].load("cpu"))
-
-
-def test_it_is_served_from_tiny_weights_and_passes_the_conformance_suite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """scripts/tiny-weights writes a folder; `dipole rewards serve` starts from it by the line it prints; every check
-    of `dipole rewards check` passes or does not apply."""
-    monkeypatch.setattr(sys, "argv", ["tiny-weights", str(tmp_path), "clip"])
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts/tiny-weights"), run_name="__main__")
-    variable, *command = capsys.readouterr().out.split()
-    assert command == ["dipole", "rewards", "serve", "dipole_rewards.rewards.clip:Clip"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, **dict([variable.split("=", 1)]), "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000"}
-    arguments = [sys.executable, "-m", "dipole.cli", *command[1:], "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        info = httpx.get(f"http://127.0.0.1:{port}/v1/info", trust_env=False).json()
-        failed = [result for result in conformance.run(f"http://127.0.0.1:{port}") if result.outcome == "failed"]
-    finally:
-        process.kill()
-        process.wait()
-    assert failed == []
-    assert (info["name"], info["model"]) == ("clip", "openai/clip-vit-large-patch14")
-    assert info["model_revision"].startswith("sha256:")
 
 
 def test_tiny_weights_of_hpsv3_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,19 +5,12 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import runpy
 import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -32,7 +25,6 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel, Mask2FormerForUni
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
-from dipole import conformance
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
 from dipole_rewards.reward import Group, Pixels, RewardFault, check_golden, ranked
@@ -724,41 +716,3 @@ def test_files_hold_the_hub_s_names_and_leave_out_what_nothing_reads(made: Path)
     block = "model.pixel_level_module.encoder.encoder.layers.0.blocks.0.attention.self"
     assert {f"{block}.query.weight", f"{block}.relative_position_index", "criterion.empty_weight"} <= names
     assert not any(".swin." in name for name in names)
-
-
-# ---- the service ----------------------------------------------------------------------------------------------------
-
-
-def test_it_is_served_from_tiny_weights_and_passes_the_conformance_suite(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """scripts/tiny-weights writes a folder; `dipole rewards serve` starts from it by the line it prints; every check of
-    `dipole rewards check` passes or does not apply, and with metadata images get scores."""
-    monkeypatch.setattr(sys, "argv", ["tiny-weights", str(tmp_path), "geneval"])
-    runpy.run_path(str(Path(__file__).parents[2] / "scripts/tiny-weights"), run_name="__main__")
-    variable, *command = capsys.readouterr().out.split()
-    assert command == ["dipole", "rewards", "serve", "dipole_rewards.rewards.geneval:GenEval"]
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, **dict([variable.split("=", 1)]), "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000"}
-    arguments = [sys.executable, "-m", "dipole.cli", *command[1:], "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen(arguments, env=environment, stdout=log, stderr=log)
-    try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/readyz", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (tmp_path / "log").read_text()
-            time.sleep(0.1)
-        info = httpx.get(f"http://127.0.0.1:{port}/v1/info", trust_env=False).json()
-        results = conformance.run(f"http://127.0.0.1:{port}")
-        scored = conformance.run(f"http://127.0.0.1:{port}", metadata=SIGN, only=["scores_something"])
-    finally:
-        process.kill()
-        process.wait()
-    assert [result for result in results if result.outcome in ("failed", "warning")] == []
-    assert [result.outcome for result in scored if result.name == "scores_something"] == ["passed"]
-    assert (info["name"], info["model"]) == ("geneval", "facebook/mask2former-swin-small-coco-instance")
-    assert info["model_revision"].startswith("sha256:")

@@ -66,6 +66,20 @@ def test_pointwise_is_p_of_yes_where_log_probabilities_are_given(start: Start) -
         assert [label for label, _ in question.shown] == ["Image:"]
 
 
+def nulls(question: Question) -> Answer:
+    """As servers that write null for what they do not offer."""
+    body = writes_numbers(question).body
+    body["choices"][0]["logprobs"] = {"content": [{"token": "{", "logprob": 0.0, "top_logprobs": None}]}
+    return Answer({**body, "usage": {"prompt_tokens": None, "completion_tokens": None}})
+
+
+def test_nulls_are_what_is_not_offered(start: Start) -> None:
+    """Null log probabilities and counts are as if they were absent: scores are written, nothing is said to be used."""
+    scores = score(judge(start(nulls)), 0, 255)
+    assert None not in scores.scores
+    assert set(scores.usage) == {"calls"}
+
+
 def no_logprobs(question: Question) -> Answer:
     return refusal(400, "logprobs is not supported") if "logprobs" in question.body else writes_numbers(question)
 

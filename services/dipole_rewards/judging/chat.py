@@ -70,7 +70,7 @@ class Token(BaseModel):
 
 
 class _Position(BaseModel):
-    top_logprobs: list[Token] = []
+    top_logprobs: list[Token] | None = None
 
 
 class _Logprobs(BaseModel):
@@ -89,8 +89,8 @@ class _Choice(BaseModel):
 
 
 class _Usage(BaseModel):
-    prompt_tokens: int = 0
-    completion_tokens: int = 0
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
 
 
 class _Completion(BaseModel):
@@ -143,9 +143,9 @@ class Chat:
         fields = {name: value for name, value in fields.items() if value is not None}
         completion = await self._persist(messages, fields, tab)
         usage = completion.usage or _Usage()
-        tab.prompt_tokens += usage.prompt_tokens
-        tab.completion_tokens += usage.completion_tokens
-        tab.metered &= completion.usage is not None
+        tab.prompt_tokens += usage.prompt_tokens or 0
+        tab.completion_tokens += usage.completion_tokens or 0
+        tab.metered &= None not in (usage.prompt_tokens, usage.completion_tokens)
         return _reply(completion)
 
     async def models(self, tab: Tab) -> list[str]:
@@ -241,5 +241,5 @@ def _reply(completion: _Completion) -> Reply:
     if choice.message.refusal or choice.finish_reason == "content_filter":
         raise CallFailed("refused", f"the judge refused: {(choice.message.refusal or 'content filter')[:MAX_MESSAGE]}")
     positions = (choice.logprobs and choice.logprobs.content) or []
-    first = positions[0].top_logprobs if positions else []
+    first = (positions and positions[0].top_logprobs) or []
     return Reply(choice.message.content or "", first, completion.system_fingerprint)
