@@ -10,6 +10,7 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import tenacity
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection, Engine, create_engine, event, make_url
@@ -85,9 +86,17 @@ def _engine(url: str) -> Engine:
 def _configure_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     assert isinstance(connection, sqlite3.Connection)
     connection.isolation_level = None  # the driver must not begin by itself: _begin_sqlite does, with the right lock
-    busy = f"busy_timeout={BUSY_TIMEOUT_S * 1000}"
-    for pragma in (busy, "journal_mode=WAL", "synchronous=NORMAL", "foreign_keys=ON"):
+    for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
+    _until_unlocked(connection.execute, "PRAGMA journal_mode=WAL")  # of a new file it waits for nobody
+
+
+_until_unlocked = tenacity.Retrying(
+    retry=tenacity.retry_if_exception_type(sqlite3.OperationalError),
+    wait=tenacity.wait_random(0.01, 0.1),
+    stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
+    reraise=True,
+)
 
 
 def _begin_sqlite(connection: Connection) -> None:
