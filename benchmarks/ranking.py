@@ -240,7 +240,7 @@ def replicas(args: argparse.Namespace, settings: PlatformSettings, names: Names,
         with sleepers(count, args.seconds) as url:
             resolved = ResolvedReward(RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), Endpoint(url=url))
             with ranker(settings, [resolved]) as ask:
-                asked = [groups[n % 16] for n in range(6 * count)]
+                asked = [groups[n % 16] for n in range(12 * count)]
                 rate = len(asked) / ask.stream(asked, in_flight=2 * count)
         one = rows[0]["groups_per_s"] / rows[0]["replicas"] if rows else rate / count
         rows.append({"size": size, "replicas": count, "groups_per_s": rate, "linear": rate / one / count})
