@@ -39,8 +39,8 @@ demo: $(VENV)/.embedded ## Train on this machine and see before and after
 up: $(VENV)/.embedded ## Run the whole platform on this machine until Ctrl-C
 	$(BIN)/dipole up
 
-test: install ## Run every test
-	$(BIN)/pytest
+test: install ## Run every test, a file at a time on each of two cores
+	$(BIN)/pytest -n 2 --dist loadfile
 
 check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
 	$(BIN)/ruff check .
