@@ -157,11 +157,13 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
 def parts(settings: PlatformSettings, groups: list[NDArray[np.uint8]]) -> dict[str, Callable[[int], object]]:
     """What the Celery path does with a group's images besides posting them, one by one."""
     store = CandidateStore(connect(settings.redis_url), 60)
+    shape = "x".join(map(str, groups[0].shape[:3]))
+    names = [f"sha256:bench{n}:{shape}" for n in range(len(groups))]
     return {
         "hashing": lambda n: CandidateStore.reference(groups[n]),
-        "Redis set": lambda n: store.put(f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}", groups[n]),
-        "Redis get": lambda n: store.get(f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}"),
-        "Redis drop": lambda n: store.drop([f"sha256:bench{n}:{'x'.join(map(str, groups[n].shape[:3]))}"]),
+        "Redis set": lambda n: store.put(names[n], groups[n]),
+        "Redis get": lambda n: store.get(names[n]),
+        "Redis drop": lambda n: store.drop([names[n]]),
     }
 
 

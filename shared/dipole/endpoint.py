@@ -30,7 +30,6 @@ from dipole.adapters.base import Options
 from dipole.errors import InvalidInput
 from dipole.web import field_path
 
-RewardName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 # No dot and no slash: it names a folder under DIPOLE_TLS_DIR.
 TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 

@@ -22,8 +22,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from dipole.endpoint import Address, Endpoint, RewardName, TlsName, first_wrong
+from dipole.endpoint import Address, Endpoint, TlsName, first_wrong
 from dipole.errors import ConfigurationError, InvalidInput
+from dipole.schemas import Name
 
 
 class Entry(Address):
@@ -37,7 +38,7 @@ class Entry(Address):
 class File(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
-    rewards: dict[RewardName, dict[str, Any]] = Field(min_length=1)
+    rewards: dict[Name, dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)

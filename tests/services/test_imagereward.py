@@ -4,7 +4,6 @@ from the published names, and Pillow; then the service."""
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import pickle
@@ -24,7 +23,6 @@ from structlog.testing import capture_logs
 from tokenizers import Tokenizer
 from torch import Tensor
 
-from dipole import images
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
 from dipole_rewards.reward import Group, Pixels, RewardFault, check_golden
@@ -33,14 +31,11 @@ from dipole_rewards.rewards.imagereward import FILE, ImageReward
 from dipole_rewards.rewards.weights import golden_image
 from dipole_rewards.tiny_weights.blip_files import LAYERS, PATCH, SIDE
 
+from .pictures import candidates, noise
+
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 PROMPT = "a red circle"
-RNG = np.random.default_rng(0)
 Floats = NDArray[np.float64]
-
-
-def noise(height: int, width: int) -> Pixels:
-    return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 GROUP = [noise(64, 64), noise(48, 65), noise(33, 20), noise(200, 31), golden_image()]
@@ -75,31 +70,6 @@ def change(path: Path, how: Callable[[dict[str, Tensor]], Any]) -> None:
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
-
-
-def sent(image: Image.Image, **options: Any) -> Pixels:
-    """The image as it reaches a reward."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", **options)
-    return images.decode(buffer.getvalue(), "image/png")
-
-
-def candidates() -> dict[str, tuple[Pixels, Image.Image]]:
-    """What reaches a reward, and the RGB image that was meant."""
-    rgb, alpha = Image.fromarray(noise(75, 131)), Image.fromarray(np.dstack([noise(40, 31), noise(40, 31)[..., 0]]))
-    tall, grey = Image.fromarray(noise(260, 9)), Image.fromarray(noise(33, 64)[..., 0])
-    deep = RNG.integers(0, 65536, (50, 51), dtype=np.uint16)
-    white = Image.new("RGBA", alpha.size, "white")
-    orientation = Image.Exif()
-    orientation[0x0112] = 6  # to be shown turned clockwise by a quarter
-    return {
-        "odd": (sent(rgb), rgb),
-        "tall": (sent(tall), tall),
-        "rgba": (sent(alpha), Image.alpha_composite(white, alpha).convert("RGB")),
-        "grey": (sent(grey), grey.convert("RGB")),
-        "16-bit": (sent(Image.fromarray(deep)), Image.fromarray(np.rint(deep / 257).astype(np.uint8)).convert("RGB")),
-        "exif": (sent(rgb, exif=orientation), rgb.rotate(-90, expand=True)),
-    }
 
 
 def by_pillow(image: Image.Image, side: int) -> Floats:

@@ -5,15 +5,11 @@ from __future__ import annotations
 import json
 import math
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
-from dipole_rewards.judging import chat
-
-from . import scripted_judge
 from .scripted_judge import (
     Answer,
     Judging,
@@ -30,20 +26,6 @@ from .scripted_judge import (
     where,
     writes_numbers,
 )
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """`start(judging)` is a server that runs until the test ends."""
-    with scripted_judge.servers() as begin:
-        yield begin
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats follow quickly."""
-    monkeypatch.setattr(chat, "FIRST_BACKOFF_S", 0.02)
-
 
 # ---- pointwise ------------------------------------------------------------------------------------------------------
 

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from email.utils import formatdate
 
 import numpy as np
 import pytest
 
-from dipole_rewards.judging import chat
-
-from . import scripted_judge
 from .scripted_judge import (
     Answer,
     Judging,
@@ -26,19 +22,6 @@ from .scripted_judge import (
     score,
     where,
 )
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """`start(judging)` is a server that runs until the test ends."""
-    with scripted_judge.servers() as begin:
-        yield begin
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats follow quickly."""
-    monkeypatch.setattr(chat, "FIRST_BACKOFF_S", 0.02)
 
 
 def test_no_more_requests_are_in_flight_than_allowed(start: Start) -> None:

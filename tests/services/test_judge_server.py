@@ -9,16 +9,11 @@ write them.
 from __future__ import annotations
 
 import json
-import os
-import socket
-import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 import torch
@@ -44,6 +39,8 @@ from dipole_rewards.judging.pointwise import ZERO_TO_100
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Pixels, check_golden
 from dipole_rewards.rewards.judge import Judge
+
+from ..processes import serving
 
 SIDE, PATCH = 168, 14
 CHAT = (
@@ -105,26 +102,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     transformers_logging.disable_progress_bar()
     for name, answers in ANSWERS.items():
         write(folder / name, answers)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub")}
-    arguments = ["transformers", "serve", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            [str(Path(sys.executable).with_name(arguments[0])), *arguments[1:]], env=environment, stdout=log, stderr=log
-        )
-    try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield folder, f"http://127.0.0.1:{port}/v1"
-    finally:
-        process.kill()
-        process.wait()
+    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub")}
+    program = str(Path(sys.executable).with_name("transformers"))
+
+    def command(port: int) -> list[str]:
+        return [program, "serve", "--device", "cpu", "--host", "127.0.0.1", "--port", str(port)]
+
+    with serving(command, folder / "log", ready="/health", env=environment) as (url, _):
+        yield folder, f"{url}/v1"
 
 
 Make = Callable[..., Judge]

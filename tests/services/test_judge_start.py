@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
 import socket
-import subprocess
-import sys
-import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +15,12 @@ import pytest
 from dipole import conformance, images
 from dipole.errors import ConfigurationError
 from dipole.settings import load
-from dipole_rewards.judging import chat
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import check_golden
 from dipole_rewards.rewards.judge import Judge
 
-from . import scripted_judge
+from ..processes import serving
+from .conftest import serve_command
 from .scripted_judge import (
     KEY,
     Answer,
@@ -39,19 +35,6 @@ from .scripted_judge import (
     says_yes,
     score,
 )
-
-
-@pytest.fixture
-def start() -> Iterator[Start]:
-    """`start(judging)` is a server that runs until the test ends."""
-    with scripted_judge.servers() as begin:
-        yield begin
-
-
-@pytest.fixture
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Repeats follow quickly."""
-    monkeypatch.setattr(chat, "FIRST_BACKOFF_S", 0.02)
 
 
 def with_key(question: Question) -> Answer:
@@ -179,28 +162,18 @@ def test_it_is_served_and_passes_the_conformance_suite(mode: str, start: Start, 
     are judged at a time."""
     judging = says_yes if mode == "pointwise" else prefers_bright
     server = start(judging)
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
     environment = {
-        **os.environ,
         "DIPOLE_JUDGE_URL": server.url, "DIPOLE_JUDGE_MODEL": "vlm", "DIPOLE_JUDGE_MODE": mode,
         "DIPOLE_JUDGE_EXTRA": '{"seed": 1}', "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000",
     }  # fmt: skip
-    serve = ["-m", "dipole.cli", "rewards", "serve", "dipole_rewards.rewards.judge:Judge", "--port", str(port)]
-    with (tmp_path / "log").open("wb") as log:
-        process = subprocess.Popen([sys.executable, *serve], env=environment, stdout=log, stderr=log)
-    try:
-        url = f"http://127.0.0.1:{port}"
-        wait_until_ready(url, process, tmp_path / "log")
+    command = partial(serve_command, "dipole_rewards.rewards.judge:Judge")
+    with serving(command, tmp_path / "log", env=environment) as (url, _):
         info = httpx.get(f"{url}/v1/info", trust_env=False).json()
         failed = [result for result in conformance.run(url) if result.outcome == "failed"]
         server.judging = lambda question: Answer(judging(question).body, after_s=0.5)
         server.most_in_flight = 0
         with ThreadPoolExecutor(6) as callers:
             ranked = list(callers.map(lambda _: rank(url, 10, 20), range(6)))
-    finally:
-        process.kill()
-        process.wait()
     assert failed == []
     assert (info["name"], info["model"], info["calibrated"]) == ("judge", "vlm", mode == "pointwise")
     assert server.questions[-1].body["seed"] == 1
@@ -217,14 +190,3 @@ def rank(url: str, *brightnesses: int) -> Any:
         candidates.append({"id": f"c{index}", "image": {"media_type": "image/png", "data": data}})
     body = {"prompt": "a bright image", "candidates": candidates}
     return httpx.post(f"{url}/v1/rank", json=body, trust_env=False, timeout=30).raise_for_status().json()
-
-
-def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(300):
-        try:
-            if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                return
-        except httpx.TransportError:
-            assert process.poll() is None, log.read_text()
-        time.sleep(0.1)
-    raise AssertionError(log.read_text())

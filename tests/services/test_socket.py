@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -17,6 +16,9 @@ import pytest
 
 from dipole import conformance
 from dipole.client import RankClient
+
+from ..processes import serving
+from .conftest import serve_command
 
 REWARD = """
 import numpy as np
@@ -53,26 +55,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    environment = {**os.environ, "DIPOLE_REWARD_BODY_TIMEOUT_S": "1", "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(
-            command("my_rewards:Redness", "--port", str(port)), cwd=folder, env=environment, stderr=log, stdout=log
-        )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        for _ in range(600):
-            try:
-                if httpx.get(f"{url}/readyz", trust_env=False).status_code == 200:
-                    break
-            except httpx.TransportError:
-                assert process.poll() is None, (folder / "log").read_text()
-            time.sleep(0.1)
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
+    environment = {"DIPOLE_REWARD_BODY_TIMEOUT_S": "1", "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000"}
+    reward = partial(serve_command, "my_rewards:Redness")
+    with serving(reward, folder / "log", cwd=folder, env=environment) as running:
+        yield running
 
 
 def test_the_client_ranks_over_a_socket(served: tuple[str, subprocess.Popen[bytes]]) -> None:

@@ -86,18 +86,19 @@ class Lane:
         except MissingCandidates as error:
             return {"status": "missing", "message": str(error)}
         except EndpointError as error:
-            failed = {"status": "failed", "code": error.code, "message": str(error), "retryable": error.retryable}
-            return {**failed, "retry_after": error.retry_after, "http_status": error.http_status}
+            return {
+                **failed(error.code, str(error), retryable=error.retryable),
+                "retry_after": error.retry_after,
+                "http_status": error.http_status,
+            }
         except ConfigurationError as error:  # certificates that are not here: put there, they will be found
-            failed = {"status": "failed", "code": "configuration", "message": str(error), "retryable": True}
-            return {**failed, "retry_after": None, "http_status": None}
+            return failed("configuration", str(error), retryable=True)
         except InvalidInput as error:  # a trainer of another version describes what this one cannot ask
-            failed = {"status": "failed", "code": "configuration", "message": str(error), "retryable": False}
-            return {**failed, "retry_after": None, "http_status": None}
+            return failed("configuration", str(error), retryable=False)
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
-            return {"status": "failed", "code": "internal", "message": why, "retryable": False}
+            return failed("internal", why, retryable=False)
 
     def _client(self, endpoint: Endpoint) -> RankClient:
         """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""
@@ -153,6 +154,12 @@ class Candidates(Sequence[NDArray[np.uint8]]):
         if self._images is None:
             self._images = self._store.get(self._reference)
         return self._images[index] if isinstance(index, int) else list(self._images[index])
+
+
+def failed(code: str, message: str, *, retryable: bool) -> dict[str, Any]:
+    """A failure as a run's answer."""
+    said = {"status": "failed", "code": code, "message": message, "retryable": retryable}
+    return {**said, "retry_after": None, "http_status": None}
 
 
 def completed(ranking: Ranking, *, calibrated: bool) -> dict[str, Any]:

@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
 from dipole.adapters import Kind
-from dipole.endpoint import Endpoint, RewardName, options_of
+from dipole.endpoint import Endpoint, options_of
 from dipole.errors import InvalidInput
-from dipole.schemas import MAX_BODY_BYTES
+from dipole.schemas import MAX_BODY_BYTES, Name
 
-Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
@@ -31,7 +30,7 @@ class Spec(BaseModel):
 class RewardSpec(Spec):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
-    name: RewardName
+    name: Name
     url: str | None = Field(
         default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
     )

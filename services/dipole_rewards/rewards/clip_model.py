@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from dipole.errors import ConfigurationError
@@ -37,9 +38,14 @@ class Encoder:
         ids = self.tokenizer(plain, truncation=True, max_length=TOKENS, padding=False).input_ids
         return torch.tensor([ids], device=self.network.device)
 
-    def text(self, prompt: str) -> Tensor:
-        """(D,)"""
-        return _unit(self.network.get_text_features(input_ids=self.ids(prompt)))[0]
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """N prompts → (N, D), in one forward.
+
+        They are padded behind their ends, and no token sees what comes after it: what the padding is does not matter,
+        but that it is no end, whose place is looked for by its id.
+        """
+        ids = pad_sequence([self.ids(prompt)[0] for prompt in prompts], batch_first=True)
+        return _unit(self.network.get_text_features(input_ids=ids))
 
     def images(self, pixels: Tensor) -> Tensor:
         """(K, 3, side, side), normalised → (K, D)"""

@@ -12,8 +12,6 @@ from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional
-from torch.nn.utils.rnn import pad_sequence
 
 from dipole_rewards.reward import BatchedReward, Group, Pixels, Scores
 from dipole_rewards.rewards.clip_images import cropped
@@ -53,15 +51,5 @@ class ClipReward(BatchedReward, WeightedReward):
 
     def judge(self, prompts: Sequence[str]) -> Judge:
         """What turns unit image embeddings (K, D) and the K prompts, of these, that they belong to into scores (K,)."""
-        texts = dict(zip(prompts, embedded(self.encoder, prompts), strict=True))
+        texts = dict(zip(prompts, self.encoder.texts(prompts), strict=True))
         return lambda images, asked: self.scale * (images * torch.stack([texts[prompt] for prompt in asked])).sum(-1)
-
-
-def embedded(encoder: Encoder, prompts: Sequence[str]) -> Tensor:
-    """Unit embeddings of N prompts (N, D), in one forward.
-
-    They are padded behind their ends, and no token sees what comes after it: what the padding is does not matter, but
-    that it is no end, whose place is looked for by its id.
-    """
-    ids = pad_sequence([encoder.ids(prompt)[0] for prompt in prompts], batch_first=True)
-    return functional.normalize(encoder.network.get_text_features(input_ids=ids).pooler_output.float(), dim=-1)

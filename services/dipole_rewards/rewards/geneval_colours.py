@@ -17,7 +17,6 @@ from torch.nn import functional
 from dipole_rewards.reward import Pixels
 from dipole_rewards.rewards.clip_images import cropped
 from dipole_rewards.rewards.clip_model import Encoder
-from dipole_rewards.rewards.clip_reward import embedded
 from dipole_rewards.rewards.geneval_detector import Segment
 from dipole_rewards.rewards.geneval_judging import COLOURS
 from dipole_rewards.rewards.group import MAX_ASPECT
@@ -52,7 +51,7 @@ class Colourist:
         """(10, D): what each colour of that class is called, unit vectors."""
         if kind not in self._known:
             sentences = [template.format(colour=colour, kind=kind) for colour in COLOURS for template in TEMPLATES]
-            means = embedded(self.encoder, sentences).view(len(COLOURS), len(TEMPLATES), -1).mean(1)
+            means = self.encoder.texts(sentences).view(len(COLOURS), len(TEMPLATES), -1).mean(1)
             self._known[kind] = functional.normalize(means, dim=-1)
         return self._known[kind]
 

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from dipole.exchange import Answer, Connection, Deadline
+from dipole.exchange import Answer, Connection, Deadline, Message, invalid
 from dipole.schemas import MAX_CANDIDATES, Ranking, RewardInfo, Version
 
 
@@ -48,6 +48,7 @@ class ForeignOptions(Options):
 
 
 OptionsT = TypeVar("OptionsT", bound=Options)
+ForeignOptionsT = TypeVar("ForeignOptionsT", bound=ForeignOptions)
 
 
 class Adapter(ABC, Generic[OptionsT]):
@@ -69,3 +70,28 @@ class Adapter(ABC, Generic[OptionsT]):
     @abstractmethod
     def read(self, job: Job, status: int, answer: Answer) -> Ranking | None:
         """The checked ranking; None while it is pending, with `job.location` saying where to look."""
+
+
+class ForeignAdapter(Adapter[ForeignOptionsT]):
+    """A server of somebody else's with `/score`, which answers at once and takes images as PNG."""
+
+    ready_path = "/health"
+    recipe: ClassVar[str]
+
+    def described(self, name: str, model: str) -> RewardInfo:
+        """What it is, as far as it says and was told at registration."""
+        return RewardInfo(
+            name=name,
+            model=model,
+            model_revision=self.options.revision,
+            recipe_version=self.recipe,
+            media_types=["image/png"],
+            max_candidates=self.options.max_candidates,
+            multipart=False,
+        )
+
+    def scored(self, message: type[Message], status: int, answer: Answer) -> Message:
+        """The answer of `POST /score`, in its own words."""
+        if status != 200:
+            raise invalid(f"{self.connection.base_url} answered {status}, which /score never does")
+        return self.connection.parsed(message, answer)

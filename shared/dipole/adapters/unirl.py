@@ -17,11 +17,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.adapters.base import Adapter, ForeignOptions, Job
+from dipole.adapters.base import ForeignAdapter, ForeignOptions, Job
 from dipole.exchange import Answer, Deadline, EndpointError, invalid
 from dipole.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, ranks
 
-RECIPE = "unirl-score/1"
 PROTOCOL = "1"
 MAX_REASON_CHARS = 500
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
@@ -58,8 +57,8 @@ class _Scores(BaseModel):
     protocol_version: str = PROTOCOL
 
 
-class UnirlAdapter(Adapter[UnirlOptions]):
-    ready_path = "/health"
+class UnirlAdapter(ForeignAdapter[UnirlOptions]):
+    recipe = "unirl-score/1"
 
     def info(self, deadline: Deadline) -> RewardInfo:
         url, wanted = self.connection.base_url, self.options.reward
@@ -69,15 +68,7 @@ class UnirlAdapter(Adapter[UnirlOptions]):
             known = ", ".join(offered[:16]) or "nothing"
             message = f"{url} offers {known}, not {wanted}: register it with another options.reward"
             raise EndpointError(message, code="invalid_response", sick=False)
-        return RewardInfo(
-            name=wanted,
-            model=wanted,
-            model_revision=self.options.revision,
-            recipe_version=RECIPE,
-            media_types=["image/png"],
-            max_candidates=self.options.max_candidates,
-            multipart=False,
-        )
+        return self.described(wanted, wanted)
 
     def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         requests = [
@@ -94,9 +85,7 @@ class UnirlAdapter(Adapter[UnirlOptions]):
 
     def read(self, job: Job, status: int, answer: Answer) -> Ranking:
         url, count = self.connection.base_url, len(job)
-        if status != 200:
-            raise invalid(f"{url} answered {status}, which /score never does")
-        found = self.connection.parsed(_Scores, answer)
+        found = self.scored(_Scores, status, answer)
         if found.protocol_version != PROTOCOL:
             raise invalid(f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {PROTOCOL!r}")
         sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(found.identities)}
@@ -115,7 +104,7 @@ class UnirlAdapter(Adapter[UnirlOptions]):
             created=int(time.time()),
             model=self.options.reward,
             model_revision=versions.pop() if len(versions) == 1 else self.options.revision,
-            recipe_version=RECIPE,
+            recipe_version=self.recipe,
             results=[item.model_copy(update={"rank": rank}) for item, rank in placed],
         )
 

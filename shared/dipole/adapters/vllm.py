@@ -16,11 +16,10 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.adapters.base import Adapter, ForeignOptions, Job
+from dipole.adapters.base import ForeignAdapter, ForeignOptions, Job
 from dipole.exchange import Answer, Deadline, EndpointError, invalid
 from dipole.schemas import Many, RankedItem, Ranking, RewardInfo, Version, ranks
 
-RECIPE = "vllm-score/1"
 Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Index = Annotated[int, Field(strict=True)]
 
@@ -56,8 +55,8 @@ class _Scores(BaseModel):
     usage: dict[str, Any] = {}
 
 
-class VllmAdapter(Adapter[VllmOptions]):
-    ready_path = "/health"
+class VllmAdapter(ForeignAdapter[VllmOptions]):
+    recipe = "vllm-score/1"
 
     def info(self, deadline: Deadline) -> RewardInfo:
         url, wanted = self.connection.base_url, self.options.model
@@ -66,15 +65,7 @@ class VllmAdapter(Adapter[VllmOptions]):
         if wanted is not None and wanted not in served:
             message = f"{url} serves {', '.join(served[:8])}, not {wanted}: register it with another options.model"
             raise EndpointError(message, code="invalid_response", sick=False)
-        return RewardInfo(
-            name="vllm-score",
-            model=wanted or served[0],
-            model_revision=self.options.revision,
-            recipe_version=RECIPE,
-            media_types=["image/png"],
-            max_candidates=self.options.max_candidates,
-            multipart=False,
-        )
+        return self.described("vllm-score", wanted or served[0])
 
     def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         documents = [
@@ -85,9 +76,7 @@ class VllmAdapter(Adapter[VllmOptions]):
 
     def read(self, job: Job, status: int, answer: Answer) -> Ranking:
         url = self.connection.base_url
-        if status != 200:
-            raise invalid(f"{url} answered {status}, which /score never does")
-        found = self.connection.parsed(_Scores, answer)
+        found = self.scored(_Scores, status, answer)
         if len(found.data) != len(job):
             raise invalid(f"{url} answered {len(found.data)} scores for {len(job)} candidates")
         if [each.index for each in found.data] != list(range(len(job))):
@@ -98,7 +87,7 @@ class VllmAdapter(Adapter[VllmOptions]):
             created=found.created,
             model=found.model,
             model_revision=self.options.revision,
-            recipe_version=RECIPE,
+            recipe_version=self.recipe,
             results=[
                 RankedItem(id=f"c{index}", score=score, rank=rank)
                 for index, (score, rank) in enumerate(zip(scores, ranks(scores), strict=True))

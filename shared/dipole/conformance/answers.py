@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from typing import Any
 
 from dipole import images
 from dipole.conformance import inputs
@@ -154,6 +155,14 @@ def ranks_one(target: Target) -> None:
     target.rank(inputs.request(1, metadata=metadata))
 
 
+def ranked_or_refused(target: Target, request: dict[str, Any], what: str, *, names: str) -> None:
+    reply = target.post(request)
+    if 400 <= reply.status < 500:
+        check_refusal(reply, what, names=names)
+    else:
+        target.ranking(request, reply)
+
+
 @must
 def ranks_any_prompt(target: Target) -> None:
     """Empty, non-Latin and the longest prompts are ranked, or refused by name
@@ -162,12 +171,7 @@ def ranks_any_prompt(target: Target) -> None:
     """
     odd = {"an empty prompt": "", "a non-Latin prompt": "один красный квадрат 🟥\n\t漢字 \u202eقطة"}
     for what, prompt in {**odd, "a long prompt": ("a red cat " * MAX_PROMPT_CHARS)[:MAX_PROMPT_CHARS]}.items():
-        request = inputs.request(2, prompt=prompt)
-        reply = target.post(request)
-        if 400 <= reply.status < 500:
-            check_refusal(reply, what, names="prompt")
-        else:
-            target.ranking(request, reply)
+        ranked_or_refused(target, inputs.request(2, prompt=prompt), what, names="prompt")
 
 
 @must
@@ -177,12 +181,7 @@ def ranks_odd_images(target: Target) -> None:
     Convert to 8 bit RGB after decoding, and resize up where the model needs a size.
     """
     for what, data in inputs.odd_pngs().items():
-        request = inputs.with_image(inputs.raw(data))
-        reply = target.post(request)
-        if 400 <= reply.status < 500:
-            check_refusal(reply, what, names="candidates[1]")
-        else:
-            target.ranking(request, reply)
+        ranked_or_refused(target, inputs.with_image(inputs.raw(data)), what, names="candidates[1]")
 
 
 @must

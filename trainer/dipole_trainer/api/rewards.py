@@ -14,9 +14,9 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from dipole import rewards_file
 from dipole.client import EndpointError, RankClient
-from dipole.endpoint import Endpoint, RewardName, check_reward_url
+from dipole.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, InvalidInput
-from dipole.schemas import RewardInfo
+from dipole.schemas import Name, RewardInfo
 from dipole_trainer import prompts
 from dipole_trainer.api import wire
 from dipole_trainer.api.parts import Parts, Use, needs
@@ -49,7 +49,7 @@ class RewardRegistration(Endpoint):
 
     model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})
 
-    name: RewardName
+    name: Name
     description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
 
 
@@ -82,16 +82,12 @@ def declare(parts: Parts, path: FilePath) -> None:
     Raises ConfigurationError that names the file's entry, the field and the fix.
     """
     found = rewards_file.read(path)
-    for name, declared in found.items():
-        try:
-            check_reward_url(declared.endpoint.url, parts.settings.reward_hosts, field=f"rewards.{name}.url")
-            _check_storable(declared.endpoint, field=f"rewards.{name}.options")
-        except InvalidInput as error:
-            raise ConfigurationError(f"{path}: {error}") from None
-    for name, declared in found.items():
-        url = declared.endpoint.url.rstrip("/")
-        at = declared.endpoint.model_copy(update={"url": url})
-        _, changed = parts.catalogue.put_reward(name, at, description=declared.description)
+    try:
+        endpoints = {name: _checked(parts, each.endpoint, field=f"rewards.{name}.") for name, each in found.items()}
+    except InvalidInput as error:
+        raise ConfigurationError(f"{path}: {error}") from None
+    for name, endpoint in endpoints.items():
+        _, changed = parts.catalogue.put_reward(name, endpoint, description=found[name].description)
         change = "registered" if changed is None else "changed" if changed else "unchanged"
         log.info("reward_declared", reward=name, change=change, changed=changed or [])
     if left := [row.name for row in parts.catalogue.rewards() if row.name not in found]:
@@ -100,15 +96,16 @@ def declare(parts: Parts, path: FilePath) -> None:
 
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
 def register(parts: Use, body: RewardRegistration) -> wire.RegisteredReward:
-    url = check_reward_url(body.url, parts.settings.reward_hosts, field="url")
-    endpoint = Endpoint(url=url, kind=body.kind, options=body.options, key=body.key, tls=body.tls)
-    _check_storable(endpoint, field="options")
+    endpoint = _checked(parts, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls))
     return wire.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
 
 
-def _check_storable(endpoint: Endpoint, *, field: str) -> None:
+def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
+    """As it is stored. Raises InvalidInput that names the wrong field below `field`."""
+    url = check_reward_url(endpoint.url, parts.settings.reward_hosts, field=f"{field}url")
     if not prompts.storable(endpoint.options):
-        raise InvalidInput(f"{field}: {prompts.UNSTORABLE}", field=field)
+        raise InvalidInput(f"{field}options: {prompts.UNSTORABLE}", field=f"{field}options")
+    return endpoint.model_copy(update={"url": url})
 
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])

@@ -1,0 +1,53 @@
+"""Servers of other processes, as tests need them: on a free port, ready, and gone in the end."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+
+
+@contextmanager
+def serving(
+    command: Callable[[int], Sequence[str]],
+    log: Path,
+    *,
+    ready: str = "/readyz",
+    cwd: Path | None = None,
+    env: Mapping[str, str] | None = None,
+) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
+    """The URL and the process of `command(port)`, once GET of `ready` is 200; what it says is in `log`."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    url = f"http://127.0.0.1:{port}"
+    process = start(command(port), log, cwd=cwd, env=env)
+    try:
+        _until_ready(url + ready, process, log)
+        yield url, process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def start(
+    command: Sequence[str], log: Path, *, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
+    with log.open("wb") as out:
+        return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=out, stderr=out)
+
+
+def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(600):
+        try:
+            if httpx.get(url, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            assert process.poll() is None, log.read_text()
+        time.sleep(0.1)
+    raise AssertionError(log.read_text())
