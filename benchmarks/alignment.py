@@ -78,8 +78,9 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
     """
     import torch
 
-    from dipole_trainer import evaluate, session
-    from dipole_trainer.inprocess import InProcessRanker
+    from dipole_trainer.evaluation import scoring
+    from dipole_trainer.ranking.in_process import InProcessRanker
+    from dipole_trainer.training import session
 
     torch.set_num_threads(1)
     spec = spec_for(arm, seed, steps, chosen, tuning=tuning)
@@ -95,7 +96,7 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
             spec, job_id="bench", workdir=work, models_dir=work, rank=rank, control=lambda: "run",
             on_event=lambda kind, data: events.append({"type": kind, **data}),
         )  # fmt: skip
-        scored = {step: evaluate.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+        scored = {step: scoring.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
     rank.close()
     final = next(event for event in reversed(events) if event["type"] == "evaluation")
     names = ("shapes.strict", "shapes.graded", "colourfulness")
@@ -109,16 +110,16 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
 
 
 def _means(rows: Any, name: str) -> list[float]:
-    from dipole_trainer import figures
+    from dipole_trainer.evaluation import statistics
 
-    return figures.prompt_means(rows, name)
+    return statistics.prompt_means(rows, name)
 
 
 def scorers() -> dict[str, Any]:
     """The two embedded rewards, in this process."""
     from dipole_rewards.rewards.colourfulness import Colourfulness
     from dipole_rewards.rewards.shapes import Shapes
-    from dipole_trainer.groups import RewardResult
+    from dipole_trainer.ranking.groups import RewardResult
 
     def of(plugin: Any) -> Any:
         def score(prompt: str, images: Any, metadata: Any) -> RewardResult:
@@ -136,16 +137,17 @@ def scorers() -> dict[str, Any]:
 
 def base_evaluation(target: Path, *, tuning: bool) -> str:
     """Evaluate the base once, for all."""
-    from dipole_trainer import evaluate, features, figures, generators
-    from dipole_trainer.inprocess import InProcessRanker
+    from dipole_trainer import features, generators
+    from dipole_trainer.evaluation import scoring, statistics
+    from dipole_trainer.ranking.in_process import InProcessRanker
 
     spec = spec_for("sft", 0, 2, {"lr": 1e-4, "own": {}}, tuning=tuning)
     generator = generators.build(spec, models_dir=target)
     phi = features.build(spec.features, generator, models_dir=target)
     rank = InProcessRanker(scorers(), spec.rewards, threads=1)
-    scored, _ = evaluate.evaluate(spec.evaluation, generator, phi, rank, step=0, job_id="base")
+    scored, _ = scoring.evaluate(spec.evaluation, generator, phi, rank, step=0, job_id="base")
     rank.close()
-    return str(evaluate.write(target, 0, scored, figures.summary(scored, None)))
+    return str(scoring.write(target, 0, scored, statistics.summary(scored, None)))
 
 
 def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:

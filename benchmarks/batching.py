@@ -33,10 +33,10 @@ import numpy as np
 import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
-from dipole.client import RankClient
+from dipole.client.rank_client import RankClient
+from dipole_rewards.networks.clip_encoder import Encoder
+from dipole_rewards.networks.weight_files import GoldenScore
 from dipole_rewards.rewards.clip import Clip
-from dipole_rewards.rewards.clip_model import Encoder
-from dipole_rewards.rewards.weights import GoldenScore
 from dipole_rewards.tiny_weights.clip_files import clip_tokenizer
 
 SIZES = {  # (widths of the text and the vision tower, layers, patch)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
-from dipole_rewards.rewards.clip_images import normalized
-from dipole_rewards.rewards.hpsv3_model import MERGED, PATCH, Batch, HPSv3Network, patches
+from dipole_rewards.networks.clip_images import normalized
+from dipole_rewards.networks.hpsv3_model import MERGED, PATCH, Batch, HPSv3Network, patches
 
 
 @dataclass(frozen=True)

@@ -48,15 +48,15 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dipole_trainer.chunks import Chunks
+from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
-from dipole_trainer.methods.method import Phi, RankedSamples
+from dipole_trainer.methods.base import Phi, RankedSamples
 from dipole_trainer.ordering import Order
-from dipole_trainer.rollout import Drawn, Rollout
-from dipole_trainer.selection import Selection, select
+from dipole_trainer.ranking.selection import Selection, select
 from dipole_trainer.spec import PromptSpec, TrainSpec
-from dipole_trainer.update import cotangents, gradient
+from dipole_trainer.training.chunked_gradient import cotangents, gradient
+from dipole_trainer.training.rollout import Drawn, Rollout
 
 PROMPT = PromptSpec(prompt="a red circle")
 PUBLISHED = {"draft_s": 21.62, "ours_s": 6.17, "draft_backward_s": 9.99, "ours_backward_s": 0.34}

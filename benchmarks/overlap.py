@@ -24,9 +24,9 @@ from typing import Any
 import torch
 
 from dipole.tiny.job import demo_job, demo_prompts
-from dipole_trainer import session
-from dipole_trainer.inprocess import InProcessRanker
+from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.training import session
 
 
 def brightness(prompt: str, images: Any, metadata: Any) -> list[float]:

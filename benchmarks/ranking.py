@@ -37,15 +37,15 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from sleeper import Names, Sleeper, sleepers
 
-from dipole import images
-from dipole.client import RankClient
-from dipole.endpoint import Endpoint
-from dipole.queue import CandidateStore, connect
+from dipole.broker import CandidateStore, connect
+from dipole.client.endpoint import Endpoint
+from dipole.client.rank_client import RankClient
+from dipole.protocol import images
 from dipole.settings import PlatformSettings
-from dipole.stack import RewardService, Stack
+from dipole.stack.stack import RewardService, Stack
 from dipole_rewards.reward import resolve
-from dipole_trainer.groups import Group
-from dipole_trainer.ranking import CeleryRanker, ResolvedReward
+from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
+from dipole_trainer.ranking.groups import Group
 from dipole_trainer.spec import RewardSpec
 
 NAME = "measured"

@@ -14,8 +14,8 @@ import torch
 from dipole_trainer.features.latent_mae import LatentMae, LatentResNet
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
+from dipole_trainer.generators.tiny_pipelines import SCHEDULE, TOKENIZER
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.tiny_pipelines import SCHEDULE, TOKENIZER
 
 
 @dataclass(frozen=True)

@@ -46,14 +46,14 @@ import torch
 from torch import Tensor, nn
 
 from dipole_trainer import features, generators
-from dipole_trainer.chunks import Chunks
-from dipole_trainer.drift import drift_loss
-from dipole_trainer.generators import autoencoder
+from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.generators import vae
 from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.methods.drift import drift_loss
 from dipole_trainer.ordering import Order
-from dipole_trainer.rollout import Rollout
-from dipole_trainer.selection import Selection
+from dipole_trainer.ranking.selection import Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
+from dipole_trainer.training.rollout import Rollout
 
 PROMPT = PromptSpec(prompt="a red circle")
 SAME = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2}  # bounds of the gradients' relative difference, all K in one chunk
@@ -123,10 +123,10 @@ class Plain:
             x_ref = self._draw(self.reference, noise)
         with stages.of("decode for the reward"), torch.no_grad():
             for part in x.detach().split(4):
-                autoencoder.decode(self.vae, part)
+                vae.decode(self.vae, part)
         with stages.of("anchors again"), torch.no_grad():
             for part in x.detach()[rows["best"] + rows["worst"]].split(4):
-                autoencoder.encode(self.vae, autoencoder.decode(self.vae, part))
+                vae.encode(self.vae, vae.decode(self.vae, part))
         with stages.of("features"):
             anchors = {"best": x[rows["best"]], "worst": x[rows["worst"]], "base": x_ref}
             with torch.no_grad():

@@ -6,8 +6,9 @@ uvicorn fastapi_reward:app --port 8405, then dipole rewards check http://127.0.0
 import numpy as np
 from fastapi import FastAPI
 
-from dipole import images, serving
-from dipole.schemas import Ranking, RankRequest, RewardInfo
+from dipole.protocol import images
+from dipole.protocol.schemas import Ranking, RankRequest, RewardInfo
+from dipole.web import reward_server
 
 INFO = RewardInfo(
     name="sharpness", model="steps-between-pixels", model_revision="1", recipe_version="1",
@@ -15,13 +16,15 @@ INFO = RewardInfo(
 )  # fmt: skip
 
 app = FastAPI()
-serving.prepare(app, INFO)
+reward_server.prepare(app, INFO)
 
 
 @app.post("/v1/rank")
 def rank(request: RankRequest) -> Ranking:  # not async: it runs in a thread, and /livez answers meanwhile
     sign = -1 if "soft" in request.prompt.lower() else 1
-    return serving.ranking(request, INFO, [sign * sharpness(pixels) for pixels in serving.decoded(request, INFO)])
+    return reward_server.ranking(
+        request, INFO, [sign * sharpness(pixels) for pixels in reward_server.decoded(request, INFO)]
+    )
 
 
 def sharpness(pixels: images.Pixels) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from dipole import guard
+from dipole.stack import parent_death
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,7 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no"]
     with (folder / "redis.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", guard.__file__, str(os.getpid()), executable, *options],
+            [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), executable, *options],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

@@ -20,13 +20,18 @@ from starlette.exceptions import HTTPException
 
 from dipole import web
 from dipole.errors import ConfigurationError, DipoleError
-from dipole.schemas import PendingRanking, Ranking, RewardInfo, Strict
+from dipole.protocol.schemas import PendingRanking, Ranking, RewardInfo, Strict
 from dipole.settings import load
-from dipole_rewards import documents, reading
-from dipole_rewards.idempotency import Answer, IdempotencyStore
-from dipole_rewards.pending import PendingRankings, State, check_callback_url, deliver_callback
 from dipole_rewards.reward import resolve
-from dipole_rewards.service import OnFailure, RewardService
+from dipole_rewards.scoring.service import OnFailure, RewardService
+from dipole_rewards.server import openapi, request_parsing
+from dipole_rewards.server.idempotency import Answer, IdempotencyStore
+from dipole_rewards.server.pending_rankings import (
+    PendingRankings,
+    State,
+    check_callback_url,
+    deliver_callback,
+)
 from dipole_rewards.settings import RewardSettings
 
 POLL_S = 1
@@ -79,19 +84,19 @@ def create_app(
     app.add_middleware(web.RequestContext)
     _add_ranking(app, service, pending, IdempotencyStore(settings.reward_idempotency_entries, pending.is_lost))
     _add_health(app, service, registry)
-    documents.describe(app)
+    openapi.describe(app)
     return app
 
 
 def _add_ranking(app: FastAPI, service: RewardService, pending: PendingRankings, idempotency: IdempotencyStore) -> None:
-    @app.post("/v1/rank", **documents.RANK)
+    @app.post("/v1/rank", **openapi.RANK)
     async def rank(
         http: Request,
-        idempotency_key: Annotated[str | None, Header(description=documents.IDEMPOTENCY_KEY)] = None,
-        prefer: Annotated[str | None, Header(description=documents.PREFER)] = None,
+        idempotency_key: Annotated[str | None, Header(description=openapi.IDEMPOTENCY_KEY)] = None,
+        prefer: Annotated[str | None, Header(description=openapi.PREFER)] = None,
     ) -> Response:
         service.ready()
-        incoming = await reading.read(http, service.settings)
+        incoming = await request_parsing.read(http, service.settings)
         callback_url = incoming.request.callback_url
         check_callback_url(callback_url, service.settings)
         wanted = "respond-async" in [part.strip().lower() for part in (prefer or "").split(",")]
@@ -106,18 +111,18 @@ def _add_ranking(app: FastAPI, service: RewardService, pending: PendingRankings,
         kept = await idempotency.once(idempotency_key, f"{wanted}:{incoming.digest}", make)
         return Response(kept.body, kept.status, kept.headers, "application/json")
 
-    @app.get("/v1/rankings/{ranking_id}", **documents.GET_RANKING)
+    @app.get("/v1/rankings/{ranking_id}", **openapi.GET_RANKING)
     async def get_ranking(ranking_id: Annotated[str, Path(max_length=128)]) -> Response:
         answer = _answer(pending.get(ranking_id))
         return Response(answer.body, answer.status, answer.headers, "application/json")
 
-    @app.delete("/v1/rankings/{ranking_id}", **documents.DELETE_RANKING)
+    @app.delete("/v1/rankings/{ranking_id}", **openapi.DELETE_RANKING)
     async def cancel_ranking(ranking_id: Annotated[str, Path(max_length=128)]) -> PendingRanking:
         state = pending.cancel(ranking_id)
         assert isinstance(state, PendingRanking)
         return state
 
-    @app.get("/v1/info", **documents.INFO)
+    @app.get("/v1/info", **openapi.INFO)
     async def info() -> RewardInfo:
         return service.info()
 

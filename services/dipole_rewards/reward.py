@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
-from dipole.schemas import ItemError, RankedItem, ranks
+from dipole.protocol.schemas import ItemError, RankedItem, ranks
 
 Pixels = NDArray[np.uint8]
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from dipole.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
+from dipole.protocol.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
 
 
 class WeightSettings(BaseSettings):

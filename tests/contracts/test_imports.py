@@ -13,7 +13,13 @@ HEAVY = ("torch", "diffusers", "transformers", "peft", "accelerate")
 
 @pytest.mark.parametrize(
     "module",
-    ["dipole_trainer.api", "dipole_trainer.rank_worker", "dipole_trainer.sampler", "dipole_rewards.app", "dipole.cli"],
+    [
+        "dipole_trainer.api.app",
+        "dipole_trainer.rank_worker.process",
+        "dipole_trainer.sampler.process",
+        "dipole_rewards.app",
+        "dipole.cli",
+    ],
 )
 def test_a_small_image_never_loads_torch(module: str) -> None:
     """Importing the module of a process without torch leaves torch and its companions unloaded."""

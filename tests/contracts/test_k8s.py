@@ -15,10 +15,10 @@ from types import ModuleType
 import pytest
 import yaml
 
-from dipole import rewards_file
-from dipole.endpoint import check_reward_url
+from dipole.client import rewards_file
+from dipole.client.endpoint import check_reward_url
 from dipole.settings import PlatformSettings
-from dipole_trainer import worker
+from dipole_trainer.worker import worker
 
 from . import kustomize
 from .kustomize import Object, build, load

@@ -21,7 +21,7 @@ import yaml
 
 import dipole
 import dipole_rewards
-from dipole.stack import HUGE_PAGES
+from dipole.stack.stack import HUGE_PAGES
 from dipole_rewards import rewards
 from dipole_rewards.reward import Reward
 

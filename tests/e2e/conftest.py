@@ -15,8 +15,8 @@ from typing import Any
 
 import pytest
 
-from dipole.cli.rest import Api
-from dipole.stack import Stack
+from dipole.client.trainer_api import Api
+from dipole.stack.stack import Stack
 from dipole.tiny.job import demo_prompts
 
 TERMINAL = ("succeeded", "failed", "cancelled")

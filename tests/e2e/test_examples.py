@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 
 from dipole import conformance
-from dipole.client import RankClient
-from dipole.images import Pixels
+from dipole.client.rank_client import RankClient
+from dipole.protocol.images import Pixels
 from dipole_rewards import tiny_weights
 
 from ..processes import serving

@@ -14,7 +14,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
-from dipole_trainer import tiny_pipelines
+from dipole_trainer.generators import tiny_pipelines
 
 COLOURFULNESS = {"name": "colourfulness"}
 CLASSES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}

@@ -13,8 +13,8 @@ import httpx
 import numpy as np
 import pytest
 
-from dipole import images
 from dipole.conformance import oversized_png
+from dipole.protocol import images
 from dipole.tiny.job import demo_prompts
 from dipole.tiny.world import prompts
 
@@ -85,7 +85,8 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     import torch
     from diffusers import StableDiffusionPipeline
 
-    from dipole_trainer import checkpoint, generators
+    from dipole_trainer import generators
+    from dipole_trainer.checkpoints import resume_state
     from dipole_trainer.spec import TrainSpec
 
     newest = platform.api.get(f"/v1/fine_tuning/jobs/{undisturbed}/checkpoints")["data"][0]
@@ -98,7 +99,7 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     prompt = str(HELD_OUT[0]["prompt"])
     spec = TrainSpec.model_validate({"prompts": HELD_OUT, "rewards": [SHAPES], "lora": {"rank": 4, "alpha": 4}})
     generator = generators.build(spec, models_dir=tmp_path)
-    checkpoint.load(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
+    resume_state.load(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
     noise = generator.noise([1, 2])
 
     def draw() -> Any:

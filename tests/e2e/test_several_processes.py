@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pytest
 
-from dipole.cli.rest import Api
-from dipole.stack import DEFAULT_REWARDS, Stack
+from dipole.client.trainer_api import Api
+from dipole.stack.stack import DEFAULT_REWARDS, Stack
 from dipole.tiny.job import demo_prompts
 
 PATIENCE_S = 120

@@ -16,8 +16,8 @@ import psutil
 import pytest
 
 from dipole.errors import ConfigurationError, Conflict
-from dipole.stack import RewardService, Stack
-from dipole.supervisor import StartFailed
+from dipole.stack.stack import RewardService, Stack
+from dipole.stack.supervisor import StartFailed
 
 COLOURFULNESS = RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dipole.supervisor import Program, StartFailed, Supervisor
+from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 SLEEP = "import time\ntime.sleep(600)"
@@ -106,7 +106,7 @@ def test_a_program_that_is_never_ready_is_a_clear_error(tmp_path: Path) -> None:
 PARENT = """
     import sys, time
     from pathlib import Path
-    from dipole.supervisor import Program, Supervisor
+    from dipole.stack.supervisor import Program, Supervisor
     if __name__ == "__main__":
         python = [sys.executable, "-I", "-S", "-c"]
         programs = [Program(name, [*python, "import time; time.sleep(600)"]) for name in ("a", "b")]

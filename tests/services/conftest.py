@@ -19,7 +19,7 @@ from dipole_rewards.judging import chat
 from dipole_rewards.settings import RewardSettings
 
 from ..processes import serving, start
-from . import scripted_judge
+from .judging import scripted_judge
 
 COLOURFULNESS = "dipole_rewards.rewards.colourfulness:Colourfulness"
 Serve = Callable[..., AbstractAsyncContextManager[httpx.AsyncClient]]

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dipole import images
-from dipole.images import Pixels
+from dipole.protocol import images
+from dipole.protocol.images import Pixels
 
 RNG = np.random.default_rng(0)
 

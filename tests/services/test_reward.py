@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
-from dipole.schemas import ItemError
+from dipole.protocol.schemas import ItemError
 from dipole_rewards.reward import Golden, Pixels, Reward, RewardFault, Scores, check_golden, ranked, resolve
 from dipole_rewards.rewards.colourfulness import Colourfulness, colourfulness
 

@@ -99,7 +99,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A models folder with tiny-sd and tiny-sdxl."""
-    from dipole_trainer import tiny_pipelines
+    from dipole_trainer.generators import tiny_pipelines
 
     folder = tmp_path_factory.mktemp("models")
     for kind in ("sd", "sdxl"):

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from dipole_trainer.groups import RankedGroup
-from dipole_trainer.selection import Selection, Skip, Weighted, combine, select, shuffled
+from dipole_trainer.ranking.groups import RankedGroup
+from dipole_trainer.ranking.selection import Selection, Skip, Weighted, combine, select, shuffled
 from dipole_trainer.spec import RewardSpec
 
 

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
-from dipole.adapters import Kind
-from dipole.endpoint import Endpoint, options_of
+from dipole.client.adapters import Kind
+from dipole.client.endpoint import Endpoint, options_of
 from dipole.errors import InvalidInput
-from dipole.schemas import MAX_BODY_BYTES, Name
+from dipole.protocol.schemas import MAX_BODY_BYTES, Name
 
 Positive = Annotated[float, Field(gt=0)]
 Beta = Annotated[float, Field(ge=0, lt=1)]

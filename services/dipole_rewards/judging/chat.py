@@ -21,7 +21,7 @@ from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel, ValidationError
 
 from dipole.web import is_loopback
-from dipole_rewards.judging.pace import Pace
+from dipole_rewards.judging.rate_limiter import Pace
 from dipole_rewards.judging.settings import JudgeSettings
 
 COME_BACK = (429, 503)

@@ -12,9 +12,9 @@ from random import Random
 
 import numpy as np
 
-from dipole_rewards.judging import answers, rubric
+from dipole_rewards.judging import answer_forms, rubric
 from dipole_rewards.judging.chat import CallFailed, Tab
-from dipole_rewards.judging.panel import Mode, both, reason
+from dipole_rewards.judging.mode import Mode, both, reason
 from dipole_rewards.reward import Scores
 
 TASK = (
@@ -31,7 +31,7 @@ class Listwise(Mode):
 
     async def settle(self, uris: Sequence[str], tab: Tab) -> None:
         labelled = {f"Image {number}": uri for number, uri in enumerate(uris, 1)}
-        await self.settle_form(TASK, answers.order(len(uris)), "two squares", labelled, tab)
+        await self.settle_form(TASK, answer_forms.order(len(uris)), "two squares", labelled, tab)
 
     def tasks(self) -> list[str]:
         return [TASK, f"{self.settings.judge_orders} orders"]
@@ -56,7 +56,7 @@ class Listwise(Mode):
 
     async def _places(self, prompt: str, uris: Sequence[str], shown: list[int], tab: Tab) -> list[int]:
         labelled = {f"Image {number}": uris[index] for number, index in enumerate(shown, 1)}
-        ranking = await self.ask(TASK, answers.order(len(shown)), prompt, labelled, tab)
+        ranking = await self.ask(TASK, answer_forms.order(len(shown)), prompt, labelled, tab)
         places = [0] * len(shown)
         for place, number in enumerate(ranking):
             places[shown[number - 1]] = place

@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse.csgraph import connected_components
 
-from dipole.schemas import ItemError
+from dipole.protocol.schemas import ItemError
 from dipole_rewards.judging import bradley_terry, rubric
-from dipole_rewards.judging.answers import VERDICT
+from dipole_rewards.judging.answer_forms import VERDICT
 from dipole_rewards.judging.chat import CallFailed, Tab
-from dipole_rewards.judging.panel import Mode, both, reason
+from dipole_rewards.judging.mode import Mode, both, reason
 from dipole_rewards.judging.tournament import Pair, Tournament
 from dipole_rewards.reward import Scores
 

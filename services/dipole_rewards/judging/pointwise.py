@@ -12,9 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Literal
 
-from dipole_rewards.judging.answers import SCORE
+from dipole_rewards.judging.answer_forms import SCORE
 from dipole_rewards.judging.chat import CallFailed, Tab, Token
-from dipole_rewards.judging.panel import NOT_OFFERED, Mode, reason
+from dipole_rewards.judging.mode import NOT_OFFERED, Mode, reason
 from dipole_rewards.reward import Scores
 
 YES_OR_NO = "You are shown one image. Is it good by the rubric above? Answer with one word, yes or no."

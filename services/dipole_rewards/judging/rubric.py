@@ -21,8 +21,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from dipole import images
 from dipole.errors import ConfigurationError
+from dipole.protocol import images
 from dipole_rewards.judging.chat import Message
 from dipole_rewards.reward import Pixels
 

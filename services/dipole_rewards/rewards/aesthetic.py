@@ -18,9 +18,9 @@ from typing import Self
 from torch import nn
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.rewards.clip_model import load_encoder
-from dipole_rewards.rewards.clip_reward import ClipReward, Judge
-from dipole_rewards.rewards.weights import Folder, read_safetensors, read_torch, revision
+from dipole_rewards.networks.clip_encoder import load_encoder
+from dipole_rewards.networks.clip_reward import ClipReward, Judge
+from dipole_rewards.networks.weight_files import Folder, read_safetensors, read_torch, revision
 from dipole_rewards.settings import WeightSettings
 
 HEAD = "sac+logos+ava1-l14-linearMSE.pth"

@@ -12,9 +12,9 @@ from __future__ import annotations
 
 from typing import Self
 
-from dipole_rewards.rewards.clip_model import load_encoder
-from dipole_rewards.rewards.clip_reward import ClipReward
-from dipole_rewards.rewards.weights import Folder, read_safetensors, revision
+from dipole_rewards.networks.clip_encoder import load_encoder
+from dipole_rewards.networks.clip_reward import ClipReward
+from dipole_rewards.networks.weight_files import Folder, read_safetensors, revision
 from dipole_rewards.settings import WeightSettings
 
 

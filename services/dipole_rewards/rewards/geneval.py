@@ -29,15 +29,21 @@ import numpy as np
 import torch
 from pydantic import JsonValue
 
-from dipole.schemas import ItemError
+from dipole.protocol.schemas import ItemError
+from dipole_rewards.geneval.colours import Colourist, cut_out
+from dipole_rewards.geneval.detector import Detector, load_detector, padded_sides
+from dipole_rewards.geneval.metadata import Metadata, read
+from dipole_rewards.geneval.scoring import VOCABULARY, graded, kinds, strict, to_colour
+from dipole_rewards.networks.batches import MAX_ASPECT, TOO_THIN, InPieces
+from dipole_rewards.networks.clip_encoder import load_encoder
+from dipole_rewards.networks.weight_files import (
+    Folder,
+    GoldenScore,
+    WeightedReward,
+    read_safetensors,
+    revision,
+)
 from dipole_rewards.reward import BatchedReward, Golden, Group, Pixels, Scores
-from dipole_rewards.rewards.clip_model import load_encoder
-from dipole_rewards.rewards.geneval_colours import Colourist, cut_out
-from dipole_rewards.rewards.geneval_detector import Detector, load_detector, padded_sides
-from dipole_rewards.rewards.geneval_judging import VOCABULARY, graded, kinds, strict, to_colour
-from dipole_rewards.rewards.group import MAX_ASPECT, TOO_THIN, InPieces
-from dipole_rewards.rewards.metadata import Metadata, read
-from dipole_rewards.rewards.weights import Folder, GoldenScore, WeightedReward, read_safetensors, revision
 from dipole_rewards.settings import WeightSettings
 
 DETECTOR, CLIP = "facebook/mask2former-swin-small-coco-instance", "openai/clip-vit-large-patch14"

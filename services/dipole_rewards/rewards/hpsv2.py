@@ -18,12 +18,12 @@ from typing import Self
 
 from torch import Tensor
 
+from dipole_rewards.networks.clip_encoder import load_encoder
+from dipole_rewards.networks.clip_images import padded
+from dipole_rewards.networks.clip_reward import ClipReward
+from dipole_rewards.networks.open_clip import as_transformers
+from dipole_rewards.networks.weight_files import Folder, read_torch, revision
 from dipole_rewards.reward import Pixels
-from dipole_rewards.rewards.clip_images import padded
-from dipole_rewards.rewards.clip_model import load_encoder
-from dipole_rewards.rewards.clip_reward import ClipReward
-from dipole_rewards.rewards.open_clip import as_transformers
-from dipole_rewards.rewards.weights import Folder, read_torch, revision
 from dipole_rewards.settings import WeightSettings
 
 FILE, NETWORK = "HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from dipole_rewards.networks import hpsv3_files
+from dipole_rewards.networks.batches import together
+from dipole_rewards.networks.hpsv3_model import Scorer
+from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
 from dipole_rewards.reward import BatchedReward, Group, Scores
-from dipole_rewards.rewards import hpsv3_files
-from dipole_rewards.rewards.group import together
-from dipole_rewards.rewards.hpsv3_model import Scorer
-from dipole_rewards.rewards.weights import GoldenScore, WeightedReward
 from dipole_rewards.settings import WeightSettings
 
 

@@ -19,10 +19,10 @@ from typing import ClassVar, Self
 
 import torch
 
+from dipole_rewards.networks.batches import Asked, InPieces, together
+from dipole_rewards.networks.blip import Network, Words, cropped, load_network, load_words
+from dipole_rewards.networks.weight_files import Folder, GoldenScore, WeightedReward, read_torch, revision
 from dipole_rewards.reward import BatchedReward, Group, Scores
-from dipole_rewards.rewards.blip import Network, Words, cropped, load_network, load_words
-from dipole_rewards.rewards.group import Asked, InPieces, together
-from dipole_rewards.rewards.weights import Folder, GoldenScore, WeightedReward, read_torch, revision
 from dipole_rewards.settings import WeightSettings
 
 FILE, TOKENIZER = "ImageReward.pt", "google-bert/bert-base-uncased"

@@ -19,8 +19,8 @@ from dipole.settings import load
 from dipole_rewards.judging import rubric
 from dipole_rewards.judging.chat import CallFailed, Chat, Tab
 from dipole_rewards.judging.listwise import Listwise
+from dipole_rewards.judging.mode import Mode
 from dipole_rewards.judging.pairwise import Pairwise
-from dipole_rewards.judging.panel import Mode
 from dipole_rewards.judging.pointwise import Pointwise
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores

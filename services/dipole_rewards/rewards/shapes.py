@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from scipy import ndimage
 
-from dipole.schemas import ItemError
+from dipole.protocol.schemas import ItemError
 from dipole.tiny.world import COLOURS, SHAPES
+from dipole_rewards.geneval.metadata import Vocabulary, read
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
-from dipole_rewards.rewards.metadata import Vocabulary, read
 
 SATURATED = 60  # max - min of RGB, from which a pixel belongs to a thing and not to the background
 MIN_PIXELS = 24

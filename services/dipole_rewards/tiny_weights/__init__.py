@@ -14,13 +14,13 @@ from pathlib import Path
 
 import torch
 
+from dipole_rewards.networks.weight_files import WeightedReward
 from dipole_rewards.rewards.aesthetic import Aesthetic
 from dipole_rewards.rewards.clip import Clip
 from dipole_rewards.rewards.geneval import GenEval
 from dipole_rewards.rewards.hpsv2 import HPSv2
 from dipole_rewards.rewards.imagereward import ImageReward
 from dipole_rewards.rewards.pickscore import PickScore
-from dipole_rewards.rewards.weights import WeightedReward
 from dipole_rewards.settings import WeightSettings
 from dipole_rewards.tiny_weights.blip_files import imagereward
 from dipole_rewards.tiny_weights.clip_files import clip, linear_head, open_clip

@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import Mask2FormerConfig, Mask2FormerForUniversalSegmentation
 from transformers.utils import logging as transformers_logging
 
-from dipole_rewards.rewards.geneval_judging import CLASSES
+from dipole_rewards.geneval.scoring import CLASSES
 from dipole_rewards.tiny_weights.clip_files import BIASES, clip
 
 SWIN = {

@@ -34,8 +34,8 @@ def check(
     What a trainer relies on must hold; the rest is warned of. docs/protocol.md says what each check asks.
     """
     from dipole import conformance
+    from dipole.client.tls import context
     from dipole.conformance import report
-    from dipole.tls import context
 
     verify = True if tls is None else context(tls.absolute().name, tls.absolute().parent)
     console = Console()

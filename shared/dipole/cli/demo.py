@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipole.cli.rest import Api
+from dipole.client.trainer_api import Api
 from dipole.errors import ConfigurationError, DipoleError, InvalidInput
 from dipole.tiny import pictures
 from dipole.tiny.job import demo_job, demo_prompts
@@ -89,7 +89,7 @@ def _platform(api: str | None, out: Path) -> Iterator[str]:
     from dipole.cli.serve import what_runs_where
 
     try:
-        from dipole.stack import Stack
+        from dipole.stack.stack import Stack
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[embedded]'") from error
     home = out / "platform"

@@ -62,7 +62,7 @@ def evaluate(
     remarks = _module("transformers.utils.logging")
     remarks.set_verbosity_error()
     remarks.disable_progress_bar()
-    comparison = _module("dipole_trainer.comparison")
+    comparison = _module("dipole_trainer.comparison.comparison")
     asked = {
         "models": model, "prompts": prompts, "rewards": reward, "images": images, "seed": seed, "limit": limit,
         "features": features, "trained": trained or (), "device": device, "precision": precision, "timeout_s": timeout,
@@ -72,7 +72,7 @@ def evaluate(
     with prepared, _Bars(len(model), len(prepared.spec.prompts), images) as bars:
         evaluation, found = prepared.run(bars.show)
     written = comparison.write(out, evaluation, found)
-    _show(_module("dipole_trainer.comparison_table"), evaluation)
+    _show(_module("dipole_trainer.comparison.table"), evaluation)
     for note in evaluation["notes"]:
         console.print(f"[bold yellow]{escape(note)}[/]")
     for what, path in written.items():

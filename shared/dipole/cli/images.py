@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 
 from dipole.cli.jobs import Key, Url
-from dipole.cli.rest import DEFAULT_URL, Api
+from dipole.client.trainer_api import DEFAULT_URL, Api
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
 out = Console(highlight=False, soft_wrap=True)

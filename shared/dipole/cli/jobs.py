@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
-from dipole.cli.rest import DEFAULT_URL, Api
+from dipole.client.trainer_api import DEFAULT_URL, Api
 from dipole.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")

@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 
 from dipole.cli.check import check
-from dipole.cli.rest import DEFAULT_URL, Api, ApiError
+from dipole.client.trainer_api import DEFAULT_URL, Api, ApiError
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load
 
@@ -121,7 +121,7 @@ def apply(
 
     Keys come from the environment of this command, from the variables that the file names.
     """
-    from dipole import rewards_file
+    from dipole.client import rewards_file
 
     declared = rewards_file.read(file)
     with Api(url, key) as api:

@@ -21,7 +21,7 @@ from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load
 
 if TYPE_CHECKING:
-    from dipole.stack import Stack
+    from dipole.stack.stack import Stack
 
 app = typer.Typer(no_args_is_help=True, help="Run one process of the platform.")
 db = typer.Typer(no_args_is_help=True, help="The jobs database.")
@@ -44,9 +44,9 @@ def api() -> None:
     web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     logs.configure("api")
     uvicorn = _module("uvicorn", "api")
-    _module("dipole_trainer.api", "api")
+    _module("dipole_trainer.api.app", "api")
     uvicorn.run(
-        "dipole_trainer.api:create_app",
+        "dipole_trainer.api.app:create_app",
         factory=True,
         host=settings.api_host,
         port=settings.api_port,
@@ -63,7 +63,7 @@ def rank_worker(
     live: Annotated[bool, typer.Option("--live", help="With --check: healthy also while Redis is away.")] = False,
 ) -> None:
     """Run a rank worker: it takes groups from Redis, asks the reward endpoints and answers."""
-    module, settings = _module("dipole_trainer.rank_worker", "api"), load(RankWorkerSettings)
+    module, settings = _module("dipole_trainer.rank_worker.process", "api"), load(RankWorkerSettings)
     if check:
         module.check(settings, live=live)
     else:
@@ -73,7 +73,7 @@ def rank_worker(
 @app.command()
 def worker() -> None:
     """Run a trainer worker: it claims one job at a time and trains it."""
-    _module("dipole_trainer.worker", "trainer").main(load(PlatformSettings))
+    _module("dipole_trainer.worker.worker", "trainer").main(load(PlatformSettings))
 
 
 @app.command()
@@ -82,7 +82,7 @@ def sampler(
     live: Annotated[bool, typer.Option("--live", help="With --check: healthy also while Redis is away.")] = False,
 ) -> None:
     """Run a sampler: it draws the images that /v1/images/generations is asked for."""
-    module, settings = _module("dipole_trainer.sampler", "trainer"), load(SamplerSettings)
+    module, settings = _module("dipole_trainer.sampler.process", "trainer"), load(SamplerSettings)
     if check:
         module.check(settings, live=live)
     else:
@@ -92,14 +92,14 @@ def sampler(
 @db.command()
 def upgrade() -> None:
     """Bring the jobs database to this version's schema; harmless when it is."""
-    _module("dipole_trainer.jobs", "api").upgrade(load(PlatformSettings).database_url)
+    _module("dipole_trainer.database.engine", "api").upgrade(load(PlatformSettings).database_url)
 
 
 def up(
     home: Annotated[Path | None, typer.Option(help="Folder for everything it writes [default: .dipole].")] = None,
 ) -> None:
     """Start the whole platform on this machine; Ctrl-C stops every process of it."""
-    stack_module = _module("dipole.stack", "embedded")
+    stack_module = _module("dipole.stack.stack", "embedded")
     console = Console()
 
     def restarted(name: str, code: int) -> None:

@@ -18,8 +18,8 @@ from typing import Any
 import httpx
 
 from dipole.conformance import answers, refusals, under_load
+from dipole.conformance.checks import CHECKS, Check, Failed, Outcome, Result, Skipped, Unreachable
 from dipole.conformance.inputs import oversized_png
-from dipole.conformance.outcome import CHECKS, Check, Failed, Outcome, Result, Skipped, Unreachable
 from dipole.conformance.target import Target
 from dipole.errors import InvalidInput
 

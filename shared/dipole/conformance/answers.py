@@ -5,12 +5,12 @@ from __future__ import annotations
 import uuid
 from typing import Any
 
-from dipole import images
 from dipole.conformance import inputs
-from dipole.conformance.outcome import Failed, Skipped, must, should
-from dipole.conformance.rules import check_problem, check_refusal, same_scores
+from dipole.conformance.assertions import check_problem, check_refusal, same_scores
+from dipole.conformance.checks import Failed, Skipped, must, should
 from dipole.conformance.target import ASYNC, Target
-from dipole.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION
+from dipole.protocol import images
+from dipole.protocol.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION
 
 MANY = 256  # more candidates than this are not tried
 SHORT_ANSWER = 256 * 1024

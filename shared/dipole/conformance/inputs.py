@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dipole import images
+from dipole.protocol import images
 
 PROMPT = "a photo of a red square"
 BIG_SIDE = 512  # a noise PNG of this side is 800 kB

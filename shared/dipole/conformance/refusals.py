@@ -7,14 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from dipole import images
 from dipole.conformance import inputs
 from dipole.conformance.answers import MANY
-from dipole.conformance.outcome import Failed, Skipped, must, should
-from dipole.conformance.rules import check_problem, check_refusal, mentions
+from dipole.conformance.assertions import check_problem, check_refusal, mentions
+from dipole.conformance.checks import Failed, Skipped, must, should
+from dipole.conformance.fetch_trap import Trap
 from dipole.conformance.target import Target
-from dipole.conformance.trap import Trap
-from dipole.schemas import MAX_PROMPT_CHARS
+from dipole.protocol import images
+from dipole.protocol.schemas import MAX_PROMPT_CHARS
 
 HUGE_BODY = 2**40
 HUGE_BODY_S = 5.0

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from dipole.conformance.outcome import CHECKS, Result
+from dipole.conformance.checks import CHECKS, Result
 
 _MARKS = {
     "passed": "[green]passed[/]",

@@ -16,11 +16,11 @@ import httpx
 from pydantic import BaseModel, ValidationError
 
 from dipole import web
-from dipole.conformance.outcome import Failed, Skipped, Unreachable
-from dipole.conformance.rules import check_results
+from dipole.client.connection import retry_after_s
+from dipole.conformance.assertions import check_results
+from dipole.conformance.checks import Failed, Skipped, Unreachable
 from dipole.errors import InvalidInput
-from dipole.exchange import retry_after_s
-from dipole.schemas import Ranking, RewardInfo
+from dipole.protocol.schemas import Ranking, RewardInfo
 
 MAX_ANSWER_BYTES = 4 * 2**20  # what a trainer reads at most
 FIRST_LOOK_S, LONGEST_PAUSE_S = 0.05, 5.0

@@ -8,10 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dipole.conformance import inputs
-from dipole.conformance.outcome import Failed, Skipped, must, should
-from dipole.conformance.rules import same_scores
+from dipole.conformance.assertions import same_scores
+from dipole.conformance.checks import Failed, Skipped, must, should
 from dipole.conformance.target import ASYNC, BUSY, Reply, Target
-from dipole.schemas import PendingRanking, Ranking
+from dipole.protocol.schemas import PendingRanking, Ranking
 
 CONCURRENCY = 8
 HEALTH_S = 2.0  # as long as the probe of an orchestrator waits

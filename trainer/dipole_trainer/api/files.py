@@ -14,13 +14,13 @@ from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.errors import InvalidInput, NotFound, TooLarge
-from dipole_trainer import pairs, prompts
-from dipole_trainer.api import wire
-from dipole_trainer.api.parts import Parts, Use, needs
-from dipole_trainer.artifacts import upload_path
-from dipole_trainer.catalogue import FileKind
-from dipole_trainer.models import File as FileRow
+from dipole_trainer.api import schemas
+from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.database.tables import File as FileRow
+from dipole_trainer.datasets import pairs, prompts
+from dipole_trainer.registry import FileKind
 from dipole_trainer.spec import PromptSpec
+from dipole_trainer.storage.artifacts import upload_path
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[needs("train")])
 FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
@@ -47,23 +47,23 @@ def upload(
     parts: Use,
     file: Annotated[UploadFile, File(description=SHAPES)],
     purpose: Annotated[str, Form(description="Only fine-tune.", examples=["fine-tune"])],
-) -> wire.FileObject:
+) -> schemas.FileObject:
     if purpose != "fine-tune":
         raise InvalidInput("purpose must be fine-tune", field="purpose")
-    return wire.file_object(store(parts, file.file, file.filename or "prompts.jsonl", field="file"))
+    return schemas.file_object(store(parts, file.file, file.filename or "prompts.jsonl", field="file"))
 
 
 @router.get("", summary="List files")
-def list_files(parts: Use, page: Annotated[FilePage, Query()]) -> wire.Paged[wire.FileObject]:
+def list_files(parts: Use, page: Annotated[FilePage, Query()]) -> schemas.Paged[schemas.FileObject]:
     if page.purpose not in (None, "fine-tune"):
-        return wire.paged([], False)
+        return schemas.paged([], False)
     rows, more = parts.catalogue.files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
-    return wire.paged([wire.file_object(row) for row in rows], more)
+    return schemas.paged([schemas.file_object(row) for row in rows], more)
 
 
 @router.get("/{file_id}", summary="Retrieve a file")
-def retrieve(parts: Use, file_id: FileId) -> wire.FileObject:
-    return wire.file_object(parts.catalogue.file(file_id))
+def retrieve(parts: Use, file_id: FileId) -> schemas.FileObject:
+    return schemas.file_object(parts.catalogue.file(file_id))
 
 
 @router.get(
@@ -80,10 +80,10 @@ def content(parts: Use, file_id: FileId) -> StreamingResponse:
 
 
 @router.delete("/{file_id}", summary="Delete a file; jobs keep their prompts, pairs in use stay")
-def delete(parts: Use, file_id: FileId) -> wire.Deleted:
+def delete(parts: Use, file_id: FileId) -> schemas.Deleted:
     parts.catalogue.delete_file(file_id)
     parts.artifacts.delete(upload_path(file_id))
-    return wire.Deleted(id=file_id, object="file")
+    return schemas.Deleted(id=file_id, object="file")
 
 
 def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileRow:

@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole import web
 from dipole.errors import Overloaded
-from dipole_trainer.api.parts import Use
-from dipole_trainer.database import Database
-from dipole_trainer.jobs import ACTIVE, TERMINAL
-from dipole_trainer.models import Job
+from dipole_trainer.api.dependencies import Use
+from dipole_trainer.database.engine import Database
+from dipole_trainer.database.tables import Job
+from dipole_trainer.jobs.store import ACTIVE, TERMINAL
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])

@@ -14,13 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from sqlalchemy import select
 from starlette.concurrency import run_in_threadpool
 
+from dipole.broker.image_requests import Place
 from dipole.errors import InvalidInput
-from dipole.image_queue import Place
-from dipole_trainer import base_models
-from dipole_trainer.api import wire
-from dipole_trainer.api.orders import Orders
-from dipole_trainer.api.parts import Parts, Use, needs
-from dipole_trainer.models import Checkpoint, Job
+from dipole_trainer.api import schemas
+from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.api.sampler_client import Orders
+from dipole_trainer.database.tables import Checkpoint, Job
+from dipole_trainer.weights import base_models
 
 GENERATOR = ("model", "revision", "tune", "lora", "precision", "resolution")  # what a spec says of its generator
 MAX_SEED = 2**53 - 16  # seeds are exact in JSON
@@ -99,7 +99,7 @@ def router(orders: Orders) -> APIRouter:
     routes = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[needs("train")])
 
     @routes.post("/generations", summary="Draw images", description=DESCRIPTION, responses={503: {}})
-    async def generate(parts: Use, body: ImageCreate, request: Request) -> wire.ImagesResponse:
+    async def generate(parts: Use, body: ImageCreate, request: Request) -> schemas.ImagesResponse:
         _check_side(body.side, parts.settings.sampler_max_side)
         source = await run_in_threadpool(find, parts, body.model)
         generator = source.generator if body.side is None else {**source.generator, "resolution": body.side}
@@ -134,7 +134,7 @@ def _tuned(parts: Parts, name: str) -> tuple[Checkpoint, Job]:
     if match is not None:
         with parts.database.reading() as session:
             like = session.scalars(select(Job).where(Job.id.startswith(f"ftjob-{match[2]}")))
-            job = next((each for each in like if wire.tuned_name(each) == match[1]), None)
+            job = next((each for each in like if schemas.tuned_name(each) == match[1]), None)
     if match is None or job is None:
         raise InvalidInput(
             f"unknown model {name!r}: no job has this fine_tuned_model or fine_tuned_model_checkpoint", field="model"
@@ -163,13 +163,13 @@ def _check_side(side: int | None, limit: int) -> None:
         raise InvalidInput(f"size: {side} exceeds {limit} (DIPOLE_SAMPLER_MAX_SIDE): give a smaller one", field="size")
 
 
-def _response(body: ImageCreate, source: Source, seeds: list[int], images: list[bytes]) -> wire.ImagesResponse:
+def _response(body: ImageCreate, source: Source, seeds: list[int], images: list[bytes]) -> schemas.ImagesResponse:
     width, height = (int.from_bytes(images[0][at : at + 4], "big") for at in (16, 20))  # of a PNG's first chunk
     data = [
-        wire.ImageObject(b64_json=base64.b64encode(image).decode(), seed=seed)
+        schemas.ImageObject(b64_json=base64.b64encode(image).decode(), seed=seed)
         for image, seed in zip(images, seeds, strict=True)
     ]
     checkpoint = source.place["id"] if source.place else None
-    return wire.ImagesResponse(
+    return schemas.ImagesResponse(
         created=int(time.time()), data=data, size=f"{width}x{height}", model=body.model, checkpoint=checkpoint
     )

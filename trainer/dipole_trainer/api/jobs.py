@@ -11,11 +11,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
-from dipole_trainer.api import wire
-from dipole_trainer.api.create import JobCreate, create_job
-from dipole_trainer.api.parts import JobId, Page, Use, needs
-from dipole_trainer.api.stream import HEADERS, follow
-from dipole_trainer.jobs import TERMINAL
+from dipole_trainer.api import schemas
+from dipole_trainer.api.dependencies import JobId, Page, Use, needs
+from dipole_trainer.api.event_stream import HEADERS, follow
+from dipole_trainer.api.job_requests import JobCreate, create_job
+from dipole_trainer.jobs.store import TERMINAL
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[needs("train")])
 IdempotencyKey = Annotated[
@@ -31,41 +31,41 @@ DESCRIPTION = (
 
 
 @router.post("", summary="Create a job")
-def create(parts: Use, body: JobCreate, idempotency_key: IdempotencyKey = None) -> wire.FineTuningJob:
-    return wire.job_object(create_job(parts, body, idempotency_key))
+def create(parts: Use, body: JobCreate, idempotency_key: IdempotencyKey = None) -> schemas.FineTuningJob:
+    return schemas.job_object(create_job(parts, body, idempotency_key))
 
 
 @router.get("", summary="List jobs, newest first")
-def list_jobs(parts: Use, page: Annotated[Page, Query()]) -> wire.Paged[wire.FineTuningJob]:
+def list_jobs(parts: Use, page: Annotated[Page, Query()]) -> schemas.Paged[schemas.FineTuningJob]:
     rows, more = parts.jobs.list(after=page.after, limit=page.limit)
-    return wire.paged([wire.job_object(row) for row in rows], more)
+    return schemas.paged([schemas.job_object(row) for row in rows], more)
 
 
 @router.get("/{job_id}", summary="Retrieve a job")
-def retrieve(parts: Use, job_id: JobId) -> wire.FineTuningJob:
-    return wire.job_object(parts.jobs.get(job_id))
+def retrieve(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.job_object(parts.jobs.get(job_id))
 
 
 @router.post("/{job_id}/pause", summary="Pause: stop at the next step with a checkpoint")
-def pause(parts: Use, job_id: JobId) -> wire.FineTuningJob:
-    return wire.job_object(parts.jobs.pause(job_id))
+def pause(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.job_object(parts.jobs.pause(job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused job from its last checkpoint")
-def resume(parts: Use, job_id: JobId) -> wire.FineTuningJob:
-    return wire.job_object(parts.jobs.resume(job_id))
+def resume(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.job_object(parts.jobs.resume(job_id))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
-def cancel(parts: Use, job_id: JobId) -> wire.FineTuningJob:
-    return wire.job_object(parts.jobs.cancel(job_id))
+def cancel(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.job_object(parts.jobs.cancel(job_id))
 
 
 @router.get("/{job_id}/events", summary="List events, newest first")
-def events(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> wire.Paged[wire.JobEvent]:
+def events(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> schemas.Paged[schemas.JobEvent]:
     parts.jobs.get(job_id)
     rows, more = parts.jobs.events(job_id, after=_event_cursor(page.after), limit=page.limit)
-    return wire.paged([wire.event_object(row) for row in rows], more)
+    return schemas.paged([schemas.event_object(row) for row in rows], more)
 
 
 @router.get(

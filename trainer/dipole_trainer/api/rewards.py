@@ -12,15 +12,15 @@ import structlog
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from dipole import rewards_file
-from dipole.client import EndpointError, RankClient
-from dipole.endpoint import Endpoint, check_reward_url
+from dipole.client import rewards_file
+from dipole.client.endpoint import Endpoint, check_reward_url
+from dipole.client.rank_client import EndpointError, RankClient
 from dipole.errors import ConfigurationError, InvalidInput
-from dipole.schemas import Name, RewardInfo
-from dipole_trainer import prompts
-from dipole_trainer.api import wire
-from dipole_trainer.api.parts import Parts, Use, needs
-from dipole_trainer.catalogue import KeyScope
+from dipole.protocol.schemas import Name, RewardInfo
+from dipole_trainer.api import schemas
+from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.datasets import prompts
+from dipole_trainer.registry import KeyScope
 
 log = structlog.get_logger()
 
@@ -95,9 +95,9 @@ def declare(parts: Parts, path: FilePath) -> None:
 
 
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
-def register(parts: Use, body: RewardRegistration) -> wire.RegisteredReward:
+def register(parts: Use, body: RewardRegistration) -> schemas.RegisteredReward:
     endpoint = _checked(parts, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls))
-    return wire.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
+    return schemas.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
 
 
 def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
@@ -109,19 +109,19 @@ def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
 
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])
-def list_rewards(parts: Use) -> wire.Paged[wire.RewardObject]:
-    return wire.paged([wire.reward_object(row) for row in parts.catalogue.rewards()], False)
+def list_rewards(parts: Use) -> schemas.Paged[schemas.RewardObject]:
+    return schemas.paged([schemas.reward_object(row) for row in parts.catalogue.rewards()], False)
 
 
 @router.get("/{name}", summary="Retrieve an endpoint", dependencies=[needs("train")])
-def retrieve(parts: Use, name: Named) -> wire.RewardObject:
-    return wire.reward_object(parts.catalogue.reward(name))
+def retrieve(parts: Use, name: Named) -> schemas.RewardObject:
+    return schemas.reward_object(parts.catalogue.reward(name))
 
 
 @router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[needs("admin")])
-def delete(parts: Use, name: Named) -> wire.Deleted:
+def delete(parts: Use, name: Named) -> schemas.Deleted:
     parts.catalogue.delete_reward(name)
-    return wire.Deleted(id=name, object="reward")
+    return schemas.Deleted(id=name, object="reward")
 
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
@@ -160,17 +160,17 @@ def _ask(parts: Parts, name: str) -> tuple[bool, RewardInfo | None, str | None]:
 
 
 @keys.post("", summary="Make a key; its text is in this answer only")
-def create_key(parts: Use, body: KeyCreate) -> wire.KeyObject:
+def create_key(parts: Use, body: KeyCreate) -> schemas.KeyObject:
     row, text = parts.catalogue.create_key(body.name, body.scopes)
-    return wire.key_object(row, text)
+    return schemas.key_object(row, text)
 
 
 @keys.get("", summary="List keys")
-def list_keys(parts: Use) -> wire.Paged[wire.KeyObject]:
-    return wire.paged([wire.key_object(row) for row in parts.catalogue.api_keys()], False)
+def list_keys(parts: Use) -> schemas.Paged[schemas.KeyObject]:
+    return schemas.paged([schemas.key_object(row) for row in parts.catalogue.api_keys()], False)
 
 
 @keys.delete("/{key_id}", summary="Revoke a key")
-def revoke(parts: Use, key_id: Annotated[str, Path(max_length=64)]) -> wire.Deleted:
+def revoke(parts: Use, key_id: Annotated[str, Path(max_length=64)]) -> schemas.Deleted:
     parts.catalogue.revoke_key(key_id)
-    return wire.Deleted(id=key_id, object="api_key")
+    return schemas.Deleted(id=key_id, object="api_key")

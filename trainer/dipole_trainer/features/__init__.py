@@ -16,13 +16,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from dipole_trainer import weights
-from dipole_trainer.chunks import Chunks
+from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
-from dipole_trainer.features.pixels import PROCESSOR
-from dipole_trainer.features.vision import SAFE
+from dipole_trainer.features.preprocessing import PROCESSOR
+from dipole_trainer.features.vision_models import SAFE
 from dipole_trainer.generators.one_step import Kind, OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
+from dipole_trainer.weights import local_weights
 
 
 class Features(Protocol):
@@ -63,7 +63,7 @@ def locate(spec: FeaturesSpec, kind: Kind, *, models_dir: Path) -> None:
     space = _space(spec, kind)
     if space in WEIGHTS:
         published, files = WEIGHTS[space]
-        weights.locate(
+        local_weights.locate(
             spec.weights or published, models_dir, revision=spec.revision, field="features.weights", files=files
         )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from transformers import Dinov2Model
 
-from dipole_trainer.features.vision import VisionFeatures, pretrained
+from dipole_trainer.features.vision_models import VisionFeatures, pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 

@@ -16,12 +16,12 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
-from dipole_trainer import weights
 from dipole_trainer.features.keys import chosen
 from dipole_trainer.features.pooling import MAP_POOLS, map_keys, pooled
-from dipole_trainer.features.tensors import read
+from dipole_trainer.features.weight_files import read
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
+from dipole_trainer.weights import local_weights
 
 WEIGHTS = "jiangzhou130v1/drpo-mae-latent-256"
 FILE = "mae_latent_256_torch.pth|*.safetensors"
@@ -119,10 +119,10 @@ class LatentMae:
 
 
 def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> LatentMae:
-    found = weights.locate(
+    found = local_weights.locate(
         spec.weights or WEIGHTS, models_dir, revision=spec.revision, field="features.weights", files=[FILE]
     )
-    encoder = from_tensors(read(weights.matching(found, FILE)[0], field="features.weights"))
+    encoder = from_tensors(read(local_weights.matching(found, FILE)[0], field="features.weights"))
     return LatentMae(encoder.to(generator.device), spec.keys)
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEModel
 
-from dipole_trainer.features.vision import SAFE, VisionFeatures, pretrained
+from dipole_trainer.features.vision_models import SAFE, VisionFeatures, pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 

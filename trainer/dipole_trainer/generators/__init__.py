@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dipole_trainer.generators import kinds
+from dipole_trainer.generators import pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import TrainSpec
@@ -14,6 +14,6 @@ KNOWN = {"tiny-turbo": TINY_TURBO}
 
 def build(spec: TrainSpec, *, models_dir: Path, device: str = "cpu") -> OneStepGenerator:
     """Load the model of a job. Raises InvalidInput where it is not on this machine, or is no pipeline of ours."""
-    folder, kind = kinds.find(spec, models_dir)
+    folder, kind = pipelines.find(spec, models_dir)
     made = SdxlGenerator if kind == "sdxl" else OneStepGenerator
     return made.load(folder, spec, kind=kind, device=device)

@@ -24,10 +24,10 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators import autoencoder, hidden
-from dipole_trainer.generators.compiled import check_gradient, mark_batch
-from dipole_trainer.generators.trained import Adapter, FullWeights, check_fit
-from dipole_trainer.recent import Recent
+from dipole_trainer.compute.lru_cache import Recent
+from dipole_trainer.generators import activations, vae
+from dipole_trainer.generators.compilation import check_gradient, mark_batch
+from dipole_trainer.generators.trainable import Adapter, FullWeights, check_fit
 from dipole_trainer.spec import TrainSpec
 
 disable_progress_bar()
@@ -164,7 +164,7 @@ class OneStepGenerator:
             network = self._trained.network
             at = torch.tensor(timestep, device=self.device)
             # forward, not a call: that one may be compiled, and hooks belong to the plain network
-            found = hidden.outputs(network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition))
+            found = activations.outputs(network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition))
         return {name: value.float() for name, value in found.items()}
 
     def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
@@ -199,7 +199,7 @@ class OneStepGenerator:
 
     def pixels(self, x: Tensor) -> Tensor:
         """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x."""
-        return autoencoder.decode(self.vae, x) / 2 + 0.5
+        return vae.decode(self.vae, x) / 2 + 0.5
 
     @torch.no_grad()
     def decode(self, x: Tensor) -> NDArray[np.uint8]:
@@ -208,7 +208,7 @@ class OneStepGenerator:
             raise FloatingPointError(
                 "the generator made latents that are not finite: lower the learning rate or use bf16"
             )
-        scaled = ((autoencoder.decode(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
+        scaled = ((vae.decode(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
         return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
     @torch.no_grad()
@@ -217,9 +217,9 @@ class OneStepGenerator:
 
         The mode of the VAE's Gaussian, not a draw: the same image always has the same latents.
         """
-        fitted = np.stack([autoencoder.fit(image, self.side) for image in images])
+        fitted = np.stack([vae.fit(image, self.side) for image in images])
         values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return autoencoder.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
+        return vae.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
 
 
 def _side(pipeline: Any, resolution: int | None) -> int:

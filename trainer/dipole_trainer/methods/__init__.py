@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dipole_trainer.methods import dpo, drpo, grpo, pso, sft
-from dipole_trainer.methods.method import Method
+from dipole_trainer.methods.base import Method
 
 METHODS: dict[str, Method] = {
     "drpo": Method(drpo.loss, features=True, reference=True),

@@ -9,7 +9,7 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipole_trainer.methods.method import Loss, RankedSamples, squared_distances
+from dipole_trainer.methods.base import Loss, RankedSamples, squared_distances
 from dipole_trainer.spec import DpoSpec
 
 

@@ -13,8 +13,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dipole_trainer.drift import drift_loss
-from dipole_trainer.methods.method import Loss, RankedSamples
+from dipole_trainer.methods.base import Loss, RankedSamples
+from dipole_trainer.methods.drift import drift_loss
 from dipole_trainer.spec import DrpoSpec
 
 

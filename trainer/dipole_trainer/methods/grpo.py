@@ -11,7 +11,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dipole_trainer.methods.method import Draw, Loss, RankedSamples, scored, squared_distances
+from dipole_trainer.methods.base import Draw, Loss, RankedSamples, scored, squared_distances
 from dipole_trainer.spec import GrpoSpec
 
 MAX_LOG_RATIO = 10.0  # beyond it exp() says nothing that the clip does not

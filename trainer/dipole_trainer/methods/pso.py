@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipole_trainer.methods.method import Draw, Loss, RankedSamples, scored
+from dipole_trainer.methods.base import Draw, Loss, RankedSamples, scored
 from dipole_trainer.spec import PsoSpec
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dipole_trainer.methods.method import Loss, RankedSamples
+from dipole_trainer.methods.base import Loss, RankedSamples
 from dipole_trainer.spec import SftSpec
 
 

@@ -1,0 +1,1 @@
+"""GenEval's rules: objects found, colours named, answers checked."""

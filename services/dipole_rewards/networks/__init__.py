@@ -1,0 +1,1 @@
+"""What rewards with weights share: files, batches, encoders."""

@@ -1,0 +1,69 @@
+"""Images on their way through a network: too thin ones are set aside, the rest goes in pieces that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeVar
+
+import structlog
+import torch
+
+from dipole.protocol.schemas import MAX_CANDIDATES, ItemError
+from dipole_rewards.reward import Group, Pixels, Scores
+
+log = structlog.get_logger()
+MAX_ASPECT = 200  # a thinner image would be resized to millions of pixels, or to none
+TOO_THIN = ItemError(code="aspect_ratio", message=f"one side is more than {MAX_ASPECT} times the other")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+class Asked(NamedTuple):
+    """One image, and the group whose prompt it was made for."""
+
+    image: Pixels
+    group: Group
+
+
+def together(groups: Sequence[Group], forward: Callable[[Sequence[Asked]], Sequence[float]]) -> list[Scores]:
+    """`forward`'s scores of all groups' images at once, a Scores each; an image beyond MAX_ASPECT gets the reason."""
+    places = [(n, k) for n, group in enumerate(groups) for k, image in enumerate(group.images) if not _is_thin(image)]
+    found = forward([Asked(groups[n].images[k], groups[n]) for n, k in places])
+    scores = dict(zip(places, found, strict=True))
+    return [
+        Scores(
+            [scores.get((n, k)) for k in range(len(group.images))],
+            errors={k: TOO_THIN for k in range(len(group.images)) if (n, k) not in scores},
+        )
+        for n, group in enumerate(groups)
+    ]
+
+
+def _is_thin(image: Pixels) -> bool:
+    height: int
+    width: int
+    height, width = image.shape[:2]
+    return max(height, width) > MAX_ASPECT * min(height, width)
+
+
+class InPieces:
+    """Runs everything at once where memory allows: running out of it halves the batch, for good, and says so."""
+
+    def __init__(self, reward: str, *, batch: int = MAX_CANDIDATES) -> None:
+        self.reward, self.batch = reward, batch
+
+    def __call__(self, items: Sequence[Item], forward: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+        """`forward`'s results, one an item, in order."""
+        results: list[Result] = []
+        while len(results) < len(items):
+            piece = items[len(results) : len(results) + self.batch]
+            try:
+                results += forward(piece)
+                continue
+            except torch.OutOfMemoryError:
+                if len(piece) == 1:
+                    raise
+            self.batch = len(piece) // 2  # not in the except block: its traceback holds the batch's tensors
+            torch.cuda.empty_cache()
+            log.warning("batch_halved", reward=self.reward, batch=self.batch)
+        return results

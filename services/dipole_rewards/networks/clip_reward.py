@@ -1,0 +1,55 @@
+"""What the rewards of the CLIP family have in common: `clip`, `pickscore`, `hpsv2` and `aesthetic`.
+
+Each prompt is embedded once, the images of all groups in as few forward passes as fit, and each image embedding becomes
+a score. Cosines of one group lie close together: where memory allows, DIPOLE_REWARD_DTYPE=fp32 tells them apart better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from dipole_rewards.networks.batches import Asked, InPieces, together
+from dipole_rewards.networks.clip_encoder import Encoder
+from dipole_rewards.networks.clip_images import cropped
+from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
+from dipole_rewards.reward import BatchedReward, Group, Pixels, Scores
+
+Judge = Callable[[Tensor, Sequence[str]], Tensor]
+
+
+class ClipReward(BatchedReward, WeightedReward):
+    """Cosine of prompt and image, times `scale`; a subclass says where its weights lie, and may judge otherwise."""
+
+    tolerance: ClassVar[float]
+    """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
+    scale = 1.0
+
+    def __init__(self, encoder: Encoder, golden: GoldenScore, revision: str) -> None:
+        self.encoder, self.known, self.model_revision = encoder, golden, revision
+        self.pieces = InPieces(self.name)
+
+    @staticmethod
+    def prepare(image: Pixels, side: int) -> Tensor:
+        """(H, W, 3) → (3, side, side), normalised."""
+        return cropped(image, side)
+
+    @torch.inference_mode()
+    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        judge = self.judge(list(dict.fromkeys(group.prompt for group in groups)))
+
+        def forward(piece: Sequence[Asked]) -> list[float]:
+            pixels = torch.stack([self.prepare(one.image, self.encoder.side) for one in piece])
+            scores: list[float] = judge(self.encoder.images(pixels), [one.group.prompt for one in piece]).tolist()
+            return scores
+
+        return together(groups, partial(self.pieces, forward=forward))
+
+    def judge(self, prompts: Sequence[str]) -> Judge:
+        """What turns unit image embeddings (K, D) and the K prompts, of these, that they belong to into scores (K,)."""
+        texts = dict(zip(prompts, self.encoder.texts(prompts), strict=True))
+        return lambda images, asked: self.scale * (images * torch.stack([texts[prompt] for prompt in asked])).sum(-1)

@@ -1,0 +1,1 @@
+"""One plug-in at work: its forwards, batched, off the event loop."""

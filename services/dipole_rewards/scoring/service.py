@@ -1,0 +1,172 @@
+"""One reward at work: loading in the background, readiness by a golden score, scoring, and its metrics."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+import uuid
+from collections.abc import Callable, Sequence
+
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from dipole.errors import DipoleError, Overloaded
+from dipole.protocol.images import MEDIA_TYPES
+from dipole.protocol.schemas import Ranking, RewardInfo
+from dipole_rewards.reward import Group, Reward, RewardFault, Scores, check_golden, ranked
+from dipole_rewards.scoring.batching import Batcher, Bounds
+from dipole_rewards.server.request_parsing import Incoming
+from dipole_rewards.settings import RewardSettings
+
+log = structlog.get_logger()
+
+
+class ScoringFailed(DipoleError):
+    """The reward raised, or broke its contract; nothing the caller sent can be blamed for it."""
+
+    slug = "reward-failed"
+
+
+class RewardService:
+    """Holds the reward from `start` to `close`. `failure` says why it could not be loaded or checked."""
+
+    def __init__(self, reward_class: type[Reward], settings: RewardSettings, registry: CollectorRegistry) -> None:
+        self.reward_class, self.settings = reward_class, settings
+        self.name = settings.reward_name or reward_class.name
+        self.failure: Exception | None = None
+        self._reward: Reward | None = None
+        self._batcher: Batcher | None = None
+        self._forwards = _Forwards(registry)
+        self._images = Counter("dipole_reward_images", "Images ranked.", registry=registry)
+        self._nulls = Counter("dipole_reward_nulls", "Images without a score, by reason.", ["code"], registry=registry)
+        self._flat = Counter("dipole_reward_flat_groups", "Groups whose scores are all equal.", registry=registry)
+        waiting = Gauge("dipole_reward_queue_depth", "Groups waiting for the model.", registry=registry)
+        waiting.set_function(lambda: self._batcher.waiting if self._batcher else 0)
+        ready = Gauge("dipole_reward_ready", "1 when loaded and the golden score matched.", registry=registry)
+        ready.set_function(lambda: float(self._reward is not None))
+
+    def load(self) -> None:
+        """Load and check, in a thread. A failure is kept for readiness and for whoever serves."""
+        began = time.monotonic()
+        try:
+            reward = self.reward_class.load(self.settings.reward_device)
+            check_golden(reward)
+        except Exception as error:  # any plug-in, any reason: the service says so instead of dying without a word
+            self.failure = error
+            log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
+            return
+        self._batcher = Batcher(
+            reward,
+            Bounds(
+                depth=self.settings.reward_queue_depth,
+                max_bytes=self.settings.reward_queue_bytes,
+                batch_images=self.settings.reward_batch_images,
+                wait_s=self.settings.reward_batch_wait_ms / 1000,
+            ),
+            observe=self._forwards.observe,
+        )
+        self._reward = reward
+        log.info("reward_ready", reward=self.name, seconds=round(time.monotonic() - began, 3))
+
+    def close(self) -> None:
+        if self._batcher is not None:
+            self._batcher.close()
+        if self._reward is not None:
+            self._reward.close()
+
+    def ready(self) -> Reward:
+        """The loaded reward. Raises Overloaded while there is none."""
+        if self.failure is not None:
+            raise Overloaded(f"{self.name} could not be loaded: {self.failure}", retry_after=60)
+        if self._reward is None:
+            raise Overloaded(f"{self.name} is still loading", retry_after=2)
+        return self._reward
+
+    def info(self) -> RewardInfo:
+        reward = self._reward or self.reward_class
+        return RewardInfo(
+            name=self.name,
+            model=reward.model or self.reward_class.__name__,
+            model_revision=reward.model_revision,
+            recipe_version=reward.recipe_version,
+            media_types=list(MEDIA_TYPES),
+            max_candidates=self.settings.reward_max_candidates,
+            max_pixels=self.settings.reward_max_pixels,
+            calibrated=reward.calibrated,
+        )
+
+    def submit(self, incoming: Incoming) -> asyncio.Future[Scores]:
+        """Queue one group, at once; cancelled while it waits, it is never scored. Raises Overloaded when full."""
+        self.ready()
+        assert self._batcher is not None
+        request = incoming.request
+        return asyncio.wrap_future(self._batcher.submit(Group(request.prompt, incoming.pixels, request.metadata)))
+
+    async def rank(
+        self,
+        incoming: Incoming,
+        answer: asyncio.Future[Scores],
+        identifier: str | None = None,
+        *,
+        wait_s: float | None = None,
+    ) -> Ranking:
+        """A submitted group's ranking. Raises Overloaded (`wait_s` passed) or ScoringFailed (a bad reward)."""
+        began = time.monotonic()
+        done, _ = await asyncio.wait([answer], timeout=wait_s)
+        if not done:
+            answer.cancel()  # the model passes it over; a running forward cannot be stopped
+            raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
+        try:
+            scores = answer.result()
+        except Exception as error:  # whatever the plug-in raised
+            log.exception("scoring_failed", reward=self.name)
+            detail = str(error) if isinstance(error, RewardFault) else type(error).__name__
+            raise ScoringFailed(f"the reward failed: {detail}") from error
+        return self._ranking(incoming, scores, identifier, time.monotonic() - began)
+
+    def _ranking(self, incoming: Incoming, scores: Scores, identifier: str | None, seconds: float) -> Ranking:
+        try:
+            results = ranked([candidate.id for candidate in incoming.request.candidates], scores)
+        except RewardFault as fault:
+            log.error("reward_fault", reward=self.name, code=fault.code, error=str(fault))
+            raise ScoringFailed(str(fault)) from fault
+        self._images.inc(len(results))
+        for item in results:
+            if item.error is not None:
+                self._nulls.labels(item.error.code).inc()
+        known = {item.score for item in results if item.score is not None}
+        if len(results) > 1 and len(known) == 1:
+            self._flat.inc()
+            log.warning("group_without_spread", reward=self.name, prompt=incoming.request.prompt[:80])
+        info = self.info()
+        return Ranking(
+            id=identifier or f"rank_{uuid.uuid4().hex}",
+            created=int(time.time()),
+            model=info.model,
+            model_revision=info.model_revision,
+            recipe_version=info.recipe_version,
+            results=results,
+            usage={**scores.usage, "images": len(results), "seconds": round(seconds, 4)},
+        )
+
+
+class _Forwards:
+    """What every forward cost, and how many groups and images shared it; each histogram's count is that of forwards."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        sizes = (1, 2, 4, 8, 16, 24, 32, 64, 128)
+        self._seconds = Histogram("dipole_reward_forward_seconds", "Seconds of a forward.", registry=registry)
+        self._groups = Histogram(
+            "dipole_reward_forward_groups", "Groups merged into a forward.", registry=registry, buckets=sizes
+        )
+        self._images = Histogram(
+            "dipole_reward_forward_images", "Images of a forward.", registry=registry, buckets=sizes
+        )
+
+    def observe(self, seconds: float, groups: Sequence[Group]) -> None:
+        self._seconds.observe(seconds)
+        self._groups.observe(len(groups))
+        self._images.observe(sum(len(group.images) for group in groups))
+
+
+OnFailure = Callable[[Exception], None]

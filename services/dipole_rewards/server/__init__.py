@@ -1,0 +1,1 @@
+"""The ranking protocol over HTTP, whoever ranks."""

@@ -1,0 +1,160 @@
+"""The OpenAPI documents of the ranking protocol: every route's answers, and examples that a test validates."""
+
+from __future__ import annotations
+
+import base64
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from dipole import web
+from dipole.protocol.images import encode_png
+from dipole.protocol.schemas import FieldError, PendingRanking, Ranking, RankRequest, RewardInfo
+
+IDEMPOTENCY_KEY = "A repeat with the same key and body gets the first answer; with another body, 422."
+PREFER = "`respond-async` asks for 202 and a ranking to poll."
+
+_PIXEL = base64.b64encode(encode_png(np.full((8, 8, 3), (200, 30, 30), np.uint8))).decode()
+
+REQUEST_EXAMPLE: dict[str, Any] = {
+    "prompt": "a photo of a red square",
+    "candidates": [
+        {"id": "a", "image": {"media_type": "image/png", "data": _PIXEL}},
+        {"id": "b", "image": {"media_type": "image/png", "data": _PIXEL}},
+    ],
+    "metadata": {"tag": "single_object", "include": [{"class": "square", "count": 1, "color": "red"}]},
+}
+MULTIPART_EXAMPLE: dict[str, Any] = {
+    "request": '{"prompt":"a photo of a red square","candidates":[{"id":"a","image":{"media_type":"image/png"}}]}',
+    "a": "(the PNG's bytes, with a filename)",
+}
+RANKING_EXAMPLE: dict[str, Any] = {
+    "id": "rank_0b5e7f2c",
+    "object": "ranking",
+    "created": 1795405200,
+    "model": "shapes",
+    "model_revision": "1",
+    "recipe_version": "1",
+    "status": "completed",
+    "results": [
+        {"id": "a", "score": 0.75, "rank": 1, "tier": None, "sub_scores": {"strict": 0.0}, "error": None},
+        {"id": "b", "score": None, "rank": None, "tier": None, "sub_scores": None,
+         "error": {"code": "no_score", "message": "the reward gave no score and no reason"}},
+    ],
+    "usage": {"images": 2, "seconds": 0.004},
+}  # fmt: skip
+PENDING_EXAMPLE: dict[str, Any] = {"id": "rank_0b5e7f2c", "object": "ranking", "status": "pending", "error": None}
+INFO_EXAMPLE: dict[str, Any] = {
+    "name": "shapes", "model": "shapes", "model_revision": "1", "recipe_version": "1", "protocol_version": "1",
+    "media_types": ["image/png", "image/webp", "image/jpeg", "application/x-npy"], "max_candidates": 64,
+    "max_pixels": 16777216, "calibrated": True, "multipart": True,
+}  # fmt: skip
+PROBLEM_EXAMPLE = web.problem(
+    422,
+    "candidates[0].image.data is not valid base64: Incorrect padding",
+    slug="invalid-input",
+    errors=[FieldError(field="candidates[0].image.data", message="is not valid base64: Incorrect padding")],
+)
+
+
+def _json(example: dict[str, Any]) -> dict[str, Any]:
+    return {"application/json": {"example": example}}
+
+
+_PENDING = {
+    "model": PendingRanking,
+    "description": "Accepted: look at Location after Retry-After seconds.",
+    "content": _json(PENDING_EXAMPLE),
+    "headers": {
+        "Location": {"description": "Path of the ranking.", "schema": {"type": "string"}},
+        "Retry-After": {"description": "Seconds to wait before looking.", "schema": {"type": "integer"}},
+    },
+}
+_RANKED = {"model": Ranking, "description": "The ranking, in request order.", "content": _json(RANKING_EXAMPLE)}
+_ERRORS: dict[int | str, dict[str, Any]] = {
+    401: {"description": "No valid key."},
+    408: {"description": "The body did not arrive in time."},
+    413: {"description": "A bound was exceeded: bytes, candidates or pixels."},
+    415: {"description": "A media type that is not accepted."},
+    422: {"description": "A field is wrong; `errors` names each."},
+    500: {"description": "The reward failed."},
+    503: {"description": "Loading or overloaded; Retry-After says when to come back."},
+}
+
+
+def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {status: dict(_ERRORS.get(status, {"description": "No such ranking."})) for status in statuses}
+
+
+_MULTIPART_SCHEMA = {
+    "type": "object",
+    "required": ["request"],
+    "properties": {"request": {"type": "string", "description": "The RankRequest as JSON, its images without `data`."}},
+    "additionalProperties": {"type": "string", "format": "binary", "description": "One part a candidate, named by id."},
+}
+RANK: dict[str, Any] = {
+    "summary": "Order candidates for one prompt, best first",
+    "tags": ["ranking"],
+    "responses": {200: _RANKED, 202: _PENDING, **_errors(401, 408, 413, 415, 422, 500, 503)},
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": {
+                "application/json": {
+                    "schema": {"$ref": "#/components/schemas/RankRequest"},
+                    "example": REQUEST_EXAMPLE,
+                },
+                "multipart/form-data": {"schema": _MULTIPART_SCHEMA, "example": MULTIPART_EXAMPLE},
+            },
+        }
+    },
+}
+_MISSING = {404: {"description": "No such ranking."}}
+GET_RANKING: dict[str, Any] = {
+    "summary": "A ranking that was answered with 202",
+    "tags": ["ranking"],
+    "responses": {
+        200: {**_RANKED, "model": Ranking | PendingRanking, "description": "Completed, failed or cancelled."},
+        202: _PENDING,
+        **_MISSING,
+        **_errors(401, 422),
+    },
+}
+DELETE_RANKING: dict[str, Any] = {
+    "summary": "Cancel a pending ranking",
+    "tags": ["ranking"],
+    "responses": {
+        200: {"description": "Cancelled.", "content": _json({**PENDING_EXAMPLE, "status": "cancelled"})},
+        409: {"description": "It has finished."},
+        **_MISSING,
+        **_errors(401, 422),
+    },
+}
+INFO: dict[str, Any] = {
+    "summary": "What this endpoint is and accepts",
+    "tags": ["ranking"],
+    "response_model": RewardInfo,
+    "responses": {200: {"description": "The endpoint.", "content": _json(INFO_EXAMPLE)}, **_errors(401)},
+}
+
+
+def describe(app: FastAPI) -> None:
+    """Make `app.openapi()` complete: the request's schema, and problems as what they are."""
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                routes=app.routes,
+                description="Dipole's ranking protocol, version 1.",
+            )
+            whole = RankRequest.model_json_schema(ref_template="#/components/schemas/{model}")
+            document["components"]["schemas"].update(whole.pop("$defs"))
+            document["components"]["schemas"]["RankRequest"] = whole
+            app.openapi_schema = web.with_problems(document, PROBLEM_EXAMPLE)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]

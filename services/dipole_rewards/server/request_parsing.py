@@ -1,0 +1,148 @@
+"""A request's way in: bytes to a RankRequest and its decoded images, every bound checked before the work it bounds.
+
+Order: media type, body size (dipole.web.BodyLimit, while it streams), schema, candidate count, base64, each image's
+size from its header, all images' size together, and only then pixels. Parsing and decoding run in a thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+
+from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
+from dipole.protocol import images
+from dipole.protocol.schemas import RankRequest
+from dipole_rewards.settings import RewardSettings
+
+REQUEST_PART = "request"
+
+
+@dataclass(frozen=True)
+class Incoming:
+    """A request that passed every bound. `digest` is equal for equal content, whichever way it was encoded."""
+
+    request: RankRequest
+    pixels: Sequence[images.Pixels]
+    digest: str
+
+
+async def read(http: Request, settings: RewardSettings) -> Incoming:
+    """Raises InvalidInput and its subclasses, or RequestValidationError, each naming the field."""
+    kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if kind == "application/json":
+        body = await http.body()
+        return await asyncio.to_thread(_from_json, body, settings)
+    if kind == "multipart/form-data":
+        request, parts = await _multipart(http, settings)
+        return await asyncio.to_thread(_decode, request, parts, settings)
+    raise UnsupportedMediaType(
+        f"Content-Type must be application/json or multipart/form-data, not {kind or 'absent'}", field="Content-Type"
+    )
+
+
+def _from_json(body: bytes, settings: RewardSettings) -> Incoming:
+    request = _validated(body, settings)
+    data = {}
+    for index, candidate in enumerate(request.candidates):
+        field = f"candidates[{index}].image"
+        if candidate.image.data is None:
+            raise InvalidInput(f"{field}.data is missing: base64 of the image's bytes", field=f"{field}.data")
+        data[candidate.id] = images.from_base64(candidate.image.data, field=field)
+    return _decode(request, data, settings)
+
+
+async def _multipart(http: Request, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+    """The JSON part and each candidate's bytes by id."""
+    try:
+        async with http.form(max_files=settings.reward_max_candidates + 1, max_fields=2) as form:
+            return await _parts(form, settings)
+    except HTTPException as error:
+        if "Too many files" in str(error.detail):
+            raise _too_many("more", settings) from None
+        raise InvalidInput(f"the multipart body cannot be read: {error.detail}", field="body") from None
+
+
+async def _parts(form: FormData, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+    parts: dict[str, UploadFile | str] = {}
+    for name, part in form.multi_items():
+        if name in parts:
+            raise InvalidInput(f"part {name!r} appears twice", field=name)
+        parts[name] = part
+    head = parts.pop(REQUEST_PART, None)
+    if head is None:
+        raise InvalidInput(f"the JSON part {REQUEST_PART!r} is missing", field=REQUEST_PART)
+    text = head.encode() if isinstance(head, str) else await head.read()
+    request = await asyncio.to_thread(_validated, text, settings)
+    return request, await _part_bytes(request, parts)
+
+
+async def _part_bytes(request: RankRequest, parts: Mapping[str, UploadFile | str]) -> dict[str, bytes]:
+    data = {}
+    for index, candidate in enumerate(request.candidates):
+        field = f"candidates[{index}].image"
+        part = parts.get(candidate.id)
+        if candidate.image.data is not None:
+            raise InvalidInput(f"{field}.data must be absent in multipart: the part carries it", field=f"{field}.data")
+        if not isinstance(part, UploadFile):
+            problem = "is missing" if part is None else "needs a filename to be read as bytes"
+            raise InvalidInput(f"{field}: the part named {candidate.id!r} {problem}", field=field)
+        data[candidate.id] = await part.read()
+    unknown = sorted(set(parts) - set(data))
+    if unknown:
+        raise InvalidInput(f"part {unknown[0]!r} belongs to no candidate", field=unknown[0])
+    return data
+
+
+def _validated(body: bytes, settings: RewardSettings) -> RankRequest:
+    try:
+        request = RankRequest.model_validate_json(body)
+    except ValidationError as error:
+        listed: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
+        raise RequestValidationError(listed) from None
+    if len(request.candidates) > settings.reward_max_candidates:
+        raise _too_many(str(len(request.candidates)), settings)
+    return request
+
+
+def _too_many(found: str, settings: RewardSettings) -> TooLarge:
+    limit = settings.reward_max_candidates
+    return TooLarge(f"candidates: at most {limit} are accepted, {found} were sent", field="candidates")
+
+
+def _decode(request: RankRequest, data: Mapping[str, bytes], settings: RewardSettings) -> Incoming:
+    """Measure every image by its header, then decode them all."""
+    total = 0
+    for index, candidate in enumerate(request.candidates):
+        height, width = images.measure(
+            data[candidate.id],
+            candidate.image.media_type,
+            max_pixels=settings.reward_max_pixels,
+            field=f"candidates[{index}].image",
+        )
+        total += height * width
+    if total > settings.reward_max_total_pixels:
+        limit = settings.reward_max_total_pixels
+        raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
+    pixels = [
+        images.decode(
+            data[candidate.id],
+            candidate.image.media_type,
+            max_pixels=settings.reward_max_pixels,
+            field=f"candidates[{index}].image",
+        )
+        for index, candidate in enumerate(request.candidates)
+    ]
+    bare = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}})
+    digest = hashlib.sha256(bare.encode())
+    for each in images.digests([data[candidate.id] for candidate in request.candidates]):
+        digest.update(each)
+    return Incoming(request, pixels, digest.hexdigest())

@@ -1,0 +1,1 @@
+"""Asking: any reward endpoint, and the trainer's REST API."""

@@ -1,0 +1,135 @@
+"""UniRL's reward service: many rewards behind one `/score`, of which this asks one.
+
+    python -m reward_service --config configs/service.yaml         registered with options.reward, as in hpsv3
+
+Facts are of Tencent-Hunyuan/UniRL in 2026 (commits cb03dcd, 287aec0, 1715acd: unirl-reward-service/…/{schemas,server,
+direct_server}.py), protocol version "1": `POST /score {protocol_version, requests: [{history: [{text, image_b64}],
+required_rewards, metadata, request_id, idempotency_key}]}` answers `{results, errors, identities, protocol_version}`,
+each a list in the order of the requests: `results[i][reward][metric]` is a number and `errors[i][reward]` says why
+there is none. A metric that is not finite comes as null. Services before protocol_version answer results and errors
+alone. `GET /rewards` lists the rewards, `GET /health` answers 200 once all are loaded.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field
+
+from dipole.client.adapters.base import ForeignAdapter, ForeignOptions, Job
+from dipole.client.connection import Answer, Deadline, EndpointError, invalid
+from dipole.protocol.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, ranks
+
+PROTOCOL = "1"
+MAX_REASON_CHARS = 500
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+Metrics = Annotated[dict[str, Number | None], Field(max_length=64)]
+
+
+class UnirlOptions(ForeignOptions):
+    reward: Version = Field(min_length=1, description="Which of the service's rewards scores, as GET /rewards has it.")
+    metric: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=255,
+        description="Which of the reward's metrics is the score; absent: the one named as the reward, or the only one.",
+    )
+
+
+class _Rewards(BaseModel):
+    """`GET /rewards`."""
+
+    rewards: Many[Version]
+
+
+class _Identity(BaseModel):
+    request_id: str | None = None
+    scorer_version: Version | None = None
+
+
+class _Scores(BaseModel):
+    """The answer of `POST /score`."""
+
+    results: Many[dict[str, Metrics]]
+    errors: Many[dict[str, str]] = []
+    identities: Many[_Identity] = []
+    protocol_version: str = PROTOCOL
+
+
+class UnirlAdapter(ForeignAdapter[UnirlOptions]):
+    recipe = "unirl-score/1"
+
+    def info(self, deadline: Deadline) -> RewardInfo:
+        url, wanted = self.connection.base_url, self.options.reward
+        _, answer = self.connection.send("GET", f"{url}/rewards", deadline)
+        offered = self.connection.parsed(_Rewards, answer).rewards
+        if wanted not in offered:
+            known = ", ".join(offered[:16]) or "nothing"
+            message = f"{url} offers {known}, not {wanted}: register it with another options.reward"
+            raise EndpointError(message, code="invalid_response", sick=False)
+        return self.described(wanted, wanted)
+
+    def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
+        requests = [
+            {
+                "history": [{"text": job.prompt, "image_b64": png}],
+                "required_rewards": [self.options.reward],
+                "metadata": None if job.metadata is None else dict(job.metadata),
+                "request_id": f"c{index}",
+                "idempotency_key": f"{job.key}.{index}",
+            }
+            for index, png in enumerate(job.pngs())
+        ]
+        return "/score", {"json": {"protocol_version": PROTOCOL, "requests": requests}}
+
+    def read(self, job: Job, status: int, answer: Answer) -> Ranking:
+        url, count = self.connection.base_url, len(job)
+        found = self.scored(_Scores, status, answer)
+        if found.protocol_version != PROTOCOL:
+            raise invalid(f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {PROTOCOL!r}")
+        sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(found.identities)}
+        for name, size in sizes.items():
+            if size != count and (size or name == "results"):
+                raise invalid(f"{url} answered {size} {name} for {count} candidates")
+        echoed = [each.request_id for each in found.identities]
+        if echoed and echoed != [f"c{index}" for index in range(count)]:
+            raise invalid(f"{url} answered identities that are not those of the candidates, in their order")
+        errors = found.errors or [{}] * count
+        items = [self._item(index, *each) for index, each in enumerate(zip(found.results, errors, strict=True))]
+        placed = zip(items, ranks([item.score for item in items]), strict=True)
+        versions = {each.scorer_version for each in found.identities if each.scorer_version}
+        return Ranking(
+            id=job.key,
+            created=int(time.time()),
+            model=self.options.reward,
+            model_revision=versions.pop() if len(versions) == 1 else self.options.revision,
+            recipe_version=self.recipe,
+            results=[item.model_copy(update={"rank": rank}) for item, rank in placed],
+        )
+
+    def _item(self, index: int, result: dict[str, dict[str, float | None]], errors: dict[str, str]) -> RankedItem:
+        """One candidate's metrics, or why there are none."""
+        reward, name = self.options.reward, f"c{index}"
+        metrics = result.get(reward)
+        if metrics is None:
+            if reward not in errors:
+                raise invalid(f"{self.connection.base_url} answered neither {reward} nor why for candidate {index}")
+            reason = ItemError(code="reward-failed", message=errors[reward][:MAX_REASON_CHARS])
+            return RankedItem(id=name, score=None, error=reason)
+        score = metrics[self._metric(metrics)]
+        return RankedItem(
+            id=name,
+            score=score,
+            sub_scores={part: value for part, value in metrics.items() if value is not None},
+            error=ItemError(code="not-finite", message="the score is not a number") if score is None else None,
+        )
+
+    def _metric(self, metrics: dict[str, float | None]) -> str:
+        """Which of them is the score. More than one and none named as the reward: nothing is guessed."""
+        chosen = self.options.metric or (next(iter(metrics)) if len(metrics) == 1 else self.options.reward)
+        if chosen not in metrics:
+            offered = ", ".join(sorted(metrics)[:16]) or "none"
+            message = f"{self.connection.base_url} answered the metrics {offered}: register one as options.metric"
+            raise EndpointError(message, code="invalid_response", sick=False)
+        return chosen

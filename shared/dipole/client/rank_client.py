@@ -1,0 +1,241 @@
+"""The ranking client: one group in, one checked Ranking out, or a RewardError that says what happened.
+
+    client = RankClient("http://127.0.0.1:8401")                   # or an Endpoint; one of them, shared by threads
+    ranking = client.rank(prompt, images, metadata, idempotency_key=group_id, deadline_s=60)
+
+What is said to an endpoint and how its answer reads is the adapter's of its kind; all else is here, for every kind.
+
+Nothing an endpoint answers is trusted: size, type, schema, length, ids and order are checked, numbers must be finite,
+redirects are not followed. Transport errors, 408, 429 and 5xx are tried again with jitter, Retry-After is honoured, an
+open circuit is waited for, a 202 is polled; all of it under the one deadline. Requests go straight to the endpoint:
+proxies from the environment are not used.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import random
+import time
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+from pydantic import JsonValue
+
+from dipole.client import deadline_transport, tls
+from dipole.client.adapters import KINDS
+from dipole.client.circuit_breaker import CircuitBreaker
+from dipole.client.connection import Connection, Deadline, EndpointError, retrying
+from dipole.client.endpoint import Endpoint, check_url, options_of
+from dipole.errors import DipoleError
+from dipole.protocol import images
+from dipole.protocol.schemas import Ranking, RewardInfo
+
+__all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending"]
+
+MAX_ANSWER_BYTES = 4 * 2**20
+CANCEL_S = 3.0
+POLL_S = (0.05, 30.0)
+
+
+class StillPending(DipoleError):
+    """The endpoint took the group and is not done: look at `location` after `retry_after` seconds."""
+
+    slug = "still-pending"
+
+    def __init__(self, message: str, *, location: str, retry_after: float) -> None:
+        super().__init__(message)
+        self.location, self.retry_after = location, retry_after
+
+
+class RankClient:
+    """Ranks over HTTP. Thread-safe; close it, or use it as a context manager.
+
+    An address alone stands for an endpoint of Dipole's own protocol without key. Raises InvalidInput for what is no URL
+    and ConfigurationError for certificates that are not in `tls_dir`. `transport` and `breaker` are the seams for tests
+    and for sharing a circuit between clients.
+    """
+
+    def __init__(
+        self,
+        endpoint: Endpoint | str,
+        *,
+        tls_dir: Path | None = None,
+        transport: httpx.BaseTransport | None = None,
+        breaker: CircuitBreaker | None = None,
+        max_answer_bytes: int = MAX_ANSWER_BYTES,
+    ) -> None:
+        endpoint = Endpoint(url=endpoint) if isinstance(endpoint, str) else endpoint
+        self.breaker = breaker or CircuitBreaker()
+        self.base_url = check_url(endpoint.url)
+        self._connection = Connection(
+            self.base_url,
+            key=endpoint.key.get_secret_value() if endpoint.key else None,
+            verify=tls.context(endpoint.tls, tls_dir),
+            transport=transport,
+            breaker=self.breaker,
+            max_answer_bytes=max_answer_bytes,
+        )
+        self._adapter = KINDS[endpoint.kind].adapter(self._connection, options_of(endpoint.kind, endpoint.options))
+        self._info: RewardInfo | None = None
+
+    def __enter__(self) -> RankClient:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._connection.http.close()
+
+    def info(self, *, deadline_s: float = 10.0) -> RewardInfo:
+        """What the endpoint says of itself; asked once and kept until a request is refused. Raises RewardError."""
+        deadline = Deadline(deadline_s)
+        return retrying(deadline)(self._known_info, deadline)
+
+    def ready(self, *, deadline_s: float = 5.0) -> tuple[int, str]:
+        """(status, path) of the look that tells whether the endpoint can be asked: 200 is yes. Raises RewardError."""
+        path = self._adapter.ready_path
+        return self._connection.status(path, Deadline(deadline_s)), path
+
+    def rank(
+        self,
+        prompt: str,
+        candidates: Sequence[images.Pixels | bytes],
+        metadata: Mapping[str, JsonValue] | None = None,
+        *,
+        idempotency_key: str | None = None,
+        deadline_s: float = 60.0,
+        location: str | None = None,
+        poll: bool = True,
+        retry: bool = True,
+    ) -> Ranking:
+        """Rank K images for one prompt; candidate k's id is `c{k}` and results stand in the order given.
+
+        Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. Raises RewardError with `code`
+        timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number), circuit_open,
+        cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with its
+        `location` looks again. With `retry=False` there is one attempt; a retryable error leaves what is pending alone.
+        """
+        deadline = Deadline(deadline_s)
+        job = _Job(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
+        try:
+            if not retry:
+                return self._attempt(job, deadline, poll)
+            return retrying(deadline)(self._attempt, job, deadline, poll)
+        except StillPending:
+            raise
+        except BaseException as error:
+            comes_back = not retry and isinstance(error, EndpointError) and error.retryable
+            if job.location is not None and not comes_back:
+                self._cancel(job.location)
+            raise
+
+    def _attempt(self, job: _Job, deadline: Deadline, poll: bool) -> Ranking:
+        """Post the group unless it was, and poll as long as the answer is 202."""
+        ranking = self._post(job, deadline) if job.location is None else self._poll(job, deadline, pause=False)
+        while ranking is None:
+            if not poll:
+                raise StillPending(f"{self.base_url}: pending", location=job.location or "", retry_after=job.poll_after)
+            ranking = self._poll(job, deadline)
+        job.location = None
+        return ranking
+
+    def _post(self, job: _Job, deadline: Deadline) -> Ranking | None:
+        info = self._known_info(deadline)
+        if len(job.candidates) > info.max_candidates:
+            message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
+            raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", sick=False)
+        path, asked = self._adapter.request(job, info)
+        with self._connection.circuit():
+            try:
+                status, answer = self._connection.send("POST", f"{self.base_url}{path}", deadline, **asked)
+            except EndpointError as error:
+                if error.http_status is not None and not error.retryable:
+                    self._info = None  # perhaps it takes other things than it used to
+                raise
+            return self._adapter.read(job, status, answer)
+
+    def _poll(self, job: _Job, deadline: Deadline, *, pause: bool = True) -> Ranking | None:
+        if pause:
+            self._pause(job, deadline)
+        assert job.location is not None
+        with self._connection.circuit():
+            try:
+                status, answer = self._connection.send("GET", job.location, deadline)
+            except EndpointError as error:
+                if error.http_status == 404:  # a restart forgot it: the same key asks again
+                    job.location, error.retryable = None, True
+                raise
+            return self._adapter.read(job, status, answer)
+
+    def _pause(self, job: _Job, deadline: Deadline) -> None:
+        pause = min(max(job.poll_after, POLL_S[0]), POLL_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
+        if pause >= deadline.left():
+            raise EndpointError(f"{self.base_url}: still pending at the deadline", code="timeout", sick=False)
+        time.sleep(pause)
+
+    def _known_info(self, deadline: Deadline) -> RewardInfo:
+        info = self._info
+        if info is None:
+            with self._connection.circuit():
+                info = self._info = self._adapter.info(deadline)
+        return info
+
+    def _cancel(self, location: str) -> None:
+        """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
+        with (
+            contextlib.suppress(httpx.HTTPError),
+            deadline_transport.ending_in(CANCEL_S),
+            self._connection.http.stream("DELETE", location, timeout=CANCEL_S),
+        ):
+            pass  # whatever it answers, nobody reads it
+
+
+@dataclass
+class _Job:
+    """One group on its way; both encodings are made at most once, whatever the number of attempts."""
+
+    prompt: str
+    metadata: Mapping[str, JsonValue] | None
+    candidates: Sequence[images.Pixels | bytes]
+    key: str
+    location: str | None = None
+    poll_after: float = 1.0
+    _bodies: dict[bool, dict[str, Any]] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.candidates)
+
+    def body(self, *, multipart: bool) -> dict[str, Any]:
+        if multipart not in self._bodies:
+            self._bodies[multipart] = self._multipart() if multipart else self._json()
+        return self._bodies[multipart]
+
+    def _request(self, described: Iterable[dict[str, str]]) -> dict[str, Any]:
+        listed = [{"id": f"c{index}", "image": image} for index, image in enumerate(described)]
+        request: dict[str, Any] = {"prompt": self.prompt, "candidates": listed}
+        if self.metadata is not None:
+            request["metadata"] = dict(self.metadata)
+        return request
+
+    def _multipart(self) -> dict[str, Any]:
+        request = self._request({"media_type": images.NPY} for _ in self.candidates)
+        parts = [
+            (f"c{index}", (f"c{index}.npy", one if isinstance(one, bytes) else images.encode_npy(one), images.NPY))
+            for index, one in enumerate(self.candidates)
+        ]
+        return {"data": {"request": json.dumps(request)}, "files": parts}
+
+    def _json(self) -> dict[str, Any]:
+        return {"json": self._request({"media_type": "image/png", "data": data} for data in self.pngs())}
+
+    def pngs(self) -> list[str]:
+        """Every candidate as base64 of a PNG."""
+        pixels = (images.decode(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
+        return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]

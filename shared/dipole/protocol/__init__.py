@@ -1,0 +1,1 @@
+"""The ranking protocol v1: its messages, its images, its problem documents."""

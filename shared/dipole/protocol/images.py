@@ -1,0 +1,174 @@
+"""Images on the wire: bytes of a declared media type to RGB uint8 (H, W, 3) arrays and back.
+
+Hostile input is the normal case. `measure` reads a header alone and refuses by size before a pixel is decoded; `decode`
+then gives an upright RGB array whatever the file was: EXIF orientation applied, transparency laid over white, 16 bits
+scaled to 8, palette and greyscale expanded. Errors name the field they were found in, as `candidates[3].image`.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import hashlib
+import io
+import os
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+from numpy.typing import NDArray
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
+from dipole.protocol.schemas import MAX_PIXELS, MediaType
+
+Pixels = NDArray[np.uint8]
+
+NPY: Final = "application/x-npy"
+MEDIA_TYPES: Final[tuple[MediaType, ...]] = ("image/png", "image/webp", "image/jpeg", NPY)
+_PIL_FORMATS: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+
+
+def content_hash(data: bytes) -> str:
+    """SHA-256 of the bytes as they travel, in hex: an image's name in stores and ledgers."""
+    return hashlib.sha256(data).hexdigest()
+
+
+def digests(parts: Sequence[bytes | memoryview]) -> list[bytes]:
+    """SHA-256 of each, side by side where there are cores: hashing lets go of the interpreter's lock."""
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        return list(pool.map(lambda part: hashlib.sha256(part).digest(), parts))
+
+
+def pixels_of(images: NDArray[np.uint8]) -> memoryview:
+    """An array's bytes in C order, without a copy where they lie so."""
+    return np.ascontiguousarray(images).data.cast("B")
+
+
+def from_base64(data: str, *, field: str = "image") -> bytes:
+    """Strict base64; whitespace, URLs and data: URIs are refused by name."""
+    if data[:5].lower() in ("data:", "http:", "https"):
+        raise InvalidInput(
+            f"{field}.data must be base64 of the image's bytes; URLs are never fetched", field=f"{field}.data"
+        )
+    try:
+        return base64.b64decode(data, validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise InvalidInput(f"{field}.data is not valid base64: {error}", field=f"{field}.data") from None
+
+
+def measure(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> tuple[int, int]:
+    """(height, width) as stored, from the header alone.
+
+    Raises UnsupportedMediaType, TooLarge, or InvalidInput for what is not a single still image of that type.
+    """
+    if media_type not in MEDIA_TYPES:
+        raise UnsupportedMediaType(
+            f"{field}.media_type {media_type!r} is not one of {', '.join(MEDIA_TYPES)}", field=f"{field}.media_type"
+        )
+    if media_type == NPY:
+        height, width = _npy_header(data, field)[0]
+    else:
+        with _open(data, media_type, field) as image:
+            width, height = image.size
+    if height * width > max_pixels:
+        raise _too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
+    return height, width
+
+
+def decode(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> Pixels:
+    """Bytes to a writable, contiguous RGB uint8 array (H, W, 3)."""
+    height, width = measure(data, media_type, max_pixels=max_pixels, field=field)
+    if media_type == NPY:
+        start = _npy_header(data, field)[1]
+        return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
+    try:
+        with _open(data, media_type, field) as image:
+            return _to_rgb(ImageOps.exif_transpose(image))
+    except InvalidInput:
+        raise
+    except (
+        Exception
+    ) as error:  # decoders raise anything on damaged data: OSError, SyntaxError, struct.error, IndexError …
+        raise InvalidInput(f"{field} cannot be decoded as {media_type}: {_first_line(error)}", field=field) from None
+
+
+def encode_png(pixels: Pixels) -> bytes:
+    """Lossless PNG of an RGB uint8 array (H, W, 3); compressed lightly, because it only crosses a network once."""
+    buffer = io.BytesIO()
+    Image.fromarray(_checked(pixels)).save(buffer, "PNG", compress_level=1)
+    return buffer.getvalue()
+
+
+def encode_npy(pixels: Pixels) -> bytes:
+    """The fast lane: a numpy file, version 1.0, C order, of an RGB uint8 array (H, W, 3)."""
+    buffer = io.BytesIO()
+    npy.write_array(buffer, np.ascontiguousarray(_checked(pixels)), version=(1, 0), allow_pickle=False)
+    return buffer.getvalue()
+
+
+def _checked(pixels: Pixels) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
+        raise InvalidInput(f"an image must be uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
+    return pixels
+
+
+def _too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
+    return TooLarge(f"{field} has {found} pixels; at most {limit} are accepted: send a smaller image", field=field)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+
+
+def _npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
+    """((height, width), offset of the pixels). Only plain uint8 (H, W, 3) in C order with exactly its bytes passes."""
+    stream = io.BytesIO(data)
+    try:
+        version = npy.read_magic(stream)
+        readers: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
+        if version not in readers:
+            raise ValueError(f"npy version {version} is not 1.0 or 2.0")
+        shape, fortran, dtype = readers[version](stream)
+    except (
+        Exception
+    ) as error:  # the header is parsed as a Python literal: ValueError, but also TokenError, RecursionError …
+        raise InvalidInput(f"{field} is not a .npy file: {_first_line(error)}", field=field) from None
+    if dtype != np.dtype(np.uint8) or len(shape) != 3 or shape[2] != 3 or fortran or min(shape) < 1:
+        order = "Fortran" if fortran else "C"
+        raise InvalidInput(
+            f"{field} must be uint8 (height, width, 3) in C order, not {dtype} {shape} in {order} order", field=field
+        )
+    expected, found = shape[0] * shape[1] * 3, len(data) - stream.tell()
+    if found != expected:
+        raise InvalidInput(f"{field} declares {expected} bytes of pixels but carries {found}", field=field)
+    return (shape[0], shape[1]), stream.tell()
+
+
+def _open(data: bytes, media_type: str, field: str) -> Image.Image:
+    """Pillow's lazy open, with the one decoder that the media type names."""
+    try:
+        image = Image.open(io.BytesIO(data), formats=[_PIL_FORMATS[media_type]])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooLarge(f"{field} is refused before decoding: {_first_line(error)}", field=field) from None
+    except Exception as error:  # as in decode: a damaged header raises anything
+        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_line(error)}"
+        raise InvalidInput(f"{field} says {media_type} but {what}", field=field) from None
+    if getattr(image, "is_animated", False):
+        image.close()
+        raise InvalidInput(f"{field} is an animation; send a single still image", field=field)
+    return image
+
+
+def _to_rgb(image: Image.Image) -> Pixels:
+    if image.mode.startswith("I") or image.mode == "F":  # 16-bit greyscale: Pillow's convert would clip, not scale
+        grey = np.asarray(image).astype(np.float64)
+        grey8 = np.clip(np.rint(grey / 257.0), 0, 255).astype(np.uint8)
+        return np.repeat(grey8[:, :, None], 3, axis=2)
+    if image.mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
+        white = Image.new("RGBA", rgba.size, (255, 255, 255, 255))
+        image = Image.alpha_composite(white, rgba)
+    return np.array(image.convert("RGB"), dtype=np.uint8)

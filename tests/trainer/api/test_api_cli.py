@@ -1,0 +1,166 @@
+"""`dipole jobs` and `dipole files` against a real server, also one that goes away and comes back."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from typer.testing import CliRunner
+
+from dipole.cli import app
+from dipole.cli.jobs import parse_reward
+from dipole.client.trainer_api import Api, ApiError
+from dipole.errors import InvalidInput
+from dipole_trainer.jobs.store import Database, JobStore
+
+PROMPTS = '{"prompt": "a red square"}\n'
+
+
+def dipole(server: Any, *arguments: str, status: int = 0) -> str:
+    """A command's standard output, or its errors when it is to fail; its exit status must be `status`."""
+    environment = {"DIPOLE_API_URL": server.url, "COLUMNS": "60", "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, arguments, env=environment)
+    assert done.exit_code == status, done.output
+    return done.stdout if status == 0 else done.stderr
+
+
+@pytest.mark.parametrize(
+    ("text", "reward"),
+    [
+        ("shapes", {"name": "shapes"}),
+        ("shapes:0", {"name": "shapes", "weight": 0.0}),
+        ("shapes:.5", {"name": "shapes", "weight": 0.5}),
+        ("a=http://127.0.0.1:8401", {"name": "a", "url": "http://127.0.0.1:8401"}),
+        ("a=http://127.0.0.1:8401:2", {"name": "a", "url": "http://127.0.0.1:8401", "weight": 2.0}),
+        ("a=https://h.example/x:0.25", {"name": "a", "url": "https://h.example/x", "weight": 0.25}),
+        ("a=http://h.example:0.25", {"name": "a", "url": "http://h.example", "weight": 0.25}),
+        ("a=http://[::1]:1/x:3", {"name": "a", "url": "http://[::1]:1/x", "weight": 3.0}),
+    ],
+)
+def test_a_reward_option_means_what_it_shows(text: str, reward: dict[str, Any]) -> None:
+    """NAME[=URL][:WEIGHT]; the first number after a host is its port."""
+    assert parse_reward(text) == reward
+
+
+@pytest.mark.parametrize("text", ["", "a b", "a=ftp://x", "a=", "a:x", "a=http://x:1:2:3"])
+def test_a_reward_option_that_means_nothing_is_refused(text: str) -> None:
+    """The sentence shows the form."""
+    with pytest.raises(InvalidInput, match="NAME"):
+        parse_reward(text)
+
+
+def test_loopback_is_asked_without_a_proxy(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A proxy in the environment is for other hosts: its own loopback is not ours."""
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy", "ALL_PROXY"):
+        monkeypatch.setenv(name, "http://127.0.0.1:1")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    with Api(api.url) as ours:
+        assert [reward["name"] for reward in ours.get("/v1/rewards")["data"]] == ["shapes"]
+    with Api("http://api.invalid") as others, pytest.raises(ApiError, match="Connection refused"):  # the proxy's
+        others.get("/v1/rewards")
+
+
+def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
+    """Every command against a real server; `create` prints the id alone; errors are sentences with exit code 1."""
+    prompts, config = tmp_path / "prompts.jsonl", tmp_path / "job.json"
+    prompts.write_text(PROMPTS)
+    config.write_text(json.dumps({"steps": 3, "seed": 9, "rewards": [{"name": "none"}]}))
+    job = dipole(
+        api, "jobs", "create", "--prompts", str(prompts), "--reward", "shapes", "--reward", "w=http://127.0.0.1:9:0",
+        "--steps", "7", "--config", str(config), "--validation", str(prompts),
+    ).strip()  # fmt: skip
+    shown = json.loads(dipole(api, "jobs", "show", job))
+    assert (shown["steps"], shown["seed"], shown["evaluation"]["prompt_count"]) == (7, 9, 1)
+    assert [(reward["name"], reward["weight"]) for reward in shown["rewards"]] == [("shapes", 1), ("w", 0)]
+    assert job in dipole(api, "jobs", "list")
+    assert "paused" in dipole(api, "jobs", "pause", job)
+    assert "queued" in dipole(api, "jobs", "resume", job)
+    assert shown["training_file"] in dipole(api, "files", "list")
+    assert "cancelled" in dipole(api, "jobs", "cancel", job)
+    assert "Job cancelled" in dipole(api, "jobs", "events", job)
+    assert "cannot be resumed" in dipole(api, "jobs", "resume", job, status=1)
+    assert "no checkpoint" in dipole(api, "jobs", "download", job, status=1)
+    assert "there is no job ftjob-none" in dipole(api, "jobs", "watch", "ftjob-none", status=1)
+
+
+def test_an_upload_prints_the_id_alone_and_says_beside_what_it_took(api: Any, tmp_path: Path) -> None:
+    """Scripts read the id; people read on standard error that the file holds prompts."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PROMPTS)
+    environment = {"DIPOLE_API_URL": api.url, "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["files", "upload", str(prompts)], env=environment)
+    assert (done.stdout.startswith("file-"), len(done.stdout.split())) == (True, 1)
+    assert done.stderr == "1 prompts\n"
+
+
+def test_a_server_that_is_not_there_is_a_sentence() -> None:
+    """It says where it looked and what to do."""
+    with Api("http://127.0.0.1:9") as api, pytest.raises(ApiError, match="dipole up"):
+        api.get("/v1/fine_tuning/jobs")
+
+
+def test_watching_survives_a_restart_of_the_api(
+    api_server: Callable[..., AbstractContextManager[Any]], tmp_path: Path
+) -> None:
+    """Each event arrives once, in order, though the API goes away while the job is watched."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = int(probe.getsockname()[1])
+    seen: list[tuple[str, str]] = []
+    breaks: list[str] = []
+
+    def watch(url: str, job: str) -> None:
+        with Api(url) as client:
+            seen.extend((event["id"], event["kind"]) for event in client.follow(job, on_break=breaks.append))
+
+    with api_server(tmp_path, port) as server:
+        httpx.post(f"{server.url}/v1/rewards", json={"name": "s", "url": "http://127.0.0.1:9"}).raise_for_status()
+        body = {"prompts": [{"prompt": "x"}], "rewards": [{"name": "s"}]}
+        job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, timeout=30).raise_for_status().json()["id"]
+        database = Database(server.environment["DIPOLE_DATABASE_URL"])
+        store = JobStore(database)
+        claim = store.claim("worker", 600)
+        assert claim is not None
+        watcher = threading.Thread(target=watch, args=(server.url, job))
+        watcher.start()
+        store.append_event(claim, "step", "", {"step": 1})
+        time.sleep(1.5)
+        server.process.kill()
+        server.process.wait()
+    store.append_event(claim, "step", "", {"step": 2})
+    with api_server(tmp_path, port):
+        store.append_event(claim, "step", "", {"step": 3})
+        store.finish(claim, "succeeded")
+        watcher.join(60)
+        assert not watcher.is_alive()
+    database.close()
+    assert [kind for _, kind in seen] == ["created", "queued", "running", "step", "step", "step", "succeeded"]
+    assert len(set(seen)) == len(seen)
+    assert breaks
+
+
+def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:
+    """A connection that breaks half-way leaves no file that looks like a checkpoint."""
+
+    class Breaks(httpx.SyncByteStream):
+        def __iter__(self) -> Any:
+            yield b"half"
+            raise httpx.ReadError("broken")
+
+    transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Breaks()))
+    with Api(transport=transport) as client, pytest.raises(ApiError):
+        client.download("/x", tmp_path / "lora.zip")
+    assert list(tmp_path.iterdir()) == []
+    whole = httpx.MockTransport(lambda _: httpx.Response(200, content=b"whole"))
+    with Api(transport=whole) as client:
+        assert client.download("/x", tmp_path / "lora.zip") == 5
+    assert (tmp_path / "lora.zip").read_bytes() == b"whole"

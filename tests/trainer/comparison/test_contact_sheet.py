@@ -1,0 +1,91 @@
+"""The contact sheet: every image in its place, every text within its bounds, whatever is compared."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dipole_trainer.comparison import contact_sheet
+from dipole_trainer.comparison.contact_sheet import LEFT, PROMPTS, clipped, draw, font, wrapped
+
+LONG = "a hyper-detailed portrait of an old fisherman by the café, golden light " * 8
+
+
+def evaluation(labels: list[str], prompts: list[str], images: int, scores: list[float | None]) -> dict[str, Any]:
+    figure = {"scores": {"r": {"mean": 0.5, "low": 0.4, "high": 0.6, "prompts": len(prompts)}}}
+    each = {label: {"scores": {"r": scores}} for label in labels}
+    return {
+        "rewards": [{"name": "r"}], "images_per_prompt": images,
+        "models": [{"label": label, "figures": figure} for label in labels],
+        "prompts": [{"prompt": prompt, "tag": "a tag", "models": each} for prompt in prompts],
+    }  # fmt: skip
+
+
+def test_each_model_prompt_and_noise_has_its_place() -> None:
+    """Rows are prompts, and a model's noises stand together in their order: each image is of one colour of its own."""
+    models, prompts, noises = 3, 2, 4
+
+    def colour(model: int, prompt: int, noise: int) -> tuple[int, int, int]:
+        return 60 * model + 30, 80 * prompt + 40, 50 * noise + 20
+
+    images = [
+        [np.stack([np.full((16, 16, 3), colour(m, p, k), np.uint8) for k in range(noises)]) for p in range(prompts)]
+        for m in range(models)
+    ]
+    said = evaluation(["a", "b", "c"], ["x", "y"], noises, [0.5, None, 1.0, 0.0])
+    sheet = np.asarray(draw(said, images))
+    at = {
+        (m, p, k): np.argwhere((sheet == colour(m, p, k)).all(-1)).mean(0)
+        for m in range(models)
+        for p in range(prompts)
+        for k in range(noises)
+    }
+    for p in range(prompts):
+        order = [at[m, p, k][1] for m in range(models) for k in range(noises)]
+        assert order == sorted(order)
+        assert len({at[m, p, k][0] for m in range(models) for k in range(noises)}) == 1, "one row"
+    assert at[0, 0, 0][0] < at[0, 1, 0][0]
+    assert at[0, 0, 0][1] > LEFT
+
+
+@pytest.mark.parametrize(("models", "images"), [(1, 1), (2, 4), (3, 64), (4, 16)])
+def test_the_sheet_keeps_its_size(models: int, images: int) -> None:
+    """However many prompts and noises: the first of them, and no wider than a screen."""
+    prompts = [LONG] * 40
+    drawn = [[np.zeros((images, 24, 16, 3), np.uint8)] * PROMPTS] * models  # not square
+    said = evaluation([f"m{index}" for index in range(models)], prompts, images, [None] * images)
+    sheet = draw(said, drawn)
+    assert sheet.width <= contact_sheet.WIDTH
+    assert sheet.height <= 2050
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.text(max_size=300), st.integers(40, 300))
+def test_no_line_is_wider_than_its_room(text: str, width: int) -> None:
+    """And no character is lost on the way."""
+    lines = wrapped(text, 15, width)
+    assert all(font(15).getlength(line) <= width or len(line) == 1 for line in lines)
+    assert "".join("".join(lines).split()) == "".join(contact_sheet.legible(text).split())
+
+
+def test_text_that_was_cut_ends_in_dots() -> None:
+    assert clipped("short", 15, 200) == "short"
+    assert clipped("short", 15, 200, more=True) == "short..."
+    cut = clipped(LONG, 15, 200)
+    assert cut.endswith("...")
+    assert font(15).getlength(cut) <= 200
+
+
+def test_without_a_font_of_the_machine_text_stays_legible(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow's own font knows basic Latin: accents go, and a text of which nothing is left says so."""
+    monkeypatch.setattr(contact_sheet, "FONTS", ())
+    font.cache_clear()
+    try:
+        assert contact_sheet.legible("café\n0.5 ± 0.1") == "cafe 0.5 +- 0.1"
+        assert contact_sheet.legible("窗台上的猫") == "(no font for this text)"
+    finally:
+        font.cache_clear()

@@ -1,0 +1,623 @@
+"""The job store: leases, fencing, desired states, events. On SQLite always.
+
+On PostgreSQL too when DIPOLE_TEST_POSTGRES_URL names a database that may be wiped; one test says when it was not.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import sqlalchemy as sa
+from alembic.config import Config
+from cryptography.fernet import Fernet
+from pydantic import SecretStr
+
+from dipole.client.endpoint import Endpoint, check_reward_url
+from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
+from dipole_trainer.database.engine import Database, _alembic
+from dipole_trainer.database.tables import Base, Job
+from dipole_trainer.jobs import transitions
+from dipole_trainer.jobs.leases import MAX_RESUMES
+from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.jobs.store import JobStore, upgrade
+from dipole_trainer.ranking.groups import Group, RewardResult
+from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.vault import Vault
+from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
+
+POSTGRES = os.environ.get("DIPOLE_TEST_POSTGRES_URL")
+ENGINES = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
+SPEC = TrainSpec(prompts=(PromptSpec(prompt="a red square"),), rewards=(RewardSpec(name="shapes"),), steps=4)
+
+
+@pytest.fixture(params=ENGINES)
+def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of an empty, upgraded database."""
+    if request.param == "sqlite":
+        found = f"sqlite:///{tmp_path}/jobs.db"
+    else:
+        assert POSTGRES is not None
+        found = POSTGRES
+        engine = sa.create_engine(found)
+        with engine.begin() as connection:
+            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
+        engine.dispose()
+    upgrade(found)
+    return found
+
+
+@pytest.fixture
+def store(url: str) -> Iterator[JobStore]:
+    database = Database(url)
+    yield JobStore(database)
+    database.close()
+
+
+def kinds(store: JobStore, job_id: str) -> list[str]:
+    return [event.kind for event in store.events_since(job_id, 0)]
+
+
+def expire(store: JobStore, job_id: str) -> None:
+    """The lease runs out: what waiting for its end would give."""
+    with store.database.writing() as session:
+        session.execute(sa.update(Job).where(Job.id == job_id).values(lease_expires=0.0))
+
+
+@pytest.mark.skipif(not POSTGRES, reason="NOT TESTED ON POSTGRESQL: set DIPOLE_TEST_POSTGRES_URL to a scratch database")
+def test_postgresql_is_among_the_tested_databases() -> None:
+    """Skipped, loudly, where every other test here saw SQLite alone."""
+    assert "postgresql" in ENGINES
+
+
+# ---- migrations -----------------------------------------------------------------------------------------------------
+
+
+def test_migrations_make_what_the_models_declare(store: JobStore) -> None:
+    """Nothing is left for alembic to change after upgrade(), so models and migrations agree."""
+    from alembic.autogenerate import compare_metadata
+    from alembic.migration import MigrationContext
+
+    with store.database.engine.connect() as connection:
+        context = MigrationContext.configure(connection, opts={"compare_type": True})
+        assert compare_metadata(context, Base.metadata) == []
+
+
+def test_upgrade_may_run_again_and_at_once_from_several_processes(tmp_path: Path) -> None:
+    """Every replica may run the migrations when it starts."""
+    url = f"sqlite:///{tmp_path}/jobs.db"
+    threads = [threading.Thread(target=upgrade, args=(url,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    upgrade(url)
+    database = Database(url)
+    assert JobStore(database).list() == ([], False)
+    database.close()
+
+
+def test_migrations_go_down_again(url: str) -> None:
+    """A downgrade leaves no table but alembic's own."""
+    from alembic import command
+
+    database = Database(url)
+    with database.engine.begin() as connection:
+        command.downgrade(_alembic(connection), "base")
+    assert sa.inspect(database.engine).get_table_names() == ["alembic_version"]
+    database.close()
+
+
+def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str) -> None:
+    """Migrating from the revision before keeps each row, its key too; the way back drops what cannot be asked there."""
+    from alembic import command
+
+    database = Database(url)
+
+    def migrate(move: Callable[[Config, str], None], revision: str) -> None:
+        with database.engine.begin() as connection:
+            move(_alembic(connection), revision)
+
+    migrate(command.downgrade, "0002")
+    columns = "(name, url, key, description, created_at)"
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql(
+            f"INSERT INTO rewards {columns} VALUES ('shapes', 'http://127.0.0.1:1', 'secret', 'd', 5.0)"
+        )
+    migrate(command.upgrade, "head")
+    catalogue = Catalogue(database)
+    row = catalogue.reward("shapes")
+    assert (row.description, row.created_at) == ("d", 5.0)
+    assert catalogue.endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
+    judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
+    catalogue.put_reward("judge", judge)
+    assert catalogue.endpoint("judge") == judge
+    sealing = Catalogue(database, Vault(Fernet.generate_key().decode()))
+    sealing.put_reward("sealed", Endpoint(url="http://127.0.0.1:3", key=SecretStr("secret")))
+    migrate(command.downgrade, "0002")
+    with database.engine.begin() as connection:
+        assert connection.exec_driver_sql("SELECT name, key FROM rewards").all() == [("shapes", "secret")]
+    migrate(command.upgrade, "head")
+    database.close()
+
+
+def test_registering_again_says_what_changed(store: JobStore) -> None:
+    """New is None, the same is nothing, and otherwise the fields by name; options are kept as the kind reads them."""
+    catalogue = Catalogue(store.database)
+    judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"max_candidates": "8"})
+    assert catalogue.put_reward("judge", judge)[1] is None
+    assert catalogue.put_reward("judge", judge)[1] == []
+    moved = judge.model_copy(update={"url": "https://127.0.0.1:3", "key": SecretStr("k"), "tls": "team"})
+    row, changed = catalogue.put_reward("judge", moved, description="d")
+    assert changed is not None
+    assert sorted(changed) == ["description", "key", "tls", "url"]
+    assert row.options == {"max_candidates": 8}
+
+
+@pytest.mark.parametrize("bad", ["mysql://x/y", "sqlite://", "sqlite:///:memory:", "nonsense"])
+def test_a_database_that_cannot_work_is_refused_at_start(bad: str) -> None:
+    """The sentence names the setting."""
+    with pytest.raises(ConfigurationError, match="DIPOLE_DATABASE_URL"):
+        Database(bad)
+
+
+# ---- callers --------------------------------------------------------------------------------------------------------
+
+
+def test_a_job_keeps_its_whole_spec_and_shows_it_without_prompts(store: JobStore) -> None:
+    """A job outlives the files it was made from, and a list of jobs stays small."""
+    job = store.create(SPEC, extra={"suffix": "x"})
+    assert store.spec(job.id) == SPEC
+    assert store.get(job.id).state == "queued"
+    assert "prompts" not in job.summary
+    assert job.summary["prompt_count"] == 1
+
+
+def test_lists_page_by_cursor_newest_first(store: JobStore) -> None:
+    """Following `after` visits every job once, and says when there are no more."""
+    ids = [store.create(SPEC).id for _ in range(5)]
+    first, more = store.list(limit=2)
+    assert ([job.id for job in first], more) == (ids[:-3:-1], True)
+    second, _ = store.list(after=first[-1].id, limit=2)
+    third, more = store.list(after=second[-1].id, limit=2)
+    assert [job.id for job in (*first, *second, *third)] == ids[::-1]
+    assert not more
+    with pytest.raises(NotFound):
+        store.list(after="ftjob-none")
+
+
+def test_an_idempotency_key_makes_one_job(store: JobStore) -> None:
+    """A repeat returns the first job; the same key with another request is a Conflict."""
+    first = store.create(SPEC, idempotency_key="k", digest="d")
+    assert store.create(SPEC, idempotency_key="k", digest="d").id == first.id
+    with pytest.raises(Conflict):
+        store.create(SPEC, idempotency_key="k", digest="other")
+    assert len(store.list()[0]) == 1
+
+
+def test_a_job_nobody_trains_obeys_at_once(store: JobStore) -> None:
+    """queued -> paused -> queued -> cancelled without a worker; a cancelled job is never claimed."""
+    job = store.create(SPEC)
+    assert store.pause(job.id).state == "paused"
+    assert store.claim("w", 60) is None
+    assert store.resume(job.id).state == "queued"
+    assert store.cancel(job.id).state == "cancelled"
+    assert store.cancel(job.id).state == "cancelled"
+    assert store.claim("w", 60) is None
+    for verb in (store.pause, store.resume):
+        with pytest.raises(Conflict):
+            verb(job.id)
+
+
+def test_a_running_job_is_asked_through_the_heartbeat(store: JobStore) -> None:
+    """pause and cancel of a held job change what is desired; the worker makes it so."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.heartbeat(claim, 60) == "run"
+    assert store.pause(job.id).state == "running"
+    assert store.heartbeat(claim, 60) == "pause"
+    assert store.finish(claim, "paused") == "paused"
+    store.resume(job.id)
+    again = store.claim("w", 60)
+    assert again is not None
+    store.cancel(job.id)
+    assert store.heartbeat(again, 60) == "cancel"
+    with pytest.raises(Conflict):
+        store.resume(job.id)
+    assert store.finish(again, "cancelled") == "cancelled"
+    assert store.get(job.id).finished_at is not None
+
+
+def test_a_resume_that_overtakes_the_pause_queues_the_job(store: JobStore) -> None:
+    """The worker already stopped for the pause when the caller changed their mind: the job must not stay paused."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.pause(job.id)
+    store.resume(job.id)
+    assert store.finish(claim, "paused") == "queued"
+
+
+# ---- leases ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_second_claim_is_a_no_op(store: JobStore) -> None:
+    """A second delivery of the same wake-up changes nothing."""
+    job = store.create(SPEC)
+    claim = store.claim("one", 60, job_id=job.id)
+    assert claim is not None
+    assert (claim.spec, claim.fence) == (SPEC, 1)
+    before = kinds(store, job.id)
+    assert store.claim("two", 60, job_id=job.id) is None
+    assert store.claim("one", 60) is None
+    assert kinds(store, job.id) == before
+
+
+def test_the_oldest_job_is_claimed_first(store: JobStore) -> None:
+    """Workers serve in order of creation."""
+    ids = [store.create(SPEC).id for _ in range(3)]
+    claimed = [store.claim("w", 60) for _ in ids]
+    assert [claim.job_id for claim in claimed if claim] == ids
+
+
+def test_an_expired_lease_is_taken_over_and_fences_the_first_worker_out(store: JobStore) -> None:
+    """After the takeover every write of the first worker raises LeaseLost and leaves no trace."""
+    job = store.create(SPEC)
+    first = store.claim("first", 0.2)
+    assert first is not None
+    assert store.claim("second", 60) is None
+    time.sleep(0.4)  # the database's clock, not a patched one
+    second = store.claim("second", 60)
+    assert second is not None
+    assert (second.job_id, second.fence) == (job.id, first.fence + 1)
+    before = kinds(store, job.id)
+    group, result = ranked()
+    for write in (
+        lambda: store.heartbeat(first, 60),
+        lambda: store.append_event(first, "step", "", {"step": 1}),
+        lambda: store.add_checkpoint(first, 1, "checkpoint-1", {}, kept=[1]),
+        lambda: store.finish(first, "succeeded"),
+        lambda: store.release(first, ""),
+        lambda: store.wait_for_reward(first, "shapes", ""),
+        lambda: Ledger(store.database).record(first, group, "shapes", result),
+    ):
+        with pytest.raises(LeaseLost):
+            write()
+    assert kinds(store, job.id) == before
+    assert store.get(job.id).state == "running"
+    assert Ledger(store.database).list(job.id) == ([], False)
+    assert store.heartbeat(second, 60) == "run"
+
+
+def test_a_late_heartbeat_keeps_a_job_that_nobody_took(store: JobStore) -> None:
+    """A worker that paused longer than its lease goes on when it is still the last who claimed."""
+    store.create(SPEC)
+    claim = store.claim("w", 0.05)
+    assert claim is not None
+    time.sleep(0.2)
+    assert store.heartbeat(claim, 60) == "run"
+    assert store.claim("other", 60) is None
+
+
+@pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("cancel", "cancelled")])
+def test_a_dead_workers_job_still_obeys(store: JobStore, verb: str, state: str) -> None:
+    """Asked for before or after the worker died, the job gets there without another training step."""
+    asked_before, asked_after = store.create(SPEC), store.create(SPEC)
+    for _ in range(2):
+        assert store.claim("w", 60) is not None
+    getattr(store, verb)(asked_before.id)
+    for job in (asked_before, asked_after):
+        expire(store, job.id)
+    getattr(store, verb)(asked_after.id)
+    assert store.claim("other", 60) is None
+    assert {store.get(job.id).state for job in (asked_before, asked_after)} == {state}
+
+
+def test_a_job_that_kills_its_workers_is_failed_in_the_end(store: JobStore) -> None:
+    """Without a checkpoint between, MAX_CRASHES takeovers are enough; a checkpoint starts the count again."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.add_checkpoint(claim, 1, "checkpoint-1", {}, kept=[1])
+    for _ in range(transitions.MAX_CRASHES):
+        expire(store, job.id)
+        assert store.claim("w", 60) is not None
+    expire(store, job.id)
+    assert store.claim("w", 60) is None
+    failed = store.get(job.id)
+    assert failed.state == "failed"
+    assert failed.error is not None
+    assert "worker died" in failed.error["message"]
+
+
+def test_a_released_job_goes_to_the_next_worker(store: JobStore) -> None:
+    """SIGTERM's way: back to the queue at once, with a higher fence for the next."""
+    store.create(SPEC)
+    first = store.claim("first", 60)
+    assert first is not None
+    assert store.release(first, "stopped") == "queued"
+    second = store.claim("second", 60)
+    assert second is not None
+    assert second.fence > first.fence
+    with pytest.raises(LeaseLost):
+        store.heartbeat(first, 60)
+
+
+RACER = """
+import sys, time
+from dipole_trainer.database.engine import Database
+from dipole_trainer.jobs.store import JobStore
+store = JobStore(Database(sys.argv[1]))
+time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
+while (claim := store.claim(sys.argv[3], 60)) is not None:
+    print(claim.job_id, claim.fence, flush=True)
+"""
+
+
+def test_real_processes_racing_for_jobs_share_them_without_overlap(store: JobStore, url: str) -> None:
+    """Three processes claim forty jobs at the same moment: each job goes to one of them, once, with fence 1."""
+    ids = [store.create(SPEC).id for _ in range(40)]
+    start = str(time.time() + 4)
+    racers = [
+        subprocess.Popen([sys.executable, "-c", RACER, url, start, name], stdout=subprocess.PIPE, text=True)
+        for name in ("one", "two", "three")
+    ]
+    lines = [line.split() for racer in racers for line in racer.communicate(timeout=120)[0].splitlines()]
+    assert [racer.returncode for racer in racers] == [0, 0, 0]
+    assert sorted(job_id for job_id, _ in lines) == sorted(ids)
+    assert {fence for _, fence in lines} == {"1"}
+
+
+# ---- what a worker writes -------------------------------------------------------------------------------------------
+
+
+def test_event_cursors_grow_and_a_step_moves_the_job(store: JobStore) -> None:
+    """The cursor pages both ways; numbers that JSON lacks become null, numpy scalars plain numbers."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    data = {"step": 2, "loss": float("nan"), "eta_s": np.float32(1.5), "path": Path("a/b"), "bad": "nul\x00"}
+    cursor = store.append_event(claim, "step", "Step", data)
+    last = store.append_event(claim, "evaluation", "", {})
+    assert last > cursor
+    assert [event.id for event in store.events_since(job.id, cursor)] == [last]
+    newest, more = store.events(job.id, limit=1)
+    assert ([event.id for event in newest], more) == ([last], True)
+    stored = next(event for event in store.events(job.id, after=last)[0] if event.id == cursor)
+    assert stored.data == {"step": 2, "loss": None, "eta_s": 1.5, "path": "a/b", "bad": "nul\N{REPLACEMENT CHARACTER}"}
+    assert (store.get(job.id).step, store.get(job.id).eta_s) == (2, 1.5)
+
+
+def test_checkpoints_are_kept_once_a_step_and_forgotten_when_pruned(store: JobStore) -> None:
+    """A resumed job writes a step again: the row keeps its id. Rows of pruned folders go."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    first = store.add_checkpoint(claim, 1, "checkpoint-1", {"train_loss": 1.0}, kept=[1])
+    assert store.add_checkpoint(claim, 1, "checkpoint-1", {"train_loss": 0.5}, kept=[1]).id == first.id
+    store.add_checkpoint(claim, 2, "checkpoint-2", {}, kept=[1, 2])
+    store.add_checkpoint(claim, 3, "checkpoint-3", {}, kept=[2, 3])
+    rows, more = store.checkpoints(job.id, limit=1)
+    assert ([row.step for row in rows], more) == ([3], True)
+    assert [row.step for row in store.checkpoints(job.id, after=rows[0].id)[0]] == [2]
+
+
+def test_a_job_waits_for_its_reward_and_goes_on_when_it_is_back(store: JobStore) -> None:
+    """The event has the reason; one look is booked at a time; a caller's pause ends the waiting."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.wait_for_reward(claim, "shapes", "timeout: no answer") == "paused"
+    waiting = store.get(job.id)
+    assert (waiting.waiting_reward, waiting.waiting_reason) == ("shapes", "timeout: no answer")
+    assert store.due_waits() == []
+    with store.database.writing() as session:
+        session.execute(sa.update(Job).values(waiting_until=0.0))
+    assert store.due_waits() == [(job.id, "shapes")]
+    assert store.due_waits() == []
+    assert store.reward_is_back(job.id, "shapes")
+    assert not store.reward_is_back(job.id, "shapes")
+    assert store.get(job.id).state == "queued"
+    assert "timeout: no answer" in next(e.message for e in store.events_since(job.id, 0) if e.kind == "paused")
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.wait_for_reward(claim, "shapes", "again")
+    store.pause(job.id)
+    with store.database.writing() as session:
+        session.execute(sa.update(Job).values(waiting_until=0.0))
+    assert store.due_waits() == []
+    assert store.get(job.id).state == "paused"
+
+
+def test_whatever_an_endpoint_says_can_be_written(store: JobStore) -> None:
+    """NULs and half surrogate pairs, which databases refuse, end neither the wait nor the job."""
+    job = store.create(SPEC)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.wait_for_reward(claim, "shapes", "it said \x00 and \ud800") == "paused"
+    assert store.get(job.id).waiting_reason == "it said \N{REPLACEMENT CHARACTER} and ?"
+    store.resume(job.id)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    assert store.finish(claim, "failed", error={"code": "internal", "message": "\x00\ud800"}) == "failed"
+    assert not any("\x00" in event.message for event in store.events_since(job.id, 0))
+
+
+def test_a_reward_that_is_ready_but_never_ranks_does_not_resume_a_job_for_ever(store: JobStore) -> None:
+    """Resumed MAX_RESUMES times without a step, the job stays paused and says so; a caller's resume starts anew."""
+    job = store.create(SPEC)
+    for _ in range(MAX_RESUMES):
+        claim = store.claim("w", 60)
+        assert claim is not None
+        store.wait_for_reward(claim, "shapes", "invalid_response")
+        assert store.reward_is_back(job.id, "shapes")
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.wait_for_reward(claim, "shapes", "invalid_response")
+    assert store.get(job.id).waiting_until is None
+    assert store.due_waits() == []
+    assert "resume the job" in store.events(job.id)[0][0].message
+    store.resume(job.id)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    store.append_event(claim, "step", "", {"step": 1})
+    store.wait_for_reward(claim, "shapes", "timeout")
+    assert store.get(job.id).waiting_until is not None
+
+
+def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[Group, RewardResult]:
+    images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
+    group = Group(id="g1", step=1, prompt="a red square", metadata={"tag": "one"}, images=images, seeds=(7, 2**62))
+    parts = {"strict": (1.0, None)}
+    named = {"model": "shapes", "model_revision": "r1"}
+    return group, RewardResult(scores=scores, sub_scores=parts, errors={1: "broken"}, **named, seconds=0.1)
+
+
+def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
+    """Prompt, seeds, a hash per candidate, scores and revision of each reward; a repeat replaces, never doubles."""
+    job, ledger = store.create(SPEC), Ledger(store.database)
+    claim = store.claim("w", 60)
+    assert claim is not None
+    group, result = ranked()
+    ledger.record(claim, group, "shapes", result)
+    ledger.record(claim, group, "colour", result)
+    ledger.record(claim, group, "shapes", ranked((0.25, 1.0))[1])
+    (entry,), more = ledger.list(job.id)
+    assert not more
+    assert (entry["prompt"], entry["seeds"], entry["metadata"]) == ("a red square", [7, 2**62], {"tag": "one"})
+    assert len(set(entry["candidates"])) == 2
+    assert entry["rewards"]["shapes"]["scores"] == [0.25, 1.0]
+    assert entry["rewards"]["colour"]["scores"] == [0.5, None]
+    assert entry["rewards"]["colour"]["sub_scores"] == {"strict": [1.0, None]}
+    assert entry["rewards"]["colour"]["errors"] == {"1": "broken"}
+    assert entry["rewards"]["colour"]["model_revision"] == "r1"
+
+
+# ---- the catalogue --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://evil.example/",
+        "http://127.0.0.1@evil.example/",
+        "http://user:password@127.0.0.1/",
+        "http://evil.example\\@127.0.0.1/",
+        "ftp://127.0.0.1/",
+        "file:///etc/passwd",
+        "http://127.0.0.1:99999/",
+        "http://127.0.0.1/?a=b",
+        "http://127.0.0.1/#x",
+        "http://127.0.0.1 /",
+        "http://[::1",
+        "http://notexample.org",
+        "http://example.org",
+        "127.0.0.1:80",
+        "",
+        "http://127.0.0.1:1/\x7f",
+        "http://127.0.0.1/" + "a" * 70_000,
+        "http://@127.0.0.1/",
+        "http://127.0.0.1/?",
+        "http://127.0.0.1/#",
+        "http://127.0.0.1:0/",
+        "http://127.1/",
+        "http://2130706433/",
+        "http://0x7f000001/",
+        "http://[::ffff:127.0.0.1]/",
+        "http://[::2]/",
+        "http://127.0.0.1.evil.example/",
+        "http://evil.example./",
+        "http://.example.org/",
+        "http://example.org./",
+        "http://ⓔxample.org/",
+        "http://a。example.org/",
+        "http://only.lan:8402",
+        "http://only.lan",
+        "https://[::9]:8443",
+    ],
+)
+def test_a_reward_url_off_the_allowed_hosts_is_refused(url: str) -> None:
+    """Whatever a URL pretends, only plain HTTP to an allowed host passes."""
+    with pytest.raises(InvalidInput):
+        check_reward_url(url, ["127.0.0.1", "*.example.org", "::1", "only.lan:8401", "[::9]:443"], field="url")
+
+
+def test_allowed_reward_urls_lose_only_their_last_slash() -> None:
+    """`*.` stands for hosts below a domain, `:port` for that port; case, a root dot and IPv6's forms do not matter."""
+    hosts = ["127.0.0.1", "*.example.org", "::1", "only.lan:8401", "[::9]:443", "Web.LAN.:80"]
+    assert check_reward_url("http://127.0.0.1:8401/", hosts, field="url") == "http://127.0.0.1:8401"
+    assert check_reward_url("https://A.Example.org/x", hosts, field="url") == "https://A.Example.org/x"
+    assert check_reward_url("http://[::1]:1", hosts, field="url") == "http://[::1]:1"
+    for url in (
+        "http://[0:0:0:0:0:0:0:1]:8401/x", "HTTP://127.0.0.1:65535", "http://127.0.0.1.", "https://a.example.org.",
+        "https://A.B.EXAMPLE.org", "http://ONLY.lan:8401", "https://[::9]", "http://[0::9]:443", "http://web.lan",
+    ):  # fmt: skip
+        assert check_reward_url(url, hosts, field="url") == url
+
+
+def test_what_is_said_of_a_wrong_url_does_not_repeat_its_password() -> None:
+    """The field is named; userinfo may be a secret, and the message goes to logs and callers."""
+    for url in ("http://ann:pass-word@127.0.0.1", "http://ann:pass-word@[::1", "ftp://ann:pass-word@h"):
+        with pytest.raises(InvalidInput) as caught:
+            check_reward_url(url, ["127.0.0.1"], field="rewards[0].url")
+        assert "pass-word" not in str(caught.value)
+        assert "rewards[0].url" in str(caught.value)
+
+
+def test_endpoints_keys_are_sealed_with_the_setting_and_rotate(store: JobStore) -> None:
+    """The row holds no key's text; the older key opens it until it is registered again; plain rows still open."""
+    older, newer = (Fernet.generate_key().decode() for _ in range(2))
+    endpoint = Endpoint(url="http://127.0.0.1:1", key=SecretStr("key-of-the-judge"))
+
+    def catalogue(keys: str | None) -> Catalogue:
+        return Catalogue(store.database, Vault(keys))
+
+    catalogue(None).put_reward("judge", endpoint)
+    assert catalogue(older).reward("judge").key == "key-of-the-judge"
+    assert catalogue(older).endpoint("judge") == endpoint
+    for keys in (older, f"{newer},{older}"):
+        assert catalogue(keys).put_reward("judge", endpoint)[1] == []  # sealed anew, and no other than it was
+        assert "key-of-the-judge" not in (catalogue(keys).reward("judge").key or "")
+        assert catalogue(keys).endpoint("judge") == endpoint
+    assert catalogue(newer).endpoint("judge") == endpoint
+    for keys, said in ((older, "does not open"), (None, "set DIPOLE_SECRETS_KEY")):
+        with pytest.raises(ConfigurationError, match=said):
+            catalogue(keys).endpoint("judge")
+    assert catalogue(older).put_reward("judge", endpoint)[1] == ["key"]
+    with pytest.raises(ConfigurationError, match="must be Fernet keys"):
+        catalogue("not-a-key")
+
+
+def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:
+    """An open job's reward must stay; afterwards it may go."""
+    catalogue = Catalogue(store.database)
+    catalogue.put_reward("shapes", Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret")))
+    job = store.create(SPEC)
+    with pytest.raises(Conflict, match=job.id):
+        catalogue.delete_reward("shapes")
+    store.cancel(job.id)
+    catalogue.delete_reward("shapes")
+    assert catalogue.rewards() == []
+
+
+def test_keys_are_hashed_scoped_and_revocable(store: JobStore) -> None:
+    """The database never holds a key's text."""
+    from dipole.web import key_digest
+
+    catalogue = Catalogue(store.database)
+    row, text = catalogue.create_key("ann", ["train"])
+    assert text not in (row.sha256, row.id)
+    assert catalogue.scopes_of(key_digest(text)) == {"train"}
+    assert catalogue.scopes_of(key_digest("other")) == frozenset()
+    catalogue.revoke_key(row.id)
+    assert catalogue.scopes_of(key_digest(text)) == frozenset()
+    with pytest.raises(NotFound):
+        catalogue.revoke_key(row.id)

@@ -1,0 +1,701 @@
+"""CeleryRanker end to end: a real Redis, a real rank worker process, real HTTP endpoints that behave and misbehave."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+import redis
+from pydantic import SecretStr
+
+from dipole.broker import CandidateStore, MissingCandidates
+from dipole.client.endpoint import Endpoint as Described
+from dipole.errors import RewardUnavailable
+from dipole.settings import PlatformSettings
+from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
+from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.spec import RewardSpec
+
+K = 4
+
+
+# ---- endpoints ----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Call:
+    """One POST /v1/rank as an endpoint saw it; `number` counts from 0."""
+
+    number: int
+    prompt: str
+    ids: list[str]
+    headers: dict[str, str]
+
+
+Answer = tuple[int, dict[str, str], str]
+Behaviour = Callable[[Call], Answer]
+
+
+def ranking(call: Call, scores: list[Any] | None = None) -> str:
+    """A well-formed ranking; `scores` may be anything JSON can say, NaN included."""
+    given = [float(index) for index in range(len(call.ids))] if scores is None else scores
+    results = [
+        {
+            "id": call.ids[min(index, len(call.ids) - 1)],
+            "score": score,
+            "rank": None if score is None else 1,
+            "sub_scores": None if score is None else {"half": 0.5},
+            "error": {"code": "unreadable", "message": "no face"} if score is None else None,
+        }
+        for index, score in enumerate(given)
+    ]
+    names = {"model": "m", "model_revision": "r1", "recipe_version": "v1"}
+    return json.dumps(
+        {"id": "rk_1", "object": "ranking", "created": 1, "status": "completed", "results": results, **names}
+    )
+
+
+def good(call: Call) -> Answer:
+    return 200, {}, ranking(call)
+
+
+@dataclass
+class Endpoint:
+    """A reward server in a thread. `behave` decides each answer; `calls` keeps what was asked."""
+
+    behave: Behaviour
+    port: int = 0
+    calibrated: bool = True
+    calls: list[Call] = field(default_factory=list)
+    closing: threading.Event = field(default_factory=threading.Event)
+
+    def __post_init__(self) -> None:
+        endpoint, lock = self, threading.Lock()
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                info = {"name": "r", "model": "m", "model_revision": "r1", "recipe_version": "v1"}
+                types = ["application/x-npy", "image/png"]
+                ranked = self.path.startswith("/v1/rankings/")
+                if ranked:
+                    status, headers, body = endpoint.behave(Call(-1, "", [f"c{k}" for k in range(K)], {}))
+                    self.answer(status, headers, body)
+                else:
+                    self.answer(200, {}, json.dumps({**info, "media_types": types, "calibrated": endpoint.calibrated}))
+
+            def do_POST(self) -> None:
+                body = self.rfile.read(int(self.headers["Content-Length"]))
+                request = json.loads(re.search(rb'\{"prompt".*?\]\s*(?:,\s*"[a-z_]+":[^\n]*)?\}', body)[0])  # type: ignore[index]
+                ids = [candidate["id"] for candidate in request["candidates"]]
+                with lock:
+                    call = Call(
+                        len(endpoint.calls), request["prompt"], ids, {k.lower(): v for k, v in self.headers.items()}
+                    )
+                    endpoint.calls.append(call)
+                self.answer(*endpoint.behave(call))
+
+            def answer(self, status: int, headers: dict[str, str], body: str) -> None:
+                data = body.encode()
+                self.send_response(status)
+                for name, value in {"Content-Type": "application/json", **headers}.items():
+                    self.send_header(name, value)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            def handle(self) -> None:
+                try:
+                    super().handle()
+                except OSError:
+                    return  # the caller hung up
+
+            def log_message(self, *_: object) -> None:
+                return
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server.daemon_threads = True
+        self.url = f"http://127.0.0.1:{self.server.server_port}"
+        threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
+
+    def close(self) -> None:
+        self.closing.set()
+        self.server.shutdown()
+        self.server.server_close()
+
+
+Endpoints = Callable[..., Endpoint]
+
+
+@pytest.fixture
+def endpoint() -> Iterator[Endpoints]:
+    made: list[Endpoint] = []
+
+    def make(behave: Behaviour = good, port: int = 0, **more: Any) -> Endpoint:
+        made.append(Endpoint(behave, port, **more))
+        return made[-1]
+
+    yield make
+    for each in made:
+        each.close()
+
+
+# ---- ranker and rank worker ---------------------------------------------------------------------------------------
+
+
+def start_rank_worker(redis_url: str) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "dipole.cli", "serve", "rank-worker"]
+    return subprocess.Popen(command, env={**os.environ, "DIPOLE_REDIS_URL": redis_url})
+
+
+@pytest.fixture(scope="module")
+def rank_worker(redis_url: str) -> Iterator[subprocess.Popen[bytes]]:
+    with start_rank_worker(redis_url) as process:
+        yield process
+        process.terminate()
+
+
+@dataclass
+class Harness:
+    """Makes rankers on one Redis, with names of their own, and closes them."""
+
+    settings: PlatformSettings
+    ranked: list[tuple[str, str, RewardResult]] = field(default_factory=list)
+    rankers: list[CeleryRanker] = field(default_factory=list)
+
+    def ranker(self, *rewards: ResolvedReward, job: str = "job", resend_s: float = 2.0) -> CeleryRanker:
+        ranker = CeleryRanker(
+            self.settings,
+            job,
+            rewards,
+            on_ranked=lambda group, reward, result: self.ranked.append((group.id, reward, result)),
+            resend_s=resend_s,
+        )
+        self.rankers.append(ranker)
+        return ranker
+
+    def close(self) -> None:
+        for ranker in self.rankers:
+            ranker.close()
+
+
+@pytest.fixture
+def harness(redis_url: str) -> Iterator[Harness]:
+    harness = Harness(PlatformSettings(redis_url=redis_url, candidate_ttl_s=60))
+    yield harness
+    harness.close()
+
+
+def reward(endpoint: Endpoint | str, name: str, **spec: Any) -> ResolvedReward:
+    url = endpoint if isinstance(endpoint, str) else endpoint.url
+    return ResolvedReward(RewardSpec(name=name, **spec), Described(url=url, key=SecretStr("a-key-of-the-endpoint")))
+
+
+def group(name: str, value: int = 7) -> Group:
+    images = np.full((K, 8, 8, 3), value, np.uint8)
+    return Group(id=name, step=0, prompt=f"prompt {name}", metadata={"tag": "counting"}, images=images, seeds=range(K))
+
+
+def collect(ranker: CeleryRanker, count: int = 1, seconds: float = 90) -> list[RankedGroup]:
+    got: list[RankedGroup] = []
+    until = time.monotonic() + seconds
+    while len(got) < count and time.monotonic() < until:
+        if (ranked := ranker.collect(until - time.monotonic())) is not None:
+            got.append(ranked)
+    assert len(got) == count
+    return got
+
+
+# ---- the way there and back ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_rankings_come_back_with_who_ranked(endpoint: Endpoints, harness: Harness) -> None:
+    """Scores stand in candidate order with sub-scores, revision and time, go to the ledger, and carry our ids."""
+    server = endpoint()
+    ranker = harness.ranker(reward(server, "plain"))
+    ranker.submit(group("g1"))
+    (ranked,) = collect(ranker)
+    result = ranked.results["plain"]
+    assert result.scores == (0.0, 1.0, 2.0, 3.0)
+    assert result.sub_scores == {"half": (0.5,) * K}
+    assert (result.model, result.model_revision, result.recipe_version) == ("m", "r1", "v1")
+    assert result.seconds > 0
+    assert harness.ranked == [("g1", "plain", result)]
+    headers = server.calls[0].headers
+    assert headers["authorization"] == "Bearer a-key-of-the-endpoint"
+    assert headers["idempotency-key"].startswith(headers["x-request-id"])
+    assert ranker.collect(0) is None
+    with redis.Redis.from_url(harness.settings.redis_url) as client:
+        assert client.keys("dipole:candidates:*") == []  # a ranked group's images need no room any more
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_groups_come_as_they_finish(endpoint: Endpoints, harness: Harness) -> None:
+    """A group whose reward is slow does not hold back later ones."""
+
+    def slow_first(call: Call) -> Answer:
+        time.sleep(2 if call.prompt == "prompt slow" else 0)
+        return good(call)
+
+    ranker = harness.ranker(reward(endpoint(slow_first), "order"))
+    ranker.submit(group("slow"))
+    ranker.submit(group("fast"))
+    assert [ranked.group_id for ranked in collect(ranker, 2)] == ["fast", "slow"]
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_hanging_reward_blocks_no_other(endpoint: Endpoints, harness: Harness) -> None:
+    """With more groups hanging than a lane has threads, another reward still answers all of them at once."""
+    server = endpoint()
+    hanging = endpoint(lambda call: (hanging.closing.wait(60), good(call))[1])
+    ranker = harness.ranker(reward(server, "quick"), reward(hanging, "hangs", required=False, timeout_s=6))
+    started = time.monotonic()
+    for index in range(12):
+        ranker.submit(group(f"g{index}", index))
+    while len(harness.ranked) < 12:
+        assert ranker.collect(0.2) is None
+        assert time.monotonic() - started < 6
+    for ranked in collect(ranker, 12):
+        assert ranked.results["quick"].failure is None
+        assert "timeout" in (ranked.results["hangs"].failure or "")
+
+
+@pytest.mark.usefixtures("rank_worker")
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (lambda call: ranking(call, [1.0] * (K + 1)), "invalid_response"),
+        (lambda call: "<html><h1>Welcome to nginx</h1></html>", "invalid_response"),
+    ],
+    ids=["count", "html"],
+)
+def test_nonsense_is_left_out_or_stops_the_job(
+    body: Callable[[Call], str], reason: str, endpoint: Endpoints, harness: Harness, request: pytest.FixtureRequest
+) -> None:
+    """A wrong count and HTML are failures with a reason, each by its reward's policy."""
+    name = f"bad-{request.node.callspec.id}"
+    bad = endpoint(lambda call: (200, {}, body(call)))
+    ranker = harness.ranker(reward(endpoint(), "fine"), reward(bad, name, required=False, timeout_s=20))
+    ranker.submit(group("g"))
+    (ranked,) = collect(ranker)
+    assert ranked.results["fine"].scores == (0.0, 1.0, 2.0, 3.0)
+    assert ranked.results[name].scores == (None,) * K
+    assert re.search(reason, ranked.results[name].failure or "")
+    assert [told[1] for told in harness.ranked] == ["fine"]
+
+    strict = harness.ranker(reward(bad, name, timeout_s=4), job="strict")
+    strict.submit(group("g"))
+    with pytest.raises(RewardUnavailable, match=reason) as caught:
+        collect(strict)
+    assert caught.value.reward == name
+
+
+@pytest.mark.usefixtures("rank_worker")
+@pytest.mark.parametrize(
+    ("scores", "reason"),
+    [([1.0, float("nan"), 2.0, 3.0], "not_finite"), ([None] * K, "0 of 4 candidates scored.*no face")],
+    ids=["nan", "null"],
+)
+def test_a_group_that_cannot_be_scored_fails_alone(
+    scores: list[Any], reason: str, endpoint: Endpoints, harness: Harness, request: pytest.FixtureRequest
+) -> None:
+    """Also of a required reward: the group comes back with the reason, and a later question is asked anew."""
+    server = endpoint(lambda call: (200, {}, ranking(call, scores)))
+    rewarded = reward(server, f"unscored-{request.node.callspec.id}")
+    for asked in (1, 2):
+        ranker = harness.ranker(rewarded)
+        ranker.submit(group("g"))
+        result = collect(ranker)[0].results[rewarded.spec.name]
+        assert result.scores == (None,) * K
+        assert re.search(reason, result.failure or "")
+        assert len(server.calls) == asked
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_an_endpoint_may_only_rank(endpoint: Endpoints, harness: Harness) -> None:
+    """Ranks without any score are an order: negated, so that more is better, and marked as no more than that."""
+
+    def people(call: Call) -> Answer:
+        answer = json.loads(ranking(call, [None] * K))
+        for item, place in zip(answer["results"], [2, 1, None, 2], strict=True):
+            item.update(rank=place, error=item["error"] if place is None else None)
+        return 200, {}, json.dumps(answer)
+
+    ranker = harness.ranker(reward(endpoint(people), "ordinal"))
+    ranker.submit(group("g"))
+    result = collect(ranker)[0].results["ordinal"]
+    assert result.scores == (-2.0, -1.0, None, -2.0)
+    assert result.ordinal
+    assert result.failure is None
+    assert result.errors == {2: "unreadable: no face"}
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_scores_that_are_not_calibrated_are_an_order(endpoint: Endpoints, harness: Harness) -> None:
+    """The scores of an endpoint that says so count as an order: as they are, and marked as no more than that."""
+    ranker = harness.ranker(reward(endpoint(good, calibrated=False), "uncalibrated"), reward(endpoint(good), "plain"))
+    ranker.submit(group("g"))
+    results = collect(ranker)[0].results
+    assert results["uncalibrated"].scores == results["plain"].scores
+    assert (results["uncalibrated"].ordinal, results["plain"].ordinal) == (True, False)
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_single_nulls_stay_nulls(endpoint: Endpoints, harness: Harness) -> None:
+    """One candidate without a score is None with its reason; the others count."""
+    server = endpoint(lambda call: (200, {}, ranking(call, [3.0, None, 1.0, 2.0])))
+    ranker = harness.ranker(reward(server, "nulls"))
+    ranker.submit(group("g"))
+    result = collect(ranker)[0].results["nulls"]
+    assert result.scores == (3.0, None, 1.0, 2.0)
+    assert result.sub_scores == {"half": (0.5, None, 0.5, 0.5)}
+    assert result.errors == {1: "unreadable: no face"}
+
+
+# ---- failures that pass -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_busy_endpoint_is_asked_again(endpoint: Endpoints, harness: Harness) -> None:
+    """503 with Retry-After is not a failure while the deadline allows another try."""
+    busy = endpoint(lambda call: good(call) if call.number else (503, {"Retry-After": "1"}, "{}"))
+    ranker = harness.ranker(reward(busy, "busy", required=False))
+    ranker.submit(group("g"))
+    assert collect(ranker)[0].results["busy"].scores == (0.0, 1.0, 2.0, 3.0)
+    assert len(busy.calls) == 2
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_groups_that_fail_in_passing_hold_no_thread(endpoint: Endpoints, harness: Harness) -> None:
+    """More groups than a lane has threads are told to come back; another group of the same reward is ranked at once."""
+
+    def choosy(call: Call) -> Answer:
+        return good(call) if call.prompt == "prompt fine" else (503, {"Retry-After": "3"}, "{}")
+
+    ranker = harness.ranker(reward(endpoint(choosy), "choosy", required=False, timeout_s=14))
+    for index in range(12):
+        ranker.submit(group(f"g{index}", index))
+    assert ranker.collect(2) is None
+    ranker.submit(group("fine", 99))
+    started = time.monotonic()
+    assert collect(ranker)[0].group_id == "fine"
+    assert time.monotonic() - started < 9
+    for ranked in collect(ranker, 12):
+        assert re.search("timeout.*answered 503", ranked.results["choosy"].failure or "")
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_pending_ranking_that_its_endpoint_forgot_is_posted_anew(endpoint: Endpoints, harness: Harness) -> None:
+    """404 on the Location, as after a restart: the same question is asked again with the same key."""
+
+    def forgetful(call: Call) -> Answer:
+        if call.number == -1:
+            return 404, {}, "{}"
+        pending = json.dumps({"id": "rk_1", "object": "ranking", "status": "pending"})
+        return good(call) if call.number else (202, {"Location": "/v1/rankings/rk_1", "Retry-After": "0"}, pending)
+
+    server = endpoint(forgetful)
+    ranker = harness.ranker(reward(server, "forgetful"))
+    ranker.submit(group("g"))
+    assert collect(ranker)[0].results["forgetful"].scores == (0.0, 1.0, 2.0, 3.0)
+    assert len({call.headers["idempotency-key"] for call in server.calls}) == 1
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_dead_required_reward_is_waited_for_until_its_deadline(endpoint: Endpoints, harness: Harness) -> None:
+    """Refused connections stop the job at the deadline, not before; an endpoint back in time saves the group."""
+    gone = endpoint()
+    gone.close()
+    patient = harness.ranker(reward(gone, "dead", timeout_s=60))
+    patient.submit(group("g"))
+    assert patient.collect(1) is None
+    endpoint(port=gone.server.server_port)
+    assert collect(patient)[0].results["dead"].failure is None
+
+    gone = endpoint()
+    gone.close()
+    ranker = harness.ranker(reward(gone, "dead", timeout_s=3), job="strict")
+    started = time.monotonic()
+    ranker.submit(group("g"))
+    with pytest.raises(RewardUnavailable, match="dead"):
+        collect(ranker)
+    assert time.monotonic() - started >= 3
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_dead_optional_reward_is_left_out(endpoint: Endpoints, harness: Harness) -> None:
+    """The reason says that nobody listens there."""
+    gone = endpoint()
+    gone.close()
+    ranker = harness.ranker(reward(endpoint(), "alive"), reward(gone, "absent", required=False, timeout_s=4))
+    ranker.submit(group("g"))
+    assert re.search("transport|circuit|timeout", collect(ranker)[0].results["absent"].failure or "")
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_slow_ranker_is_asked_by_short_tasks(endpoint: Endpoints, harness: Harness) -> None:
+    """A 202 is looked after until it is done, and the answer is as good as any."""
+    asked = time.monotonic()
+
+    def slow(call: Call) -> Answer:
+        if time.monotonic() - asked > 3:
+            return good(call)
+        pending = json.dumps({"id": "rk_1", "object": "ranking", "status": "pending"})
+        return 202, {"Location": "/v1/rankings/rk_1", "Retry-After": "1"}, pending
+
+    ranker = harness.ranker(reward(endpoint(slow), "people"))
+    ranker.submit(group("g"))
+    assert collect(ranker)[0].results["people"].scores == (0.0, 1.0, 2.0, 3.0)
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_pending_ranking_is_asked_for_while_the_trainer_computes(endpoint: Endpoints, harness: Harness) -> None:
+    """A trainer that only looks in asks again what is due, also where each look finds another group finished."""
+    polled = threading.Event()
+
+    def slow(call: Call) -> Answer:
+        if call.number == -1:
+            polled.set()
+            return good(call)
+        pending = json.dumps({"id": "rk_1", "object": "ranking", "status": "pending"})
+        return (202, {"Location": "/v1/rankings/rk_1"}, pending) if call.prompt == "prompt slow" else good(call)
+
+    server = endpoint(slow)
+    ranker = harness.ranker(reward(server, "computing"), resend_s=60)
+    for value, name in enumerate(["slow", "a", "b", "c"]):
+        ranker.submit(group(name, value))
+    until = time.monotonic() + 50
+    while len(server.calls) < 4 and time.monotonic() < until:
+        time.sleep(0.1)
+    taken: list[str] = []
+    while len(taken) < 3:
+        time.sleep(1.5)
+        if (ranked := ranker.collect(0.0)) is not None:
+            taken.append(ranked.group_id)
+    assert polled.wait(10), "three finished groups were taken, and what was due was not asked"
+    while (last := ranker.collect(0.0)) is None:
+        time.sleep(0.5)
+    assert last.group_id == "slow"
+
+
+# ---- losses -------------------------------------------------------------------------------------------------------
+
+
+def other_database(redis_url: str, number: int) -> str:
+    """A Redis database of its own, which the module's rank worker does not serve."""
+    return redis_url.removesuffix("/0") + f"/{number}"
+
+
+def test_messages_are_json_and_carry_references(harness: Harness) -> None:
+    """Images are stored once for all rewards and expire; a message names them, and holds neither pixels nor keys."""
+    harness.settings = PlatformSettings(redis_url=other_database(harness.settings.redis_url, 1), candidate_ttl_s=60)
+    ranker = harness.ranker(reward("http://127.0.0.1:1", "a"), reward("http://127.0.0.1:1", "b"))
+    one = group("g")
+    ranker.submit(one)
+    ranker.submit(Group(**{**vars(one), "id": "h"}))
+    client = redis.Redis.from_url(harness.settings.redis_url)
+    stored = client.keys("dipole:candidates:*")
+    assert len(stored) == 1
+    assert 0 < client.ttl(stored[0]) <= 60
+    assert (CandidateStore(client, 60).get(stored[0].decode().removeprefix("dipole:candidates:")) == one.images).all()
+    messages = [json.loads(each) for name in ("a", "b") for each in client.lrange(f"rank.{name}", 0, -1)]
+    assert len(messages) == 4
+    for message in messages:
+        assert message["content-type"] == "application/json"
+        assert len(message["body"]) < 2000
+        assert "a-key" not in json.dumps(message)
+        assert message["headers"]["job_id"] == "job"
+    (record,) = [json.loads(client.get(each) or b"") for each in client.keys("dipole:run:*")]
+    assert set(record) == {"rewards"}
+    ranker.cancel()
+    assert client.keys("dipole:run:*") == []
+    assert client.keys("dipole:candidates:*") == []
+    client.flushdb()
+    client.close()
+
+
+def test_lost_images_and_lost_messages_are_sent_again(endpoint: Endpoints, harness: Harness) -> None:
+    """Images whose time was up are stored anew, and messages that vanished are sent anew."""
+    harness.settings = PlatformSettings(redis_url=other_database(harness.settings.redis_url, 2), candidate_ttl_s=60)
+    server = endpoint()
+    ranker = harness.ranker(reward(server, "lossy"), resend_s=1)
+    client = redis.Redis.from_url(harness.settings.redis_url)
+    ranker.submit(group("images"))
+    (key,) = client.keys("dipole:candidates:*")
+    client.delete(key)
+    with pytest.raises(MissingCandidates):
+        CandidateStore(client, 60).get(key.decode().removeprefix("dipole:candidates:"))
+    ranker.submit(group("all", 9))
+    client.flushdb()
+    with start_rank_worker(harness.settings.redis_url) as worker:
+        assert {ranked.group_id for ranked in collect(ranker, 2)} == {"images", "all"}
+        worker.terminate()
+    client.close()
+
+
+def test_a_duplicate_is_answered_once(endpoint: Endpoints, harness: Harness) -> None:
+    """However often a message is delivered, the endpoint is asked once and the group comes back once."""
+    harness.settings = PlatformSettings(redis_url=other_database(harness.settings.redis_url, 5), candidate_ttl_s=60)
+
+    def slow(call: Call) -> Answer:
+        time.sleep(1)
+        return good(call)
+
+    server = endpoint(slow)
+    ranker = harness.ranker(reward(server, "twice"))
+    ranker.submit(group("g"))
+    client = redis.Redis.from_url(harness.settings.redis_url)
+    (message,) = client.lrange("rank.twice", 0, -1)
+    for number in range(3):
+        copy = json.loads(message)
+        copy["properties"]["delivery_tag"] = f"copy-{number}"
+        client.rpush("rank.twice", json.dumps(copy))
+    client.close()
+    with start_rank_worker(harness.settings.redis_url) as worker:
+        collect(ranker)
+        assert ranker.collect(2) is None
+        worker.terminate()
+    assert len(server.calls) == 1
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_a_resumed_job_gets_the_answer_it_had(endpoint: Endpoints, harness: Harness) -> None:
+    """The same question by a later incarnation is not asked again; other images under the same name are."""
+    server = endpoint()
+    rewarded = reward(server, "resumed")
+    first = harness.ranker(rewarded)
+    first.submit(group("g"))
+    before = collect(first)[0].results["resumed"]
+    second = harness.ranker(rewarded)
+    second.submit(group("g"))
+    assert collect(second)[0].results["resumed"] == before
+    assert len(server.calls) == 1
+    third = harness.ranker(rewarded)
+    third.submit(group("g", value=8))
+    collect(third)
+    assert len(server.calls) == 2
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_cancelled_groups_are_forgotten(endpoint: Endpoints, harness: Harness) -> None:
+    """After cancel the old answers go nowhere, and the same group may be asked again."""
+
+    def slow(call: Call) -> Answer:
+        time.sleep(1)
+        return good(call)
+
+    ranker = harness.ranker(reward(endpoint(slow), "forgotten"))
+    ranker.submit(group("old"))
+    assert ranker.collect(0.3) is None
+    ranker.cancel()
+    ranker.submit(group("new", 1))
+    assert [ranked.group_id for ranked in collect(ranker)] == ["new"]
+    assert ranker.collect(2) is None
+
+
+@pytest.mark.parametrize("victim", ["lane", "worker"])
+def test_a_killed_rank_worker_loses_nothing(victim: str, endpoint: Endpoints, harness: Harness) -> None:
+    """kill -9 in the middle of a request: the question is asked again, under the same idempotency key."""
+    harness.settings = PlatformSettings(redis_url=other_database(harness.settings.redis_url, 3), candidate_ttl_s=60)
+    reached = threading.Event()
+
+    def die_first(call: Call) -> Answer:
+        reached.set()
+        if call.number == 0:
+            time.sleep(30)
+        return good(call)
+
+    server = endpoint(die_first)
+    ranker = harness.ranker(reward(server, f"killed-{victim}"), resend_s=1)
+    with start_rank_worker(harness.settings.redis_url) as worker:
+        ranker.submit(group("g"))
+        assert reached.wait(60)
+        lanes = psutil.Process(worker.pid).children()
+        if victim == "lane":
+            for lane in lanes:
+                lane.kill()
+        else:
+            os.kill(worker.pid, signal.SIGKILL)
+            psutil.wait_procs(lanes, timeout=10)
+            assert not any(lane.is_running() for lane in lanes)
+            other = start_rank_worker(harness.settings.redis_url)
+        ranked = collect(ranker)[0]
+        assert ranked.results[f"killed-{victim}"].scores == (0.0, 1.0, 2.0, 3.0)
+        worker.terminate()
+    if victim == "worker":
+        other.terminate()
+        other.wait()
+    assert len({call.headers["idempotency-key"] for call in server.calls}) == 1
+
+
+def test_a_restarted_redis_loses_nothing(
+    endpoint: Endpoints, harness: Harness, redis_server: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Redis dies with all it held and comes back empty: the group is still ranked."""
+    first_reached = threading.Event()
+
+    def slow(call: Call) -> Answer:
+        first_reached.set()
+        time.sleep(1)
+        return good(call)
+
+    with redis_server(tmp_path) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+        ranker = harness.ranker(reward(endpoint(slow), "restarted"), resend_s=1)
+        worker = start_rank_worker(url)
+        ranker.submit(group("g"))
+        assert first_reached.wait(60)
+    assert ranker.collect(1) is None
+    ranker.submit(group("h", 1))
+    with redis_server(tmp_path, port):
+        assert {ranked.group_id for ranked in collect(ranker, 2)} == {"g", "h"}
+        ranker.close()
+        worker.terminate()
+        worker.wait()
+
+
+def test_without_redis_a_required_reward_is_unavailable(harness: Harness) -> None:
+    """Redis that never answers stops the job at the deadline, with that reason."""
+    harness.settings = PlatformSettings(redis_url="redis://127.0.0.1:1/0")
+    ranker = harness.ranker(reward("http://127.0.0.1:1", "r", timeout_s=2))
+    ranker.submit(group("g"))
+    with pytest.raises(RewardUnavailable, match="Redis does not answer"):
+        collect(ranker)
+
+
+def test_health_is_told_by_a_command(redis_url: str) -> None:
+    """`--check` exits 0 once a rank worker beats on this host, and 1 with a sentence when none does.
+
+    With `--live` an outage of Redis is no reason to restart, a rank worker that does not beat is.
+    """
+    command = [sys.executable, "-m", "dipole.cli", "serve", "rank-worker", "--check"]
+    environment = {**os.environ, "DIPOLE_REDIS_URL": other_database(redis_url, 4)}
+    sick = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert sick.returncode == 1
+    assert "no rank worker" in sick.stderr
+    away = {**environment, "DIPOLE_REDIS_URL": "redis://127.0.0.1:1/0"}
+    assert subprocess.run(command, env=away, capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*command, "--live"], env=environment, capture_output=True, check=False).returncode == 1
+    assert subprocess.run([*command, "--live"], env=away, capture_output=True, check=False).returncode == 0
+    with start_rank_worker(environment["DIPOLE_REDIS_URL"]) as worker:
+        until = time.monotonic() + 60
+        while subprocess.run(command, env=environment, capture_output=True, check=False).returncode:
+            assert time.monotonic() < until
+        worker.terminate()
+    assert worker.returncode == 0

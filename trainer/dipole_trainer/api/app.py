@@ -1,0 +1,116 @@
+"""The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
+
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, images, rewards and health
+
+It writes what is wanted into SQL and reads what happened from it; trainer workers do the rest. Images alone are asked
+for through Redis, of samplers. Replicas share these and the artifacts and need nothing else of each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+from sqlalchemy import func, select
+
+from dipole import web
+from dipole.settings import ApiSettings, load
+from dipole_trainer.api import errors, files, health, images, job_artifacts, jobs, rewards
+from dipole_trainer.api.dependencies import Authenticate, Parts
+from dipole_trainer.api.event_notifier import EventWatch
+from dipole_trainer.api.sampler_client import Orders
+from dipole_trainer.database.engine import Database, upgrade
+from dipole_trainer.database.tables import Event
+from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.registry import Catalogue
+from dipole_trainer.storage.artifacts import Artifacts
+
+TAGS = [
+    {"name": "files", "description": "Prompts, as JSON lines."},
+    {"name": "jobs", "description": "Training jobs, as OpenAI's fine-tuning API has them."},
+    {"name": "outputs", "description": "What a job makes: checkpoints, samples, exports."},
+    {"name": "images", "description": "Images of base models and of what was made of them, as OpenAI's images API."},
+    {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
+    {"name": "keys", "description": "Callers' keys and what they may do."},
+    {"name": "health", "description": "For orchestrators and Prometheus."},
+]
+DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
+FORM_BYTES = 2**16  # what multipart adds around a file
+
+
+def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.BaseTransport | None = None) -> FastAPI:
+    """Wire the API. `reward_transport` is how /check reaches endpoints.
+
+    Raises ConfigurationError when others could reach it and there is no key, or for what DIPOLE_REWARDS_FILE says.
+    """
+    settings = settings or load(ApiSettings)
+    web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+    database = Database(settings.database_url)
+    if database.is_sqlite():  # one machine: nobody else would run the migrations first
+        upgrade(settings.database_url)
+    parts = _parts(settings, database, reward_transport)
+    if settings.rewards_file is not None:
+        rewards.declare(parts, settings.rewards_file)
+    orders = Orders(settings)
+    key = settings.api_key.get_secret_value() if settings.api_key else None
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        async with parts.watch.running():
+            yield
+        orders.close()
+        database.close()
+
+    metrics = health.Metrics(database)
+    app = FastAPI(
+        title="Dipole trainer",
+        version="1",
+        description=DESCRIPTION,
+        openapi_tags=TAGS,
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+    )
+    app.state.parts = parts
+    errors.install(app)
+    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, rewards.keys, health.router):
+        app.include_router(router)
+    app.include_router(images.router(orders))
+    app.include_router(metrics.router())
+    app.add_middleware(_BodyLimits, settings=settings)
+    app.add_middleware(Authenticate, key=key, catalogue=parts.catalogue, is_open=key is None)
+    app.add_middleware(health.CountRequests, metrics=metrics)
+    app.add_middleware(web.RequestContext)
+    return app
+
+
+def _parts(settings: ApiSettings, database: Database, reward_transport: httpx.BaseTransport | None) -> Parts:
+    def newest() -> int:
+        with database.reading() as session:
+            return session.scalar(select(func.max(Event.id))) or 0
+
+    return Parts(
+        settings=settings,
+        database=database,
+        jobs=JobStore(database),
+        catalogue=Catalogue(database),
+        ledger=Ledger(database),
+        artifacts=Artifacts(settings.artifacts_url, settings.home / "work"),
+        watch=EventWatch(newest),
+        reward_transport=reward_transport,
+    )
+
+
+class _BodyLimits:
+    """Uploads may be larger than other bodies; both are bounded while they stream in."""
+
+    def __init__(self, app: web.ASGIApp, *, settings: ApiSettings) -> None:
+        self._files = web.BodyLimit(app, max_bytes=settings.api_max_file_bytes + FORM_BYTES, timeout_s=600)
+        self._others = web.BodyLimit(app, max_bytes=settings.api_max_body_bytes)
+
+    async def __call__(self, scope: web.Scope, receive: web.Receive, send: web.Send) -> None:
+        limit = self._files if scope.get("path") == "/v1/files" else self._others
+        await limit(scope, receive, send)

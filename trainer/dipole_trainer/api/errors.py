@@ -1,0 +1,74 @@
+"""One handler for every error: RFC 9457 problem+json, with the `error` member that OpenAI's clients read beside it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from fastapi.openapi.utils import get_openapi
+from starlette.exceptions import HTTPException
+
+from dipole import web
+from dipole.errors import DipoleError, InvalidInput
+from dipole.protocol.schemas import FieldError, Problem
+
+
+def install(app: FastAPI) -> None:
+    for kind in (DipoleError, RequestValidationError, HTTPException):
+        app.add_exception_handler(kind, _answer)
+    example = _with_error(
+        web.problem(
+            422,
+            "method.drpo.positives + method.drpo.negatives = 16 exceeds candidates = 8: lower them",
+            slug=InvalidInput.slug,
+            errors=[FieldError(field="method.drpo.positives", message="exceeds candidates")],
+        )
+    )
+
+    def openapi() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            document = get_openapi(
+                title=app.title,
+                version=app.version,
+                description=app.description,
+                routes=app.routes,
+                tags=app.openapi_tags,
+            )
+            for path in document["paths"].values():
+                for operation in path.values():
+                    operation["responses"].setdefault("default", {"description": "Any error."})
+                    operation["responses"]["default"]["content"] = {web.PROBLEM_JSON: _content(example)}
+            document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            document["security"] = [{}, {"key": []}]
+            app.openapi_schema = web.with_problems(document, example)
+        return app.openapi_schema
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _content(example: Problem) -> dict[str, Any]:
+    return {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example.model_dump(exclude_none=True)}
+
+
+def _answer(_: Any, error: Exception) -> Any:
+    if isinstance(error, RequestValidationError):
+        error = RequestValidationError([_named(each) for each in error.errors()])
+    document, headers = web.problem_of(error)
+    return web.ProblemResponse(_with_error(document), headers)
+
+
+def _named(error: dict[str, Any]) -> dict[str, Any]:
+    """A validator of a whole object has no location of its own; an InvalidInput that it raised names the field."""
+    cause = error.get("ctx", {}).get("error")
+    if isinstance(cause, InvalidInput) and cause.field:
+        return {**error, "loc": (*error["loc"], cause.field)}
+    return error
+
+
+def _with_error(document: Problem) -> Problem:
+    kind = "invalid_request_error" if document.status < 500 else "server_error"
+    param = document.errors[0].field if document.errors else None
+    code = document.type.removeprefix("urn:dipole:problem:").replace("-", "_")
+    error = {"message": document.detail, "type": kind, "param": param, "code": code if code != "about:blank" else None}
+    return document.model_copy(update={"error": error})

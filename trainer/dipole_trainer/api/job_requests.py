@@ -1,0 +1,218 @@
+"""What a caller sends to create a job, and the TrainSpec it means.
+
+JobCreate is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. What it trains on comes
+inline, from a file of prompts or of pairs, or from another job; models, rewards and hosts are checked here, so that a
+job which cannot work is refused and not failed later.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from fastapi.exceptions import RequestValidationError
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+
+from dipole.client.endpoint import check_reward_url
+from dipole.errors import InvalidInput, NotFound
+from dipole_trainer.api import files
+from dipole_trainer.api.dependencies import Parts
+from dipole_trainer.database.tables import Job
+from dipole_trainer.datasets import prompts, recordings
+from dipole_trainer.datasets.recordings import RecordedJob
+from dipole_trainer.jobs.store import TERMINAL
+from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec
+from dipole_trainer.storage.artifacts import CANDIDATES
+from dipole_trainer.weights import base_models
+
+EXAMPLE: dict[str, Any] = {
+    "model": "tiny-turbo",
+    "training_file": "file-0b5e7f2c9a4d1e8f63b7c2a5",
+    "rewards": [{"name": "shapes"}, {"name": "colourfulness", "weight": 0}],
+    "method": {"type": "drpo", "drpo": {"positives": 4, "negatives": 4}},
+    "steps": 100,
+    "candidates": 12,
+}
+
+
+class Hyperparameters(Spec):
+    """OpenAI's; `auto` keeps our default. `n_epochs` gives `steps`, `batch_size` is `prompts_per_step`."""
+
+    n_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+
+class JobCreate(TrainSpec):
+    """A job to create. It trains on `prompts`, on a file of prompts or of pairs (`training_file`), or replays a job."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+
+    prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000, description="Prompts, without a file.")
+    training_file: str | None = Field(
+        default=None, max_length=64, description="Id of an uploaded file of prompts, or of pairs."
+    )
+    validation_file: str | None = Field(default=None, max_length=64, description="Id of a file of held-out prompts.")
+    hyperparameters: Hyperparameters | None = None
+    suffix: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
+        default=None, max_length=16, description="Up to 16 notes of the caller's own."
+    )
+    integrations: list[JsonValue] | None = Field(default=None, max_length=0, description="None are supported.")
+
+    @model_validator(mode="after")
+    def _belongs_together(self) -> JobCreate:
+        return self  # what the files hold decides too: create_job checks the TrainSpec that comes of it
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What a job trains on: its prompts, the file that shows them, and fields of the spec that follow from it."""
+
+    prompts: tuple[PromptSpec, ...]
+    file: str | None = None  # None: of inline prompts it is yet to be written
+    values: dict[str, Any] = field(default_factory=dict)
+    replayed: RecordedJob | None = None
+
+
+def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Job:
+    """Check a request and queue its job; a repeat with the same key returns the first job."""
+    if not prompts.storable(body.model_dump()):
+        raise InvalidInput(prompts.UNSTORABLE, field="body")
+    text = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if idempotency_key is not None:
+        try:
+            return parts.jobs.repeated(idempotency_key, digest)
+        except NotFound:
+            pass
+    source = _source(parts, body)
+    spec = _spec(parts, body, source)
+    base_models.check_name(spec.model, parts.settings.models_dir)
+    _check_rewards(parts, spec)
+    if spec.resolution is not None:  # else the session asks, which knows the model's own
+        spec.check_side(spec.resolution)
+    if source.replayed is not None:
+        recordings.check_fit(spec, source.replayed)
+        recordings.rewards(spec, source.replayed)
+    training_file = source.file
+    if training_file is None:  # inline prompts become a file, so that every job has one
+        lines = io.BytesIO(prompts.dump(source.prompts))
+        training_file = files.store(parts, lines, "inline-prompts.jsonl", field="prompts").id
+    return parts.jobs.create(
+        spec,
+        training_file=training_file,
+        validation_file=body.validation_file,
+        extra={"metadata": body.metadata, "suffix": body.suffix},
+        idempotency_key=idempotency_key,
+        digest=digest,
+    )
+
+
+# ---- what it trains on ----------------------------------------------------------------------------------------------
+
+
+def _source(parts: Parts, body: JobCreate) -> _Source:
+    ways = ("prompts", "replay_job", "pairs_file", "training_file")
+    given = [way for way in ways if getattr(body, way)]
+    if len(given) > 1:
+        raise InvalidInput(f"give {given[0]} or {given[1]}, not both", field=given[0])
+    if not given:
+        raise InvalidInput(
+            "a job needs training_file (an uploaded file's id), prompts or replay_job", field="training_file"
+        )
+    if body.replay_job:
+        return _replayed(parts, body, body.replay_job)
+    if body.prompts:
+        return _Source(body.prompts)
+    (way,) = given
+    row = files.find(parts, getattr(body, way), field=way, kind="pairs" if way == "pairs_file" else None)
+    found = tuple(files.prompts_of(parts, row, field=way))
+    return _Source(found, row.id, {"pairs_file": row.id} if row.kind == "pairs" else {})
+
+
+def _replayed(parts: Parts, body: JobCreate, job_id: str) -> _Source:
+    """Another job's recorded rankings. What the caller leaves out is as it was there."""
+    try:
+        job = parts.jobs.get(job_id)
+    except NotFound as error:
+        raise InvalidInput(f"replay_job: {error}", field="replay_job") from error
+    if job.state not in TERMINAL:
+        raise InvalidInput(
+            f"replay_job: {job_id} is {job.state}: it can be replayed when it has ended", field="replay_job"
+        )
+    folder = f"jobs/{job_id}/{CANDIDATES}"
+    steps = recordings.in_order(each.path for each in parts.artifacts.list(folder))
+    if not steps:
+        raise InvalidInput(f"replay_job: {job_id} has recorded nothing: {recordings.NEEDS}", field="replay_job")
+    with parts.artifacts.open(f"{folder}/{steps[0]}") as file:
+        replayed = recordings.read(file).job
+    same = {"steps": len(steps), **{name: getattr(replayed, name) for name in recordings.FITTED}}
+    values = {name: value for name, value in same.items() if name not in body.model_fields_set}
+    return _Source(parts.jobs.spec(job_id).prompts, job.training_file, values, replayed)
+
+
+# ---- the spec -------------------------------------------------------------------------------------------------------
+
+
+def _spec(parts: Parts, body: JobCreate, source: _Source) -> TrainSpec:
+    values = {name: getattr(body, name) for name in TrainSpec.model_fields if name in body.model_fields_set}
+    values |= {"prompts": source.prompts, **source.values}
+    if body.validation_file:
+        if body.evaluation.prompts:
+            raise InvalidInput("give evaluation.prompts or validation_file, not both", field="validation_file")
+        row = files.find(parts, body.validation_file, field="validation_file", kind="prompts")
+        held_out = files.prompts_of(parts, row, field="validation_file")
+        if len(held_out) > 2000:
+            raise InvalidInput(f"evaluation takes 2000 prompts at most, not {len(held_out)}", field="validation_file")
+        values["evaluation"] = body.evaluation.model_copy(update={"prompts": tuple(held_out)})
+    values |= _from_hyperparameters(body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step))
+    try:
+        return TrainSpec(**values)
+    except ValidationError as error:
+        raise RequestValidationError(error.errors()) from error
+
+
+def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
+    """Each must be one that can be asked, unless no one will ask it."""
+    asked = recordings.asks_rewards(spec)
+    if spec.rewards and spec.pairs_file is not None and not asked:
+        raise InvalidInput(
+            "pairs are trained on without rewards, which evaluations alone ask: give evaluation.prompts or no rewards",
+            field="rewards",
+        )
+    if spec.pairs_file is not None and spec.record_candidates:
+        raise InvalidInput(
+            "record_candidates keeps what rewards said, and pairs ask none: leave it out", field="record_candidates"
+        )
+    registered = {row.name for row in parts.catalogue.rewards()}
+    for index, reward in enumerate(spec.rewards):
+        if reward.url is not None:
+            check_reward_url(reward.url, parts.settings.reward_hosts, field=f"rewards[{index}].url")
+        elif asked and reward.name not in registered:
+            known = f"registered are {', '.join(sorted(registered))}" if registered else "none is registered"
+            raise InvalidInput(
+                f"unknown reward {reward.name!r}: {known}; register it at /v1/rewards or give its url",
+                field=f"rewards[{index}].name",
+            )
+
+
+def _from_hyperparameters(body: JobCreate, prompt_count: int, per_step: int) -> dict[str, Any]:
+    given = body.hyperparameters
+    if given is None:
+        return {}
+    values: dict[str, Any] = {}
+    if given.batch_size != "auto":
+        values["prompts_per_step"] = per_step = given.batch_size
+    if given.n_epochs != "auto":
+        if "steps" in body.model_fields_set:
+            raise InvalidInput("give steps or hyperparameters.n_epochs, not both", field="hyperparameters.n_epochs")
+        values["steps"] = math.ceil(given.n_epochs * prompt_count / per_step)
+    if given.learning_rate_multiplier != "auto":
+        rate = body.optimizer.lr * given.learning_rate_multiplier
+        values["optimizer"] = body.optimizer.model_copy(update={"lr": rate})
+    return values

@@ -1,0 +1,305 @@
+"""What the API answers: OpenAI's fine-tuning objects with our fields beside theirs, made from rows."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from dipole_trainer.database.tables import ApiKey, Checkpoint, Event, File, Job, Reward
+from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+
+T = TypeVar("T")
+METRICS = ("step", "evaluation")  # kinds of events whose data are numbers to plot
+
+
+class Wire(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class Paged(Wire, Generic[T]):
+    """A page of objects, newest first."""
+
+    object: Literal["list"] = "list"
+    data: list[T]
+    has_more: bool
+    first_id: str | None = None
+    last_id: str | None = None
+
+
+class FileObject(Wire):
+    """An uploaded file. `lines` counts its prompts or pairs, `kind` says which they are."""
+
+    id: str = Field(examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])
+    object: Literal["file"] = "file"
+    bytes: int
+    created_at: int
+    filename: str = Field(examples=["prompts.jsonl"])
+    purpose: str = "fine-tune"
+    status: Literal["processed"] = "processed"
+    status_details: None = None
+    expires_at: None = None
+    lines: int
+    sha256: str
+    kind: Literal["prompts", "pairs"]
+
+
+class Deleted(Wire):
+    id: str
+    object: str
+    deleted: Literal[True] = True
+
+
+class JobError(Wire):
+    """Why a job failed, or what a paused job waits for."""
+
+    code: str
+    message: str
+    param: str | None = None
+
+
+class EvaluationSummary(Wire):
+    """The evaluation's settings; a count stands for its prompts."""
+
+    every: int
+    images_per_prompt: int
+    seed: int
+    best_by: str | None = None
+    prompt_count: int
+
+
+class FineTuningJob(Wire):
+    """A job. OpenAI's fields first; `status` may also be `paused`, and `waiting_for` says for which reward and why."""
+
+    model_config = ConfigDict(extra="allow")  # a new knob of TrainSpec shows up by itself
+
+    id: str = Field(examples=["ftjob-0b5e7f2c9a4d1e8f63b7c2a5"])
+    object: Literal["fine_tuning.job"] = "fine_tuning.job"
+    created_at: int
+    error: JobError | None
+    fine_tuned_model: str | None
+    finished_at: int | None
+    hyperparameters: dict[str, int | float | str]
+    model: str = Field(examples=["tiny-turbo"])
+    organization_id: str = ""
+    result_files: list[str] = []
+    seed: int
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
+    trained_tokens: None = None
+    training_file: str
+    validation_file: str | None
+    estimated_finish: int | None
+    integrations: list[Any] = []
+    metadata: dict[str, str] | None
+    method: MethodSpec
+    # ours
+    desired: Literal["run", "pause", "cancel"] = Field(description="What was asked of the job; it follows soon.")
+    waiting_for: JobError | None = Field(description="The unavailable reward (`param`) a paused job waits for.")
+    suffix: str | None
+    started_at: int | None
+    step: int = Field(description="Updates done.")
+    steps: int
+    prompt_count: int
+    rewards: list[RewardSpec]
+    features: FeaturesSpec | str = Field(description="The feature space; its name alone in jobs of version 0.1.")
+    candidates: int
+    prompts_per_step: int
+    max_staleness: int
+    lora: LoraSpec
+    optimizer: OptimizerSpec
+    evaluation: EvaluationSummary
+    checkpoint_every: int
+    keep_checkpoints: int
+    chunk_size: int
+    precision: str
+
+
+class JobEvent(Wire):
+    """Something that happened to a job. `kind` says what; `type` is OpenAI's coarse word for it."""
+
+    id: str = Field(examples=["ftevent-42"])
+    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
+    created_at: int
+    level: str
+    message: str
+    type: Literal["message", "metrics"]
+    data: dict[str, Any]
+    kind: str = Field(examples=["step"])
+    job_id: str
+
+
+class JobCheckpoint(Wire):
+    """A saved state of a job; `download` is the path of its LoRA."""
+
+    id: str = Field(examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])
+    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
+    created_at: int
+    fine_tuned_model_checkpoint: str
+    fine_tuning_job_id: str
+    metrics: dict[str, Any]
+    step_number: int
+    download: str
+
+
+class ArtifactObject(Wire):
+    object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
+    path: str = Field(examples=["samples/step-100.png"])
+    bytes: int
+    url: str
+
+
+class RewardObject(Wire):
+    """A registered endpoint; its key is never shown."""
+
+    object: Literal["reward"] = "reward"
+    name: str = Field(examples=["shapes"])
+    url: str = Field(examples=["http://127.0.0.1:8401"])
+    kind: str = Field(examples=["dipole"])
+    options: dict[str, Any]
+    has_key: bool
+    tls: str | None = Field(description="Name of the folder with its certificates.")
+    description: str
+    created_at: int
+
+
+class RegisteredReward(RewardObject):
+    """An endpoint as it is registered now, and what became of it."""
+
+    change: Literal["registered", "changed", "unchanged"]
+    changed: list[str] = Field(description="Fields that are other than before.", examples=[["url", "key"]])
+
+
+class KeyObject(Wire):
+    """A caller's key; `key` is its text, shown once, when it is made."""
+
+    object: Literal["api_key"] = "api_key"
+    id: str
+    name: str
+    scopes: list[str]
+    created_at: int
+    key: str | None = None
+
+
+def paged(rows: list[T], has_more: bool) -> Paged[T]:
+    ids = [getattr(row, "id", None) for row in rows]
+    return Paged(data=rows, has_more=has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+
+
+def file_object(row: File) -> FileObject:
+    return FileObject(
+        id=row.id,
+        bytes=row.bytes,
+        created_at=int(row.created_at),
+        filename=row.filename,
+        lines=row.lines,
+        sha256=row.sha256,
+        kind=row.kind,
+    )
+
+
+def job_object(row: Job) -> FineTuningJob:
+    said = dict(row.summary)
+    waiting = None
+    if row.waiting_reward is not None:
+        waiting = JobError(code="reward_unavailable", message=row.waiting_reason or "", param=row.waiting_reward)
+    return FineTuningJob(
+        **said,
+        id=row.id,
+        created_at=int(row.created_at),
+        error=JobError(**row.error) if row.error else None,
+        fine_tuned_model=tuned_name(row) if row.state == "succeeded" else None,
+        finished_at=_seconds(row.finished_at),
+        started_at=_seconds(row.started_at),
+        hyperparameters={
+            "batch_size": said["prompts_per_step"],
+            "n_epochs": "auto",
+            "learning_rate_multiplier": "auto",
+        },
+        status=row.state,
+        desired=row.desired,
+        training_file=row.training_file or "",
+        validation_file=row.validation_file,
+        estimated_finish=int(time.time() + row.eta_s) if row.eta_s is not None and row.state == "running" else None,
+        waiting_for=waiting,
+        step=row.step,
+    )
+
+
+def tuned_name(row: Job) -> str:
+    """As OpenAI names them: ft:<model>:<organisation>:<suffix>:<id>."""
+    return f"ft:{row.model}:dipole:{row.summary.get('suffix') or ''}:{row.id.removeprefix('ftjob-')[:8]}"
+
+
+def event_object(row: Event) -> JobEvent:
+    return JobEvent(
+        id=f"ftevent-{row.id}",
+        created_at=int(row.created_at),
+        level=row.level,
+        message=row.message,
+        type="metrics" if row.kind in METRICS else "message",
+        data=row.data,
+        kind=row.kind,
+        job_id=row.job_id,
+    )
+
+
+def checkpoint_object(row: Checkpoint, job: Job) -> JobCheckpoint:
+    return JobCheckpoint(
+        id=row.id,
+        created_at=int(row.created_at),
+        fine_tuned_model_checkpoint=f"{tuned_name(job)}:ckpt-step-{row.step}",
+        fine_tuning_job_id=row.job_id,
+        metrics={**row.metrics, "step": row.step},
+        step_number=row.step,
+        download=f"/v1/fine_tuning/jobs/{row.job_id}/checkpoints/{row.id}/download",
+    )
+
+
+def reward_object(row: Reward) -> RewardObject:
+    return RewardObject(
+        name=row.name,
+        url=row.url,
+        kind=row.kind,
+        options=row.options,
+        has_key=row.key is not None,
+        tls=row.tls,
+        description=row.description,
+        created_at=int(row.created_at),
+    )
+
+
+def registered_reward(row: Reward, changed: list[str] | None) -> RegisteredReward:
+    change: Literal["registered", "changed", "unchanged"] = "changed" if changed else "unchanged"
+    return RegisteredReward(
+        **reward_object(row).model_dump(),
+        change="registered" if changed is None else change,
+        changed=changed or [],
+    )
+
+
+def key_object(row: ApiKey, text: str | None = None) -> KeyObject:
+    return KeyObject(id=row.id, name=row.name, scopes=row.scopes, created_at=int(row.created_at), key=text)
+
+
+def _seconds(time_: float | None) -> int | None:
+    return None if time_ is None else int(time_)
+
+
+class ImageObject(Wire):
+    """An image as a base64 PNG; the same `seed` gives it again."""
+
+    b64_json: str
+    seed: int
+
+
+class ImagesResponse(Wire):
+    """Drawn images. `checkpoint` is the id of the one that drew them; none: the base did."""
+
+    created: int
+    data: list[ImageObject]
+    output_format: Literal["png"] = "png"
+    size: str = Field(examples=["512x512"])
+    # ours
+    model: str = Field(examples=["tiny-turbo"], description="As it was asked for.")
+    checkpoint: str | None

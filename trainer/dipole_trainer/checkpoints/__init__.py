@@ -1,0 +1,1 @@
+"""What a run resumes from, and what leaves it."""

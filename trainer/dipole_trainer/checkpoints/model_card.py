@@ -1,0 +1,115 @@
+"""The README.md of an export: what was trained on what, and a snippet that draws an image as it stands."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dipole_trainer.spec import TrainSpec
+from dipole_trainer.weights.base_models import PUBLISHED
+from dipole_trainer.weights.lora_formats import WEIGHTS
+
+CARD = """---
+library_name: diffusers
+pipeline_tag: text-to-image
+{base_model}tags: [{tags}]
+---
+# {title}, trained with Dipole
+
+{picture}| | |
+|---|---|
+{facts}
+
+One step, without guidance: that is what it was trained for.
+
+```python
+{snippet}
+```
+
+## Files
+
+{files}
+"""
+FILES = {
+    WEIGHTS: "the adapter, for diffusers",
+    "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
+    "merged": "the whole pipeline in diffusers format, with the trained weights in place",
+    "samples.png": "samples of the last evaluation: a row a prompt, a column a noise",
+}
+
+
+def write(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) -> str:
+    """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`."""
+    name = Path(spec.model).name
+    hub_id = _hub_id(spec)
+    what = "LoRA for" if spec.tune == "lora" else "Every weight of the U-Net of"
+    return CARD.format(
+        title=f"{what} `{name}`",
+        base_model=f"base_model: {hub_id}\n" if hub_id else "",
+        tags=", ".join([*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"]),
+        picture="![Samples](samples.png)\n\n" if "samples.png" in files else "",
+        facts="\n".join(f"| {fact} | {value} |" for fact, value in _facts(spec, step)),
+        snippet=_snippet(spec, pipeline),
+        files="\n".join(f"- `{file}`: {told}" for file in files for end, told in FILES.items() if file.endswith(end)),
+    )
+
+
+def _facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
+    yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
+    yield "method", spec.method.type
+    if spec.offline:
+        yield "learned from", "recorded preferences"
+    else:
+        yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+    yield "updates", f"{step} of {spec.prompts_per_step} prompts and {spec.candidates} candidates each"
+    if spec.tune == "lora":
+        yield "adapter", f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
+    yield "precision, seed", f"{spec.precision}, {spec.seed}"
+
+
+def _snippet(spec: TrainSpec, pipeline: str) -> str:
+    """Python that draws an image, run in the export's folder."""
+    imports, base = _base(spec, pipeline)
+    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
+    if spec.precision != "fp32":
+        dtype += ' if device == "cuda" else torch.float32'
+    lines = [
+        *imports,
+        "",
+        'device = "cuda" if torch.cuda.is_available() else "cpu"',
+        f"dtype = {dtype}",
+        f"base = {base}",
+        f"pipe = {pipeline}.from_pretrained(base{_revision(spec)}, dtype=dtype).to(device)",
+    ]
+    if spec.tune == "lora":
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{WEIGHTS}")  # of this folder')
+    size = f", height={spec.resolution}, width={spec.resolution}" if spec.resolution else ""
+    lines += [
+        "seed = torch.Generator().manual_seed(0)",
+        f'image = pipe("a prompt", num_inference_steps=1, guidance_scale=0.0, generator=seed{size}).images[0]',
+        'image.save("image.png")',
+    ]
+    return "\n".join(lines)
+
+
+def _base(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
+    """The snippet's imports, and the expression that says what it loads."""
+    usual = ["import torch", f"from diffusers import {pipeline}"]
+    hub_id, name = _hub_id(spec), Path(spec.model).name
+    if spec.tune == "full":
+        return usual, '"merged"  # of this folder'
+    if hub_id is not None:
+        return usual, f'"{hub_id}"'
+    if name == "tiny-turbo":
+        return [*usual, "from dipole_trainer.generators.one_step import TINY_TURBO"], "TINY_TURBO"
+    return ["import os", "", *usual], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], "{name}")'
+
+
+def _revision(spec: TrainSpec) -> str:
+    return f', revision="{spec.revision}"' if spec.revision and spec.tune == "lora" else ""
+
+
+def _hub_id(spec: TrainSpec) -> str | None:
+    """The base's repository, where it has one."""
+    known = PUBLISHED.get(spec.model, spec.model)
+    return known if "/" in known else None

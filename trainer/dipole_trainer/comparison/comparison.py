@@ -1,0 +1,292 @@
+"""Several models side by side: the same prompts and noises for each, every reward, and what surely differs.
+
+`dipole eval` runs this in a process of its own, with the platform's settings: no job, no queue of jobs. Rankings go the
+way of a job's, through Redis and the rank workers. A reward that fails costs its scores: they are null, and counted.
+The first model is the baseline that differences and win rates are against.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import secrets
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import ValidationError
+
+from dipole.errors import InvalidInput
+from dipole.settings import PlatformSettings
+from dipole_trainer.comparison import contact_sheet, inputs, table
+from dipole_trainer.comparison.model_loader import Bench
+from dipole_trainer.evaluation import scoring, statistics
+from dipole_trainer.evaluation.scoring import Scored
+from dipole_trainer.jobs.store import Database, JobStore
+from dipole_trainer.jsonable import plain
+from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
+from dipole_trainer.ranking.groups import Group, RankedGroup, Ranker
+from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.model_names import NamedModel, NamedModels
+from dipole_trainer.seeds import seeds_for
+from dipole_trainer.spec import EvalSpec, FeaturesSpec
+from dipole_trainer.storage.artifacts import Artifacts
+
+ORDINAL = "it only ranks, and ranks of one prompt's images compare with no others"
+
+OnProgress = Callable[[str, int, int], None]  # model's label, images drawn and prompts ranked so far, over all models
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """One model's results, in the order of the prompts; images (K, H, W, 3) of the first few."""
+
+    model: NamedModel
+    scored: Sequence[Scored]
+    images: Sequence[NDArray[np.uint8]]
+    missing: Mapping[str, Mapping[str, int]]  # reward: why it gave an image no score: how many images
+    seconds: float
+
+
+# ---- the evaluation -------------------------------------------------------------------------------------------------
+
+
+class Watched:
+    """A Ranker on which is seen what goes through it, over all models, and what goes missing, of the present one."""
+
+    def __init__(self, rank: Ranker, tell: OnProgress) -> None:
+        self.rank, self.tell = rank, tell
+        self.label, self.drawn, self.ranked = "", 0, 0
+        self.missing: dict[str, Counter[str]] = {}
+        self.judges: dict[str, dict[str, str]] = {}  # which model and revision each reward answered with
+
+    def begin(self, label: str) -> None:
+        self.label, self.missing = label, {}
+
+    def submit(self, group: Group) -> None:
+        self.rank.submit(group)
+        self.drawn += len(group.images)
+        self.tell(self.label, self.drawn, self.ranked)
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        answer = self.rank.collect(timeout_s)
+        if answer is not None:
+            self.ranked += 1
+            self._note(answer)
+            self.tell(self.label, self.drawn, self.ranked)
+        return answer
+
+    def cancel(self) -> None:
+        self.rank.cancel()
+
+    def _note(self, answer: RankedGroup) -> None:
+        for name, result in answer.results.items():
+            for index, score in enumerate(result.scores):
+                if score is None or result.ordinal:
+                    why = result.failure or result.errors.get(index) or "no score"
+                    self.missing.setdefault(name, Counter())[why if score is None else ORDINAL] += 1
+            if result.failure is None:
+                said = ("model", "model_revision", "recipe_version")
+                self.judges[name] = {each: getattr(result, each) for each in said}
+
+
+class Comparison:
+    """One evaluation, ready to run; every part of it has been found and checked. A context manager."""
+
+    def __init__(
+        self,
+        bench: Bench,
+        spec: EvalSpec,
+        rewards: Sequence[ResolvedReward],
+        rank: Ranker,
+        trained: Sequence[str] = (),
+        undo: contextlib.ExitStack | None = None,
+    ) -> None:
+        """`trained` names rewards that all but the baseline were trained on, beside those known of their jobs."""
+        self.bench, self.spec, self.rewards, self.rank, self.trained = bench, spec, rewards, rank, trained
+        self._undo = undo or contextlib.ExitStack()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._undo.close()
+
+    def run(
+        self, on_progress: OnProgress = lambda label, drawn, ranked: None
+    ) -> tuple[dict[str, Any], Sequence[Evaluated]]:
+        """Evaluate one model after the other; the report, and what it was made from."""
+        name = f"eval-{secrets.token_hex(8)}"  # no ranking of an earlier evaluation is taken for this one's
+        watched = Watched(self.rank, on_progress)
+        found = []
+        for number, model in enumerate(self.bench.models):
+            began = time.monotonic()
+            watched.begin(model.label)
+            with self.bench.opened(model) as (generator, phi):
+                scored, images = scoring.evaluate(
+                    self.spec,
+                    generator,
+                    phi,
+                    watched,
+                    step=model.step or 0,
+                    job_id=f"{name}.{number}",
+                    chunks=self.bench.chunks,
+                )
+            missing = {reward: dict(reasons.most_common()) for reward, reasons in watched.missing.items()}
+            found.append(Evaluated(model, scored, images, missing, time.monotonic() - began))
+        more = {
+            "features": self.bench.space,
+            "precision": self.bench.precision,
+            "device": self.bench.device,
+            "rewards": [
+                {"name": each.spec.name, "url": each.endpoint.url, **watched.judges.get(each.spec.name, {})}
+                for each in self.rewards
+            ],
+        }
+        names = [each.spec.name for each in self.rewards]
+        said = report(found, self.spec, names, trained=self.trained, more=more)
+        if (size := self.bench.chunks.size) < scoring.BATCH:
+            said["notes"].append(f"memory ran out, so that in the end {size} images were worked on at once")
+        return said, found
+
+
+def prepare(
+    settings: PlatformSettings,
+    *,
+    models: Sequence[str],
+    prompts: str,
+    rewards: Sequence[str],
+    images: int = 4,
+    seed: int = 1234,
+    limit: int | None = None,
+    features: str = "auto",
+    trained: Sequence[str] = (),
+    device: str | None = None,
+    precision: str | None = None,
+    timeout_s: float = 300.0,
+    transport: httpx.BaseTransport | None = None,
+) -> Comparison:
+    """Find and check all that was asked for. Raises InvalidInput, RewardUnavailable or ConfigurationError."""
+    with contextlib.ExitStack() as undo:
+        database = Database(settings.database_url)
+        undo.callback(database.close)
+        catalogue, artifacts = Catalogue(database), Artifacts(settings.artifacts_url, settings.home / "work")
+        lines = inputs.read_prompts(prompts, catalogue, artifacts, limit)
+        resolved = inputs.resolve_rewards(rewards, settings, catalogue, timeout_s)
+        unknown = [name for name in trained if name not in {each.spec.name for each in resolved}]
+        if unknown:
+            raise InvalidInput(f"--trained {unknown[0]} is none of the rewards given with --reward", field="trained")
+        inputs.check_ready(resolved, transport, tls_dir=settings.tls_dir)
+        inputs.check_rank_worker(settings)
+        scratch = settings.home / "work"
+        scratch.mkdir(parents=True, exist_ok=True)
+        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="eval-", dir=scratch)))
+        named = NamedModels(JobStore(database), artifacts, settings.models_dir, folder).find(models)
+        bench = Bench(named, _features(features), models_dir=settings.models_dir, device=device, precision=precision)
+        bench.check()
+        ranker = CeleryRanker(settings, "eval", resolved)
+        undo.callback(ranker.close)
+        # Not validated again: how many prompts a job may be evaluated on is a job's affair.
+        spec = EvalSpec(images_per_prompt=images, seed=seed).model_copy(update={"prompts": tuple(lines)})
+        return Comparison(bench, spec, resolved, ranker, trained, undo.pop_all())
+
+
+def _features(kind: str) -> FeaturesSpec:
+    try:
+        return FeaturesSpec.model_validate({"type": kind})
+    except ValidationError as error:
+        raise InvalidInput(f"--features {kind}: {error.errors()[0]['msg']}", field="features") from error
+
+
+# ---- what is said of it ---------------------------------------------------------------------------------------------
+
+
+def report(
+    found: Sequence[Evaluated],
+    spec: EvalSpec,
+    rewards: Sequence[str],
+    *,
+    trained: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Everything there is to say, as JSON; `more` is laid beside. `trained` holds for all but the baseline."""
+    first = found[0]
+    models, notes = [], []
+    for each in found:
+        figure = statistics.summary(each.scored, first.scored if each is not first else None)
+        mine = [name for name in rewards if name in each.model.trained or (each is not first and name in trained)]
+        held_out = [name for name in rewards if name not in mine]
+        hacked = statistics.hacking(figure, mine, held_out, than=first.model.label) if each is not first else None
+        height, width = each.images[0].shape[1:3]
+        notes += [f"{each.model.label}, reward hacking: {hacked['what']}"] if hacked else []
+        notes += [note for name in rewards if (note := _missing(each, name, len(found) > 1))]
+        models.append({
+            "label": each.model.label, "given": each.model.given, "base": each.model.build["model"],
+            "step": each.model.step, "trained": mine, "width": width, "height": height, "seconds": each.seconds,
+            "figures": figure, "missing": each.missing, "hacking": hacked,
+        })  # fmt: skip
+    sizes = {(model["width"], model["height"]) for model in models}
+    if len(sizes) > 1:
+        notes.append("the models' images differ in size, so their noises do: differences are between prompts alone")
+    said: dict[str, Any] = plain({
+        **(more or {}), "baseline": first.model.label, "images_per_prompt": spec.images_per_prompt, "seed": spec.seed,
+        "models": models, "notes": notes, "prompts": _prompts(found, spec),
+    })  # fmt: skip
+    return said
+
+
+def _missing(each: Evaluated, reward: str, several: bool) -> str | None:
+    """How many images a reward gave no score, and why mostly."""
+    reasons = each.missing.get(reward)
+    if not reasons:
+        return None
+    count, total = sum(reasons.values()), len(each.scored) * len(each.images[0])
+    why = next(iter(reasons))
+    return f"{reward}: {count} of {total} images{f' of {each.model.label}' if several else ''} have no score: {why}"
+
+
+def _prompts(found: Sequence[Evaluated], spec: EvalSpec) -> list[dict[str, Any]]:
+    """Every prompt with every score."""
+    return [
+        {
+            "prompt": prompt.prompt,
+            "tag": found[0].scored[index].tag,
+            "metadata": prompt.metadata,
+            "seeds": seeds_for(spec.seed, "evaluation", index, count=spec.images_per_prompt),
+            "models": {
+                each.model.label: {key: vars(each.scored[index])[key] for key in ("scores", "diversity", "vendi")}
+                for each in found
+            },
+        }
+        for index, prompt in enumerate(spec.prompts)
+    ]
+
+
+def write(folder: Path, evaluation: Mapping[str, Any], found: Sequence[Evaluated]) -> dict[str, Path]:
+    """`evaluation.json`, `table.md` and `contact-sheet.png`, each whole or not at all; their paths by what they are."""
+    folder.mkdir(parents=True, exist_ok=True)
+    texts = {
+        "evaluation.json": json.dumps(evaluation, indent=1, allow_nan=False),
+        "table.md": table.markdown(evaluation),
+    }
+    for name, text in texts.items():
+        (folder / f".{name}.partial").write_text(text)
+        (folder / f".{name}.partial").replace(folder / name)
+    sheet = contact_sheet.draw(evaluation, [each.images for each in found])
+    sheet.save(folder / ".contact-sheet.partial.png")
+    (folder / ".contact-sheet.partial.png").replace(folder / "contact-sheet.png")
+    return {
+        "figures and every score": folder / "evaluation.json",
+        "the table": folder / "table.md",
+        "contact sheet": folder / "contact-sheet.png",
+    }

@@ -1,0 +1,104 @@
+"""What an evaluation needs before anything is generated: its prompts, its rewards, and somebody to ask them.
+
+Each mistake is a sentence that names the option.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import httpx
+from pydantic import ValidationError
+from redis.exceptions import RedisError
+
+from dipole.broker import connect
+from dipole.client.rank_client import EndpointError, RankClient
+from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
+from dipole.settings import PlatformSettings
+from dipole_trainer.datasets import prompts
+from dipole_trainer.ranking.celery_ranker import ResolvedReward
+from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.model_names import reading
+from dipole_trainer.spec import PromptSpec, RewardSpec
+from dipole_trainer.storage.artifacts import Artifacts
+
+LOOK_TIMEOUT_S = 5.0
+
+
+def read_prompts(given: str, catalogue: Catalogue, artifacts: Artifacts, limit: int | None = None) -> list[PromptSpec]:
+    """The first `limit` prompts of a JSONL file on this machine, or of an uploaded one by its id."""
+    if given.startswith("file-") and not Path(given).exists():
+        with reading(catalogue.database):
+            catalogue.file(given)
+        with artifacts.open(f"files/{given}.jsonl") as source:
+            found = list(prompts.read(source, field="prompts"))
+    else:
+        try:
+            with Path(given).open("rb") as source:
+                found = list(prompts.read(source, field="prompts"))
+        except OSError as error:
+            raise InvalidInput(f"--prompts {given}: {error.strerror}", field="prompts") from error
+    if not found:
+        raise InvalidInput(f"--prompts {given} holds no prompts", field="prompts")
+    return found[:limit]
+
+
+def resolve_rewards(
+    given: Sequence[str], settings: PlatformSettings, catalogue: Catalogue, timeout_s: float
+) -> list[ResolvedReward]:
+    """The endpoints that these mean, NAME of a registered one or NAME=URL. Raises InvalidInput."""
+    found = [_resolve(each, settings, catalogue, timeout_s) for each in given]
+    names = [each.spec.name for each in found]
+    for name in names:
+        if names.count(name) > 1:
+            raise InvalidInput(f"--reward {name} is given {names.count(name)} times", field="reward")
+    return found
+
+
+def _resolve(given: str, settings: PlatformSettings, catalogue: Catalogue, timeout_s: float) -> ResolvedReward:
+    name, _, url = given.partition("=")
+    try:
+        spec = RewardSpec(name=name, url=url or None, required=False, min_valid=1, timeout_s=timeout_s)
+    except ValidationError as error:
+        raise InvalidInput(
+            f"--reward {given!r} is not NAME or NAME=URL: {error.errors()[0]['msg']}", field="reward"
+        ) from error
+    try:
+        with reading(catalogue.database):
+            endpoint = catalogue.resolve(spec, settings.reward_hosts, field=f"--reward {name}")
+    except NotFound as error:
+        raise InvalidInput(
+            f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"
+        ) from error
+    return ResolvedReward(spec, endpoint)
+
+
+def check_ready(
+    rewards: Sequence[ResolvedReward], transport: httpx.BaseTransport | None = None, *, tls_dir: Path | None = None
+) -> None:
+    """Raise RewardUnavailable for the first that is not ready; one without /readyz is, when it answers at all.
+
+    Raises ConfigurationError for certificates that are not in `tls_dir`.
+    """
+    for reward in rewards:
+        name, url = reward.spec.name, reward.endpoint.url
+        try:
+            with RankClient(reward.endpoint, tls_dir=tls_dir, transport=transport) as client:
+                status, _ = client.ready(deadline_s=LOOK_TIMEOUT_S)
+                why = f"answers {status}" if status >= 500 else ""
+        except EndpointError as error:
+            why = f"does not answer ({error})"
+        if why:
+            raise RewardUnavailable(f"reward {name} at {url} {why}: start it, or leave it out", reward=name)
+
+
+def check_rank_worker(settings: PlatformSettings) -> None:
+    """Raise ConfigurationError when nobody would ask the rewards."""
+    try:
+        with connect(settings.redis_url) as client:
+            lives = next(iter(client.scan_iter(match="dipole:rank-worker:*", count=1000)), None) is not None
+    except (RedisError, ValueError) as error:
+        raise ConfigurationError(f"DIPOLE_REDIS_URL does not answer ({type(error).__name__})") from error
+    if not lives:
+        raise ConfigurationError("no rank worker beats in DIPOLE_REDIS_URL: start `dipole serve rank-worker`")

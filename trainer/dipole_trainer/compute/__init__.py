@@ -1,0 +1,1 @@
+"""A device's memory: micro-batches, caches, a lost GPU."""

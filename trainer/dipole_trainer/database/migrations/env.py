@@ -1,0 +1,13 @@
+"""Alembic's entry: runs inside the transaction that `database.upgrade` opened and locked."""
+
+from alembic import context
+
+from dipole_trainer.database.tables import Base
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=Base.metadata,
+    render_as_batch=True,
+    compare_type=True,
+)
+context.run_migrations()

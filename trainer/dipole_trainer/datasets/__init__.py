@@ -1,0 +1,1 @@
+"""Files of prompts, pairs and recordings, checked line by line."""

@@ -1,0 +1,134 @@
+"""The processes that train one job together: one alone, or as many as `accelerate launch` started (together.py).
+
+Every process draws its share of a window's prompts and has them ranked; gradients are summed, so all take the same
+step. Rank 0 alone talks to the API and touches files. What processes tell each other is JSON, through `exchange`, and
+tensors, through `sum_`; nothing is pickled. All must meet in the same order, so a run has one way out:
+
+    rank 0 leaves, whatever its reason     the others get Over where they meet it next
+    another rank leaves, by an exception   all get that exception where they meet it next, so rank 0 leaves too
+    a process dies                         ProcessLost; the launcher ends the others, the job's lease runs out
+
+Whoever leaves says so first, and `heed` hears it: nobody goes on waiting for rankings that may take days. This module
+needs no torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from dipole.errors import DipoleError, InvalidInput, RewardUnavailable
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+Heed = Callable[[], None]
+
+
+class Over(Exception):
+    """Rank 0 has left the run. Raised on the others alone."""
+
+
+class ProcessLost(Exception):
+    """Another process of this world is gone. No fault of the job's: who takes it up goes on from its checkpoint."""
+
+
+class World:
+    """One process alone: it agrees with itself."""
+
+    rank, size = 0, 1
+
+    def __init__(self, device: str | None = None) -> None:
+        """`device` is where this process computes; absent: a GPU where there is one."""
+        self._device = device
+
+    @property
+    def device(self) -> str:
+        if self._device is None:
+            import torch
+
+            self._device = "cuda" if torch.cuda.is_available() and not _cpu_asked_for() else "cpu"
+        return self._device
+
+    @property
+    def leads(self) -> bool:
+        """Whether this process talks to the API and touches files."""
+        return self.rank == 0
+
+    def mine(self, index: int) -> bool:
+        """Whether this process draws the prompt of that index."""
+        return index % self.size == self.rank
+
+    # ---- all processes call these, in the same order ----------------------------------------------------------------
+
+    def exchange(self, message: Mapping[str, Any], heed: Heed = lambda: None) -> list[Mapping[str, Any]]:
+        """Everybody's message, by rank. While the others are waited for, `heed` is called, and what it raises is kept
+        until all are out of this exchange."""
+        return [message]
+
+    def align(self, optimizer: Optimizer, *, step: int, base: str) -> int:
+        """Rank 0's weights, optimiser and step for everybody; returns the step. `base` tells models apart."""
+        return step
+
+    def sum_(self, tensors: Sequence[Tensor]) -> None:
+        """Add up over processes, in place. Only right after an exchange."""
+
+    def retire(self) -> None:
+        """From here on rank 0 works alone: on the others this raises Over, once rank 0 has left."""
+
+    def leave(self, problem: Exception | None = None) -> None:
+        """Out of the run, for whichever reason; every process calls it once. `problem` is told by all but rank 0."""
+
+    def close(self) -> None:
+        """There will be no other run."""
+
+    # ---- and these when they like -----------------------------------------------------------------------------------
+
+    def heed(self) -> None:
+        """Raises what ends the run, where another process has left it."""
+
+    def events(self) -> list[tuple[str, dict[str, Any]]]:
+        """On rank 0: what the others reported since this was last called, by rank."""
+        return []
+
+
+def join(device: str | None = None) -> World:
+    """The world that this process was started in."""
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        from dipole_trainer.distributed.torch_group import Together
+
+        return Together(on_cpu=_cpu_asked_for())
+    return World(device)
+
+
+def _cpu_asked_for() -> bool:
+    """`accelerate launch --cpu` says so here, and leaves it to the program to look."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+
+
+# ---- a problem on its way to the other processes --------------------------------------------------------------------
+
+
+def as_json(problem: Exception) -> dict[str, Any]:
+    """What other processes need to know of an exception."""
+    ours = isinstance(problem, DipoleError)
+    known = {name: getattr(problem, name, None) for name in ("reward", "code", "field")} if ours else {}
+    return {
+        "kind": next((kind.__name__ for kind in _KINDS if isinstance(problem, kind)), ""),
+        "message": str(problem) if ours else f"{type(problem).__name__}: {problem}",
+        **known,
+    }
+
+
+def from_json(told: Mapping[str, Any], where: str) -> Exception:
+    """The exception that another process had; `where` says which."""
+    if told["kind"] == RewardUnavailable.__name__:
+        return RewardUnavailable(told["message"], reward=told["reward"], code=told["code"])
+    if told["kind"] == InvalidInput.__name__:
+        return InvalidInput(f"{told['message']} ({where})", field=told["field"])
+    return DipoleError(f"{told['message']} ({where})")
+
+
+_KINDS = (RewardUnavailable, InvalidInput)

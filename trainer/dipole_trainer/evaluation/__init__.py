@@ -1,0 +1,1 @@
+"""Scores, intervals and diversity on fixed prompts and noises."""

@@ -1,0 +1,199 @@
+"""Evaluation on fixed prompts and noises: every reward, trained and held-out, with intervals and diversity.
+
+The same noises serve every step, so that two evaluations differ by the weights alone and are compared prompt by
+prompt. Rewards are asked through the job's own ranker.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch.nn import functional
+
+from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.features import Features, in_chunks
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.ranking.groups import Group, RankedGroup, Ranker
+from dipole_trainer.seeds import seeds_for
+from dipole_trainer.spec import EvalSpec
+
+BATCH = 32  # images drawn before the first of them are sent off
+IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
+SHEET_PROMPTS = 12
+
+
+@dataclass(frozen=True)
+class Scored:
+    """One prompt's images under evaluation. `scores` holds rewards by name and their sub-scores as `reward.part`."""
+
+    prompt: str
+    tag: str
+    scores: Mapping[str, Sequence[float | None]]
+    diversity: float | None  # mean distance in φ between the prompt's images; None for a single image
+    vendi: float | None = None  # how many different images these are in φ, 1 to K; None for a single image
+
+
+def evaluate(
+    spec: EvalSpec,
+    generator: OneStepGenerator,
+    features: Features,
+    rank: Ranker,
+    *,
+    step: int,
+    job_id: str,
+    chunks: Chunks | None = None,
+    mine: Callable[[int], bool] = lambda index: True,
+    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    heed: Callable[[], None] = lambda: None,
+) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
+    """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
+
+    `chunks` says how many samples are worked on at once, at first BATCH where it is absent. `mine` says of a prompt's
+    index whether it is evaluated here. `heed` is called at least every second while answers are waited for; what it
+    raises ends the evaluation.
+    """
+    chunks = chunks or Chunks(BATCH)
+    waiting: dict[str, tuple[int, float | None, float | None]] = {}
+    scored: dict[int, Scored] = {}
+    sheets: list[NDArray[np.uint8]] = []
+    indices = [index for index in range(len(spec.prompts)) if mine(index)]
+
+    def take(ranked: RankedGroup) -> None:
+        index, *diversity = waiting.pop(ranked.group_id)
+        prompt = spec.prompts[index]
+        scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), *diversity)
+        on_progress(len(scored), len(indices))
+
+    for index, group, x in _draw(spec, generator, indices, step, job_id, chunks):
+        with torch.no_grad():
+            phi = in_chunks(features, x, chunks, prompt=group.prompt, seeds=group.seeds)
+            waiting[group.id] = (index, spread(phi), vendi(phi))
+        rank.submit(group)
+        if index < SHEET_PROMPTS:
+            sheets.append(group.images)
+        while len(waiting) >= IN_FLIGHT:
+            _collect(rank, take, heed)
+    while waiting:
+        _collect(rank, take, heed)
+    return [scored[index] for index in indices], sheets
+
+
+@torch.no_grad()
+def _draw(
+    spec: EvalSpec, generator: OneStepGenerator, indices: Sequence[int], step: int, job_id: str, chunks: Chunks
+) -> Iterator[tuple[int, Group, torch.Tensor]]:
+    """Each of these prompts' index, group and latents, generated several prompts at a time."""
+    count = spec.images_per_prompt
+    together = max(1, BATCH // count)
+    for first in range(0, len(indices), together):
+        here = indices[first : first + together]
+        seeds = [seeds_for(spec.seed, "evaluation", index, count=count) for index in here]
+        noise = generator.noise([seed for drawn in seeds for seed in drawn])
+        texts = [spec.prompts[index].prompt for index in here for _ in range(count)]
+        latents, images = _sample(generator, noise, texts, chunks)
+        for i, index in enumerate(here):
+            rows, prompt = slice(i * count, (i + 1) * count), spec.prompts[index]
+            name = f"{job_id}.eval{step}.{index}"
+            yield index, Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
+
+
+def _sample(
+    generator: OneStepGenerator, noise: torch.Tensor, prompts: Sequence[str], chunks: Chunks
+) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+    """Latents and images, as many at once as memory allows."""
+
+    def sample(rows: list[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+        latents = generator(noise[rows], [prompts[row] for row in rows])
+        return latents, generator.decode(latents)
+
+    latents, images = zip(*chunks.over(range(len(noise)), sample), strict=True)
+    return torch.cat(latents), np.concatenate(images)
+
+
+def _collect(rank: Ranker, take: Callable[[RankedGroup], None], heed: Callable[[], None]) -> None:
+    heed()
+    ranked = rank.collect(timeout_s=1.0)
+    if ranked is not None:
+        take(ranked)
+
+
+def spread(phi: Mapping[str, torch.Tensor]) -> float | None:
+    """Mean distance between samples, averaged over keys; {key: (K, T, D)}. None for a single sample."""
+    distances = [torch.pdist(value.flatten(1).float()).mean().item() for value in phi.values() if len(value) > 1]
+    return float(np.mean(distances)) if distances else None
+
+
+def vendi(phi: Mapping[str, torch.Tensor]) -> float | None:
+    """The Vendi score of K samples: exp of the entropy of the eigenvalues of kernel/K; {key: (K, T, D)}.
+
+    K identical samples have 1, K mutually orthogonal ones K (Friedman and Dieng, arXiv 2210.02410). The kernel is the
+    cosine, averaged over keys, so that each counts the same. None for a single sample.
+    """
+    units = [functional.normalize(value.flatten(1).cpu().double()) for value in phi.values()]
+    count = len(units[0])
+    if count < 2:
+        return None
+    kernel = torch.stack([unit @ unit.T for unit in units]).mean(0).fill_diagonal_(1)
+    shares = torch.linalg.eigvalsh(kernel / count).clamp(min=0)  # of the whole: they sum to 1
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
+    """Scores and sub-scores by name; ranks alone are left out, as they compare with no other evaluation's."""
+    return {
+        name: values
+        for reward, result in ranked.results.items()
+        for name, values in (
+            *(() if result.ordinal else ((reward, result.scores),)),
+            *((f"{reward}.{part}", v) for part, v in result.sub_scores.items()),
+        )
+    }
+
+
+# ---------------------------------------------------------------- files
+
+
+def write(folder: Path, step: int, scored: Sequence[Scored], figures: Mapping[str, Any]) -> Path:
+    """`evaluation/step-N.json`: the figures and every score behind them."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path, temporary = folder / f"step-{step}.json", folder / f".step-{step}.partial"
+    temporary.write_text(
+        json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1, allow_nan=False)
+    )
+    temporary.replace(path)  # whole or not at all: its existence says that this step was evaluated
+    return path
+
+
+def read(path: Path) -> list[Scored]:
+    return [Scored(**item) for item in json.loads(path.read_text())["prompts"]]
+
+
+def read_figures(path: Path) -> dict[str, Any]:
+    """What `write` was given beside the scores."""
+    return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("step", "prompts")}
+
+
+def forget_after(workdir: Path, step: int) -> None:
+    """Remove evaluations and samples of later steps: a run that resumes before them will make its own."""
+    for path in [*workdir.glob("evaluation/step-*.json"), *workdir.glob("samples/step-*.png")]:
+        if int(path.stem.removeprefix("step-")) > step:
+            path.unlink()
+
+
+def write_sheet(folder: Path, step: int, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Path:
+    """`samples/step-N.png`, one row a prompt and one column a noise, and `samples/prompts.json` naming the rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
+    path = folder / f"step-{step}.png"
+    Image.fromarray(sheet).save(path)
+    cell = {"width": images[0].shape[2], "height": images[0].shape[1], "prompts": list(prompts[: len(images)])}
+    (folder / "prompts.json").write_text(json.dumps(cell))
+    return path

@@ -1,0 +1,100 @@
+"""A pretrained vision transformer on decoded pixels as a feature space: its layers' patch tokens and class token.
+
+Keys of every layer N, from 1: `layerN_patch_mean` and `layerN_patch_std` over the patches, and `layerN_cls`, of the
+layer's output as it is, before the model's last norm. Published: those of the last layer.
+
+Legend: K samples, n patches, D features.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dipole.errors import InvalidInput
+from dipole_trainer.features import pooling
+from dipole_trainer.features.keys import chosen
+from dipole_trainer.features.preprocessing import PROCESSOR, Preparation
+from dipole_trainer.generators import activations
+from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.spec import FeaturesSpec
+from dipole_trainer.weights import local_weights
+
+SAFE = "*.safetensors"
+PARTS: dict[str, Callable[[Tensor], Tensor]] = {  # of a layer's tokens (K, 1 + n, D), the class token first
+    "patch_mean": lambda tokens: pooling.mean(tokens[:, 1:], 1)[:, None],
+    "patch_std": lambda tokens: pooling.std(tokens[:, 1:], 1)[:, None],
+    "cls": lambda tokens: tokens[:, :1],
+}
+
+
+class VisionFeatures:
+    def __init__(
+        self,
+        model: Any,
+        call: Callable[[Tensor], object],
+        prepare: Preparation,
+        pixels: Callable[[Tensor], Tensor],
+        wanted: Sequence[str] = (),
+        *,
+        space: str,
+    ) -> None:
+        """`call` runs the model on prepared images (K, 3, s, s); `pixels` decodes latents to images from 0 to 1."""
+        self.model = model.eval().requires_grad_(False)
+        self._call, self._prepare, self._pixels = call, prepare, pixels
+        depth: int = model.config.num_hidden_layers
+        stack = next(
+            name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
+        )
+        known = {
+            f"layer{layer}_{part}": (f"{stack}.{layer - 1}", part) for layer in range(1, depth + 1) for part in PARTS
+        }
+        published = [f"layer{depth}_{part}" for part in PARTS]
+        self.keys = {key: known[key] for key in chosen(wanted, known, published, space=space)}
+
+    def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        images = self._prepare(self._pixels(x))
+        layers = [layer for layer, _ in self.keys.values()]
+        tokens = activations.outputs(self.model, layers, lambda: self._call(images))
+        return {key: PARTS[part](tokens[layer]) for key, (layer, part) in self.keys.items()}
+
+
+def pretrained(
+    model_class: Any,
+    published: str,
+    spec: FeaturesSpec,
+    generator: OneStepGenerator,
+    models_dir: Path,
+    *,
+    kinds: Sequence[str],
+    files: str = SAFE,
+) -> tuple[Any, Preparation]:
+    """A transformers model in float32 on the generator's device, and how its images are prepared.
+
+    `kinds` are the `model_type`s of its config that fit. Raises InvalidInput: transformers itself would fill weights
+    that a file lacks with random numbers.
+    """
+    folder = local_weights.locate(
+        spec.weights or published,
+        models_dir,
+        revision=spec.revision,
+        field="features.weights",
+        files=["config.json", PROCESSOR, files],
+    )
+    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    if kind not in kinds:
+        raise InvalidInput(f"features.weights: {folder} is a {kind}, not a {kinds[0]}", field="features.weights")
+    model, told = model_class.from_pretrained(
+        str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
+    if absent := [*told["missing_keys"], *told["mismatched_keys"]]:
+        raise InvalidInput(
+            f"features.weights: {folder} lacks {len(absent)} of the model's weights, such as {min(map(str, absent))}",
+            field="features.weights",
+        )
+    return model.to(generator.device), Preparation.read(folder, device=generator.device)

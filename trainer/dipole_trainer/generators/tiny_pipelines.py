@@ -1,0 +1,123 @@
+"""Tiny pipelines of the real classes with random weights: SD-Turbo and SDXL-Turbo in a few megabytes and seconds.
+
+For tests and for trying out a set-up without the real weights; what they draw is noise. Images are 64×64, latents 8×8.
+`scripts/tiny-pipelines` writes them into folders that DIPOLE_MODELS_DIR may hold.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+TOKENIZER = Path(__file__).parents[1] / "tiny_turbo/tokenizer"
+SCHEDULE = {
+    "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing",
+    "prediction_type": "epsilon", "steps_offset": 1,
+}  # fmt: skip
+
+
+def write(folder: Path, kind: str, *, seed: int = 0) -> Path:
+    """Write the pipeline `kind` (`sd` or `sdxl`) to `folder`, in diffusers format; returns `folder`."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        pipeline = {"sd": sd, "sdxl": sdxl}[kind]()
+    pipeline.save_pretrained(str(folder), safe_serialization=True)
+    return folder
+
+
+def sd() -> Any:
+    """SD-Turbo's shape: one text encoder whose last state is used, attention in all but the last block."""
+    return StableDiffusionPipeline(  # type: ignore[no-untyped-call]
+        vae=_vae(),
+        text_encoder=CLIPTextModel(_text_config(32)),
+        tokenizer=_tokenizer(),
+        unet=_unet(
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            cross_attention_dim=32,
+        ),
+        scheduler=EulerDiscreteScheduler(**SCHEDULE),  # type: ignore[no-untyped-call]
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def sdxl() -> Any:
+    """SDXL-Turbo's shape: two text encoders, a pooled embedding and the image's size as added conditions."""
+    projected = 24
+    return StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+        vae=_vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(_text_config(32)),
+        text_encoder_2=CLIPTextModelWithProjection(_text_config(16, projection_dim=projected)),
+        tokenizer=_tokenizer(),
+        tokenizer_2=_tokenizer(),
+        unet=_unet(
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            transformer_layers_per_block=(1, 2),
+            cross_attention_dim=32 + 16,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=projected + 6 * 8,
+        ),
+        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE),  # type: ignore[no-untyped-call]
+        add_watermarker=False,
+    )
+
+
+def _unet(**shape: Any) -> Any:
+    return UNet2DConditionModel(  # type: ignore[no-untyped-call]
+        sample_size=8,
+        layers_per_block=1,
+        block_out_channels=(32, 64),
+        norm_num_groups=8,
+        attention_head_dim=(2, 4),
+        use_linear_projection=True,
+        **shape,
+    )
+
+
+def _vae(scaling_factor: float = 0.18215) -> Any:
+    return AutoencoderKL(  # type: ignore[no-untyped-call]
+        block_out_channels=(8, 8, 16, 16),  # four levels, between which the image is halved three times
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+        layers_per_block=1,
+        norm_num_groups=4,
+        latent_channels=4,
+        sample_size=64,
+        scaling_factor=scaling_factor,
+    )
+
+
+def _text_config(width: int, **more: Any) -> CLIPTextConfig:
+    tokenizer = _tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        **more,
+    )
+
+
+def _tokenizer() -> Any:
+    """tiny-turbo's: CLIP's tokenizer, with the vocabulary of its own small world."""
+    return CLIPTokenizer.from_pretrained(str(TOKENIZER), local_files_only=True)

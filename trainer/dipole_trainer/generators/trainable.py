@@ -1,0 +1,116 @@
+"""What a run trains in a U-Net: a LoRA adapter, or every weight. Both know how to be the frozen base for a while.
+
+Master weights are float32 whatever the network runs in, and have a fixed order and fixed names.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from peft import LoraConfig, set_peft_model_state_dict
+from peft.utils import get_peft_model_state_dict
+from torch import Tensor, nn
+
+from dipole.errors import InvalidInput
+from dipole_trainer.generators.compilation import compile_unet
+from dipole_trainer.spec import LoraSpec
+
+
+class Adapter:
+    """A LoRA adapter on frozen weights. The base is the same network with the adapter switched off."""
+
+    def __init__(self, unet: Any, spec: LoraSpec, *, seed: int, compile: bool) -> None:
+        """Add a fresh adapter, drawn from `seed`; it changes nothing until it is trained."""
+        _check_targets(unet, spec)
+        self.network = unet
+        self.lora = LoraConfig(
+            r=spec.rank,
+            lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float works; PEFT divides it by the rank
+            target_modules=list(spec.target_modules),
+            init_lora_weights="gaussian",
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            unet.add_adapter(self.lora)
+        self.parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+        for parameter in self.parameters:
+            parameter.data = parameter.data.float()
+        if compile:
+            compile_unet(unet)
+
+    def state(self) -> dict[str, Tensor]:
+        """The adapter's weights under PEFT's names."""
+        state: dict[str, Tensor] = get_peft_model_state_dict(self.network)
+        return state
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        set_peft_model_state_dict(self.network, dict(tensors))
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        if self.parameters[0].requires_grad is False:  # inside already: the outer one switches on again
+            yield
+            return
+        self.network.disable_adapters()
+        try:
+            yield
+        finally:
+            self.network.enable_adapters()
+
+
+class FullWeights:
+    """Every weight of the U-Net. The base is a frozen copy, in the dtype that the run computes in."""
+
+    lora = None
+
+    def __init__(self, unet: Any, dtype: torch.dtype, *, compile: bool) -> None:
+        self._frozen = nn.Module.to(copy.deepcopy(unet), dtype)  # diffusers' own `to` warns of what it does not do
+        self._trained = self.network = unet.float().requires_grad_(True)
+        self.parameters = list(unet.parameters())
+        if compile:
+            compile_unet(self._frozen)
+            compile_unet(self._trained)
+
+    def state(self) -> dict[str, Tensor]:
+        """The U-Net's state_dict."""
+        state: dict[str, Tensor] = self._trained.state_dict()
+        return state
+
+    def load(self, tensors: Mapping[str, Tensor]) -> None:
+        self._trained.load_state_dict(tensors)
+
+    @contextmanager
+    def base(self) -> Iterator[None]:
+        before, self.network = self.network, self._frozen
+        try:
+            yield
+        finally:
+            self.network = before
+
+
+def check_fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+    """Raise InvalidInput naming the first tensor that is missing on either side or has another shape."""
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        mine, given = (str(tuple(each[name].shape)) if name in each else "absent" for each in (ours, theirs))
+        if mine != given:
+            raise InvalidInput(
+                f"the checkpoint is of another model or LoRA: {name} does not fit, it is {given} there and {mine} here",
+                field="model",
+            )
+
+
+def _check_targets(unet: nn.Module, spec: LoraSpec) -> None:
+    """Each of `target_modules` names layers that take an adapter; PEFT passes over those that name none."""
+    modules = dict(unet.named_modules())
+    for target in spec.target_modules:
+        named = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
+        if not named or not all(isinstance(module, nn.Linear | nn.Conv2d) for module in named):
+            raise InvalidInput(
+                f"lora.target_modules: {target!r} names no linear or convolutional layer of this model's U-Net; "
+                "to_q, to_k, to_v and to_out.0 are its attention",
+                field="lora.target_modules",
+            )

@@ -1,0 +1,1 @@
+"""The store of jobs: states, leases, events, the ledger of rankings."""

@@ -1,1 +1,0 @@
-"""Alembic's migrations of the jobs database; `dipole_trainer.database.upgrade` runs them."""

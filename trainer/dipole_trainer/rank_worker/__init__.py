@@ -1,0 +1,1 @@
+"""The rank worker process: it asks reward endpoints to score groups."""

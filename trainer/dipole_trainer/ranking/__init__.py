@@ -1,0 +1,1 @@
+"""Groups of candidates, those who rank them, and the way from scores to an order."""

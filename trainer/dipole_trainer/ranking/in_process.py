@@ -1,0 +1,105 @@
+"""A ranker in the trainer's own process, for tests, benchmarks and notebooks: no Redis, no HTTP, the same policies.
+
+    ranker = InProcessRanker({"bright": lambda prompt, images, metadata: images.mean((1, 2, 3)).tolist()})
+
+Scorers run in threads. `delays` adds seconds to a reward's answer, to stand for a slow endpoint.
+"""
+
+from __future__ import annotations
+
+import queue
+import time
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import JsonValue
+
+from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.ranking.in_flight import InFlight, OnRanked, failed, settle
+from dipole_trainer.spec import RewardSpec
+
+Metadata = Mapping[str, JsonValue] | None
+Scorer = Callable[[str, NDArray[np.uint8], Metadata], Sequence[float | None] | RewardResult]
+
+
+class InProcessRanker:
+    """groups.Ranker over plain functions `(prompt, images (K, H, W, 3) uint8, metadata) -> K scores`.
+
+    A scorer may return a RewardResult instead, with sub-scores; one that raises is a failed reward. Without `specs`,
+    every scorer is a required reward of weight 1.
+    """
+
+    def __init__(
+        self,
+        scorers: Mapping[str, Scorer],
+        specs: Sequence[RewardSpec] | None = None,
+        *,
+        delays: Mapping[str, float] | None = None,
+        on_ranked: OnRanked | None = None,
+        threads: int = 4,
+    ) -> None:
+        chosen = [RewardSpec(name=name) for name in scorers] if specs is None else list(specs)
+        missing = [spec.name for spec in chosen if spec.name not in scorers]
+        if missing:
+            raise ValueError(f"no scorer for {', '.join(missing)}")
+        self._scorers = scorers
+        self._delays = delays or {}
+        self._flight = InFlight(chosen, on_ranked)
+        self._answers: queue.SimpleQueue[tuple[int, str, str, RewardResult]] = queue.SimpleQueue()
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rank")
+        self._run = 0  # answers of cancelled runs carry an older number
+
+    def submit(self, group: Group) -> None:
+        self._flight.add(group, time.monotonic())
+        for name in self._flight.specs:
+            self._pool.submit(self._score, self._run, group, name)
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        until = time.monotonic() + timeout_s
+        while True:
+            self._drain()
+            if (ranked := self._flight.pop()) is not None:
+                return ranked
+            now = time.monotonic()
+            self._flight.expire(now)
+            if (ranked := self._flight.pop()) is not None or now >= until:
+                return ranked
+            due = min([until, *(deadline for _, _, deadline in self._flight.deadlines())])
+            try:
+                self._take(self._answers.get(timeout=max(due - now, 0.001)))
+            except queue.Empty:
+                continue
+
+    def cancel(self) -> None:
+        self._run += 1
+        self._flight.clear()
+
+    def close(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _drain(self) -> None:
+        while not self._answers.empty():
+            self._take(self._answers.get())
+
+    def _take(self, answer: tuple[int, str, str, RewardResult]) -> None:
+        run, group_id, name, result = answer
+        if run == self._run:
+            self._flight.put(group_id, name, result)
+
+    def _score(self, run: int, group: Group, name: str) -> None:
+        started = time.monotonic()
+        if delay := self._delays.get(name, 0.0):
+            time.sleep(delay)
+        count = len(group.images)
+        try:
+            answer = self._scorers[name](group.prompt, group.images, group.metadata)
+            given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
+            judged = settle(self._flight.specs[name], count, given.scores)
+            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
+        except Exception as error:  # a scorer is a caller's function: whatever it raises is its answer
+            result = failed(count, f"invalid_response: {type(error).__name__}: {error}")
+        seconds = time.monotonic() - started
+        self._answers.put((run, group.id, name, replace(result, model=name, seconds=seconds)))

@@ -1,0 +1,1 @@
+"""The sampler process: it draws images for the API."""

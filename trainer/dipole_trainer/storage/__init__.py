@@ -1,0 +1,1 @@
+"""Artifacts, and the names of the files in a job's folder."""

@@ -1,0 +1,1 @@
+"""One job's run: groups in, updates out."""

@@ -1,0 +1,62 @@
+"""Keeps what a job ranked, step by step, for replays (recorded.py says in which form).
+
+Each process makes `entry`s of its groups, which are JSON and travel in the loop's own messages; one writes them.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+
+from dipole_trainer.datasets import recordings
+from dipole_trainer.datasets.recordings import Recorded, RecordedGroup, RecordedJob
+from dipole_trainer.generators.one_step import DTYPES
+from dipole_trainer.ranking.groups import RankedGroup
+from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.storage.artifacts import CANDIDATES
+from dipole_trainer.training.rollout import Drawn
+
+
+class Recorder:
+    """Writes below `workdir`. Latents are kept in the precision that the job computes in."""
+
+    def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path) -> None:
+        self.folder, self._dtype = workdir / CANDIDATES, DTYPES[spec.precision]
+        facts = {name: getattr(spec, name) for name in (*recordings.FITTED, "method")}
+        self._job = RecordedJob(**facts, rewards=tuple(rewards))
+
+    def forget_from(self, step: int) -> None:
+        """Remove this step and later ones: a run that goes on from there will have its own ranked."""
+        for path in self.folder.glob("step-*.safetensors"):
+            if int(path.stem.removeprefix("step-")) >= step:
+                path.unlink()
+
+    def entry(self, drawn: Drawn, ranked: RankedGroup) -> dict[str, Any]:
+        """A group that was ranked, as JSON."""
+        group = RecordedGroup(
+            index=drawn.index, prompt=drawn.prompt, seeds=tuple(drawn.seeds), results=dict(ranked.results)
+        )
+        latents = safetensors.torch.save({"ranked": drawn.ranked.to("cpu", self._dtype).contiguous()})
+        return {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
+
+    def write(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
+        """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced."""
+        ordered = sorted(entries, key=lambda entry: int(entry["group"]["index"]))
+        tensors = {
+            str(entry["group"]["index"]): safetensors.torch.load(base64.b64decode(entry["latents"]))["ranked"]
+            for entry in ordered
+        }
+        groups = tuple(RecordedGroup.model_validate(entry["group"]) for entry in ordered)
+        told = Recorded(step=step, job=self._job, groups=groups).model_dump_json()
+        self.folder.mkdir(exist_ok=True)
+        target, partial = self.folder / recordings.name(step), self.folder / f".step-{step}.partial"
+        with partial.open("wb") as file:
+            file.write(safetensors.torch.save(tensors, metadata={recordings.METADATA: told}))
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(target)

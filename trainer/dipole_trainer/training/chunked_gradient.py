@@ -1,0 +1,125 @@
+"""The exact fast update: a group's gradient with the graph of one chunk at a time, whatever the method.
+
+The loss is a function of x and φ(x) alone, and what they are is known before any graph of G exists: the group was
+drawn without one. So the loss's gradient in x and φ, the cotangents, is taken first, on K small leaves. Then G and φ
+run again chunk by chunk with a graph, and each chunk's part is carried back to the weights:
+
+    ∂loss/∂θ = Σ_k (∂x_k/∂θ)ᵀ ∂loss/∂x_k + (∂φ(x_k)/∂θ)ᵀ ∂loss/∂φ(x_k)
+
+This is the chain rule and no approximation: memory does not grow with K, and samples with no gradient (all but the
+anchors, in GRPO) are not drawn again. For DrPO it is METHOD's "no graph until the goal is known".
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.methods.base import Loss, Phi, RankedSamples
+
+HEADROOM_TRIES = 4
+
+
+@dataclass(frozen=True)
+class Cotangents:
+    """The loss's gradient in x (K, c, h, w) and in φ {key: (K, T, D)}; None and empty where the loss has none."""
+
+    x: Tensor | None
+    phi: Mapping[str, Tensor]
+
+    def rows(self) -> list[int]:
+        """Samples that have any gradient."""
+        parts = [each.flatten(1).ne(0).any(1) for each in (self.x, *self.phi.values()) if each is not None]
+        return torch.stack(parts).any(0).nonzero()[:, 0].tolist() if parts else []
+
+    def largest(self) -> float:
+        """Of their magnitudes. Raises FloatingPointError when one is not finite."""
+        largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
+        found = torch.stack(largest).max().item() if largest else 0.0
+        if not math.isfinite(found):
+            raise FloatingPointError(
+                "the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32"
+            )
+        return found
+
+
+class Headroom:
+    """How large cotangents may be on their way back through float16: 1, or less since they overflowed."""
+
+    def __init__(self) -> None:
+        self.value = 1.0
+
+    def overflowed(self) -> None:
+        self.value /= 2**8
+
+    def sufficed(self) -> None:
+        self.value = min(1.0, 2 * self.value)
+
+
+def cotangents(loss: Callable[[RankedSamples], Loss], group: RankedSamples) -> tuple[Loss, Cotangents]:
+    """Evaluate the loss on leaves in place of x and φ, and differentiate it there."""
+    x = group.x.detach().requires_grad_()
+    phi = {key: value.detach().requires_grad_() for key, value in group.phi.items()}
+    found = loss(replace(group, x=x, phi=phi))
+    wanted = [x, *phi.values()]
+    in_x, *in_phi = torch.autograd.grad(found.total, wanted, allow_unused=True)
+    by_key = {key: value for key, value in zip(phi, in_phi, strict=True) if value is not None}
+    return replace(found, total=found.total.detach()), Cotangents(in_x, by_key)
+
+
+def gradient(
+    found: Cotangents,
+    sample: Callable[[list[int]], tuple[Tensor, Phi]],
+    parameters: Sequence[Tensor],
+    chunks: Chunks,
+    *,
+    scale: float = 1.0,
+    half: Headroom | None = None,
+) -> list[Tensor] | None:
+    """The loss's gradient times `scale`, one tensor a parameter; None when no sample has any.
+
+    `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` is given where
+    they run in float16: cotangents are then scaled by a power of two on their way back, so that the largest is near its
+    headroom, and by less when that overflows. Raises FloatingPointError when the loss's gradient is not finite, or in
+    float16 the weights'.
+    """
+    largest, rows = found.largest(), found.rows()
+    if not rows:
+        return None
+    if half is None:
+        return [each.mul_(scale) for each in _carried(found, rows, sample, parameters, chunks, 1.0)]
+    for _ in range(HEADROOM_TRIES):
+        up = half.value * 2.0 ** -math.ceil(math.log2(largest))
+        total = _carried(found, rows, sample, parameters, chunks, up)
+        if all(bool(each.isfinite().all()) for each in total):
+            half.sufficed()
+            return [each.mul_(scale / up) for each in total]
+        half.overflowed()
+    raise FloatingPointError("the gradient is not finite in fp16: use bf16 or fp32, or lower optimizer.lr")
+
+
+def _carried(
+    found: Cotangents,
+    rows: Sequence[int],
+    sample: Callable[[list[int]], tuple[Tensor, Phi]],
+    parameters: Sequence[Tensor],
+    chunks: Chunks,
+    up: float,
+) -> list[Tensor]:
+    """The cotangents times `up`, carried back to the parameters."""
+    total: list[Tensor] = []
+
+    def add(piece: list[int]) -> None:
+        x, phi = sample(piece)
+        outputs = ([x] if found.x is not None else []) + [phi[key] for key in found.phi]
+        weights = [each[piece] * up for each in (found.x, *found.phi.values()) if each is not None]
+        part = torch.autograd.grad(outputs, list(parameters), weights)
+        total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
+
+    chunks.over(rows, add)
+    return total

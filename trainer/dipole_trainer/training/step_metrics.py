@@ -1,0 +1,54 @@
+"""What a step's event reports: counted per group, added up over processes, told once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from dipole_trainer.ranking.groups import RankedGroup
+from dipole_trainer.spec import RewardSpec
+
+
+@dataclass
+class Tally:
+    """Values by name, one a group."""
+
+    rewards: dict[str, list[float]] = field(default_factory=dict)
+    spread: dict[str, list[float]] = field(default_factory=dict)
+    losses: dict[str, list[float]] = field(default_factory=dict)
+    skipped: int = 0
+
+    def ranked(self, group: RankedGroup, rewards: Sequence[RewardSpec]) -> None:
+        """Mean and spread of each reward's scores; ranks compare only within their group, so theirs tell nothing."""
+        for reward in rewards:
+            result = group.results[reward.name]
+            values = [score for score in result.scores if score is not None]
+            if result.failure is None and not result.ordinal:
+                self.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
+                self.spread.setdefault(reward.name, []).append(float(np.std(values)))
+
+    def loss(self, total: float, parts: Mapping[str, float]) -> None:
+        for name, value in {"loss": total, **parts}.items():
+            self.losses.setdefault(name, []).append(value)
+
+    def add(self, other: Mapping[str, Any]) -> None:
+        """Another process's tally, as `asdict` gave it."""
+        self.skipped += other["skipped"]
+        for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
+            for name, values in theirs.items():
+                mine.setdefault(name, []).extend(values)
+
+    def plain(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def means(self) -> dict[str, Any]:
+        """`loss` and its parts, `rewards`, `spread`, `skipped`."""
+        losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
+        by_reward = {
+            part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
+            for part in ("rewards", "spread")
+        }
+        return {**losses, **by_reward, "skipped": self.skipped}

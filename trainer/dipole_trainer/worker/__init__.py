@@ -1,0 +1,1 @@
+"""The worker process: it trains the jobs that it claims."""
