@@ -31,6 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from dipole.errors import NothingToLearn
+from dipole_trainer.evaluation import results
 
 SETTINGS = Path(__file__).with_name("alignment-settings.json")
 ARMS = ("drpo", "random", "dpo", "grpo", "pso", "sft", "drpo-1", "drpo-2")
@@ -78,7 +79,6 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
     """
     import torch
 
-    from dipole_trainer.evaluation import scoring
     from dipole_trainer.ranking.in_process import InProcessRanker
     from dipole_trainer.training import session
 
@@ -96,7 +96,7 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
             spec, job_id="bench", workdir=work, models_dir=work, rank=rank, control=lambda: "run",
             on_event=lambda kind, data: events.append({"type": kind, **data}),
         )  # fmt: skip
-        scored = {step: scoring.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+        scored = {step: results.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
     rank.close()
     final = next(event for event in reversed(events) if event["type"] == "evaluation")
     names = ("shapes.strict", "shapes.graded", "colourfulness")
@@ -147,7 +147,7 @@ def base_evaluation(target: Path, *, tuning: bool) -> str:
     rank = InProcessRanker(scorers(), spec.rewards, threads=1)
     scored, _ = scoring.evaluate(spec.evaluation, generator, phi, rank, step=0, job_id="base")
     rank.close()
-    return str(scoring.write(target, 0, scored, statistics.summary(scored, None)))
+    return str(results.write(target, 0, scored, statistics.summary(scored, None)))
 
 
 def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:

@@ -52,8 +52,7 @@ from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import Phi, RankedSamples
-from dipole_trainer.ordering import Order
-from dipole_trainer.ranking.selection import Selection, select
+from dipole_trainer.ranking.selection import Order, Selection, select
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import cotangents, gradient
 from dipole_trainer.training.rollout import Drawn, Rollout

@@ -37,7 +37,8 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 from sleeper import Names, Sleeper, sleepers
 
-from dipole.broker import CandidateStore, connect
+from dipole.broker.candidates import CandidateStore
+from dipole.broker.connection import connect
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient
 from dipole.protocol import images

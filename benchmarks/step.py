@@ -50,8 +50,7 @@ from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.generators import vae
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods.drift import drift_loss
-from dipole_trainer.ordering import Order
-from dipole_trainer.ranking.selection import Selection
+from dipole_trainer.ranking.selection import Order, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
 

@@ -18,20 +18,16 @@ from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from starlette.exceptions import HTTPException
 
-from dipole import web
 from dipole.errors import ConfigurationError, DipoleError
 from dipole.protocol.schemas import PendingRanking, Ranking, RewardInfo, Strict
 from dipole.settings import load
+from dipole.web import asgi, auth, body_limit, request_context
 from dipole_rewards.reward import resolve
 from dipole_rewards.scoring.service import OnFailure, RewardService
 from dipole_rewards.server import openapi, request_parsing
+from dipole_rewards.server.callbacks import check_callback_url, deliver_callback
 from dipole_rewards.server.idempotency import Answer, IdempotencyStore
-from dipole_rewards.server.pending_rankings import (
-    PendingRankings,
-    State,
-    check_callback_url,
-    deliver_callback,
-)
+from dipole_rewards.server.pending_rankings import PendingRankings, State
 from dipole_rewards.settings import RewardSettings
 
 POLL_S = 1
@@ -48,7 +44,7 @@ def create_app(
     `on_failure` is told when the reward cannot be loaded or fails its golden check; `dipole rewards serve` stops then.
     """
     settings = settings or load(RewardSettings)
-    web.refuse_open_host(settings.reward_host, settings.reward_key, "DIPOLE_REWARD_KEY")
+    auth.refuse_open_host(settings.reward_host, settings.reward_key, "DIPOLE_REWARD_KEY")
     secret = settings.reward_callback_secret
     if settings.reward_callback_hosts and secret is None:
         raise ConfigurationError("DIPOLE_REWARD_CALLBACK_HOSTS needs DIPOLE_REWARD_CALLBACK_SECRET to sign callbacks")
@@ -76,12 +72,12 @@ def create_app(
 
     app = FastAPI(title=f"Dipole reward: {service.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     for kind in (DipoleError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, web.answer)
+        app.add_exception_handler(kind, asgi.answer)
     app.add_middleware(
-        web.BodyLimit, max_bytes=settings.reward_max_body_bytes, timeout_s=settings.reward_body_timeout_s
+        body_limit.BodyLimit, max_bytes=settings.reward_max_body_bytes, timeout_s=settings.reward_body_timeout_s
     )
-    app.add_middleware(web.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
-    app.add_middleware(web.RequestContext)
+    app.add_middleware(auth.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
+    app.add_middleware(request_context.RequestContext)
     _add_ranking(app, service, pending, IdempotencyStore(settings.reward_idempotency_entries, pending.is_lost))
     _add_health(app, service, registry)
     openapi.describe(app)

@@ -18,7 +18,7 @@ import yaml
 from dipole.client import rewards_file
 from dipole.client.endpoint import check_reward_url
 from dipole.settings import PlatformSettings
-from dipole_trainer.worker import worker
+from dipole_trainer.worker import health
 
 from . import kustomize
 from .kustomize import Object, build, load
@@ -314,8 +314,8 @@ def test_the_workers_probe_looks_at_the_file_that_the_worker_touches(tmp_path: P
         return done.returncode == 0
 
     assert not probe()
-    worker.touch(settings)
+    health.touch(settings)
     assert probe()
-    old = time.time() - worker.HEALTHY_S - 5
-    os.utime(worker.health_file(settings), (old, old))
+    old = time.time() - health.HEALTHY_S - 5
+    os.utime(health.health_file(settings), (old, old))
     assert not probe()

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from dipole.conformance import oversized_png
+from dipole.conformance.inputs import oversized_png
 from dipole.protocol import images
 from dipole.tiny.job import demo_prompts
 from dipole.tiny.world import prompts

@@ -362,3 +362,8 @@ class TrainSpec(Spec):
             field = ".".join(str(part) for part in first["loc"])
             message = f"this version cannot read the job's settings: {field or 'spec'}: {first['msg']}; create it anew"
             raise InvalidInput(message, field=field or None) from None
+
+
+def asks_rewards(spec: TrainSpec) -> bool:
+    """Whether a job's rewards are ever asked: those of an offline job are in evaluations alone."""
+    return not spec.offline or bool(spec.evaluation.prompts)

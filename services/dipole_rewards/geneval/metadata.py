@@ -16,9 +16,9 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
+from dipole.protocol.problems import field_path
 from dipole.protocol.schemas import ItemError, Many
 from dipole.tiny.world import RELATIONS
-from dipole.web import field_path
 
 
 @dataclass(frozen=True)

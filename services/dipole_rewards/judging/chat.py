@@ -20,7 +20,7 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel, ValidationError
 
-from dipole.web import is_loopback
+from dipole.web.auth import is_loopback
 from dipole_rewards.judging.rate_limiter import Pace
 from dipole_rewards.judging.settings import JudgeSettings
 

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 from pydantic import Field, SecretStr, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from dipole.web import is_loopback
+from dipole.web.auth import is_loopback
 
 OURS = {"messages", "model", "n", "stream", "response_format", "logprobs", "top_logprobs"}
 

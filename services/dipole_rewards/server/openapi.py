@@ -9,9 +9,10 @@ import numpy as np
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from dipole import web
+from dipole.protocol import problems
 from dipole.protocol.images import encode_png
 from dipole.protocol.schemas import FieldError, PendingRanking, Ranking, RankRequest, RewardInfo
+from dipole.web.openapi import with_problems
 
 IDEMPOTENCY_KEY = "A repeat with the same key and body gets the first answer; with another body, 422."
 PREFER = "`respond-async` asks for 202 and a ranking to poll."
@@ -51,7 +52,7 @@ INFO_EXAMPLE: dict[str, Any] = {
     "media_types": ["image/png", "image/webp", "image/jpeg", "application/x-npy"], "max_candidates": 64,
     "max_pixels": 16777216, "calibrated": True, "multipart": True,
 }  # fmt: skip
-PROBLEM_EXAMPLE = web.problem(
+PROBLEM_EXAMPLE = problems.problem(
     422,
     "candidates[0].image.data is not valid base64: Incorrect padding",
     slug="invalid-input",
@@ -154,7 +155,7 @@ def describe(app: FastAPI) -> None:
             whole = RankRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"].update(whole.pop("$defs"))
             document["components"]["schemas"]["RankRequest"] = whole
-            app.openapi_schema = web.with_problems(document, PROBLEM_EXAMPLE)
+            app.openapi_schema = with_problems(document, PROBLEM_EXAMPLE)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]

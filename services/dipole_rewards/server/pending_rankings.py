@@ -6,29 +6,20 @@ The state is the truth and a callback only a courtesy: it is tried a few times, 
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Coroutine
-from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlsplit
 
-import httpx
-import stamina
 import structlog
-from standardwebhooks.webhooks import Webhook
 
-from dipole import web
-from dipole.errors import Conflict, InvalidInput, NotFound, Overloaded
+from dipole.errors import Conflict, NotFound, Overloaded
+from dipole.protocol import problems
 from dipole.protocol.schemas import ItemError, PendingRanking, Ranking
-from dipole_rewards.reward import Scores
-from dipole_rewards.settings import RewardSettings
 
 State = Ranking | PendingRanking
-Submitted = asyncio.Future[Scores]
+Submitted = asyncio.Future[Any]  # whoever ranks resolves it, and knows what to
 Rank = Callable[[Submitted, str], Awaitable[Ranking]]
-CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
 
 log = structlog.get_logger()
 
@@ -101,7 +92,7 @@ class PendingRankings:
             self._states[identifier] = PendingRanking(id=identifier, status="cancelled")
             raise
         except Exception as error:  # the failure is the caller's answer: it waits in the state
-            document, _ = web.problem_of(error)
+            document, _ = problems.problem_of(error)
             log.warning("pending_ranking_failed", ranking=identifier, error=repr(error))
             reason = ItemError(code=document.type.rpartition(":")[2], message=document.detail or document.title)
             state = PendingRanking(id=identifier, status="failed", error=reason)
@@ -110,56 +101,3 @@ class PendingRankings:
             delivery = asyncio.create_task(self._deliver(callback_url, state))
             self._deliveries.add(delivery)
             delivery.add_done_callback(self._deliveries.discard)
-
-
-def check_callback_url(url: str | None, settings: RewardSettings) -> None:
-    """Raises InvalidInput unless `url` names an allowed host, plainly."""
-    if url is None:
-        return
-    if not settings.reward_callback_hosts:
-        raise InvalidInput(
-            "callback_url: this endpoint sends no callbacks; leave it out and poll", field="callback_url"
-        )
-    try:
-        parts = urlsplit(url)
-        host = parts.hostname
-        _ = parts.port
-    except ValueError:
-        raise InvalidInput(f"callback_url {url!r} is not a URL", field="callback_url") from None
-    if parts.scheme not in ("http", "https") or not host or parts.username is not None:
-        raise InvalidInput("callback_url must be http(s)://host/… without user or password", field="callback_url")
-    if host not in settings.reward_callback_hosts:
-        raise InvalidInput(f"callback_url: host {host!r} is not on this endpoint's allow-list", field="callback_url")
-
-
-async def deliver_callback(
-    url: str, state: State, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
-) -> None:
-    """POST a Standard-Webhooks-signed event; retried under one message id, never redirected; then given up."""
-    body = _event(state)
-    message_id, webhook = f"msg_{state.id}", Webhook(secret)
-    try:
-        async with httpx.AsyncClient(transport=transport, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
-            async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=CALLBACK_ATTEMPTS, timeout=None):
-                with attempt:
-                    now = datetime.now(UTC)
-                    headers = {
-                        "content-type": "application/json",
-                        "webhook-id": message_id,
-                        "webhook-timestamp": str(int(now.timestamp())),
-                        "webhook-signature": webhook.sign(message_id, now, body),
-                    }
-                    response = await client.post(url, content=body, headers=headers)
-                    if not response.is_success:
-                        raise httpx.HTTPStatusError(
-                            f"callback answered {response.status_code}", request=response.request, response=response
-                        )
-    except httpx.HTTPError as error:
-        log.warning("callback_given_up", ranking=state.id, error=repr(error))
-
-
-def _event(state: State) -> str:
-    kind = "completed" if isinstance(state, Ranking) else state.status
-    stamp = datetime.fromtimestamp(time.time(), UTC).isoformat()
-    data = state.model_dump_json(exclude_none=False)
-    return f'{{"type":"ranking.{kind}","timestamp":"{stamp}","data":{data}}}'

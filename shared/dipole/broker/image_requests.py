@@ -15,7 +15,7 @@ from typing import Any, TypedDict, cast
 
 import redis
 
-from dipole.broker import Board
+from dipole.broker.rankings import Board
 
 IMAGE_TASK = "dipole.images"
 IMAGE_QUEUE = "images"

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, images, jobs, rewards, serve
+from dipole.cli import demo, evaluate, files, images, jobs, rewards, serve
 from dipole.errors import DipoleError
 
 
@@ -41,7 +41,7 @@ app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(jobs.app, name="jobs")
-app.add_typer(jobs.files_app, name="files")
+app.add_typer(files.files_app, name="files")
 app.add_typer(images.app, name="images")
 app.command("demo")(demo.demo)
 app.command("eval")(evaluate.evaluate)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dipole.cli.jobs import Key, Url
+from dipole.cli.options import Key, Url
 from dipole.client.trainer_api import DEFAULT_URL, Api
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")

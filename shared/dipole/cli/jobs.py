@@ -13,14 +13,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 
+from dipole.cli.options import Key, Url
 from dipole.client.trainer_api import DEFAULT_URL, Api
 from dipole.errors import InvalidInput
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
-files_app = typer.Typer(no_args_is_help=True, help="Upload and list prompt files.")
 
-Url = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
-Key = Annotated[str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Key of the API.", show_default=False)]
 Job = Annotated[str, typer.Argument(help="The job's id, as `create` prints it.")]
 
 out = Console(highlight=False, soft_wrap=True)
@@ -229,35 +227,6 @@ def download(
         target = output or Path(f"{job}-step-{chosen[0]['step_number']}.zip")
         size = api.download(chosen[0]["download"], target)
     out.print(f"{target} ({size / 2**20:.1f} MiB, step {chosen[0]['step_number']})")
-
-
-@files_app.command()
-def upload(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, or Parquet of pairs.")],
-    url: Url = DEFAULT_URL,
-    key: Key = None,
-) -> None:
-    """Upload prompts or pairs, and print the file's id; on standard error, what it was taken for.
-
-    Each line is a JSON object: `{"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}`, or with
-    the base64 of two images `{"prompt": "a red square", "chosen": "…", "rejected": "…"}`
-    """
-    with Api(url, key) as api:
-        file = api.upload(path)
-    err.print(f"{file['lines']} {file['kind']}")
-    print(file["id"])
-
-
-@files_app.command("list")
-def list_files(url: Url = DEFAULT_URL, key: Key = None) -> None:
-    """List uploaded files, newest first."""
-    table = _table("id", "name", "prompts", "bytes", "created")
-    with Api(url, key) as api:
-        for file in api.pages("/v1/files"):
-            table.add_row(
-                file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), _time(file["created_at"])
-            )
-    out.print(table)
 
 
 def _table(*headings: str) -> Table:

@@ -19,6 +19,7 @@ from rich.table import Table
 
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load
+from dipole.web import auth
 
 if TYPE_CHECKING:
     from dipole.stack.stack import Stack
@@ -38,10 +39,10 @@ def _module(name: str, extra: str) -> Any:
 @app.command()
 def api() -> None:
     """Run the trainer API: REST and event streams."""
-    from dipole import logs, web
+    from dipole import logs
 
     settings = load(ApiSettings)
-    web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+    auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     logs.configure("api")
     uvicorn = _module("uvicorn", "api")
     _module("dipole_trainer.api.app", "api")
@@ -73,7 +74,7 @@ def rank_worker(
 @app.command()
 def worker() -> None:
     """Run a trainer worker: it claims one job at a time and trains it."""
-    _module("dipole_trainer.worker.worker", "trainer").main(load(PlatformSettings))
+    _module("dipole_trainer.worker.process", "trainer").main(load(PlatformSettings))
 
 
 @app.command()

@@ -20,11 +20,12 @@ import httpx
 import tenacity
 from pydantic import BaseModel, ValidationError
 
-from dipole import web
 from dipole.client import deadline_transport
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.load_balancing import Replicas
 from dipole.errors import RewardError
+from dipole.protocol import problems
+from dipole.web import request_context
 
 CONNECT_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
@@ -135,7 +136,7 @@ class Connection:
         if left <= 0:
             raise EndpointError(f"{self.base_url}: no time left", code="timeout", retryable=True, sick=False)
         timeout = httpx.Timeout(left, connect=min(left, CONNECT_S))
-        headers = {**web.context_headers(), **kwargs.pop("headers", {})}
+        headers = {**request_context.context_headers(), **kwargs.pop("headers", {})}
         try:
             with (
                 deadline_transport.ending_in(left),
@@ -157,7 +158,9 @@ class Connection:
         try:
             with (
                 deadline_transport.ending_in(left),
-                self.http.stream("GET", f"{self.base_url}{path}", timeout=left, headers=web.context_headers()) as found,
+                self.http.stream(
+                    "GET", f"{self.base_url}{path}", timeout=left, headers=request_context.context_headers()
+                ) as found,
             ):
                 return found.status_code
         except (httpx.TransportError, httpx.StreamError) as error:
@@ -207,7 +210,7 @@ class Connection:
             return message.model_validate_json(answer.body)
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            where = web.field_path(first["loc"])
+            where = problems.field_path(first["loc"])
             why = f"{self.base_url} answered an invalid {message.__name__}: {where}: {first['msg']}"
             if first["type"] == "finite_number":  # it works, and cannot score these candidates
                 raise EndpointError(why, code="not_finite", sick=False) from None

@@ -28,7 +28,7 @@ from pydantic import (
 from dipole.client.adapters import KINDS, Kind
 from dipole.client.adapters.base import Options
 from dipole.errors import InvalidInput
-from dipole.web import field_path
+from dipole.protocol.problems import field_path
 
 # No dot and no slash: it names a folder under DIPOLE_TLS_DIR.
 TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]

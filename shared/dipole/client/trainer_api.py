@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 import httpx
 
 from dipole.errors import DipoleError
-from dipole.web import is_loopback
+from dipole.web.auth import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead

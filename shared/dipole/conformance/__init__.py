@@ -18,7 +18,8 @@ from typing import Any
 import httpx
 
 from dipole.conformance import answers, refusals, under_load
-from dipole.conformance.checks import CHECKS, Check, Failed, Outcome, Result, Skipped, Unreachable
+from dipole.conformance.checks import CHECKS, Check, Outcome, Result
+from dipole.conformance.failures import Failed, Skipped, Unreachable
 from dipole.conformance.inputs import oversized_png
 from dipole.conformance.target import Target
 from dipole.errors import InvalidInput

@@ -7,7 +7,8 @@ from typing import Any
 
 from dipole.conformance import inputs
 from dipole.conformance.assertions import check_problem, check_refusal, same_scores
-from dipole.conformance.checks import Failed, Skipped, must, should
+from dipole.conformance.checks import must, should
+from dipole.conformance.failures import Failed, Skipped
 from dipole.conformance.target import ASYNC, Target
 from dipole.protocol import images
 from dipole.protocol.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION

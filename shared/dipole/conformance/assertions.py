@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 from pydantic import ValidationError
 
-from dipole import web
-from dipole.conformance.checks import Failed
+from dipole.conformance.failures import Failed
+from dipole.protocol import problems
 from dipole.protocol.schemas import Problem, Ranking
 
 if TYPE_CHECKING:
-    from dipole.conformance.target import Reply
+    from dipole.conformance.reply import Reply
 
 SCORE_TOLERANCE = 5e-3  # of the group's largest score: bf16 rounds as much when a batch has another shape
 
@@ -92,8 +92,10 @@ def check_problem(reply: Reply, what: str, *statuses: int) -> Problem:
     allowed = reply.status in statuses if statuses else 400 <= reply.status < 500
     if not allowed:
         raise Failed(f"{what}: answered {reply.status}, not {' or '.join(map(str, statuses)) or '4xx'}")
-    if reply.kind != web.PROBLEM_JSON:
-        raise Failed(f"{what}: answered {reply.status} as {reply.kind or 'no content type'}, not {web.PROBLEM_JSON}")
+    if reply.kind != problems.PROBLEM_JSON:
+        raise Failed(
+            f"{what}: answered {reply.status} as {reply.kind or 'no content type'}, not {problems.PROBLEM_JSON}"
+        )
     try:
         problem = Problem.model_validate_json(reply.body)
     except ValidationError as error:

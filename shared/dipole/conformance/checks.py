@@ -18,18 +18,6 @@ Level = Literal["must", "should"]
 Outcome = Literal["passed", "failed", "warning", "skipped"]
 
 
-class Failed(Exception):
-    """The fact does not hold; the message says what was seen."""
-
-
-class Unreachable(Failed):
-    """No answer, or none in time."""
-
-
-class Skipped(Exception):
-    """The endpoint does not offer what the check is about."""
-
-
 @dataclass(frozen=True)
 class Check:
     name: str

@@ -10,7 +10,8 @@ import numpy as np
 from dipole.conformance import inputs
 from dipole.conformance.answers import MANY
 from dipole.conformance.assertions import check_problem, check_refusal, mentions
-from dipole.conformance.checks import Failed, Skipped, must, should
+from dipole.conformance.checks import must, should
+from dipole.conformance.failures import Failed, Skipped
 from dipole.conformance.fetch_trap import Trap
 from dipole.conformance.target import Target
 from dipole.protocol import images

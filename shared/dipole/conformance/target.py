@@ -7,18 +7,16 @@ import json
 import ssl
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, TypeVar
+from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
-from pydantic import BaseModel, ValidationError
 
-from dipole import web
 from dipole.client.connection import retry_after_s
 from dipole.conformance.assertions import check_results
-from dipole.conformance.checks import Failed, Skipped, Unreachable
+from dipole.conformance.failures import Failed, Skipped, Unreachable
+from dipole.conformance.reply import Reply
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import Ranking, RewardInfo
 
@@ -27,40 +25,6 @@ FIRST_LOOK_S, LONGEST_PAUSE_S = 0.05, 5.0
 CANCEL_S = 3.0
 BUSY = (429, 503)
 ASYNC = {"Prefer": "respond-async"}
-
-Message = TypeVar("Message", bound=BaseModel)
-
-
-@dataclass(frozen=True)
-class Reply:
-    """An answer as it came."""
-
-    status: int
-    headers: Mapping[str, str]
-    body: bytes
-
-    @property
-    def kind(self) -> str:
-        """The media type, without parameters."""
-        return self.headers.get("content-type", "").partition(";")[0].strip().lower()
-
-    def text(self) -> str:
-        return self.body.decode("utf-8", "replace")
-
-    def start(self) -> str:
-        return " ".join(self.text()[:200].split())
-
-    def parsed(self, message: type[Message]) -> Message:
-        if self.headers.get("content-encoding", "identity") != "identity":
-            raise Failed(f"answered with Content-Encoding {self.headers['content-encoding']}, which was not asked for")
-        if self.kind != "application/json":
-            raise Failed(f"answered {self.kind or 'no content type'} instead of application/json")
-        try:
-            return message.model_validate_json(self.body)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = web.field_path(first["loc"]) or "body"
-            raise Failed(f"not a valid {message.__name__}: {where}: {first['msg']}") from None
 
 
 class Target:

@@ -9,8 +9,10 @@ from typing import Any, TypeVar
 
 from dipole.conformance import inputs
 from dipole.conformance.assertions import same_scores
-from dipole.conformance.checks import Failed, Skipped, must, should
-from dipole.conformance.target import ASYNC, BUSY, Reply, Target
+from dipole.conformance.checks import must, should
+from dipole.conformance.failures import Failed, Skipped
+from dipole.conformance.reply import Reply
+from dipole.conformance.target import ASYNC, BUSY, Target
 from dipole.protocol.schemas import PendingRanking, Ranking
 
 CONCURRENCY = 8

@@ -31,8 +31,9 @@ from typing import Self
 import httpx
 import redis
 
-from dipole.broker import Board, connect
+from dipole.broker.connection import connect
 from dipole.broker.image_requests import ImageBoard, board_of
+from dipole.broker.rankings import Board
 from dipole.errors import ConfigurationError, Conflict
 from dipole.settings import ApiSettings, load
 from dipole.stack.supervisor import Program, StartFailed, Supervisor

@@ -17,10 +17,10 @@ import uuid
 from collections.abc import Sequence
 from typing import Any
 
-from dipole import web
 from dipole.errors import DipoleError, TooLarge
 from dipole.protocol import images
 from dipole.protocol.schemas import ItemError, RankedItem, Ranking, RankRequest, RewardInfo, ranks
+from dipole.web import asgi, auth, body_limit
 
 BODY_BYTES = 64 * 2**20
 NO_SCORE = ItemError(code="no_score", message="the reward gave this image no score")
@@ -32,9 +32,9 @@ def prepare(app: Any, info: RewardInfo, *, key: str | None = None, max_body_byte
     app.add_api_route("/readyz", lambda: "ready")
     app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo)
     for kind in [*app.exception_handlers, DipoleError]:  # the framework's own refusals too
-        app.add_exception_handler(kind, web.answer)
-    app.add_middleware(web.BodyLimit, max_bytes=max_body_bytes)
-    app.add_middleware(web.KeyGuard, keys=[key] if key else [])
+        app.add_exception_handler(kind, asgi.answer)
+    app.add_middleware(body_limit.BodyLimit, max_bytes=max_body_bytes)
+    app.add_middleware(auth.KeyGuard, keys=[key] if key else [])
 
 
 def decoded(request: RankRequest, info: RewardInfo) -> list[images.Pixels]:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole.conformance import oversized_png
+from dipole.conformance.inputs import oversized_png
 from dipole.protocol import images
 from dipole.protocol.schemas import Problem
 

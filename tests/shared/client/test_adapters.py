@@ -17,8 +17,9 @@ from pydantic import SecretStr, ValidationError
 
 from dipole.client.adapters import Kind
 from dipole.client.circuit_breaker import CircuitBreaker
+from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
-from dipole.client.rank_client import EndpointError, RankClient
+from dipole.client.rank_client import RankClient
 from dipole.errors import InvalidInput
 from dipole.protocol import images
 from dipole.protocol.schemas import Ranking

@@ -16,8 +16,9 @@ import trustme
 from cryptography.hazmat.primitives import serialization
 
 from dipole.client import tls
+from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
-from dipole.client.rank_client import EndpointError, RankClient
+from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError
 
 IMAGES = [np.zeros((4, 4, 3), np.uint8)]

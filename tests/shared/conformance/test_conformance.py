@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dipole import conformance
 from dipole.cli.rewards import app as rewards_cli
-from dipole.conformance import CHECKS, Result
+from dipole.conformance.checks import CHECKS, Result
 from dipole.errors import InvalidInput
 
 from . import bent_server, right_servers

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dipole.conformance import oversized_png
+from dipole.conformance.inputs import oversized_png
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
 from dipole.protocol import images
 

@@ -12,8 +12,10 @@ import pytest
 import structlog
 from pydantic import BaseModel, SecretStr, ValidationError
 
-from dipole import logs, web
+from dipole import logs
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, NotFound, Overloaded, TooLarge, Unauthorized
+from dipole.protocol import problems
+from dipole.web import auth, body_limit, request_context
 
 pytestmark = pytest.mark.anyio
 
@@ -62,7 +64,7 @@ async def swallow(scope: Any, receive: Any, send: Any) -> None:
 )
 def test_every_error_is_one_problem(error: Exception, status: int, headers: dict[str, str]) -> None:
     """Status, type and headers come from the error tree; what was not raised on purpose keeps its words to itself."""
-    problem, extra = web.problem_of(error)
+    problem, extra = problems.problem_of(error)
     assert (problem.status, extra) == (status, headers)
     assert "hunter2" not in problem.model_dump_json()
     if isinstance(error, InvalidInput) and error.field:
@@ -80,11 +82,11 @@ def test_validation_errors_name_paths_as_a_caller_writes_them() -> None:
 
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate({"many": [{"x": "?"}] * 50})
-    problem, _ = web.problem_of(caught.value)
+    problem, _ = problems.problem_of(caught.value)
     assert problem.errors[3].field == "many[3].x"
-    assert len(problem.errors) == web.MAX_FIELD_ERRORS
+    assert len(problem.errors) == problems.MAX_FIELD_ERRORS
     assert "30 more errors" in (problem.detail or "")
-    assert web.field_path(["candidates", 3, "image", "data"]) == "candidates[3].image.data"
+    assert problems.field_path(["candidates", 3, "image", "data"]) == "candidates[3].image.data"
 
 
 async def test_the_unexpected_is_a_500_with_a_request_id() -> None:
@@ -93,25 +95,25 @@ async def test_the_unexpected_is_a_500_with_a_request_id() -> None:
     async def broken(scope: Any, receive: Any, send: Any) -> None:
         raise ZeroDivisionError("hunter2")
 
-    answer = await ask(web.RequestContext(broken))
+    answer = await ask(request_context.RequestContext(broken))
     assert answer.status_code == 500
-    assert answer.headers["content-type"] == web.PROBLEM_JSON
+    assert answer.headers["content-type"] == problems.PROBLEM_JSON
     assert "hunter2" not in answer.text
     assert answer.headers["x-request-id"]
 
 
 async def test_ids_travel_on() -> None:
     """Request and job id of a request are bound to its logs, and context_headers hands them to the next service."""
-    answer = await ask(web.RequestContext(hello), headers={"X-Request-ID": "r-1", "X-Job-ID": "job:7"})
+    answer = await ask(request_context.RequestContext(hello), headers={"X-Request-ID": "r-1", "X-Job-ID": "job:7"})
     assert answer.json() == {"request_id": "r-1", "job_id": "job:7"}
     with structlog.contextvars.bound_contextvars(request_id="r-2"):
-        assert web.context_headers() == {"x-request-id": "r-2"}
+        assert request_context.context_headers() == {"x-request-id": "r-2"}
 
 
 @pytest.mark.parametrize("declared", [True, False])
 async def test_the_body_limit_wins_over_the_apps_own_answer(declared: bool) -> None:
     """The app's 400 for a broken read is replaced by the 413; a body of exactly the limit passes."""
-    app = web.BodyLimit(swallow, max_bytes=10)
+    app = body_limit.BodyLimit(swallow, max_bytes=10)
 
     async def chunks(size: int) -> Any:
         for _ in range(size):
@@ -126,11 +128,11 @@ async def test_the_body_limit_wins_over_the_apps_own_answer(declared: bool) -> N
 
 async def test_any_of_several_keys_opens() -> None:
     """Keys are compared as digests; no keys means no guard; open paths need none."""
-    guarded = web.KeyGuard(hello, keys=["first-key", "second-key"], open_paths=["/livez"])
+    guarded = auth.KeyGuard(hello, keys=["first-key", "second-key"], open_paths=["/livez"])
     for key, status in (("first-key", 200), ("second-key", 200), ("third-key", 401)):
         assert (await ask(guarded, headers={"Authorization": f"bearer {key}"})).status_code == status
     assert (await ask(guarded, "/livez")).status_code == 200
-    assert (await ask(web.KeyGuard(hello, keys=[]))).status_code == 200
+    assert (await ask(auth.KeyGuard(hello, keys=[]))).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -140,16 +142,16 @@ async def test_any_of_several_keys_opens() -> None:
 )  # fmt: skip
 def test_what_counts_as_loopback(host: str, loopback: bool) -> None:
     """Only addresses that nobody else can reach."""
-    assert web.is_loopback(host) is loopback
+    assert auth.is_loopback(host) is loopback
 
 
 @pytest.mark.parametrize("key", [None, "", SecretStr("")])
 def test_an_open_host_needs_a_key_that_is_not_empty(key: Any) -> None:
     """None and empty are the same: the sentence names the setting. Loopback needs none."""
     with pytest.raises(ConfigurationError, match="DIPOLE_X_KEY"):
-        web.refuse_open_host("0.0.0.0", key, "DIPOLE_X_KEY")
-    web.refuse_open_host("127.0.0.1", key, "DIPOLE_X_KEY")
-    web.refuse_open_host("0.0.0.0", SecretStr("k"), "DIPOLE_X_KEY")
+        auth.refuse_open_host("0.0.0.0", key, "DIPOLE_X_KEY")
+    auth.refuse_open_host("127.0.0.1", key, "DIPOLE_X_KEY")
+    auth.refuse_open_host("0.0.0.0", SecretStr("k"), "DIPOLE_X_KEY")
 
 
 @pytest.fixture

@@ -31,7 +31,7 @@ from dipole_trainer.api.app import create_app
 from dipole_trainer.api.dependencies import Parts
 from dipole_trainer.datasets import parquet as reading
 from dipole_trainer.datasets import recordings
-from dipole_trainer.jobs.store import Claim
+from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.weights.lora_formats import WEIGHTS
 

@@ -19,7 +19,8 @@ from dipole.cli import app
 from dipole.cli.jobs import parse_reward
 from dipole.client.trainer_api import Api, ApiError
 from dipole.errors import InvalidInput
-from dipole_trainer.jobs.store import Database, JobStore
+from dipole_trainer.database.engine import Database
+from dipole_trainer.jobs.store import JobStore
 
 PROMPTS = '{"prompt": "a red square"}\n'
 

@@ -23,7 +23,7 @@ import torch
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from dipole.broker import connect
+from dipole.broker.connection import connect
 from dipole.broker.image_requests import ImageBoard, board_of
 from dipole.cli import app as cli
 from dipole.protocol import images
@@ -31,8 +31,10 @@ from dipole.settings import ApiSettings
 from dipole_trainer import generators
 from dipole_trainer.api.app import create_app
 from dipole_trainer.checkpoints import resume_state
+from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import Checkpoint
-from dipole_trainer.jobs.store import Claim, Database, JobStore
+from dipole_trainer.jobs.leases import Claim
+from dipole_trainer.jobs.store import JobStore
 
 PROMPT = "a photo of a red square"
 OPEN = "dipole:images:open"

@@ -15,7 +15,8 @@ import openai
 import pytest
 
 from dipole.stack.stack import RewardService, Stack
-from dipole_trainer.jobs.store import Database, JobStore
+from dipole_trainer.database.engine import Database
+from dipole_trainer.jobs.store import JobStore
 
 PROMPTS = b'{"prompt": "a red square"}\n{"prompt": "two blue circles"}\n'
 METHOD: Any = {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}

@@ -73,7 +73,7 @@ def test_a_kind_is_registered_and_shown_and_its_secrets_are_not(tmp_path: Path) 
                 await client.get("/openapi.json"),
                 await client.get("/metrics"),
             ]
-        texts = [answer.text for answer in answers] + [repr(logged), repr(parts.catalogue.endpoint("judge"))]
+        texts = [answer.text for answer in answers] + [repr(logged), repr(parts.rewards.endpoint("judge"))]
         assert not any(SECRET in text for text in texts)
         made = [answers[0].json(), answers[1].json()]
         assert [each["change"] for each in made] == ["registered", "unchanged"]
@@ -124,7 +124,7 @@ def test_a_job_keeps_its_inline_endpoint(tmp_path: Path) -> None:
         given = {"name": "x", "url": "http://127.0.0.1:1", "kind": "unirl-score", "options": {"reward": "hpsv3"}}
         job = await ok(client.post(JOBS, json={**JOB, "rewards": [given]}))
         (spec,) = parts.jobs.spec(job["id"]).rewards
-        found = parts.catalogue.resolve(spec, ["127.0.0.1"], field="x")
+        found = parts.rewards.resolve(spec, ["127.0.0.1"], field="x")
         assert (found.url, found.kind, found.options) == (given["url"], given["kind"], given["options"])
 
     run(tmp_path, test)
@@ -236,7 +236,7 @@ def test_a_declared_file_is_registered_at_the_start_and_again_without_change(
         file.write_text(text.format(port=port))
 
         async def test(client: httpx.AsyncClient, parts: Parts) -> None:
-            endpoint = parts.catalogue.endpoint("judge")
+            endpoint = parts.rewards.endpoint("judge")
             assert (endpoint.url, endpoint.kind) == (f"http://127.0.0.1:{port}", "vllm-score")
             assert endpoint.key is not None
             assert endpoint.key.get_secret_value() == SECRET

@@ -14,6 +14,7 @@ from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import Artifacts
 from dipole_trainer.training import session
 
@@ -29,7 +30,8 @@ from pathlib import Path
 
 import torch
 
-from dipole_trainer import checkpoint, generators
+from dipole_trainer import generators
+from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.spec import TrainSpec
 
 folder, what, spec = Path(sys.argv[1]), sys.argv[2], TrainSpec.model_validate_json(sys.argv[3])
@@ -47,9 +49,9 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 if what == "prune":
-    checkpoint.prune(folder, keep=1)
+    resume_state.prune(folder, keep=1)
 else:
-    checkpoint.save(folder, 1, generator, optimizer, {})
+    resume_state.save(folder, 1, generator, optimizer, {})
 """
 
 
@@ -70,7 +72,7 @@ def test_killed_while_it_removes_one_it_leaves_no_half_of_it(tmp_path: Path, wha
     whole = files(tmp_path / "checkpoint-2")
     command = [sys.executable, "-c", KILLED, str(tmp_path), what, SPEC.model_dump_json()]
     assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
-    assert resume_state.steps(tmp_path) == left
+    assert job_layout.steps(tmp_path) == left
     assert all(files(tmp_path / f"checkpoint-{step}") == whole for step in left)
     assert 0 < len(files(tmp_path / ".checkpoint-1.gone")) < len(whole)
     resume_state.sweep(tmp_path)
@@ -99,7 +101,7 @@ def test_a_resume_sweeps_what_was_cut_short(tmp_path: Path) -> None:
     )  # fmt: skip
     ranker.close()
     assert list(tmp_path.glob(".*")) == []
-    assert resume_state.steps(tmp_path) == [1, 2, 3]
+    assert job_layout.steps(tmp_path) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("url", ["folder", "memory://test-checkpoint"])

@@ -32,15 +32,19 @@ from dipole_trainer.api import schemas
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.comparison import comparison, inputs, table
 from dipole_trainer.comparison.model_loader import Bench
-from dipole_trainer.evaluation.scoring import Scored, evaluate
+from dipole_trainer.database.engine import Database, upgrade
+from dipole_trainer.evaluation.results import Scored
+from dipole_trainer.evaluation.scoring import evaluate
 from dipole_trainer.generators.tiny_pipelines import write as write_pipeline
-from dipole_trainer.jobs.store import Database, JobStore, upgrade
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import NamedModel, NamedModels
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import EvalSpec, FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import Artifacts
 from dipole_trainer.training import session
 
@@ -123,11 +127,11 @@ def test_every_spelling_of_a_checkpoint_names_it(platform: Platform) -> None:
         schemas.tuned_name(job),
     ]
     folder = platform.settings.home / f"artifacts/jobs/{platform.job}/checkpoint-{STEPS}"
-    wanted = (folder / resume_state.LORA).read_bytes()
+    wanted = (folder / job_layout.LORA).read_bytes()
     for name in names:
         (found,) = platform.find(name)
         assert found.folder is not None
-        assert (found.folder / resume_state.LORA).read_bytes() == wanted, name
+        assert (found.folder / job_layout.LORA).read_bytes() == wanted, name
         assert (found.step, found.trained, found.label) == (STEPS, ("bright",), f"bright:{STEPS}")
         assert not (found.folder / "optimizer.safetensors").exists()
     (local,) = platform.find(str(folder))
@@ -174,7 +178,7 @@ def test_without_a_jobs_database_bases_and_folders_remain(platform: Platform, tm
     with pytest.raises(ConfigurationError, match="DIPOLE_DATABASE_URL"):
         names.find([platform.job])
     with pytest.raises(ConfigurationError, match="DIPOLE_DATABASE_URL"):
-        inputs.resolve_rewards(["shapes"], platform.settings, Catalogue(database), 60)
+        inputs.resolve_rewards(["shapes"], platform.settings, RewardRegistry(database), 60)
     database.close()
 
 
@@ -339,25 +343,25 @@ def test_prompts_are_a_file_or_an_uploaded_ones_id(platform: Platform, tmp_path:
     """Both give the same prompts with their metadata; --limit takes the first; what is not there is named."""
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
-    catalogue = Catalogue(platform.store.database)
+    files = FileRegistry(platform.store.database)
     platform.artifacts.write("files/file-1.jsonl", path)
-    catalogue.add_file("file-1", "prompts.jsonl", size=path.stat().st_size, lines=len(LINES), sha256="0")
-    local = inputs.read_prompts(str(path), catalogue, platform.artifacts)
-    assert local == inputs.read_prompts("file-1", catalogue, platform.artifacts)
+    files.add_file("file-1", "prompts.jsonl", size=path.stat().st_size, lines=len(LINES), sha256="0")
+    local = inputs.read_prompts(str(path), files, platform.artifacts)
+    assert local == inputs.read_prompts("file-1", files, platform.artifacts)
     assert [each.metadata for each in local] == [line["metadata"] for line in LINES]
-    assert inputs.read_prompts(str(path), catalogue, platform.artifacts, 3) == local[:3]
+    assert inputs.read_prompts(str(path), files, platform.artifacts, 3) == local[:3]
     (tmp_path / "empty.jsonl").write_text("\n")
     (tmp_path / "broken.jsonl").write_text('{"prompt": ""}\n')
     for wrong in ("empty", "broken", "absent"):
         with pytest.raises(InvalidInput) as caught:
-            inputs.read_prompts(str(tmp_path / f"{wrong}.jsonl"), catalogue, platform.artifacts)
+            inputs.read_prompts(str(tmp_path / f"{wrong}.jsonl"), files, platform.artifacts)
         assert (caught.value.field or "").startswith("prompts")
 
 
 def test_rewards_are_registered_or_inline_and_on_allowed_hosts(platform: Platform) -> None:
-    catalogue = Catalogue(platform.store.database)
-    catalogue.put_reward("kept", Endpoint(url="http://127.0.0.1:8401/", key=SecretStr("secret")))
-    resolve = lambda *names: inputs.resolve_rewards(names, platform.settings, catalogue, 9)  # noqa: E731
+    registry = RewardRegistry(platform.store.database)
+    registry.put_reward("kept", Endpoint(url="http://127.0.0.1:8401/", key=SecretStr("secret")))
+    resolve = lambda *names: inputs.resolve_rewards(names, platform.settings, registry, 9)  # noqa: E731
     kept, inline = resolve("kept", "inline=http://localhost:9000")
     assert (kept.endpoint.url, kept.endpoint.key and kept.endpoint.key.get_secret_value()) == (
         "http://127.0.0.1:8401",
@@ -465,7 +469,9 @@ def test_dipole_eval_in_processes(platform: Platform, redis_url: str, tmp_path: 
         ]  # fmt: skip
         return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200, check=False)
 
-    Catalogue(platform.store.database).put_reward("shapes", Endpoint(url=url, key=SecretStr("a-key-of-the-endpoint")))
+    RewardRegistry(platform.store.database).put_reward(
+        "shapes", Endpoint(url=url, key=SecretStr("a-key-of-the-endpoint"))
+    )
     missing = evaluate_("--reward", "shapes")
     assert (missing.returncode, missing.stdout) == (1, "")
     assert f"reward shapes at {url} does not answer" in missing.stderr

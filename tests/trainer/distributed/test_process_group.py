@@ -20,8 +20,9 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dipole.errors import DipoleError, InvalidInput, NothingToLearn, RewardUnavailable
-from dipole_trainer.checkpoints import resume_state
-from dipole_trainer.distributed.group import World, as_json, from_json
+from dipole_trainer.distributed.failures import as_json, from_json
+from dipole_trainer.distributed.group import World
+from dipole_trainer.storage import job_layout
 
 # Trains the runs on its command line, one after the other in the same processes. A run is its name, its settings, and
 # what befalls it, by rank; one named a+ goes on in the folder of a.
@@ -31,7 +32,8 @@ from pathlib import Path
 
 from dipole import logs
 from dipole.tiny.world import prompts
-from dipole_trainer.distributed.group import ProcessLost, join
+from dipole_trainer.distributed.failures import ProcessLost
+from dipole_trainer.distributed.launch import join
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.training import session
@@ -168,7 +170,7 @@ class Runs:
         return [data for each, data in self[name]["events"] if each == kind]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
-        trained = resume_state.newest(self.folder / name)
+        trained = job_layout.newest(self.folder / name)
         assert trained is not None
         (file,) = [path for path in trained.rglob("*.safetensors") if path.name != "optimizer.safetensors"]
         return load_file(file)
@@ -190,7 +192,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert done.returncode != 0
     assert "exitcode  : -9" in done.stderr
     assert not (folder / "killed.json").exists()
-    assert resume_state.steps(folder / "killed") == [1]
+    assert job_layout.steps(folder / "killed") == [1]
     return Runs(folder)
 
 

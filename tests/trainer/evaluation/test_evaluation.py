@@ -19,8 +19,9 @@ from dipole_trainer.comparison.comparison import Comparison
 from dipole_trainer.comparison.model_loader import Bench
 from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.distributed.group import World
+from dipole_trainer.evaluation.results import Scored, read, write
 from dipole_trainer.evaluation.schedule import Evaluations
-from dipole_trainer.evaluation.scoring import BATCH, Scored, read, spread, vendi, write
+from dipole_trainer.evaluation.scoring import BATCH, spread, vendi
 from dipole_trainer.evaluation.statistics import estimate, hacking, prompt_means, summary, sure
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator

@@ -22,14 +22,15 @@ from pydantic import SecretStr
 
 from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
-from dipole_trainer.database.engine import Database, _alembic
+from dipole_trainer.database.engine import Database, _alembic, upgrade
 from dipole_trainer.database.tables import Base, Job
 from dipole_trainer.jobs import transitions
 from dipole_trainer.jobs.leases import MAX_RESUMES
 from dipole_trainer.jobs.ranking_ledger import Ledger
-from dipole_trainer.jobs.store import JobStore, upgrade
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.groups import Group, RewardResult
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.api_keys import ApiKeys
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.vault import Vault
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 
@@ -132,14 +133,14 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
             f"INSERT INTO rewards {columns} VALUES ('shapes', 'http://127.0.0.1:1', 'secret', 'd', 5.0)"
         )
     migrate(command.upgrade, "head")
-    catalogue = Catalogue(database)
-    row = catalogue.reward("shapes")
+    registry = RewardRegistry(database)
+    row = registry.reward("shapes")
     assert (row.description, row.created_at) == ("d", 5.0)
-    assert catalogue.endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
+    assert registry.endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
     judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
-    catalogue.put_reward("judge", judge)
-    assert catalogue.endpoint("judge") == judge
-    sealing = Catalogue(database, Vault(Fernet.generate_key().decode()))
+    registry.put_reward("judge", judge)
+    assert registry.endpoint("judge") == judge
+    sealing = RewardRegistry(database, Vault(Fernet.generate_key().decode()))
     sealing.put_reward("sealed", Endpoint(url="http://127.0.0.1:3", key=SecretStr("secret")))
     migrate(command.downgrade, "0002")
     with database.engine.begin() as connection:
@@ -150,12 +151,12 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
 
 def test_registering_again_says_what_changed(store: JobStore) -> None:
     """New is None, the same is nothing, and otherwise the fields by name; options are kept as the kind reads them."""
-    catalogue = Catalogue(store.database)
+    registry = RewardRegistry(store.database)
     judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"max_candidates": "8"})
-    assert catalogue.put_reward("judge", judge)[1] is None
-    assert catalogue.put_reward("judge", judge)[1] == []
+    assert registry.put_reward("judge", judge)[1] is None
+    assert registry.put_reward("judge", judge)[1] == []
     moved = judge.model_copy(update={"url": "https://127.0.0.1:3", "key": SecretStr("k"), "tls": "team"})
-    row, changed = catalogue.put_reward("judge", moved, description="d")
+    row, changed = registry.put_reward("judge", moved, description="d")
     assert changed is not None
     assert sorted(changed) == ["description", "key", "tls", "url"]
     assert row.options == {"max_candidates": 8}
@@ -501,7 +502,7 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
     assert entry["rewards"]["colour"]["model_revision"] == "r1"
 
 
-# ---- the catalogue --------------------------------------------------------------------------------------------------
+# ---- the registries --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -577,47 +578,47 @@ def test_endpoints_keys_are_sealed_with_the_setting_and_rotate(store: JobStore) 
     older, newer = (Fernet.generate_key().decode() for _ in range(2))
     endpoint = Endpoint(url="http://127.0.0.1:1", key=SecretStr("key-of-the-judge"))
 
-    def catalogue(keys: str | None) -> Catalogue:
-        return Catalogue(store.database, Vault(keys))
+    def registry(keys: str | None) -> RewardRegistry:
+        return RewardRegistry(store.database, Vault(keys))
 
-    catalogue(None).put_reward("judge", endpoint)
-    assert catalogue(older).reward("judge").key == "key-of-the-judge"
-    assert catalogue(older).endpoint("judge") == endpoint
+    registry(None).put_reward("judge", endpoint)
+    assert registry(older).reward("judge").key == "key-of-the-judge"
+    assert registry(older).endpoint("judge") == endpoint
     for keys in (older, f"{newer},{older}"):
-        assert catalogue(keys).put_reward("judge", endpoint)[1] == []  # sealed anew, and no other than it was
-        assert "key-of-the-judge" not in (catalogue(keys).reward("judge").key or "")
-        assert catalogue(keys).endpoint("judge") == endpoint
-    assert catalogue(newer).endpoint("judge") == endpoint
+        assert registry(keys).put_reward("judge", endpoint)[1] == []  # sealed anew, and no other than it was
+        assert "key-of-the-judge" not in (registry(keys).reward("judge").key or "")
+        assert registry(keys).endpoint("judge") == endpoint
+    assert registry(newer).endpoint("judge") == endpoint
     for keys, said in ((older, "does not open"), (None, "set DIPOLE_SECRETS_KEY")):
         with pytest.raises(ConfigurationError, match=said):
-            catalogue(keys).endpoint("judge")
-    assert catalogue(older).put_reward("judge", endpoint)[1] == ["key"]
+            registry(keys).endpoint("judge")
+    assert registry(older).put_reward("judge", endpoint)[1] == ["key"]
     with pytest.raises(ConfigurationError, match="must be Fernet keys"):
-        catalogue("not-a-key")
+        registry("not-a-key")
 
 
 def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:
     """An open job's reward must stay; afterwards it may go."""
-    catalogue = Catalogue(store.database)
-    catalogue.put_reward("shapes", Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret")))
+    registry = RewardRegistry(store.database)
+    registry.put_reward("shapes", Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret")))
     job = store.create(SPEC)
     with pytest.raises(Conflict, match=job.id):
-        catalogue.delete_reward("shapes")
+        registry.delete_reward("shapes")
     store.cancel(job.id)
-    catalogue.delete_reward("shapes")
-    assert catalogue.rewards() == []
+    registry.delete_reward("shapes")
+    assert registry.rewards() == []
 
 
 def test_keys_are_hashed_scoped_and_revocable(store: JobStore) -> None:
     """The database never holds a key's text."""
-    from dipole.web import key_digest
+    from dipole.web.auth import key_digest
 
-    catalogue = Catalogue(store.database)
-    row, text = catalogue.create_key("ann", ["train"])
+    api_keys = ApiKeys(store.database)
+    row, text = api_keys.create_key("ann", ["train"])
     assert text not in (row.sha256, row.id)
-    assert catalogue.scopes_of(key_digest(text)) == {"train"}
-    assert catalogue.scopes_of(key_digest("other")) == frozenset()
-    catalogue.revoke_key(row.id)
-    assert catalogue.scopes_of(key_digest(text)) == frozenset()
+    assert api_keys.scopes_of(key_digest(text)) == {"train"}
+    assert api_keys.scopes_of(key_digest("other")) == frozenset()
+    api_keys.revoke_key(row.id)
+    assert api_keys.scopes_of(key_digest(text)) == frozenset()
     with pytest.raises(NotFound):
-        catalogue.revoke_key(row.id)
+        api_keys.revoke_key(row.id)

@@ -5,9 +5,18 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dipole_trainer.ordering import Order, order
 from dipole_trainer.ranking.groups import RankedGroup, RewardResult
-from dipole_trainer.ranking.selection import Selection, Skip, Weighted, combine, normalized, select, shuffled
+from dipole_trainer.ranking.selection import (
+    Order,
+    Selection,
+    Skip,
+    Weighted,
+    combine,
+    normalized,
+    order,
+    select,
+    shuffled,
+)
 from dipole_trainer.spec import RewardSpec
 
 

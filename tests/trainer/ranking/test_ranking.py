@@ -21,7 +21,7 @@ import pytest
 import redis
 from pydantic import SecretStr
 
-from dipole.broker import CandidateStore, MissingCandidates
+from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.client.endpoint import Endpoint as Described
 from dipole.errors import RewardUnavailable
 from dipole.settings import PlatformSettings

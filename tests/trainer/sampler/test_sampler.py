@@ -17,7 +17,8 @@ import redis
 import structlog
 import torch
 
-from dipole.broker import connect, image_requests
+from dipole.broker import image_requests
+from dipole.broker.connection import connect
 from dipole.broker.image_requests import ImageBoard, Place, board_of
 from dipole.errors import InvalidInput, Overloaded
 from dipole.protocol import images

@@ -13,8 +13,7 @@ from torch import Tensor
 from dipole_trainer import features, generators
 from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.methods.drift import drift_loss
-from dipole_trainer.ordering import Order
-from dipole_trainer.ranking.selection import Selection
+from dipole_trainer.ranking.selection import Order, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import Cotangents, Headroom, gradient
 from dipole_trainer.training.rollout import Drawn, Rollout

@@ -19,11 +19,11 @@ from torch.optim.optimizer import register_optimizer_step_post_hook
 from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
 from dipole_trainer import generators
-from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.training import loop, session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -57,9 +57,9 @@ def train(spec: TrainSpec, workdir: Path, rank: Any = None, control: Any = lambd
         on_event=lambda kind, data: events.append((kind, data)),
         control=control,
     )
-    trained = resume_state.newest(workdir)
+    trained = job_layout.newest(workdir)
     assert trained is not None
-    return load_file(trained / resume_state.LORA), events, outcome
+    return load_file(trained / job_layout.LORA), events, outcome
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -220,7 +220,7 @@ def test_a_required_reward_that_fails_stops_with_a_checkpoint(tmp_path: Path) ->
     spec = make_spec(checkpoint_every=100)
     with pytest.raises(RewardUnavailable, match="bright"):
         train(spec, tmp_path / "cut", InProcessRanker({"bright": flaky}, spec.rewards, threads=1))
-    assert resume_state.steps(tmp_path / "cut") == [1]
+    assert job_layout.steps(tmp_path / "cut") == [1]
     resumed, _, _ = train(spec, tmp_path / "cut")
     assert same(resumed, train(spec, tmp_path / "whole")[0])
 
@@ -370,7 +370,7 @@ def test_an_update_that_breaks_the_weights_leaves_no_checkpoint(tmp_path: Path) 
             train(make_spec(steps=1), tmp_path)
     finally:
         hook.remove()
-    assert resume_state.steps(tmp_path) == []
+    assert job_layout.steps(tmp_path) == []
 
 
 def test_later_evaluations_are_forgotten_on_resume(tmp_path: Path) -> None:
@@ -436,7 +436,7 @@ def test_a_best_by_that_no_score_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"there are bright, judge, judge\.half") as refused:
         run("nonsense", "refused")
     assert refused.value.field == "evaluation.best_by"
-    assert resume_state.steps(tmp_path / "refused") == []
+    assert job_layout.steps(tmp_path / "refused") == []
     run("judge.half", "a part")
     run("judge.half", "away", away)
 

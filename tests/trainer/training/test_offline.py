@@ -26,19 +26,20 @@ from dipole.settings import ApiSettings
 from dipole.tiny.job import TARGETS
 from dipole_trainer import features, generators
 from dipole_trainer.api.app import create_app
-from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.datasets import recordings
 from dipole_trainer.distributed.group import World
-from dipole_trainer.ordering import Order, order
 from dipole_trainer.ranking.groups import Group, RankedGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
+from dipole_trainer.ranking.selection import Order, order
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 from dipole_trainer.training.candidate_recorder import Recorder
+from dipole_trainer.training.interface import Session
 from dipole_trainer.training.offline_sources import Pairs, Replay
 from dipole_trainer.training.rollout import Rollout
-from dipole_trainer.worker.worker import Session, Worker
+from dipole_trainer.worker.worker import Worker
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -113,9 +114,9 @@ def train(spec: TrainSpec, workdir: Path, **more: Any) -> tuple[dict[str, torch.
         **{"rank": rank, "control": lambda: "run", **more},
     )  # fmt: skip
     assert outcome in ("succeeded", "paused")
-    trained = resume_state.newest(workdir)
+    trained = job_layout.newest(workdir)
     assert trained is not None
-    return load_file(trained / resume_state.LORA), events
+    return load_file(trained / job_layout.LORA), events
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -382,7 +383,7 @@ def test_a_replay_that_does_not_fit_is_refused_by_field(
     with pytest.raises(InvalidInput) as found:
         train(replay_of(online_spec(), **change), tmp_path, data=recording)
     assert found.value.field == field
-    assert resume_state.steps(tmp_path) == []
+    assert job_layout.steps(tmp_path) == []
 
 
 @pytest.mark.parametrize("broken", [b"", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}"])
@@ -432,9 +433,9 @@ def work(settings: ApiSettings, make_ranker: Any = lambda *_: Nobody()) -> None:
 
 
 def trained(settings: ApiSettings, job_id: str) -> dict[str, torch.Tensor]:
-    folder = resume_state.newest(Path(settings.artifacts_url) / "jobs" / job_id)
+    folder = job_layout.newest(Path(settings.artifacts_url) / "jobs" / job_id)
     assert folder is not None
-    return load_file(folder / resume_state.LORA)
+    return load_file(folder / job_layout.LORA)
 
 
 def test_pairs_are_uploaded_and_trained_on(tmp_path: Path) -> None:

@@ -29,18 +29,20 @@ from pydantic import SecretStr
 from dipole.client.endpoint import Endpoint
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
 from dipole.settings import PlatformSettings
+from dipole_trainer.database.engine import Database, upgrade
 from dipole_trainer.database.tables import Job
 from dipole_trainer.distributed.group import World as Processes
 from dipole_trainer.jobs.ranking_ledger import Ledger
-from dipole_trainer.jobs.store import Database, JobStore, upgrade
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage.artifacts import Artifacts
 from dipole_trainer.worker import claimed_job, followers
-from dipole_trainer.worker.worker import Outcome, Worker, health_file, healthy
+from dipole_trainer.worker.health import health_file, healthy
+from dipole_trainer.worker.worker import Outcome, Worker
 
 if TYPE_CHECKING:
     from dipole_trainer.distributed.torch_group import Together
@@ -83,7 +85,9 @@ class World:
         self.database = Database(self.settings.database_url)
         self.store = JobStore(self.database)
         self.rankers: list[FakeRanker] = []
-        Catalogue(self.database).put_reward("shapes", Endpoint(url="http://127.0.0.1:8401", key=SecretStr("secret")))
+        RewardRegistry(self.database).put_reward(
+            "shapes", Endpoint(url="http://127.0.0.1:8401", key=SecretStr("secret"))
+        )
 
     def make_ranker(
         self, settings: PlatformSettings, job_id: str, rewards: Sequence[ResolvedReward], on_ranked: OnRanked
@@ -687,8 +691,8 @@ spec = importlib.util.spec_from_file_location("worker_tests", sys.argv[1])
 module = importlib.util.module_from_spec(spec)
 sys.modules["worker_tests"] = module
 spec.loader.exec_module(module)
-from dipole_trainer.worker import worker
-worker.main(
+from dipole_trainer.worker import process
+process.main(
     session=lambda spec, **rest: module.train(spec, **rest, pause_s=0.05),
     make_ranker=lambda settings, job_id, rewards, on_ranked: module.FakeRanker(rewards, on_ranked),
 )

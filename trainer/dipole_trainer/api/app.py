@@ -15,17 +15,20 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from dipole import web
 from dipole.settings import ApiSettings, load
-from dipole_trainer.api import errors, files, health, images, job_artifacts, jobs, rewards
-from dipole_trainer.api.dependencies import Authenticate, Parts
+from dipole.web import asgi, auth, body_limit, request_context
+from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, rewards
+from dipole_trainer.api.auth import Authenticate
+from dipole_trainer.api.dependencies import Parts
 from dipole_trainer.api.event_notifier import EventWatch
 from dipole_trainer.api.sampler_client import Orders
 from dipole_trainer.database.engine import Database, upgrade
 from dipole_trainer.database.tables import Event
 from dipole_trainer.jobs.ranking_ledger import Ledger
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.api_keys import ApiKeys
+from dipole_trainer.registry.files import FileRegistry
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.storage.artifacts import Artifacts
 
 TAGS = [
@@ -47,7 +50,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     Raises ConfigurationError when others could reach it and there is no key, or for what DIPOLE_REWARDS_FILE says.
     """
     settings = settings or load(ApiSettings)
-    web.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+    auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     database = Database(settings.database_url)
     if database.is_sqlite():  # one machine: nobody else would run the migrations first
         upgrade(settings.database_url)
@@ -76,14 +79,14 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     )
     app.state.parts = parts
     errors.install(app)
-    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, rewards.keys, health.router):
+    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, api_keys.keys, health.router):
         app.include_router(router)
     app.include_router(images.router(orders))
     app.include_router(metrics.router())
     app.add_middleware(_BodyLimits, settings=settings)
-    app.add_middleware(Authenticate, key=key, catalogue=parts.catalogue, is_open=key is None)
+    app.add_middleware(Authenticate, key=key, api_keys=parts.api_keys, is_open=key is None)
     app.add_middleware(health.CountRequests, metrics=metrics)
-    app.add_middleware(web.RequestContext)
+    app.add_middleware(request_context.RequestContext)
     return app
 
 
@@ -96,7 +99,9 @@ def _parts(settings: ApiSettings, database: Database, reward_transport: httpx.Ba
         settings=settings,
         database=database,
         jobs=JobStore(database),
-        catalogue=Catalogue(database),
+        files=FileRegistry(database),
+        rewards=RewardRegistry(database),
+        api_keys=ApiKeys(database),
         ledger=Ledger(database),
         artifacts=Artifacts(settings.artifacts_url, settings.home / "work"),
         watch=EventWatch(newest),
@@ -107,10 +112,10 @@ def _parts(settings: ApiSettings, database: Database, reward_transport: httpx.Ba
 class _BodyLimits:
     """Uploads may be larger than other bodies; both are bounded while they stream in."""
 
-    def __init__(self, app: web.ASGIApp, *, settings: ApiSettings) -> None:
-        self._files = web.BodyLimit(app, max_bytes=settings.api_max_file_bytes + FORM_BYTES, timeout_s=600)
-        self._others = web.BodyLimit(app, max_bytes=settings.api_max_body_bytes)
+    def __init__(self, app: asgi.ASGIApp, *, settings: ApiSettings) -> None:
+        self._files = body_limit.BodyLimit(app, max_bytes=settings.api_max_file_bytes + FORM_BYTES, timeout_s=600)
+        self._others = body_limit.BodyLimit(app, max_bytes=settings.api_max_body_bytes)
 
-    async def __call__(self, scope: web.Scope, receive: web.Receive, send: web.Send) -> None:
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         limit = self._files if scope.get("path") == "/v1/files" else self._others
         await limit(scope, receive, send)

@@ -9,16 +9,18 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
 from starlette.exceptions import HTTPException
 
-from dipole import web
 from dipole.errors import DipoleError, InvalidInput
+from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
+from dipole.web import asgi
+from dipole.web.openapi import with_problems
 
 
 def install(app: FastAPI) -> None:
     for kind in (DipoleError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, _answer)
     example = _with_error(
-        web.problem(
+        problems.problem(
             422,
             "method.drpo.positives + method.drpo.negatives = 16 exceeds candidates = 8: lower them",
             slug=InvalidInput.slug,
@@ -38,10 +40,10 @@ def install(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].setdefault("default", {"description": "Any error."})
-                    operation["responses"]["default"]["content"] = {web.PROBLEM_JSON: _content(example)}
+                    operation["responses"]["default"]["content"] = {problems.PROBLEM_JSON: _content(example)}
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{}, {"key": []}]
-            app.openapi_schema = web.with_problems(document, example)
+            app.openapi_schema = with_problems(document, example)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
@@ -54,8 +56,8 @@ def _content(example: Problem) -> dict[str, Any]:
 def _answer(_: Any, error: Exception) -> Any:
     if isinstance(error, RequestValidationError):
         error = RequestValidationError([_named(each) for each in error.errors()])
-    document, headers = web.problem_of(error)
-    return web.ProblemResponse(_with_error(document), headers)
+    document, headers = problems.problem_of(error)
+    return asgi.ProblemResponse(_with_error(document), headers)
 
 
 def _named(error: dict[str, Any]) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from starlette.concurrency import run_in_threadpool
 
 from dipole_trainer.api import schemas
 from dipole_trainer.api.dependencies import Parts
-from dipole_trainer.jobs.store import TERMINAL
+from dipole_trainer.database.tables import TERMINAL
 
 HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 PING_S = 15.0

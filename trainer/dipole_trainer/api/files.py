@@ -15,12 +15,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.errors import InvalidInput, NotFound, TooLarge
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.api.auth import needs
+from dipole_trainer.api.dependencies import Parts, Use
 from dipole_trainer.database.tables import File as FileRow
 from dipole_trainer.datasets import pairs, prompts
-from dipole_trainer.registry import FileKind
+from dipole_trainer.registry.files import FileKind
 from dipole_trainer.spec import PromptSpec
-from dipole_trainer.storage.artifacts import upload_path
+from dipole_trainer.storage.job_layout import upload_path
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[needs("train")])
 FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
@@ -57,13 +58,13 @@ def upload(
 def list_files(parts: Use, page: Annotated[FilePage, Query()]) -> schemas.Paged[schemas.FileObject]:
     if page.purpose not in (None, "fine-tune"):
         return schemas.paged([], False)
-    rows, more = parts.catalogue.files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
+    rows, more = parts.files.files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
     return schemas.paged([schemas.file_object(row) for row in rows], more)
 
 
 @router.get("/{file_id}", summary="Retrieve a file")
 def retrieve(parts: Use, file_id: FileId) -> schemas.FileObject:
-    return schemas.file_object(parts.catalogue.file(file_id))
+    return schemas.file_object(parts.files.file(file_id))
 
 
 @router.get(
@@ -73,7 +74,7 @@ def retrieve(parts: Use, file_id: FileId) -> schemas.FileObject:
     responses={200: {"content": {"application/jsonl": {"example": '{"prompt": "a photo of a red square"}\n'}}}},
 )
 def content(parts: Use, file_id: FileId) -> StreamingResponse:
-    row = parts.catalogue.file(file_id)
+    row = parts.files.file(file_id)
     return StreamingResponse(
         stream(parts, upload_path(row.id)), media_type="application/jsonl", headers={"content-length": str(row.bytes)}
     )
@@ -81,7 +82,7 @@ def content(parts: Use, file_id: FileId) -> StreamingResponse:
 
 @router.delete("/{file_id}", summary="Delete a file; jobs keep their prompts, pairs in use stay")
 def delete(parts: Use, file_id: FileId) -> schemas.Deleted:
-    parts.catalogue.delete_file(file_id)
+    parts.files.delete_file(file_id)
     parts.artifacts.delete(upload_path(file_id))
     return schemas.Deleted(id=file_id, object="file")
 
@@ -102,7 +103,7 @@ def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileR
             raise TooLarge(f"the file exceeds {limit} bytes", field=field)
         parts.artifacts.write(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
-    return parts.catalogue.add_file(
+    return parts.files.add_file(
         file_id, name, size=checked.bytes, lines=checked.lines, sha256=checked.sha256, kind=kind
     )
 
@@ -110,7 +111,7 @@ def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileR
 def find(parts: Parts, file_id: str, *, field: str, kind: FileKind | None = None) -> FileRow:
     """An uploaded file, of this kind. Raises InvalidInput when there is none, or it is of the other kind."""
     try:
-        row = parts.catalogue.file(file_id)
+        row = parts.files.file(file_id)
     except NotFound as error:
         raise InvalidInput(f"{field}: {error}; upload it to /v1/files first", field=field) from error
     if kind is not None and row.kind != kind:

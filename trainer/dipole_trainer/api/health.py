@@ -14,12 +14,11 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole import web
 from dipole.errors import Overloaded
+from dipole.web import asgi
 from dipole_trainer.api.dependencies import Use
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import Job
-from dipole_trainer.jobs.store import ACTIVE, TERMINAL
+from dipole_trainer.database.tables import ACTIVE, TERMINAL, Job
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])
@@ -70,15 +69,15 @@ class Metrics:
 class CountRequests:
     """ASGI: counts by the route's template, so that ids do not become labels. Streams count when they end."""
 
-    def __init__(self, app: web.ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: asgi.ASGIApp, *, metrics: Metrics) -> None:
         self.app, self.metrics = app, metrics
 
-    async def __call__(self, scope: web.Scope, receive: web.Receive, send: web.Send) -> None:
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         began, status = time.monotonic(), 500
 
-        async def watch(message: web.Message) -> None:
+        async def watch(message: asgi.Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]

@@ -17,7 +17,8 @@ from starlette.concurrency import run_in_threadpool
 from dipole.broker.image_requests import Place
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.api.auth import needs
+from dipole_trainer.api.dependencies import Parts, Use
 from dipole_trainer.api.sampler_client import Orders
 from dipole_trainer.database.tables import Checkpoint, Job
 from dipole_trainer.weights import base_models

@@ -16,7 +16,8 @@ from fastapi.responses import StreamingResponse
 
 from dipole.errors import NotFound
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import JobId, Page, Parts, Use, needs
+from dipole_trainer.api.auth import needs
+from dipole_trainer.api.dependencies import JobId, Page, Parts, Use
 from dipole_trainer.api.files import CHUNK, stream
 from dipole_trainer.storage.artifacts import safe
 from dipole_trainer.weights.lora_formats import WEIGHTS, diffusers_lora

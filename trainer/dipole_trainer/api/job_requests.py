@@ -21,12 +21,11 @@ from dipole.client.endpoint import check_reward_url
 from dipole.errors import InvalidInput, NotFound
 from dipole_trainer.api import files
 from dipole_trainer.api.dependencies import Parts
-from dipole_trainer.database.tables import Job
+from dipole_trainer.database.tables import TERMINAL, Job
 from dipole_trainer.datasets import prompts, recordings
 from dipole_trainer.datasets.recordings import RecordedJob
-from dipole_trainer.jobs.store import TERMINAL
-from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec
-from dipole_trainer.storage.artifacts import CANDIDATES
+from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec, asks_rewards
+from dipole_trainer.storage.job_layout import CANDIDATES
 from dipole_trainer.weights import base_models
 
 EXAMPLE: dict[str, Any] = {
@@ -179,7 +178,7 @@ def _spec(parts: Parts, body: JobCreate, source: _Source) -> TrainSpec:
 
 def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
     """Each must be one that can be asked, unless no one will ask it."""
-    asked = recordings.asks_rewards(spec)
+    asked = asks_rewards(spec)
     if spec.rewards and spec.pairs_file is not None and not asked:
         raise InvalidInput(
             "pairs are trained on without rewards, which evaluations alone ask: give evaluation.prompts or no rewards",
@@ -189,7 +188,7 @@ def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
         raise InvalidInput(
             "record_candidates keeps what rewards said, and pairs ask none: leave it out", field="record_candidates"
         )
-    registered = {row.name for row in parts.catalogue.rewards()}
+    registered = {row.name for row in parts.rewards.rewards()}
     for index, reward in enumerate(spec.rewards):
         if reward.url is not None:
             check_reward_url(reward.url, parts.settings.reward_hosts, field=f"rewards[{index}].url")

@@ -12,10 +12,11 @@ from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import JobId, Page, Use, needs
+from dipole_trainer.api.auth import needs
+from dipole_trainer.api.dependencies import JobId, Page, Use
 from dipole_trainer.api.event_stream import HEADERS, follow
 from dipole_trainer.api.job_requests import JobCreate, create_job
-from dipole_trainer.jobs.store import TERMINAL
+from dipole_trainer.database.tables import TERMINAL
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[needs("train")])
 IdempotencyKey = Annotated[

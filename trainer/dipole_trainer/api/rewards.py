@@ -13,20 +13,20 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
 from dipole.client import rewards_file
+from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint, check_reward_url
-from dipole.client.rank_client import EndpointError, RankClient
+from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Name, RewardInfo
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import Parts, Use, needs
+from dipole_trainer.api.auth import needs
+from dipole_trainer.api.dependencies import Parts, Use
 from dipole_trainer.datasets import prompts
-from dipole_trainer.registry import KeyScope
 
 log = structlog.get_logger()
 
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
-keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
 Named = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
@@ -69,13 +69,6 @@ class RewardCheck(BaseModel):
     seconds: float
 
 
-class KeyCreate(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "ann", "scopes": ["train"]}]})
-
-    name: str = Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")
-    scopes: list[KeyScope] = Field(min_length=1, max_length=3)
-
-
 def declare(parts: Parts, path: FilePath) -> None:
     """Register what a file declares, all of it or nothing; rewards that it does not name are left as they are.
 
@@ -87,17 +80,17 @@ def declare(parts: Parts, path: FilePath) -> None:
     except InvalidInput as error:
         raise ConfigurationError(f"{path}: {error}") from None
     for name, endpoint in endpoints.items():
-        _, changed = parts.catalogue.put_reward(name, endpoint, description=found[name].description)
+        _, changed = parts.rewards.put_reward(name, endpoint, description=found[name].description)
         change = "registered" if changed is None else "changed" if changed else "unchanged"
         log.info("reward_declared", reward=name, change=change, changed=changed or [])
-    if left := [row.name for row in parts.catalogue.rewards() if row.name not in found]:
+    if left := [row.name for row in parts.rewards.rewards() if row.name not in found]:
         log.info("rewards_not_in_file", rewards=left, file=str(path))
 
 
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
 def register(parts: Use, body: RewardRegistration) -> schemas.RegisteredReward:
     endpoint = _checked(parts, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls))
-    return schemas.registered_reward(*parts.catalogue.put_reward(body.name, endpoint, description=body.description))
+    return schemas.registered_reward(*parts.rewards.put_reward(body.name, endpoint, description=body.description))
 
 
 def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
@@ -110,23 +103,23 @@ def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
 
 @router.get("", summary="List endpoints", dependencies=[needs("train")])
 def list_rewards(parts: Use) -> schemas.Paged[schemas.RewardObject]:
-    return schemas.paged([schemas.reward_object(row) for row in parts.catalogue.rewards()], False)
+    return schemas.paged([schemas.reward_object(row) for row in parts.rewards.rewards()], False)
 
 
 @router.get("/{name}", summary="Retrieve an endpoint", dependencies=[needs("train")])
 def retrieve(parts: Use, name: Named) -> schemas.RewardObject:
-    return schemas.reward_object(parts.catalogue.reward(name))
+    return schemas.reward_object(parts.rewards.reward(name))
 
 
 @router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[needs("admin")])
 def delete(parts: Use, name: Named) -> schemas.Deleted:
-    parts.catalogue.delete_reward(name)
+    parts.rewards.delete_reward(name)
     return schemas.Deleted(id=name, object="reward")
 
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
 def check(parts: Use, name: Named) -> RewardCheck:
-    url = parts.catalogue.reward(name).url
+    url = parts.rewards.reward(name).url
     check_reward_url(url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
     ready, info, problem = _ask(parts, name)
@@ -145,7 +138,7 @@ def _ask(parts: Parts, name: str) -> tuple[bool, RewardInfo | None, str | None]:
     """(ready, info, what is wrong)."""
     ready, info = False, None
     try:
-        endpoint = parts.catalogue.endpoint(name)
+        endpoint = parts.rewards.endpoint(name)
         with RankClient(endpoint, tls_dir=parts.settings.tls_dir, transport=parts.reward_transport) as client:
             status, path = client.ready(deadline_s=CHECK_TIMEOUT_S)
             ready = status == httpx.codes.OK
@@ -157,20 +150,3 @@ def _ask(parts: Parts, name: str) -> tuple[bool, RewardInfo | None, str | None]:
             return True, info, None
     except (EndpointError, ConfigurationError, InvalidInput) as error:  # the latter: what another version registered
         return ready, info, str(error)
-
-
-@keys.post("", summary="Make a key; its text is in this answer only")
-def create_key(parts: Use, body: KeyCreate) -> schemas.KeyObject:
-    row, text = parts.catalogue.create_key(body.name, body.scopes)
-    return schemas.key_object(row, text)
-
-
-@keys.get("", summary="List keys")
-def list_keys(parts: Use) -> schemas.Paged[schemas.KeyObject]:
-    return schemas.paged([schemas.key_object(row) for row in parts.catalogue.api_keys()], False)
-
-
-@keys.delete("/{key_id}", summary="Revoke a key")
-def revoke(parts: Use, key_id: Annotated[str, Path(max_length=64)]) -> schemas.Deleted:
-    parts.catalogue.revoke_key(key_id)
-    return schemas.Deleted(id=key_id, object="api_key")

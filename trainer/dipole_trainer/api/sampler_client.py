@@ -17,7 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker import celery_app, connect
+from dipole.broker.connection import celery_app, connect
 from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, ImageBoard, Order, Place, board_of
 from dipole.errors import DipoleError, InvalidInput, Overloaded
 from dipole.settings import ApiSettings

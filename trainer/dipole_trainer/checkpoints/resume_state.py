@@ -19,7 +19,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -30,9 +29,7 @@ from torch import Tensor
 
 from dipole.errors import InvalidInput
 from dipole_trainer.generators.one_step import OneStepGenerator
-
-NAME = re.compile(r"^checkpoint-(\d+)$")
-LORA, FULL = "unet_lora/adapter_model.safetensors", "unet/diffusion_pytorch_model.safetensors"
+from dipole_trainer.storage.job_layout import FULL, LORA, steps
 
 
 def save(
@@ -57,19 +54,6 @@ def save(
     if replaced is not None:
         shutil.rmtree(replaced)
     return target
-
-
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, if there is one."""
-    found = steps(folder)
-    return folder / f"checkpoint-{found[-1]}" if found else None
-
-
-def steps(folder: Path) -> list[int]:
-    """Steps that have a whole checkpoint, ascending."""
-    if not folder.is_dir():
-        return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.match(path.name)))
 
 
 def load(

@@ -28,14 +28,16 @@ from dipole.errors import InvalidInput
 from dipole.settings import PlatformSettings
 from dipole_trainer.comparison import contact_sheet, inputs, table
 from dipole_trainer.comparison.model_loader import Bench
+from dipole_trainer.database.engine import Database
 from dipole_trainer.evaluation import scoring, statistics
-from dipole_trainer.evaluation.scoring import Scored
-from dipole_trainer.jobs.store import Database, JobStore
+from dipole_trainer.evaluation.results import Scored
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import plain
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.ranking.groups import Group, RankedGroup, Ranker
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import NamedModel, NamedModels
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.seeds import seeds_for
 from dipole_trainer.spec import EvalSpec, FeaturesSpec
 from dipole_trainer.storage.artifacts import Artifacts
@@ -180,9 +182,9 @@ def prepare(
     with contextlib.ExitStack() as undo:
         database = Database(settings.database_url)
         undo.callback(database.close)
-        catalogue, artifacts = Catalogue(database), Artifacts(settings.artifacts_url, settings.home / "work")
-        lines = inputs.read_prompts(prompts, catalogue, artifacts, limit)
-        resolved = inputs.resolve_rewards(rewards, settings, catalogue, timeout_s)
+        artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
+        lines = inputs.read_prompts(prompts, FileRegistry(database), artifacts, limit)
+        resolved = inputs.resolve_rewards(rewards, settings, RewardRegistry(database), timeout_s)
         unknown = [name for name in trained if name not in {each.spec.name for each in resolved}]
         if unknown:
             raise InvalidInput(f"--trained {unknown[0]} is none of the rewards given with --reward", field="trained")

@@ -12,25 +12,27 @@ import httpx
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from dipole.broker import connect
-from dipole.client.rank_client import EndpointError, RankClient
+from dipole.broker.connection import connect
+from dipole.client.connection import EndpointError
+from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
 from dipole.settings import PlatformSettings
 from dipole_trainer.datasets import prompts
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
-from dipole_trainer.registry import Catalogue
+from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import reading
+from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec
 from dipole_trainer.storage.artifacts import Artifacts
 
 LOOK_TIMEOUT_S = 5.0
 
 
-def read_prompts(given: str, catalogue: Catalogue, artifacts: Artifacts, limit: int | None = None) -> list[PromptSpec]:
+def read_prompts(given: str, files: FileRegistry, artifacts: Artifacts, limit: int | None = None) -> list[PromptSpec]:
     """The first `limit` prompts of a JSONL file on this machine, or of an uploaded one by its id."""
     if given.startswith("file-") and not Path(given).exists():
-        with reading(catalogue.database):
-            catalogue.file(given)
+        with reading(files.database):
+            files.file(given)
         with artifacts.open(f"files/{given}.jsonl") as source:
             found = list(prompts.read(source, field="prompts"))
     else:
@@ -45,10 +47,10 @@ def read_prompts(given: str, catalogue: Catalogue, artifacts: Artifacts, limit: 
 
 
 def resolve_rewards(
-    given: Sequence[str], settings: PlatformSettings, catalogue: Catalogue, timeout_s: float
+    given: Sequence[str], settings: PlatformSettings, registry: RewardRegistry, timeout_s: float
 ) -> list[ResolvedReward]:
     """The endpoints that these mean, NAME of a registered one or NAME=URL. Raises InvalidInput."""
-    found = [_resolve(each, settings, catalogue, timeout_s) for each in given]
+    found = [_resolve(each, settings, registry, timeout_s) for each in given]
     names = [each.spec.name for each in found]
     for name in names:
         if names.count(name) > 1:
@@ -56,7 +58,7 @@ def resolve_rewards(
     return found
 
 
-def _resolve(given: str, settings: PlatformSettings, catalogue: Catalogue, timeout_s: float) -> ResolvedReward:
+def _resolve(given: str, settings: PlatformSettings, registry: RewardRegistry, timeout_s: float) -> ResolvedReward:
     name, _, url = given.partition("=")
     try:
         spec = RewardSpec(name=name, url=url or None, required=False, min_valid=1, timeout_s=timeout_s)
@@ -65,8 +67,8 @@ def _resolve(given: str, settings: PlatformSettings, catalogue: Catalogue, timeo
             f"--reward {given!r} is not NAME or NAME=URL: {error.errors()[0]['msg']}", field="reward"
         ) from error
     try:
-        with reading(catalogue.database):
-            endpoint = catalogue.resolve(spec, settings.reward_hosts, field=f"--reward {name}")
+        with reading(registry.database):
+            endpoint = registry.resolve(spec, settings.reward_hosts, field=f"--reward {name}")
     except NotFound as error:
         raise InvalidInput(
             f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"

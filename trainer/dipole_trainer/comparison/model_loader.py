@@ -17,6 +17,7 @@ import torch
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
 from dipole_trainer.checkpoints import resume_state
+from dipole_trainer.compute import gpu
 from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.evaluation import scoring
 from dipole_trainer.features import Features
@@ -45,7 +46,7 @@ class Bench:
         if precision is not None and precision not in PRECISIONS:
             raise InvalidInput(f"--precision {precision} is none of {', '.join(PRECISIONS)}", field="precision")
         self.models, self.features, self.models_dir = models, spec, models_dir
-        self.device = _usable(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = _usable(device or gpu.default_device())
         self.precision = precision or next((each.precision for each in models if each.precision), "fp32")
         self.chunks = Chunks(scoring.BATCH)  # one for all models: what did not fit the first fits none
         self._spec: TrainSpec | None = None

@@ -1,10 +1,26 @@
-"""The GPU between jobs: a finished job's memory is given back, and a lost context is noticed. It imports no torch."""
+"""The device that a process computes on, and a GPU between jobs: its memory given back, a lost context noticed.
+
+torch is imported where it is needed and not before, as the worker's process imports this.
+"""
 
 from __future__ import annotations
 
 import gc
+import os
 import sys
 from typing import Any
+
+
+def default_device() -> str:
+    """A GPU where there is one, unless `accelerate launch --cpu` said otherwise."""
+    import torch
+
+    return "cuda" if torch.cuda.is_available() and not is_cpu_forced() else "cpu"
+
+
+def is_cpu_forced() -> bool:
+    """`accelerate launch --cpu` says so in the environment, and leaves it to the program to look."""
+    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
 def free() -> None:

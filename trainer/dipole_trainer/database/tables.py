@@ -16,6 +16,9 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+ACTIVE = ("validating_files", "queued", "running", "paused")
+TERMINAL = ("succeeded", "failed", "cancelled")
+
 # SQLite autoincrements only a plain INTEGER; PostgreSQL's events may outgrow 32 bits.
 Serial = BigInteger().with_variant(Integer(), "sqlite")
 Json = JSON(none_as_null=True)

@@ -1,8 +1,8 @@
 """Parquet files of pairs, as Hugging Face's datasets has them: columns `prompt`, `chosen`, `rejected`; others are left.
 
 Images are binary, or structs of {bytes, path} whose bytes are there. pyarrow reads them, and a damaged file may end the
-process that it is in: so a process of its own does, `python -m dipole_trainer.datasets.parquet FILE`, with bounds on memory and
-time. It prints a pairs file's JSON lines, which are judged like any other's.
+process that it is in: so a process of its own does, `python -m dipole_trainer.datasets.parquet FILE`, with bounds on
+memory and time. It prints a pairs file's JSON lines, which are judged like any other's.
 """
 
 from __future__ import annotations

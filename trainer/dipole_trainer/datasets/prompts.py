@@ -14,7 +14,7 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import ValidationError
 
 from dipole.errors import InvalidInput, TooLarge
-from dipole.web import field_path
+from dipole.protocol.problems import field_path
 from dipole_trainer.spec import PromptSpec
 
 MAX_LINE_BYTES = 2**20

@@ -58,11 +58,6 @@ class Recorded(Spec):
     groups: tuple[RecordedGroup, ...]
 
 
-def asks_rewards(spec: TrainSpec) -> bool:
-    """Whether a job's rewards are ever asked: those of an offline job are in evaluations alone."""
-    return not spec.offline or bool(spec.evaluation.prompts)
-
-
 def name(step: int) -> str:
     return f"step-{step}.safetensors"
 

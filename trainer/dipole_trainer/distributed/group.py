@@ -1,4 +1,4 @@
-"""The processes that train one job together: one alone, or as many as `accelerate launch` started (together.py).
+"""The processes that train one job together: one alone, or as many as `accelerate launch` started (torch_group.py).
 
 Every process draws its share of a window's prompts and has them ranked; gradients are summed, so all take the same
 step. Rank 0 alone talks to the API and touches files. What processes tell each other is JSON, through `exchange`, and
@@ -14,25 +14,16 @@ needs no torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from dipole.errors import DipoleError, InvalidInput, RewardUnavailable
+from dipole_trainer.compute import gpu
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
 Heed = Callable[[], None]
-
-
-class Over(Exception):
-    """Rank 0 has left the run. Raised on the others alone."""
-
-
-class ProcessLost(Exception):
-    """Another process of this world is gone. No fault of the job's: who takes it up goes on from its checkpoint."""
 
 
 class World:
@@ -47,9 +38,7 @@ class World:
     @property
     def device(self) -> str:
         if self._device is None:
-            import torch
-
-            self._device = "cuda" if torch.cuda.is_available() and not _cpu_asked_for() else "cpu"
+            self._device = gpu.default_device()
         return self._device
 
     @property
@@ -92,43 +81,3 @@ class World:
     def events(self) -> list[tuple[str, dict[str, Any]]]:
         """On rank 0: what the others reported since this was last called, by rank."""
         return []
-
-
-def join(device: str | None = None) -> World:
-    """The world that this process was started in."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from dipole_trainer.distributed.torch_group import Together
-
-        return Together(on_cpu=_cpu_asked_for())
-    return World(device)
-
-
-def _cpu_asked_for() -> bool:
-    """`accelerate launch --cpu` says so here, and leaves it to the program to look."""
-    return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
-
-
-# ---- a problem on its way to the other processes --------------------------------------------------------------------
-
-
-def as_json(problem: Exception) -> dict[str, Any]:
-    """What other processes need to know of an exception."""
-    ours = isinstance(problem, DipoleError)
-    known = {name: getattr(problem, name, None) for name in ("reward", "code", "field")} if ours else {}
-    return {
-        "kind": next((kind.__name__ for kind in _KINDS if isinstance(problem, kind)), ""),
-        "message": str(problem) if ours else f"{type(problem).__name__}: {problem}",
-        **known,
-    }
-
-
-def from_json(told: Mapping[str, Any], where: str) -> Exception:
-    """The exception that another process had; `where` says which."""
-    if told["kind"] == RewardUnavailable.__name__:
-        return RewardUnavailable(told["message"], reward=told["reward"], code=told["code"])
-    if told["kind"] == InvalidInput.__name__:
-        return InvalidInput(f"{told['message']} ({where})", field=told["field"])
-    return DipoleError(f"{told['message']} ({where})")
-
-
-_KINDS = (RewardUnavailable, InvalidInput)

@@ -21,7 +21,8 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dipole.errors import InvalidInput
-from dipole_trainer.distributed.group import Heed, Over, ProcessLost, World, as_json, from_json
+from dipole_trainer.distributed.failures import Over, ProcessLost, as_json, from_json
+from dipole_trainer.distributed.group import Heed, World
 from dipole_trainer.distributed.heartbeat import SILENCE_S, Pulse, connect
 from dipole_trainer.jsonable import plain
 

@@ -20,7 +20,7 @@ from dipole.errors import InvalidInput
 from dipole.protocol import images
 from dipole_trainer.compute.micro_batches import Chunks
 from dipole_trainer.distributed.group import Heed, World
-from dipole_trainer.evaluation import scoring, statistics
+from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import Features
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
@@ -52,9 +52,9 @@ class Evaluations:
 
         Whoever died after writing this step's evaluation may not have said so: it is said again.
         """
-        scoring.forget_after(self.workdir, step)
+        results.forget_after(self.workdir, step)
         if self._path(step).is_file():
-            self._say(step, scoring.read_figures(self._path(step)))
+            self._say(step, results.read_figures(self._path(step)))
 
     def scheduled(self, step: int) -> bool:
         knobs = self.spec.evaluation
@@ -86,10 +86,10 @@ class Evaluations:
             return
         for kind, told in world.events():
             self.on_event(kind, told)
-        before = scoring.read(self._path(0)) if step else None
+        before = results.read(self._path(0)) if step else None
         found = statistics.summary(scored, before)
-        scoring.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
-        scoring.write(self.workdir / "evaluation", step, scored, found)
+        results.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
+        results.write(self.workdir / "evaluation", step, scored, found)
         self._say(step, {**found, "seconds": time.monotonic() - began})
 
     def _say(self, step: int, found: Mapping[str, Any]) -> None:
@@ -150,8 +150,8 @@ class Evaluations:
 
 
 def _gathered(
-    scored: Sequence[scoring.Scored], sheet: Sequence[NDArray[np.uint8]], heed: Heed, world: World
-) -> tuple[list[scoring.Scored], list[NDArray[np.uint8]]]:
+    scored: Sequence[results.Scored], sheet: Sequence[NDArray[np.uint8]], heed: Heed, world: World
+) -> tuple[list[results.Scored], list[NDArray[np.uint8]]]:
     """Everybody's results and images in the order of the prompts, which `World.mine` deals out in turn."""
     mine = {
         "scored": [vars(item) for item in scored],
@@ -164,4 +164,4 @@ def _gathered(
         return [told[index % world.size][name][index // world.size] for index in range(count)]
 
     rows = [[images.decode(base64.b64decode(image), "image/png") for image in row] for row in dealt("sheet")]
-    return [scoring.Scored(**item) for item in dealt("scored")], [np.stack(row) for row in rows]
+    return [results.Scored(**item) for item in dealt("scored")], [np.stack(row) for row in rows]

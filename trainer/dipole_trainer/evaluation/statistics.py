@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dipole_trainer.evaluation.scoring import Scored
+from dipole_trainer.evaluation.results import Scored
 
 DIVERSITIES = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: Scored's field
 SURE_PROMPTS = 6  # with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be

@@ -17,17 +17,9 @@ from sqlalchemy.orm import Session
 
 from dipole.errors import LeaseLost
 from dipole_trainer.database.engine import Database, now
+from dipole_trainer.database.queries import time_of
 from dipole_trainer.database.tables import Checkpoint, Job
-from dipole_trainer.jobs.transitions import (
-    drop_lease,
-    end,
-    locked,
-    record,
-    settle,
-    stop_waiting,
-    survives,
-    time_of,
-)
+from dipole_trainer.jobs.transitions import drop_lease, end, locked, record, settle, stop_waiting, survives
 from dipole_trainer.jsonable import plain
 from dipole_trainer.spec import TrainSpec
 

@@ -15,9 +15,9 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dipole_trainer.database.engine import Database, now
+from dipole_trainer.database.queries import found, page
 from dipole_trainer.database.tables import RankedGroup, Ranking
 from dipole_trainer.jobs.leases import Claim, held
-from dipole_trainer.jobs.transitions import found, page
 from dipole_trainer.jsonable import plain
 from dipole_trainer.ranking.groups import Group, RewardResult
 

@@ -20,23 +20,11 @@ from sqlalchemy.exc import IntegrityError
 
 from dipole.errors import Conflict, NotFound
 from dipole_trainer.database.engine import Database, upgrade
-from dipole_trainer.database.tables import Checkpoint, Event, Job
+from dipole_trainer.database.queries import found, page, time_of
+from dipole_trainer.database.tables import ACTIVE, TERMINAL, Checkpoint, Event, Job
 from dipole_trainer.jobs.leases import Claim, Desired, Leases
-from dipole_trainer.jobs.transitions import (
-    ask,
-    found,
-    locked,
-    open_job,
-    page,
-    record,
-    stop_waiting,
-    summary_of,
-    time_of,
-)
+from dipole_trainer.jobs.transitions import ask, locked, open_job, record, stop_waiting, summary_of
 from dipole_trainer.spec import TrainSpec
-
-ACTIVE = ("validating_files", "queued", "running", "paused")
-TERMINAL = ("succeeded", "failed", "cancelled")
 
 
 class JobStore(Leases):

@@ -2,35 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import Mapping
+from typing import Any
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
-from dipole.errors import Conflict, NotFound
-from dipole_trainer.database.engine import now
+from dipole.errors import Conflict
+from dipole_trainer.database.queries import found, time_of
 from dipole_trainer.database.tables import Event, Job
 from dipole_trainer.jsonable import plain
 from dipole_trainer.spec import TrainSpec
 
-T = TypeVar("T")
 MAX_CRASHES = 5  # a job whose worker dies so often without a checkpoint between is failed, not tried for ever
-
-
-def time_of(session: Session) -> float:
-    return float(session.scalar(select(now())) or 0.0)
-
-
-def found(value: T | None, name: str, what: str = "job") -> T:
-    if value is None:
-        raise NotFound(f"there is no {what} {name}")
-    return value
-
-
-def page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
-    """`limit` rows of `limit + 1` asked for, and whether there are more."""
-    return rows[:limit], len(rows) > limit
 
 
 def locked(session: Session, job_id: str) -> Job:

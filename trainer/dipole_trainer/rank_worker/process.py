@@ -31,7 +31,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from dipole import logs
-from dipole.broker import Board, celery_app, connect, queue_name
+from dipole.broker.connection import celery_app, connect
+from dipole.broker.rankings import Board, queue_name
 from dipole.errors import DipoleError
 from dipole.settings import RankWorkerSettings
 from dipole.stack.parent_death import die_with

@@ -17,10 +17,13 @@ import structlog
 from celery import Celery, Task
 from numpy.typing import NDArray
 
-from dipole.broker import CLAIM_TTL_S, RANK_TASK, Board, CandidateStore, MissingCandidates, connect
+from dipole.broker.candidates import CandidateStore, MissingCandidates
+from dipole.broker.connection import connect
+from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, Board
 from dipole.client import tls
+from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
-from dipole.client.rank_client import EndpointError, RankClient, StillPending
+from dipole.client.rank_client import RankClient, StillPending
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
 from dipole.settings import PlatformSettings

@@ -24,17 +24,9 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker import (
-    CLAIM_TTL_S,
-    LANE_IDLE_S,
-    RANK_TASK,
-    Board,
-    CandidateStore,
-    Run,
-    celery_app,
-    connect,
-    queue_name,
-)
+from dipole.broker.candidates import CandidateStore
+from dipole.broker.connection import celery_app, connect
+from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_S, RANK_TASK, Board, Run, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult

@@ -17,6 +17,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from dipole_trainer.ranking.groups import RankedGroup
+from dipole_trainer.spec import RewardSpec
+
 Scores = Sequence[float | None]
 Normalize = Literal["zscore", "rank", "none"]
 SAME = 1e-9  # scores closer than this, relative to the largest, are equal: rounding is no preference
@@ -116,3 +119,40 @@ def _beyond_the_tie(ordered: NDArray[np.intp], key: NDArray[np.float64], count: 
 
 def _finite(score: float | None) -> float:
     return float(score) if score is not None and math.isfinite(score) else math.nan
+
+
+@dataclass(frozen=True)
+class Order:
+    """Combined scores (R,), higher is better, NaN for a candidate without; and the rows of best and worst."""
+
+    total: NDArray[np.float64]
+    selection: Selection
+
+
+def order(
+    ranked: RankedGroup,
+    rewards: Sequence[RewardSpec],
+    *,
+    positives: int,
+    negatives: int,
+    shuffle: np.random.Generator | None = None,
+) -> Order | Skip:
+    """Combine the rewards' answers and choose. `shuffle` hands the scores to other candidates: the control.
+
+    A group without a required reward's scores, or without any trained reward's, is skipped: no score is made up.
+    """
+    weighted = {}
+    for reward in rewards:
+        result = ranked.results[reward.name]
+        if result.failure is None:
+            how = "rank" if result.ordinal else reward.normalize
+            weighted[reward.name] = Weighted(result.scores, reward.weight, how)
+        elif reward.required and reward.weight > 0:
+            return Skip(f"required reward {reward.name}: {result.failure}")
+    if not any(reward.weight > 0 for reward in weighted.values()):
+        return Skip("no trained reward gave a ranking")
+    total = combine(weighted)
+    if shuffle is not None:
+        total = shuffled(total, shuffle)
+    chosen = select(total, positives, negatives)
+    return chosen if isinstance(chosen, Skip) else Order(total, chosen)

@@ -25,9 +25,10 @@ from dipole.protocol import images
 from dipole.settings import SamplerSettings
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
-from dipole_trainer.distributed.group import join
+from dipole_trainer.compute import gpu
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import Artifacts, safe
 from dipole_trainer.weights import base_models
 
@@ -94,7 +95,7 @@ class Models:
             while len(self._loaded) >= self._settings.sampler_models:  # first, or both need memory at once
                 self._loaded.popitem(last=False)
             log.info("model_loading", model=spec.model)
-            generator = generators.build(spec, models_dir=self._settings.models_dir, device=join().device)
+            generator = generators.build(spec, models_dir=self._settings.models_dir, device=gpu.default_device())
             found = _Loaded(generator, resume_state.fingerprint(generator))
         if place is not None and found.weights != place["id"]:
             self._load(found, place)
@@ -125,7 +126,7 @@ class Models:
             return
         with tempfile.TemporaryDirectory(prefix="dipole-checkpoint-") as scratch:
             folder = Path(scratch) / place["path"]
-            for name in (STATE, resume_state.LORA if generator.lora else resume_state.FULL):
+            for name in (STATE, job_layout.LORA if generator.lora else job_layout.FULL):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 with self._artifacts.open(f"{stored}/{name}") as source, (folder / name).open("wb") as target:
                     shutil.copyfileobj(source, target)

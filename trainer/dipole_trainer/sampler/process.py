@@ -29,7 +29,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from dipole import logs
-from dipole.broker import celery_app, connect
+from dipole.broker.connection import celery_app, connect
 from dipole.broker.image_requests import (
     BEAT_TTL_S,
     IMAGE_QUEUE,

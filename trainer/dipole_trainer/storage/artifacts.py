@@ -26,11 +26,9 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dipole.errors import DipoleError, InvalidInput, NotFound
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage.job_layout import _CHECKPOINT, CANDIDATES, MARK, checkpoint_steps, upload_path
 
 _SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-CANDIDATES = "candidates"  # recorded.py: large, and of no use to the job itself
-MARK = "complete"  # written last into a copied checkpoint: without it the copy was cut short
 
 
 @dataclass(frozen=True)
@@ -39,11 +37,6 @@ class Artifact:
 
     path: str
     bytes: int
-
-
-def upload_path(file_id: str) -> str:
-    """Where an uploaded file is."""
-    return f"files/{file_id}.jsonl"
 
 
 def safe(path: str) -> str:
@@ -204,8 +197,3 @@ def _whole(names: Iterable[str]) -> set[str]:
     """The checkpoints among a job's stored files that have their mark."""
     tops = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
     return {top for top in tops if _CHECKPOINT.fullmatch(top)}
-
-
-def checkpoint_steps(workdir: Path) -> list[int]:
-    """Steps that have a checkpoint in a working folder, ascending."""
-    return sorted(int(match[1]) for path in workdir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name)))

@@ -18,7 +18,7 @@ from dipole_trainer.datasets.recordings import Recorded, RecordedGroup, Recorded
 from dipole_trainer.generators.one_step import DTYPES
 from dipole_trainer.ranking.groups import RankedGroup
 from dipole_trainer.spec import RewardSpec, TrainSpec
-from dipole_trainer.storage.artifacts import CANDIDATES
+from dipole_trainer.storage.job_layout import CANDIDATES
 from dipole_trainer.training.rollout import Drawn
 
 

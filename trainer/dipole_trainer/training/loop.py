@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -32,20 +31,18 @@ from dipole.errors import NothingToLearn, RewardUnavailable
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.distributed.group import World
 from dipole_trainer.evaluation.schedule import Evaluations
-from dipole_trainer.ordering import order
 from dipole_trainer.ranking.groups import RankedGroup
-from dipole_trainer.ranking.selection import Skip
+from dipole_trainer.ranking.selection import Skip, order
 from dipole_trainer.seeds import seeds_for
 from dipole_trainer.spec import DpoSpec, DrpoSpec, TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.training.candidate_recorder import Recorder
 from dipole_trainer.training.gradient_sum import OrderedSum
 from dipole_trainer.training.group_sources import Source
+from dipole_trainer.training.interface import Control, OnEvent, Outcome
 from dipole_trainer.training.rollout import Drawn, Rollout
 from dipole_trainer.training.step_metrics import Tally
 
-Outcome = Literal["succeeded", "paused", "cancelled"]
-OnEvent = Callable[[str, dict[str, Any]], None]
-Control = Callable[[], Literal["run", "pause", "cancel"]]
 BARREN_STEPS = 25  # steps without an update after which a job fails rather than pretend to train
 POLL_S = 0.5  # how often a waiting loop looks whether it should stop
 
@@ -279,7 +276,7 @@ class Trainer:
         """
         if self.world.leads:
             resume_state.sweep(self.workdir)
-        path = resume_state.newest(self.workdir) if self.world.leads else None
+        path = job_layout.newest(self.workdir) if self.world.leads else None
         if path is not None:
             state = resume_state.load(path, self.generator, self.optimizer, base=self.base)
             self.done = self.saved = int(state["step"])

@@ -21,7 +21,7 @@ from dipole_trainer.features import Features, in_chunks
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import Loss, Phi, RankedSamples
-from dipole_trainer.ordering import Order
+from dipole_trainer.ranking.selection import Order
 from dipole_trainer.seeds import seeds_for
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import Headroom, cotangents, gradient

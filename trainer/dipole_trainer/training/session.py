@@ -11,14 +11,16 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipole_trainer import features, generators
-from dipole_trainer.checkpoints import export, resume_state
+from dipole_trainer.checkpoints import export
 from dipole_trainer.compute.micro_batches import Chunks
-from dipole_trainer.distributed.group import World, join
+from dipole_trainer.distributed.group import World
+from dipole_trainer.distributed.launch import join
 from dipole_trainer.evaluation.schedule import Evaluations
 from dipole_trainer.generators import pipelines
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.training import loop
+from dipole_trainer.storage import job_layout
+from dipole_trainer.training import interface, loop
 from dipole_trainer.training.candidate_recorder import Recorder
 from dipole_trainer.training.group_sources import Online, Source
 from dipole_trainer.training.offline_sources import Pairs, Replay, Told
@@ -32,11 +34,11 @@ def run(
     workdir: Path,
     models_dir: Path,
     rank: Ranker,
-    on_event: loop.OnEvent,
-    control: loop.Control,
+    on_event: interface.OnEvent,
+    control: interface.Control,
     data: Path | None = None,
     world: World | None = None,
-) -> loop.Outcome:
+) -> interface.Outcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
 
     `data` is what an offline job trains on: the pairs file, or the `candidates` folder of the job that is replayed.
@@ -66,7 +68,7 @@ def run(
     )
     outcome = trainer.run()
     if outcome == "succeeded":
-        trained = resume_state.newest(workdir)
+        trained = job_layout.newest(workdir)
         assert trained is not None, "a run that succeeded has its last checkpoint"
         for path in export.export(trained, workdir, spec, generator):
             on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})

@@ -20,10 +20,12 @@ import structlog
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 
 from dipole.errors import DipoleError, LeaseLost
+from dipole_trainer.jobs.leases import Claim, Desired
 from dipole_trainer.jobs.ranking_ledger import Ledger, entry
-from dipole_trainer.jobs.store import Claim, Desired, JobStore
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.groups import Group, RewardResult
-from dipole_trainer.storage.artifacts import Artifacts, checkpoint_steps
+from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.job_layout import checkpoint_steps
 
 log = structlog.get_logger()
 T = TypeVar("T")

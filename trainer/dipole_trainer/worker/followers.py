@@ -18,16 +18,20 @@ import structlog
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
-from dipole_trainer.distributed.group import Over, ProcessLost, World
+from dipole_trainer.distributed.failures import Over, ProcessLost
+from dipole_trainer.distributed.group import World
 from dipole_trainer.jobs.ranking_ledger import entry
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group, RewardResult
+from dipole_trainer.ranking.groups import Group, Ranker, RewardResult
+from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage.artifacts import Artifacts
 
 if TYPE_CHECKING:
     from dipole_trainer.distributed.torch_group import Together
-    from dipole_trainer.worker.worker import MakeRanker, Session
+    from dipole_trainer.training.interface import Session
+
+MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
 
 log = structlog.get_logger()
 

@@ -19,75 +19,50 @@ liveness and readiness alike, with a period of 15 s or more and a timeout of 10 
 
 from __future__ import annotations
 
-import importlib
-import json
 import os
 import secrets
-import signal
 import socket
 import threading
-import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+from typing import TYPE_CHECKING, Literal
 
 import httpx
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole import logs
-from dipole.client.rank_client import EndpointError, RankClient
+from dipole.client.connection import EndpointError
+from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
-from dipole.settings import PlatformSettings, load
-from dipole.stack import parent_death
+from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.database.engine import Database
-from dipole_trainer.datasets import recordings
-from dipole_trainer.distributed.group import ProcessLost, World, join
+from dipole_trainer.distributed.failures import ProcessLost
+from dipole_trainer.distributed.group import World
+from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.jobs.ranking_ledger import Ledger
-from dipole_trainer.jobs.store import Claim, JobStore
+from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Ranker
-from dipole_trainer.ranking.in_flight import OnRanked
-from dipole_trainer.registry import Catalogue
-from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.spec import RewardSpec, TrainSpec, asks_rewards
 from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.training.interface import Session
 from dipole_trainer.weights import base_models
 from dipole_trainer.worker import followers
 from dipole_trainer.worker.claimed_job import Hold
+from dipole_trainer.worker.followers import MakeRanker
+from dipole_trainer.worker.health import touch
 
 if TYPE_CHECKING:
-    from dipole_trainer.distributed.torch_group import Together
+    pass
 
 log = structlog.get_logger()
 
 IDLE_S = 1.0
-HEALTHY_S = 120.0
 LOOK_TIMEOUT_S = 5.0
 MAX_ERROR_CHARS = 2000
 
 Outcome = Literal["succeeded", "paused", "cancelled"]
-
-
-class Session(Protocol):
-    """dipole_trainer.training.session.run: trains a job to its end, or until `control` stops it."""
-
-    def __call__(
-        self,
-        spec: TrainSpec,
-        *,
-        job_id: str,
-        workdir: Path,
-        models_dir: Path,
-        rank: Ranker,
-        on_event: Callable[[str, dict[str, Any]], None],
-        control: Callable[[], Literal["run", "pause", "cancel"]],
-        data: Path | None,
-    ) -> Outcome: ...
-
-
-MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
 
 
 class Worker:
@@ -112,7 +87,7 @@ class Worker:
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.database = Database(settings.database_url)
         self.store, self.ledger = JobStore(self.database), Ledger(self.database)
-        self.catalogue = Catalogue(self.database)
+        self.rewards = RewardRegistry(self.database)
         self.artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
         self.stopping = threading.Event()
 
@@ -203,7 +178,7 @@ class Worker:
     def _run_session(self, claim: Claim, hold: Hold) -> Outcome:
         spec = claim.spec
         base_models.check_name(spec.model, self.settings.models_dir)
-        rewards = [self._resolve(reward) for reward in spec.rewards] if recordings.asks_rewards(spec) else []
+        rewards = [self._resolve(reward) for reward in spec.rewards] if asks_rewards(spec) else []
         with self.artifacts.data(spec) as data:
             return self._with_ranker(claim, hold, spec, rewards, data)
 
@@ -231,7 +206,7 @@ class Worker:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
         try:
             return ResolvedReward(
-                spec, self.catalogue.resolve(spec, self.settings.reward_hosts, field=f"reward {spec.name}")
+                spec, self.rewards.resolve(spec, self.settings.reward_hosts, field=f"reward {spec.name}")
             )
         except NotFound as error:
             raise InvalidInput(f"reward {spec.name} is no longer registered", field="rewards") from error
@@ -258,51 +233,3 @@ def _explain(error: Exception) -> dict[str, str | None]:
         "message": message[:MAX_ERROR_CHARS],
         "param": getattr(error, "field", None) if ours else None,
     }
-
-
-# ---- the process ----------------------------------------------------------------------------------------------------
-
-
-def health_file(settings: PlatformSettings) -> Path:
-    return settings.home / f"worker-{socket.gethostname()}.health"
-
-
-def touch(settings: PlatformSettings) -> None:
-    """Say that this worker lives."""
-    path = health_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
-
-
-def healthy(settings: PlatformSettings) -> bool:
-    try:
-        return time.time() - health_file(settings).stat().st_mtime < HEALTHY_S
-    except FileNotFoundError:
-        return False
-
-
-def main(
-    settings: PlatformSettings | None = None, session: Session | None = None, make_ranker: MakeRanker = CeleryRanker
-) -> None:
-    """Run a worker until SIGTERM or SIGINT, or take part in the one that rank 0 runs.
-
-    Without `session`, dipole_trainer.training.session.run, which imports torch.
-    """
-    logs.configure("worker")
-    settings = settings or load(PlatformSettings)
-    world = join()
-    session = session or cast(
-        Session, partial(importlib.import_module("dipole_trainer.training.session").run, world=world)
-    )
-    if world.size > 1:
-        parent_death.die_with(os.getppid())  # the launcher, which gives its processes sessions of their own
-    if not world.leads:
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, signal.SIG_IGN)  # rank 0 gets it too, and ends the run for all
-        followers.follow(cast("Together", world), settings, session, make_ranker)
-    else:
-        worker = Worker(settings, session, make_ranker, world=world)
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, lambda *_: worker.stopping.set())
-        worker.run()
-    world.close()

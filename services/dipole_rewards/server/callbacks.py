@@ -1,0 +1,74 @@
+"""Callbacks: the signed POST that tells a caller that its 202 ranking is done."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime
+from urllib.parse import urlsplit
+
+import httpx
+import stamina
+import structlog
+from standardwebhooks.webhooks import Webhook
+
+from dipole.errors import InvalidInput
+from dipole.protocol.schemas import Ranking
+from dipole_rewards.server.pending_rankings import State
+from dipole_rewards.settings import RewardSettings
+
+log = structlog.get_logger()
+
+CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
+
+
+def check_callback_url(url: str | None, settings: RewardSettings) -> None:
+    """Raises InvalidInput unless `url` names an allowed host, plainly."""
+    if url is None:
+        return
+    if not settings.reward_callback_hosts:
+        raise InvalidInput(
+            "callback_url: this endpoint sends no callbacks; leave it out and poll", field="callback_url"
+        )
+    try:
+        parts = urlsplit(url)
+        host = parts.hostname
+        _ = parts.port
+    except ValueError:
+        raise InvalidInput(f"callback_url {url!r} is not a URL", field="callback_url") from None
+    if parts.scheme not in ("http", "https") or not host or parts.username is not None:
+        raise InvalidInput("callback_url must be http(s)://host/… without user or password", field="callback_url")
+    if host not in settings.reward_callback_hosts:
+        raise InvalidInput(f"callback_url: host {host!r} is not on this endpoint's allow-list", field="callback_url")
+
+
+async def deliver_callback(
+    url: str, state: State, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
+) -> None:
+    """POST a Standard-Webhooks-signed event; retried under one message id, never redirected; then given up."""
+    body = _event(state)
+    message_id, webhook = f"msg_{state.id}", Webhook(secret)
+    try:
+        async with httpx.AsyncClient(transport=transport, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
+            async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=CALLBACK_ATTEMPTS, timeout=None):
+                with attempt:
+                    now = datetime.now(UTC)
+                    headers = {
+                        "content-type": "application/json",
+                        "webhook-id": message_id,
+                        "webhook-timestamp": str(int(now.timestamp())),
+                        "webhook-signature": webhook.sign(message_id, now, body),
+                    }
+                    response = await client.post(url, content=body, headers=headers)
+                    if not response.is_success:
+                        raise httpx.HTTPStatusError(
+                            f"callback answered {response.status_code}", request=response.request, response=response
+                        )
+    except httpx.HTTPError as error:
+        log.warning("callback_given_up", ranking=state.id, error=repr(error))
+
+
+def _event(state: State) -> str:
+    kind = "completed" if isinstance(state, Ranking) else state.status
+    stamp = datetime.fromtimestamp(time.time(), UTC).isoformat()
+    data = state.model_dump_json(exclude_none=False)
+    return f'{{"type":"ranking.{kind}","timestamp":"{stamp}","data":{data}}}'

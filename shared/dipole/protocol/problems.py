@@ -1,0 +1,75 @@
+"""Problem documents (RFC 9457): what any of our errors, and any invalid request, looks like to its caller."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from http import HTTPStatus
+from typing import Any
+
+from dipole.errors import DipoleError, InvalidInput, Overloaded, Unauthorized
+from dipole.protocol.schemas import FieldError, Problem
+
+PROBLEM_JSON = "application/problem+json"
+MAX_FIELD_ERRORS = 20
+
+
+def field_path(location: Sequence[str | int]) -> str:
+    """('candidates', 3, 'image', 'data') -> 'candidates[3].image.data'."""
+    path = ""
+    for part in location:
+        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else str(part)
+    return path
+
+
+def problem(
+    status: int, detail: str, *, slug: str | None = None, errors: Iterable[FieldError] = (), title: str | None = None
+) -> Problem:
+    """A problem document; its title is the status phrase unless given."""
+    return Problem(
+        type=f"urn:dipole:problem:{slug}" if slug else "about:blank",
+        title=title or HTTPStatus(status).phrase,
+        status=status,
+        detail=detail,
+        errors=list(errors),
+    )
+
+
+def _validation_problem(found: Sequence[Mapping[str, Any]]) -> Problem:
+    """Pydantic's error list, with the location a caller would write and at most MAX_FIELD_ERRORS of them."""
+    errors = []
+    for error in found[:MAX_FIELD_ERRORS]:
+        location = list(error["loc"])
+        if location and location[0] in ("body", "query", "path", "header"):
+            location = location[1:]
+        message = str(error["msg"]).removeprefix("Value error, ")
+        errors.append(FieldError(field=field_path(location) or "body", message=message))
+    more = f" ({len(found) - len(errors)} more errors)" if len(found) > len(errors) else ""
+    first = errors[0]
+    named = first.message.startswith(f"{first.field}: ")  # our own sentences do that
+    detail = first.message if named else f"{first.field}: {first.message}"
+    return problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
+
+
+def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:
+    """The problem and the extra headers that stand for an exception. The unexpected gives nothing of itself away."""
+    if isinstance(error, DipoleError):
+        fields = []
+        if isinstance(error, InvalidInput) and error.field:
+            fields = [FieldError(field=error.field, message=str(error))]
+        headers = {}
+        if isinstance(error, Overloaded):
+            headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
+        if isinstance(error, Unauthorized):
+            headers["WWW-Authenticate"] = "Bearer"
+        return problem(error.status, str(error), slug=error.slug, errors=fields), headers
+    listed = getattr(error, "errors", None)  # pydantic's ValidationError, FastAPI's RequestValidationError
+    if callable(listed):
+        return _validation_problem(listed()), {}
+    status = getattr(error, "status_code", None)  # Starlette's HTTPException
+    if isinstance(status, int):
+        detail = str(getattr(error, "detail", "") or HTTPStatus(status).phrase)
+        return problem(status, detail), dict(getattr(error, "headers", None) or {})
+    return problem(
+        500, "the server failed; its log has the reason under this answer's X-Request-ID", slug="internal"
+    ), {}

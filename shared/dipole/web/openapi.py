@@ -1,0 +1,27 @@
+"""OpenAPI documents that say which errors a route answers with."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dipole.protocol.problems import PROBLEM_JSON
+from dipole.protocol.schemas import Problem
+
+
+def with_problems(openapi: dict[str, Any], example: Problem | None = None) -> dict[str, Any]:
+    """An OpenAPI document whose 4xx and 5xx answers are application/problem+json with the Problem schema."""
+    schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
+    for name in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(name, None)
+    whole = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(whole.pop("$defs", {}))
+    schemas["Problem"] = whole
+    content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
+    if example is not None:
+        content["example"] = example.model_dump(exclude_none=True)
+    for path in openapi.get("paths", {}).values():
+        for operation in path.values():
+            for status, response in operation.get("responses", {}).items():
+                if str(status)[:1] in "45":
+                    response["content"] = {PROBLEM_JSON: content}
+    return openapi

@@ -1,0 +1,31 @@
+"""What a training session is to whoever runs it: how it is called and how it ends. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.spec import TrainSpec
+
+Outcome = Literal["succeeded", "paused", "cancelled"]
+OnEvent = Callable[[str, dict[str, Any]], None]
+Control = Callable[[], Literal["run", "pause", "cancel"]]
+
+
+class Session(Protocol):
+    """dipole_trainer.training.session.run: trains a job to its end, or until `control` stops it."""
+
+    def __call__(
+        self,
+        spec: TrainSpec,
+        *,
+        job_id: str,
+        workdir: Path,
+        models_dir: Path,
+        rank: Ranker,
+        on_event: OnEvent,
+        control: Control,
+        data: Path | None,
+    ) -> Outcome: ...
