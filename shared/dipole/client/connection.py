@@ -102,7 +102,7 @@ class Connection:
             headers["Authorization"] = f"Bearer {key}"
         if transport is None:
             limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-            transport = Replicas(deadline_transport.transport(verify=verify, limits=limits))
+            transport = Replicas(deadline_transport.DeadlineTransport(verify=verify, limits=limits))
         self.http = httpx.Client(headers=headers, transport=transport, follow_redirects=False, trust_env=False)
 
     @contextmanager

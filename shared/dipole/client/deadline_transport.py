@@ -1,7 +1,7 @@
 """Sockets whose reads and writes end when the exchange they belong to has to, however slowly its bytes come.
 
-    transport = sockets.transport(verify=True, limits=limits)
-    with sockets.ending_in(5.0):
+    transport = DeadlineTransport(verify=True, limits=limits)
+    with deadline_transport.ending_in(5.0):
         httpx.Client(transport=transport).get(url)              # TimeoutException after five seconds
 
 httpx bounds each read by itself: from a server that sends a byte of a header now and then it reads for hours.
@@ -27,7 +27,7 @@ _ends: ContextVar[float] = ContextVar("ends", default=math.inf)  # by the monoto
 
 @contextmanager
 def ending_in(seconds: float) -> Iterator[None]:
-    """Whatever this thread reads or writes inside ends by then, through a `transport` of this module."""
+    """Whatever this thread reads or writes inside ends by then, through a DeadlineTransport."""
     token = _ends.set(time.monotonic() + seconds)
     try:
         yield
@@ -35,11 +35,67 @@ def ending_in(seconds: float) -> Iterator[None]:
         _ends.reset(token)
 
 
-def transport(*, verify: ssl.SSLContext | bool, limits: httpx.Limits) -> httpx.HTTPTransport:
-    """httpx's own, without proxies of the environment, over sockets that end."""
-    made = httpx.HTTPTransport(verify=verify, limits=limits, trust_env=False)
-    made._pool._network_backend = _Backend()  # it takes no backend
-    return made
+class DeadlineTransport(httpx.BaseTransport):
+    """HTTP/1.1 over sockets that end: what httpx.HTTPTransport does, on a pool whose network backend is ours.
+
+    No proxy of the environment is used. Raises httpx's exceptions.
+    """
+
+    def __init__(self, *, verify: ssl.SSLContext | bool, limits: httpx.Limits) -> None:
+        self._connections = httpcore.ConnectionPool(
+            ssl_context=httpx.create_ssl_context(verify=verify, trust_env=False),
+            max_connections=limits.max_connections,
+            max_keepalive_connections=limits.max_keepalive_connections,
+            keepalive_expiry=limits.keepalive_expiry,
+            network_backend=_Backend(),
+        )
+
+    def handle_request(self, request: httpx.Request) -> httpx.Response:
+        url = request.url
+        with _as_httpx_errors():
+            response = self._connections.handle_request(
+                httpcore.Request(
+                    method=request.method,
+                    url=httpcore.URL(scheme=url.raw_scheme, host=url.raw_host, port=url.port, target=url.raw_path),
+                    headers=request.headers.raw,
+                    content=request.stream,
+                    extensions=request.extensions,
+                )
+            )
+        return httpx.Response(
+            status_code=response.status,
+            headers=response.headers,
+            stream=_Body(response),
+            extensions=response.extensions,
+        )
+
+    def close(self) -> None:
+        self._connections.close()
+
+
+class _Body(httpx.SyncByteStream):
+    """A response's bytes as they come."""
+
+    def __init__(self, response: httpcore.Response) -> None:
+        self._response = response
+
+    def __iter__(self) -> Iterator[bytes]:
+        with _as_httpx_errors():
+            yield from self._response.iter_stream()
+
+    def close(self) -> None:
+        self._response.close()
+
+
+@contextmanager
+def _as_httpx_errors() -> Iterator[None]:
+    """httpcore's exceptions as httpx's, which have the same names."""
+    try:
+        yield
+    except (httpcore.TimeoutException, httpcore.NetworkError, httpcore.ProtocolError, httpcore.ProxyError) as error:
+        raise getattr(httpx, type(error).__name__)(str(error)) from error
+    except httpcore.UnsupportedProtocol as error:
+        raise httpx.UnsupportedProtocol(str(error)) from error
 
 
 class _Backend(httpcore.SyncBackend):

@@ -16,6 +16,7 @@ from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
+from httpx_sse import EventSource
 
 from dipole.errors import DipoleError
 from dipole.web.auth import is_loopback
@@ -67,9 +68,6 @@ class Api:
     def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None, **options: Any) -> Any:
         """`options` are httpx's, such as `timeout`."""
         return self._request("POST", path, json=body, headers=headers, **options)
-
-    def delete(self, path: str) -> Any:
-        return self._request("DELETE", path)
 
     def upload(self, path: Path) -> Any:
         """A prompts file, to /v1/files."""
@@ -133,15 +131,9 @@ class Api:
             if answer.is_error:
                 answer.read()
                 raise _error_of(answer)
-            fields: dict[str, str] = {}
-            for line in answer.iter_lines():
-                name, _, value = line.partition(":")
-                if not line:
-                    if "data" in fields and "id" in fields:
-                        yield fields["id"], json.loads(fields["data"])
-                    fields = {}
-                elif name:
-                    fields[name] = value.removeprefix(" ")
+            for event in EventSource(answer).iter_sse():
+                if event.data and event.id:  # a ping has neither
+                    yield event.id, json.loads(event.data)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         try:

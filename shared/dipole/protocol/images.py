@@ -31,11 +31,6 @@ MEDIA_TYPES: Final[tuple[MediaType, ...]] = ("image/png", "image/webp", "image/j
 _PIL_FORMATS: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
 
 
-def content_hash(data: bytes) -> str:
-    """SHA-256 of the bytes as they travel, in hex: an image's name in stores and ledgers."""
-    return hashlib.sha256(data).hexdigest()
-
-
 def digests(parts: Sequence[bytes | memoryview]) -> list[bytes]:
     """SHA-256 of each, side by side where there are cores: hashing lets go of the interpreter's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:

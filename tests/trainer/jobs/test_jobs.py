@@ -26,7 +26,7 @@ from dipole_trainer.database.engine import Database, _alembic, upgrade
 from dipole_trainer.database.tables import Base, Job
 from dipole_trainer.jobs import transitions
 from dipole_trainer.jobs.leases import MAX_RESUMES
-from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.jobs.ranking_ledger import Ledger, entry
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.groups import Group, RewardResult
 from dipole_trainer.registry.api_keys import ApiKeys
@@ -288,7 +288,7 @@ def test_an_expired_lease_is_taken_over_and_fences_the_first_worker_out(store: J
         lambda: store.finish(first, "succeeded"),
         lambda: store.release(first, ""),
         lambda: store.wait_for_reward(first, "shapes", ""),
-        lambda: Ledger(store.database).record(first, group, "shapes", result),
+        lambda: Ledger(store.database).keep(first, entry(group, "shapes", result)),
     ):
         with pytest.raises(LeaseLost):
             write()
@@ -488,18 +488,18 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
     claim = store.claim("w", 60)
     assert claim is not None
     group, result = ranked()
-    ledger.record(claim, group, "shapes", result)
-    ledger.record(claim, group, "colour", result)
-    ledger.record(claim, group, "shapes", ranked((0.25, 1.0))[1])
-    (entry,), more = ledger.list(job.id)
+    ledger.keep(claim, entry(group, "shapes", result))
+    ledger.keep(claim, entry(group, "colour", result))
+    ledger.keep(claim, entry(group, "shapes", ranked((0.25, 1.0))[1]))
+    (kept,), more = ledger.list(job.id)
     assert not more
-    assert (entry["prompt"], entry["seeds"], entry["metadata"]) == ("a red square", [7, 2**62], {"tag": "one"})
-    assert len(set(entry["candidates"])) == 2
-    assert entry["rewards"]["shapes"]["scores"] == [0.25, 1.0]
-    assert entry["rewards"]["colour"]["scores"] == [0.5, None]
-    assert entry["rewards"]["colour"]["sub_scores"] == {"strict": [1.0, None]}
-    assert entry["rewards"]["colour"]["errors"] == {"1": "broken"}
-    assert entry["rewards"]["colour"]["model_revision"] == "r1"
+    assert (kept["prompt"], kept["seeds"], kept["metadata"]) == ("a red square", [7, 2**62], {"tag": "one"})
+    assert len(set(kept["candidates"])) == 2
+    assert kept["rewards"]["shapes"]["scores"] == [0.25, 1.0]
+    assert kept["rewards"]["colour"]["scores"] == [0.5, None]
+    assert kept["rewards"]["colour"]["sub_scores"] == {"strict": [1.0, None]}
+    assert kept["rewards"]["colour"]["errors"] == {"1": "broken"}
+    assert kept["rewards"]["colour"]["model_revision"] == "r1"
 
 
 # ---- the registries --------------------------------------------------------------------------------------------------

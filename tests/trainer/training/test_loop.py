@@ -20,6 +20,7 @@ from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
 from dipole.tiny.world import prompts
 from dipole_trainer import generators
 from dipole_trainer.generators import tiny_pipelines
+from dipole_trainer.generators.one_step import TINY_TURBO
 from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
@@ -71,9 +72,7 @@ def test_one_step_is_the_pipelines_own() -> None:
     spec = make_spec()
     generator = generators.build(spec, models_dir=NOWHERE)
     noise = generator.noise([1, 2])
-    pipe = StableDiffusionPipeline.from_pretrained(
-        str(generators.KNOWN["tiny-turbo"]), dtype=torch.float32, safety_checker=None
-    )
+    pipe = StableDiffusionPipeline.from_pretrained(str(TINY_TURBO), dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
         "a red circle",

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from huggingface_hub import ModelCardData
+
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.weights.base_models import PUBLISHED
 from dipole_trainer.weights.lora_formats import WEIGHTS
 
 CARD = """---
-library_name: diffusers
-pipeline_tag: text-to-image
-{base_model}tags: [{tags}]
+{head}
 ---
 # {title}, trained with Dipole
 
@@ -41,12 +41,15 @@ FILES = {
 def write(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) -> str:
     """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`."""
     name = Path(spec.model).name
-    hub_id = _hub_id(spec)
     what = "LoRA for" if spec.tune == "lora" else "Every weight of the U-Net of"
     return CARD.format(
         title=f"{what} `{name}`",
-        base_model=f"base_model: {hub_id}\n" if hub_id else "",
-        tags=", ".join([*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"]),
+        head=ModelCardData(
+            library_name="diffusers",
+            pipeline_tag="text-to-image",
+            base_model=_hub_id(spec),
+            tags=[*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"],
+        ).to_yaml(),
         picture="![Samples](samples.png)\n\n" if "samples.png" in files else "",
         facts="\n".join(f"| {fact} | {value} |" for fact, value in _facts(spec, step)),
         snippet=_snippet(spec, pipeline),

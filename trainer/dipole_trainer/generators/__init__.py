@@ -5,11 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipole_trainer.generators import pipelines
-from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import TrainSpec
-
-KNOWN = {"tiny-turbo": TINY_TURBO}
 
 
 def build(spec: TrainSpec, *, models_dir: Path, device: str = "cpu") -> OneStepGenerator:

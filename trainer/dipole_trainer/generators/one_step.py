@@ -17,6 +17,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from diffusers import StableDiffusionPipeline
 from diffusers.utils.logging import disable_progress_bar
 from numpy.typing import NDArray
@@ -24,7 +25,6 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput
-from dipole_trainer.compute.lru_cache import Recent
 from dipole_trainer.generators import activations, vae
 from dipole_trainer.generators.compilation import check_gradient, mark_batch
 from dipole_trainer.generators.trainable import Adapter, FullWeights, check_fit
@@ -71,7 +71,7 @@ class OneStepGenerator:
         else:
             self._trained = Adapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
         self.lora = self._trained.lora
-        self._embedded: Recent[str, Embedding] = Recent(CACHED_PROMPTS)
+        self._embedded: LRUCache[str, Embedding] = LRUCache(CACHED_PROMPTS)
         self._compiled = spec.compile
         if self._compiled:
             self._check_compiled()
@@ -118,7 +118,9 @@ class OneStepGenerator:
 
     def embed(self, prompt: str) -> Embedding:
         """The prompt's embedding, computed once while it is in use."""
-        return self._embedded.get(prompt, self._encode)
+        if (embedding := self._embedded.get(prompt)) is None:
+            embedding = self._embedded[prompt] = self._encode(prompt)
+        return embedding
 
     def forget_prompts(self) -> None:
         """Free their embeddings."""

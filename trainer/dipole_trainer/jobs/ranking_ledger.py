@@ -28,10 +28,6 @@ class Ledger:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def record(self, claim: Claim, group: Group, reward: str, result: RewardResult) -> None:
-        """Keep one reward's answer for one group. Raises LeaseLost."""
-        self.keep(claim, entry(group, reward, result))
-
     def keep(self, claim: Claim, entry: Mapping[str, Any]) -> None:
         """Keep what `entry` made, perhaps on another process. Raises LeaseLost."""
         with self.database.writing() as session:

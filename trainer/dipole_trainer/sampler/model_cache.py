@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 import structlog
 import torch
+from cachetools import LRUCache
 
 from dipole.broker.image_requests import Place
 from dipole.errors import InvalidInput, NotFound, Overloaded
@@ -51,7 +51,7 @@ class Models:
     def __init__(self, settings: SamplerSettings) -> None:
         self._settings = settings
         self._artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
-        self._loaded: OrderedDict[str, _Loaded] = OrderedDict()
+        self._loaded: LRUCache[str, _Loaded] = LRUCache(settings.sampler_models)
 
     def draw(self, model: Mapping[str, Any], place: Place | None, prompt: str, seeds: list[int]) -> Iterator[bytes]:
         """An image a seed, as it is drawn: alone, because its bytes must not depend on its neighbours in a batch.
@@ -93,7 +93,7 @@ class Models:
         if found is None:
             spec = self._spec(model)
             while len(self._loaded) >= self._settings.sampler_models:  # first, or both need memory at once
-                self._loaded.popitem(last=False)
+                self._loaded.popitem()
             log.info("model_loading", model=spec.model)
             generator = generators.build(spec, models_dir=self._settings.models_dir, device=gpu.default_device())
             found = _Loaded(generator, resume_state.fingerprint(generator))

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from cachetools import LRUCache
 from safetensors import safe_open
 from torch import Tensor
 
 from dipole.errors import InvalidInput
-from dipole_trainer.compute.lru_cache import Recent
 from dipole_trainer.datasets import pairs, recordings
 from dipole_trainer.datasets.recordings import Recorded, RecordedGroup
 from dipole_trainer.distributed.group import World
@@ -61,7 +61,7 @@ class Pairs:
         self.rewards, self.rank = (RewardSpec(name=PREFERENCE),), Told()
         sides = spec.method.settings
         self._most = max(sides.positives, sides.negatives) if isinstance(sides, DrpoSpec | DpoSpec) else 1
-        self._latents: Recent[int, Tensor] = Recent(CACHED_ROWS)
+        self._latents: LRUCache[int, Tensor] = LRUCache(CACHED_ROWS)
 
     def draw(self, step: int) -> dict[str, Drawn]:
         groups = {}
@@ -76,20 +76,21 @@ class Pairs:
         rows = self.rows[drawn.prompt.prompt]
         (seed,) = seeds_for(self.spec.seed, "pairs", step, drawn.index, count=1)
         chosen = np.random.default_rng(seed).permutation(len(rows))[: self._most]
-        latents = torch.stack(
-            [self._latents.get(rows[row], self._encode) for row in chosen], dim=1
-        )  # (2, rows, c, h, w)
+        latents = torch.stack([self._encode(rows[row]) for row in chosen], dim=1)  # (2, rows, c, h, w)
         count = len(chosen)
         order = RewardResult(scores=(1.0,) * count + (0.0,) * count, ordinal=True)
         self.rank.tell(group_id, {PREFERENCE: order})
         return replace(drawn, ranked=latents.flatten(0, 1).to(drawn.noise.device), own=False)
 
     def _encode(self, row: int) -> Tensor:
-        """A row's chosen and rejected, (2, c, h, w) on the CPU."""
+        """A row's chosen and rejected, (2, c, h, w) on the CPU; encoded once while it is in use."""
+        if (latents := self._latents.get(row)) is not None:
+            return latents
         images = pairs.load(self.data, row)
         encode = self.rollout.generator.encode
         parts = self.rollout.chunks.over(range(2), lambda sides: encode([images[side] for side in sides]))
-        return torch.cat(parts).cpu()
+        self._latents[row] = torch.cat(parts).cpu()
+        return self._latents[row]
 
 
 class Replay:
