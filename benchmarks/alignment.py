@@ -59,12 +59,12 @@ def method_of(arm: str) -> tuple[str, int]:
 
 
 def spec_for(arm: str, seed: int, steps: int, chosen: dict[str, Any], *, tuning: bool) -> Any:
-    from dipole.tiny.job import demo_job, demo_prompts
+    from dipole.tiny.job import build_demo_job, build_demo_prompts
     from dipole_trainer.spec import TrainSpec
 
     kind, staleness = method_of(arm)
-    job = {**demo_job(steps=steps), "prompts": demo_prompts(held_out=False)}
-    judged = demo_prompts(held_out=False)[:96] if tuning else demo_prompts(held_out=True)
+    job = {**build_demo_job(steps=steps), "prompts": build_demo_prompts(held_out=False)}
+    judged = build_demo_prompts(held_out=False)[:96] if tuning else build_demo_prompts(held_out=True)
     job["evaluation"] = {"prompts": judged, "images_per_prompt": 2 if tuning else 4, "seed": 77 if tuning else 1234}
     own = {**SIDES.get("drpo" if kind == "random" else kind, {}), **chosen["own"]}
     job["method"] = {"type": kind, kind: own}
@@ -92,11 +92,11 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
         if base is not None:
             (work / "evaluation").mkdir()
             shutil.copy(base, work / "evaluation/step-0.json")
-        session.run(
-            spec, job_id="bench", workdir=work, models_dir=work, rank=rank, control=lambda: "run",
+        session.run_session(
+            spec, job_id="bench", workdir=work, models_dir=work, ranker=rank, control=lambda: "run",
             on_event=lambda kind, data: events.append({"type": kind, **data}),
         )  # fmt: skip
-        scored = {step: results.read(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+        scored = {step: results.read_results(work / f"evaluation/step-{step}.json") for step in (0, steps)}
     rank.close()
     final = next(event for event in reversed(events) if event["type"] == "evaluation")
     names = ("shapes.strict", "shapes.graded", "colourfulness")
@@ -112,7 +112,7 @@ def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | Non
 def _means(rows: Any, name: str) -> list[float]:
     from dipole_trainer.evaluation import statistics
 
-    return statistics.prompt_means(rows, name)
+    return statistics.mean_score_per_prompt(rows, name)
 
 
 def scorers() -> dict[str, Any]:
@@ -142,12 +142,12 @@ def base_evaluation(target: Path, *, tuning: bool) -> str:
     from dipole_trainer.ranking.in_process import InProcessRanker
 
     spec = spec_for("sft", 0, 2, {"lr": 1e-4, "own": {}}, tuning=tuning)
-    generator = generators.build(spec, models_dir=target)
-    phi = features.build(spec.features, generator, models_dir=target)
+    generator = generators.build_generator(spec, models_dir=target)
+    phi = features.build_features(spec.features, generator, models_dir=target)
     rank = InProcessRanker(scorers(), spec.rewards, threads=1)
-    scored, _ = scoring.evaluate(spec.evaluation, generator, phi, rank, step=0, job_id="base")
+    scored, _ = scoring.score_prompts(spec.evaluation, generator, phi, rank, step=0, job_id="base")
     rank.close()
-    return str(results.write(target, 0, scored, statistics.summary(scored, None)))
+    return str(results.write_results(target, 0, scored, statistics.summarize_scores(scored, None)))
 
 
 def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:

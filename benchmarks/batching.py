@@ -34,10 +34,10 @@ import torch
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from dipole.client.rank_client import RankClient
-from dipole_rewards.networks.clip_encoder import Encoder
+from dipole_rewards.networks.clip_encoder import ClipEncoder
 from dipole_rewards.networks.weight_files import GoldenScore
 from dipole_rewards.rewards.clip import Clip
-from dipole_rewards.tiny_weights.clip_files import clip_tokenizer
+from dipole_rewards.tiny_weights.clip_files import write_clip_tokenizer
 
 SIZES = {  # (widths of the text and the vision tower, layers, patch)
     "small": ((256, 256), 4, 32),
@@ -53,7 +53,7 @@ class RandomClip(Clip):
         torch.manual_seed(0)
         (text, vision), layers, patch = SIZES[os.environ["BENCHMARK_SIZE"]]
         with tempfile.TemporaryDirectory() as folder:
-            vocabulary = clip_tokenizer(Path(folder))
+            vocabulary = write_clip_tokenizer(Path(folder))
             words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
         both = {"num_hidden_layers": layers, "projection_dim": text}
         config = CLIPConfig(
@@ -64,7 +64,7 @@ class RandomClip(Clip):
         network: Any = CLIPModel(config).eval().requires_grad_(False)
         dtype = torch.float32 if device == "cpu" else torch.bfloat16
         golden = GoldenScore(score=0, tolerance=1)  # any cosine
-        return cls(Encoder(network.to(device, dtype), words), golden, "random")
+        return cls(ClipEncoder(network.to(device, dtype), words), golden, "random")
 
 
 def _tower(width: int) -> dict[str, int]:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
-from dipole_rewards.networks.clip_images import normalized
-from dipole_rewards.networks.hpsv3_model import MERGED, PATCH, Batch, HPSv3Network, patches
+from dipole_rewards.networks.clip_images import normalize_pixels
+from dipole_rewards.networks.hpsv3_model import MERGE_SIDE, PATCH_SIDE, HPSv3Batch, HPSv3Network, extract_patches
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,18 @@ class Reward:
                 self.network = HPSv3Network(Qwen2VLModel(config), reward_id).eval().requires_grad_(False)
         finally:
             torch.set_default_dtype(before)
-        image = [config.image_token_id] * (size.image // (PATCH * MERGED)) ** 2
+        image = [config.image_token_id] * (size.image // (PATCH_SIDE * MERGE_SIDE)) ** 2
         text = torch.arange(10, 10 + size.text).tolist()
         self.ids = torch.tensor([*text[:14], *image, *text[14:-11], reward_id, *text[-10:]], device=device)
 
     def __call__(self, images: Tensor) -> Tensor:
         """μ of each image, (k,)."""
         fitted = nn.functional.interpolate(images, (self.side, self.side), mode="bicubic", antialias=True)
-        pixels = torch.cat([patches(image) for image in normalized(fitted)])
+        pixels = torch.cat([extract_patches(image) for image in normalize_pixels(fitted)])
         count = len(images)
-        grids = torch.tensor([[1, self.side // PATCH, self.side // PATCH]] * count, device=images.device)
+        grids = torch.tensor([[1, self.side // PATCH_SIDE, self.side // PATCH_SIDE]] * count, device=images.device)
         ids = self.ids.expand(count, -1)
-        scores: Tensor = self.network(Batch(ids, torch.ones_like(ids), pixels, grids))
+        scores: Tensor = self.network(HPSv3Batch(ids, torch.ones_like(ids), pixels, grids))
         return scores[:, 0]
 
 

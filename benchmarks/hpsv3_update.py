@@ -48,14 +48,14 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
-from dipole_trainer.methods.base import Phi, RankedSamples
-from dipole_trainer.ranking.selection import Order, Selection, select
+from dipole_trainer.methods.base import FeatureSets, RankedSamples
+from dipole_trainer.ranking.selection import GroupOrder, Selection, select_extremes
 from dipole_trainer.spec import PromptSpec, TrainSpec
-from dipole_trainer.training.chunked_gradient import cotangents, gradient
-from dipole_trainer.training.rollout import Drawn, Rollout
+from dipole_trainer.training.chunked_gradient import output_gradients, parameter_gradient
+from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 PROMPT = PromptSpec(prompt="a red circle")
 PUBLISHED = {"draft_s": 21.62, "ours_s": 6.17, "draft_backward_s": 9.99, "ours_backward_s": 0.34}
@@ -100,7 +100,7 @@ class Draft:
 
     def __init__(self, generator: OneStepGenerator, reward: Reward, microbatch: int, *, checkpoint: bool) -> None:
         self.generator, self.reward, self.checkpoint = generator, reward, checkpoint
-        self.chunks = Chunks(microbatch)
+        self.chunks = MicroBatches(microbatch)
 
     def __call__(self, noise: Tensor, meter: Meter) -> list[Tensor]:
         total: list[Tensor] = []
@@ -110,7 +110,7 @@ class Draft:
             with meter("generate"):
                 x = self.generator(noise[rows], PROMPT.prompt)
             with meter("decode"):
-                images = self.generator.pixels(x).clamp(0, 1)
+                images = self.generator.decode_pixels(x).clamp(0, 1)
             with meter("reward"):
                 loss = -self.reward(images).sum() / len(noise)
             with meter("backward"):
@@ -118,7 +118,7 @@ class Draft:
                 total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
 
         with self._recomputing():
-            self.chunks.over(range(len(noise)), microbatch)
+            self.chunks.map(range(len(noise)), microbatch)
         return total
 
     @contextmanager
@@ -142,23 +142,23 @@ class Ours:
 
     def __init__(self, rollout: Rollout, reward: Reward) -> None:
         self.rollout, self.reward = rollout, reward
-        self.reward_chunks = Chunks(64)
+        self.reward_chunks = MicroBatches(64)
 
     def __call__(self, meter: Meter, known: Sequence[float] | None = None) -> list[Tensor]:
         """The gradient. With `known` scores the reward is elsewhere."""
         with meter("generate"):
-            drawn = self.rollout.draw(0, 0, PROMPT)
+            drawn = self.rollout.sample_group(0, 0, PROMPT)
         with meter("decode"):
-            images = self.rollout.images(drawn.x)
+            images = self.rollout.decode_images(drawn.x)
         with meter("reward"):
             scores = known or self.scores(images)
         with meter("base and features"):
-            self.rollout.prepare(drawn)
+            self.rollout.prepare_features(drawn)
         with meter("backward"):
             return self._gradient(drawn, self.select(np.array(scores)), meter)
 
     def select(self, scores: NDArray[np.float64]) -> Selection:
-        chosen = select(scores, self.rollout.settings.positives, self.rollout.settings.negatives)
+        chosen = select_extremes(scores, *self.rollout.settings.sides())
         assert isinstance(chosen, Selection), "random weights tell images apart"
         return chosen
 
@@ -170,24 +170,25 @@ class Ours:
             pixels = torch.from_numpy(images[rows]).to(self.rollout.generator.device)
             return self.reward(pixels.permute(0, 3, 1, 2).float() / 255)
 
-        found: list[float] = torch.cat(self.reward_chunks.over(range(len(images)), score)).tolist()
+        found: list[float] = torch.cat(self.reward_chunks.map(range(len(images)), score)).tolist()
         return found
 
-    def _gradient(self, drawn: Drawn, chosen: Selection, meter: Meter) -> list[Tensor]:
+    def _gradient(self, drawn: SampledGroup, chosen: Selection, meter: Meter) -> list[Tensor]:
         """Rollout.gradient, with its second forward pass metered apart."""
         rollout, x = self.rollout, drawn.x
         group = RankedSamples(
-            x, drawn.phi_ranked, drawn.x_ref, drawn.phi_ref, drawn.ranked, drawn.phi_ranked, torch.zeros(len(x)),
-            chosen.positives, chosen.negatives, own=True,
+            x, drawn.phi_ranked, drawn.x_ref, drawn.phi_ref, drawn.ranked_latents, drawn.phi_ranked,
+            torch.zeros(len(x)),
+            chosen.positives, chosen.negatives, ranks_itself=True,
         )  # fmt: skip
-        _, found = cotangents(lambda samples: METHODS["drpo"].loss(samples, rollout.settings), group)
+        _, found = output_gradients(lambda samples: METHODS["drpo"].loss(samples, rollout.settings), group)
 
-        def sample(rows: list[int]) -> tuple[Tensor, Phi]:
+        def sample(rows: list[int]) -> tuple[Tensor, FeatureSets]:
             with meter("again"):
                 again = rollout.generator(drawn.noise[rows], PROMPT.prompt)
                 return again, rollout.features(again, prompt=PROMPT.prompt, seeds=[drawn.seeds[row] for row in rows])
 
-        share = gradient(found, sample, rollout.generator.parameters(), rollout.chunks)
+        share = parameter_gradient(found, sample, rollout.generator.parameters(), rollout.micro_batches)
         assert share is not None
         return share
 
@@ -217,9 +218,9 @@ def seconds(updates: dict[str, Update], device: str, repeats: int) -> dict[str, 
 
 def check(ours: Ours, noise: Tensor, gradients: Sequence[list[Tensor]], bound: float) -> None:
     """What is timed is what the trainer does, and the same gradient whatever the microbatch."""
-    drawn = ours.rollout.draw(0, 0, PROMPT)
-    order = Order(scores := np.array(ours.scores(ours.rollout.images(drawn.x))), ours.select(scores))
-    _, share = ours.rollout.gradient(drawn, order, fresh=True)
+    drawn = ours.rollout.sample_group(0, 0, PROMPT)
+    order = GroupOrder(scores := np.array(ours.scores(ours.rollout.decode_images(drawn.x))), ours.select(scores))
+    _, share = ours.rollout.group_gradient(drawn, order, on_policy=True)
     assert share is not None
     assert torch.equal(drawn.noise, noise), "both sides have the same noises"
     assert measuring.difference(share, ours(Meter(str(noise.device)))) < bound, "the timed update is not the trainer's"
@@ -237,9 +238,9 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     })  # fmt: skip
     generator = shapes.generator(size.shape, spec, args.device)
     reward = Reward(size, args.device, torch.bfloat16 if full else torch.float32)
-    ours = Ours(Rollout(spec, generator, shapes.latent_mae(size.shape, args.device), Chunks(args.chunk)), reward)
-    drawn = ours.rollout.draw(0, 0, PROMPT)
-    known = ours.scores(ours.rollout.images(drawn.x))
+    ours = Ours(Rollout(spec, generator, shapes.latent_mae(size.shape, args.device), MicroBatches(args.chunk)), reward)
+    drawn = ours.rollout.sample_group(0, 0, PROMPT)
+    known = ours.scores(ours.rollout.decode_images(drawn.x))
     drafts = {f"DRaFT {m}": Draft(generator, reward, m, checkpoint=args.checkpoint) for m in args.microbatch}
     updates: dict[str, Update] = {"ours": ours, **{name: partial(draft, drawn.noise) for name, draft in drafts.items()}}
     counted = {name: operations(update, args.device) for name, update in updates.items()}
@@ -249,7 +250,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     }
     memory["trainer"] = measuring.peak(partial(ours, Meter(args.device), known), args.device)[1]
     taken = seconds(updates, args.device, args.repeats)
-    print(f"{args.size}, K {k}, chunks of {ours.rollout.chunks.size}, {args.device}, {spec.precision}, "
+    print(f"{args.size}, K {k}, chunks of {ours.rollout.micro_batches.size}, {args.device}, {spec.precision}, "
           f"{torch.get_num_threads()} threads, torch {torch.__version__}, median of {args.repeats}")  # fmt: skip
     spent = {name: totals for name, (totals, _) in counted.items()}
     return [report(name, draft, spent, memory, taken) for name, draft in drafts.items()]

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from dipole.tiny.job import demo_job, demo_prompts
+from dipole.tiny.job import build_demo_job, build_demo_prompts
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.training import session
@@ -35,7 +35,11 @@ def brightness(prompt: str, images: Any, metadata: Any) -> list[float]:
 
 def run(args: argparse.Namespace, latency: float, staleness: int) -> list[dict[str, float]]:
     """Each step's seconds: generate, wait, update, and the whole of it; the first two steps are left out."""
-    job = {**demo_job(steps=args.steps + 2), "prompts": demo_prompts(held_out=False), "rewards": [{"name": "bright"}]}
+    job = {
+        **build_demo_job(steps=args.steps + 2),
+        "prompts": build_demo_prompts(held_out=False),
+        "rewards": [{"name": "bright"}],
+    }
     job |= {"evaluation": {}, "max_staleness": staleness, "prompts_per_step": args.prompts, "checkpoint_every": 10**6}
     spec = TrainSpec.model_validate(job)
     rank = InProcessRanker(
@@ -50,8 +54,8 @@ def run(args: argparse.Namespace, latency: float, staleness: int) -> list[dict[s
             steps.append(data["seconds"])
 
     with tempfile.TemporaryDirectory() as folder:
-        session.run(
-            spec, job_id="bench", workdir=Path(folder), models_dir=Path(folder), rank=rank, control=lambda: "run",
+        session.run_session(
+            spec, job_id="bench", workdir=Path(folder), models_dir=Path(folder), ranker=rank, control=lambda: "run",
             on_event=on_event,
         )  # fmt: skip
     rank.close()
@@ -74,7 +78,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     free = run(args, 0.0, 0)
     unit, work = median(free, "generate") + median(free, "update"), median(free, "whole")
-    images = args.prompts * demo_job(steps=1)["candidates"]
+    images = args.prompts * build_demo_job(steps=1)["candidates"]
     print(f"tiny-turbo, {args.prompts} prompts of {images // args.prompts}, {args.threads} thread(s): generation "
           f"{median(free, 'generate'):.2f} s, update {median(free, 'update'):.2f} s, a step {work:.2f} s, "
           f"{images / work:.1f} images/s")  # fmt: skip

@@ -38,15 +38,15 @@ from pydantic import JsonValue
 from sleeper import Names, Sleeper, sleepers
 
 from dipole.broker.candidates import CandidateStore
-from dipole.broker.connection import connect
+from dipole.broker.connection import connect_redis
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient
 from dipole.protocol import images
 from dipole.settings import PlatformSettings
-from dipole.stack.stack import RewardService, Stack
-from dipole_rewards.reward import resolve
+from dipole.stack.stack import LocalReward, Stack
+from dipole_rewards.reward import import_reward
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group
+from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.spec import RewardSpec
 
 NAME = "measured"
@@ -98,7 +98,7 @@ class Asking:
         self._celery = CeleryRanker(settings, f"bench-{os.getpid()}-{time.monotonic_ns()}", rewards)
 
     def send(self, name: str, group: NDArray[np.uint8]) -> None:
-        self._celery.submit(Group(name, 0, PROMPT, METADATA, group, range(len(group))))
+        self._celery.submit(CandidateGroup(name, 0, PROMPT, METADATA, group, range(len(group))))
 
     def take(self) -> None:
         ranked = self._celery.collect(120)
@@ -138,7 +138,7 @@ def ranker(settings: PlatformSettings, rewards: list[ResolvedReward]) -> Iterato
 def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, size: int) -> dict[str, Any]:
     """Seconds a group of each path."""
     groups = [pictures(args.candidates, size, seed) for seed in range(args.repeats + 1)]
-    reward = resolve(args.reward).load("cpu")
+    reward = import_reward(args.reward).load("cpu")
     resolved = ResolvedReward(RewardSpec(name=NAME, timeout_s=300), Endpoint(url=url))
     with ExitStack() as stack:
         png = stack.enter_context(RankClient(url, transport=JsonOnly()))
@@ -157,14 +157,14 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
 
 def parts(settings: PlatformSettings, groups: list[NDArray[np.uint8]]) -> dict[str, Callable[[int], object]]:
     """What the Celery path does with a group's images besides posting them, one by one."""
-    store = CandidateStore(connect(settings.redis_url), 60)
+    store = CandidateStore(connect_redis(settings.redis_url), 60)
     shape = "x".join(map(str, groups[0].shape[:3]))
     names = [f"sha256:bench{n}:{shape}" for n in range(len(groups))]
     return {
-        "hashing": lambda n: CandidateStore.reference(groups[n]),
+        "hashing": lambda n: CandidateStore.reference_of(groups[n]),
         "Redis set": lambda n: store.put(names[n], groups[n]),
         "Redis get": lambda n: store.get(names[n]),
-        "Redis drop": lambda n: store.drop([names[n]]),
+        "Redis drop": lambda n: store.delete([names[n]]),
     }
 
 
@@ -266,7 +266,7 @@ def main() -> None:
     os.environ["DIPOLE_RANK_THREADS"] = str(2 * max([4, *args.replicas]))
     with tempfile.TemporaryDirectory() as home:
         names = Names(Path(home))
-        with Stack(Path(home), [RewardService(NAME, args.reward)], worker=False) as stack:
+        with Stack(Path(home), [LocalReward(NAME, args.reward)], worker=False) as stack:
             told = measure(args, PlatformSettings(redis_url=stack.redis_url), stack.reward_urls[NAME], names)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)

@@ -11,10 +11,10 @@ from typing import Any
 
 import torch
 
-from dipole_trainer.features.latent_mae import LatentMae, LatentResNet
+from dipole_trainer.features.latent_mae import LatentMaeFeatures, LatentResNet
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
-from dipole_trainer.generators.tiny_pipelines import SCHEDULE, TOKENIZER
+from dipole_trainer.generators.tiny_pipelines import NOISE_SCHEDULE, TOKENIZER_FOLDER
 from dipole_trainer.spec import TrainSpec
 
 
@@ -64,11 +64,11 @@ def disturb(generator: OneStepGenerator) -> None:
             parameter.add_((torch.randn(parameter.shape, generator=draw) * 0.02).to(parameter.device))
 
 
-def latent_mae(size: str, device: str) -> LatentMae:
+def latent_mae(size: str, device: str) -> LatentMaeFeatures:
     """The published encoder's shape, or the small one's; its published keys."""
     torch.manual_seed(0)
     widths = SHAPES[size].mae
-    return LatentMae(LatentResNet(4, widths[0], widths, (3, 4, 6, 3)).to(device))
+    return LatentMaeFeatures(LatentResNet(4, widths[0], widths, (3, 4, 6, 3)).to(device))
 
 
 def sd(shape: Shape) -> Any:
@@ -133,7 +133,7 @@ def _text(shape: Shape, which: int) -> Any:
 def _tokenizer() -> Any:
     from transformers import CLIPTokenizer
 
-    tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER))
+    tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER_FOLDER))
     tokenizer.model_max_length = 77
     return tokenizer
 
@@ -141,4 +141,4 @@ def _tokenizer() -> Any:
 def _scheduler() -> Any:
     from diffusers import EulerDiscreteScheduler
 
-    return EulerDiscreteScheduler(**SCHEDULE)  # type: ignore[no-untyped-call]
+    return EulerDiscreteScheduler(**NOISE_SCHEDULE)  # type: ignore[no-untyped-call]

@@ -19,9 +19,10 @@ cotangents are taken without a graph of G; then G and φ run again with a graph.
 time, and the VAE is channels-last. That is one pass of G more than the plain loop has.
 
 With one chunk of all K the gradients must agree to 1e-4 in float32. Chunks round φ differently, which the published
-narrow radii magnify; the table shows by how much, and in float64 it is nought (tests/trainer/test_update.py). So that
-the two can agree at all, the plain loop's anchors pass through the VAE for their cost alone, and φ is of the latents:
-an autoencoder with random weights gives back another image.
+narrow radii magnify; the table shows by how much, and in float64 it is nought
+(tests/trainer/training/test_chunked_gradient.py). So that the two can agree at all, the plain loop's anchors pass
+through the VAE for their cost alone, and φ is of the latents: an autoencoder with random weights gives back another
+image.
 
 `time` is ours over plain. `without` leaves out what both do for the reward, decoding K images. Peak memory is that of
 tensors alive at once beyond what was there before (the weights, of which the plain loop has the U-Net twice): counted
@@ -46,11 +47,11 @@ import torch
 from torch import Tensor, nn
 
 from dipole_trainer import features, generators
-from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.generators import vae
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods.drift import drift_loss
-from dipole_trainer.ranking.selection import Order, Selection
+from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
 
@@ -72,9 +73,9 @@ def build(args: argparse.Namespace) -> tuple[OneStepGenerator, Any]:
     """The generator, its adapter disturbed, and φ."""
     spec = spec_for(args, 8, 8)
     if args.size == "tiny":
-        generator = generators.build(spec, models_dir=Path(), device=args.device)
+        generator = generators.build_generator(spec, models_dir=Path(), device=args.device)
         shapes.disturb(generator)
-        return generator, features.build(spec.features, generator, models_dir=Path())
+        return generator, features.build_features(spec.features, generator, models_dir=Path())
     return shapes.generator(args.size, spec, args.device), shapes.latent_mae(args.size, args.device)
 
 
@@ -122,10 +123,10 @@ class Plain:
             x_ref = self._draw(self.reference, noise)
         with stages.of("decode for the reward"), torch.no_grad():
             for part in x.detach().split(4):
-                vae.decode(self.vae, part)
+                vae.decode_latents(self.vae, part)
         with stages.of("anchors again"), torch.no_grad():
             for part in x.detach()[rows["best"] + rows["worst"]].split(4):
-                vae.encode(self.vae, vae.decode(self.vae, part))
+                vae.encode_to_latents(self.vae, vae.decode_latents(self.vae, part))
         with stages.of("features"):
             anchors = {"best": x[rows["best"]], "worst": x[rows["worst"]], "base": x_ref}
             with torch.no_grad():
@@ -170,17 +171,17 @@ class Ours:
     """The loop's update."""
 
     def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec) -> None:
-        self.rollout = Rollout(spec, generator, phi, Chunks(spec.chunk_size))
+        self.rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size))
 
     def __call__(self, noise: Tensor, seeds: list[int], chosen: Selection, stages: Stages) -> list[Tensor]:
         with stages.of("draw"):
-            drawn = self.rollout.draw(0, 0, PROMPT)
+            drawn = self.rollout.sample_group(0, 0, PROMPT)
         with stages.of("decode for the reward"):
-            self.rollout.images(drawn.ranked)
+            self.rollout.decode_images(drawn.ranked_latents)
         with stages.of("reference and features"):
-            self.rollout.prepare(drawn)
+            self.rollout.prepare_features(drawn)
         with stages.of("backward"):
-            _, found = self.rollout.gradient(drawn, Order(np.zeros(len(noise)), chosen), fresh=True)
+            _, found = self.rollout.group_gradient(drawn, GroupOrder(np.zeros(len(noise)), chosen), on_policy=True)
         assert found is not None
         return found
 
@@ -220,7 +221,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     for k in args.candidates:
         plain = Plain(generator, phi, spec_for(args, k, k), args.recompute)
         ours = {chunk: Ours(generator, phi, spec_for(args, k, chunk)) for chunk in args.chunk}
-        drawn = ours[args.chunk[0]].rollout.draw(0, 0, PROMPT)
+        drawn = ours[args.chunk[0]].rollout.sample_group(0, 0, PROMPT)
         noise, seeds = drawn.noise, list(drawn.seeds)
         order = torch.randperm(k, generator=torch.Generator().manual_seed(k)).tolist()
         sides = min(8, k // 2)

@@ -16,14 +16,14 @@ INFO = RewardInfo(
 )  # fmt: skip
 
 app = FastAPI()
-reward_server.prepare(app, INFO)
+reward_server.prepare_app(app, INFO)
 
 
 @app.post("/v1/rank")
 def rank(request: RankRequest) -> Ranking:  # not async: it runs in a thread, and /livez answers meanwhile
     sign = -1 if "soft" in request.prompt.lower() else 1
-    return reward_server.ranking(
-        request, INFO, [sign * sharpness(pixels) for pixels in reward_server.decoded(request, INFO)]
+    return reward_server.make_ranking(
+        request, INFO, [sign * sharpness(pixels) for pixels in reward_server.decode_candidates(request, INFO)]
     )
 
 

@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
-from dipole.protocol.schemas import ItemError, RankedItem, ranks
+from dipole.protocol.schemas import ItemError, RankedItem, rank_scores
 
 Pixels = NDArray[np.uint8]
 
@@ -50,7 +50,7 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Group:
+class CandidateImages:
     """What `score` is asked: K images (uint8 RGB, H×W×3) made for one prompt."""
 
     prompt: str
@@ -96,7 +96,7 @@ class Reward(ABC):
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
         """Score K images (uint8 RGB, H×W×3, sizes may differ) made for one prompt. Exactly K scores, in order."""
 
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         """Score several groups, one Scores each, the same that each alone gets.
 
         Where it is overridden, requests that wait for the model at the same time are scored together: override it, most
@@ -117,11 +117,11 @@ class BatchedReward(Reward):
     """A reward that is written for several groups; one alone is the same with a single one."""
 
     @abstractmethod
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         """Score several groups in as few forwards as fit, one Scores each, the same that each alone gets."""
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        (scores,) = self.score_groups([Group(prompt, images, metadata)])
+        (scores,) = self.score_groups([CandidateImages(prompt, images, metadata)])
         return scores
 
 
@@ -133,7 +133,7 @@ class RewardFault(Exception):
         self.code = code
 
 
-def resolve(path: str) -> type[Reward]:
+def import_reward(path: str) -> type[Reward]:
     """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to mend."""
     module_name, _, class_name = path.partition(":")
     if not module_name or not class_name:
@@ -148,10 +148,10 @@ def resolve(path: str) -> type[Reward]:
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: there is no module {missing!r}; {hint}") from error
     found = getattr(module, class_name, None)
     if found is None:
-        classes = [name for name, value in vars(module).items() if _is_reward(value)]
+        classes = [name for name, value in vars(module).items() if _is_concrete_reward(value)]
         offered = f"it offers {', '.join(classes)}" if classes else "it defines no Reward"
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {module_name} has no {class_name!r}; {offered}")
-    if not _is_reward(found):
+    if not _is_concrete_reward(found):
         raise ConfigurationError(f"DIPOLE_REWARD={path!r} is not a concrete subclass of dipole_rewards.reward.Reward")
     if not getattr(found, "name", ""):
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name} needs a `name`")
@@ -159,7 +159,7 @@ def resolve(path: str) -> type[Reward]:
     return reward
 
 
-def _is_reward(value: object) -> bool:
+def _is_concrete_reward(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Reward) and not inspect.isabstract(value)
 
 
@@ -170,7 +170,7 @@ def check_count(scores: Scores, images: int) -> None:
             raise RewardFault(f"the reward gave {len(values)} {what} for {images} images", code="wrong_count")
 
 
-def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
+def rank_items(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
     """Scores as the protocol wants them: rank 1 best, ties share a rank (1, 2, 2, 4), nulls carry an error and no rank.
 
     Raises RewardFault when the reward gave another number of scores than it was given images.
@@ -178,7 +178,7 @@ def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
     check_count(scores, len(ids))
     finite = [score if score is not None and math.isfinite(score) else None for score in scores.scores]
     items = []
-    for index, (identifier, score, rank) in enumerate(zip(ids, finite, ranks(finite), strict=True)):
+    for index, (identifier, score, rank) in enumerate(zip(ids, finite, rank_scores(finite), strict=True)):
         parts = scores.sub_scores[index] if scores.sub_scores else None
         items.append(
             RankedItem(
@@ -187,13 +187,13 @@ def ranked(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
                 rank=rank,
                 tier=scores.tiers[index] if scores.tiers else None,
                 sub_scores={k: float(v) for k, v in parts.items() if math.isfinite(v)} if parts else None,
-                error=None if score is not None else _reason(scores, index),
+                error=None if score is not None else _item_error(scores, index),
             )
         )
     return items
 
 
-def _reason(scores: Scores, index: int) -> ItemError:
+def _item_error(scores: Scores, index: int) -> ItemError:
     if index in scores.errors:
         return scores.errors[index]
     if scores.scores[index] is None:
@@ -205,7 +205,7 @@ def check_golden(reward: Reward) -> None:
     """Raises RewardFault unless the golden image gets its score."""
     golden = reward.golden()
     image = np.array(golden.image, dtype=np.uint8)
-    (item,) = ranked(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
+    (item,) = rank_items(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
     if item.score is None or abs(item.score - golden.score) > golden.tolerance:
         raise RewardFault(
             f"{reward.name} scores its golden image {item.score}, not {golden.score} ± {golden.tolerance}: "

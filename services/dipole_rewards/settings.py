@@ -17,7 +17,9 @@ class WeightSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     reward_weights: Path | None = Field(default=None, description="Folder of the reward's weights, where it has any.")
-    reward_dtype: Literal["bf16", "fp32"] = Field(default="bf16", description="What weights are computed in.")
+    reward_dtype: Literal["bf16", "fp32"] = Field(
+        default="bf16", description="Precision that the weights are computed in."
+    )
 
 
 class RewardSettings(WeightSettings):
@@ -32,10 +34,14 @@ class RewardSettings(WeightSettings):
     reward_device: str = Field(default="cpu", description="Where weights go: cpu, cuda, cuda:1.")
     reward_key: SecretStr | None = Field(default=None, min_length=16, description="Bearer key that callers must send.")
 
-    reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Candidates of one request.")
-    reward_max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Pixels of one image, before decoding.")
-    reward_max_total_pixels: int = Field(default=2**27, ge=1, description="Pixels of one request, all images together.")
-    reward_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, description="Bytes of one request body.")
+    reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Most candidates in one request.")
+    reward_max_pixels: int = Field(
+        default=MAX_PIXELS, ge=1, description="Most pixels of one image; it is refused by its header, before decoding."
+    )
+    reward_max_total_pixels: int = Field(
+        default=2**27, ge=1, description="Most pixels of one request, all images together."
+    )
+    reward_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, description="Most bytes of one request's body.")
     reward_body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds a request body may take to arrive.")
     reward_answer_timeout_s: float = Field(
         default=300.0, gt=0, description="Seconds until a waiting caller gets a 503."
@@ -51,7 +57,7 @@ class RewardSettings(WeightSettings):
         default=3.0,
         ge=0,
         le=60_000,  # infinity, which no thread can wait for, would end it
-        description="Milliseconds that a group waits for company, unless half of a forward's images wait already.",
+        description="Milliseconds that a group waits to be batched with others, unless half of a batch waits already.",
     )
     reward_max_pending: int = Field(default=1000, ge=1, description="Rankings answered with 202 that are kept at once.")
     reward_idempotency_entries: int = Field(
@@ -67,5 +73,5 @@ class RewardSettings(WeightSettings):
 
     @field_validator("reward_callback_hosts", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_hosts(cls, value: Any) -> Any:
         return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value

@@ -20,7 +20,7 @@ from structlog.typing import EventDict, Processor, WrappedLogger
 _SECRET_WORDS = ("authorization", "api_key", "secret", "password", "token")
 
 
-_TRACEBACKS = ExceptionDictTransformer(show_locals=False)  # locals hold keys and whole images
+_TRACEBACK_FORMATTER = ExceptionDictTransformer(show_locals=False)  # locals hold keys and whole images
 
 
 def _mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
@@ -31,11 +31,11 @@ def _mask_secrets(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
     return event
 
 
-def configure(service: str, *, level: str = "INFO", json: bool | None = None) -> None:
+def configure_logging(service: str, *, level: str = "INFO", json: bool | None = None) -> None:
     """Send all logs to stderr. `json=None` decides by whether stderr is a terminal."""
     as_json = not sys.stderr.isatty() if json is None else json
 
-    def name_service(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    def add_service_name(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
         event.setdefault("service", service)
         return event
 
@@ -43,11 +43,11 @@ def configure(service: str, *, level: str = "INFO", json: bool | None = None) ->
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
-        name_service,
+        add_service_name,
         _mask_secrets,
     ]
     last: list[Processor] = (
-        [structlog.processors.ExceptionRenderer(_TRACEBACKS), structlog.processors.JSONRenderer()]
+        [structlog.processors.ExceptionRenderer(_TRACEBACK_FORMATTER), structlog.processors.JSONRenderer()]
         if as_json
         else [
             structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), exception_formatter=structlog.dev.plain_traceback)

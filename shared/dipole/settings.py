@@ -5,6 +5,7 @@ docs/SETTINGS.md lists them all; a test keeps it true.
 
 from __future__ import annotations
 
+import socket
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
@@ -16,7 +17,7 @@ from dipole.errors import ConfigurationError
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
-def load(kind: type[SettingsT], **overrides: Any) -> SettingsT:
+def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
     """Settings from `overrides` and the environment, or ConfigurationError that names each wrong variable."""
     try:
         return kind(**overrides)
@@ -31,7 +32,10 @@ class PlatformSettings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
-    redis_url: str = Field(default="redis://127.0.0.1:6379/0", description="Broker, results and candidates in flight.")
+    redis_url: str = Field(
+        default="redis://127.0.0.1:6379/0",
+        description="URL of the Redis that holds messages, answers and candidates in flight.",
+    )
     database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
     artifacts_url: str = Field(
         default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples."
@@ -50,9 +54,14 @@ class PlatformSettings(BaseSettings):
         default=Path(".dipole/models"), description="Folder whose subfolders are base models that a job may name."
     )
 
+    @property
+    def worker_health_file(self) -> Path:
+        """What the trainer worker of this host touches while it lives."""
+        return self.home / f"worker-{socket.gethostname()}.health"
+
     @field_validator("reward_hosts", mode="before")
     @classmethod
-    def _split(cls, value: Any) -> Any:
+    def _split_hosts(cls, value: Any) -> Any:
         return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
 
 
@@ -71,13 +80,20 @@ class SecretsSettings(BaseSettings):
 class RankWorkerSettings(PlatformSettings):
     """The rank worker."""
 
-    rank_threads: int = Field(default=8, ge=1, le=256, description="Requests in flight per reward and rank worker.")
+    rank_threads: int = Field(
+        default=8, ge=1, le=256, description="Most requests in flight for each reward and rank worker."
+    )
 
 
 class SamplerSettings(PlatformSettings):
     """The sampler."""
 
-    sampler_models: int = Field(default=2, ge=1, le=64, description="Models a sampler keeps loaded, least used out.")
+    sampler_models: int = Field(
+        default=2,
+        ge=1,
+        le=64,
+        description="Most models that a sampler keeps loaded; the least recently used one goes first.",
+    )
 
 
 class ApiSettings(PlatformSettings):
@@ -92,13 +108,15 @@ class ApiSettings(PlatformSettings):
         default=None, description="File of reward endpoints that are registered when the API starts (docs/rewards.md)."
     )
     api_max_file_bytes: int = Field(
-        default=2**30, ge=1024, description="Bytes of one uploaded file of prompts or pairs."
+        default=2**30, ge=1024, description="Most bytes of one uploaded file of prompts or pairs."
     )
-    api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Bytes of any other request body.")
+    api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Most bytes of any other request's body.")
     sampler_timeout_s: float = Field(
         default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."
     )
     sampler_queue: int = Field(
-        default=16, ge=1, le=1000, description="Requests for images that may wait at once, over all API processes."
+        default=16, ge=1, le=1000, description="Most requests for images that may wait at once, over all API processes."
     )
-    sampler_max_side: int = Field(default=1024, ge=8, le=2048, description="Largest side of an image asked for.")
+    sampler_max_side: int = Field(
+        default=1024, ge=8, le=2048, description="Largest side of an image that may be asked for, in pixels."
+    )

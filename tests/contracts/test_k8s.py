@@ -247,7 +247,7 @@ def test_declared_rewards_are_services() -> None:
     hosts = named("ConfigMap")["dipole"]["data"]["DIPOLE_REWARD_HOSTS"].split(",")
     assert sorted(hosts) == sorted(entries) == sorted(rewards())
     keys = dict.fromkeys(["DIPOLE_REWARD_KEY"], "a-key-of-enough-letters")
-    for name, declared in rewards_file.read(ROOT / "rewards.toml", keys).items():
+    for name, declared in rewards_file.read_rewards_file(ROOT / "rewards.toml", keys).items():
         (port,) = named("Service")[name]["spec"]["ports"]
         assert check_reward_url(declared.endpoint.url, hosts, field="url") == f"http://{name}:{port['port']}"
 
@@ -306,16 +306,17 @@ def test_the_workers_probe_looks_at_the_file_that_the_worker_touches(tmp_path: P
     """It succeeds while the file is young, fails when it is old or missing; compose asks the same."""
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     assert compose["services"]["worker"]["healthcheck"]["test"] == ["CMD", *worker_probe()]
-    script = worker_probe()[2].replace("/data/", f"{tmp_path}/")
+    command = [sys.executable, *worker_probe()[1:]]
     settings = PlatformSettings(home=tmp_path)
 
     def probe() -> bool:
-        done = subprocess.run([sys.executable, "-c", script], capture_output=True, timeout=60, check=False)
+        environment = {**os.environ, "DIPOLE_HOME": str(tmp_path)}
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
         return done.returncode == 0
 
     assert not probe()
-    health.touch(settings)
+    health.touch_health_file(settings)
     assert probe()
-    old = time.time() - health.HEALTHY_S - 5
-    os.utime(health.health_file(settings), (old, old))
+    old = time.time() - health.HEALTH_TIMEOUT_S - 5
+    os.utime(settings.worker_health_file, (old, old))
     assert not probe()

@@ -21,7 +21,7 @@ import yaml
 
 import dipole
 import dipole_rewards
-from dipole.stack.stack import HUGE_PAGES
+from dipole.stack.stack import HUGE_PAGES_ENVIRONMENT
 from dipole_rewards import rewards
 from dipole_rewards.reward import Reward
 
@@ -162,7 +162,7 @@ def test_the_docs_say_how_to_deploy_it(name: str) -> None:
 
 def test_images_travel_in_huge_pages_everywhere() -> None:
     """Rewards and rank workers get from image and compose what the embedded stack gives them."""
-    (told,) = HUGE_PAGES.items()
+    (told,) = HUGE_PAGES_ENVIRONMENT.items()
     assert "=".join(told) in DOCKERFILE.split()
     assert told in COMPOSE["rank-worker"]["environment"].items()
     assert {"name": told[0], "value": told[1]} in next(

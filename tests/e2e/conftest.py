@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from dipole.client.trainer_api import Api
+from dipole.client.trainer_api import TrainerApi
 from dipole.stack.stack import Stack
-from dipole.tiny.job import demo_prompts
+from dipole.tiny.job import build_demo_prompts
 
 TERMINAL = ("succeeded", "failed", "cancelled")
 PATIENCE_S = 150  # for anything that takes seconds on an idle machine
@@ -130,12 +130,12 @@ class Platform:
     """A running stack as a caller sees it, and the means to hurt it."""
 
     def __init__(self, stack: Stack) -> None:
-        self.stack, self.api = stack, Api(stack.api_url)
+        self.stack, self.api = stack, TrainerApi(stack.api_url)
 
     def submit(self, rewards: list[dict[str, Any]], **changes: Any) -> str:
         """Create a very small job; its id."""
         body = {
-            "model": "tiny-turbo", "prompts": demo_prompts(held_out=False)[:6], "rewards": rewards,
+            "model": "tiny-turbo", "prompts": build_demo_prompts(held_out=False)[:6], "rewards": rewards,
             "method": {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}, "lora": {"rank": 4, "alpha": 4},
             "optimizer": {"lr": 1e-3}, "steps": 4, "candidates": 4, "prompts_per_step": 2, "chunk_size": 2,
             "checkpoint_every": 2, **changes,
@@ -150,7 +150,7 @@ class Platform:
 
     def events(self, job_id: str, *kinds: str) -> list[dict[str, Any]]:
         """Events so far, oldest first."""
-        found = list(self.api.pages(f"/v1/fine_tuning/jobs/{job_id}/events"))[::-1]
+        found = list(self.api.iterate_pages(f"/v1/fine_tuning/jobs/{job_id}/events"))[::-1]
         return [event for event in found if not kinds or event["kind"] in kinds]
 
     def until(self, job_id: str, *states: str) -> dict[str, Any]:

@@ -75,7 +75,7 @@ CASES = [
 def test_an_example_serves_what_it_says(example: Example, tmp_path: Path) -> None:
     """No check fails, warnings are only what small servers leave out, and rankings follow the prompt."""
     with served(example.name, tmp_path) as url:
-        results = conformance.run(url, strict=False)
+        results = conformance.run_checks(url, strict=False)
         with RankClient(url) as client:
             ranked = {prompt: client.rank(prompt, example.pictures) for prompt in example.prompts}
     assert [result for result in results if result.outcome == "failed"] == []
@@ -100,7 +100,7 @@ def test_the_readme_shows_the_class_that_is_tested() -> None:
 
 def test_a_reward_is_swapped_by_its_url_alone(platform: Any, tmp_path: Path) -> None:
     """One job spec, pickscore's URL and then Node's: both train, on the scores of whom they name."""
-    weights = tiny_weights.write(tmp_path / "pickscore", "pickscore")
+    weights = tiny_weights.write_weights(tmp_path / "pickscore", "pickscore")
     folders = [tmp_path / name for name in ("python", "node")]
     for folder in folders:
         folder.mkdir()

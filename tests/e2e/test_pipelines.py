@@ -25,7 +25,7 @@ def models(platform: Any) -> Path:
     """The platform's models folder, with a tiny pipeline of each class."""
     folder = Path(platform.stack.home) / "models"
     for kind in CLASSES:
-        tiny_pipelines.write(folder / f"tiny-{kind}", kind)
+        tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
     return folder
 
 
@@ -139,7 +139,7 @@ def test_a_checkpoint_of_another_base_is_not_gone_on_from(
     platform: Any, models: Path, referee: Callable[..., Any]
 ) -> None:
     """A base that was exchanged under a paused job fails it by field; its checkpoint stays as it was."""
-    tiny_pipelines.write(models / "changing", "sd", seed=1)
+    tiny_pipelines.write_pipeline(models / "changing", "sd", seed=1)
     judge = referee()
     judge.hold(after=3)
     job: str = platform.submit(
@@ -151,7 +151,7 @@ def test_a_checkpoint_of_another_base_is_not_gone_on_from(
     platform.until(job, "paused")
     kept = platform.adapter(job, 1)
     shutil.rmtree(models / "changing")
-    tiny_pipelines.write(models / "changing", "sd", seed=2)
+    tiny_pipelines.write_pipeline(models / "changing", "sd", seed=2)
     judge.hold(after=None)
     platform.order(job, "resume")
     failed = platform.until(job, "failed")

@@ -15,12 +15,12 @@ import pytest
 
 from dipole.conformance.inputs import oversized_png
 from dipole.protocol import images
-from dipole.tiny.job import demo_prompts
-from dipole.tiny.world import prompts
+from dipole.tiny.job import build_demo_prompts
+from dipole.tiny.world import all_prompts
 
 STEPS = 8
 SHAPES, COLOURFULNESS = {"name": "shapes"}, {"name": "colourfulness", "weight": 0.5}
-HELD_OUT = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=True)[:2]]
+HELD_OUT = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=True)[:2]]
 EVALUATION = {"prompts": HELD_OUT, "images_per_prompt": 2}
 
 
@@ -99,9 +99,9 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     pipe.set_progress_bar_config(disable=True)
     prompt = str(HELD_OUT[0]["prompt"])
     spec = TrainSpec.model_validate({"prompts": HELD_OUT, "rewards": [SHAPES], "lora": {"rank": 4, "alpha": 4}})
-    generator = generators.build(spec, models_dir=tmp_path)
-    resume_state.load(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
-    noise = generator.noise([1, 2])
+    generator = generators.build_generator(spec, models_dir=tmp_path)
+    resume_state.load_checkpoint(platform.folder(undisturbed) / f"checkpoint-{STEPS}", generator)
+    noise = generator.draw_noise([1, 2])
 
     def draw() -> Any:
         options = {"num_inference_steps": 1, "guidance_scale": 0.0, "output_type": "latent"}
@@ -214,7 +214,7 @@ def image(data: bytes, name: str = "c0") -> dict[str, Any]:
 
 NOISE = images.encode_png(np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8))
 PIXEL = images.encode_png(np.zeros((1, 1, 3), np.uint8))
-JOB = {"model": "tiny-turbo", "prompts": demo_prompts(held_out=False)[:1], "rewards": [SHAPES]}
+JOB = {"model": "tiny-turbo", "prompts": build_demo_prompts(held_out=False)[:1], "rewards": [SHAPES]}
 HOSTILE: dict[str, tuple[str, dict[str, Any], int, str]] = {
     "corrupt image": ("shapes", {"candidates": [image(NOISE[: len(NOISE) // 2])]}, 422, "candidates[0].image"),
     "100 megapixels": ("shapes", {"candidates": [image(oversized_png())]}, 413, "candidates[0].image"),

@@ -15,9 +15,9 @@ from typing import Any
 import psutil
 import pytest
 
-from dipole.client.trainer_api import Api
+from dipole.client.trainer_api import TrainerApi
 from dipole.stack.stack import DEFAULT_REWARDS, Stack
-from dipole.tiny.job import demo_prompts
+from dipole.tiny.job import build_demo_prompts
 
 PATIENCE_S = 120
 LAUNCH = ["-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2", "--num_machines", "1"]
@@ -51,18 +51,18 @@ def worker(stack: Stack, log: Path) -> Iterator[psutil.Popen]:
         launcher.wait(30)
 
 
-def create(api: Api, **changes: Any) -> str:
+def create(api: TrainerApi, **changes: Any) -> str:
     body = {
-        "model": "tiny-turbo", "prompts": demo_prompts(held_out=False)[:6], "rewards": [{"name": "shapes"}],
+        "model": "tiny-turbo", "prompts": build_demo_prompts(held_out=False)[:6], "rewards": [{"name": "shapes"}],
         "method": {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}, "lora": {"rank": 4, "alpha": 4},
         "steps": 3, "candidates": 4, "prompts_per_step": 4, "checkpoint_every": 1,
-        "evaluation": {"prompts": demo_prompts(held_out=True)[:3], "images_per_prompt": 2}, **changes,
+        "evaluation": {"prompts": build_demo_prompts(held_out=True)[:3], "images_per_prompt": 2}, **changes,
     }  # fmt: skip
     return str(api.post("/v1/fine_tuning/jobs", body)["id"])
 
 
-def events(api: Api, job: str, kind: str) -> list[dict[str, Any]]:
-    found = list(api.pages(f"/v1/fine_tuning/jobs/{job}/events"))[::-1]
+def events(api: TrainerApi, job: str, kind: str) -> list[dict[str, Any]]:
+    found = list(api.iterate_pages(f"/v1/fine_tuning/jobs/{job}/events"))[::-1]
     return [event["data"] for event in found if event["kind"] == kind]
 
 
@@ -73,7 +73,7 @@ def until(condition: Callable[[], object], what: str, log: Path) -> None:
         time.sleep(0.2)
 
 
-def finished(api: Api, job: str, log: Path) -> dict[str, Any]:
+def finished(api: TrainerApi, job: str, log: Path) -> dict[str, Any]:
     path = f"/v1/fine_tuning/jobs/{job}"
     until(lambda: api.get(path)["status"] in ("succeeded", "failed", "cancelled"), "the job's end", log)
     found: dict[str, Any] = api.get(path)
@@ -85,13 +85,13 @@ def test_two_processes_train_jobs_and_survive_kill_9(stack: Stack, tmp_path: Pat
     """A job's every step, evaluation and ranking is told once, whoever drew it. One that loses a process ends its
     worker, and the next goes on with it. SIGTERM ends the launcher and both processes."""
     log = tmp_path / "worker.log"
-    with Api(stack.api_url) as api:
+    with TrainerApi(stack.api_url) as api:
         with worker(stack, log) as launcher:
             job = create(api)
             finished(api, job, log)
             assert [data["step"] for data in events(api, job, "step")] == [1, 2, 3]
             assert [data["step"] for data in events(api, job, "evaluation")] == [0, 3]
-            groups = [each["group"] for each in api.pages(f"/v1/fine_tuning/jobs/{job}/rankings")]
+            groups = [each["group"] for each in api.iterate_pages(f"/v1/fine_tuning/jobs/{job}/rankings")]
             trained = {f"{job}.{step}.{index}" for step in range(3) for index in range(4)}
             assert sorted(groups) == sorted(trained | {f"{job}.eval{step}.{i}" for step in (0, 3) for i in range(3)})
 

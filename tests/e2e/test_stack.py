@@ -16,10 +16,10 @@ import psutil
 import pytest
 
 from dipole.errors import ConfigurationError, Conflict
-from dipole.stack.stack import RewardService, Stack
+from dipole.stack.stack import LocalReward, Stack
 from dipole.stack.supervisor import StartFailed
 
-COLOURFULNESS = RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
+COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
 
 
 def wait_for(condition: Callable[[], object], what: str, seconds: float = 90) -> None:
@@ -49,7 +49,7 @@ def test_everything_is_ready_and_the_rewards_are_known(stack: Stack) -> None:
     assert answers(stack.reward_urls["colourfulness"])
     listed = httpx.get(f"{stack.api_url}/v1/rewards", trust_env=False).json()["data"]
     assert [(each["name"], each["url"]) for each in listed] == [("colourfulness", stack.reward_urls["colourfulness"])]
-    table = {row.name: row for row in stack.table()}
+    table = {row.name: row for row in stack.process_rows()}
     assert table["api"].url == stack.api_url
     assert all(row.log is not None and row.log.exists() for row in table.values())
 
@@ -109,7 +109,7 @@ def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) 
         wait_for(lambda: not any(each.is_running() for each in started), "all gone")
 
     before = set(psutil.Process().children(recursive=True))
-    wrong = RewardService("wrong", "no_such_module:Reward")
+    wrong = LocalReward("wrong", "no_such_module:Reward")
     with pytest.raises(StartFailed, match=r"(?s)wrong ended.*no_such_module"), Stack(home, [wrong], worker=False):
         pass
     assert set(psutil.Process().children(recursive=True)) <= before

@@ -22,7 +22,7 @@ def sent(image: Image.Image, media_type: str = "image/png", **options: Any) -> P
     """The image as it reaches a reward."""
     buffer = io.BytesIO()
     image.save(buffer, media_type.removeprefix("image/").upper(), **options)
-    return images.decode(buffer.getvalue(), media_type)
+    return images.decode_image(buffer.getvalue(), media_type)
 
 
 def candidates() -> dict[str, tuple[Pixels, Image.Image]]:

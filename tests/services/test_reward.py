@@ -12,8 +12,8 @@ from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
 from dipole.protocol.schemas import ItemError
-from dipole_rewards.reward import Golden, Pixels, Reward, RewardFault, Scores, check_golden, ranked, resolve
-from dipole_rewards.rewards.colourfulness import Colourfulness, colourfulness
+from dipole_rewards.reward import Golden, Pixels, Reward, RewardFault, Scores, check_golden, import_reward, rank_items
+from dipole_rewards.rewards.colourfulness import Colourfulness, measure_colourfulness
 
 
 class Brightness(Reward):
@@ -40,7 +40,7 @@ class Nameless(Reward):
 
 def test_a_reward_is_found_by_its_import_string() -> None:
     """module:Class of a class written in this very file."""
-    assert resolve(f"{__name__}:Brightness") is Brightness
+    assert import_reward(f"{__name__}:Brightness") is Brightness
 
 
 @pytest.mark.parametrize(
@@ -57,21 +57,21 @@ def test_a_reward_is_found_by_its_import_string() -> None:
 def test_a_typo_fails_with_one_readable_sentence(path: str, sentence: str) -> None:
     """The error quotes the setting and says what to mend."""
     with pytest.raises(ConfigurationError, match="DIPOLE_REWARD=") as caught:
-        resolve(path)
+        import_reward(path)
     assert sentence in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_ties_share_a_rank_and_the_next_is_skipped() -> None:
     """Competition ranking: 1, 2, 2, 4."""
-    items = ranked(list("abcd"), Scores([0.5, 0.9, 0.1, 0.5]))
+    items = rank_items(list("abcd"), Scores([0.5, 0.9, 0.1, 0.5]))
     assert [item.rank for item in items] == [2, 1, 4, 2]
 
 
 def test_a_failure_is_null_with_a_reason_and_never_zero() -> None:
     """NaN, infinity and None have neither score nor rank; a given reason is kept."""
     reason = ItemError(code="no_face", message="nobody to look at")
-    items = ranked(list("abcd"), Scores([float("nan"), 0.0, None, float("inf")], errors={2: reason}))
+    items = rank_items(list("abcd"), Scores([float("nan"), 0.0, None, float("inf")], errors={2: reason}))
     assert [item.score for item in items] == [None, 0.0, None, None]
     assert [item.rank for item in items] == [None, 1, None, None]
     assert [item.error.code if item.error else None for item in items] == ["non_finite", None, "no_face", "non_finite"]
@@ -80,7 +80,7 @@ def test_a_failure_is_null_with_a_reason_and_never_zero() -> None:
 @given(st.lists(st.one_of(st.none(), st.floats()), min_size=1, max_size=12))
 def test_ranks_agree_with_scores(scores: list[float | None]) -> None:
     """For any scores: better means a smaller rank, equal means equal, and somebody is first if anybody is scored."""
-    items = ranked([str(index) for index in range(len(scores))], Scores(scores))
+    items = rank_items([str(index) for index in range(len(scores))], Scores(scores))
     known = [item for item in items if item.score is not None]
     assert all((item.error is None) == (item.rank is not None) == (item.score is not None) for item in items)
     for one in known:
@@ -97,7 +97,7 @@ def test_ranks_agree_with_scores(scores: list[float | None]) -> None:
 def test_a_wrong_count_is_a_fault(scores: Scores) -> None:
     """Nothing is padded or cut."""
     with pytest.raises(RewardFault, match="for 2 images") as caught:
-        ranked(["a", "b"], scores)
+        rank_items(["a", "b"], scores)
     assert caught.value.code == "wrong_count"
 
 
@@ -111,13 +111,13 @@ def test_the_golden_check_tells_right_from_wrong() -> None:
 def test_colourfulness_follows_the_paper() -> None:
     """Grey is 0; a pure colour has mean only; red and cyan halves match numbers worked out by hand."""
     check_golden(Colourfulness.load("cpu"))
-    assert colourfulness(np.full((4, 4, 3), 90, np.uint8)) == (0.0, 0.0)
-    spread, mean = colourfulness(np.full((4, 4, 3), (255, 0, 0), np.uint8))
+    assert measure_colourfulness(np.full((4, 4, 3), 90, np.uint8)) == (0.0, 0.0)
+    spread, mean = measure_colourfulness(np.full((4, 4, 3), (255, 0, 0), np.uint8))
     assert spread == 0
     assert mean == pytest.approx(0.3 * np.hypot(255, 127.5))
     halves = np.zeros((2, 2, 3), np.uint8)
     halves[:, 0], halves[:, 1] = (255, 0, 0), (0, 255, 255)  # rg = ±255, yb = ±127.5: means 0
-    assert colourfulness(halves) == pytest.approx((np.hypot(255, 127.5), 0.0))
+    assert measure_colourfulness(halves) == pytest.approx((np.hypot(255, 127.5), 0.0))
 
 
 @given(st.integers(0, 2**32 - 1))

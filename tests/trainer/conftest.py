@@ -103,5 +103,5 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("models")
     for kind in ("sd", "sdxl"):
-        tiny_pipelines.write(folder / f"tiny-{kind}", kind)
+        tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
     return folder

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def plain(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """JSON values pass; numbers that are not finite become None (JSON has none), the rest its item() or its text."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
@@ -16,9 +16,9 @@ def plain(value: Any) -> Any:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, Mapping):
-        return {plain(str(key)): plain(each) for key, each in value.items()}
+        return {to_jsonable(str(key)): to_jsonable(each) for key, each in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
-        return [plain(each) for each in value]
+        return [to_jsonable(each) for each in value]
     if callable(getattr(value, "tolist", None)):  # numpy and torch, scalars and arrays
-        return plain(value.tolist())
+        return to_jsonable(value.tolist())
     return str(value)

@@ -5,17 +5,18 @@ A knob is declared here once, typed, with its default and the reason beside it. 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
 
-from dipole.client.adapters import Kind
-from dipole.client.endpoint import Endpoint, options_of
+from dipole.client.adapters import EndpointKind
+from dipole.client.endpoint import Endpoint, parse_options
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import MAX_BODY_BYTES, Name
+from dipole.protocol.validation import first_error
 
-Positive = Annotated[float, Field(gt=0)]
-Beta = Annotated[float, Field(ge=0, lt=1)]
+PositiveFloat = Annotated[float, Field(gt=0)]
+AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
@@ -23,41 +24,47 @@ T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 
 
-class Spec(BaseModel):
+class SpecModel(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class RewardSpec(Spec):
+class RewardSpec(SpecModel):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
     name: Name
     url: str | None = Field(
         default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
     )
-    kind: Kind = Field(default="dipole", description="Of the endpoint at `url`; a registered reward has its own.")
-    options: dict[str, JsonValue] = Field(default={}, description="Of the kind, as at registration.")
+    kind: EndpointKind = Field(
+        default="dipole", description="Kind of the endpoint at `url`; a registered reward has its own."
+    )
+    options: dict[str, JsonValue] = Field(
+        default={}, description="Options of the kind, as they are given at registration."
+    )
     weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
     required: bool = Field(
         default=True, description="A required reward pauses the job when it fails past its deadline."
     )
-    timeout_s: Positive = Field(
+    timeout_s: PositiveFloat = Field(
         default=60.0,
         le=7 * 24 * 3600,
         description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups.",
     )
     normalize: Literal["zscore", "rank", "none"] = "zscore"
     min_valid: int = Field(
-        default=2, ge=1, description="With fewer scored candidates the group's ranking is a failure."
+        default=2,
+        ge=1,
+        description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
     )
 
-    def inline(self) -> Endpoint | None:
+    def inline_endpoint(self) -> Endpoint | None:
         """The endpoint that a `url` describes. It has no key and no certificates: those are for registered ones."""
         return None if self.url is None else Endpoint(url=self.url, kind=self.kind, options=self.options)
 
     @model_validator(mode="after")
-    def _kind_is_of_a_url(self) -> RewardSpec:
+    def _check_kind(self) -> RewardSpec:
         if self.url is not None:
-            options_of(self.kind, self.options)
+            parse_options(self.kind, self.options)
         elif self.kind != "dipole" or self.options:
             name = "kind" if self.kind != "dipole" else "options"
             raise InvalidInput(
@@ -67,24 +74,46 @@ class RewardSpec(Spec):
         return self
 
 
-class PromptSpec(Spec):
+class PromptSpec(SpecModel):
     """One line of a prompts file."""
 
     prompt: str = Field(min_length=1, max_length=10_000)
     metadata: dict[str, JsonValue] | None = None
 
 
-class DrpoSpec(Spec):
+class MethodSettings(SpecModel):
+    """A method's own settings, and what they say to those who know no method."""
+
+    own_draws: ClassVar[str | None] = None
+    """The setting that says how it draws its samples, where it trains on samples drawn that way alone."""
+    trains_on_pairs: ClassVar[bool] = False
+    """Whether it trains on samples that others chose and rejected."""
+
+    def sides(self) -> tuple[int, int]:
+        """(P, N): how many of a group's best and worst it compares."""
+        return 1, 1
+
+    def pulls_to_base(self) -> bool:
+        """Whether the base's samples weigh anything, for a method that is made of them."""
+        return True
+
+    def check_candidates(self, candidates: int, *, field: str) -> None:
+        """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
+
+
+class DrpoSpec(MethodSettings):
     """DrPO's own settings; defaults are the published ones for SD-Turbo (METHOD: published settings)."""
+
+    trains_on_pairs = True
 
     positives: int = Field(default=8, ge=1, description="P: best candidates of a group, which attract.")
     negatives: int = Field(default=8, ge=1, description="N: worst candidates of a group, which repel.")
-    radii: Many[Positive] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
+    radii: Many[PositiveFloat] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
     kernel: Literal["laplacian", "rbf", "cosine"] = "laplacian"
-    positive_weight: Positive = 3000.0
-    negative_weight: Positive = 3000.0
-    ref_positive_weight: Positive = 3000.0
-    ref_negative_weight: Positive = 3000.0
+    positive_weight: PositiveFloat = 3000.0
+    negative_weight: PositiveFloat = 3000.0
+    ref_positive_weight: PositiveFloat = 3000.0
+    ref_negative_weight: PositiveFloat = 3000.0
     ref_lambda: float = Field(
         default=0.2, ge=0, description="λ_ref: pull to the frozen base's samples on the same noises."
     )
@@ -92,41 +121,84 @@ class DrpoSpec(Spec):
         default=False, description="Mask each sample out of its own anchors in the preference drift."
     )
 
+    def sides(self) -> tuple[int, int]:
+        return self.positives, self.negatives
 
-class DpoSpec(Spec):
+    def pulls_to_base(self) -> bool:
+        return self.ref_lambda > 0
+
+    def check_candidates(self, candidates: int, *, field: str) -> None:
+        _check_sides(self.positives, self.negatives, candidates, field)
+
+
+class DpoSpec(MethodSettings):
     """Direct preference optimisation on latent distances to the best and the worst of the group."""
+
+    trains_on_pairs = True
 
     positives: int = Field(default=8, ge=1, description="P: best candidates of a group.")
     negatives: int = Field(default=8, ge=1, description="N: worst candidates of a group.")
-    beta: Positive = 30.0
+    beta: PositiveFloat = 30.0
+
+    def sides(self) -> tuple[int, int]:
+        return self.positives, self.negatives
+
+    def check_candidates(self, candidates: int, *, field: str) -> None:
+        _check_sides(self.positives, self.negatives, candidates, field)
 
 
-class GrpoSpec(Spec):
+class GrpoSpec(MethodSettings):
     """Neighbor GRPO: candidates around one noise, and a softmax over their distances to anchors as the policy."""
+
+    own_draws = "sigma"
 
     sigma: float = Field(
         default=0.3, gt=0, le=1, description="σ: how far candidates' noises are from their common one."
     )
-    anchors: int = Field(default=4, ge=1, description="Candidates of a group that gradients flow through.")
-    temperature: Positive = Field(default=1.0, description="Divides the mean squared latent distances.")
-    clip: Positive = Field(default=0.2, description="PPO's bound of the ratio's way from 1.")
+    anchors: int = Field(default=4, ge=1, description="Number of a group's candidates that gradients flow through.")
+    temperature: PositiveFloat = Field(
+        default=1.0, description="Temperature: divides the mean squared latent distances."
+    )
+    clip: PositiveFloat = Field(default=0.2, description="Bound of the ratio's distance from 1, as in PPO.")
     norm_p: float = Field(default=0.8, gt=0, le=2, description="p of the quasi-norm that scales advantages.")
-    advantage_clip: Positive = 5.0
+    advantage_clip: PositiveFloat = 5.0
+
+    def check_candidates(self, candidates: int, *, field: str) -> None:
+        if self.anchors > candidates:
+            raise InvalidInput(
+                f"{field}.anchors = {self.anchors} exceeds candidates = {candidates}: anchors are candidates",
+                field=f"{field}.anchors",
+            )
 
 
-class PsoSpec(Spec):
+class PsoSpec(MethodSettings):
     """Pairwise sample optimisation: a Gaussian policy around the generator's output, trained on adjacent pairs."""
 
-    std: Positive = Field(default=0.05, description="Of the Gaussian, in latent units; candidates are drawn from it.")
-    beta: Positive = 50.0
-    clip: float = Field(default=0.1, gt=0, lt=1, description="Bound of the ratio's way from 1.")
+    own_draws = "std"
+
+    std: PositiveFloat = Field(
+        default=0.05, description="Standard deviation of the Gaussian that candidates are drawn from, in latent units."
+    )
+    beta: PositiveFloat = 50.0
+    clip: float = Field(default=0.1, gt=0, lt=1, description="Bound of the ratio's distance from 1.")
 
 
-class SftSpec(Spec):
+class SftSpec(MethodSettings):
     """Best-of-K: every sample is regressed to the group's best."""
 
+    trains_on_pairs = True
 
-class MethodSpec(Spec):
+
+def _check_sides(positives: int, negatives: int, candidates: int, field: str) -> None:
+    if positives + negatives > candidates:
+        raise InvalidInput(
+            f"{field}.positives + {field}.negatives = {positives + negatives} exceeds "
+            f"candidates = {candidates}: lower them or draw more candidates",
+            field=f"{field}.positives",
+        )
+
+
+class MethodSpec(SpecModel):
     """The method, and its settings under its own name; `random` is DrPO on shuffled ranks, the control."""
 
     type: Literal["drpo", "dpo", "grpo", "pso", "sft", "random"] = "drpo"
@@ -139,7 +211,7 @@ class MethodSpec(Spec):
 
     @model_validator(mode="before")
     @classmethod
-    def _own_settings_only(cls, values: Any) -> Any:
+    def _fill_settings(cls, values: Any) -> Any:
         """Fill in the defaults of the chosen method; another's settings are a mistake, not a wish."""
         if not isinstance(values, dict) or not isinstance(chosen := values.get("type", "drpo"), str):
             return values
@@ -152,13 +224,22 @@ class MethodSpec(Spec):
         return {chosen: {}, **{name: value for name, value in values.items() if value is not None}}
 
     @property
-    def settings(self) -> DrpoSpec | DpoSpec | GrpoSpec | PsoSpec | SftSpec:
+    def trains_on_pairs(self) -> bool:
+        """Whether it may be given samples that others chose and rejected; of shuffled ranks nothing could be learnt."""
+        return self.settings.trains_on_pairs and self.type != "random"
+
+    @classmethod
+    def types_for_pairs(cls) -> tuple[str, ...]:
+        return tuple(kind for kind in get_args(cls.model_fields["type"].annotation) if cls(type=kind).trains_on_pairs)
+
+    @property
+    def settings(self) -> MethodSettings:
         """The chosen method's own."""
-        chosen: DrpoSpec | DpoSpec | GrpoSpec | PsoSpec | SftSpec = getattr(self, self.type)
+        chosen: MethodSettings = getattr(self, self.type)
         return chosen
 
 
-class FeaturesSpec(Spec):
+class FeaturesSpec(SpecModel):
     """φ: the frozen space that samples drift in, one file each in dipole_trainer.features."""
 
     type: Literal["auto", "tiny", "latents", "latent_mae", "vit_mae", "dinov2", "clip", "teacher_unet"] = Field(
@@ -169,10 +250,16 @@ class FeaturesSpec(Spec):
         default=None,
         min_length=1,
         max_length=512,
-        description="A name under DIPOLE_MODELS_DIR or a hub id in the local cache; absent: the type's published ones.",
+        description="A name under DIPOLE_MODELS_DIR or a hub id in the local cache; the published ones if absent.",
     )
-    revision: str | None = Field(default=None, max_length=128, description="Of the weights, where they have a hub id.")
-    keys: Many[Name] = Field(default=(), max_length=64, description="Which of the type's keys; empty: as published.")
+    revision: str | None = Field(
+        default=None, max_length=128, description="Revision of the weights, if `weights` is a hub id."
+    )
+    keys: Many[Name] = Field(
+        default=(),
+        max_length=64,
+        description="Keys of the type's features that are used; if empty, the published ones.",
+    )
     timestep: int = Field(default=100, ge=0, le=999, description="teacher_unet: the timestep it is asked at.")
     noise: float = Field(
         default=0.1, ge=0, description="teacher_unet: noise mixed into the latents, one draw a sample."
@@ -180,39 +267,41 @@ class FeaturesSpec(Spec):
     pool: int = Field(default=4, ge=1, le=64, description="teacher_unet: side of the squares that are averaged.")
 
 
-class LoraSpec(Spec):
+class LoraSpec(SpecModel):
     rank: int = Field(default=16, ge=1, le=1024)
     alpha: float = Field(default=16.0, gt=0)
     target_modules: Many[str] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1, max_length=64)
 
 
-class OptimizerSpec(Spec):
+class OptimizerSpec(SpecModel):
     """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
-    lr: Positive = Field(default=1e-4, description="Published: 1e-4 for SD-Turbo, 1e-5 for SDXL-Turbo.")
-    betas: tuple[Beta, Beta] = (0.9, 0.999)
+    lr: PositiveFloat = Field(default=1e-4, description="Published: 1e-4 for SD-Turbo, 1e-5 for SDXL-Turbo.")
+    betas: tuple[AdamBeta, AdamBeta] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-2, ge=0)
-    max_grad_norm: Positive = 1.0
+    max_grad_norm: PositiveFloat = 1.0
     warmup_steps: int = Field(default=0, ge=0)
     decay_steps: int = Field(default=0, ge=0)
 
 
-class EvalSpec(Spec):
+class EvalSpec(SpecModel):
     """Evaluation on fixed noises, with every reward of the job, trained and held-out."""
 
     every: int = Field(default=0, ge=0, description="Steps between evaluations; 0 evaluates only before and after.")
-    prompts: Many[PromptSpec] = Field(default=(), max_length=2000, description="Held-out prompts; empty: none.")
+    prompts: Many[PromptSpec] = Field(
+        default=(), max_length=2000, description="Held-out prompts to evaluate on; none if empty."
+    )
     images_per_prompt: int = Field(default=4, ge=1, le=64)
     seed: int = 1234
     best_by: str | None = Field(
         default=None,
         max_length=129,
-        description="Score (`reward` or `reward.part`) whose best checkpoint is kept; absent: a held-out reward's.",
+        description="Score (`reward` or `reward.part`) whose best checkpoint is kept; a held-out reward's if absent.",
     )
 
 
-class TrainSpec(Spec):
-    """Everything the training loop needs to know."""
+class GeneratorSpec(SpecModel):
+    """Which one-step generator, and how it is loaded and trained."""
 
     model: str = Field(
         default="tiny-turbo",
@@ -220,7 +309,48 @@ class TrainSpec(Spec):
         max_length=512,
         description="A known name, a folder under DIPOLE_MODELS_DIR, or a hub id in the local cache.",
     )
-    revision: str | None = Field(default=None, max_length=128, description="Of the model, where it is a hub id.")
+    revision: str | None = Field(
+        default=None, max_length=128, description="Revision of the model, if `model` is a hub id."
+    )
+    tune: Literal["lora", "full"] = Field(
+        default="lora", description="Train an adapter, or every weight of the network."
+    )
+    lora: LoraSpec = LoraSpec()
+    precision: Literal["fp32", "bf16", "fp16"] = Field(
+        default="fp32",
+        description="Precision of the frozen base: fp32 is exact, and slow on GPUs. What is trained stays fp32.",
+    )
+    resolution: int | None = Field(
+        default=None,
+        ge=8,
+        le=2048,
+        multiple_of=8,
+        description="Side of the images, in pixels; the model's if absent.",
+    )
+    compile: bool = Field(
+        default=False, description="torch.compile the network: minutes at start, faster steps on a GPU."
+    )
+    seed: int = Field(default=0, ge=0, lt=2**63)
+
+    @classmethod
+    def from_stored(cls, text: str) -> Self:
+        """A job's spec from the store. Raises InvalidInput: another version may have written what this one refuses."""
+        try:
+            return cls.model_validate_json(text)
+        except ValidationError as error:
+            first = first_error(error, "")
+            why = f"{first.path or 'spec'}: {first.message}"
+            message = f"this version cannot read the job's settings: {why}; create it anew"
+            raise InvalidInput(message, field=first.path or None) from None
+
+
+GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution")
+"""What of a GeneratorSpec decides what its checkpoints draw."""
+
+
+class TrainSpec(GeneratorSpec):
+    """Everything the training loop needs to know."""
+
     features: FeaturesSpec = FeaturesSpec()
     prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000)
     pairs_file: str | None = Field(
@@ -236,17 +366,19 @@ class TrainSpec(Spec):
     rewards: Many[RewardSpec] = Field(default=(), max_length=32)
     method: MethodSpec = Field(default_factory=MethodSpec)
     steps: int = Field(default=1000, ge=1)
-    candidates: int = Field(default=24, ge=2, le=64, description="K: images per prompt and update.")
+    candidates: int = Field(default=24, ge=2, le=64, description="K: number of images per prompt and update.")
     prompts_per_step: int = Field(
-        default=8, ge=1, le=1024, description="Prompts of one accumulation window, all devices."
+        default=8, ge=1, le=1024, description="Number of prompts of one step, over all devices."
     )
-    max_staleness: int = Field(default=0, ge=0, le=16, description="Windows that generation may run ahead of updates.")
-    tune: Literal["lora", "full"] = Field(default="lora", description="Train an adapter, or every weight of the U-Net.")
-    lora: LoraSpec = LoraSpec()
+    max_staleness: int = Field(
+        default=0, ge=0, le=16, description="Number of steps that generation may run ahead of updates."
+    )
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvalSpec = EvalSpec()
     checkpoint_every: int = Field(default=100, ge=1)
-    keep_checkpoints: int = Field(default=3, ge=1, description="The newest so many are kept, and the best.")
+    keep_checkpoints: int = Field(
+        default=3, ge=1, description="Number of checkpoints that are kept, the newest; the best is kept too."
+    )
     record_candidates: bool = Field(
         default=False,
         description="Keep every candidate's latents with its scores (32 KB an image at 512²), for replays.",
@@ -257,52 +389,27 @@ class TrainSpec(Spec):
         ge=1,
         description="Samples that are worked on at once; memory, not maths. Halved when memory runs out.",
     )
-    compile: bool = Field(
-        default=False, description="torch.compile the U-Net: minutes at start, faster steps on a GPU."
-    )
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32",
-        description="Of the frozen base. fp32 is exact, and slow on GPUs: there take bf16. What is trained stays fp32.",
-    )
-    resolution: int | None = Field(
-        default=None, ge=8, le=2048, multiple_of=8, description="Side of the images in pixels; absent: the model's own."
-    )
-    seed: int = Field(default=0, ge=0, lt=2**63)
 
     @property
-    def offline(self) -> bool:
+    def is_offline(self) -> bool:
         """Whether it trains on recorded preferences, and asks no reward."""
         return self.pairs_file is not None or self.replay_job is not None
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> TrainSpec:
-        self._groups_fit()
-        self._source_fits()
-        self._settings_are_used()
+    def _check_consistency(self) -> TrainSpec:
+        self._check_group_size()
+        self._check_source()
+        self._check_settings_used()
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise InvalidInput("rewards: names must be unique within a job", field="rewards")
         return self
 
-    def _groups_fit(self) -> None:
-        kind, own = self.method.type, self.method.settings
-        if (
-            isinstance(own, DrpoSpec | DpoSpec)
-            and self.pairs_file is None
-            and own.positives + own.negatives > self.candidates
-        ):
-            raise InvalidInput(
-                f"method.{kind}.positives + method.{kind}.negatives = {own.positives + own.negatives} exceeds "
-                f"candidates = {self.candidates}: lower them or draw more candidates",
-                field=f"method.{kind}.positives",
-            )
-        if isinstance(own, GrpoSpec) and own.anchors > self.candidates:
-            raise InvalidInput(
-                f"method.grpo.anchors = {own.anchors} exceeds candidates = {self.candidates}: anchors are candidates",
-                field="method.grpo.anchors",
-            )
+    def _check_group_size(self) -> None:
+        if self.pairs_file is None:  # groups of pairs are as large as their prompt has pairs
+            self.method.settings.check_candidates(self.candidates, field=f"method.{self.method.type}")
 
-    def _settings_are_used(self) -> None:
+    def _check_settings_used(self) -> None:
         """What nothing would look at is a mistake, not a wish."""
         space = self.features.type
         unused = ["weights", "revision"] if space in ("latents", "tiny", "teacher_unet") else []
@@ -323,7 +430,7 @@ class TrainSpec(Spec):
     def check_side(self, side: int) -> None:
         """Raises InvalidInput where a group of images of this side is more than a reward can be sent."""
         groups = {
-            "candidates": 0 if self.offline else self.candidates,
+            "candidates": 0 if self.is_offline else self.candidates,
             "evaluation.images_per_prompt": self.evaluation.images_per_prompt if self.evaluation.prompts else 0,
         }
         most = MAX_GROUP_BYTES // (3 * side**2)
@@ -334,36 +441,26 @@ class TrainSpec(Spec):
                     field=field,
                 )
 
-    def _source_fits(self) -> None:
+    def _check_source(self) -> None:
         if self.pairs_file is not None and self.replay_job is not None:
             raise InvalidInput("give pairs_file or replay_job, not both", field="replay_job")
-        if not self.offline:
+        if not self.is_offline:
             if not self.prompts:
                 raise InvalidInput("prompts: a job needs at least one", field="prompts")
             if not any(reward.weight > 0 for reward in self.rewards):
                 raise InvalidInput(
                     "rewards: at least one needs weight > 0, the others may be held out with weight 0", field="rewards"
                 )
-        if self.pairs_file is not None and self.method.type not in ("drpo", "dpo", "sft"):
+        if self.pairs_file is not None and not self.method.trains_on_pairs:
             raise InvalidInput(
-                f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train drpo, dpo, sft",
+                f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train "
+                f"{', '.join(MethodSpec.types_for_pairs())}",
                 field="method.type",
             )
-        if self.offline and self.max_staleness:
+        if self.is_offline and self.max_staleness:
             raise InvalidInput("max_staleness must be 0 where no reward is waited for", field="max_staleness")
-
-    @classmethod
-    def stored(cls, text: str) -> TrainSpec:
-        """A job's spec from the store. Raises InvalidInput: another version may have written what this one refuses."""
-        try:
-            return cls.model_validate_json(text)
-        except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            field = ".".join(str(part) for part in first["loc"])
-            message = f"this version cannot read the job's settings: {field or 'spec'}: {first['msg']}; create it anew"
-            raise InvalidInput(message, field=field or None) from None
 
 
 def asks_rewards(spec: TrainSpec) -> bool:
     """Whether a job's rewards are ever asked: those of an offline job are in evaluations alone."""
-    return not spec.offline or bool(spec.evaluation.prompts)
+    return not spec.is_offline or bool(spec.evaluation.prompts)

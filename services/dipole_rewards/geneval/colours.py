@@ -14,52 +14,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipole_rewards.geneval.detector import Segment
+from dipole_rewards.geneval.detector import SegmentedObject
 from dipole_rewards.geneval.scoring import COLOURS
 from dipole_rewards.networks.batches import MAX_ASPECT
-from dipole_rewards.networks.clip_encoder import Encoder
-from dipole_rewards.networks.clip_images import cropped
+from dipole_rewards.networks.clip_encoder import ClipEncoder
+from dipole_rewards.networks.clip_images import resize_and_crop
 from dipole_rewards.reward import Pixels
 
 TEMPLATES = ("a photo of a {colour} {kind}", "a photo of a {colour}-colored {kind}", "a photo of a {colour} object")
-GREY = 0x99
-SCALE = 100.0  # of cosines, before a softmax
-AT_ONCE = 64  # objects in one forward pass, which are small beside a detector's
+BACKGROUND_GREY = 0x99
+LOGIT_SCALE = 100.0  # of cosines, before a softmax
+MAX_OBJECTS_A_FORWARD = 64  # objects in one forward pass, which are small beside a detector's
 
 
-class Colourist:
+class ColourClassifier:
     """How likely each colour is for an object."""
 
-    def __init__(self, encoder: Encoder) -> None:
+    def __init__(self, encoder: ClipEncoder) -> None:
         self.encoder = encoder
-        self._known: dict[str, Tensor] = {}  # one of 80 classes each
+        self._embedded_names: dict[str, Tensor] = {}  # one of 80 classes each
 
     def __call__(self, objects: Sequence[tuple[Pixels, str]]) -> list[dict[str, float]]:
         """For cut-out objects and their classes: each colour's probability, divided by the likeliest one's."""
         told: list[dict[str, float]] = []
-        for start in range(0, len(objects), AT_ONCE):
-            some = objects[start : start + AT_ONCE]
-            pixels = torch.stack([cropped(pixel, self.encoder.side) for pixel, _ in some])
-            embeddings = self.encoder.images(pixels)  # (N, D)
-            words = torch.stack([self.words(kind) for _, kind in some])  # (N, 10, D)
-            logits = SCALE * torch.einsum("nd,ncd->nc", embeddings, words)
+        for start in range(0, len(objects), MAX_OBJECTS_A_FORWARD):
+            some = objects[start : start + MAX_OBJECTS_A_FORWARD]
+            pixels = torch.stack([resize_and_crop(pixel, self.encoder.side) for pixel, _ in some])
+            embeddings = self.encoder.encode_images(pixels)  # (N, D)
+            words = torch.stack([self.embed_colour_names(kind) for _, kind in some])  # (N, 10, D)
+            logits = LOGIT_SCALE * torch.einsum("nd,ncd->nc", embeddings, words)
             likely = (logits - logits.amax(1, keepdim=True)).exp()
             told += [dict(zip(COLOURS, row, strict=True)) for row in likely.tolist()]
         return told
 
-    def words(self, kind: str) -> Tensor:
+    def embed_colour_names(self, kind: str) -> Tensor:
         """(10, D): what each colour of that class is called, unit vectors."""
-        if kind not in self._known:
+        if kind not in self._embedded_names:
             sentences = [template.format(colour=colour, kind=kind) for colour in COLOURS for template in TEMPLATES]
-            means = self.encoder.texts(sentences).view(len(COLOURS), len(TEMPLATES), -1).mean(1)
-            self._known[kind] = functional.normalize(means, dim=-1)
-        return self._known[kind]
+            means = self.encoder.encode_texts(sentences).view(len(COLOURS), len(TEMPLATES), -1).mean(1)
+            self._embedded_names[kind] = functional.normalize(means, dim=-1)
+        return self._embedded_names[kind]
 
 
-def cut_out(image: Pixels, segment: Segment) -> Pixels:
+def crop_object(image: Pixels, segment: SegmentedObject) -> Pixels:
     """The object in its box, on grey. Of a line thinner than 1:200 only the middle: CLIP sees no more of it."""
     left, top, right, bottom = (int(edge) for edge in segment.box)
-    found = np.where(segment.mask[..., None], image[top:bottom, left:right], np.uint8(GREY))
+    found = np.where(segment.mask[..., None], image[top:bottom, left:right], np.uint8(BACKGROUND_GREY))
     height, width = found.shape[:2]
     rows, columns = min(height, MAX_ASPECT * width), min(width, MAX_ASPECT * height)
     above, before = (height - rows) // 2, (width - columns) // 2

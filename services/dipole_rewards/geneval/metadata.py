@@ -16,82 +16,84 @@ from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError, ValidationInfo, model_validator
 
-from dipole.protocol.problems import field_path
 from dipole.protocol.schemas import ItemError, Many
+from dipole.protocol.validation import first_error
 from dipole.tiny.world import RELATIONS
 
 
 @dataclass(frozen=True)
-class Vocabulary:
+class ObjectVocabulary:
     """What a reward can tell apart: the values that metadata may have."""
 
     classes: Collection[str]
     colours: Collection[str]
-    most: int
+    max_count: int
     """The highest count of one thing."""
 
 
-def _known(value: str, known: Collection[str]) -> str:
+def _check_known(value: str, known: Collection[str]) -> str:
     if value not in known:
         raise ValueError(f"{value[:40]!r} is none of {', '.join(known)}")
     return value
 
 
-def _relation(value: str) -> str:
-    return _known(value, RELATIONS)
+def _check_relation(value: str) -> str:
+    return _check_known(value, RELATIONS)
 
 
-def _class(value: str, info: ValidationInfo) -> str:
-    return _known(value, _vocabulary(info).classes)
+def _check_class(value: str, info: ValidationInfo) -> str:
+    return _check_known(value, _vocabulary_of(info).classes)
 
 
-def _colour(value: str, info: ValidationInfo) -> str:
-    return _known(value, _vocabulary(info).colours)
+def _check_colour(value: str, info: ValidationInfo) -> str:
+    return _check_known(value, _vocabulary_of(info).colours)
 
 
-def _count(value: int, info: ValidationInfo) -> int:
-    if value > _vocabulary(info).most:
-        raise ValueError(f"more than {_vocabulary(info).most} of one thing are not told apart")
+def _check_count(value: int, info: ValidationInfo) -> int:
+    if value > _vocabulary_of(info).max_count:
+        raise ValueError(f"more than {_vocabulary_of(info).max_count} of one thing are not told apart")
     return value
 
 
-def _vocabulary(info: ValidationInfo) -> Vocabulary:
-    assert isinstance(info.context, Vocabulary)
+def _vocabulary_of(info: ValidationInfo) -> ObjectVocabulary:
+    assert isinstance(info.context, ObjectVocabulary)
     return info.context
 
 
-class Wanted(BaseModel):
+class RequestedObject(BaseModel):
     """A thing that is asked for, or unwanted; what else GenEval says of it means nothing here."""
 
-    kind: Annotated[str, AfterValidator(_class)] = Field(alias="class")
-    count: Annotated[int, Field(ge=1, strict=True), AfterValidator(_count)] = 1
-    color: Annotated[str, AfterValidator(_colour)] | None = None
-    position: tuple[Annotated[str, AfterValidator(_relation)], Annotated[int, Field(ge=0, strict=True)]] | None = None
+    kind: Annotated[str, AfterValidator(_check_class)] = Field(alias="class")
+    count: Annotated[int, Field(ge=1, strict=True), AfterValidator(_check_count)] = 1
+    color: Annotated[str, AfterValidator(_check_colour)] | None = None
+    position: (
+        tuple[Annotated[str, AfterValidator(_check_relation)], Annotated[int, Field(ge=0, strict=True)]] | None
+    ) = None
 
 
-class Metadata(BaseModel):
+class GenEvalMetadata(BaseModel):
     """What is asked for; at least one thing."""
 
     tag: Any = Field(default=None, exclude=True)
     """The category. Any value: it is not for a reward that ignores it to refuse one."""
-    include: Many[Wanted] = Field(min_length=1, max_length=64)
-    exclude: Many[Wanted] = Field(default=[], max_length=64)
+    include: Many[RequestedObject] = Field(min_length=1, max_length=64)
+    exclude: Many[RequestedObject] = Field(default=[], max_length=64)
 
     @model_validator(mode="after")
-    def _positions_are_of_things(self) -> Self:
+    def _check_positions(self) -> Self:
         for index, thing in enumerate(self.include):
             if thing.position is not None and thing.position[1] >= len(self.include):
                 raise ValueError(f"include[{index}].position names thing {thing.position[1]} of {len(self.include)}")
         return self
 
 
-def read(metadata: Mapping[str, Any] | None, vocabulary: Vocabulary, *, reward: str) -> Metadata | ItemError:
+def read_metadata(
+    metadata: Mapping[str, Any] | None, vocabulary: ObjectVocabulary, *, reward: str
+) -> GenEvalMetadata | ItemError:
     """The checked metadata, or why `reward` can judge nothing by it."""
     if not metadata or not metadata.get("include"):
         return ItemError(code="missing_metadata", message=f"{reward} needs metadata.include, as GenEval writes it")
     try:
-        return Metadata.model_validate(metadata, context=vocabulary)
+        return GenEvalMetadata.model_validate(metadata, context=vocabulary)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = field_path(("metadata", *first["loc"]))
-        return ItemError(code="bad_metadata", message=f"{where}: {first['msg'].removeprefix('Value error, ')}"[:200])
+        return ItemError(code="bad_metadata", message=first_error(error, "metadata").sentence[:200])

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from dipole_rewards.geneval.metadata import Metadata, Vocabulary, Wanted
+from dipole_rewards.geneval.metadata import GenEvalMetadata, ObjectVocabulary, RequestedObject
 
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 CLASSES = (  # of COCO, in its order, with GenEval's names: COCO's mouse, remote and keyboard are called otherwise
@@ -38,16 +38,16 @@ CLASSES = (  # of COCO, in its order, with GenEval's names: COCO's mouse, remote
     "tv", "laptop", "computer mouse", "tv remote", "computer keyboard", "cell phone", "microwave", "oven", "toaster",
     "sink", "refrigerator", "book", "clock", "vase", "scissors", "teddy bear", "hair drier", "toothbrush",
 )  # fmt: skip
-MOST = 16  # objects of a class
+MAX_COUNT = 16  # objects of a class
 THRESHOLD, COUNTING_THRESHOLD = 0.3, 0.9
-MARGIN = 0.1  # of the sides of both boxes
-APART = 0.5  # of the distance between two centres
-VOCABULARY = Vocabulary(CLASSES, COLOURS, most=MOST)
-TOWARDS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
+POSITION_MARGIN = 0.1  # of the sides of both boxes
+MIN_GRADED_SEPARATION = 0.5  # of the distance between two centres
+VOCABULARY = ObjectVocabulary(CLASSES, COLOURS, max_count=MAX_COUNT)
+DIRECTIONS = {"left of": (-1, 0), "right of": (1, 0), "above": (0, -1), "below": (0, 1)}
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundObject:
     """An object in an image: its class, the detector's confidence, its box in pixels, and how it looks.
 
     `colours` says of each colour how likely it is, the likeliest being 1; it is empty where nobody asks for one.
@@ -58,84 +58,92 @@ class Found:
     box: tuple[float, float, float, float]  # left, top, right, bottom
     colours: Mapping[str, float] = field(default_factory=dict)
 
-    def is_of(self, colour: str) -> bool:
+    def has_colour(self, colour: str) -> bool:
         return max(self.colours, key=self.colours.__getitem__) == colour
 
 
-Anything = TypeVar("Anything", bound=Found)
+FoundT = TypeVar("FoundT", bound=FoundObject)
 
 
-def foremost(found: Sequence[Anything], kind: str, count: int) -> list[Anything]:
+def most_confident(found: Sequence[FoundT], kind: str, count: int) -> list[FoundT]:
     """The `count` most confident objects of a class, whatever their confidence; the best first, in any order given."""
     return sorted((one for one in found if one.kind == kind), key=lambda one: (-one.score, one.box))[:count]
 
 
-def kinds(asked: Metadata) -> set[str]:
+def requested_classes(asked: GenEvalMetadata) -> set[str]:
     """The classes that matter."""
     return {wanted.kind for wanted in (*asked.include, *asked.exclude)}
 
 
-def to_colour(found: Sequence[Anything], asked: Metadata) -> list[Anything]:
+def objects_to_colour(found: Sequence[FoundT], asked: GenEvalMetadata) -> list[FoundT]:
     """The objects whose colour matters."""
-    chosen = [one for each in asked.include if each.color for one in foremost(found, each.kind, each.count)]
+    chosen = [one for each in asked.include if each.color for one in most_confident(found, each.kind, each.count)]
     return list({id(one): one for one in chosen}.values())
 
 
-def threshold(asked: Metadata) -> float:
+def confidence_threshold(asked: GenEvalMetadata) -> float:
     return COUNTING_THRESHOLD if asked.tag == "counting" else THRESHOLD
 
 
-def strict(found: Sequence[Found], asked: Metadata) -> float:
+def score_strictly(found: Sequence[FoundObject], asked: GenEvalMetadata) -> float:
     """1 where everything is as asked, else 0."""
-    seen = [one for one in found if one.score > threshold(asked)]
-    groups = [foremost(seen, wanted.kind, wanted.count) for wanted in asked.include]
-    right = all(_as_asked(group, wanted, groups) for group, wanted in zip(groups, asked.include, strict=True))
-    spoilt = any(len(foremost(seen, unwanted.kind, MOST)) >= unwanted.count for unwanted in asked.exclude)
+    seen = [one for one in found if one.score > confidence_threshold(asked)]
+    groups = [most_confident(seen, wanted.kind, wanted.count) for wanted in asked.include]
+    right = all(_is_as_requested(group, wanted, groups) for group, wanted in zip(groups, asked.include, strict=True))
+    spoilt = any(len(most_confident(seen, unwanted.kind, MAX_COUNT)) >= unwanted.count for unwanted in asked.exclude)
     return float(right and not spoilt)
 
 
-def _as_asked(group: Sequence[Found], wanted: Wanted, groups: Sequence[Sequence[Found]]) -> bool:
+def _is_as_requested(
+    group: Sequence[FoundObject], wanted: RequestedObject, groups: Sequence[Sequence[FoundObject]]
+) -> bool:
     if len(group) < wanted.count:
         return False
-    if wanted.color is not None and not all(one.is_of(wanted.color) for one in group):
+    if wanted.color is not None and not all(one.has_colour(wanted.color) for one in group):
         return False
     if wanted.position is None:
         return True
     relation, other = wanted.position
-    return all(apart(a, b, relation) > APART for a in group for b in groups[other])
+    return all(separation_along(a, b, relation) > MIN_GRADED_SEPARATION for a in group for b in groups[other])
 
 
-def graded(found: Sequence[Found], asked: Metadata) -> float:
+def score_gradually(found: Sequence[FoundObject], asked: GenEvalMetadata) -> float:
     """How nearly everything is as asked, 0…1; what is strictly right gets 1.
 
     The mean over what is included, less for what is excluded: with `count` allowed less one and n found, count/(n + 1).
     """
-    limit = threshold(asked)
-    groups = [foremost(found, wanted.kind, wanted.count) for wanted in asked.include]
-    parts = [_grade(group, wanted, groups, asked) for group, wanted in zip(groups, asked.include, strict=True)]
+    limit = confidence_threshold(asked)
+    groups = [most_confident(found, wanted.kind, wanted.count) for wanted in asked.include]
+    parts = [_grade_object(group, wanted, groups, asked) for group, wanted in zip(groups, asked.include, strict=True)]
     value = sum(parts) / len(parts)
     for unwanted in asked.exclude:
-        number = sum(one.score > limit for one in foremost(found, unwanted.kind, MOST))
+        number = sum(one.score > limit for one in most_confident(found, unwanted.kind, MAX_COUNT))
         value *= min(1.0, unwanted.count / (number + 1))
     return value
 
 
-def _grade(group: Sequence[Found], wanted: Wanted, groups: Sequence[Sequence[Found]], asked: Metadata) -> float:
+def _grade_object(
+    group: Sequence[FoundObject],
+    wanted: RequestedObject,
+    groups: Sequence[Sequence[FoundObject]],
+    asked: GenEvalMetadata,
+) -> float:
     """The mean of presence, colour and place, of those that are asked for.
 
     An object below the threshold is there in part, and then its colour and place are right in part.
     """
 
-    def there(one: Found) -> float:
-        return min(1.0, one.score / threshold(asked))
+    def presence_of(one: FoundObject) -> float:
+        return min(1.0, one.score / confidence_threshold(asked))
 
-    aspects = [sum(there(one) for one in group) / wanted.count]
+    aspects = [sum(presence_of(one) for one in group) / wanted.count]
     if wanted.color is not None:
-        aspects.append(sum(there(one) * one.colours[wanted.color] for one in group) / wanted.count)
+        aspects.append(sum(presence_of(one) * one.colours[wanted.color] for one in group) / wanted.count)
     if wanted.position is not None:
         relation, other = wanted.position
         places = [
-            min(there(a), there(b)) * min(1.0, max(0.0, APART + apart(a, b, relation)))
+            min(presence_of(a), presence_of(b))
+            * min(1.0, max(0.0, MIN_GRADED_SEPARATION + separation_along(a, b, relation)))
             for a in group
             for b in groups[other]
         ]
@@ -143,12 +151,12 @@ def _grade(group: Sequence[Found], wanted: Wanted, groups: Sequence[Sequence[Fou
     return sum(aspects) / len(aspects)
 
 
-def apart(a: Found, b: Found, relation: str) -> float:
+def separation_along(a: FoundObject, b: FoundObject, relation: str) -> float:
     """How far `a` lies from `b` in the relation's direction, -1…1 of the distance between their centres."""
     boxes = np.array([a.box, b.box], np.float64).reshape(2, 2, 2)  # box, corner, axis
     offset = boxes[0].mean(0) - boxes[1].mean(0)
     sides = np.abs(boxes[:, 1] - boxes[:, 0]).sum(0)
-    left = np.sign(offset) * np.maximum(np.abs(offset) - MARGIN * sides, 0)
+    left = np.sign(offset) * np.maximum(np.abs(offset) - POSITION_MARGIN * sides, 0)
     if (np.abs(left) < 1e-3).all():
         return 0.0
-    return float(left @ TOWARDS[relation] / np.linalg.norm(offset))
+    return float(left @ DIRECTIONS[relation] / np.linalg.norm(offset))

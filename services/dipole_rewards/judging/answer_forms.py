@@ -16,20 +16,20 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dipole_rewards.judging.chat import CallFailed
 
-Read = TypeVar("Read")
-FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
-SHOWN = 80  # characters of an answer that does not parse, in its error
-BEST = 100
+AnswerT = TypeVar("AnswerT")
+CODE_FENCE = re.compile(r"```(?:json)?\s*(.*?)\s*```", re.DOTALL)
+MAX_QUOTED_CHARS = 80  # characters of an answer that does not parse, in its error
+MAX_SCORE = 100
 
 
 @dataclass(frozen=True)
-class Form(Generic[Read]):
+class AnswerForm(Generic[AnswerT]):
     """`example` tells the judge and the reader of an error what is wanted; `check` raises ValueError."""
 
     name: str
     example: str
     properties: Mapping[str, Any]
-    check: Callable[[str], Read]
+    parse_json: Callable[[str], AnswerT]
 
     def response_format(self) -> dict[str, Any]:
         schema = {
@@ -40,60 +40,60 @@ class Form(Generic[Read]):
         }
         return {"type": "json_schema", "json_schema": {"name": self.name, "strict": True, "schema": schema}}
 
-    def read(self, text: str) -> Read:
+    def parse(self, text: str) -> AnswerT:
         """The answer's meaning, or CallFailed with `no_parse`."""
         stripped = text.strip()
-        fenced = FENCE.fullmatch(stripped)
+        fenced = CODE_FENCE.fullmatch(stripped)
         try:
-            return self.check(fenced[1] if fenced else stripped)
+            return self.parse_json(fenced[1] if fenced else stripped)
         except ValueError:  # pydantic's are ValueErrors
-            shown = stripped[:SHOWN] + ("…" if len(stripped) > SHOWN else "")
+            shown = stripped[:MAX_QUOTED_CHARS] + ("…" if len(stripped) > MAX_QUOTED_CHARS else "")
             raise CallFailed("no_parse", f"the judge answered {shown!r}, not {self.example}") from None
 
 
-class _Strict(BaseModel):
+class _JudgeMessage(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Score(_Strict):
-    score: int = Field(ge=0, le=BEST)
+class _JudgeScore(_JudgeMessage):
+    score: int = Field(ge=0, le=MAX_SCORE)
 
 
-class _Verdict(_Strict):
+class _JudgeVerdict(_JudgeMessage):
     better: Literal["A", "B", "tie"]
 
 
-class _Order(_Strict):
+class _JudgeOrder(_JudgeMessage):
     ranking: list[int]
 
 
-SCORE: Form[float] = Form(
+SCORE: AnswerForm[float] = AnswerForm(
     name="score",
     example='{"score": 0 to 100}',
-    properties={"score": {"type": "integer", "enum": list(range(BEST + 1))}},  # bounds are less widely enforced
-    check=lambda text: _Score.model_validate_json(text).score / BEST,
+    properties={"score": {"type": "integer", "enum": list(range(MAX_SCORE + 1))}},  # bounds are less widely enforced
+    parse_json=lambda text: _JudgeScore.model_validate_json(text).score / MAX_SCORE,
 )
-VERDICT: Form[Literal["A", "B", "tie"]] = Form(
+VERDICT: AnswerForm[Literal["A", "B", "tie"]] = AnswerForm(
     name="verdict",
     example='{"better": "A", "B" or "tie"}',
     properties={"better": {"type": "string", "enum": ["A", "B", "tie"]}},
-    check=lambda text: _Verdict.model_validate_json(text).better,
+    parse_json=lambda text: _JudgeVerdict.model_validate_json(text).better,
 )
 
 
-def order(count: int) -> Form[list[int]]:
+def order_form(count: int) -> AnswerForm[list[int]]:
     """A ranking of images 1…count, the best first, each named once."""
 
-    def check(text: str) -> list[int]:
-        ranking = _Order.model_validate_json(text).ranking
+    def parse_order(text: str) -> list[int]:
+        ranking = _JudgeOrder.model_validate_json(text).ranking
         if sorted(ranking) != list(range(1, count + 1)):
             raise ValueError("not every image once")
         return ranking
 
     items = {"type": "integer", "enum": list(range(1, count + 1))}
-    return Form(
+    return AnswerForm(
         name="ranking",
         example=f'{{"ranking": each of 1 to {count} once}}',
         properties={"ranking": {"type": "array", "items": items, "minItems": count, "maxItems": count}},
-        check=check,
+        parse_json=parse_order,
     )

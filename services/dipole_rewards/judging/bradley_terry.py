@@ -16,19 +16,19 @@ from scipy.optimize import minimize
 from scipy.special import logsumexp, softmax
 
 PRIOR_SD = 3.0
-DIGITS = 6  # of what the solver finds; candidates with equal records are equal
+ROUNDED_DIGITS = 6  # of what the solver finds; candidates with equal records are equal
 
 Matrix = NDArray[np.float64]
 
 
-def strengths(wins: Matrix, ties: Matrix, *, prior_sd: float = PRIOR_SD) -> NDArray[np.float64]:
+def fit_strengths(wins: Matrix, ties: Matrix, *, prior_sd: float = PRIOR_SD) -> NDArray[np.float64]:
     """θ (K,) of K candidates. wins (K, K): how often the row beat the column; ties (K, K): each tie in both halves."""
     count = len(wins)
     i, j = np.triu_indices(count, 1)
     seen = np.stack([wins[i, j], wins[j, i], ties[i, j]])  # (3, pairs): won, lost, tied, from i's side
     games = seen.sum(0)
 
-    def loss(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
+    def negative_log_posterior(x: NDArray[np.float64]) -> tuple[float, NDArray[np.float64]]:
         half = (x[i] - x[j]) / 2
         logits = np.stack([half, -half, np.full_like(half, x[-1])])
         excess = games * softmax(logits, axis=0) - seen  # (3, pairs): expected less observed
@@ -39,6 +39,6 @@ def strengths(wins: Matrix, ties: Matrix, *, prior_sd: float = PRIOR_SD) -> NDAr
         value = (games * logsumexp(logits, axis=0) - (seen * logits).sum(0)).sum() + (x**2).sum() / (2 * prior_sd**2)
         return float(value), gradient
 
-    found = minimize(loss, np.zeros(count + 1), jac=True, method="BFGS", options={"gtol": 1e-8})
-    theta: NDArray[np.float64] = np.round(found.x[:-1], DIGITS) + 0.0  # no -0.0
+    found = minimize(negative_log_posterior, np.zeros(count + 1), jac=True, method="BFGS", options={"gtol": 1e-8})
+    theta: NDArray[np.float64] = np.round(found.x[:-1], ROUNDED_DIGITS) + 0.0  # no -0.0
     return theta

@@ -10,9 +10,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import random
-import time
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -20,24 +18,25 @@ import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel, ValidationError
 
+from dipole.protocol.retry_after import parse_retry_after
 from dipole.web.auth import is_loopback
-from dipole_rewards.judging.rate_limiter import Pace
+from dipole_rewards.judging.rate_limiter import RateLimiter
 from dipole_rewards.judging.settings import JudgeSettings
 
-COME_BACK = (429, 503)
-PASSING = (408, 409, 425, 429)  # and everything from 500
-NO_MONEY = "insufficient_quota"  # OpenAI's 429 that no waiting helps
+BUSY_STATUSES = (429, 503)
+TRANSIENT_STATUSES = (408, 409, 425, 429)  # and everything from 500
+QUOTA_CODE = "insufficient_quota"  # OpenAI's 429 that no waiting helps
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
-MAX_MESSAGE = 300
+MAX_ERROR_CHARS = 300
 
-Message = dict[str, Any]
+ChatMessage = dict[str, Any]
 
 
 class CallFailed(Exception):
     """A request that gave no judgement; `code` and the message become the candidate's error.
 
     `code` is one of: timeout, transport, http_status, invalid_response, refused, no_parse. `status` is the HTTP status
-    where there was one; `may_pass` says whether the same request may succeed later.
+    where there was one; `is_transient` says whether the same request may succeed later.
     """
 
     def __init__(
@@ -47,75 +46,77 @@ class CallFailed(Exception):
         *,
         status: int | None = None,
         retry_after_s: float | None = None,
-        may_pass: bool = False,
+        is_transient: bool = False,
     ) -> None:
         super().__init__(message)
-        self.code, self.status, self.retry_after_s, self.may_pass = code, status, retry_after_s, may_pass
+        self.code, self.status, self.retry_after_s, self.is_transient = code, status, retry_after_s, is_transient
 
 
 @dataclass
-class Tab:
+class CallBudget:
     """What one group may still take, and has used. `deadline` is in the loop's time."""
 
     deadline: float
     calls: int = 0
     prompt_tokens: int = 0
     completion_tokens: int = 0
-    metered: bool = True  # False once an answer did not say what it used
+    has_usage: bool = True  # False once an answer did not say what it used
 
 
-class Token(BaseModel):
+class TokenLogprob(BaseModel):
     token: str
     logprob: float
 
 
-class _Position(BaseModel):
-    top_logprobs: list[Token] | None = None
+class _TokenPosition(BaseModel):
+    top_logprobs: list[TokenLogprob] | None = None
 
 
 class _Logprobs(BaseModel):
-    content: list[_Position] | None = None
+    content: list[_TokenPosition] | None = None
 
 
-class _Answer(BaseModel):
+class _AssistantMessage(BaseModel):
     content: str | None = None
     refusal: str | None = None
 
 
-class _Choice(BaseModel):
-    message: _Answer
+class _CompletionChoice(BaseModel):
+    message: _AssistantMessage
     finish_reason: str | None = None
     logprobs: _Logprobs | None = None
 
 
-class _Usage(BaseModel):
+class _CompletionUsage(BaseModel):
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
 
 
-class _Completion(BaseModel):
+class _ChatCompletion(BaseModel):
     """What is read of an answer; other fields differ from server to server."""
 
-    choices: list[_Choice]
-    usage: _Usage | None = None
+    choices: list[_CompletionChoice]
+    usage: _CompletionUsage | None = None
     system_fingerprint: str | None = None
 
 
 @dataclass(frozen=True)
-class Reply:
+class ChatReply:
     """`first_token` holds the likeliest first tokens of the answer, where they were asked for and given."""
 
     text: str
-    first_token: list[Token]
+    first_token: list[TokenLogprob]
     fingerprint: str | None
 
 
-class Chat:
+class ChatClient:
     """A model at an endpoint, asked by every group of the process, within one event loop."""
 
     def __init__(self, settings: JudgeSettings) -> None:
         self._settings = settings
-        self._pace = Pace(in_flight=settings.judge_concurrency, per_minute=settings.judge_requests_per_minute)
+        self._rate_limiter = RateLimiter(
+            in_flight=settings.judge_concurrency, per_minute=settings.judge_requests_per_minute
+        )
         self._key = settings.judge_key.get_secret_value() if settings.judge_key else None
         self._client = AsyncOpenAI(
             base_url=settings.judge_url,
@@ -133,50 +134,52 @@ class Chat:
     async def close(self) -> None:
         await self._client.close()
 
-    def tab(self, *, seconds: float | None = None) -> Tab:
+    def open_budget(self, *, seconds: float | None = None) -> CallBudget:
         """For a group that begins now."""
-        return Tab(asyncio.get_running_loop().time() + (seconds or self._settings.judge_deadline_s))
+        return CallBudget(asyncio.get_running_loop().time() + (seconds or self._settings.judge_deadline_s))
 
-    async def ask(self, messages: list[Message], tab: Tab, **fields: Any) -> Reply:
+    async def ask_once(self, messages: list[ChatMessage], budget: CallBudget, **fields: Any) -> ChatReply:
         """One answer, or CallFailed. `fields` go into the request, such as `response_format`."""
         fields = {"temperature": 0, **fields, **self._settings.judge_extra}
         fields = {name: value for name, value in fields.items() if value is not None}
-        completion = await self._persist(messages, fields, tab)
-        usage = completion.usage or _Usage()
-        tab.prompt_tokens += usage.prompt_tokens or 0
-        tab.completion_tokens += usage.completion_tokens or 0
-        tab.metered &= None not in (usage.prompt_tokens, usage.completion_tokens)
-        return _reply(completion)
+        completion = await self._complete_with_retries(messages, fields, budget)
+        usage = completion.usage or _CompletionUsage()
+        budget.prompt_tokens += usage.prompt_tokens or 0
+        budget.completion_tokens += usage.completion_tokens or 0
+        budget.has_usage &= None not in (usage.prompt_tokens, usage.completion_tokens)
+        return _parse_completion(completion)
 
-    async def models(self, tab: Tab) -> list[str]:
+    async def list_models(self, budget: CallBudget) -> list[str]:
         """The names that the endpoint offers; none where it does not say."""
         try:
-            async with asyncio.timeout_at(tab.deadline):
+            async with asyncio.timeout_at(budget.deadline):
                 return [model.id for model in (await self._client.models.list(extra_headers=self._headers)).data]
         except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):  # whatever stands there
             return []
 
-    async def _persist(self, messages: list[Message], fields: dict[str, Any], tab: Tab) -> _Completion:
+    async def _complete_with_retries(
+        self, messages: list[ChatMessage], fields: dict[str, Any], budget: CallBudget
+    ) -> _ChatCompletion:
         """Ask until there is an answer, no hope, or no time."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
-        if loop.time() >= tab.deadline:
+        if loop.time() >= budget.deadline:
             raise CallFailed("timeout", "the group's deadline had passed")  # a request would be sent and given up
         try:
-            async with asyncio.timeout_at(tab.deadline):
+            async with asyncio.timeout_at(budget.deadline):
                 for attempt in itertools.count():
                     try:
-                        async with self._pace.turn():
-                            tab.calls += 1
-                            return await self._once(messages, fields)
+                        async with self._rate_limiter.acquire_slot():
+                            budget.calls += 1
+                            return await self._complete(messages, fields)
                     except CallFailed as failure:
-                        failures += failure.status not in COME_BACK
-                        told = failure.retry_after_s if failure.status in COME_BACK else None
-                        too_late = told is not None and loop.time() + told > tab.deadline
-                        if failures > self._settings.judge_retries or not failure.may_pass or too_late:
+                        failures += failure.status not in BUSY_STATUSES
+                        told = failure.retry_after_s if failure.status in BUSY_STATUSES else None
+                        too_late = told is not None and loop.time() + told > budget.deadline
+                        if failures > self._settings.judge_retries or not failure.is_transient or too_late:
                             raise
                         before = f"; before that, {failure}"
                     if told is not None:
-                        self._pace.hold(max(told, FIRST_BACKOFF_S))
+                        self._rate_limiter.pause_all(max(told, FIRST_BACKOFF_S))
                     else:
                         backoff_s = min(FIRST_BACKOFF_S * 2**attempt, LONGEST_BACKOFF_S)
                         await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))  # noqa: S311
@@ -184,7 +187,7 @@ class Chat:
             raise CallFailed("timeout", f"no judgement before the group's deadline{before}") from None
         raise AssertionError("counted to the end")
 
-    async def _once(self, messages: list[Message], fields: dict[str, Any]) -> _Completion:
+    async def _complete(self, messages: list[ChatMessage], fields: dict[str, Any]) -> _ChatCompletion:
         seconds = self._settings.judge_call_timeout_s
         try:
             async with asyncio.timeout(seconds) as limit:
@@ -194,52 +197,43 @@ class Chat:
                     extra_body=fields,  # not all servers' fields are arguments
                     extra_headers=self._headers,
                 )
-            return _Completion.model_validate_json(raw.content)
+            return _ChatCompletion.model_validate_json(raw.content)
         except TimeoutError:
             if not limit.expired():  # the group's deadline, which is the caller's to tell
                 raise
-            raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", may_pass=True) from None
+            raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", is_transient=True) from None
         except openai.APIStatusError as error:
             said = error.message.removeprefix(f"Error code: {error.status_code} - ")
             raise CallFailed(
                 "http_status",
-                f"the judge's endpoint answered {error.status_code}: {self._plain(said)}",
+                f"the judge's endpoint answered {error.status_code}: {self._redact_line(said)}",
                 status=error.status_code,
-                retry_after_s=_seconds(error.response.headers.get("retry-after")),
-                may_pass=(error.status_code >= 500 or error.status_code in PASSING) and error.code != NO_MONEY,
+                retry_after_s=parse_retry_after(error.response.headers.get("retry-after")),
+                is_transient=(error.status_code >= 500 or error.status_code in TRANSIENT_STATUSES)
+                and error.code != QUOTA_CODE,
             ) from None
         except openai.OpenAIError as error:
-            reason = self._plain(str(error.__cause__ or error))
+            reason = self._redact_line(str(error.__cause__ or error))
             message = f"the judge's endpoint could not be asked: {reason}"
-            raise CallFailed("transport", message, may_pass=True) from None
+            raise CallFailed("transport", message, is_transient=True) from None
         except ValidationError:
             message = "the judge's endpoint did not answer with a chat completion"
-            raise CallFailed("invalid_response", message, may_pass=True) from None
+            raise CallFailed("invalid_response", message, is_transient=True) from None
 
-    def _plain(self, text: str) -> str:
+    def _redact_line(self, text: str) -> str:
         """An endpoint's own words in a line, without the key that some of them repeat."""
         text = " ".join(text.split())
-        return (text.replace(self._key, "[key]") if self._key else text)[:MAX_MESSAGE]
+        return (text.replace(self._key, "[key]") if self._key else text)[:MAX_ERROR_CHARS]
 
 
-def _seconds(retry_after: str | None) -> float | None:
-    """A Retry-After header in either of its forms; nonsense counts as absent."""
-    if retry_after is None:
-        return None
-    try:
-        if retry_after.strip().replace(".", "", 1).isdecimal():
-            return float(retry_after)
-        return max(0.0, parsedate_to_datetime(retry_after).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _reply(completion: _Completion) -> Reply:
+def _parse_completion(completion: _ChatCompletion) -> ChatReply:
     if not completion.choices:
         raise CallFailed("invalid_response", "the judge's endpoint answered without a choice")
     choice = completion.choices[0]
     if choice.message.refusal or choice.finish_reason == "content_filter":
-        raise CallFailed("refused", f"the judge refused: {(choice.message.refusal or 'content filter')[:MAX_MESSAGE]}")
+        raise CallFailed(
+            "refused", f"the judge refused: {(choice.message.refusal or 'content filter')[:MAX_ERROR_CHARS]}"
+        )
     positions = (choice.logprobs and choice.logprobs.content) or []
     first = (positions and positions[0].top_logprobs) or []
-    return Reply(choice.message.content or "", first, completion.system_fingerprint)
+    return ChatReply(choice.message.content or "", first, completion.system_fingerprint)

@@ -9,82 +9,88 @@ from typing import ClassVar, TypeVar
 
 from dipole.protocol.schemas import ItemError
 from dipole_rewards.judging import rubric
-from dipole_rewards.judging.answer_forms import Form
-from dipole_rewards.judging.chat import CallFailed, Chat, Message, Tab
+from dipole_rewards.judging.answer_forms import AnswerForm
+from dipole_rewards.judging.chat import CallBudget, CallFailed, ChatClient, ChatMessage
 from dipole_rewards.judging.rubric import Rubric
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Scores
 
-Read = TypeVar("Read")
-NOT_OFFERED = (400, 422, 501)
-RECIPE = 1  # goes up when the code changes what a judgement means
+AnswerT = TypeVar("AnswerT")
+FORMAT_REFUSED_STATUSES = (400, 422, 501)
+RECIPE_NUMBER = 1  # goes up when the code changes what a judgement means
 
 
-class Mode(ABC):
-    """A way to judge a group. Every coroutine runs in the loop of its Chat."""
+class JudgingMode(ABC):
+    """A way to judge a group. Every coroutine runs in the loop of its ChatClient."""
 
     name: ClassVar[str]
     calibrated: ClassVar[bool]
-    lone: ClassVar[float | None] = None
+    lone_score: ClassVar[float | None] = None
     """The score of an image that is alone in its group, where the mode can only compare."""
 
-    def __init__(self, chat: Chat, rubric: Rubric, settings: JudgeSettings) -> None:
+    def __init__(self, chat: ChatClient, rubric: Rubric, settings: JudgeSettings) -> None:
         self.chat, self.rubric, self.settings = chat, rubric, settings
-        self.structured = True
-        """Whether requests carry `response_format`; `settle` finds out."""
+        self.sends_response_format = True
+        """Whether requests carry `response_format`; `probe` finds out."""
         self.fingerprint: str | None = None
 
     @abstractmethod
-    async def settle(self, uris: Sequence[str], tab: Tab) -> None:
+    async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
         """Judge two tiny images for real, and keep to the forms that the endpoint takes. Raises CallFailed."""
 
     @abstractmethod
-    async def scores(self, prompt: str, uris: Sequence[str], tab: Tab) -> Scores:
+    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
         """Judge K images (data: URIs) of one prompt. What fails is null with its reason; the rest stands."""
 
     @abstractmethod
-    def tasks(self) -> list[str]:
+    def task_texts(self) -> list[str]:
         """The tasks in use, and whatever else shapes this mode's judgements: its part of the recipe."""
 
-    def title(self) -> str:
+    def recipe_title(self) -> str:
         """How the recipe names this mode."""
         return self.name
 
-    def recipe(self) -> str:
+    def recipe_version(self) -> str:
         """Version of everything around the model, as in pairwise:aesthetics:0f3a…"""
         settings = self.settings
-        asked = [settings.judge_max_side, settings.judge_max_tokens, settings.judge_extra, self.structured]
-        digest = rubric.fingerprint([self.rubric.system(task) for task in self.tasks()], asked, RECIPE)
-        return f"{self.title()}:{self.rubric.name[:64]}:{digest}"
+        asked = [settings.judge_max_side, settings.judge_max_tokens, settings.judge_extra, self.sends_response_format]
+        digest = rubric.fingerprint_texts(
+            [self.rubric.system_message(task) for task in self.task_texts()], asked, RECIPE_NUMBER
+        )
+        return f"{self.recipe_title()}:{self.rubric.name[:64]}:{digest}"
 
-    def messages(self, task: str, prompt: str, labelled: Mapping[str, str]) -> list[Message]:
-        return [self.rubric.system(task), rubric.user(prompt, labelled)]
+    def build_messages(self, task: str, prompt: str, labelled: Mapping[str, str]) -> list[ChatMessage]:
+        return [self.rubric.system_message(task), rubric.user_message(prompt, labelled)]
 
-    async def ask(self, task: str, form: Form[Read], prompt: str, labelled: Mapping[str, str], tab: Tab) -> Read:
+    async def ask_form(
+        self, task: str, form: AnswerForm[AnswerT], prompt: str, labelled: Mapping[str, str], budget: CallBudget
+    ) -> AnswerT:
         """One JSON answer in this form, or CallFailed."""
-        reply = await self.chat.ask(
-            self.messages(task, prompt, labelled),
-            tab,
+        reply = await self.chat.ask_once(
+            self.build_messages(task, prompt, labelled),
+            budget,
             max_completion_tokens=self.settings.judge_max_tokens,
-            response_format=form.response_format() if self.structured else None,
+            response_format=form.response_format() if self.sends_response_format else None,
         )
         self.fingerprint = reply.fingerprint or self.fingerprint
-        return form.read(reply.text)
+        return form.parse(reply.text)
 
-    async def settle_form(
-        self, task: str, form: Form[Read], prompt: str, labelled: Mapping[str, str], tab: Tab
-    ) -> Read:
-        """As `ask`; an endpoint that refuses `response_format` is not sent any from now on."""
+    async def probe_form(
+        self, task: str, form: AnswerForm[AnswerT], prompt: str, labelled: Mapping[str, str], budget: CallBudget
+    ) -> AnswerT:
+        """As `ask_form`; an endpoint that refuses `response_format` is not sent any from now on."""
         try:
-            return await self.ask(task, form, prompt, labelled, tab)
+            return await self.ask_form(task, form, prompt, labelled, budget)
         except CallFailed as failure:
-            if failure.status not in NOT_OFFERED:
+            if failure.status not in FORMAT_REFUSED_STATUSES:
                 raise
-        self.structured = False
-        return await self.ask(task, form, prompt, labelled, tab)
+        self.sends_response_format = False
+        return await self.ask_form(task, form, prompt, labelled, budget)
 
 
-async def both(there: Awaitable[Read], back: Awaitable[Read]) -> tuple[Read, Read] | CallFailed:
+async def answer_both_orders(
+    there: Awaitable[AnswerT], back: Awaitable[AnswerT]
+) -> tuple[AnswerT, AnswerT] | CallFailed:
     """Both orders of one question, or why one of them failed: half of it would be a judgement of positions."""
     first, second = await asyncio.gather(there, back, return_exceptions=True)
     for each in (first, second):
@@ -97,5 +103,5 @@ async def both(there: Awaitable[Read], back: Awaitable[Read]) -> tuple[Read, Rea
     return first, second
 
 
-def reason(failure: CallFailed) -> ItemError:
+def item_error_of(failure: CallFailed) -> ItemError:
     return ItemError(code=failure.code, message=str(failure))

@@ -17,66 +17,68 @@ from scipy.sparse.csgraph import connected_components
 from dipole.protocol.schemas import ItemError
 from dipole_rewards.judging import bradley_terry, rubric
 from dipole_rewards.judging.answer_forms import VERDICT
-from dipole_rewards.judging.chat import CallFailed, Tab
-from dipole_rewards.judging.mode import Mode, both, reason
+from dipole_rewards.judging.chat import CallBudget, CallFailed
+from dipole_rewards.judging.mode import JudgingMode, answer_both_orders, item_error_of
 from dipole_rewards.judging.tournament import Pair, Tournament
 from dipole_rewards.reward import Scores
 
-TASK = (
+PAIRWISE_TASK = (
     "You are shown two images, A and B, made for the same prompt. Which is better by the rubric above? Their order "
     'means nothing. Answer with a JSON object and nothing else: {"better": "A"}, {"better": "B"}, or {"better": "tie"} '
     "when neither is."
 )
-APART = ItemError(code="no_comparison", message="no chain of comparisons joins this candidate to the others")
+NOT_CONNECTED = ItemError(code="no_comparison", message="no chain of comparisons joins this candidate to the others")
 
 
-class Pairwise(Mode):
+class PairwiseMode(JudgingMode):
     name = "pairwise"
     calibrated = False
-    lone = 0.0
+    lone_score = 0.0
 
-    async def settle(self, uris: Sequence[str], tab: Tab) -> None:
-        await self.settle_form(TASK, VERDICT, "two squares", {"Image A": uris[0], "Image B": uris[1]}, tab)
+    async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
+        await self.probe_form(PAIRWISE_TASK, VERDICT, "two squares", {"Image A": uris[0], "Image B": uris[1]}, budget)
 
-    def tasks(self) -> list[str]:
-        return [TASK]
+    def task_texts(self) -> list[str]:
+        return [PAIRWISE_TASK]
 
-    async def scores(self, prompt: str, uris: Sequence[str], tab: Tab) -> Scores:
+    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
         count = len(uris)
         tournament = Tournament(count, Random(rubric.shuffle_seed(prompt, uris)))  # noqa: S311
         wins, ties = np.zeros((count, count)), np.zeros((count, count))
         errors: dict[int, ItemError] = {}
         while pairs := tournament.next_round(list(wins.sum(1) + ties.sum(1) / 2)):
             for pair, met in zip(
-                pairs, await asyncio.gather(*(self._meet(prompt, uris, pair, tab) for pair in pairs)), strict=True
+                pairs,
+                await asyncio.gather(*(self._compare_pair(prompt, uris, pair, budget) for pair in pairs)),
+                strict=True,
             ):
                 if isinstance(met, CallFailed):
-                    errors.update(dict.fromkeys(pair, reason(met)))
+                    errors.update(dict.fromkeys(pair, item_error_of(met)))
                     continue
                 for better in met:
-                    _count(better, pair, wins, ties)
-        joined = _joined(wins + wins.T + ties)
-        found = bradley_terry.strengths(wins, ties)
+                    _record_result(better, pair, wins, ties)
+        joined = _largest_connected(wins + wins.T + ties)
+        found = bradley_terry.fit_strengths(wins, ties)
         return Scores(
             [float(score) if joined[index] else None for index, score in enumerate(found)],
-            errors={index: errors.get(index, APART) for index in range(count) if not joined[index]},
+            errors={index: errors.get(index, NOT_CONNECTED) for index in range(count) if not joined[index]},
         )
 
-    async def _meet(
-        self, prompt: str, uris: Sequence[str], pair: Pair, tab: Tab
+    async def _compare_pair(
+        self, prompt: str, uris: Sequence[str], pair: Pair, budget: CallBudget
     ) -> tuple[int | None, int | None] | CallFailed:
         """Who is better in either order, None for neither."""
 
-        async def better(first: int, second: int) -> int | None:
+        async def ask_better(first: int, second: int) -> int | None:
             labelled = {"Image A": uris[first], "Image B": uris[second]}
-            verdict = await self.ask(TASK, VERDICT, prompt, labelled, tab)
+            verdict = await self.ask_form(PAIRWISE_TASK, VERDICT, prompt, labelled, budget)
             return {"A": first, "B": second, "tie": None}[verdict]
 
         i, j = pair
-        return await both(better(i, j), better(j, i))
+        return await answer_both_orders(ask_better(i, j), ask_better(j, i))
 
 
-def _count(better: int | None, pair: Pair, wins: NDArray[np.float64], ties: NDArray[np.float64]) -> None:
+def _record_result(better: int | None, pair: Pair, wins: NDArray[np.float64], ties: NDArray[np.float64]) -> None:
     i, j = pair
     if better is None:
         ties[i, j] += 1
@@ -85,7 +87,7 @@ def _count(better: int | None, pair: Pair, wins: NDArray[np.float64], ties: NDAr
         wins[better, j if better == i else i] += 1
 
 
-def _joined(compared: NDArray[np.float64]) -> NDArray[np.bool_]:
+def _largest_connected(compared: NDArray[np.float64]) -> NDArray[np.bool_]:
     """Which candidates (K,) belong to the largest set that comparisons hold together; none to a set of one.
 
     Strengths of two sets that never met do not compare.

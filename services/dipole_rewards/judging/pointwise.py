@@ -13,8 +13,8 @@ from collections.abc import Sequence
 from typing import Literal
 
 from dipole_rewards.judging.answer_forms import SCORE
-from dipole_rewards.judging.chat import CallFailed, Tab, Token
-from dipole_rewards.judging.mode import NOT_OFFERED, Mode, reason
+from dipole_rewards.judging.chat import CallBudget, CallFailed, TokenLogprob
+from dipole_rewards.judging.mode import FORMAT_REFUSED_STATUSES, JudgingMode, item_error_of
 from dipole_rewards.reward import Scores
 
 YES_OR_NO = "You are shown one image. Is it good by the rubric above? Answer with one word, yes or no."
@@ -22,60 +22,62 @@ ZERO_TO_100 = (
     'You are shown one image. Answer with a JSON object and nothing else: {"score": N}, N being a whole number from 0, '
     "nothing of what the rubric above calls good, to 100, all of it."
 )
-TOP = 20  # as many as OpenAI and vLLM give
-LEAST_MASS = 0.1  # of the first token on yes and no together; below it the model was about to say something else
-AROUND = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one token
+TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
+MIN_ANSWER_MASS = 0.1  # of the first token on yes and no together; below it the model was about to say something else
+STRIPPED_CHARS = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one token
 
 
-class Pointwise(Mode):
+class PointwiseMode(JudgingMode):
     name = "pointwise"
     calibrated = True
-    reads: Literal["logprobs", "json"] = "logprobs"
+    answer_kind: Literal["logprobs", "json"] = "logprobs"
 
-    async def settle(self, uris: Sequence[str], tab: Tab) -> None:
+    async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
         try:
-            await self._one("two squares", uris[0], tab)
+            await self._score_image("two squares", uris[0], budget)
         except CallFailed as failure:
-            if failure.code != "no_parse" and failure.status not in NOT_OFFERED:
+            if failure.code != "no_parse" and failure.status not in FORMAT_REFUSED_STATUSES:
                 raise
-            self.reads = "json"
-            await self.settle_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, tab)
+            self.answer_kind = "json"
+            await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
 
-    def title(self) -> str:
-        return f"{self.name}-{self.reads}"
+    def recipe_title(self) -> str:
+        return f"{self.name}-{self.answer_kind}"
 
-    def tasks(self) -> list[str]:
-        return [YES_OR_NO if self.reads == "logprobs" else ZERO_TO_100]
+    def task_texts(self) -> list[str]:
+        return [YES_OR_NO if self.answer_kind == "logprobs" else ZERO_TO_100]
 
-    async def scores(self, prompt: str, uris: Sequence[str], tab: Tab) -> Scores:
-        async def one(uri: str) -> float | CallFailed:
+    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
+        async def score_or_failure(uri: str) -> float | CallFailed:
             try:
-                return await self._one(prompt, uri, tab)
+                return await self._score_image(prompt, uri, budget)
             except CallFailed as failure:
                 return failure
 
-        given = await asyncio.gather(*map(one, uris))
-        errors = {index: reason(each) for index, each in enumerate(given) if isinstance(each, CallFailed)}
+        given = await asyncio.gather(*map(score_or_failure, uris))
+        errors = {index: item_error_of(each) for index, each in enumerate(given) if isinstance(each, CallFailed)}
         return Scores([None if isinstance(each, CallFailed) else each for each in given], errors=errors)
 
-    async def _one(self, prompt: str, uri: str, tab: Tab) -> float:
-        if self.reads == "json":
-            return await self.ask(ZERO_TO_100, SCORE, prompt, {"Image": uri}, tab)
-        messages = self.messages(YES_OR_NO, prompt, {"Image": uri})
-        reply = await self.chat.ask(messages, tab, max_completion_tokens=1, logprobs=True, top_logprobs=TOP)
+    async def _score_image(self, prompt: str, uri: str, budget: CallBudget) -> float:
+        if self.answer_kind == "json":
+            return await self.ask_form(ZERO_TO_100, SCORE, prompt, {"Image": uri}, budget)
+        messages = self.build_messages(YES_OR_NO, prompt, {"Image": uri})
+        reply = await self.chat.ask_once(
+            messages, budget, max_completion_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS
+        )
         self.fingerprint = reply.fingerprint or self.fingerprint
         return probability_of_yes(reply.first_token)
 
 
-def probability_of_yes(first_token: Sequence[Token]) -> float:
+def probability_of_yes(first_token: Sequence[TokenLogprob]) -> float:
     """P(yes) out of the likeliest first tokens, or CallFailed with `no_parse`."""
     mass = {"yes": 0.0, "no": 0.0}
     for each in first_token:
-        word = each.token.strip(AROUND).casefold()
+        word = each.token.strip(STRIPPED_CHARS).casefold()
         if word in mass:
             mass[word] += math.exp(min(each.logprob, 0.0))
     total = mass["yes"] + mass["no"]
-    if not total >= LEAST_MASS:  # not a number is not enough either
+    if not total >= MIN_ANSWER_MASS:  # not a number is not enough either
         seen = ", ".join(repr(each.token) for each in first_token[:5]) or "no log probabilities"
         raise CallFailed("no_parse", f"the judge's first token is hardly yes or no: {seen}")
     return mass["yes"] / total

@@ -3,7 +3,7 @@
     async with pace.turn():
         ...  # one request
 
-One Pace serves every group of a process, in the order in which their requests came.
+One RateLimiter serves every group of a process, in the order in which their requests came.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 
-class Pace:
+class RateLimiter:
     def __init__(self, *, in_flight: int, per_minute: float | None) -> None:
-        self._slots, self._door = asyncio.Semaphore(in_flight), asyncio.Lock()
-        self._gap_s = 60 / per_minute if per_minute else 0.0
-        self._next = 0.0  # the loop's time before which no request starts
+        self._slots, self._start_lock = asyncio.Semaphore(in_flight), asyncio.Lock()
+        self._interval_s = 60 / per_minute if per_minute else 0.0
+        self._next_start = 0.0  # the loop's time before which no request starts
 
     @asynccontextmanager
-    async def turn(self) -> AsyncIterator[None]:
+    async def acquire_slot(self) -> AsyncIterator[None]:
         """Wait for a turn and hold it; cancelled while waiting, it takes none."""
         async with self._slots:
-            async with self._door:  # one waits for the time, the others behind it
+            async with self._start_lock:  # one waits for the time, the others behind it
                 loop = asyncio.get_running_loop()
-                while (wait := self._next - loop.time()) > 0:  # again, because `hold` may have put it off
+                while (wait := self._next_start - loop.time()) > 0:  # again, because `pause_all` may have put it off
                     await asyncio.sleep(wait)
-                self._next = loop.time() + self._gap_s
+                self._next_start = loop.time() + self._interval_s
             yield
 
-    def hold(self, seconds: float) -> None:
+    def pause_all(self, seconds: float) -> None:
         """Start nothing for so long: the endpoint asked everybody to come back later, not one request alone."""
-        self._next = max(self._next, asyncio.get_running_loop().time() + seconds)
+        self._next_start = max(self._next_start, asyncio.get_running_loop().time() + seconds)

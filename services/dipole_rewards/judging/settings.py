@@ -11,7 +11,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.web.auth import is_loopback
 
-OURS = {"messages", "model", "n", "stream", "response_format", "logprobs", "top_logprobs"}
+RESERVED_FIELDS = {"messages", "model", "n", "stream", "response_format", "logprobs", "top_logprobs"}
 
 
 class JudgeSettings(BaseSettings):
@@ -26,7 +26,10 @@ class JudgeSettings(BaseSettings):
     judge_key: SecretStr | None = Field(default=None, min_length=1, description="The endpoint's API key.")
     judge_model: str = Field(min_length=1, max_length=200, description="The model's name at the endpoint.")
     judge_model_revision: str | None = Field(
-        default=None, min_length=1, max_length=200, description="Its revision; what the endpoint calls itself if unset."
+        default=None,
+        min_length=1,
+        max_length=200,
+        description="Revision of the model; if unset, what the endpoint calls itself.",
     )
 
     judge_mode: Literal["pointwise", "pairwise", "listwise"] = Field(
@@ -37,41 +40,51 @@ class JudgeSettings(BaseSettings):
         description="prompt_alignment, aesthetics, text_rendering, or the path of a text file of your own.",
     )
     judge_orders: int = Field(
-        default=2, ge=1, le=16, description="listwise: orders in which images are shown, each also reversed."
+        default=2, ge=1, le=16, description="Number of orders in which listwise shows the images, each also reversed."
     )
     judge_max_side: int = Field(
-        default=1024, ge=28, le=4096, description="Pixels of an image's longer side; larger ones are scaled down."
+        default=1024,
+        ge=28,
+        le=4096,
+        description="Most pixels of an image's longer side; larger images are scaled down.",
     )
-    judge_max_tokens: int = Field(default=512, ge=1, description="Tokens of one JSON answer, thoughts included.")
+    judge_max_tokens: int = Field(default=512, ge=1, description="Most tokens of one JSON answer, thoughts included.")
     judge_extra: Annotated[dict[str, Any], NoDecode] = Field(
         default={},
         description='JSON object added to every request, as {"reasoning_effort": "low"}; null leaves a field out.',
     )
 
-    judge_concurrency: int = Field(default=16, ge=1, le=1024, description="Requests in flight, of all groups together.")
+    judge_concurrency: int = Field(
+        default=16, ge=1, le=1024, description="Most requests in flight, of all groups together."
+    )
     judge_requests_per_minute: float | None = Field(
-        default=None, gt=0, description="Requests a minute, evenly spaced; as many as go if unset."
+        default=None, gt=0, description="Most requests a minute, evenly spaced; without a limit if unset."
     )
     judge_call_timeout_s: float = Field(default=30.0, gt=0, description="Seconds one request may take.")
     judge_deadline_s: float = Field(
         default=50.0, gt=0, description="Seconds one group may take; keep it below the `timeout_s` of the job's reward."
     )
     judge_retries: int = Field(
-        default=3, ge=0, le=20, description="Repeats of a failed request; 429 and 503 are repeated up to the deadline."
+        default=3,
+        ge=0,
+        le=20,
+        description="How often a failed request is repeated; 429 and 503 are repeated up to the deadline.",
     )
     judge_usd_per_million_prompt_tokens: float | None = Field(
-        default=None, ge=0, description="Price, for `cost_usd` in a ranking's usage; both or none."
+        default=None,
+        ge=0,
+        description="Price in US dollars, for `cost_usd` in a ranking's usage; give both prices or none.",
     )
     judge_usd_per_million_completion_tokens: float | None = Field(
         default=None,
         ge=0,
         validate_default=True,
-        description="Price, for `cost_usd` in a ranking's usage; both or none.",
+        description="Price in US dollars, for `cost_usd` in a ranking's usage; give both prices or none.",
     )
 
     @field_validator("judge_key")
     @classmethod
-    def _fits_a_header(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
         """Without the line's end of the file that it came from; an HTTP client repeats a key that it cannot send."""
         if key is None:
             return None
@@ -82,7 +95,7 @@ class JudgeSettings(BaseSettings):
 
     @field_validator("judge_url")
     @classmethod
-    def _is_safe(cls, url: str, others: ValidationInfo) -> str:
+    def _check_url(cls, url: str, others: ValidationInfo) -> str:
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname or not url.isprintable() or " " in url:
             raise ValueError("must read like https://api.openai.com/v1 or http://127.0.0.1:8000/v1")
@@ -95,19 +108,19 @@ class JudgeSettings(BaseSettings):
 
     @field_validator("judge_extra", mode="before")
     @classmethod
-    def _is_json(cls, extra: Any) -> Any:
+    def _parse_extra(cls, extra: Any) -> Any:
         return json.loads(extra) if isinstance(extra, str) else extra
 
     @field_validator("judge_extra")
     @classmethod
-    def _leaves_ours_alone(cls, extra: dict[str, Any]) -> dict[str, Any]:
-        if taken := sorted(OURS & extra.keys()):
+    def _check_extra(cls, extra: dict[str, Any]) -> dict[str, Any]:
+        if taken := sorted(RESERVED_FIELDS & extra.keys()):
             raise ValueError(f"{', '.join(taken)} cannot be set: the judge depends on it")
         return extra
 
     @field_validator("judge_usd_per_million_completion_tokens")
     @classmethod
-    def _both_or_none(cls, price: float | None, others: ValidationInfo) -> float | None:
+    def _check_prices(cls, price: float | None, others: ValidationInfo) -> float | None:
         if (price is None) != (others.data.get("judge_usd_per_million_prompt_tokens") is None):
             raise ValueError("set the prices of prompt and completion tokens, or neither")
         return price

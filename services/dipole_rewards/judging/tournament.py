@@ -11,7 +11,7 @@ import math
 from collections.abc import Sequence
 from random import Random
 
-ALL_PAIRS_UP_TO = 8
+MAX_ROUND_ROBIN = 8
 
 Pair = tuple[int, int]
 
@@ -21,38 +21,38 @@ class Tournament:
 
     def __init__(self, count: int, random: Random) -> None:
         self._count, self._random = count, random
-        self._rounds_left = 1 if count <= ALL_PAIRS_UP_TO else 2 * math.ceil(math.log2(count))
-        self._met: set[Pair] = set()
-        self._sat_out = [0] * count
+        self._rounds_left = 1 if count <= MAX_ROUND_ROBIN else 2 * math.ceil(math.log2(count))
+        self._compared: set[Pair] = set()
+        self._byes = [0] * count
 
     def next_round(self, points: Sequence[float]) -> list[Pair]:
         """The pairs (i < j) to compare next, given the points so far; none when it is over."""
         if self._rounds_left == 0:
             return []
         self._rounds_left -= 1
-        if self._count <= ALL_PAIRS_UP_TO:
+        if self._count <= MAX_ROUND_ROBIN:
             return list(itertools.combinations(range(self._count), 2))
-        return self._neighbours(points)
+        return self._pair_neighbours(points)
 
-    def _neighbours(self, points: Sequence[float]) -> list[Pair]:
+    def _pair_neighbours(self, points: Sequence[float]) -> list[Pair]:
         waiting = sorted(range(self._count), key=lambda each: (-points[each], self._random.random()))
         if self._count % 2:
-            out = min(reversed(waiting), key=self._sat_out.__getitem__)  # the lowest of those that sat out least
+            out = min(reversed(waiting), key=self._byes.__getitem__)  # the lowest of those that sat out least
             waiting.remove(out)
-            self._sat_out[out] += 1
+            self._byes[out] += 1
         if self._rounds_left % 2:
             waiting.reverse()  # whoever is left over is at the other end each time
         pairs = []
         while waiting:
             first = waiting.pop(0)
-            second = next((each for each in waiting if _pair(first, each) not in self._met), None)
+            second = next((each for each in waiting if _ordered_pair(first, each) not in self._compared), None)
             if second is None:
                 continue  # it has met all that are left
             waiting.remove(second)
-            pairs.append(_pair(first, second))
-        self._met.update(pairs)
+            pairs.append(_ordered_pair(first, second))
+        self._compared.update(pairs)
         return pairs
 
 
-def _pair(a: int, b: int) -> Pair:
+def _ordered_pair(a: int, b: int) -> Pair:
     return (a, b) if a < b else (b, a)

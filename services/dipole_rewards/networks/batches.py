@@ -9,26 +9,28 @@ import structlog
 import torch
 
 from dipole.protocol.schemas import MAX_CANDIDATES, ItemError
-from dipole_rewards.reward import Group, Pixels, Scores
+from dipole_rewards.reward import CandidateImages, Pixels, Scores
 
 log = structlog.get_logger()
 MAX_ASPECT = 200  # a thinner image would be resized to millions of pixels, or to none
 TOO_THIN = ItemError(code="aspect_ratio", message=f"one side is more than {MAX_ASPECT} times the other")
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+ItemT = TypeVar("ItemT")
+ResultT = TypeVar("ResultT")
 
 
-class Asked(NamedTuple):
+class ImageInGroup(NamedTuple):
     """One image, and the group whose prompt it was made for."""
 
     image: Pixels
-    group: Group
+    group: CandidateImages
 
 
-def together(groups: Sequence[Group], forward: Callable[[Sequence[Asked]], Sequence[float]]) -> list[Scores]:
+def score_all(
+    groups: Sequence[CandidateImages], forward: Callable[[Sequence[ImageInGroup]], Sequence[float]]
+) -> list[Scores]:
     """`forward`'s scores of all groups' images at once, a Scores each; an image beyond MAX_ASPECT gets the reason."""
     places = [(n, k) for n, group in enumerate(groups) for k, image in enumerate(group.images) if not _is_thin(image)]
-    found = forward([Asked(groups[n].images[k], groups[n]) for n, k in places])
+    found = forward([ImageInGroup(groups[n].images[k], groups[n]) for n, k in places])
     scores = dict(zip(places, found, strict=True))
     return [
         Scores(
@@ -46,24 +48,26 @@ def _is_thin(image: Pixels) -> bool:
     return max(height, width) > MAX_ASPECT * min(height, width)
 
 
-class InPieces:
+class MicroBatches:
     """Runs everything at once where memory allows: running out of it halves the batch, for good, and says so."""
 
     def __init__(self, reward: str, *, batch: int = MAX_CANDIDATES) -> None:
-        self.reward, self.batch = reward, batch
+        self.reward, self.batch_size = reward, batch
 
-    def __call__(self, items: Sequence[Item], forward: Callable[[Sequence[Item]], Sequence[Result]]) -> list[Result]:
+    def __call__(
+        self, items: Sequence[ItemT], forward: Callable[[Sequence[ItemT]], Sequence[ResultT]]
+    ) -> list[ResultT]:
         """`forward`'s results, one an item, in order."""
-        results: list[Result] = []
+        results: list[ResultT] = []
         while len(results) < len(items):
-            piece = items[len(results) : len(results) + self.batch]
+            piece = items[len(results) : len(results) + self.batch_size]
             try:
                 results += forward(piece)
                 continue
             except torch.OutOfMemoryError:
                 if len(piece) == 1:
                     raise
-            self.batch = len(piece) // 2  # not in the except block: its traceback holds the batch's tensors
+            self.batch_size = len(piece) // 2  # not in the except block: its traceback holds the batch's tensors
             torch.cuda.empty_cache()
-            log.warning("batch_halved", reward=self.reward, batch=self.batch)
+            log.warning("batch_halved", reward=self.reward, batch=self.batch_size)
         return results

@@ -14,13 +14,13 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.networks.weight_files import DTYPES, exactly, read_json
+from dipole_rewards.networks.weight_files import DTYPES, load_exactly, read_json
 from dipole_rewards.settings import WeightSettings
 
-TOKENS = 77  # of a prompt, with its start and end
+MAX_PROMPT_TOKENS = 77  # of a prompt, with its start and end
 
 
-class Encoder:
+class ClipEncoder:
     """A CLIP network with its tokenizer, where prompts count. Embeddings are float32 whatever the weights are."""
 
     def __init__(self, network: CLIPModel, tokenizer: CLIPTokenizer | None) -> None:
@@ -28,31 +28,33 @@ class Encoder:
         shape: Any = network.config
         self.side: int = shape.vision_config.image_size
 
-    def ids(self, prompt: str) -> Tensor:
+    def tokenize(self, prompt: str) -> Tensor:
         """(1, T): start, words, end; a prompt beyond 77 tokens loses its last words.
 
         A special token inside the prompt is content and loses its meaning: an end would hide what follows.
         """
         assert self.tokenizer is not None
         plain = prompt.replace("<|", "< |")
-        ids = self.tokenizer(plain, truncation=True, max_length=TOKENS, padding=False).input_ids
+        ids = self.tokenizer(plain, truncation=True, max_length=MAX_PROMPT_TOKENS, padding=False).input_ids
         return torch.tensor([ids], device=self.network.device)
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
+    def encode_texts(self, prompts: Sequence[str]) -> Tensor:
         """N prompts → (N, D), in one forward.
 
         They are padded behind their ends, and no token sees what comes after it: what the padding is does not matter,
         but that it is no end, whose place is looked for by its id.
         """
-        ids = pad_sequence([self.ids(prompt)[0] for prompt in prompts], batch_first=True)
-        return _unit(self.network.get_text_features(input_ids=ids))
+        ids = pad_sequence([self.tokenize(prompt)[0] for prompt in prompts], batch_first=True)
+        return _normalize_rows(self.network.get_text_features(input_ids=ids))
 
-    def images(self, pixels: Tensor) -> Tensor:
+    def encode_images(self, pixels: Tensor) -> Tensor:
         """(K, 3, side, side), normalised → (K, D)"""
-        return _unit(self.network.get_image_features(pixel_values=pixels.to(self.network.device, self.network.dtype)))
+        return _normalize_rows(
+            self.network.get_image_features(pixel_values=pixels.to(self.network.device, self.network.dtype))
+        )
 
 
-def _unit(features: Any) -> Tensor:
+def _normalize_rows(features: Any) -> Tensor:
     return functional.normalize(features.pooler_output.float(), dim=-1)
 
 
@@ -64,7 +66,7 @@ def load_encoder(
     weights: Path,
     config: Path,
     tokenizer: Path | None = None,
-) -> Encoder:
+) -> ClipEncoder:
     """The network that `config.json` describes, with these tensors, which are those of `weights`.
 
     Raises ConfigurationError where the files do not belong together.
@@ -73,7 +75,7 @@ def load_encoder(
     own = {name: value for name, value in state.items() if not name.endswith(".position_ids")}  # 0, 1, 2 … once stored
     try:
         shape: Any = CLIPConfig.from_dict(described)
-        network: Any = exactly(CLIPModel, shape, own, DTYPES[settings.reward_dtype])
+        network: Any = load_exactly(CLIPModel, shape, own, DTYPES[settings.reward_dtype])
     except (RuntimeError, StrictDataclassError) as error:
         raise ConfigurationError(f"{weights} is not the CLIP that {config} describes: {error}") from error
     words = None if tokenizer is None else _read_tokenizer(tokenizer)
@@ -82,7 +84,7 @@ def load_encoder(
             f"{tokenizer} has {len(words)} tokens, and {config} says {shape.text_config.vocab_size}: "
             "they are not of the same model"
         )
-    return Encoder(network.eval().requires_grad_(False).to(device), words)
+    return ClipEncoder(network.eval().requires_grad_(False).to(device), words)
 
 
 def _read_tokenizer(path: Path) -> CLIPTokenizer:

@@ -13,13 +13,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from dipole_rewards.networks.batches import Asked, InPieces, together
-from dipole_rewards.networks.clip_encoder import Encoder
-from dipole_rewards.networks.clip_images import cropped
+from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
+from dipole_rewards.networks.clip_encoder import ClipEncoder
+from dipole_rewards.networks.clip_images import resize_and_crop
 from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
-from dipole_rewards.reward import BatchedReward, Group, Pixels, Scores
+from dipole_rewards.reward import BatchedReward, CandidateImages, Pixels, Scores
 
-Judge = Callable[[Tensor, Sequence[str]], Tensor]
+ScoreEmbeddings = Callable[[Tensor, Sequence[str]], Tensor]
 
 
 class ClipReward(BatchedReward, WeightedReward):
@@ -29,27 +29,29 @@ class ClipReward(BatchedReward, WeightedReward):
     """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
     scale = 1.0
 
-    def __init__(self, encoder: Encoder, golden: GoldenScore, revision: str) -> None:
-        self.encoder, self.known, self.model_revision = encoder, golden, revision
-        self.pieces = InPieces(self.name)
+    def __init__(self, encoder: ClipEncoder, golden: GoldenScore, revision: str) -> None:
+        self.encoder, self.golden_score, self.model_revision = encoder, golden, revision
+        self.micro_batches = MicroBatches(self.name)
 
     @staticmethod
-    def prepare(image: Pixels, side: int) -> Tensor:
+    def preprocess(image: Pixels, side: int) -> Tensor:
         """(H, W, 3) → (3, side, side), normalised."""
-        return cropped(image, side)
+        return resize_and_crop(image, side)
 
     @torch.inference_mode()
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
-        judge = self.judge(list(dict.fromkeys(group.prompt for group in groups)))
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
+        judge = self.make_scorer(list(dict.fromkeys(group.prompt for group in groups)))
 
-        def forward(piece: Sequence[Asked]) -> list[float]:
-            pixels = torch.stack([self.prepare(one.image, self.encoder.side) for one in piece])
-            scores: list[float] = judge(self.encoder.images(pixels), [one.group.prompt for one in piece]).tolist()
+        def score_batch(piece: Sequence[ImageInGroup]) -> list[float]:
+            pixels = torch.stack([self.preprocess(one.image, self.encoder.side) for one in piece])
+            scores: list[float] = judge(
+                self.encoder.encode_images(pixels), [one.group.prompt for one in piece]
+            ).tolist()
             return scores
 
-        return together(groups, partial(self.pieces, forward=forward))
+        return score_all(groups, partial(self.micro_batches, forward=score_batch))
 
-    def judge(self, prompts: Sequence[str]) -> Judge:
+    def make_scorer(self, prompts: Sequence[str]) -> ScoreEmbeddings:
         """What turns unit image embeddings (K, D) and the K prompts, of these, that they belong to into scores (K,)."""
-        texts = dict(zip(prompts, self.encoder.texts(prompts), strict=True))
+        texts = dict(zip(prompts, self.encoder.encode_texts(prompts), strict=True))
         return lambda images, asked: self.scale * (images * torch.stack([texts[prompt] for prompt in asked])).sum(-1)

@@ -6,7 +6,7 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Huggi
     config.json, tokenizer.json   of Qwen/Qwen2-VL-7B-Instruct, and tokenizer_config.json beside them
     instruction.txt               the text that it was trained to answer: in MizzenAI/HPSv3 the strings INSTRUCTION and
                                   prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, one after the other
-    golden.json                   {"score": …}: what the published implementation gives weights.golden_image()
+    golden.json                   {"score": …}: what the published implementation gives weight_files.make_golden_image()
 
 The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a
 little, so its SHA-256 is.
@@ -25,73 +25,76 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.networks.hpsv3_model import REWARD_TOKEN, HPSv3Network, Words
+from dipole_rewards.networks.hpsv3_model import REWARD_TOKEN, HPSv3Network, QuestionTokenizer
 from dipole_rewards.networks.weight_files import (
     DTYPES,
-    Folder,
     GoldenScore,
-    exactly,
+    WeightsFolder,
+    load_exactly,
     read_json,
     read_safetensors,
-    revision,
+    weights_revision,
 )
 from dipole_rewards.settings import WeightSettings
 
-HPSV3, QWEN = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
-TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
+HPSV3_REPOSITORY, QWEN_REPOSITORY = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
+GOLDEN_TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedHPSv3:
     network: HPSv3Network
-    words: Words
+    tokenizer: QuestionTokenizer
     golden: GoldenScore
     revision: str  # of the weights: the start of the file's SHA-256, which the hub shows too
 
 
-def load(settings: WeightSettings, *, instruction_sha256: str, device: str) -> Loaded:
+def load_hpsv3(settings: WeightSettings, *, instruction_sha256: str, device: str) -> LoadedHPSv3:
     """Everything, on `device`. Raises ConfigurationError that names the file which is missing or wrong."""
-    folder = Folder.of(settings, "HPSv3", explained=__name__)
-    weights = folder.find("HPSv3.safetensors", HPSV3)
-    config, tokenizer = (folder.find(name, QWEN) for name in ("config.json", "tokenizer.json"))
-    instruction = _instruction(folder.find("instruction.txt"), instruction_sha256)
-    golden = folder.golden(tolerance=TOLERANCE)
+    folder = WeightsFolder.from_settings(settings, "HPSv3", explained=__name__)
+    weights = folder.find_file("HPSv3.safetensors", HPSV3_REPOSITORY)
+    config, tokenizer = (folder.find_file(name, QWEN_REPOSITORY) for name in ("config.json", "tokenizer.json"))
+    instruction = _read_instruction(folder.find_file("instruction.txt"), instruction_sha256)
+    golden = folder.read_golden_score(tolerance=GOLDEN_TOLERANCE)
     read_json(config)  # which AutoTokenizer reads too, without naming it where it is damaged
-    words = _words(tokenizer, instruction)
-    network = load_network(weights, config, words, DTYPES[settings.reward_dtype])
-    return Loaded(network.to(device), words, golden, revision(weights))
+    words = _load_question_tokenizer(tokenizer, instruction)
+    network = load_hpsv3_network(weights, config, words, DTYPES[settings.reward_dtype])
+    return LoadedHPSv3(network.to(device), words, golden, weights_revision(weights))
 
 
-def load_network(weights: Path, config: Path, words: Words, dtype: torch.dtype) -> HPSv3Network:
+def load_hpsv3_network(weights: Path, config: Path, words: QuestionTokenizer, dtype: torch.dtype) -> HPSv3Network:
     """The network in evaluation mode, its head in float32 whatever `dtype` is."""
     stored = read_safetensors(weights)
-    state = {_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
-    described, vocabulary = read_json(config), _vocabulary(state, words, weights)
+    state = {_qwen_name(name): tensor for name, tensor in stored.items() if not name.startswith("lm_head.")}
+    described, vocabulary = read_json(config), _check_vocabulary(state, words, weights)
     head = {name.removeprefix("rm_head."): state.pop(name) for name in list(state) if name.startswith("rm_head.")}
     try:
         shape: Any = Qwen2VLConfig.from_dict(described)
         shape.text_config.vocab_size = vocabulary
-        network = HPSv3Network(exactly(Qwen2VLModel, shape, state, dtype), words.reward_id)
+        network = HPSv3Network(load_exactly(Qwen2VLModel, shape, state, dtype), words.reward_id)
         network.rm_head.load_state_dict(head)
     except (RuntimeError, StrictDataclassError) as error:
         raise ConfigurationError(f"{weights} is not HPSv3 as {config} describes it: {error}") from error
     return network.eval().requires_grad_(False)
 
 
-def _words(tokenizer: Path, instruction: str) -> Words:
+def _load_question_tokenizer(tokenizer: Path, instruction: str) -> QuestionTokenizer:
     """Raises ConfigurationError unless `tokenizer` and the files beside it make a question about an image."""
     try:
-        words = Words(AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction)
-        words.ids("", image_tokens=1)
+        words = QuestionTokenizer(
+            AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction
+        )
+        words.tokenize("", image_tokens=1)
     except Exception as error:  # of any kind, by what is missing or damaged
         raise ConfigurationError(
-            f"{tokenizer}, with config.json and tokenizer_config.json (the chat template) beside it, is not {QWEN}'s "
+            f"{tokenizer}, with config.json and tokenizer_config.json (the chat template) beside it, "
+            f"is not {QWEN_REPOSITORY}'s "
             f"tokenizer: {error}"
         ) from error
     return words
 
 
-def _instruction(path: Path, sha256: str) -> str:
+def _read_instruction(path: Path, sha256: str) -> str:
     data = path.read_bytes()
     if hashlib.sha256(data).hexdigest() != sha256:
         raise ConfigurationError(
@@ -100,19 +103,20 @@ def _instruction(path: Path, sha256: str) -> str:
     return data.decode()
 
 
-def _name(name: str) -> str:
+def _qwen_name(name: str) -> str:
     """A weight's name in Qwen2VLModel; the checkpoint has transformers' layout of before or after 4.52 (`visual.…`)."""
     if name.startswith("model.") and not name.startswith(("model.visual.", "model.language_model.")):
         return "language_model." + name.removeprefix("model.")
     return name.removeprefix("model.")
 
 
-def _vocabulary(state: dict[str, Tensor], words: Words, weights: Path) -> int:
+def _check_vocabulary(state: dict[str, Tensor], words: QuestionTokenizer, weights: Path) -> int:
     """How many tokens the weights know, which must be the tokenizer's: an id off by one would go unnoticed."""
     embedding, known = state.get("language_model.embed_tokens.weight"), len(words.tokenizer)
     if embedding is None or len(embedding) != known:
         rows = "no token embeddings" if embedding is None else f"embeddings of {len(embedding)} tokens"
         raise ConfigurationError(
-            f"{weights} has {rows} but the tokenizer, with {REWARD_TOKEN}, {known}: they come of {HPSV3} and {QWEN}"
+            f"{weights} has {rows} but the tokenizer, with {REWARD_TOKEN}, {known}: "
+            f"they come of {HPSV3_REPOSITORY} and {QWEN_REPOSITORY}"
         )
     return known

@@ -26,55 +26,57 @@ from PIL import Image
 from torch import Tensor, nn
 from transformers import Qwen2VLModel
 
-from dipole_rewards.networks.batches import Asked, InPieces
-from dipole_rewards.networks.clip_images import normalized
+from dipole_rewards.networks.batches import ImageInGroup, MicroBatches
+from dipole_rewards.networks.clip_images import normalize_pixels
 from dipole_rewards.reward import Pixels
 
 REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"
-PIXELS = 256 * 28 * 28  # of a resized image, about
-PATCH, MERGED = 14, 2  # pixels of a patch's side; 2×2 patches make one token of the language model
-FRAMES = 2  # Qwen2-VL's patches are of two video frames; a still image is its own second frame
+TARGET_PIXELS = 256 * 28 * 28  # of a resized image, about
+PATCH_SIDE, MERGE_SIDE = 14, 2  # pixels of a patch's side; 2×2 patches make one token of the language model
+TEMPORAL_FRAMES = 2  # Qwen2-VL's patches are of two video frames; a still image is its own second frame
 
 
 # ---- images ---------------------------------------------------------------------------------------------------------
 
 
-def sides(height: int, width: int) -> tuple[int, int]:
+def smart_resize_shape(height: int, width: int) -> tuple[int, int]:
     """(height, width) that an image is resized to: multiples of 28 whose product is about 256·28².
 
     The order of the floating-point operations is the published one: another order floors other sizes down.
     """
-    unit = PATCH * MERGED
+    unit = PATCH_SIDE * MERGE_SIDE
     rounded = [max(unit, round(side / unit) * unit) for side in (height, width)]
     area = rounded[0] * rounded[1]
-    if area > PIXELS:
-        shrink = math.sqrt((height * width) / PIXELS)
+    if area > TARGET_PIXELS:
+        shrink = math.sqrt((height * width) / TARGET_PIXELS)
         rounded = [math.floor(side / shrink / unit) * unit for side in (height, width)]
-    elif area < PIXELS:
-        grow = math.sqrt(PIXELS / (height * width))
+    elif area < TARGET_PIXELS:
+        grow = math.sqrt(TARGET_PIXELS / (height * width))
         rounded = [math.ceil(side * grow / unit) * unit for side in (height, width)]
     return rounded[0], rounded[1]
 
 
-def resized(image: Pixels) -> Tensor:
+def resize_and_normalize(image: Pixels) -> Tensor:
     """An image (H, W, 3) in Qwen2-VL's size and CLIP's normalisation, (3, h, w) float32."""
-    height, width = sides(*image.shape[:2])
+    height, width = smart_resize_shape(*image.shape[:2])
     bicubic = Image.fromarray(image).resize((width, height), Image.Resampling.BICUBIC)
-    return normalized(torch.from_numpy(np.array(bicubic)).permute(2, 0, 1).float() / 255)
+    return normalize_pixels(torch.from_numpy(np.array(bicubic)).permute(2, 0, 1).float() / 255)
 
 
-def patches(image: Tensor) -> Tensor:
+def extract_patches(image: Tensor) -> Tensor:
     """(3, h, w) as (N, 3·2·14·14), the patches of each 2×2 block together; differentiable."""
-    rows, columns = (side // (PATCH * MERGED) for side in image.shape[1:])
-    blocks = image.reshape(3, rows, MERGED, PATCH, columns, MERGED, PATCH).permute(1, 4, 2, 5, 0, 3, 6)
-    frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, FRAMES, -1, -1)
-    return frames.reshape(rows * columns * MERGED**2, -1)
+    rows, columns = (side // (PATCH_SIDE * MERGE_SIDE) for side in image.shape[1:])
+    blocks = image.reshape(3, rows, MERGE_SIDE, PATCH_SIDE, columns, MERGE_SIDE, PATCH_SIDE).permute(
+        1, 4, 2, 5, 0, 3, 6
+    )
+    frames = blocks.unsqueeze(5).expand(-1, -1, -1, -1, -1, TEMPORAL_FRAMES, -1, -1)
+    return frames.reshape(rows * columns * MERGE_SIDE**2, -1)
 
 
 # ---- words ----------------------------------------------------------------------------------------------------------
 
 
-class Words:
+class QuestionTokenizer:
     """Tokens of the question that the network is asked about one image and its prompt."""
 
     def __init__(self, tokenizer: Any, instruction: str) -> None:
@@ -84,7 +86,7 @@ class Words:
         self.reward_id, self.image_id = (tokenizer.convert_tokens_to_ids(t) for t in (REWARD_TOKEN, IMAGE_TOKEN))
         self.pad_id: int = tokenizer.pad_token_id
 
-    def ids(self, prompt: str, image_tokens: int) -> list[int]:
+    def tokenize(self, prompt: str, image_tokens: int) -> list[int]:
         """Chat template with the image first; a special token inside the prompt is content and loses its meaning."""
         text = self.instruction.replace("{text_prompt}", prompt.replace("<|", "< |"))
         message = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}
@@ -95,7 +97,7 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Batch:
+class HPSv3Batch:
     """What one forward pass takes."""
 
     ids: Tensor  # (B, T), padded on the right
@@ -104,16 +106,16 @@ class Batch:
     grids: Tensor  # (B, 3): frames, rows and columns of patches
 
     @classmethod
-    def of(cls, images: Sequence[Tensor], prompts: Sequence[str], words: Words) -> Batch:
+    def from_images(cls, images: Sequence[Tensor], prompts: Sequence[str], words: QuestionTokenizer) -> HPSv3Batch:
         """Resized, normalised images (3, h, w), each with its prompt, on the images' device; differentiable in them."""
         device = images[0].device
-        grids = [[1, image.shape[1] // PATCH, image.shape[2] // PATCH] for image in images]
-        questions = [(prompt, h * w // MERGED**2) for prompt, (_, h, w) in zip(prompts, grids, strict=True)]
-        known = {question: torch.tensor(words.ids(*question)) for question in set(questions)}
+        grids = [[1, image.shape[1] // PATCH_SIDE, image.shape[2] // PATCH_SIDE] for image in images]
+        questions = [(prompt, h * w // MERGE_SIDE**2) for prompt, (_, h, w) in zip(prompts, grids, strict=True)]
+        known = {question: torch.tensor(words.tokenize(*question)) for question in set(questions)}
         rows = [known[question] for question in questions]
         ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=words.pad_id)
         mask = nn.utils.rnn.pad_sequence([torch.ones_like(row) for row in rows], batch_first=True)
-        pixels = torch.cat([patches(image) for image in images])
+        pixels = torch.cat([extract_patches(image) for image in images])
         return cls(ids.to(device), mask.to(device), pixels, torch.tensor(grids, device=device))
 
 
@@ -132,7 +134,7 @@ class HPSv3Network(nn.Module):
             nn.Linear(1024, 16), nn.ReLU(), nn.Linear(16, 2),
         ).float()  # fmt: skip
 
-    def forward(self, batch: Batch) -> Tensor:
+    def forward(self, batch: HPSv3Batch) -> Tensor:
         """(B, 2): μ, the score, and the raw spread."""
         count, length = batch.ids.shape
         positions = torch.arange(length, device=batch.ids.device).expand(3, count, length)
@@ -146,19 +148,19 @@ class HPSv3Network(nn.Module):
         return scores
 
 
-class Scorer:
+class HPSv3Scorer:
     """μ of each image for its prompt, all at once where memory allows."""
 
-    def __init__(self, network: HPSv3Network, words: Words) -> None:
-        self.network, self.words, self.pieces = network, words, InPieces("hpsv3", batch=32)
+    def __init__(self, network: HPSv3Network, words: QuestionTokenizer) -> None:
+        self.network, self.tokenizer, self.micro_batches = network, words, MicroBatches("hpsv3", batch=32)
 
     @torch.inference_mode()
-    def __call__(self, asked: Sequence[Asked]) -> list[float]:
-        return self.pieces(asked, self._forward)
+    def __call__(self, asked: Sequence[ImageInGroup]) -> list[float]:
+        return self.micro_batches(asked, self._score_batch)
 
-    def _forward(self, asked: Sequence[Asked]) -> list[float]:
+    def _score_batch(self, asked: Sequence[ImageInGroup]) -> list[float]:
         device = self.network.qwen.device
-        images = [resized(one.image).to(device) for one in asked]
-        batch = Batch.of(images, [one.group.prompt for one in asked], self.words)
+        images = [resize_and_normalize(one.image).to(device) for one in asked]
+        batch = HPSv3Batch.from_images(images, [one.group.prompt for one in asked], self.tokenizer)
         means: list[float] = self.network(batch)[:, 0].tolist()
         return means

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-_NAMES = (
+_NAME_PATTERNS = (
     (r"^visual\.transformer\.resblocks\.", "vision_model.encoder.layers."),
     (r"^visual\.class_embedding$", "vision_model.embeddings.class_embedding"),
     (r"^visual\.positional_embedding$", "vision_model.embeddings.position_embedding.weight"),
@@ -29,17 +29,17 @@ _NAMES = (
     (r"\.mlp\.c_fc\.", ".mlp.fc1."),
     (r"\.mlp\.c_proj\.", ".mlp.fc2."),
 )
-_TRANSPOSED = ("visual.proj", "text_projection")
+_TRANSPOSED_NAMES = ("visual.proj", "text_projection")
 
 
-def as_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def convert_to_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A state dict of open_clip's CLIP with CLIPModel's names; a name that is not one of its stays as it is."""
     found: dict[str, Tensor] = {}
     for theirs, tensor in state.items():
         name = theirs
-        for pattern, replacement in _NAMES:
+        for pattern, replacement in _NAME_PATTERNS:
             name = re.sub(pattern, replacement, name)
-        if theirs in _TRANSPOSED:
+        if theirs in _TRANSPOSED_NAMES:
             found[name] = tensor.T
         elif "in_proj_" in name:
             for which, part in zip("qkv", tensor.chunk(3), strict=True):

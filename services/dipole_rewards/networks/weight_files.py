@@ -29,12 +29,13 @@ from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigurationError
-from dipole.settings import load
+from dipole.protocol.validation import first_error
+from dipole.settings import load_settings
 from dipole_rewards.reward import Golden, Pixels, Reward
 from dipole_rewards.settings import WeightSettings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
-Model = TypeVar("Model", bound=PreTrainedModel)
+ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 class GoldenScore(BaseModel):
@@ -43,11 +44,11 @@ class GoldenScore(BaseModel):
     score: FiniteFloat
     tolerance: FiniteFloat = Field(ge=0)
 
-    def golden(self) -> Golden:
-        return Golden(prompt="a soft gradient", image=golden_image(), score=self.score, tolerance=self.tolerance)
+    def to_golden(self) -> Golden:
+        return Golden(prompt="a soft gradient", image=make_golden_image(), score=self.score, tolerance=self.tolerance)
 
 
-def usable(device: str) -> str:
+def check_device(device: str) -> str:
     """The device, or ConfigurationError, before anything is read for it."""
     try:
         torch.empty(0, device=device)
@@ -56,7 +57,7 @@ def usable(device: str) -> str:
     return device
 
 
-def golden_image() -> Pixels:
+def make_golden_image() -> Pixels:
     """48×64: red grows to the right, green downwards."""
     image = np.full((48, 64, 3), 96, np.uint8)
     image[..., 0], image[..., 1] = np.arange(64) * 4, np.arange(48)[:, None] * 5
@@ -64,39 +65,39 @@ def golden_image() -> Pixels:
 
 
 class WeightedReward(Reward):
-    """A reward with weights: `open` says where they lie, and its instances know their golden score."""
+    """A reward with weights: `load_weights` says where they lie, and its instances know their golden score."""
 
-    known: GoldenScore
+    golden_score: GoldenScore
 
     @classmethod
     def load(cls, device: str) -> Self:
-        return cls.open(load(WeightSettings), usable(device))
+        return cls.load_weights(load_settings(WeightSettings), check_device(device))
 
     @classmethod
     @abstractmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
         """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
 
     def golden(self) -> Golden:
-        return self.known.golden()
+        return self.golden_score.to_golden()
 
 
 @dataclass(frozen=True)
-class Folder:
-    """The folder of one reward's weights; `explained` is the module whose docstring says what belongs there."""
+class WeightsFolder:
+    """The folder of one reward's weights; `explaining_module` is the one whose docstring says what belongs there."""
 
     path: Path
-    explained: str
+    explaining_module: str
 
     @classmethod
-    def of(cls, settings: WeightSettings, reward: str, *, explained: str) -> Folder:
+    def from_settings(cls, settings: WeightSettings, reward: str, *, explained: str) -> WeightsFolder:
         if settings.reward_weights is None:
             raise ConfigurationError(
                 f"DIPOLE_REWARD_WEIGHTS must name the folder of {reward}'s weights; {explained} says what belongs there"
             )
         return cls(settings.reward_weights, explained)
 
-    def find(self, name: str, source: str | None = None) -> Path:
+    def find_file(self, name: str, source: str | None = None) -> Path:
         """The file in the folder, or else in the local Hugging Face cache.
 
         `source` is where it comes from: a repository on the hub, or the file's https address. Raises ConfigurationError
@@ -106,7 +107,7 @@ class Folder:
         if path.is_file():
             return path
         if source is None:
-            raise ConfigurationError(f"{path} is missing; {self.explained} says what belongs there")
+            raise ConfigurationError(f"{path} is missing; {self.explaining_module} says what belongs there")
         if source.startswith("https://"):
             command = f"curl -L -o {shlex.quote(str(path))} {shlex.quote(source)}"
             raise ConfigurationError(f"{path} is missing; fetch it with `{command}`")
@@ -116,20 +117,20 @@ class Folder:
         command = f"hf download {source} {name} --local-dir {shlex.quote(str(self.path))}"
         raise ConfigurationError(
             f"{path} is missing, and so is {source} in the local Hugging Face cache; fetch it with `{command}`; "
-            f"{self.explained} says what else belongs there"
+            f"{self.explaining_module} says what else belongs there"
         )
 
-    def golden(self, *, tolerance: float) -> GoldenScore:
+    def read_golden_score(self, *, tolerance: float) -> GoldenScore:
         """`golden.json`, with this tolerance where it names none."""
-        path = self.find("golden.json")
+        path = self.find_file("golden.json")
         try:
             return GoldenScore(**{"tolerance": tolerance, **json.loads(path.read_bytes())})
         except (ValueError, TypeError) as error:  # pydantic's and json's are ValueErrors; TypeError: not an object
-            reason = error.errors()[0]["msg"] if isinstance(error, ValidationError) else error
+            reason = first_error(error).message if isinstance(error, ValidationError) else error
             raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {reason}') from error
 
 
-def revision(*files: Path) -> str:
+def weights_revision(*files: Path) -> str:
     """Which weights these are: the start of each file's SHA-256, which the hub shows too."""
     digests = []
     for path in files:
@@ -173,7 +174,7 @@ def read_torch(path: Path, *, within: str | None = None) -> dict[str, Tensor]:
     return dict(content)
 
 
-def exactly(kind: type[Model], config: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> Model:
+def load_exactly(kind: type[ModelT], config: Any, state: Mapping[str, Tensor], dtype: torch.dtype) -> ModelT:
     """A transformers model with these weights, no more and no fewer, and without drawing random ones first.
 
     Raises RuntimeError that names what differs; shapes before memory is taken, which a wrong `config` may ask much of.
@@ -189,5 +190,5 @@ def exactly(kind: type[Model], config: Any, state: Mapping[str, Tensor], dtype: 
     wrong = [f"{what} {name}" for what in ("missing", "unexpected") for name in sorted(told[f"{what}_keys"])]
     if wrong:
         raise RuntimeError(", ".join(wrong[:5]) + (" …" if len(wrong) > 5 else ""))
-    found: Model = model
+    found: ModelT = model
     return found

@@ -6,7 +6,7 @@ two files may lie in the local Hugging Face cache instead.
 
     model.safetensors, config.json       of openai/clip-vit-large-patch14
     sac+logos+ava1-l14-linearMSE.pth     of github.com/christophschuhmann/improved-aesthetic-predictor
-    golden.json     {"score": …}: what its simple_inference.py gives weights.golden_image()
+    golden.json     {"score": …}: what its simple_inference.py gives weight_files.make_golden_image()
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from torch import nn
 
 from dipole.errors import ConfigurationError
 from dipole_rewards.networks.clip_encoder import load_encoder
-from dipole_rewards.networks.clip_reward import ClipReward, Judge
-from dipole_rewards.networks.weight_files import Folder, read_safetensors, read_torch, revision
+from dipole_rewards.networks.clip_reward import ClipReward, ScoreEmbeddings
+from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, read_torch, weights_revision
 from dipole_rewards.settings import WeightSettings
 
-HEAD = "sac+logos+ava1-l14-linearMSE.pth"
-SOURCE = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{HEAD}"
+HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"
+HEAD_SOURCE = f"https://github.com/christophschuhmann/improved-aesthetic-predictor/raw/main/{HEAD_FILE}"
 
 
 class Aesthetic(ClipReward):
@@ -36,17 +36,20 @@ class Aesthetic(ClipReward):
     head: nn.Sequential
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        folder, clip = Folder.of(settings, cls.name, explained=__name__), "openai/clip-vit-large-patch14"
-        weights, config = (folder.find(name, clip) for name in ("model.safetensors", "config.json"))
-        linear = folder.find(HEAD, SOURCE)
-        golden = folder.golden(tolerance=cls.tolerance)
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        folder, clip = (
+            WeightsFolder.from_settings(settings, cls.name, explained=__name__),
+            "openai/clip-vit-large-patch14",
+        )
+        weights, config = (folder.find_file(name, clip) for name in ("model.safetensors", "config.json"))
+        linear = folder.find_file(HEAD_FILE, HEAD_SOURCE)
+        golden = folder.read_golden_score(tolerance=cls.tolerance)
         encoder = load_encoder(read_safetensors(weights), settings, device, weights=weights, config=config)
-        reward = cls(encoder, golden, revision(weights, linear))
+        reward = cls(encoder, golden, weights_revision(weights, linear))
         reward.head = load_head(linear).to(device)
         return reward
 
-    def judge(self, prompts: Sequence[str]) -> Judge:
+    def make_scorer(self, prompts: Sequence[str]) -> ScoreEmbeddings:
         return lambda images, _: self.head(images)[:, 0]
 
 

@@ -3,8 +3,8 @@
 CLIP (arXiv 2103.00020) gives about 0.1…0.35. DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the
 local Hugging Face cache instead.
 
-    model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
-    golden.json     {"score": …}: what transformers' CLIPModel gives weights.golden_image() and "a soft gradient",
+    model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14 golden.json     {"score": …}: what
+    transformers' CLIPModel gives weight_files.make_golden_image() and "a soft gradient",
                     logits_per_image / exp(logit_scale)
 """
 
@@ -14,7 +14,7 @@ from typing import Self
 
 from dipole_rewards.networks.clip_encoder import load_encoder
 from dipole_rewards.networks.clip_reward import ClipReward
-from dipole_rewards.networks.weight_files import Folder, read_safetensors, revision
+from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, weights_revision
 from dipole_rewards.settings import WeightSettings
 
 
@@ -26,12 +26,12 @@ class Clip(ClipReward):
     tolerance = 0.005
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        folder = Folder.of(settings, cls.name, explained=__name__)
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
         weights, config, tokenizer = (
-            folder.find(name, cls.model) for name in ("model.safetensors", "config.json", "tokenizer.json")
+            folder.find_file(name, cls.model) for name in ("model.safetensors", "config.json", "tokenizer.json")
         )
-        golden = folder.golden(tolerance=cls.tolerance)
+        golden = folder.read_golden_score(tolerance=cls.tolerance)
         state = read_safetensors(weights)
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
-        return cls(encoder, golden, revision(weights))
+        return cls(encoder, golden, weights_revision(weights))

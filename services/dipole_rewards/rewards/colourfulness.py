@@ -18,7 +18,7 @@ from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 EXTREMELY_COLOURFUL = 109.0
 
 
-def colourfulness(image: Pixels) -> tuple[float, float]:
+def measure_colourfulness(image: Pixels) -> tuple[float, float]:
     """(spread, mean) of an RGB uint8 image (H, W, 3): the metric is their sum."""
     red, green, blue = np.moveaxis(image.astype(np.int16), -1, 0)
     rg, yb_twice = red - green, red + green - 2 * blue  # whole numbers: a quarter of the memory of float64
@@ -33,7 +33,7 @@ class Colourfulness(Reward):
     model = "hasler-susstrunk-2003"
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        parts = [colourfulness(image) for image in images]
+        parts = [measure_colourfulness(image) for image in images]
         return Scores(
             [(spread + mean) / EXTREMELY_COLOURFUL for spread, mean in parts],
             sub_scores=[{"spread": s / EXTREMELY_COLOURFUL, "mean": m / EXTREMELY_COLOURFUL} for s, m in parts],

@@ -5,7 +5,7 @@ folder; the first three files may lie in the local Hugging Face cache instead.
 
     HPS_v2.1_compressed.pt        of xswu/HPSv2
     config.json, tokenizer.json   of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the same network in transformers' format
-    golden.json     {"score": …}: what hpsv2.score(…, hps_version="v2.1") gives weights.golden_image() and
+    golden.json     {"score": …}: what hpsv2.score(…, hps_version="v2.1") gives weight_files.make_golden_image() and
                     "a soft gradient"
 
 Published prompts also pass through ftfy, which mends broken encodings, and have HTML's entities resolved; here they
@@ -19,14 +19,14 @@ from typing import Self
 from torch import Tensor
 
 from dipole_rewards.networks.clip_encoder import load_encoder
-from dipole_rewards.networks.clip_images import padded
+from dipole_rewards.networks.clip_images import resize_and_pad
 from dipole_rewards.networks.clip_reward import ClipReward
-from dipole_rewards.networks.open_clip import as_transformers
-from dipole_rewards.networks.weight_files import Folder, read_torch, revision
+from dipole_rewards.networks.open_clip import convert_to_transformers
+from dipole_rewards.networks.weight_files import WeightsFolder, read_torch, weights_revision
 from dipole_rewards.reward import Pixels
 from dipole_rewards.settings import WeightSettings
 
-FILE, NETWORK = "HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+WEIGHTS_FILE, NETWORK_REPOSITORY = "HPS_v2.1_compressed.pt", "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class HPSv2(ClipReward):
@@ -37,15 +37,15 @@ class HPSv2(ClipReward):
     tolerance = 0.005
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        folder = Folder.of(settings, cls.name, explained=__name__)
-        weights = folder.find(FILE, "xswu/HPSv2")
-        config, tokenizer = (folder.find(name, NETWORK) for name in ("config.json", "tokenizer.json"))
-        golden = folder.golden(tolerance=cls.tolerance)
-        state = as_transformers(read_torch(weights, within="state_dict"))
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
+        weights = folder.find_file(WEIGHTS_FILE, "xswu/HPSv2")
+        config, tokenizer = (folder.find_file(name, NETWORK_REPOSITORY) for name in ("config.json", "tokenizer.json"))
+        golden = folder.read_golden_score(tolerance=cls.tolerance)
+        state = convert_to_transformers(read_torch(weights, within="state_dict"))
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
-        return cls(encoder, golden, revision(weights))
+        return cls(encoder, golden, weights_revision(weights))
 
     @staticmethod
-    def prepare(image: Pixels, side: int) -> Tensor:
-        return padded(image, side)
+    def preprocess(image: Pixels, side: int) -> Tensor:
+        return resize_and_pad(image, side)

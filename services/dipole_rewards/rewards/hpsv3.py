@@ -10,10 +10,10 @@ from collections.abc import Sequence
 from typing import ClassVar, Self
 
 from dipole_rewards.networks import hpsv3_files
-from dipole_rewards.networks.batches import together
-from dipole_rewards.networks.hpsv3_model import Scorer
+from dipole_rewards.networks.batches import score_all
+from dipole_rewards.networks.hpsv3_model import HPSv3Scorer
 from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
-from dipole_rewards.reward import BatchedReward, Group, Scores
+from dipole_rewards.reward import BatchedReward, CandidateImages, Scores
 from dipole_rewards.settings import WeightSettings
 
 
@@ -21,18 +21,18 @@ class HPSv3(BatchedReward, WeightedReward):
     """The score is μ; images and prompts of all groups are one forward pass, where it fits."""
 
     name = "hpsv3"
-    model = hpsv3_files.HPSV3
+    model = hpsv3_files.HPSV3_REPOSITORY
     instruction_sha256: ClassVar[str] = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
 
-    def __init__(self, scorer: Scorer, golden: GoldenScore) -> None:
-        self.scorer, self.known = scorer, golden
+    def __init__(self, scorer: HPSv3Scorer, golden: GoldenScore) -> None:
+        self.scorer, self.golden_score = scorer, golden
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        found = hpsv3_files.load(settings, instruction_sha256=cls.instruction_sha256, device=device)
-        reward = cls(Scorer(found.network, found.words), found.golden)
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        found = hpsv3_files.load_hpsv3(settings, instruction_sha256=cls.instruction_sha256, device=device)
+        reward = cls(HPSv3Scorer(found.network, found.tokenizer), found.golden)
         reward.model_revision = found.revision
         return reward
 
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
-        return together(groups, self.scorer)
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
+        return score_all(groups, self.scorer)

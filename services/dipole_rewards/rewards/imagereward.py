@@ -6,7 +6,7 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the local
     ImageReward.pt, med_config.json   of zai-org/ImageReward, which was THUDM's
     tokenizer.json                    of google-bert/bert-base-uncased
     golden.json     {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives "a soft gradient" and
-                    weights.golden_image()
+                    weight_files.make_golden_image()
 
 What is written "[SEP]" or the like in a prompt is a token to the published code, and text here.
 """
@@ -19,14 +19,26 @@ from typing import ClassVar, Self
 
 import torch
 
-from dipole_rewards.networks.batches import Asked, InPieces, together
-from dipole_rewards.networks.blip import Network, Words, cropped, load_network, load_words
-from dipole_rewards.networks.weight_files import Folder, GoldenScore, WeightedReward, read_torch, revision
-from dipole_rewards.reward import BatchedReward, Group, Scores
+from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
+from dipole_rewards.networks.blip import (
+    BertPromptTokenizer,
+    ImageRewardNetwork,
+    crop_center,
+    load_imagereward_network,
+    load_prompt_tokenizer,
+)
+from dipole_rewards.networks.weight_files import (
+    GoldenScore,
+    WeightedReward,
+    WeightsFolder,
+    read_torch,
+    weights_revision,
+)
+from dipole_rewards.reward import BatchedReward, CandidateImages, Scores
 from dipole_rewards.settings import WeightSettings
 
-FILE, TOKENIZER = "ImageReward.pt", "google-bert/bert-base-uncased"
-MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores of its training set
+WEIGHTS_FILE, TOKENIZER_REPOSITORY = "ImageReward.pt", "google-bert/bert-base-uncased"
+SCORE_MEAN, SCORE_STD = 0.16717362830052426, 1.0333394966054072  # of the raw scores of its training set
 
 
 class ImageReward(BatchedReward, WeightedReward):
@@ -37,31 +49,33 @@ class ImageReward(BatchedReward, WeightedReward):
     tolerance: ClassVar[float] = 0.1
     """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
 
-    def __init__(self, network: Network, words: Words, golden: GoldenScore, revision: str) -> None:
-        self.network, self.words, self.known, self.model_revision = network, words, golden, revision
-        self.pieces = InPieces(self.name)
+    def __init__(
+        self, network: ImageRewardNetwork, words: BertPromptTokenizer, golden: GoldenScore, revision: str
+    ) -> None:
+        self.network, self.tokenizer, self.golden_score, self.model_revision = network, words, golden, revision
+        self.micro_batches = MicroBatches(self.name)
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        folder = Folder.of(settings, cls.name, explained=__name__)
-        weights, config = (folder.find(name, cls.model) for name in (FILE, "med_config.json"))
-        tokenizer = folder.find("tokenizer.json", TOKENIZER)
-        golden = folder.golden(tolerance=cls.tolerance)
-        words = load_words(tokenizer, config)
-        network = load_network(read_torch(weights), settings, device, weights=weights, config=config)
-        return cls(network, words, golden, revision(weights))
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
+        weights, config = (folder.find_file(name, cls.model) for name in (WEIGHTS_FILE, "med_config.json"))
+        tokenizer = folder.find_file("tokenizer.json", TOKENIZER_REPOSITORY)
+        golden = folder.read_golden_score(tolerance=cls.tolerance)
+        words = load_prompt_tokenizer(tokenizer, config)
+        network = load_imagereward_network(read_torch(weights), settings, device, weights=weights, config=config)
+        return cls(network, words, golden, weights_revision(weights))
 
     @torch.inference_mode()
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         """Images of all groups run together, each beside its own prompt."""
         prompts = list(dict.fromkeys(group.prompt for group in groups))
         rows = {prompt: row for row, prompt in enumerate(prompts)}
-        ids, mask = (tensor.to(self.network.vision.device) for tensor in self.words(prompts))
+        ids, mask = (tensor.to(self.network.vision.device) for tensor in self.tokenizer(prompts))
 
-        def forward(piece: Sequence[Asked]) -> list[float]:
+        def score_batch(piece: Sequence[ImageInGroup]) -> list[float]:
             asked = [rows[one.group.prompt] for one in piece]
-            pixels = torch.stack([cropped(one.image, self.network.side) for one in piece]).to(ids.device)
-            scores: list[float] = ((self.network(pixels, ids[asked], mask[asked]) - MEAN) / STD).tolist()
+            pixels = torch.stack([crop_center(one.image, self.network.side) for one in piece]).to(ids.device)
+            scores: list[float] = ((self.network(pixels, ids[asked], mask[asked]) - SCORE_MEAN) / SCORE_STD).tolist()
             return scores
 
-        return together(groups, partial(self.pieces, forward=forward))
+        return score_all(groups, partial(self.micro_batches, forward=score_batch))

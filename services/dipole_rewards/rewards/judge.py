@@ -15,22 +15,22 @@ import numpy as np
 from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards.judging import rubric
-from dipole_rewards.judging.chat import CallFailed, Chat, Tab
-from dipole_rewards.judging.listwise import Listwise
-from dipole_rewards.judging.mode import Mode
-from dipole_rewards.judging.pairwise import Pairwise
-from dipole_rewards.judging.pointwise import Pointwise
+from dipole_rewards.judging.chat import CallBudget, CallFailed, ChatClient
+from dipole_rewards.judging.listwise import ListwiseMode
+from dipole_rewards.judging.mode import JudgingMode
+from dipole_rewards.judging.pairwise import PairwiseMode
+from dipole_rewards.judging.pointwise import PointwiseMode
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 
-MODES: dict[str, type[Mode]] = {mode.name: mode for mode in (Pointwise, Pairwise, Listwise)}
-UNSTATED = "unstated"
-Result = TypeVar("Result")
+JUDGING_MODES: dict[str, type[JudgingMode]] = {mode.name: mode for mode in (PointwiseMode, PairwiseMode, ListwiseMode)}
+UNSTATED_REVISION = "unstated"
+ResultT = TypeVar("ResultT")
 
 
-def square(colour: tuple[int, int, int]) -> Pixels:
+def make_square(colour: tuple[int, int, int]) -> Pixels:
     """64×64: a square on grey, which every judge's image processor takes."""
     image = np.full((64, 64, 3), 200, np.uint8)
     image[16:48, 16:48] = colour
@@ -46,38 +46,40 @@ class Judge(Reward):
     def __init__(self, settings: JudgeSettings) -> None:
         """Find the judge and judge two tiny images. Raises ConfigurationError that says what is wrong."""
         self._settings = settings
-        self._mode = MODES[settings.judge_mode](Chat(settings), rubric.load(settings.judge_rubric), settings)
-        self._loop = _Loop()
-        images = square((220, 30, 30)), square((0, 0, 90))
+        self._mode = JUDGING_MODES[settings.judge_mode](
+            ChatClient(settings), rubric.load_rubric(settings.judge_rubric), settings
+        )
+        self._loop = _EventLoopThread()
+        images = make_square((220, 30, 30)), make_square((0, 0, 90))
         try:
             uris = [rubric.data_uri(image, max_side=settings.judge_max_side) for image in images]
-            self._loop.run(_settled(self._mode, uris, settings))
+            self._loop.run(_probe_mode(self._mode, uris, settings))
         except BaseException:
             self.close()
             raise
         self.model = settings.judge_model
-        self.model_revision = settings.judge_model_revision or (self._mode.fingerprint or UNSTATED)[:200]
-        self.recipe_version = self._mode.recipe()
+        self.model_revision = settings.judge_model_revision or (self._mode.fingerprint or UNSTATED_REVISION)[:200]
+        self.recipe_version = self._mode.recipe_version()
         self.calibrated = self._mode.calibrated
 
     @classmethod
     def load(cls, device: str) -> Self:
-        return cls(load(JudgeSettings))
+        return cls(load_settings(JudgeSettings))
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        if len(images) == 1 and self._mode.lone is not None:
-            return Scores([self._mode.lone])
+        if len(images) == 1 and self._mode.lone_score is not None:
+            return Scores([self._mode.lone_score])
         uris = [rubric.data_uri(image, max_side=self._settings.judge_max_side) for image in images]
-        return self._loop.run(self._judged(prompt, uris))
+        return self._loop.run(self._score_images(prompt, uris))
 
     def golden(self) -> Golden:
         """Nobody knows what a judge gives an image, so any score in range will do: it shows that an answer is read.
 
         Modes that compare have nothing to do with one image; that they can judge, `load` has seen.
         """
-        image = square((220, 30, 30))
-        if self._mode.lone is not None:
-            return Golden(prompt="a red square", image=image, score=self._mode.lone)
+        image = make_square((220, 30, 30))
+        if self._mode.lone_score is not None:
+            return Golden(prompt="a red square", image=image, score=self._mode.lone_score)
         return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5)
 
     def close(self) -> None:
@@ -85,16 +87,16 @@ class Judge(Reward):
         self._loop.run(self._mode.chat.close())
         self._loop.close()
 
-    async def _judged(self, prompt: str, uris: list[str]) -> Scores:
-        tab = self._mode.chat.tab()
-        scores = await self._mode.scores(prompt, uris, tab)
-        return Scores(scores.scores, errors=scores.errors, usage=_usage(tab, self._settings))
+    async def _score_images(self, prompt: str, uris: list[str]) -> Scores:
+        tab = self._mode.chat.open_budget()
+        scores = await self._mode.score_group(prompt, uris, tab)
+        return Scores(scores.scores, errors=scores.errors, usage=_describe_usage(tab, self._settings))
 
 
-async def _settled(mode: Mode, uris: Sequence[str], settings: JudgeSettings) -> None:
-    tab = mode.chat.tab()
+async def _probe_mode(mode: JudgingMode, uris: Sequence[str], settings: JudgeSettings) -> None:
+    tab = mode.chat.open_budget()
     try:
-        await mode.settle(uris, tab)
+        await mode.probe(uris, tab)
     except CallFailed as failure:
         hint = ""
         if failure.status in (401, 403):
@@ -102,7 +104,7 @@ async def _settled(mode: Mode, uris: Sequence[str], settings: JudgeSettings) -> 
         elif failure.status == 400:
             hint = '; DIPOLE_JUDGE_EXTRA leaves out a field that this model refuses, as {"temperature": null}'
         elif failure.status == 404:
-            offered = await mode.chat.models(mode.chat.tab(seconds=settings.judge_call_timeout_s))
+            offered = await mode.chat.list_models(mode.chat.open_budget(seconds=settings.judge_call_timeout_s))
             names = ", ".join(offered[:10]) or "nothing that it would list"
             hint = f"; DIPOLE_JUDGE_URL must end where /chat/completions follows, DIPOLE_JUDGE_MODEL is one of: {names}"
         elif failure.code in ("transport", "invalid_response"):
@@ -114,20 +116,20 @@ async def _settled(mode: Mode, uris: Sequence[str], settings: JudgeSettings) -> 
         ) from None
 
 
-def _usage(tab: Tab, settings: JudgeSettings) -> dict[str, float]:
+def _describe_usage(budget: CallBudget, settings: JudgeSettings) -> dict[str, float]:
     """Requests sent, and tokens and their price where the endpoint tells of them."""
-    usage: dict[str, float] = {"calls": tab.calls}
-    if tab.metered:
-        usage |= {"prompt_tokens": tab.prompt_tokens, "completion_tokens": tab.completion_tokens}
+    usage: dict[str, float] = {"calls": budget.calls}
+    if budget.has_usage:
+        usage |= {"prompt_tokens": budget.prompt_tokens, "completion_tokens": budget.completion_tokens}
         for_prompt = settings.judge_usd_per_million_prompt_tokens
         for_completion = settings.judge_usd_per_million_completion_tokens
         if for_prompt is not None and for_completion is not None:
-            dollars = (tab.prompt_tokens * for_prompt + tab.completion_tokens * for_completion) / 1e6
+            dollars = (budget.prompt_tokens * for_prompt + budget.completion_tokens * for_completion) / 1e6
             usage["cost_usd"] = round(dollars, 9)
     return usage
 
 
-class _Loop:
+class _EventLoopThread:
     """An event loop in a thread of its own, which all groups' requests share and with it one pace."""
 
     def __init__(self) -> None:
@@ -135,7 +137,7 @@ class _Loop:
         self._thread = threading.Thread(target=self._loop.run_forever, name="judge", daemon=True)
         self._thread.start()
 
-    def run(self, work: Coroutine[Any, Any, Result]) -> Result:
+    def run(self, work: Coroutine[Any, Any, ResultT]) -> ResultT:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     def close(self) -> None:

@@ -5,7 +5,8 @@ the first three files may lie in the local Hugging Face cache instead.
 
     model.safetensors, config.json   of yuvalkirstain/PickScore_v1
     tokenizer.json                   of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, whose processor it was trained with
-    golden.json     {"score": …}: what the model card's code gives weights.golden_image() and "a soft gradient"
+    golden.json     {"score": …}: what the model card's code gives weight_files.make_golden_image() and "a soft
+    gradient"
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from typing import Self
 
 from dipole_rewards.networks.clip_encoder import load_encoder
 from dipole_rewards.networks.clip_reward import ClipReward
-from dipole_rewards.networks.weight_files import Folder, read_safetensors, revision
+from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, weights_revision
 from dipole_rewards.settings import WeightSettings
 
-PROCESSOR = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
+PROCESSOR_REPOSITORY = "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"
 
 
 class PickScore(ClipReward):
@@ -28,13 +29,13 @@ class PickScore(ClipReward):
     tolerance = 0.5
 
     @classmethod
-    def open(cls, settings: WeightSettings, device: str) -> Self:
-        folder = Folder.of(settings, cls.name, explained=__name__)
-        weights, config = (folder.find(name, cls.model) for name in ("model.safetensors", "config.json"))
-        tokenizer = folder.find("tokenizer.json", PROCESSOR)
-        golden = folder.golden(tolerance=cls.tolerance)
+    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+        folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
+        weights, config = (folder.find_file(name, cls.model) for name in ("model.safetensors", "config.json"))
+        tokenizer = folder.find_file("tokenizer.json", PROCESSOR_REPOSITORY)
+        golden = folder.read_golden_score(tolerance=cls.tolerance)
         state = read_safetensors(weights)
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
-        reward = cls(encoder, golden, revision(weights))
+        reward = cls(encoder, golden, weights_revision(weights))
         reward.scale = state["logit_scale"].float().exp().item()  # before bfloat16 takes one part in a hundred of it
         return reward

@@ -18,21 +18,21 @@ from scipy import ndimage
 
 from dipole.protocol.schemas import ItemError
 from dipole.tiny.world import COLOURS, SHAPES
-from dipole_rewards.geneval.metadata import Vocabulary, read
+from dipole_rewards.geneval.metadata import ObjectVocabulary, read_metadata
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 
-SATURATED = 60  # max - min of RGB, from which a pixel belongs to a thing and not to the background
+MIN_SATURATION = 60  # max - min of RGB, from which a pixel belongs to a thing and not to the background
 MIN_PIXELS = 24
-GOOD_SHAPE = 0.75  # overlap with the shape's outline from which it counts as that shape
-GOOD_COLOUR = 75.0  # RGB distance up to which a colour counts as the named one
-MARGIN = 4.0  # pixels by which "left of" must be left
+MIN_SHAPE_OVERLAP = 0.75  # overlap with the shape's outline from which it counts as that shape
+MAX_COLOUR_DISTANCE = 75.0  # RGB distance up to which a colour counts as the named one
+MIN_OFFSET = 4.0  # pixels by which "left of" must be left
 PALETTE = np.array(list(COLOURS.values()), np.float64)
-NAMES = tuple(COLOURS)
-VOCABULARY = Vocabulary(SHAPES, NAMES, most=1000)
+COLOUR_NAMES = tuple(COLOURS)
+VOCABULARY = ObjectVocabulary(SHAPES, COLOUR_NAMES, max_count=1000)
 
 
 @dataclass(frozen=True)
-class Thing:
+class SeenObject:
     """One connected thing: centre in pixels, overlap (0..1) with each shape, RGB distance to each colour."""
 
     x: float
@@ -42,20 +42,20 @@ class Thing:
 
     def matches(self, wanted: Mapping[str, Any]) -> bool:
         shape, colour = max(self.shapes, key=self.shapes.__getitem__), min(self.colours, key=self.colours.__getitem__)
-        right_shape = shape == wanted["class"] and self.shapes[shape] >= GOOD_SHAPE
-        right_colour = self.colours[colour] <= GOOD_COLOUR and colour == wanted.get("color", colour)
+        right_shape = shape == wanted["class"] and self.shapes[shape] >= MIN_SHAPE_OVERLAP
+        right_colour = self.colours[colour] <= MAX_COLOUR_DISTANCE and colour == wanted.get("color", colour)
         return right_shape and right_colour
 
-    def likeness(self, wanted: Mapping[str, Any]) -> float:
+    def likeness_to(self, wanted: Mapping[str, Any]) -> float:
         """How nearly it is what is wanted, 0..1."""
         distance = self.colours[wanted["color"]] if "color" in wanted else min(self.colours.values())
         shape = np.clip((self.shapes[wanted["class"]] - 0.5) / 0.4, 0, 1)
         return float(shape * np.clip(1.25 - distance / 120, 0, 1))
 
 
-def see(image: NDArray[np.uint8]) -> list[Thing]:
+def find_objects(image: NDArray[np.uint8]) -> list[SeenObject]:
     """Every thing in an RGB image (H, W, 3)."""
-    labels, _ = ndimage.label(np.ptp(image, axis=2) >= SATURATED)
+    labels, _ = ndimage.label(np.ptp(image, axis=2) >= MIN_SATURATION)
     things = []
     for index, window in enumerate(ndimage.find_objects(labels), start=1):
         mask = labels[window] == index
@@ -65,17 +65,17 @@ def see(image: NDArray[np.uint8]) -> list[Thing]:
         inside = ndimage.binary_erosion(mask)
         colour = image[window][inside if inside.any() else mask].mean(0)
         things.append(
-            Thing(
+            SeenObject(
                 x=float(columns.mean() + window[1].start),
                 y=float(rows.mean() + window[0].start),
-                shapes=overlaps(mask),
-                colours=dict(zip(NAMES, np.linalg.norm(PALETTE - colour, axis=1).tolist(), strict=True)),
+                shapes=shape_overlaps(mask),
+                colours=dict(zip(COLOUR_NAMES, np.linalg.norm(PALETTE - colour, axis=1).tolist(), strict=True)),
             )
         )
     return things
 
 
-def overlaps(mask: NDArray[np.bool_]) -> dict[str, float]:
+def shape_overlaps(mask: NDArray[np.bool_]) -> dict[str, float]:
     """Intersection over union of a mask with each shape drawn into its bounding box, less for a stretched box."""
     height, width = mask.shape
     v, u = np.meshgrid(
@@ -92,16 +92,18 @@ def overlaps(mask: NDArray[np.bool_]) -> dict[str, float]:
     return {name: float((mask & o).sum() / (mask | o).sum() * stretch) for name, o in outlines.items()}
 
 
-def judge(things: Sequence[Thing], metadata: Mapping[str, Any]) -> tuple[float, float]:
+def score_objects(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> tuple[float, float]:
     """`strict` and `graded` of what is seen against what was asked for."""
-    return strict(things, metadata), graded(things, metadata)
+    return is_strictly_right(things, metadata), mean_likeness(things, metadata)
 
 
-def strict(things: Sequence[Thing], metadata: Mapping[str, Any]) -> float:
+def is_strictly_right(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> float:
     groups = [[thing for thing in things if thing.matches(wanted)] for wanted in metadata["include"]]
     enough = all(len(group) >= wanted["count"] for group, wanted in zip(groups, metadata["include"], strict=True))
     placed = all(
-        any(stands(a, wanted["position"][0], b) > MARGIN for a in group for b in groups[wanted["position"][1]])
+        any(
+            offset_along(a, wanted["position"][0], b) > MIN_OFFSET for a in group for b in groups[wanted["position"][1]]
+        )
         for group, wanted in zip(groups, metadata["include"], strict=True)
         if "position" in wanted
     )
@@ -112,25 +114,25 @@ def strict(things: Sequence[Thing], metadata: Mapping[str, Any]) -> float:
     return float(enough and placed and not forbidden)
 
 
-def graded(things: Sequence[Thing], metadata: Mapping[str, Any]) -> float:
+def mean_likeness(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> float:
     """Mean likeness over what was asked for; clutter counts as something asked for and missing."""
     left = list(things)
     total, wanted_count, best = 0.0, 0, []
     for wanted in metadata["include"]:
-        found = sorted(left, key=lambda thing: -thing.likeness(wanted))[: wanted["count"]]
+        found = sorted(left, key=lambda thing: -thing.likeness_to(wanted))[: wanted["count"]]
         left = [thing for thing in left if thing not in found]
-        total += sum(thing.likeness(wanted) for thing in found)
+        total += sum(thing.likeness_to(wanted) for thing in found)
         wanted_count += wanted["count"]
         best.append(found[0] if found else None)
     value = total / max(wanted_count, len(things))
     for wanted, thing in zip(metadata["include"], best, strict=True):
         other = best[wanted["position"][1]] if "position" in wanted else None
         if thing and other:
-            value *= 0.5 + 0.5 * float(np.clip(0.5 + stands(thing, wanted["position"][0], other) / 24, 0, 1))
+            value *= 0.5 + 0.5 * float(np.clip(0.5 + offset_along(thing, wanted["position"][0], other) / 24, 0, 1))
     return value
 
 
-def stands(a: Thing, relation: str, b: Thing) -> float:
+def offset_along(a: SeenObject, relation: str, b: SeenObject) -> float:
     """By how many pixels `a` stands where the relation says, negative when it does not."""
     return {"left of": b.x - a.x, "right of": a.x - b.x, "above": b.y - a.y, "below": a.y - b.y}[relation]
 
@@ -142,11 +144,11 @@ class Shapes(Reward):
     model = "tiny-world-checker"
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        asked = read(metadata, VOCABULARY, reward=self.name)
+        asked = read_metadata(metadata, VOCABULARY, reward=self.name)
         if isinstance(asked, ItemError):
             return Scores([None] * len(images), errors=dict.fromkeys(range(len(images)), asked))
         wanted = asked.model_dump(by_alias=True, exclude_none=True)
-        parts = [judge(see(image), wanted) for image in images]
+        parts = [score_objects(find_objects(image), wanted) for image in images]
         return Scores([sum(part) / 2 for part in parts], sub_scores=[{"strict": s, "graded": g} for s, g in parts])
 
     def golden(self) -> Golden:

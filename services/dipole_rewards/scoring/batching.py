@@ -1,7 +1,7 @@
 """Groups on their way to one model: they wait in a bounded queue, and those that wait together share a forward.
 
 Forwards never run on the event loop, never more at a time than the reward allows (`Reward.threads`, one for a model
-on a device), and never pile up: past `depth` waiting groups, or `max_bytes` of their pixels, the caller is told to
+on a device), and never pile up: past `max_groups` waiting groups, or `max_bytes` of their pixels, the caller is told to
 come back. Groups are merged, in the order they came, where the reward overrides `score_groups`, up to `batch_images`.
 A group that comes to an idle model waits `wait_s` for company, from its arrival on and only while fewer than half a
 batch's images wait: a group of 16 to 24 is already a batch. What a group is answered is what it alone would be: a
@@ -21,30 +21,30 @@ from functools import cached_property
 import structlog
 
 from dipole.errors import Overloaded
-from dipole_rewards.reward import Group, Reward, Scores, check_count
+from dipole_rewards.reward import CandidateImages, Reward, Scores, check_count
 
 log = structlog.get_logger()
-Forward = Callable[[Sequence[Group]], Sequence[Scores]]
-Observe = Callable[[float, Sequence[Group]], None]
+ScoreGroups = Callable[[Sequence[CandidateImages]], Sequence[Scores]]
+ObserveForward = Callable[[float, Sequence[CandidateImages]], None]
 
 
 @dataclass(frozen=True)
-class Bounds:
+class QueueBounds:
     """What may wait, and how much of it becomes one forward."""
 
-    depth: int
+    max_groups: int
     max_bytes: int
     batch_images: int
     wait_s: float
 
 
 @dataclass(frozen=True)
-class Work:
+class QueuedGroup:
     """One group on its way to the model."""
 
-    group: Group
+    group: CandidateImages
     answer: Future[Scores] = field(default_factory=Future)
-    arrived: float = field(default_factory=time.monotonic)
+    queued_at: float = field(default_factory=time.monotonic)
 
     @cached_property
     def nbytes(self) -> int:
@@ -54,31 +54,33 @@ class Work:
 class Batcher:
     """Owns the reward's threads. `observe(seconds, groups)` is told of every forward, before anybody has its answer."""
 
-    def __init__(self, reward: Reward, bounds: Bounds, *, observe: Observe) -> None:
+    def __init__(self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward) -> None:
         self._reward, self._bounds, self._observe = reward, bounds, observe
-        self._merges = type(reward).score_groups is not Reward.score_groups
-        self._queue: deque[Work] = deque()
+        self._can_merge = type(reward).score_groups is not Reward.score_groups
+        self._queue: deque[QueuedGroup] = deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
         self._closing = False
         self._seconds_per_group = 1.0  # moving average, to tell an honest Retry-After
         for number in range(reward.threads):
-            threading.Thread(target=self._run, name=f"reward-{reward.name}-{number}", daemon=True).start()
+            threading.Thread(target=self._run_forwards, name=f"reward-{reward.name}-{number}", daemon=True).start()
 
     @property
-    def waiting(self) -> int:
+    def queue_length(self) -> int:
         return len(self._queue)
 
-    def submit(self, group: Group) -> Future[Scores]:
+    def submit_group(self, group: CandidateImages) -> Future[Scores]:
         """Queue a group; its future may be cancelled while it waits. Raises Overloaded when the queue is full."""
-        work = Work(group)
+        work = QueuedGroup(group)
         with self._changed:
-            self._pass_over_cancelled()
+            self._drop_cancelled()
             nbytes = sum(waiting.nbytes for waiting in self._queue)
             if self._closing:
                 raise Overloaded("the service is stopping", retry_after=10)
-            if self.waiting >= self._bounds.depth or (nbytes and nbytes + work.nbytes > self._bounds.max_bytes):
-                half = self.waiting * self._seconds_per_group / self._reward.threads / 2
-                message = f"{self.waiting} groups are waiting already; send fewer at once"
+            if self.queue_length >= self._bounds.max_groups or (
+                nbytes and nbytes + work.nbytes > self._bounds.max_bytes
+            ):
+                half = self.queue_length * self._seconds_per_group / self._reward.threads / 2
+                message = f"{self.queue_length} groups are waiting already; send fewer at once"
                 raise Overloaded(message, retry_after=max(1.0, half))
             self._queue.append(work)
             self._changed.notify_all()
@@ -96,78 +98,80 @@ class Batcher:
 
     # ---- a reward's thread ------------------------------------------------------------------------------------------
 
-    def _run(self) -> None:
+    def _run_forwards(self) -> None:
         while self._forward_next():
             pass
 
     def _forward_next(self) -> bool:
         """Answer the groups of one forward; False when closing. What it held is gone before the next is waited for."""
-        works = self._take()
-        for work, answer in zip(works, self._answers([work.group for work in works]), strict=True):
+        works = self._take_batch()
+        for work, answer in zip(works, self._score_batch([work.group for work in works]), strict=True):
             if isinstance(answer, BaseException):
                 work.answer.set_exception(answer)
             else:
                 work.answer.set_result(answer)
         return bool(works)
 
-    def _take(self) -> list[Work]:
+    def _take_batch(self) -> list[QueuedGroup]:
         """The groups of the next forward, as soon as there are some that need not wait; none when closing."""
         with self._changed:
             while not self._closing:
-                patience = self._patience()
+                patience = self._seconds_to_wait()
                 if patience != 0:
                     self._changed.wait(patience)
-                elif works := self._next():
+                elif works := self._next_batch():
                     return works
             return []
 
-    def _patience(self) -> float | None:
+    def _seconds_to_wait(self) -> float | None:
         """Seconds that the queue may still wait for company; None while it is empty."""
         if not self._queue:
             return None
         images = sum(len(work.group.images) for work in self._queue)
-        if not self._merges or 2 * images >= self._bounds.batch_images:
+        if not self._can_merge or 2 * images >= self._bounds.batch_images:
             return 0
-        return max(0, self._queue[0].arrived + self._bounds.wait_s - time.monotonic())
+        return max(0, self._queue[0].queued_at + self._bounds.wait_s - time.monotonic())
 
-    def _next(self) -> list[Work]:
+    def _next_batch(self) -> list[QueuedGroup]:
         """The first group, and those behind it that fit into a forward with it."""
         works = [self._queue.popleft()]
-        room = self._bounds.batch_images - len(works[0].group.images) if self._merges else 0
+        room = self._bounds.batch_images - len(works[0].group.images) if self._can_merge else 0
         while self._queue and len(self._queue[0].group.images) <= room:
             works.append(self._queue.popleft())
             room -= len(works[-1].group.images)
         return [work for work in works if work.answer.set_running_or_notify_cancel()]
 
-    def _pass_over_cancelled(self) -> None:
+    def _drop_cancelled(self) -> None:
         """Whoever gave up takes no place, and is never scored."""
         if any(work.answer.cancelled() for work in self._queue):
             self._queue = deque(work for work in self._queue if not work.answer.cancelled())
 
-    def _answers(self, groups: Sequence[Group]) -> Sequence[Scores | BaseException]:
+    def _score_batch(self, groups: Sequence[CandidateImages]) -> Sequence[Scores | BaseException]:
         """What each group alone is answered; an exception is an answer too."""
         if len(groups) > 1:
-            answers = self._forward(groups, self._merged)
+            answers = self._measure_forward(groups, self._score_merged)
             if not isinstance(answers, BaseException):
                 return answers
             log.warning("merged_forward_failed", reward=self._reward.name, groups=len(groups), error=repr(answers))
             del answers  # its traceback holds the batch's tensors
-        return [self._alone(group) for group in groups]
+        return [self._score_alone(group) for group in groups]
 
-    def _merged(self, groups: Sequence[Group]) -> Sequence[Scores]:
+    def _score_merged(self, groups: Sequence[CandidateImages]) -> Sequence[Scores]:
         answers = self._reward.score_groups(groups)
         for scores, group in zip(answers, groups, strict=True):
             check_count(scores, len(group.images))
         return answers
 
-    def _alone(self, group: Group) -> Scores | BaseException:
+    def _score_alone(self, group: CandidateImages) -> Scores | BaseException:
         score = self._reward.score
-        answers = self._forward(
+        answers = self._measure_forward(
             [group], lambda _: [score(prompt=group.prompt, images=group.images, metadata=group.metadata)]
         )
         return answers if isinstance(answers, BaseException) else answers[0]
 
-    def _forward(self, groups: Sequence[Group], call: Forward) -> Sequence[Scores] | BaseException:
+    def _measure_forward(
+        self, groups: Sequence[CandidateImages], call: ScoreGroups
+    ) -> Sequence[Scores] | BaseException:
         """`call(groups)`, measured; whatever a plug-in raises is its groups' failure, never the thread's end."""
         began = time.monotonic()
         try:

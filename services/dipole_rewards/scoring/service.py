@@ -13,9 +13,9 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from dipole.errors import DipoleError, Overloaded
 from dipole.protocol.images import MEDIA_TYPES
 from dipole.protocol.schemas import Ranking, RewardInfo
-from dipole_rewards.reward import Group, Reward, RewardFault, Scores, check_golden, ranked
-from dipole_rewards.scoring.batching import Batcher, Bounds
-from dipole_rewards.server.request_parsing import Incoming
+from dipole_rewards.reward import CandidateImages, Reward, RewardFault, Scores, check_golden, rank_items
+from dipole_rewards.scoring.batching import Batcher, QueueBounds
+from dipole_rewards.server.request_parsing import ParsedRequest
 from dipole_rewards.settings import RewardSettings
 
 log = structlog.get_logger()
@@ -36,16 +36,18 @@ class RewardService:
         self.failure: Exception | None = None
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
-        self._forwards = _Forwards(registry)
-        self._images = Counter("dipole_reward_images", "Images ranked.", registry=registry)
-        self._nulls = Counter("dipole_reward_nulls", "Images without a score, by reason.", ["code"], registry=registry)
+        self._forward_metrics = _ForwardMetrics(registry)
+        self._images_counter = Counter("dipole_reward_images", "Images ranked.", registry=registry)
+        self._nulls_counter = Counter(
+            "dipole_reward_nulls", "Images without a score, by reason.", ["code"], registry=registry
+        )
         self._flat = Counter("dipole_reward_flat_groups", "Groups whose scores are all equal.", registry=registry)
         waiting = Gauge("dipole_reward_queue_depth", "Groups waiting for the model.", registry=registry)
-        waiting.set_function(lambda: self._batcher.waiting if self._batcher else 0)
+        waiting.set_function(lambda: self._batcher.queue_length if self._batcher else 0)
         ready = Gauge("dipole_reward_ready", "1 when loaded and the golden score matched.", registry=registry)
         ready.set_function(lambda: float(self._reward is not None))
 
-    def load(self) -> None:
+    def load_reward(self) -> None:
         """Load and check, in a thread. A failure is kept for readiness and for whoever serves."""
         began = time.monotonic()
         try:
@@ -57,13 +59,13 @@ class RewardService:
             return
         self._batcher = Batcher(
             reward,
-            Bounds(
-                depth=self.settings.reward_queue_depth,
+            QueueBounds(
+                max_groups=self.settings.reward_queue_depth,
                 max_bytes=self.settings.reward_queue_bytes,
                 batch_images=self.settings.reward_batch_images,
                 wait_s=self.settings.reward_batch_wait_ms / 1000,
             ),
-            observe=self._forwards.observe,
+            observe=self._forward_metrics.observe_forward,
         )
         self._reward = reward
         log.info("reward_ready", reward=self.name, seconds=round(time.monotonic() - began, 3))
@@ -74,7 +76,7 @@ class RewardService:
         if self._reward is not None:
             self._reward.close()
 
-    def ready(self) -> Reward:
+    def ready_reward(self) -> Reward:
         """The loaded reward. Raises Overloaded while there is none."""
         if self.failure is not None:
             raise Overloaded(f"{self.name} could not be loaded: {self.failure}", retry_after=60)
@@ -82,7 +84,7 @@ class RewardService:
             raise Overloaded(f"{self.name} is still loading", retry_after=2)
         return self._reward
 
-    def info(self) -> RewardInfo:
+    def describe(self) -> RewardInfo:
         reward = self._reward or self.reward_class
         return RewardInfo(
             name=self.name,
@@ -95,16 +97,18 @@ class RewardService:
             calibrated=reward.calibrated,
         )
 
-    def submit(self, incoming: Incoming) -> asyncio.Future[Scores]:
+    def submit_group(self, incoming: ParsedRequest) -> asyncio.Future[Scores]:
         """Queue one group, at once; cancelled while it waits, it is never scored. Raises Overloaded when full."""
-        self.ready()
+        self.ready_reward()
         assert self._batcher is not None
         request = incoming.request
-        return asyncio.wrap_future(self._batcher.submit(Group(request.prompt, incoming.pixels, request.metadata)))
+        return asyncio.wrap_future(
+            self._batcher.submit_group(CandidateImages(request.prompt, incoming.pixels, request.metadata))
+        )
 
-    async def rank(
+    async def await_ranking(
         self,
-        incoming: Incoming,
+        incoming: ParsedRequest,
         answer: asyncio.Future[Scores],
         identifier: str | None = None,
         *,
@@ -122,23 +126,23 @@ class RewardService:
             log.exception("scoring_failed", reward=self.name)
             detail = str(error) if isinstance(error, RewardFault) else type(error).__name__
             raise ScoringFailed(f"the reward failed: {detail}") from error
-        return self._ranking(incoming, scores, identifier, time.monotonic() - began)
+        return self._make_ranking(incoming, scores, identifier, time.monotonic() - began)
 
-    def _ranking(self, incoming: Incoming, scores: Scores, identifier: str | None, seconds: float) -> Ranking:
+    def _make_ranking(self, incoming: ParsedRequest, scores: Scores, identifier: str | None, seconds: float) -> Ranking:
         try:
-            results = ranked([candidate.id for candidate in incoming.request.candidates], scores)
+            results = rank_items([candidate.id for candidate in incoming.request.candidates], scores)
         except RewardFault as fault:
             log.error("reward_fault", reward=self.name, code=fault.code, error=str(fault))
             raise ScoringFailed(str(fault)) from fault
-        self._images.inc(len(results))
+        self._images_counter.inc(len(results))
         for item in results:
             if item.error is not None:
-                self._nulls.labels(item.error.code).inc()
+                self._nulls_counter.labels(item.error.code).inc()
         known = {item.score for item in results if item.score is not None}
         if len(results) > 1 and len(known) == 1:
             self._flat.inc()
             log.warning("group_without_spread", reward=self.name, prompt=incoming.request.prompt[:80])
-        info = self.info()
+        info = self.describe()
         return Ranking(
             id=identifier or f"rank_{uuid.uuid4().hex}",
             created=int(time.time()),
@@ -150,7 +154,7 @@ class RewardService:
         )
 
 
-class _Forwards:
+class _ForwardMetrics:
     """What every forward cost, and how many groups and images shared it; each histogram's count is that of forwards."""
 
     def __init__(self, registry: CollectorRegistry) -> None:
@@ -163,7 +167,7 @@ class _Forwards:
             "dipole_reward_forward_images", "Images of a forward.", registry=registry, buckets=sizes
         )
 
-    def observe(self, seconds: float, groups: Sequence[Group]) -> None:
+    def observe_forward(self, seconds: float, groups: Sequence[CandidateImages]) -> None:
         self._seconds.observe(seconds)
         self._groups.observe(len(groups))
         self._images.observe(sum(len(group.images) for group in groups))

@@ -13,7 +13,7 @@ from standardwebhooks.webhooks import Webhook
 
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import Ranking
-from dipole_rewards.server.pending_rankings import State
+from dipole_rewards.server.pending_rankings import RankingState
 from dipole_rewards.settings import RewardSettings
 
 log = structlog.get_logger()
@@ -42,10 +42,10 @@ def check_callback_url(url: str | None, settings: RewardSettings) -> None:
 
 
 async def deliver_callback(
-    url: str, state: State, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
+    url: str, state: RankingState, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
 ) -> None:
     """POST a Standard-Webhooks-signed event; retried under one message id, never redirected; then given up."""
-    body = _event(state)
+    body = _event_body(state)
     message_id, webhook = f"msg_{state.id}", Webhook(secret)
     try:
         async with httpx.AsyncClient(transport=transport, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
@@ -67,7 +67,7 @@ async def deliver_callback(
         log.warning("callback_given_up", ranking=state.id, error=repr(error))
 
 
-def _event(state: State) -> str:
+def _event_body(state: RankingState) -> str:
     kind = "completed" if isinstance(state, Ranking) else state.status
     stamp = datetime.fromtimestamp(time.time(), UTC).isoformat()
     data = state.model_dump_json(exclude_none=False)

@@ -13,18 +13,18 @@ from dataclasses import dataclass, field
 
 from dipole.errors import InvalidInput
 
-HEADER = "Idempotency-Key"
+IDEMPOTENCY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARS = 255
 
 
 @dataclass(frozen=True)
-class Answer:
-    """A response, ready to be sent again. `promises` is the id of the ranking that a 202 is about."""
+class StoredResponse:
+    """A response, ready to be sent again. `promised_ranking` is the id of the ranking that a 202 is about."""
 
     status: int
     body: bytes
     headers: dict[str, str] = field(default_factory=dict)
-    promises: str | None = None
+    promised_ranking: str | None = None
 
 
 class IdempotencyStore:
@@ -32,21 +32,27 @@ class IdempotencyStore:
 
     def __init__(self, entries: int, is_lost: Callable[[str], bool]) -> None:
         self._limit, self._is_lost = entries, is_lost
-        self._answers: OrderedDict[str, tuple[str, asyncio.Task[Answer]]] = OrderedDict()
+        self._answers: OrderedDict[str, tuple[str, asyncio.Task[StoredResponse]]] = OrderedDict()
 
-    async def once(self, key: str | None, digest: str, make: Callable[[], Awaitable[Answer]]) -> Answer:
+    async def run_once(
+        self, key: str | None, digest: str, make: Callable[[], Awaitable[StoredResponse]]
+    ) -> StoredResponse:
         """`make()`'s answer, or the one kept under `key`. Raises InvalidInput when the key came with another body."""
         if key is None:
             return await make()
         if not 0 < len(key) <= MAX_KEY_CHARS or not key.isprintable():
-            raise InvalidInput(f"{HEADER} must be 1 to {MAX_KEY_CHARS} printable characters", field=HEADER)
-        if key in self._answers and self._stands(self._answers[key][1]):
+            raise InvalidInput(
+                f"{IDEMPOTENCY_HEADER} must be 1 to {MAX_KEY_CHARS} printable characters", field=IDEMPOTENCY_HEADER
+            )
+        if key in self._answers and self._is_reusable(self._answers[key][1]):
             known, task = self._answers[key]
             if known != digest:
-                raise InvalidInput(f"{HEADER} {key!r} was used with another body; use a new key", field=HEADER)
+                raise InvalidInput(
+                    f"{IDEMPOTENCY_HEADER} {key!r} was used with another body; use a new key", field=IDEMPOTENCY_HEADER
+                )
             self._answers.move_to_end(key)
             return await asyncio.shield(task)
-        task = asyncio.create_task(_run(make))
+        task = asyncio.create_task(_await_response(make))
         self._answers[key] = (digest, task)
         self._answers.move_to_end(key)
         task.add_done_callback(lambda done: self._forget_failure(key, done))
@@ -54,20 +60,20 @@ class IdempotencyStore:
             self._answers.popitem(last=False)
         return await asyncio.shield(task)
 
-    def _stands(self, task: asyncio.Task[Answer]) -> bool:
+    def _is_reusable(self, task: asyncio.Task[StoredResponse]) -> bool:
         """Whether the answer, or the one being made, is as good as a new one."""
         if not task.done():
             return True
         if task.cancelled() or task.exception() is not None:
             return False
-        promised = task.result().promises
+        promised = task.result().promised_ranking
         return promised is None or not self._is_lost(promised)
 
-    def _forget_failure(self, key: str, task: asyncio.Task[Answer]) -> None:
+    def _forget_failure(self, key: str, task: asyncio.Task[StoredResponse]) -> None:
         failed = task.cancelled() or task.exception() is not None
         if failed and key in self._answers and self._answers[key][1] is task:
             del self._answers[key]
 
 
-async def _run(make: Callable[[], Awaitable[Answer]]) -> Answer:
+async def _await_response(make: Callable[[], Awaitable[StoredResponse]]) -> StoredResponse:
     return await make()

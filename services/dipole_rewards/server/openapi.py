@@ -12,18 +12,18 @@ from fastapi.openapi.utils import get_openapi
 from dipole.protocol import problems
 from dipole.protocol.images import encode_png
 from dipole.protocol.schemas import FieldError, PendingRanking, Ranking, RankRequest, RewardInfo
-from dipole.web.openapi import with_problems
+from dipole.web.openapi import document_problems
 
-IDEMPOTENCY_KEY = "A repeat with the same key and body gets the first answer; with another body, 422."
-PREFER = "`respond-async` asks for 202 and a ranking to poll."
+IDEMPOTENCY_KEY_DESCRIPTION = "A repeat with the same key and body gets the first answer; with another body, 422."
+PREFER_DESCRIPTION = "`respond-async` asks for 202 and a ranking to poll."
 
-_PIXEL = base64.b64encode(encode_png(np.full((8, 8, 3), (200, 30, 30), np.uint8))).decode()
+_EXAMPLE_IMAGE = base64.b64encode(encode_png(np.full((8, 8, 3), (200, 30, 30), np.uint8))).decode()
 
 REQUEST_EXAMPLE: dict[str, Any] = {
     "prompt": "a photo of a red square",
     "candidates": [
-        {"id": "a", "image": {"media_type": "image/png", "data": _PIXEL}},
-        {"id": "b", "image": {"media_type": "image/png", "data": _PIXEL}},
+        {"id": "a", "image": {"media_type": "image/png", "data": _EXAMPLE_IMAGE}},
+        {"id": "b", "image": {"media_type": "image/png", "data": _EXAMPLE_IMAGE}},
     ],
     "metadata": {"tag": "single_object", "include": [{"class": "square", "count": 1, "color": "red"}]},
 }
@@ -52,7 +52,7 @@ INFO_EXAMPLE: dict[str, Any] = {
     "media_types": ["image/png", "image/webp", "image/jpeg", "application/x-npy"], "max_candidates": 64,
     "max_pixels": 16777216, "calibrated": True, "multipart": True,
 }  # fmt: skip
-PROBLEM_EXAMPLE = problems.problem(
+PROBLEM_EXAMPLE = problems.make_problem(
     422,
     "candidates[0].image.data is not valid base64: Incorrect padding",
     slug="invalid-input",
@@ -60,20 +60,20 @@ PROBLEM_EXAMPLE = problems.problem(
 )
 
 
-def _json(example: dict[str, Any]) -> dict[str, Any]:
+def _json_content(example: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"example": example}}
 
 
 _PENDING = {
     "model": PendingRanking,
     "description": "Accepted: look at Location after Retry-After seconds.",
-    "content": _json(PENDING_EXAMPLE),
+    "content": _json_content(PENDING_EXAMPLE),
     "headers": {
         "Location": {"description": "Path of the ranking.", "schema": {"type": "string"}},
         "Retry-After": {"description": "Seconds to wait before looking.", "schema": {"type": "integer"}},
     },
 }
-_RANKED = {"model": Ranking, "description": "The ranking, in request order.", "content": _json(RANKING_EXAMPLE)}
+_RANKED = {"model": Ranking, "description": "The ranking, in request order.", "content": _json_content(RANKING_EXAMPLE)}
 _ERRORS: dict[int | str, dict[str, Any]] = {
     401: {"description": "No valid key."},
     408: {"description": "The body did not arrive in time."},
@@ -85,7 +85,7 @@ _ERRORS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def _errors(*statuses: int) -> dict[int | str, dict[str, Any]]:
+def _error_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: dict(_ERRORS.get(status, {"description": "No such ranking."})) for status in statuses}
 
 
@@ -95,10 +95,10 @@ _MULTIPART_SCHEMA = {
     "properties": {"request": {"type": "string", "description": "The RankRequest as JSON, its images without `data`."}},
     "additionalProperties": {"type": "string", "format": "binary", "description": "One part a candidate, named by id."},
 }
-RANK: dict[str, Any] = {
+RANK_ROUTE: dict[str, Any] = {
     "summary": "Order candidates for one prompt, best first",
     "tags": ["ranking"],
-    "responses": {200: _RANKED, 202: _PENDING, **_errors(401, 408, 413, 415, 422, 500, 503)},
+    "responses": {200: _RANKED, 202: _PENDING, **_error_responses(401, 408, 413, 415, 422, 500, 503)},
     "openapi_extra": {
         "requestBody": {
             "required": True,
@@ -113,38 +113,41 @@ RANK: dict[str, Any] = {
     },
 }
 _MISSING = {404: {"description": "No such ranking."}}
-GET_RANKING: dict[str, Any] = {
+GET_RANKING_ROUTE: dict[str, Any] = {
     "summary": "A ranking that was answered with 202",
     "tags": ["ranking"],
     "responses": {
         200: {**_RANKED, "model": Ranking | PendingRanking, "description": "Completed, failed or cancelled."},
         202: _PENDING,
         **_MISSING,
-        **_errors(401, 422),
+        **_error_responses(401, 422),
     },
 }
-DELETE_RANKING: dict[str, Any] = {
+DELETE_RANKING_ROUTE: dict[str, Any] = {
     "summary": "Cancel a pending ranking",
     "tags": ["ranking"],
     "responses": {
-        200: {"description": "Cancelled.", "content": _json({**PENDING_EXAMPLE, "status": "cancelled"})},
+        200: {"description": "Cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
         409: {"description": "It has finished."},
         **_MISSING,
-        **_errors(401, 422),
+        **_error_responses(401, 422),
     },
 }
-INFO: dict[str, Any] = {
+INFO_ROUTE: dict[str, Any] = {
     "summary": "What this endpoint is and accepts",
     "tags": ["ranking"],
     "response_model": RewardInfo,
-    "responses": {200: {"description": "The endpoint.", "content": _json(INFO_EXAMPLE)}, **_errors(401)},
+    "responses": {
+        200: {"description": "The endpoint.", "content": _json_content(INFO_EXAMPLE)},
+        **_error_responses(401),
+    },
 }
 
 
-def describe(app: FastAPI) -> None:
+def describe_app(app: FastAPI) -> None:
     """Make `app.openapi()` complete: the request's schema, and problems as what they are."""
 
-    def openapi() -> dict[str, Any]:
+    def build_document() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title,
@@ -155,7 +158,7 @@ def describe(app: FastAPI) -> None:
             whole = RankRequest.model_json_schema(ref_template="#/components/schemas/{model}")
             document["components"]["schemas"].update(whole.pop("$defs"))
             document["components"]["schemas"]["RankRequest"] = whole
-            app.openapi_schema = with_problems(document, PROBLEM_EXAMPLE)
+            app.openapi_schema = document_problems(document, PROBLEM_EXAMPLE)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = build_document  # type: ignore[method-assign]

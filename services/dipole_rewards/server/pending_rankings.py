@@ -17,9 +17,9 @@ from dipole.errors import Conflict, NotFound, Overloaded
 from dipole.protocol import problems
 from dipole.protocol.schemas import ItemError, PendingRanking, Ranking
 
-State = Ranking | PendingRanking
-Submitted = asyncio.Future[Any]  # whoever ranks resolves it, and knows what to
-Rank = Callable[[Submitted, str], Awaitable[Ranking]]
+RankingState = Ranking | PendingRanking
+SubmittedGroup = asyncio.Future[Any]  # whoever ranks resolves it, and knows what to
+AwaitRanking = Callable[[SubmittedGroup, str], Awaitable[Ranking]]
 
 log = structlog.get_logger()
 
@@ -27,13 +27,15 @@ log = structlog.get_logger()
 class PendingRankings:
     """At most `limit` rankings, running or finished; finished ones make room, oldest first."""
 
-    def __init__(self, limit: int, deliver: Callable[[str, State], Coroutine[Any, Any, None]]) -> None:
-        self._limit, self._deliver = limit, deliver
-        self._states: OrderedDict[str, State] = OrderedDict()
+    def __init__(self, limit: int, deliver: Callable[[str, RankingState], Coroutine[Any, Any, None]]) -> None:
+        self._limit, self._deliver_callback = limit, deliver
+        self._states: OrderedDict[str, RankingState] = OrderedDict()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._deliveries: set[asyncio.Task[None]] = set()
 
-    def start(self, submit: Callable[[], Submitted], rank: Rank, callback_url: str | None) -> PendingRanking:
+    def start(
+        self, submit: Callable[[], SubmittedGroup], rank: AwaitRanking, callback_url: str | None
+    ) -> PendingRanking:
         """`submit` a group now and `rank` it in the background.
 
         Raises Overloaded when every place is taken by a running one, and whatever `submit` raises.
@@ -48,22 +50,22 @@ class PendingRankings:
             del self._states[finished]
         pending = PendingRanking(id=identifier)
         self._states[identifier] = pending
-        task = asyncio.create_task(self._run(identifier, submitted, rank, callback_url))
+        task = asyncio.create_task(self._run_ranking(identifier, submitted, rank, callback_url))
         self._tasks[identifier] = task
 
-        def ended(_: asyncio.Task[None]) -> None:  # also when it was cancelled before it began
+        def forget_task(_: asyncio.Task[None]) -> None:  # also when it was cancelled before it began
             submitted.cancel()
             del self._tasks[identifier]
 
-        task.add_done_callback(ended)
+        task.add_done_callback(forget_task)
         return pending
 
-    def get(self, identifier: str) -> State:
+    def get(self, identifier: str) -> RankingState:
         if identifier not in self._states:
             raise NotFound(f"there is no ranking {identifier!r}; it may have been dropped since it finished")
         return self._states[identifier]
 
-    def cancel(self, identifier: str) -> State:
+    def cancel(self, identifier: str) -> RankingState:
         """Cancel what runs; cancelling twice is fine. Raises Conflict when the ranking has finished."""
         state = self.get(identifier)
         if isinstance(state, Ranking) or state.status == "failed":
@@ -84,8 +86,10 @@ class PendingRankings:
             task.cancel()
         await asyncio.gather(*running, return_exceptions=True)
 
-    async def _run(self, identifier: str, submitted: Submitted, rank: Rank, callback_url: str | None) -> None:
-        state: State
+    async def _run_ranking(
+        self, identifier: str, submitted: SubmittedGroup, rank: AwaitRanking, callback_url: str | None
+    ) -> None:
+        state: RankingState
         try:
             state = await rank(submitted, identifier)
         except asyncio.CancelledError:
@@ -98,6 +102,6 @@ class PendingRankings:
             state = PendingRanking(id=identifier, status="failed", error=reason)
         self._states[identifier] = state
         if callback_url is not None:
-            delivery = asyncio.create_task(self._deliver(callback_url, state))
+            delivery = asyncio.create_task(self._deliver_callback(callback_url, state))
             self._deliveries.add(delivery)
             delivery.add_done_callback(self._deliveries.discard)

@@ -28,7 +28,7 @@ REQUEST_PART = "request"
 
 
 @dataclass(frozen=True)
-class Incoming:
+class ParsedRequest:
     """A request that passed every bound. `digest` is equal for equal content, whichever way it was encoded."""
 
     request: RankRequest
@@ -36,43 +36,43 @@ class Incoming:
     digest: str
 
 
-async def read(http: Request, settings: RewardSettings) -> Incoming:
+async def read_request(http: Request, settings: RewardSettings) -> ParsedRequest:
     """Raises InvalidInput and its subclasses, or RequestValidationError, each naming the field."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
         body = await http.body()
-        return await asyncio.to_thread(_from_json, body, settings)
+        return await asyncio.to_thread(_parse_json, body, settings)
     if kind == "multipart/form-data":
-        request, parts = await _multipart(http, settings)
-        return await asyncio.to_thread(_decode, request, parts, settings)
+        request, parts = await _parse_multipart(http, settings)
+        return await asyncio.to_thread(_decode_images, request, parts, settings)
     raise UnsupportedMediaType(
         f"Content-Type must be application/json or multipart/form-data, not {kind or 'absent'}", field="Content-Type"
     )
 
 
-def _from_json(body: bytes, settings: RewardSettings) -> Incoming:
-    request = _validated(body, settings)
+def _parse_json(body: bytes, settings: RewardSettings) -> ParsedRequest:
+    request = _validate_request(body, settings)
     data = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
         if candidate.image.data is None:
             raise InvalidInput(f"{field}.data is missing: base64 of the image's bytes", field=f"{field}.data")
-        data[candidate.id] = images.from_base64(candidate.image.data, field=field)
-    return _decode(request, data, settings)
+        data[candidate.id] = images.decode_base64(candidate.image.data, field=field)
+    return _decode_images(request, data, settings)
 
 
-async def _multipart(http: Request, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+async def _parse_multipart(http: Request, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
     """The JSON part and each candidate's bytes by id."""
     try:
         async with http.form(max_files=settings.reward_max_candidates + 1, max_fields=2) as form:
-            return await _parts(form, settings)
+            return await _validate_parts(form, settings)
     except HTTPException as error:
         if "Too many files" in str(error.detail):
-            raise _too_many("more", settings) from None
+            raise _too_many_candidates("more", settings) from None
         raise InvalidInput(f"the multipart body cannot be read: {error.detail}", field="body") from None
 
 
-async def _parts(form: FormData, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+async def _validate_parts(form: FormData, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
     parts: dict[str, UploadFile | str] = {}
     for name, part in form.multi_items():
         if name in parts:
@@ -82,11 +82,11 @@ async def _parts(form: FormData, settings: RewardSettings) -> tuple[RankRequest,
     if head is None:
         raise InvalidInput(f"the JSON part {REQUEST_PART!r} is missing", field=REQUEST_PART)
     text = head.encode() if isinstance(head, str) else await head.read()
-    request = await asyncio.to_thread(_validated, text, settings)
-    return request, await _part_bytes(request, parts)
+    request = await asyncio.to_thread(_validate_request, text, settings)
+    return request, await _read_part_bytes(request, parts)
 
 
-async def _part_bytes(request: RankRequest, parts: Mapping[str, UploadFile | str]) -> dict[str, bytes]:
+async def _read_part_bytes(request: RankRequest, parts: Mapping[str, UploadFile | str]) -> dict[str, bytes]:
     data = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
@@ -103,27 +103,27 @@ async def _part_bytes(request: RankRequest, parts: Mapping[str, UploadFile | str
     return data
 
 
-def _validated(body: bytes, settings: RewardSettings) -> RankRequest:
+def _validate_request(body: bytes, settings: RewardSettings) -> RankRequest:
     try:
         request = RankRequest.model_validate_json(body)
     except ValidationError as error:
         listed: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(listed) from None
     if len(request.candidates) > settings.reward_max_candidates:
-        raise _too_many(str(len(request.candidates)), settings)
+        raise _too_many_candidates(str(len(request.candidates)), settings)
     return request
 
 
-def _too_many(found: str, settings: RewardSettings) -> TooLarge:
+def _too_many_candidates(found: str, settings: RewardSettings) -> TooLarge:
     limit = settings.reward_max_candidates
     return TooLarge(f"candidates: at most {limit} are accepted, {found} were sent", field="candidates")
 
 
-def _decode(request: RankRequest, data: Mapping[str, bytes], settings: RewardSettings) -> Incoming:
+def _decode_images(request: RankRequest, data: Mapping[str, bytes], settings: RewardSettings) -> ParsedRequest:
     """Measure every image by its header, then decode them all."""
     total = 0
     for index, candidate in enumerate(request.candidates):
-        height, width = images.measure(
+        height, width = images.measure_image(
             data[candidate.id],
             candidate.image.media_type,
             max_pixels=settings.reward_max_pixels,
@@ -134,7 +134,7 @@ def _decode(request: RankRequest, data: Mapping[str, bytes], settings: RewardSet
         limit = settings.reward_max_total_pixels
         raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
     pixels = [
-        images.decode(
+        images.decode_image(
             data[candidate.id],
             candidate.image.media_type,
             max_pixels=settings.reward_max_pixels,
@@ -144,6 +144,6 @@ def _decode(request: RankRequest, data: Mapping[str, bytes], settings: RewardSet
     ]
     bare = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}})
     digest = hashlib.sha256(bare.encode())
-    for each in images.digests([data[candidate.id] for candidate in request.candidates]):
+    for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
         digest.update(each)
-    return Incoming(request, pixels, digest.hexdigest())
+    return ParsedRequest(request, pixels, digest.hexdigest())

@@ -22,33 +22,33 @@ from dipole_rewards.rewards.hpsv2 import HPSv2
 from dipole_rewards.rewards.imagereward import ImageReward
 from dipole_rewards.rewards.pickscore import PickScore
 from dipole_rewards.settings import WeightSettings
-from dipole_rewards.tiny_weights.blip_files import imagereward
-from dipole_rewards.tiny_weights.clip_files import clip, linear_head, open_clip
-from dipole_rewards.tiny_weights.geneval_files import geneval
-from dipole_rewards.tiny_weights.hpsv3_files import TinyHPSv3, hpsv3
+from dipole_rewards.tiny_weights.blip_files import write_imagereward
+from dipole_rewards.tiny_weights.clip_files import write_aesthetic, write_clip, write_open_clip
+from dipole_rewards.tiny_weights.geneval_files import write_geneval
+from dipole_rewards.tiny_weights.hpsv3_files import TinyHPSv3, write_hpsv3
 
 # name: (what writes its files, what is served from them)
-REWARDS: dict[str, tuple[Callable[[Path], None], type[WeightedReward]]] = {
-    "clip": (clip, Clip),
-    "pickscore": (partial(clip, activation="gelu"), PickScore),
-    "aesthetic": (linear_head, Aesthetic),
-    "hpsv2": (open_clip, HPSv2),
-    "hpsv3": (hpsv3, TinyHPSv3),
-    "geneval": (geneval, GenEval),
-    "imagereward": (imagereward, ImageReward),
+WRITERS: dict[str, tuple[Callable[[Path], None], type[WeightedReward]]] = {
+    "clip": (write_clip, Clip),
+    "pickscore": (partial(write_clip, activation="gelu"), PickScore),
+    "aesthetic": (write_aesthetic, Aesthetic),
+    "hpsv2": (write_open_clip, HPSv2),
+    "hpsv3": (write_hpsv3, TinyHPSv3),
+    "geneval": (write_geneval, GenEval),
+    "imagereward": (write_imagereward, ImageReward),
 }
 
 
-def write(folder: Path, reward: str, *, seed: int = 0) -> Path:
+def write_weights(folder: Path, reward: str, *, seed: int = 0) -> Path:
     """Write the weights of `reward`, a key of REWARDS, to `folder`; returns `folder`."""
     folder.mkdir(parents=True, exist_ok=True)
-    files, kind = REWARDS[reward]
+    files, kind = WRITERS[reward]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         files(folder)
     golden = folder / "golden.json"
     golden.write_text('{"score": 0}')
-    opened = kind.open(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    opened = kind.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
     known = opened.golden()
     (score,) = opened.score(prompt=known.prompt, images=[known.image], metadata=known.metadata).scores
     golden.write_text(json.dumps({"score": score}))

@@ -12,40 +12,41 @@ import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
 
-from dipole_rewards.rewards.imagereward import FILE
+from dipole_rewards.rewards.imagereward import WEIGHTS_FILE
 
-SIDE, PATCH = 32, 8
-VISION, TEXT = 128, 48  # features; 128 is two of BLIP's heads
+IMAGE_SIDE, PATCH_SIDE = 32, 8
+VISION_WIDTH, TEXT_WIDTH = 128, 48  # features; 128 is two of BLIP's heads
 LAYERS, POSITIONS = 2, 40
-BIASES = 0.1  # deviation of what is zero when fresh
+BIAS_STD = 0.1  # deviation of what is zero when fresh
 
 
-def imagereward(folder: Path) -> None:
+def write_imagereward(folder: Path) -> None:
     """ImageReward.pt, med_config.json and tokenizer.json."""
-    config = med_config(bert_tokenizer(folder) + 2)  # [DEC] and [ENC], which the published code adds
+    config = make_med_config(write_bert_tokenizer(folder) + 2)  # [DEC] and [ENC], which the published code adds
     (folder / "med_config.json").write_text(json.dumps(config, indent=2))
     state = {
-        **{f"blip.visual_encoder.{name}": value for name, value in _vision()},
-        **{f"blip.text_encoder.{name}": value for name, value in _text(config)},
-        **dict(_linear("blip.vision_proj", VISION, 16)),  # in the published file too, and of no use
-        **dict(_linear("blip.text_proj", TEXT, 16)),
-        **{f"mlp.layers.{name}": value for name, value in _head()},
+        **{f"blip.visual_encoder.{name}": value for name, value in _vision_tensors()},
+        **{f"blip.text_encoder.{name}": value for name, value in _text_tensors(config)},
+        **dict(_linear_tensors("blip.vision_proj", VISION_WIDTH, 16)),  # in the published file too, and of no use
+        **dict(_linear_tensors("blip.text_proj", TEXT_WIDTH, 16)),
+        **{f"mlp.layers.{name}": value for name, value in _head_tensors()},
     }
-    torch.save(state, folder / FILE)
+    torch.save(state, folder / WEIGHTS_FILE)
 
 
-def med_config(vocabulary: int) -> dict[str, Any]:
+def make_med_config(vocabulary: int) -> dict[str, Any]:
     """As published, where encoder_width is not the vision tower's."""
     return {
         "architectures": ["BertModel"], "attention_probs_dropout_prob": 0.1, "hidden_act": "gelu",
-        "hidden_dropout_prob": 0.1, "hidden_size": TEXT, "initializer_range": 0.02, "intermediate_size": 2 * TEXT,
+        "hidden_dropout_prob": 0.1, "hidden_size": TEXT_WIDTH, "initializer_range": 0.02,
+        "intermediate_size": 2 * TEXT_WIDTH,
         "layer_norm_eps": 1e-12, "max_position_embeddings": POSITIONS, "model_type": "bert", "num_attention_heads": 4,
         "num_hidden_layers": LAYERS, "pad_token_id": 0, "type_vocab_size": 2, "vocab_size": vocabulary,
         "encoder_width": 96, "add_cross_attention": True,
     }  # fmt: skip
 
 
-def bert_tokenizer(folder: Path) -> int:
+def write_bert_tokenizer(folder: Path) -> int:
     """Printable characters, each also inside a word: 5 special tokens and 2·68 others, lower case as in BERT's."""
     letters = sorted(set(string.printable.lower()) - set(string.whitespace))
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
@@ -60,49 +61,55 @@ def bert_tokenizer(folder: Path) -> int:
     return len(tokens)
 
 
-def _vision() -> Iterator[tuple[str, Tensor]]:
-    yield "cls_token", torch.randn(1, 1, VISION)
-    yield "pos_embed", torch.randn(1, (SIDE // PATCH) ** 2 + 1, VISION)
-    yield "patch_embed.proj.weight", torch.randn(VISION, 3, PATCH, PATCH) / PATCH
-    yield "patch_embed.proj.bias", torch.randn(VISION) * BIASES
+def _vision_tensors() -> Iterator[tuple[str, Tensor]]:
+    yield "cls_token", torch.randn(1, 1, VISION_WIDTH)
+    yield "pos_embed", torch.randn(1, (IMAGE_SIDE // PATCH_SIDE) ** 2 + 1, VISION_WIDTH)
+    yield "patch_embed.proj.weight", torch.randn(VISION_WIDTH, 3, PATCH_SIDE, PATCH_SIDE) / PATCH_SIDE
+    yield "patch_embed.proj.bias", torch.randn(VISION_WIDTH) * BIAS_STD
     for layer in range(LAYERS):
-        yield from _norm(f"blocks.{layer}.norm1", VISION)
-        yield from _linear(f"blocks.{layer}.attn.qkv", VISION, 3 * VISION)
-        yield from _linear(f"blocks.{layer}.attn.proj", VISION, VISION)
-        yield from _norm(f"blocks.{layer}.norm2", VISION)
-        yield from _linear(f"blocks.{layer}.mlp.fc1", VISION, 2 * VISION)
-        yield from _linear(f"blocks.{layer}.mlp.fc2", 2 * VISION, VISION)
-    yield from _norm("norm", VISION)
+        yield from _norm_tensors(f"blocks.{layer}.norm1", VISION_WIDTH)
+        yield from _linear_tensors(f"blocks.{layer}.attn.qkv", VISION_WIDTH, 3 * VISION_WIDTH)
+        yield from _linear_tensors(f"blocks.{layer}.attn.proj", VISION_WIDTH, VISION_WIDTH)
+        yield from _norm_tensors(f"blocks.{layer}.norm2", VISION_WIDTH)
+        yield from _linear_tensors(f"blocks.{layer}.mlp.fc1", VISION_WIDTH, 2 * VISION_WIDTH)
+        yield from _linear_tensors(f"blocks.{layer}.mlp.fc2", 2 * VISION_WIDTH, VISION_WIDTH)
+    yield from _norm_tensors("norm", VISION_WIDTH)
 
 
-def _text(config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
+def _text_tensors(config: dict[str, Any]) -> Iterator[tuple[str, Tensor]]:
     yield "embeddings.position_ids", torch.arange(POSITIONS)[None]
-    yield "embeddings.word_embeddings.weight", torch.randn(config["vocab_size"], TEXT)
-    yield "embeddings.position_embeddings.weight", torch.randn(POSITIONS, TEXT)
-    yield from _norm("embeddings.LayerNorm", TEXT)
+    yield "embeddings.word_embeddings.weight", torch.randn(config["vocab_size"], TEXT_WIDTH)
+    yield "embeddings.position_embeddings.weight", torch.randn(POSITIONS, TEXT_WIDTH)
+    yield from _norm_tensors("embeddings.LayerNorm", TEXT_WIDTH)
     for layer in range(LAYERS):
         block = f"encoder.layer.{layer}"
-        for attention, seen in {"attention": TEXT, "crossattention": VISION}.items():
-            yield from _linear(f"{block}.{attention}.self.query", TEXT, TEXT)
-            yield from _linear(f"{block}.{attention}.self.key", seen, TEXT)
-            yield from _linear(f"{block}.{attention}.self.value", seen, TEXT)
-            yield from _linear(f"{block}.{attention}.output.dense", TEXT, TEXT)
-            yield from _norm(f"{block}.{attention}.output.LayerNorm", TEXT)
-        yield from _linear(f"{block}.intermediate.dense", TEXT, 2 * TEXT)
-        yield from _linear(f"{block}.output.dense", 2 * TEXT, TEXT)
-        yield from _norm(f"{block}.output.LayerNorm", TEXT)
+        for attention, seen in {"attention": TEXT_WIDTH, "crossattention": VISION_WIDTH}.items():
+            yield from _linear_tensors(f"{block}.{attention}.self.query", TEXT_WIDTH, TEXT_WIDTH)
+            yield from _linear_tensors(f"{block}.{attention}.self.key", seen, TEXT_WIDTH)
+            yield from _linear_tensors(f"{block}.{attention}.self.value", seen, TEXT_WIDTH)
+            yield from _linear_tensors(f"{block}.{attention}.output.dense", TEXT_WIDTH, TEXT_WIDTH)
+            yield from _norm_tensors(f"{block}.{attention}.output.LayerNorm", TEXT_WIDTH)
+        yield from _linear_tensors(f"{block}.intermediate.dense", TEXT_WIDTH, 2 * TEXT_WIDTH)
+        yield from _linear_tensors(f"{block}.output.dense", 2 * TEXT_WIDTH, TEXT_WIDTH)
+        yield from _norm_tensors(f"{block}.output.LayerNorm", TEXT_WIDTH)
 
 
-def _head() -> Iterator[tuple[str, Tensor]]:
-    for layer, (inputs, outputs) in {0: (TEXT, 1024), 2: (1024, 128), 4: (128, 64), 6: (64, 16), 7: (16, 1)}.items():
-        yield from _linear(str(layer), inputs, outputs)
+def _head_tensors() -> Iterator[tuple[str, Tensor]]:
+    for layer, (inputs, outputs) in {
+        0: (TEXT_WIDTH, 1024),
+        2: (1024, 128),
+        4: (128, 64),
+        6: (64, 16),
+        7: (16, 1),
+    }.items():
+        yield from _linear_tensors(str(layer), inputs, outputs)
 
 
-def _linear(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, Tensor]]:
+def _linear_tensors(name: str, inputs: int, outputs: int) -> Iterator[tuple[str, Tensor]]:
     yield f"{name}.weight", torch.randn(outputs, inputs) / inputs**0.5
-    yield f"{name}.bias", torch.randn(outputs) * BIASES
+    yield f"{name}.bias", torch.randn(outputs) * BIAS_STD
 
 
-def _norm(name: str, width: int) -> Iterator[tuple[str, Tensor]]:
-    yield f"{name}.weight", 1 + BIASES * torch.randn(width)
-    yield f"{name}.bias", BIASES * torch.randn(width)
+def _norm_tensors(name: str, width: int) -> Iterator[tuple[str, Tensor]]:
+    yield f"{name}.weight", 1 + BIAS_STD * torch.randn(width)
+    yield f"{name}.bias", BIAS_STD * torch.randn(width)

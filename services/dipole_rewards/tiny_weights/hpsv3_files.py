@@ -16,16 +16,16 @@ from transformers import Qwen2Tokenizer, Qwen2VLConfig
 from transformers import Qwen2VLForConditionalGeneration as Qwen2VL
 
 from dipole_rewards.rewards.hpsv3 import HPSv3
-from dipole_rewards.tiny_weights.clip_files import BIASES
+from dipole_rewards.tiny_weights.clip_files import BIAS_STD
 
-INSTRUCTION = "\nHow good is it? \nPrompt - {text_prompt}\n\nRating: <|Reward|>\n\nEND\n"
-SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
-CHAT = (
+TINY_INSTRUCTION = "\nHow good is it? \nPrompt - {text_prompt}\n\nRating: <|Reward|>\n\nEND\n"
+SPECIAL_TOKENS = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+CHAT_TEMPLATE = (
     "<|im_start|>system\nBe kind.<|im_end|>\n<|im_start|>user\n{% for part in messages[0].content %}"
     "{% if part.type == 'image' %}<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ part.text }}{% endif %}"
     "{% endfor %}<|im_end|>\n{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
-QWEN = {  # flat and with the old names, as the hub's Qwen2-VL-7B-Instruct has it
+QWEN_CONFIG = {  # flat and with the old names, as the hub's Qwen2-VL-7B-Instruct has it
     "model_type": "qwen2_vl", "vocab_size": 300, "hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-6, "rope_theta": 1e6, "hidden_act": "silu",
     "rope_scaling": {"type": "mrope", "mrope_section": [2, 3, 3]}, "tie_word_embeddings": False,
@@ -38,25 +38,25 @@ QWEN = {  # flat and with the old names, as the hub's Qwen2-VL-7B-Instruct has i
 }  # fmt: skip
 
 
-def hpsv3(folder: Path) -> None:
+def write_hpsv3(folder: Path) -> None:
     """HPSv3.safetensors with its configuration, its tokenizer (bytes, then special tokens) and an instruction."""
     vocabulary = {token: index for index, token in enumerate(sorted(ByteLevel.alphabet()))}
     tokenizer: Any = Qwen2Tokenizer(vocab=vocabulary, merges=[])
-    tokenizer.add_tokens(SPECIAL, special_tokens=True)
-    tokenizer.chat_template = CHAT
+    tokenizer.add_tokens(SPECIAL_TOKENS, special_tokens=True)
+    tokenizer.chat_template = CHAT_TEMPLATE
     tokenizer.save_pretrained(folder)
-    save_file(hpsv3_state(), folder / "HPSv3.safetensors")
-    (folder / "config.json").write_text(json.dumps(QWEN))
-    (folder / "instruction.txt").write_text(INSTRUCTION)
+    save_file(make_hpsv3_state(), folder / "HPSv3.safetensors")
+    (folder / "config.json").write_text(json.dumps(QWEN_CONFIG))
+    (folder / "instruction.txt").write_text(TINY_INSTRUCTION)
 
 
-def hpsv3_state() -> dict[str, Tensor]:
+def make_hpsv3_state() -> dict[str, Tensor]:
     """Qwen2-VL with its vocabulary's head, embeddings of one token more than the tokenizer has, and the head."""
-    model: Any = Qwen2VL(Qwen2VLConfig.from_dict({**QWEN, "vocab_size": 264}))
+    model: Any = Qwen2VL(Qwen2VLConfig.from_dict({**QWEN_CONFIG, "vocab_size": 264}))
     state = dict(model.state_dict())
     for name, value in state.items():
         if value.ndim == 1 and "norm" not in name and "ln_q" not in name:
-            state[name] = torch.randn_like(value) * BIASES
+            state[name] = torch.randn_like(value) * BIAS_STD
         elif "language_model" in name and value.ndim == 2:
             state[name] = value * 8  # or attention is so flat that nothing depends on positions
     for layer, (outputs, inputs) in {0: (1024, 64), 3: (16, 1024), 5: (2, 16)}.items():
@@ -68,4 +68,4 @@ def hpsv3_state() -> dict[str, Tensor]:
 class TinyHPSv3(HPSv3):
     """HPSv3 with the tiny weights' instruction."""
 
-    instruction_sha256 = hashlib.sha256(INSTRUCTION.encode()).hexdigest()
+    instruction_sha256 = hashlib.sha256(TINY_INSTRUCTION.encode()).hexdigest()

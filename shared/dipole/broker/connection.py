@@ -6,12 +6,13 @@ import redis
 from celery import Celery
 from redis.connection import PythonRespSerializer
 
-VISIBILITY_S = 60  # a message nobody acknowledged comes back after this; tasks are shorter, or no-ops when repeated
-UNCOPIED_BYTES = 6000  # a longer value is sent from where it lies
-MAX_WAIT_S = 5.0  # longest single blocking read, below the socket timeout
+# a message nobody acknowledged comes back after this; tasks are shorter, or no-ops when repeated
+VISIBILITY_TIMEOUT_S = 60
+MIN_UNCOPIED_BYTES = 6000  # a longer value is sent from where it lies
+MAX_BLOCKING_READ_S = 5.0  # longest single blocking read, below the socket timeout
 
 
-def celery_app(redis_url: str) -> Celery:
+def create_celery_app(redis_url: str) -> Celery:
     """The app of both sides. JSON only; acknowledged after the work; no result backend, answers are pushed."""
     app = Celery("dipole", broker=redis_url, set_as_current=False)
     app.conf.update(
@@ -23,7 +24,7 @@ def celery_app(redis_url: str) -> Celery:
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,
         broker_transport_options={
-            "visibility_timeout": VISIBILITY_S,
+            "visibility_timeout": VISIBILITY_TIMEOUT_S,
             "socket_timeout": 30,
             "socket_connect_timeout": 5,
         },
@@ -36,14 +37,14 @@ def celery_app(redis_url: str) -> Celery:
     return app
 
 
-def connect(redis_url: str) -> redis.Redis:
+def connect_redis(redis_url: str) -> redis.Redis:
     """A Redis client whose calls end: five seconds to connect, fifteen for any answer.
 
     Answers are parsed by hiredis; commands are not packed by it, because it copies a group's megabytes twice.
     """
     client = redis.Redis.from_url(
-        redis_url, socket_connect_timeout=5, socket_timeout=MAX_WAIT_S + 10, health_check_interval=30
+        redis_url, socket_connect_timeout=5, socket_timeout=MAX_BLOCKING_READ_S + 10, health_check_interval=30
     )
-    packer = PythonRespSerializer(UNCOPIED_BYTES, client.get_encoder().encode)
+    packer = PythonRespSerializer(MIN_UNCOPIED_BYTES, client.get_encoder().encode)
     client.connection_pool.connection_kwargs["command_packer"] = packer
     return client

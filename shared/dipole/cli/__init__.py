@@ -19,7 +19,7 @@ from dipole.cli import demo, evaluate, files, images, jobs, rewards, serve
 from dipole.errors import DipoleError
 
 
-class _Group(TyperGroup):
+class _ErrorPrintingGroup(TyperGroup):
     """Prints a DipoleError as one red sentence and exits with 1; anything else is a bug and shows its traceback."""
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
@@ -31,17 +31,17 @@ class _Group(TyperGroup):
 
 
 app = typer.Typer(
-    cls=_Group,
+    cls=_ErrorPrintingGroup,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     help="Dipole: rewards as a service for finetuning one-step image generators.",
 )
-app.command("up")(serve.up)
+app.command("up")(serve.run_stack)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.files_app, name="files")
 app.add_typer(images.app, name="images")
-app.command("demo")(demo.demo)
-app.command("eval")(evaluate.evaluate)
+app.command("demo")(demo.run_demo)
+app.command("eval")(evaluate.evaluate_models)

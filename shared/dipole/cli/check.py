@@ -13,12 +13,12 @@ from rich.console import Console
 from dipole.errors import InvalidInput
 
 
-def check(
+def check_endpoint(
     url: Annotated[str, typer.Argument(help="Base URL of the endpoint, as in http://127.0.0.1:8401.")],
     key: Annotated[
         str | None, typer.Option(help="Bearer key of the endpoint.", envvar="DIPOLE_CHECK_KEY", show_envvar=True)
     ] = None,
-    strict: Annotated[bool, typer.Option("--strict", help="Warnings fail too.")] = False,
+    strict: Annotated[bool, typer.Option("--strict", help="Let warnings count as failures.")] = False,
     metadata: Annotated[
         str | None, typer.Option(help="Metadata as JSON, sent along for a reward that scores nothing without it.")
     ] = None,
@@ -34,30 +34,30 @@ def check(
     What a trainer relies on must hold; the rest is warned of. docs/protocol.md says what each check asks.
     """
     from dipole import conformance
-    from dipole.client.tls import context
+    from dipole.client.tls import ssl_context
     from dipole.conformance import report
 
-    verify = True if tls is None else context(tls.absolute().name, tls.absolute().parent)
+    verify = True if tls is None else ssl_context(tls.absolute().name, tls.absolute().parent)
     console = Console()
     with console.status("checking …") as status:
-        results = conformance.run(
+        results = conformance.run_checks(
             url,
             key=key,
-            metadata=_object(metadata),
+            metadata=parse_json_object(metadata),
             verify=verify,
             timeout_s=timeout,
             only=only or (),
             strict=strict,
             on_result=lambda result: status.update(f"checking … {result.name} done"),
         )
-    console.print(report.table(url, results))
+    console.print(report.results_table(url, results))
     if junit is not None:
-        ElementTree.ElementTree(report.junit(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
+        ElementTree.ElementTree(report.junit_report(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
 
 
-def _object(text: str | None) -> dict[str, Any] | None:
+def parse_json_object(text: str | None) -> dict[str, Any] | None:
     try:
         found = None if text is None else json.loads(text)
     except ValueError as error:

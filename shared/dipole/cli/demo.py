@@ -18,13 +18,23 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipole.client.trainer_api import Api
-from dipole.errors import ConfigurationError, DipoleError, InvalidInput
+from dipole.cli.jobs import describe_step
+from dipole.cli.optional_imports import import_optional
+from dipole.client.trainer_api import TrainerApi
+from dipole.errors import DipoleError, InvalidInput
+from dipole.protocol import job_events
 from dipole.tiny import pictures
-from dipole.tiny.job import demo_job, demo_prompts
+from dipole.tiny.job import build_demo_job, build_demo_prompts
 from dipole.tiny.world import TAGS
 
 REWARDS = ("shapes", "colourfulness")
+# kinds of events that are printed above the bars
+TOLD = (
+    job_events.RewardLeftOut.kind,
+    job_events.JobPaused.kind,
+    job_events.JobFailed.kind,
+    job_events.RunResumed.kind,
+)
 console = Console(highlight=False, soft_wrap=True)
 
 
@@ -32,7 +42,7 @@ class DemoFailed(DipoleError):
     """The job did not succeed; its last word is the message."""
 
 
-def demo(
+def run_demo(
     api: Annotated[
         str | None,
         typer.Option("--api", envvar="DIPOLE_API_URL", help="A running platform; without it one is started."),
@@ -43,10 +53,10 @@ def demo(
     reward: Annotated[
         str, typer.Option(help="What to train for: shapes or colourfulness; the other is watched.")
     ] = "shapes",
-    steps: Annotated[int, typer.Option(min=2, help="Updates.")] = 60,
+    steps: Annotated[int, typer.Option(min=2, help="Number of updates.")] = 60,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the job.")] = 0,
     control: Annotated[
-        bool, typer.Option("--control", help="Train on shuffled ranks: what any drift would do.")
+        bool, typer.Option("--control", help="Train on shuffled ranks, the control: what any drift would do.")
     ] = False,
     out: Annotated[
         Path, typer.Option(help="Folder for pictures, LoRA and, without --api, the platform's files.")
@@ -66,46 +76,42 @@ def demo(
         raise InvalidInput(f"--reward {reward!r} is not one of {', '.join(REWARDS)}")
     out.mkdir(parents=True, exist_ok=True)
     try:
-        with _platform(api, out) as url, Api(url, key) as client:
+        with _platform_url(api, out) as url, TrainerApi(url, key) as client:
             method = "random" if control else "drpo"
-            job = _create(client, out, demo_job(steps=steps, reward=reward, seed=seed, method=method))
+            job = _create_job(client, out, build_demo_job(steps=steps, reward=reward, seed=seed, method=method))
             try:
-                _follow(client, job)
+                _follow_job(client, job)
             except KeyboardInterrupt:  # or the next demo's worker would take this job up first
                 client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
                 raise
-            _results(client, job, out, reward, "random ranks" if control else "DrPO")
+            _show_results(client, job, out, reward, "random ranks" if control else "DrPO")
     except KeyboardInterrupt:
         console.print("Stopped: the job is cancelled" + (", every process gone." if api is None else "."))
         raise typer.Exit(130) from None
 
 
 @contextmanager
-def _platform(api: str | None, out: Path) -> Iterator[str]:
+def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     """The URL of a platform: the given one, or an embedded stack for as long as it is needed."""
     if api is not None:
         yield api
         return
-    from dipole.cli.serve import what_runs_where
+    from dipole.cli.serve import processes_table
 
-    try:
-        from dipole.stack.stack import Stack
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[embedded]'") from error
-    home = out / "platform"
-    with console.status("Starting the platform …") as status, Stack(home) as stack:
+    stack_module = import_optional("dipole.stack.stack", "embedded")
+    with console.status("Starting the platform …") as status, stack_module.Stack(out / "platform") as stack:
         status.stop()
-        console.print(what_runs_where(stack))
+        console.print(processes_table(stack))
         yield stack.api_url
 
 
-def _create(client: Api, out: Path, job: dict[str, Any]) -> dict[str, Any]:
+def _create_job(client: TrainerApi, out: Path, job: dict[str, Any]) -> dict[str, Any]:
     files = {}
     for field, held_out in (("training_file", False), ("validation_file", True)):
         path = out / ("prompts-held-out.jsonl" if held_out else "prompts-train.jsonl")
-        lines = demo_prompts(held_out=held_out)
+        lines = build_demo_prompts(held_out=held_out)
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        files[field] = client.upload(path)["id"]
+        files[field] = client.upload_file(path)["id"]
         console.print(f"Uploaded {len(lines)} prompts as {files[field]} ({path})")
     created: dict[str, Any] = client.post("/v1/fine_tuning/jobs", {**job, **files})
     names = ", ".join(f"{r['name']} (held out)" if r["weight"] == 0 else r["name"] for r in created["rewards"])
@@ -113,7 +119,7 @@ def _create(client: Api, out: Path, job: dict[str, Any]) -> dict[str, Any]:
     return created
 
 
-def _follow(client: Api, job: dict[str, Any]) -> None:
+def _follow_job(client: TrainerApi, job: dict[str, Any]) -> None:
     """Live progress until the job has ended. Raises DemoFailed when it did not succeed."""
     held_out = {reward["name"] for reward in job["rewards"] if reward["weight"] == 0}
     columns = (
@@ -126,15 +132,15 @@ def _follow(client: Api, job: dict[str, Any]) -> None:
     with Progress(*columns, console=console) as progress:
         evaluating = progress.add_task("evaluate", total=None, note="")
         training = progress.add_task("train", total=job["steps"], note="", start=False)
-        for event in client.follow(job["id"]):
+        for event in client.follow_events(job["id"]):
             kind, data = event["kind"], event["data"] or {}
-            if kind == "evaluating":
+            if kind == job_events.EvaluationProgress.kind:
                 note = f"held-out prompts at step {data['step']}"
                 progress.update(evaluating, completed=data["prompts_done"], total=data["prompts"], note=note)
-            elif kind == "step":
+            elif kind == job_events.StepFinished.kind:
                 progress.start_task(training)
-                progress.update(training, completed=data["step"], note=_note(data, held_out))
-            elif kind in ("reward_failure", "paused", "failed", "resumed"):
+                progress.update(training, completed=data["step"], note=describe_step(data, held_out))
+            elif kind in TOLD:
                 progress.console.print(f"[yellow]{event['message']}[/]")
     ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
     if ended["status"] != "succeeded":
@@ -143,41 +149,32 @@ def _follow(client: Api, job: dict[str, Any]) -> None:
         )
 
 
-def _note(data: dict[str, Any], held_out: set[str]) -> str:
-    rewards = "  ".join(
-        f"{name} {value:.3f}{' (held out)' if name in held_out else ''}"
-        for name, value in data["rewards"].items()
-        if value is not None
-    )
-    minutes, seconds = divmod(round(data["eta_s"]), 60)
-    return f"{rewards}  {data['images_per_s']:.0f} images/s  ETA {minutes}:{seconds:02d}"
-
-
-def _results(client: Api, job: dict[str, Any], out: Path, reward: str, name: str) -> None:
+def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: str, name: str) -> None:
     """Download what the job made, print the table, draw the pictures, and say where things are."""
     raw = out / "job"
     shutil.rmtree(raw, ignore_errors=True)
     for artifact in client.get(f"/v1/fine_tuning/jobs/{job['id']}/artifacts")["data"]:
         target = raw / artifact["path"]
         target.parent.mkdir(parents=True, exist_ok=True)
-        client.download(artifact["url"], target)
+        client.download_file(artifact["url"], target)
     evaluations = sorted((raw / "evaluation").glob("step-*.json"), key=lambda path: int(path.stem[5:]))
     base, tuned = (json.loads(path.read_text()) for path in (evaluations[0], evaluations[-1]))
     console.print()
-    console.print(_table(base, tuned, name))
+    console.print(_results_table(base, tuned, name))
     if tuned["diversity_ratio"] is not None:
         console.print(f"diversity: {tuned['diversity_ratio']:.2f} of the base's")
-    for event in client.pages(f"/v1/fine_tuning/jobs/{job['id']}/events"):
-        if event["kind"] == "reward_hacking":
+    events = list(client.iterate_pages(f"/v1/fine_tuning/jobs/{job['id']}/events"))
+    for event in events:
+        if event["kind"] == job_events.RewardHackingFound.kind:
             console.print(f"[bold yellow]{event['message']}[/]")
             break
-    steps = [e["data"] for e in client.pages(f"/v1/fine_tuning/jobs/{job['id']}/events") if e["kind"] == "step"]
+    steps = [event["data"] for event in events if event["kind"] == job_events.StepFinished.kind]
     lora = out / "lora"
     shutil.rmtree(lora, ignore_errors=True)
     shutil.copytree(raw / "export", lora)
     written = {
-        "before and after": pictures.before_after(raw, base, tuned, out / "before_after.png", name),
-        "curves": pictures.curves(steps[::-1], out / "curves.png"),
+        "before and after": pictures.draw_before_after(raw, base, tuned, out / "before_after.png", name),
+        "curves": pictures.draw_curves(steps[::-1], out / "curves.png"),
         "LoRA for diffusers": lora / "pytorch_lora_weights.safetensors",
         "figures and every score": raw / "evaluation",
     }
@@ -186,7 +183,7 @@ def _results(client: Api, job: dict[str, Any], out: Path, reward: str, name: str
         console.print(f"{what + ':':26}{path}")
 
 
-def _table(base: dict[str, Any], tuned: dict[str, Any], name: str) -> Table:
+def _results_table(base: dict[str, Any], tuned: dict[str, Any], name: str) -> Table:
     """Strict and graded `shapes` per category, and every reward, on held-out prompts; ± is a 95 % interval."""
     count = len(tuned["prompts"])
     images = len(next(iter(tuned["prompts"][0]["scores"].values())))
@@ -196,22 +193,22 @@ def _table(base: dict[str, Any], tuned: dict[str, Any], name: str) -> Table:
     for heading in ("prompts", "base", name, "difference"):
         table.add_column(heading, justify="right", no_wrap=True)
     for score in ("shapes.strict", "shapes.graded"):
-        _row(table, score.replace(".", ", "), base["scores"].get(score), tuned["scores"].get(score), style="bold")
+        _add_row(table, score.replace(".", ", "), base["scores"].get(score), tuned["scores"].get(score), style="bold")
         for tag in TAGS:
-            _row(table, f"  {tag}", base["by_tag"].get(tag, {}).get(score), tuned["by_tag"].get(tag, {}).get(score))
+            _add_row(table, f"  {tag}", base["by_tag"].get(tag, {}).get(score), tuned["by_tag"].get(tag, {}).get(score))
         table.add_section()
     for score in REWARDS:
-        _row(table, score, base["scores"].get(score), tuned["scores"].get(score))
+        _add_row(table, score, base["scores"].get(score), tuned["scores"].get(score))
     return table
 
 
-def _row(table: Table, label: str, base: Any, tuned: Any, *, style: str = "") -> None:
+def _add_row(table: Table, label: str, base: Any, tuned: Any, *, style: str = "") -> None:
     if base and tuned and "mean" in base and "mean" in tuned:
-        cells = [_figure(base), _figure(tuned), _figure(tuned["difference"], sign=True)]
+        cells = [_format_figure(base), _format_figure(tuned), _format_figure(tuned["difference"], sign=True)]
         table.add_row(label, str(tuned["prompts"]), *cells, style=style)
 
 
-def _figure(value: dict[str, Any], *, sign: bool = False) -> str:
+def _format_figure(value: dict[str, Any], *, sign: bool = False) -> str:
     if value["low"] is None:  # one prompt has no interval
         return f"{value['mean']:+.3f}" if sign else f"{value['mean']:.3f}"
     half = (value["high"] - value["low"]) / 2

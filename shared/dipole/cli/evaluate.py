@@ -5,7 +5,6 @@ It runs here, on this machine's weights, with the platform's settings, Redis and
 
 from __future__ import annotations
 
-import importlib
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,14 +15,14 @@ from rich.measure import Measurement
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from dipole.errors import ConfigurationError
-from dipole.settings import PlatformSettings, load
+from dipole.cli.optional_imports import import_optional
+from dipole.settings import PlatformSettings, load_settings
 
 console = Console(highlight=False, soft_wrap=True)
-SURE = {1: "bold green", 0: "", -1: "bold red"}
+SIGNIFICANCE_STYLES = {1: "bold green", 0: "", -1: "bold red"}
 
 
-def evaluate(
+def evaluate_models(
     model: Annotated[
         list[str],
         typer.Option(
@@ -33,9 +32,11 @@ def evaluate(
     ],
     prompts: Annotated[str, typer.Option(help="JSONL file of {prompt, metadata?} a line, or an uploaded file's id.")],
     reward: Annotated[list[str], typer.Option(help="A registered reward, or NAME=URL; repeat it.")],
-    images: Annotated[int, typer.Option(min=1, max=64, help="Images of each prompt, each of a noise of its own.")] = 4,
-    seed: Annotated[int, typer.Option(help="Of the noises; a job's evaluations use 1234.")] = 1234,
-    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many prompts.")] = None,
+    images: Annotated[
+        int, typer.Option(min=1, max=64, help="Number of images of each prompt, each of a noise of its own.")
+    ] = 4,
+    seed: Annotated[int, typer.Option(help="Seed of the noises; a job's evaluations use 1234.")] = 1234,
+    limit: Annotated[int | None, typer.Option(min=1, help="Use only so many prompts, the first.")] = None,
     features: Annotated[
         str, typer.Option(help="Space that diversity is measured in, as a job's features.type; auto is the base's own.")
     ] = "auto",
@@ -58,36 +59,28 @@ def evaluate(
     """
     from dipole import logs
 
-    logs.configure("eval", level="ERROR")  # what goes wrong is told below the table, not across the bars
-    remarks = _module("transformers.utils.logging")
+    logs.configure_logging("eval", level="ERROR")  # what goes wrong is told below the table, not across the bars
+    remarks = import_optional("transformers.utils.logging", "trainer")
     remarks.set_verbosity_error()
     remarks.disable_progress_bar()
-    comparison = _module("dipole_trainer.comparison.comparison")
+    comparison = import_optional("dipole_trainer.comparison.comparison", "trainer")
     asked = {
         "models": model, "prompts": prompts, "rewards": reward, "images": images, "seed": seed, "limit": limit,
         "features": features, "trained": trained or (), "device": device, "precision": precision, "timeout_s": timeout,
     }  # fmt: skip
     with console.status("Loading the models …"):
-        prepared = comparison.prepare(load(PlatformSettings), **asked)
-    with prepared, _Bars(len(model), len(prepared.spec.prompts), images) as bars:
+        prepared = comparison.prepare_comparison(load_settings(PlatformSettings), **asked)
+    with prepared, _ProgressBars(len(model), len(prepared.spec.prompts), images) as bars:
         evaluation, found = prepared.run(bars.show)
-    written = comparison.write(out, evaluation, found)
-    _show(_module("dipole_trainer.comparison.table"), evaluation)
+    written = comparison.write_comparison(out, evaluation, found)
+    _print_tables(import_optional("dipole_trainer.comparison.table", "trainer"), evaluation)
     for note in evaluation["notes"]:
         console.print(f"[bold yellow]{escape(note)}[/]")
     for what, path in written.items():
         console.print(f"{what + ':':26}{path}")
 
 
-def _module(name: str) -> Any:
-    """A module of the trainer, which this package does not depend on."""
-    try:
-        return importlib.import_module(name)
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[trainer]'") from error
-
-
-class _Bars:
+class _ProgressBars:
     """Images drawn and prompts ranked, over all models."""
 
     def __init__(self, models: int, prompts: int, images: int) -> None:
@@ -99,7 +92,7 @@ class _Bars:
         self._drawn = self._progress.add_task("images drawn", total=models * prompts * images, note="")
         self._ranked = self._progress.add_task("prompts ranked", total=models * prompts, note="")
 
-    def __enter__(self) -> _Bars:
+    def __enter__(self) -> _ProgressBars:
         self._progress.start()
         return self
 
@@ -111,27 +104,30 @@ class _Bars:
         self._progress.update(self._ranked, completed=ranked)
 
 
-def _show(lines: Any, evaluation: Any) -> None:
+def _print_tables(lines: Any, evaluation: Any) -> None:
     """All models in one table where the terminal is wide enough, else a table for each with the baseline."""
     first, *others = evaluation["models"]
-    tables = [_table(lines, evaluation)]
-    if _width(tables[0]) > console.width and len(others) > 1:
-        tables = [_table(lines, {**evaluation, "models": [first, other]}) for other in others]
+    tables = [_comparison_table(lines, evaluation)]
+    if _measure_width(tables[0]) > console.width and len(others) > 1:
+        tables = [_comparison_table(lines, {**evaluation, "models": [first, other]}) for other in others]
     for table in tables:
-        Console(width=_width(table), highlight=False).print(table)
+        Console(width=_measure_width(table), highlight=False).print(table)
 
 
-def _width(table: Table) -> int:
+def _measure_width(table: Table) -> int:
     return Measurement.get(console, console.options.update(max_width=10_000), table).maximum
 
 
-def _table(lines: Any, evaluation: Any) -> Table:
-    table = Table(title=lines.title(evaluation), title_justify="left")
-    for index, heading in enumerate(lines.headings(evaluation)):
+def _comparison_table(lines: Any, evaluation: Any) -> Table:
+    table = Table(title=lines.table_title(evaluation), title_justify="left")
+    for index, heading in enumerate(lines.column_headings(evaluation)):
         table.add_column(escape(heading), justify="right" if index else "left", no_wrap=True)
-    for row in lines.rows(evaluation):
+    for row in lines.table_rows(evaluation):
         if row.main and table.row_count:
             table.add_section()
-        cells = [f"[{SURE[cell.sure]}]{escape(cell.text)}[/]" if cell.sure else escape(cell.text) for cell in row.cells]
+        cells = [
+            f"[{SIGNIFICANCE_STYLES[cell.sign]}]{escape(cell.text)}[/]" if cell.sign else escape(cell.text)
+            for cell in row.cells
+        ]
         table.add_row(escape(row.label), *cells)
     return table

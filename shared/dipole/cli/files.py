@@ -7,37 +7,37 @@ from typing import Annotated
 
 import typer
 
-from dipole.cli.jobs import _table, _time, err, out
-from dipole.cli.options import Key, Url
-from dipole.client.trainer_api import DEFAULT_URL, Api
+from dipole.cli.jobs import err, format_time, out, plain_table
+from dipole.cli.options import KeyOption, UrlOption
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 
 files_app = typer.Typer(no_args_is_help=True, help="Upload and list prompt files.")
 
 
-@files_app.command()
-def upload(
+@files_app.command("upload")
+def upload_file(
     path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, or Parquet of pairs.")],
-    url: Url = DEFAULT_URL,
-    key: Key = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """Upload prompts or pairs, and print the file's id; on standard error, what it was taken for.
 
     Each line is a JSON object: `{"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}`, or with
     the base64 of two images `{"prompt": "a red square", "chosen": "…", "rejected": "…"}`
     """
-    with Api(url, key) as api:
-        file = api.upload(path)
+    with TrainerApi(url, key) as api:
+        file = api.upload_file(path)
     err.print(f"{file['lines']} {file['kind']}")
     print(file["id"])
 
 
 @files_app.command("list")
-def list_files(url: Url = DEFAULT_URL, key: Key = None) -> None:
+def list_files(url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """List uploaded files, newest first."""
-    table = _table("id", "name", "prompts", "bytes", "created")
-    with Api(url, key) as api:
-        for file in api.pages("/v1/files"):
+    table = plain_table("id", "name", "prompts", "bytes", "created")
+    with TrainerApi(url, key) as api:
+        for file in api.iterate_pages("/v1/files"):
             table.add_row(
-                file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), _time(file["created_at"])
+                file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), format_time(file["created_at"])
             )
     out.print(table)

@@ -10,30 +10,32 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dipole.cli.options import Key, Url
-from dipole.client.trainer_api import DEFAULT_URL, Api
+from dipole.cli.options import KeyOption, UrlOption
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
 out = Console(highlight=False, soft_wrap=True)
 
-PATIENCE_S = 3660.0  # the API's own deadline comes first, whatever it is set to
+GENERATE_TIMEOUT_S = 3660.0  # the API's own deadline comes first, whatever it is set to
 
 
 @app.callback()
-def images() -> None:
+def images_group() -> None:
     """Draw images."""  # makes `generate` a word that has to be said
 
 
-@app.command()
-def generate(
+@app.command("generate")
+def generate_images(
     model: Annotated[str, typer.Option(help="A base, a job's fine_tuned_model, or a checkpoint's name or id.")],
     prompt: Annotated[str, typer.Option(help="What to draw.")],
-    n: Annotated[int, typer.Option(min=1, max=10, help="Images.")] = 1,
-    seed: Annotated[int | None, typer.Option(min=0, help="Of the first image; the next have the next.")] = None,
-    size: Annotated[str, typer.Option(help="As in 512x512; auto is the model's own.")] = "auto",
+    n: Annotated[int, typer.Option(min=1, max=10, help="Number of images.")] = 1,
+    seed: Annotated[
+        int | None, typer.Option(min=0, help="Seed of the first image; the next images have the next seeds.")
+    ] = None,
+    size: Annotated[str, typer.Option(help="Size of the images, as in 512x512; auto is the model's own.")] = "auto",
     folder: Annotated[Path, typer.Option("--out", help="Folder for the PNG files.")] = Path("out/images"),
-    url: Url = DEFAULT_URL,
-    key: Key = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
 ) -> None:
     """Draw images and print the paths of the PNG files. Needs a sampler, which `dipole up` has.
 
@@ -46,15 +48,15 @@ def generate(
     body: dict[str, Any] = {"model": model, "prompt": prompt, "n": n, "size": size}
     if seed is not None:
         body["seed"] = seed
-    with Api(url, key) as api:
-        answer = api.post("/v1/images/generations", body, timeout=PATIENCE_S)
+    with TrainerApi(url, key) as api:
+        answer = api.post("/v1/images/generations", body, timeout=GENERATE_TIMEOUT_S)
     folder.mkdir(parents=True, exist_ok=True)
     for image in answer["data"]:
-        path = folder / f"{_slug(model)}_{_slug(prompt)}_{image['seed']}.png"
+        path = folder / f"{slugify(model)}_{slugify(prompt)}_{image['seed']}.png"
         path.write_bytes(base64.b64decode(image["b64_json"]))
         out.print(str(path), markup=False)
 
 
-def _slug(text: str) -> str:
+def slugify(text: str) -> str:
     """A name that any file system takes."""
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:48] or "x"

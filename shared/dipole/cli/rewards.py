@@ -11,17 +11,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from dipole.cli.check import check
-from dipole.client.trainer_api import DEFAULT_URL, Api, ApiError
+from dipole.cli.check import check_endpoint
+from dipole.cli.options import UrlOption
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
 from dipole.errors import ConfigurationError, InvalidInput
-from dipole.settings import load
+from dipole.settings import load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Serve and register rewards, and check reward endpoints.")
-app.command()(check)
+app.command("check")(check_endpoint)
 
 
-@app.command()
-def serve(
+@app.command("serve")
+def serve_reward(
     reward: Annotated[
         str | None,
         typer.Argument(help="The reward class, MODULE:CLASS. Default: DIPOLE_REWARD.", metavar="MODULE:CLASS"),
@@ -47,18 +48,18 @@ def serve(
     except ModuleNotFoundError as error:
         raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[rewards]'") from error
     given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device}
-    settings = load(
+    settings = load_settings(
         rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
     )
-    logs.configure(f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}")
+    logs.configure_logging(f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}")
     failures: list[Exception] = []
 
-    def stop(failure: Exception) -> None:
+    def stop_server(failure: Exception) -> None:
         failures.append(failure)
         server.should_exit = True
 
     config: Any = uvicorn.Config(
-        rewards_app.create_app(settings, on_failure=stop),
+        rewards_app.create_app(settings, on_failure=stop_server),
         host=settings.reward_host,
         port=settings.reward_port,
         log_config=None,
@@ -74,18 +75,17 @@ def serve(
         raise ConfigurationError(f"could not listen on {settings.reward_host}:{settings.reward_port}")
 
 
-ApiUrl = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
-ApiKey = Annotated[
+AdminKeyOption = Annotated[
     str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
 ]
 
 
-@app.command()
-def register(
+@app.command("register")
+def register_rewards(
     endpoints: Annotated[list[str], typer.Argument(help="Endpoints as the trainer reaches them.", metavar="NAME=URL…")],
-    kind: Annotated[str, typer.Option(help="What answers there: dipole, vllm-score or unirl-score.")] = "dipole",
+    kind: Annotated[str, typer.Option(help="Kind of server there: dipole, vllm-score or unirl-score.")] = "dipole",
     option: Annotated[
-        list[str] | None, typer.Option(help="What the kind needs to be told; repeat it.", metavar="NAME=VALUE")
+        list[str] | None, typer.Option(help="An option of the kind, as NAME=VALUE; repeat it.", metavar="NAME=VALUE")
     ] = None,
     reward_key: Annotated[
         str | None, typer.Option(help="Bearer key of the endpoints.", envvar="DIPOLE_REWARD_KEY", show_default=False)
@@ -93,9 +93,11 @@ def register(
     tls: Annotated[
         str | None, typer.Option(help="Folder in DIPOLE_TLS_DIR with the CA and the client certificate for them.")
     ] = None,
-    description: Annotated[str, typer.Option(help="A note for people.", show_default=False)] = "",
-    url: ApiUrl = DEFAULT_URL,
-    key: ApiKey = None,
+    description: Annotated[
+        str, typer.Option(help="A note for people, shown where rewards are listed.", show_default=False)
+    ] = "",
+    url: UrlOption = DEFAULT_URL,
+    key: AdminKeyOption = None,
 ) -> None:
     """Tell a trainer API of endpoints, so that jobs can name them. Registering a name again replaces it.
 
@@ -103,19 +105,19 @@ def register(
 
     dipole rewards register judge=http://127.0.0.1:8000 --kind vllm-score --option model=Qwen/Qwen3-VL-Reranker-2B
     """
-    pairs = [_pair(endpoint, "NAME=URL, as in shapes=http://127.0.0.1:8401") for endpoint in endpoints]
-    options = dict(_pair(each, "NAME=VALUE, as in model=jinaai/jina-reranker-m0") for each in option or ())
+    pairs = [_split_pair(endpoint, "NAME=URL, as in shapes=http://127.0.0.1:8401") for endpoint in endpoints]
+    options = dict(_split_pair(each, "NAME=VALUE, as in model=jinaai/jina-reranker-m0") for each in option or ())
     same = {"kind": kind, "options": options, "key": reward_key, "tls": tls, "description": description}
-    with Api(url, key) as api:
+    with TrainerApi(url, key) as api:
         for name, address in pairs:
-            _tell(api.post("/v1/rewards", {"name": name, "url": address, **same}))
+            _print_registered(api.post("/v1/rewards", {"name": name, "url": address, **same}))
 
 
-@app.command()
-def apply(
+@app.command("apply")
+def apply_rewards_file(
     file: Annotated[Path, typer.Argument(help="A rewards.toml; examples/rewards.toml explains it.")],
-    url: ApiUrl = DEFAULT_URL,
-    key: ApiKey = None,
+    url: UrlOption = DEFAULT_URL,
+    key: AdminKeyOption = None,
 ) -> None:
     """Register all that a file declares, and say what changed. Rewards that it does not name stay as they are.
 
@@ -123,14 +125,14 @@ def apply(
     """
     from dipole.client import rewards_file
 
-    declared = rewards_file.read(file)
-    with Api(url, key) as api:
+    declared = rewards_file.read_rewards_file(file)
+    with TrainerApi(url, key) as api:
         for name, each in declared.items():
             try:
-                values = {**each.endpoint.record(), "description": each.description}
-                _tell(api.post("/v1/rewards", {"name": name, **values}))
-            except ApiError as error:
-                raise ApiError(f"{file}: rewards.{name}: {error}", answered=error.answered) from error
+                values = {**each.endpoint.to_record(), "description": each.description}
+                _print_registered(api.post("/v1/rewards", {"name": name, **values}))
+            except TrainerApiError as error:
+                raise TrainerApiError(f"{file}: rewards.{name}: {error}", http_status=error.http_status) from error
         left = [each["name"] for each in api.get("/v1/rewards")["data"] if each["name"] not in declared]
     if left:
         Console().print(
@@ -139,14 +141,14 @@ def apply(
         )  # fmt: skip
 
 
-def _pair(given: str, form: str) -> tuple[str, str]:
+def _split_pair(given: str, form: str) -> tuple[str, str]:
     name, _, value = given.partition("=")
     if not name or not value:
         raise InvalidInput(f"{given!r} must read {form}")
     return name, value
 
 
-def _tell(registered: dict[str, Any]) -> None:
+def _print_registered(registered: dict[str, Any]) -> None:
     change = " ".join([registered["change"], ", ".join(registered["changed"])]).strip()
     line = f"{registered['name']} is at {registered['url']} ({registered['kind']}): {change}"
     Console().print(line, highlight=False, soft_wrap=True, markup=False)

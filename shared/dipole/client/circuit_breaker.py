@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable
 from typing import Literal
 
-State = Literal["closed", "open", "half-open"]
+CircuitState = Literal["closed", "open", "half-open"]
 
 
 class CircuitBreaker:
@@ -23,44 +23,44 @@ class CircuitBreaker:
     ) -> None:
         self.failures, self.cool_off_s, self._clock = failures, cool_off_s, clock
         self._lock = threading.Lock()
-        self._in_a_row = 0
+        self._consecutive_failures = 0
         self._opened_at: float | None = None
-        self._probe_since: float | None = None
+        self._probe_started_at: float | None = None
 
     @property
-    def state(self) -> State:
+    def state(self) -> CircuitState:
         with self._lock:
             if self._opened_at is None:
                 return "closed"
             return "open" if self._clock() < self._opened_at + self.cool_off_s else "half-open"
 
-    def wait_s(self) -> float:
+    def seconds_until_allowed(self) -> float:
         """0 when a request may go now, else seconds until asking again is worth it.
 
-        Whoever got 0 reports with `succeeded`, `failed` or `released`; from a half-open circuit only one gets it.
-        """
+        Whoever got 0 reports with `record_success`, `record_failure` or `record_neutral`; from a half-open circuit only
+        one gets it."""
         with self._lock:
             if self._opened_at is None:
                 return 0.0
             now = self._clock()
             if now < self._opened_at + self.cool_off_s:
                 return self._opened_at + self.cool_off_s - now
-            if self._probe_since is not None and now < self._probe_since + self.cool_off_s:
+            if self._probe_started_at is not None and now < self._probe_started_at + self.cool_off_s:
                 return min(1.0, self.cool_off_s)
-            self._probe_since = now
+            self._probe_started_at = now
             return 0.0
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         with self._lock:
-            self._in_a_row, self._opened_at, self._probe_since = 0, None, None
+            self._consecutive_failures, self._opened_at, self._probe_started_at = 0, None, None
 
-    def failed(self) -> None:
+    def record_failure(self) -> None:
         with self._lock:
-            self._in_a_row += 1
-            if self._opened_at is not None or self._in_a_row >= self.failures:
-                self._opened_at, self._probe_since = self._clock(), None
+            self._consecutive_failures += 1
+            if self._opened_at is not None or self._consecutive_failures >= self.failures:
+                self._opened_at, self._probe_started_at = self._clock(), None
 
-    def released(self) -> None:
+    def record_neutral(self) -> None:
         """The request said nothing about the endpoint's health (it was our fault, or it asked us to wait)."""
         with self._lock:
-            self._probe_since = None
+            self._probe_started_at = None

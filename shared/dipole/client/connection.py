@@ -7,13 +7,11 @@ whether the endpoint's circuit should hear of it. An endpoint that repeats its k
 from __future__ import annotations
 
 import json
-import math
 import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from email.utils import parsedate_to_datetime
 from typing import Any, TypeVar
 
 import httpx
@@ -22,22 +20,25 @@ from pydantic import BaseModel, ValidationError
 
 from dipole.client import deadline_transport
 from dipole.client.circuit_breaker import CircuitBreaker
-from dipole.client.load_balancing import Replicas
+from dipole.client.load_balancing import LeastBusyTransport
 from dipole.errors import RewardError
-from dipole.protocol import problems
+from dipole.protocol.retry_after import parse_retry_after
+from dipole.protocol.validation import first_error
 from dipole.web import request_context
 
-CONNECT_S = 5.0
+CONNECT_TIMEOUT_S = 5.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.2, 5.0
-MAX_SAID_CHARS = 2000  # of a message that quotes an endpoint: it goes into events and logs
+MAX_DETAIL_CHARS = 2000  # of a message that quotes an endpoint: it goes into events and logs
 RETRIED_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
-HIDDEN_KEY_CHARS = 8  # a shorter key is no secret, and may well be part of what an endpoint has to say
+MIN_REDACTED_KEY_CHARS = 8  # a shorter key is no secret, and may well be part of what an endpoint has to say
 
 Message = TypeVar("Message", bound=BaseModel)
 
 
 class EndpointError(RewardError):
-    """What one attempt met. `sick` counts against the endpoint's circuit; `retry_after` is what it asked for, in s."""
+    """What one attempt met. `counts_as_failure` is against the endpoint's circuit; `retry_after` is what it asked for,
+    in s.
+    """
 
     def __init__(
         self,
@@ -45,24 +46,24 @@ class EndpointError(RewardError):
         *,
         code: str,
         retryable: bool = False,
-        sick: bool = True,
+        counts_as_failure: bool = True,
         retry_after: float | None = None,
         http_status: int | None = None,
     ) -> None:
-        super().__init__(message[:MAX_SAID_CHARS], code=code, retryable=retryable)
-        self.sick, self.retry_after, self.http_status = sick, retry_after, http_status
+        super().__init__(message[:MAX_DETAIL_CHARS], code=code, retryable=retryable)
+        self.counts_as_failure, self.retry_after, self.http_status = counts_as_failure, retry_after, http_status
 
 
 class Deadline:
     def __init__(self, seconds: float) -> None:
-        self.seconds, self._end = seconds, time.monotonic() + seconds
+        self.seconds, self._ends_at = seconds, time.monotonic() + seconds
 
-    def left(self) -> float:
-        return self._end - time.monotonic()
+    def remaining(self) -> float:
+        return self._ends_at - time.monotonic()
 
 
 @dataclass(frozen=True)
-class Answer:
+class BoundedResponse:
     body: bytes
     content_type: str
     location: str | None
@@ -80,7 +81,7 @@ class Answer:
             return "without a problem document"
 
 
-class Connection:
+class EndpointConnection:
     """An HTTP client for one base URL, with its circuit. Thread-safe. `verify`: whom to believe, and who we are."""
 
     def __init__(
@@ -95,80 +96,88 @@ class Connection:
     ) -> None:
         self.base_url, self.breaker = base_url, breaker
         self._max_answer_bytes = max_answer_bytes
-        hidden = key if key and len(key) >= HIDDEN_KEY_CHARS else ""
-        self._hidden = {hidden, json.dumps(hidden)[1:-1], hidden.replace("/", "\\/")} - {""}  # as JSON may write it
+        hidden = key if key and len(key) >= MIN_REDACTED_KEY_CHARS else ""
+        self._redacted_keys = {hidden, json.dumps(hidden)[1:-1], hidden.replace("/", "\\/")} - {
+            ""
+        }  # as JSON may write it
         headers = {"Accept": "application/json", "Accept-Encoding": "identity", "User-Agent": "dipole"}
         if key:
             headers["Authorization"] = f"Bearer {key}"
         if transport is None:
             limits = httpx.Limits(max_connections=256, max_keepalive_connections=64)
-            transport = Replicas(deadline_transport.DeadlineTransport(verify=verify, limits=limits))
+            transport = LeastBusyTransport(deadline_transport.DeadlineTransport(verify=verify, limits=limits))
         self.http = httpx.Client(headers=headers, transport=transport, follow_redirects=False, trust_env=False)
 
     @contextmanager
-    def circuit(self) -> Iterator[None]:
+    def guard_circuit(self) -> Iterator[None]:
         """Whatever happens inside is the endpoint's health. Raises circuit_open without entering while it is open."""
-        wait = self.breaker.wait_s()
+        wait = self.breaker.seconds_until_allowed()
         if wait > 0:
             raise EndpointError(
                 f"{self.base_url}: circuit open after repeated failures",
                 code="circuit_open",
                 retryable=True,
-                sick=False,
+                counts_as_failure=False,
                 retry_after=wait,
             )
         try:
             yield
         except EndpointError as error:
-            if error.sick:
-                self.breaker.failed()
+            if error.counts_as_failure:
+                self.breaker.record_failure()
             else:
-                self.breaker.released()
+                self.breaker.record_neutral()
             raise
         except BaseException:
-            self.breaker.released()
+            self.breaker.record_neutral()
             raise
-        self.breaker.succeeded()
+        self.breaker.record_success()
 
-    def send(self, method: str, url: str, deadline: Deadline, **kwargs: Any) -> tuple[int, Answer]:
+    def send_request(self, method: str, url: str, deadline: Deadline, **kwargs: Any) -> tuple[int, BoundedResponse]:
         """One request. Returns 200 or 202 and the answer; raises EndpointError for all else."""
-        left = deadline.left()
+        left = deadline.remaining()
         if left <= 0:
-            raise EndpointError(f"{self.base_url}: no time left", code="timeout", retryable=True, sick=False)
-        timeout = httpx.Timeout(left, connect=min(left, CONNECT_S))
+            raise EndpointError(
+                f"{self.base_url}: no time left", code="timeout", retryable=True, counts_as_failure=False
+            )
+        timeout = httpx.Timeout(left, connect=min(left, CONNECT_TIMEOUT_S))
         headers = {**request_context.context_headers(), **kwargs.pop("headers", {})}
         try:
             with (
-                deadline_transport.ending_in(left),
+                deadline_transport.deadline(left),
                 self.http.stream(method, url, headers=headers, timeout=timeout, **kwargs) as response,
             ):
-                status, answer = response.status_code, self._bounded(response, deadline)
+                status, answer = response.status_code, self._read_bounded(response, deadline)
         except httpx.TimeoutException as error:
-            code = "timeout" if deadline.left() <= 0.05 else "transport"
-            raise EndpointError(f"{self.base_url}: {_name(error)}", code=code, retryable=True) from error
+            code = "timeout" if deadline.remaining() <= 0.05 else "transport"
+            raise EndpointError(f"{self.base_url}: {_describe_error(error)}", code=code, retryable=True) from error
         except (httpx.TransportError, httpx.StreamError) as error:
-            raise EndpointError(f"{self.base_url}: {_name(error)}", code="transport", retryable=True) from error
+            raise EndpointError(
+                f"{self.base_url}: {_describe_error(error)}", code="transport", retryable=True
+            ) from error
         if status not in (200, 202):
-            raise self._refusal(status, answer)
+            raise self._error_of_response(status, answer)
         return status, answer
 
-    def status(self, path: str, deadline: Deadline) -> int:
+    def get_status(self, path: str, deadline: Deadline) -> int:
         """What a GET is answered with; its body is never read. Says nothing to the circuit. Raises EndpointError."""
-        left = max(deadline.left(), 0.01)
+        left = max(deadline.remaining(), 0.01)
         try:
             with (
-                deadline_transport.ending_in(left),
+                deadline_transport.deadline(left),
                 self.http.stream(
                     "GET", f"{self.base_url}{path}", timeout=left, headers=request_context.context_headers()
                 ) as found,
             ):
                 return found.status_code
         except (httpx.TransportError, httpx.StreamError) as error:
-            raise EndpointError(f"{self.base_url}: {_name(error)}", code="transport", retryable=True) from error
+            raise EndpointError(
+                f"{self.base_url}: {_describe_error(error)}", code="transport", retryable=True
+            ) from error
 
-    def _bounded(self, response: httpx.Response, deadline: Deadline) -> Answer:
+    def _read_bounded(self, response: httpx.Response, deadline: Deadline) -> BoundedResponse:
         if response.headers.get("content-encoding", "identity") != "identity":
-            raise invalid(f"{self.base_url} answered a compressed body that was not asked for")
+            raise invalid_response(f"{self.base_url} answered a compressed body that was not asked for")
         body = bytearray()
         for chunk in response.iter_raw():
             body += chunk
@@ -176,79 +185,66 @@ class Connection:
                 raise EndpointError(
                     f"{self.base_url} answered more than {self._max_answer_bytes} bytes", code="too_large"
                 )
-            if deadline.left() <= 0:
+            if deadline.remaining() <= 0:
                 raise EndpointError(f"{self.base_url}: the answer trickled past the deadline", code="timeout")
         location = response.headers.get("location")
-        for form in self._hidden:
+        for form in self._redacted_keys:
             body = body.replace(form.encode(), b"***")
             location = location and location.replace(form, "***")
-        return Answer(
+        return BoundedResponse(
             bytes(body),
             response.headers.get("content-type", ""),
             location,
-            retry_after_s(response.headers.get("retry-after")),
+            parse_retry_after(response.headers.get("retry-after")),
         )
 
-    def _refusal(self, status: int, answer: Answer) -> EndpointError:
+    def _error_of_response(self, status: int, answer: BoundedResponse) -> EndpointError:
         if 300 <= status < 400:
-            return invalid(f"{self.base_url} answered a redirect ({status}); register the final URL instead")
+            return invalid_response(f"{self.base_url} answered a redirect ({status}); register the final URL instead")
         asked_to_wait = status in (429, 503) and answer.retry_after is not None
         return EndpointError(
             f"{self.base_url} answered {status}: {answer.detail()}",
             code="http_status",
             http_status=status,
             retryable=status in RETRIED_STATUSES,
-            sick=status >= 500 and not asked_to_wait,
+            counts_as_failure=status >= 500 and not asked_to_wait,
             retry_after=answer.retry_after,
         )
 
-    def parsed(self, message: type[Message], answer: Answer) -> Message:
+    def parse_message(self, message: type[Message], answer: BoundedResponse) -> Message:
         kind = answer.content_type.partition(";")[0].strip().lower()
         if kind != "application/json":
-            raise invalid(f"{self.base_url} answered {kind or 'no content type'} instead of application/json")
+            raise invalid_response(f"{self.base_url} answered {kind or 'no content type'} instead of application/json")
         try:
             return message.model_validate_json(answer.body)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = problems.field_path(first["loc"])
-            why = f"{self.base_url} answered an invalid {message.__name__}: {where}: {first['msg']}"
-            if first["type"] == "finite_number":  # it works, and cannot score these candidates
-                raise EndpointError(why, code="not_finite", sick=False) from None
-            raise invalid(why) from None
+            first = first_error(error)
+            why = f"{self.base_url} answered an invalid {message.__name__}: {first.path}: {first.message}"
+            if first.kind == "finite_number":  # it works, and cannot score these candidates
+                raise EndpointError(why, code="not_finite", counts_as_failure=False) from None
+            raise invalid_response(why) from None
 
 
-def retrying(deadline: Deadline) -> tenacity.Retrying:
+def retry_until(deadline: Deadline) -> tenacity.Retrying:
     """Jittered exponential backoff, at least what the endpoint asked for, and never past the deadline."""
     jitter = tenacity.wait_random_exponential(multiplier=FIRST_BACKOFF_S, max=LONGEST_BACKOFF_S)
 
-    def wait(state: tenacity.RetryCallState) -> float:
+    def wait_before_retry(state: tenacity.RetryCallState) -> float:
         error = state.outcome.exception() if state.outcome else None
         asked = error.retry_after if isinstance(error, EndpointError) and error.retry_after else 0.0
         return asked + min(1.0, jitter(state)) if asked else jitter(state)
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, RewardError) and error.retryable),
-        wait=wait,
+        wait=wait_before_retry,
         stop=tenacity.stop_before_delay(deadline.seconds),
         reraise=True,
     )
 
 
-def invalid(message: str) -> EndpointError:
+def invalid_response(message: str) -> EndpointError:
     return EndpointError(message, code="invalid_response")
 
 
-def retry_after_s(value: str | None) -> float | None:
-    """Seconds from a Retry-After header, in either of its forms; nonsense counts as absent, endless waits too."""
-    if value is None:
-        return None
-    if value.strip().isdecimal():
-        return float(value) if math.isfinite(float(value)) else None
-    try:
-        return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
-    except (ValueError, TypeError, OverflowError):
-        return None
-
-
-def _name(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,7 +1,7 @@
 """Sockets whose reads and writes end when the exchange they belong to has to, however slowly its bytes come.
 
     transport = DeadlineTransport(verify=True, limits=limits)
-    with deadline_transport.ending_in(5.0):
+    with deadline(5.0):
         httpx.Client(transport=transport).get(url)              # TimeoutException after five seconds
 
 httpx bounds each read by itself: from a server that sends a byte of a header now and then it reads for hours.
@@ -20,19 +20,19 @@ from typing import Any
 import httpcore
 import httpx
 
-SOON_S = 0.001  # for what is over: a socket takes 0 for "do not wait", which is another error
+MIN_TIMEOUT_S = 0.001  # for what is over: a socket takes 0 for "do not wait", which is another error
 
-_ends: ContextVar[float] = ContextVar("ends", default=math.inf)  # by the monotonic clock
+_ends_at: ContextVar[float] = ContextVar("ends", default=math.inf)  # by the monotonic clock
 
 
 @contextmanager
-def ending_in(seconds: float) -> Iterator[None]:
+def deadline(seconds: float) -> Iterator[None]:
     """Whatever this thread reads or writes inside ends by then, through a DeadlineTransport."""
-    token = _ends.set(time.monotonic() + seconds)
+    token = _ends_at.set(time.monotonic() + seconds)
     try:
         yield
     finally:
-        _ends.reset(token)
+        _ends_at.reset(token)
 
 
 class DeadlineTransport(httpx.BaseTransport):
@@ -47,7 +47,7 @@ class DeadlineTransport(httpx.BaseTransport):
             max_connections=limits.max_connections,
             max_keepalive_connections=limits.max_keepalive_connections,
             keepalive_expiry=limits.keepalive_expiry,
-            network_backend=_Backend(),
+            network_backend=_DeadlineBackend(),
         )
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
@@ -65,7 +65,7 @@ class DeadlineTransport(httpx.BaseTransport):
         return httpx.Response(
             status_code=response.status,
             headers=response.headers,
-            stream=_Body(response),
+            stream=_CoreResponseBody(response),
             extensions=response.extensions,
         )
 
@@ -73,7 +73,7 @@ class DeadlineTransport(httpx.BaseTransport):
         self._connections.close()
 
 
-class _Body(httpx.SyncByteStream):
+class _CoreResponseBody(httpx.SyncByteStream):
     """A response's bytes as they come."""
 
     def __init__(self, response: httpcore.Response) -> None:
@@ -98,20 +98,20 @@ def _as_httpx_errors() -> Iterator[None]:
         raise httpx.UnsupportedProtocol(str(error)) from error
 
 
-class _Backend(httpcore.SyncBackend):
+class _DeadlineBackend(httpcore.SyncBackend):
     def connect_tcp(self, *args: Any, **kwargs: Any) -> httpcore.NetworkStream:
-        return _Stream(super().connect_tcp(*args, **kwargs))
+        return _DeadlineStream(super().connect_tcp(*args, **kwargs))
 
 
-class _Stream(httpcore.NetworkStream):
+class _DeadlineStream(httpcore.NetworkStream):
     def __init__(self, inner: httpcore.NetworkStream) -> None:
         self._inner = inner
 
     def read(self, max_bytes: int, timeout: float | None = None) -> bytes:
-        return self._inner.read(max_bytes, _bounded(timeout))
+        return self._inner.read(max_bytes, _bounded_timeout(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _bounded(timeout))
+        self._inner.write(buffer, _bounded_timeout(timeout))
 
     def close(self) -> None:
         self._inner.close()
@@ -119,12 +119,12 @@ class _Stream(httpcore.NetworkStream):
     def start_tls(
         self, ssl_context: ssl.SSLContext, server_hostname: str | None = None, timeout: float | None = None
     ) -> httpcore.NetworkStream:
-        return _Stream(self._inner.start_tls(ssl_context, server_hostname, _bounded(timeout)))
+        return _DeadlineStream(self._inner.start_tls(ssl_context, server_hostname, _bounded_timeout(timeout)))
 
     def get_extra_info(self, info: str) -> Any:
         return self._inner.get_extra_info(info)
 
 
-def _bounded(timeout: float | None) -> float | None:
-    left = max(SOON_S, min(math.inf if timeout is None else timeout, _ends.get() - time.monotonic()))
+def _bounded_timeout(timeout: float | None) -> float | None:
+    left = max(MIN_TIMEOUT_S, min(math.inf if timeout is None else timeout, _ends_at.get() - time.monotonic()))
     return None if left == math.inf else left

@@ -25,16 +25,16 @@ from pydantic import (
     model_validator,
 )
 
-from dipole.client.adapters import KINDS, Kind
-from dipole.client.adapters.base import Options
+from dipole.client.adapters import KINDS, EndpointKind
+from dipole.client.adapters.base import EndpointOptions
 from dipole.errors import InvalidInput
-from dipole.protocol.problems import field_path
+from dipole.protocol.validation import blamed_field, first_error
 
 # No dot and no slash: it names a folder under DIPOLE_TLS_DIR.
 TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-class Address(BaseModel):
+class EndpointAddress(BaseModel):
     """What a caller may say of an endpoint anywhere. Whether its host is allowed is for `check_reward_url` to say.
 
     What is wrong with one is said without what was given: that holds its key.
@@ -43,18 +43,20 @@ class Address(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
 
     url: str = Field(max_length=2048, description="Base URL; its host must be one of DIPOLE_REWARD_HOSTS.")
-    kind: Kind = Field(default="dipole", description="What answers there: Dipole's ranking protocol, or another's.")
+    kind: EndpointKind = Field(
+        default="dipole", description="Kind of server at the URL: Dipole's ranking protocol, or another's."
+    )
     options: dict[str, JsonValue] = Field(
-        default={}, description="What a kind needs beside: vllm-score takes model, unirl-score needs reward."
+        default={}, description="Options of the kind: vllm-score takes `model`, unirl-score needs `reward`."
     )
 
     @model_validator(mode="after")
-    def _options_fit(self) -> Address:
-        options_of(self.kind, self.options)
+    def _check_options(self) -> EndpointAddress:
+        parse_options(self.kind, self.options)
         return self
 
 
-class Endpoint(Address):
+class Endpoint(EndpointAddress):
     """An endpoint with its secrets, as it is registered and asked."""
 
     key: SecretStr | None = Field(default=None, max_length=4096, description="Bearer key sent to it; never shown.")
@@ -64,59 +66,46 @@ class Endpoint(Address):
 
     @field_validator("key")
     @classmethod
-    def _key_can_be_sent(cls, key: SecretStr | None) -> SecretStr | None:
+    def _check_key(cls, key: SecretStr | None) -> SecretStr | None:
         text = key.get_secret_value() if key else ""
         if not (text.isascii() and text.isprintable()):
             raise ValueError("must be printable ASCII: it is sent in a header")
         return key if text else None
 
     @model_validator(mode="after")
-    def _tls_is_used(self) -> Endpoint:
+    def _check_tls(self) -> Endpoint:
         if self.tls is not None and urlsplit(self.url).scheme.lower() != "https":
             raise InvalidInput(
                 "tls is given, but the URL does not begin with https://: change one of them", field="tls"
             )
         return self
 
-    def asked(self) -> list[Any]:
+    def answer_identity(self) -> list[Any]:
         """What of it decides what an answer means."""
         return [self.url, self.kind, self.options]
 
-    def record(self) -> dict[str, Any]:
+    def to_record(self) -> dict[str, Any]:
         """All of it as JSON, the key too: for places that nobody is shown."""
         return {**self.model_dump(mode="json"), "key": self.key.get_secret_value() if self.key else None}
 
     @classmethod
-    def described(cls, values: Mapping[str, Any], *, field: str = "") -> Endpoint:
+    def from_values(cls, values: Mapping[str, Any], *, field: str = "") -> Endpoint:
         """An Endpoint of these values. Raises InvalidInput that names the first wrong one below `field`."""
         try:
             return cls.model_validate(dict(values))
         except ValidationError as error:
-            message, where = first_wrong(error, field)
-            raise InvalidInput(message, field=where) from None
+            raise InvalidInput(first_error(error, field).sentence, field=blamed_field(error, field)) from None
 
 
-def options_of(kind: Kind, given: Mapping[str, JsonValue]) -> Options:
+def parse_options(kind: EndpointKind, given: Mapping[str, JsonValue]) -> EndpointOptions:
     """The kind's own options, checked. Raises InvalidInput."""
     known = KINDS[kind].options
     try:
         return known.model_validate(dict(given))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = f"options.{field_path(first['loc'])}"
+        first = first_error(error, "options")
         takes = ", ".join(known.model_fields) or "none"
-        raise InvalidInput(f"{where}: {first['msg']}; kind {kind!r} takes the options {takes}", field=where) from None
-
-
-def first_wrong(error: ValidationError, field: str = "") -> tuple[str, str]:
-    """(sentence, field path) of a validation's first error, without what was given: it may be a secret."""
-    first = error.errors(include_url=False, include_input=False)[0]
-    cause = first.get("ctx", {}).get("error")
-    where = field_path((*((field,) if field else ()), *first["loc"]))
-    said = first["msg"].removeprefix("Value error, ")
-    if isinstance(cause, InvalidInput) and cause.field:
-        return (f"{where}: {said}" if where else said), f"{where}.{cause.field}".lstrip(".")
-    return f"{where}: {said}", where
+        raise InvalidInput(f"{first.sentence}; kind {kind!r} takes the options {takes}", field=first.path) from None
 
 
 # ---- the URL ----------------------------------------------------------------------------------------------------
@@ -146,22 +135,22 @@ def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
     base = check_url(url, field=field)
     parts = urlsplit(base)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
-    if not any(_allows(allowed, host, port) for allowed in hosts):
+    if not any(_host_matches(allowed, host, port) for allowed in hosts):
         raise InvalidInput(f"{field} names {host} port {port}, which DIPOLE_REWARD_HOSTS does not allow", field=field)
     return base
 
 
-def _allows(allowed: str, host: str, port: int) -> bool:
+def _host_matches(allowed: str, host: str, port: int) -> bool:
     """`*.` stands for any host below a domain, `:port` for one port only; nothing else is a pattern."""
     name, _, only = allowed.rpartition(":")
     if not only.isdecimal() or (":" in name and not name.endswith("]")):  # no port, or an IPv6 address without one
         name, only = allowed, ""
-    name, host = _canonical(name), _canonical(host)
+    name, host = _canonical_host(name), _canonical_host(host)
     fits = host.endswith(name[1:]) and len(host) > len(name) - 1 if name.startswith("*.") else host == name
     return fits and (not only or int(only) == port)
 
 
-def _canonical(host: str) -> str:
+def _canonical_host(host: str) -> str:
     """Of the ways to write a host the one that is compared: lower case, no root dot, IPv6 in its short form."""
     host = host.lower().strip("[]").removesuffix(".")
     try:

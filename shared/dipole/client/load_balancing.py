@@ -17,109 +17,118 @@ from functools import partial
 
 import httpx
 
-LOOK_S = 5.0  # between looks at what a name stands for
-AWAY_S = 5.0  # for how long an address where nobody listened is asked last
+RESOLVE_INTERVAL_S = 5.0  # between looks at what a name stands for
+UNREACHABLE_S = 5.0  # for how long an address where nobody listened is asked last
 
-Resolve = Callable[[str], list[str]]
+ResolveHost = Callable[[str], list[str]]
 
 
-def addresses(host: str) -> list[str]:
+def resolve_host(host: str) -> list[str]:
     """Every address of a host name, once; a literal one is its own.
 
-    Raises httpx.ConnectError when there is none, NoNameServer when nobody tells.
+    Raises httpx.ConnectError when there is none, NameServerUnavailable when nobody tells.
     """
     try:
         found = socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)
     except OSError as error:
         unknown = error.errno == socket.EAI_AGAIN
-        raise (NoNameServer if unknown else httpx.ConnectError)(str(error)) from error
+        raise (NameServerUnavailable if unknown else httpx.ConnectError)(str(error)) from error
     return list(dict.fromkeys(str(entry[4][0]) for entry in found))
 
 
-class NoNameServer(httpx.ConnectError):
+class NameServerUnavailable(httpx.ConnectError):
     """Whether a name stands for anything cannot be found out now."""
 
 
-class Replicas(httpx.BaseTransport):
+class LeastBusyTransport(httpx.BaseTransport):
     """Sends each request through `inner` to the least busy copy. Thread-safe.
 
     A request keeps its Host header, and TLS the name that the certificate is for.
     """
 
-    def __init__(self, inner: httpx.BaseTransport, *, resolve: Resolve = addresses, look_s: float = LOOK_S) -> None:
-        self._inner, self._resolve, self._look_s = inner, resolve, look_s
-        self._known: dict[str, tuple[float, list[str]]] = {}  # host -> (when to look again, addresses)
+    def __init__(
+        self,
+        inner: httpx.BaseTransport,
+        *,
+        resolve: ResolveHost = resolve_host,
+        resolve_interval_s: float = RESOLVE_INTERVAL_S,
+    ) -> None:
+        self._inner, self._resolve, self._resolve_interval_s = inner, resolve, resolve_interval_s
+        self._resolved: dict[str, tuple[float, list[str]]] = {}  # host -> (when to look again, addresses)
         self._in_flight: Counter[str] = Counter()
-        self._served: Counter[str] = Counter()  # breaks ties: copies with equally much to do take turns
-        self._away: dict[str, float] = {}  # address -> until when
+        self._requests_served: Counter[str] = Counter()  # breaks ties: copies with equally much to do take turns
+        self._unreachable_until: dict[str, float] = {}  # address -> until when
         self._lock = threading.Lock()
 
     def handle_request(self, request: httpx.Request) -> httpx.Response:
-        began, copies = time.monotonic(), self._copies(request.url.host)
+        began, copies = time.monotonic(), self._resolve_replicas(request.url.host)
         while True:
-            address, times = self._take(copies), _times_left(request, time.monotonic() - began)
+            address, times = self._acquire_replica(copies), _remaining_timeouts(request, time.monotonic() - began)
             try:
-                return self._send(request, address, times)
+                return self._send_to(request, address, times)
             except (httpx.ConnectError, httpx.ConnectTimeout):
                 copies = [copy for copy in copies if copy != address]
                 with self._lock:
-                    self._away[address] = time.monotonic() + AWAY_S
-                if not copies or 0.0 in _times_left(request, time.monotonic() - began).values():
+                    self._unreachable_until[address] = time.monotonic() + UNREACHABLE_S
+                if not copies or 0.0 in _remaining_timeouts(request, time.monotonic() - began).values():
                     raise
 
     def close(self) -> None:
         self._inner.close()
 
-    def _copies(self, host: str) -> list[str]:
-        until, found = self._known.get(host, (0.0, []))
+    def _resolve_replicas(self, host: str) -> list[str]:
+        until, found = self._resolved.get(host, (0.0, []))
         if time.monotonic() >= until:
             try:
                 found = self._resolve(host)
-            except NoNameServer:
+            except NameServerUnavailable:
                 if not found:
                     raise
-            self._known[host] = (time.monotonic() + self._look_s, found)
+            self._resolved[host] = (time.monotonic() + self._resolve_interval_s, found)
         return found
 
-    def _take(self, copies: list[str]) -> str:
-        """The copy to ask, counted as asked until `_done`."""
+    def _acquire_replica(self, copies: list[str]) -> str:
+        """The copy to ask, counted as asked until `_release_replica`."""
         now = time.monotonic()
         with self._lock:
-            address = min(copies, key=lambda a: (self._away.get(a, now) > now, self._in_flight[a], self._served[a]))
+            address = min(
+                copies,
+                key=lambda a: (self._unreachable_until.get(a, now) > now, self._in_flight[a], self._requests_served[a]),
+            )
             self._in_flight[address] += 1
-            self._served[address] += 1
+            self._requests_served[address] += 1
         return address
 
-    def _done(self, address: str) -> None:
+    def _release_replica(self, address: str) -> None:
         with self._lock:
             self._in_flight[address] -= 1
 
-    def _send(self, request: httpx.Request, address: str, times: dict[str, float | None]) -> httpx.Response:
+    def _send_to(self, request: httpx.Request, address: str, times: dict[str, float | None]) -> httpx.Response:
         extensions = {**request.extensions, "timeout": times, "sni_hostname": request.url.host}
         url = request.url.copy_with(host=address)
         sent = httpx.Request(request.method, url, headers=request.headers, stream=request.stream, extensions=extensions)
         try:
             answer = self._inner.handle_request(sent)
         except BaseException:
-            self._done(address)
+            self._release_replica(address)
             raise
         assert isinstance(answer.stream, httpx.SyncByteStream)
-        body = _Body(answer.stream, partial(self._done, address))
+        body = _ReleasingBody(answer.stream, partial(self._release_replica, address))
         return httpx.Response(answer.status_code, headers=answer.headers, stream=body, extensions=answer.extensions)
 
 
-def _times_left(request: httpx.Request, passed: float) -> dict[str, float | None]:
+def _remaining_timeouts(request: httpx.Request, passed: float) -> dict[str, float | None]:
     """A request's timeouts after so many seconds: the longest of them is the time that all copies have together."""
     times: dict[str, float | None] = request.extensions.get("timeout", {})
     whole = max((time for time in times.values() if time is not None), default=0.0)
     return {name: None if time is None else max(0.0, min(time, whole - passed)) for name, time in times.items()}
 
 
-class _Body(httpx.SyncByteStream):
+class _ReleasingBody(httpx.SyncByteStream):
     """An answer's body that tells once when it has been read, or given up."""
 
-    def __init__(self, inner: httpx.SyncByteStream, done: Callable[[], None]) -> None:
-        self._inner, self._done, self._open = inner, done, True
+    def __init__(self, inner: httpx.SyncByteStream, release: Callable[[], None]) -> None:
+        self._inner, self._release, self._is_open = inner, release, True
 
     def __iter__(self) -> Iterator[bytes]:
         yield from self._inner
@@ -128,6 +137,6 @@ class _Body(httpx.SyncByteStream):
         try:
             self._inner.close()
         finally:
-            if self._open:
-                self._open = False
-                self._done()
+            if self._is_open:
+                self._is_open = False
+                self._release()

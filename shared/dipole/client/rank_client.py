@@ -30,17 +30,17 @@ from pydantic import JsonValue
 from dipole.client import deadline_transport, tls
 from dipole.client.adapters import KINDS
 from dipole.client.circuit_breaker import CircuitBreaker
-from dipole.client.connection import Connection, Deadline, EndpointError, retrying
-from dipole.client.endpoint import Endpoint, check_url, options_of
+from dipole.client.connection import Deadline, EndpointConnection, EndpointError, retry_until
+from dipole.client.endpoint import Endpoint, check_url, parse_options
 from dipole.errors import DipoleError
 from dipole.protocol import images
 from dipole.protocol.schemas import Ranking, RewardInfo
 
 __all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending"]
 
-MAX_ANSWER_BYTES = 4 * 2**20
-CANCEL_S = 3.0
-POLL_S = (0.05, 30.0)
+MAX_RESPONSE_BYTES = 4 * 2**20
+CANCEL_TIMEOUT_S = 3.0
+POLL_INTERVALS_S = (0.05, 30.0)
 
 
 class StillPending(DipoleError):
@@ -68,20 +68,20 @@ class RankClient:
         tls_dir: Path | None = None,
         transport: httpx.BaseTransport | None = None,
         breaker: CircuitBreaker | None = None,
-        max_answer_bytes: int = MAX_ANSWER_BYTES,
+        max_answer_bytes: int = MAX_RESPONSE_BYTES,
     ) -> None:
         endpoint = Endpoint(url=endpoint) if isinstance(endpoint, str) else endpoint
         self.breaker = breaker or CircuitBreaker()
         self.base_url = check_url(endpoint.url)
-        self._connection = Connection(
+        self._connection = EndpointConnection(
             self.base_url,
             key=endpoint.key.get_secret_value() if endpoint.key else None,
-            verify=tls.context(endpoint.tls, tls_dir),
+            verify=tls.ssl_context(endpoint.tls, tls_dir),
             transport=transport,
             breaker=self.breaker,
             max_answer_bytes=max_answer_bytes,
         )
-        self._adapter = KINDS[endpoint.kind].adapter(self._connection, options_of(endpoint.kind, endpoint.options))
+        self._adapter = KINDS[endpoint.kind].adapter(self._connection, parse_options(endpoint.kind, endpoint.options))
         self._info: RewardInfo | None = None
 
     def __enter__(self) -> RankClient:
@@ -93,15 +93,15 @@ class RankClient:
     def close(self) -> None:
         self._connection.http.close()
 
-    def info(self, *, deadline_s: float = 10.0) -> RewardInfo:
+    def fetch_info(self, *, deadline_s: float = 10.0) -> RewardInfo:
         """What the endpoint says of itself; asked once and kept until a request is refused. Raises RewardError."""
         deadline = Deadline(deadline_s)
-        return retrying(deadline)(self._known_info, deadline)
+        return retry_until(deadline)(self._known_info, deadline)
 
-    def ready(self, *, deadline_s: float = 5.0) -> tuple[int, str]:
+    def probe_readiness(self, *, deadline_s: float = 5.0) -> tuple[int, str]:
         """(status, path) of the look that tells whether the endpoint can be asked: 200 is yes. Raises RewardError."""
         path = self._adapter.ready_path
-        return self._connection.status(path, Deadline(deadline_s)), path
+        return self._connection.get_status(path, Deadline(deadline_s)), path
 
     def rank(
         self,
@@ -123,82 +123,86 @@ class RankClient:
         `location` looks again. With `retry=False` there is one attempt; a retryable error leaves what is pending alone.
         """
         deadline = Deadline(deadline_s)
-        job = _Job(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
+        job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
         try:
             if not retry:
-                return self._attempt(job, deadline, poll)
-            return retrying(deadline)(self._attempt, job, deadline, poll)
+                return self._rank_once(job, deadline, poll)
+            return retry_until(deadline)(self._rank_once, job, deadline, poll)
         except StillPending:
             raise
         except BaseException as error:
             comes_back = not retry and isinstance(error, EndpointError) and error.retryable
             if job.location is not None and not comes_back:
-                self._cancel(job.location)
+                self._cancel_ranking(job.location)
             raise
 
-    def _attempt(self, job: _Job, deadline: Deadline, poll: bool) -> Ranking:
+    def _rank_once(self, job: _RankCall, deadline: Deadline, poll: bool) -> Ranking:
         """Post the group unless it was, and poll as long as the answer is 202."""
-        ranking = self._post(job, deadline) if job.location is None else self._poll(job, deadline, pause=False)
+        ranking = (
+            self._post_group(job, deadline) if job.location is None else self._poll_ranking(job, deadline, pause=False)
+        )
         while ranking is None:
             if not poll:
                 raise StillPending(f"{self.base_url}: pending", location=job.location or "", retry_after=job.poll_after)
-            ranking = self._poll(job, deadline)
+            ranking = self._poll_ranking(job, deadline)
         job.location = None
         return ranking
 
-    def _post(self, job: _Job, deadline: Deadline) -> Ranking | None:
+    def _post_group(self, job: _RankCall, deadline: Deadline) -> Ranking | None:
         info = self._known_info(deadline)
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
-            raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", sick=False)
-        path, asked = self._adapter.request(job, info)
-        with self._connection.circuit():
+            raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", counts_as_failure=False)
+        path, asked = self._adapter.build_request(job, info)
+        with self._connection.guard_circuit():
             try:
-                status, answer = self._connection.send("POST", f"{self.base_url}{path}", deadline, **asked)
+                status, answer = self._connection.send_request("POST", f"{self.base_url}{path}", deadline, **asked)
             except EndpointError as error:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
                 raise
-            return self._adapter.read(job, status, answer)
+            return self._adapter.read_answer(job, status, answer)
 
-    def _poll(self, job: _Job, deadline: Deadline, *, pause: bool = True) -> Ranking | None:
+    def _poll_ranking(self, job: _RankCall, deadline: Deadline, *, pause: bool = True) -> Ranking | None:
         if pause:
-            self._pause(job, deadline)
+            self._sleep_before_poll(job, deadline)
         assert job.location is not None
-        with self._connection.circuit():
+        with self._connection.guard_circuit():
             try:
-                status, answer = self._connection.send("GET", job.location, deadline)
+                status, answer = self._connection.send_request("GET", job.location, deadline)
             except EndpointError as error:
                 if error.http_status == 404:  # a restart forgot it: the same key asks again
                     job.location, error.retryable = None, True
                 raise
-            return self._adapter.read(job, status, answer)
+            return self._adapter.read_answer(job, status, answer)
 
-    def _pause(self, job: _Job, deadline: Deadline) -> None:
-        pause = min(max(job.poll_after, POLL_S[0]), POLL_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
-        if pause >= deadline.left():
-            raise EndpointError(f"{self.base_url}: still pending at the deadline", code="timeout", sick=False)
+    def _sleep_before_poll(self, job: _RankCall, deadline: Deadline) -> None:
+        pause = min(max(job.poll_after, POLL_INTERVALS_S[0]), POLL_INTERVALS_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
+        if pause >= deadline.remaining():
+            raise EndpointError(
+                f"{self.base_url}: still pending at the deadline", code="timeout", counts_as_failure=False
+            )
         time.sleep(pause)
 
     def _known_info(self, deadline: Deadline) -> RewardInfo:
         info = self._info
         if info is None:
-            with self._connection.circuit():
-                info = self._info = self._adapter.info(deadline)
+            with self._connection.guard_circuit():
+                info = self._info = self._adapter.fetch_info(deadline)
         return info
 
-    def _cancel(self, location: str) -> None:
+    def _cancel_ranking(self, location: str) -> None:
         """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
         with (
             contextlib.suppress(httpx.HTTPError),
-            deadline_transport.ending_in(CANCEL_S),
-            self._connection.http.stream("DELETE", location, timeout=CANCEL_S),
+            deadline_transport.deadline(CANCEL_TIMEOUT_S),
+            self._connection.http.stream("DELETE", location, timeout=CANCEL_TIMEOUT_S),
         ):
             pass  # whatever it answers, nobody reads it
 
 
 @dataclass
-class _Job:
+class _RankCall:
     """One group on its way; both encodings are made at most once, whatever the number of attempts."""
 
     prompt: str
@@ -212,30 +216,32 @@ class _Job:
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def body(self, *, multipart: bool) -> dict[str, Any]:
+    def request_body(self, *, multipart: bool) -> dict[str, Any]:
         if multipart not in self._bodies:
-            self._bodies[multipart] = self._multipart() if multipart else self._json()
+            self._bodies[multipart] = self._build_multipart() if multipart else self._build_json()
         return self._bodies[multipart]
 
-    def _request(self, described: Iterable[dict[str, str]]) -> dict[str, Any]:
+    def _describe_request(self, described: Iterable[dict[str, str]]) -> dict[str, Any]:
         listed = [{"id": f"c{index}", "image": image} for index, image in enumerate(described)]
         request: dict[str, Any] = {"prompt": self.prompt, "candidates": listed}
         if self.metadata is not None:
             request["metadata"] = dict(self.metadata)
         return request
 
-    def _multipart(self) -> dict[str, Any]:
-        request = self._request({"media_type": images.NPY} for _ in self.candidates)
+    def _build_multipart(self) -> dict[str, Any]:
+        request = self._describe_request({"media_type": images.NPY} for _ in self.candidates)
         parts = [
             (f"c{index}", (f"c{index}.npy", one if isinstance(one, bytes) else images.encode_npy(one), images.NPY))
             for index, one in enumerate(self.candidates)
         ]
         return {"data": {"request": json.dumps(request)}, "files": parts}
 
-    def _json(self) -> dict[str, Any]:
-        return {"json": self._request({"media_type": "image/png", "data": data} for data in self.pngs())}
+    def _build_json(self) -> dict[str, Any]:
+        return {
+            "json": self._describe_request({"media_type": "image/png", "data": data} for data in self.base64_pngs())
+        }
 
-    def pngs(self) -> list[str]:
+    def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""
-        pixels = (images.decode(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
+        pixels = (images.decode_image(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
         return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]

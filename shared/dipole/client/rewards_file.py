@@ -22,12 +22,13 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, ValidationError
 
-from dipole.client.endpoint import Address, Endpoint, TlsName, first_wrong
+from dipole.client.endpoint import Endpoint, EndpointAddress, TlsName
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Name
+from dipole.protocol.validation import first_error
 
 
-class Entry(Address):
+class RewardEntry(EndpointAddress):
     """One reward as the file describes it."""
 
     key_env: str | None = Field(default=None, max_length=255, pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")
@@ -35,21 +36,21 @@ class Entry(Address):
     description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
 
 
-class File(BaseModel):
+class RewardsFile(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     rewards: dict[Name, dict[str, Any]] = Field(min_length=1)
 
 
 @dataclass(frozen=True)
-class Declared:
+class DeclaredReward:
     """A reward that the file declares, with its key from the environment."""
 
     endpoint: Endpoint
     description: str
 
 
-def read(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, Declared]:
+def read_rewards_file(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, DeclaredReward]:
     """Everything the file declares, by name. Raises ConfigurationError that names file, entry, field and fix."""
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -58,32 +59,33 @@ def read(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, D
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"{path} is not TOML: {error}") from error
     try:
-        file = File.model_validate(said)
+        file = RewardsFile.model_validate(said)
     except ValidationError as error:
         hint = "entries read [rewards.NAME], and nothing else stands in the file"
-        raise ConfigurationError(f"{path}: {first_wrong(error)[0]}; {hint}") from None
+        raise ConfigurationError(f"{path}: {first_error(error).sentence}; {hint}") from None
     declared = {}
     for name, values in file.rewards.items():
         try:
-            declared[name] = _declared(values, environment)
+            declared[name] = _declare_reward(values, environment)
         except InvalidInput as error:
             raise ConfigurationError(f"{path}: rewards.{name}: {error}") from None
     return declared
 
 
-def _declared(values: Mapping[str, Any], environment: Mapping[str, str]) -> Declared:
+def _declare_reward(values: Mapping[str, Any], environment: Mapping[str, str]) -> DeclaredReward:
     if "key" in values:
         raise InvalidInput("key: secrets are not in this file; give key_env, the environment variable that holds it")
     try:
-        entry = Entry.model_validate(dict(values))
+        entry = RewardEntry.model_validate(dict(values))
     except ValidationError as error:
-        fields = ", ".join(Entry.model_fields)
-        unknown = error.errors(include_url=False)[0]["type"] == "extra_forbidden"
-        raise InvalidInput(first_wrong(error)[0] + (f"; an entry takes {fields}" if unknown else "")) from None
+        fields = ", ".join(RewardEntry.model_fields)
+        first = first_error(error)
+        unknown = f"; an entry takes {fields}" if first.kind == "extra_forbidden" else ""
+        raise InvalidInput(first.sentence + unknown) from None
     key = None
     if entry.key_env is not None:
         if not (found := environment.get(entry.key_env)):
             raise InvalidInput(f"key_env: {entry.key_env} is not set in this process's environment: set it to the key")
         key = SecretStr(found)
-    at = {name: getattr(entry, name) for name in Address.model_fields}
-    return Declared(Endpoint.described({**at, "key": key, "tls": entry.tls}), entry.description)
+    at = {name: getattr(entry, name) for name in EndpointAddress.model_fields}
+    return DeclaredReward(Endpoint.from_values({**at, "key": key, "tls": entry.tls}), entry.description)

@@ -1,6 +1,6 @@
 """The trainer's REST API as the command line uses it: plain httpx, errors as sentences, an event stream that survives.
 
-with Api("http://127.0.0.1:8400", key=None) as api:
+with TrainerApi("http://127.0.0.1:8400", key=None) as api:
     job = api.post("/v1/fine_tuning/jobs", {...})
     for event in api.follow(job["id"]): ...
 """
@@ -23,21 +23,21 @@ from dipole.web.auth import is_loopback
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
-RETRY_S = (0.5, 1.0, 2.0, 5.0)
-RETRIED = (408, 429, 500, 502, 503, 504)
+RETRY_DELAYS_S = (0.5, 1.0, 2.0, 5.0)
+RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 
-class ApiError(DipoleError):
+class TrainerApiError(DipoleError):
     """The API refused, or could not be reached; the message is for people. `status` is 0 when nothing answered."""
 
     slug = "api"
 
-    def __init__(self, message: str, *, answered: int = 0) -> None:
+    def __init__(self, message: str, *, http_status: int = 0) -> None:
         super().__init__(message)
-        self.answered = answered
+        self.http_status = http_status
 
 
-class Api:
+class TrainerApi:
     """A client of one trainer API. `transport` is the seam for tests."""
 
     def __init__(
@@ -52,7 +52,9 @@ class Api:
                 base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=proxied
             )
         except (httpx.InvalidURL, ValueError) as error:
-            raise ApiError(f"{url!r} is no URL of an API: set DIPOLE_API_URL to one like {DEFAULT_URL}") from error
+            raise TrainerApiError(
+                f"{url!r} is no URL of an API: set DIPOLE_API_URL to one like {DEFAULT_URL}"
+            ) from error
 
     def __enter__(self) -> Self:
         return self
@@ -69,12 +71,12 @@ class Api:
         """`options` are httpx's, such as `timeout`."""
         return self._request("POST", path, json=body, headers=headers, **options)
 
-    def upload(self, path: Path) -> Any:
+    def upload_file(self, path: Path) -> Any:
         """A prompts file, to /v1/files."""
         with path.open("rb") as file:
             return self._request("POST", "/v1/files", files={"file": (path.name, file)}, data={"purpose": "fine-tune"})
 
-    def download(self, path: str, target: Path) -> int:
+    def download_file(self, path: str, target: Path) -> int:
         """Write an answer's body to `target`, whole or not at all; its bytes."""
         partial = target.with_name(f".{target.name}.partial")
         size = 0
@@ -82,7 +84,7 @@ class Api:
             with self._client.stream("GET", path) as answer, partial.open("wb") as file:
                 if answer.is_error:
                     answer.read()
-                    raise _error_of(answer)
+                    raise error_of_response(answer)
                 for chunk in answer.iter_bytes():
                     size += file.write(chunk)
             partial.replace(target)
@@ -92,7 +94,7 @@ class Api:
             partial.unlink(missing_ok=True)
         return size
 
-    def pages(self, path: str, *, limit: int = 100) -> Iterator[Any]:
+    def iterate_pages(self, path: str, *, limit: int = 100) -> Iterator[Any]:
         """Every object of a list, following its cursor."""
         after: str | None = None
         while True:
@@ -102,35 +104,37 @@ class Api:
                 return
             after = page["data"][-1]["id"]
 
-    def follow(self, job_id: str, *, after: str = "0", on_break: Callable[[str], None] | None = None) -> Iterator[Any]:
+    def follow_events(
+        self, job_id: str, *, after: str = "0", on_break: Callable[[str], None] | None = None
+    ) -> Iterator[Any]:
         """A job's events until it has ended. A broken connection is opened again where it broke, for ever.
 
-        `on_break` is told why each time. Raises ApiError when the API refuses, such as for an unknown job.
+        `on_break` is told why each time. Raises TrainerApiError when the API refuses, such as for an unknown job.
         """
         cursor, failures = after, 0
         while True:
             try:
-                for number, event in self._stream(f"/v1/fine_tuning/jobs/{job_id}/stream", cursor):
+                for number, event in self._stream_events(f"/v1/fine_tuning/jobs/{job_id}/stream", cursor):
                     cursor, failures = number, 0
                     yield event
                 if self.get(f"/v1/fine_tuning/jobs/{job_id}")["status"] in ("succeeded", "failed", "cancelled"):
                     return
                 reason = "the stream ended early"
-            except (httpx.HTTPError, ApiError) as error:
-                if isinstance(error, ApiError) and error.answered not in (0, *RETRIED):
+            except (httpx.HTTPError, TrainerApiError) as error:
+                if isinstance(error, TrainerApiError) and error.http_status not in (0, *RETRIED_STATUSES):
                     raise
                 reason = str(error) or type(error).__name__
             if on_break is not None:
                 on_break(reason)
-            time.sleep(RETRY_S[min(failures, len(RETRY_S) - 1)])
+            time.sleep(RETRY_DELAYS_S[min(failures, len(RETRY_DELAYS_S) - 1)])
             failures += 1
 
-    def _stream(self, path: str, cursor: str) -> Iterator[tuple[str, Any]]:
+    def _stream_events(self, path: str, cursor: str) -> Iterator[tuple[str, Any]]:
         """(cursor, event) as server-sent events come in."""
         with self._client.stream("GET", path, headers={"last-event-id": cursor}) as answer:
             if answer.is_error:
                 answer.read()
-                raise _error_of(answer)
+                raise error_of_response(answer)
             for event in EventSource(answer).iter_sse():
                 if event.data and event.id:  # a ping has neither
                     yield event.id, json.loads(event.data)
@@ -141,15 +145,15 @@ class Api:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
         if answer.is_error:
-            raise _error_of(answer)
+            raise error_of_response(answer)
         return answer.json()
 
-    def _unreachable(self, error: Exception) -> ApiError:
+    def _unreachable(self, error: Exception) -> TrainerApiError:
         why = str(error) or type(error).__name__
-        return ApiError(f"no answer from {self.url} ({why}): start it with `dipole up`, or set DIPOLE_API_URL")
+        return TrainerApiError(f"no answer from {self.url} ({why}): start it with `dipole up`, or set DIPOLE_API_URL")
 
 
-def _error_of(answer: httpx.Response) -> ApiError:
+def error_of_response(answer: httpx.Response) -> TrainerApiError:
     """The problem document's own sentence."""
     try:
         detail = answer.json()["detail"]
@@ -157,4 +161,4 @@ def _error_of(answer: httpx.Response) -> ApiError:
         detail = f"the API answered {answer.status_code} {answer.reason_phrase}"
     if answer.status_code == 401:
         detail = f"{detail}; set DIPOLE_API_KEY"
-    return ApiError(str(detail), answered=answer.status_code)
+    return TrainerApiError(str(detail), http_status=answer.status_code)

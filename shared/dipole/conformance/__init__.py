@@ -18,20 +18,20 @@ from typing import Any
 import httpx
 
 from dipole.conformance import answers, refusals, under_load
-from dipole.conformance.checks import CHECKS, Check, Outcome, Result
-from dipole.conformance.failures import Failed, Skipped, Unreachable
+from dipole.conformance.checks import CHECKS, Check, CheckOutcome, CheckResult
+from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
 from dipole.conformance.inputs import oversized_png
 from dipole.conformance.target import Target
 from dipole.errors import InvalidInput
 
-__all__ = ["CHECKS", "PATIENCE", "Check", "Result", "oversized_png", "run"]
+__all__ = ["CHECKS", "MAX_UNREACHABLE", "Check", "CheckResult", "oversized_png", "run_checks"]
 
-MAX_MESSAGE = 1000
-PATIENCE = 3  # checks without any answer, after which the rest is not tried
+MAX_MESSAGE_CHARS = 1000
+MAX_UNREACHABLE = 3  # checks without any answer, after which the rest is not tried
 MODULES = (answers, refusals, under_load)  # importing them filled CHECKS, in this order
 
 
-def run(
+def run_checks(
     url: str,
     *,
     key: str | None = None,
@@ -41,8 +41,8 @@ def run(
     timeout_s: float = 30.0,
     only: Collection[str] = (),
     strict: bool = True,
-    on_result: Callable[[Result], None] = lambda _: None,
-) -> list[Result]:
+    on_result: Callable[[CheckResult], None] = lambda _: None,
+) -> list[CheckResult]:
     """Run every check in order, or `only` those named; a check that fails does not stop the next.
 
     `metadata` is sent along for rewards that score nothing without it; `verify` is whom to believe over TLS.
@@ -51,13 +51,13 @@ def run(
     if unknown := sorted(set(only) - set(names)):
         raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
     target = Target(url, key=key, metadata=metadata, verify=verify, transport=transport, timeout_s=timeout_s)
-    results: list[Result] = []
+    results: list[CheckResult] = []
     try:
         for check in CHECKS:
             if only and check.name not in only:
                 continue
-            gone = sum(result.unreachable for result in results) >= PATIENCE
-            result = _run_one(check, target, gone=gone, strict=strict)
+            gone = sum(result.unreachable for result in results) >= MAX_UNREACHABLE
+            result = _run_check(check, target, gone=gone, strict=strict)
             on_result(result)
             results.append(result)
     finally:
@@ -65,29 +65,40 @@ def run(
     return results
 
 
-def _run_one(check: Check, target: Target, *, gone: bool, strict: bool) -> Result:
+def _run_check(check: Check, target: Target, *, gone: bool, strict: bool) -> CheckResult:
     began = time.monotonic()
 
-    def result(outcome: Outcome, message: str = "", remedy: str = "", *, unreachable: bool = False) -> Result:
+    def make_result(
+        outcome: CheckOutcome, message: str = "", remedy: str = "", *, unreachable: bool = False
+    ) -> CheckResult:
         seconds = time.monotonic() - began
-        return Result(
-            check.name, check.level, check.fact, outcome, _quoted(message, target.key), remedy, seconds, unreachable
+        return CheckResult(
+            check.name,
+            check.level,
+            check.fact,
+            outcome,
+            _sanitize_message(message, target.key),
+            remedy,
+            seconds,
+            unreachable,
         )
 
     try:
         if gone:
-            raise Skipped("the endpoint does not answer")
+            raise CheckSkipped("the endpoint does not answer")
         check.run(target)
-    except Skipped as skipped:
-        return result("skipped", str(skipped))
-    except Failed as failed:
-        silent = isinstance(failed, Unreachable)  # which is never a matter of manners
-        outcome: Outcome = "failed" if strict or silent or check.level == "must" else "warning"
-        return result(outcome, str(failed), check.remedy, unreachable=silent)
-    return result("passed")
+    except CheckSkipped as skipped:
+        return make_result("skipped", str(skipped))
+    except CheckFailed as failed:
+        silent = isinstance(failed, EndpointUnreachable)  # which is never a matter of manners
+        outcome: CheckOutcome = "failed" if strict or silent or check.level == "must" else "warning"
+        return make_result(outcome, str(failed), check.remedy, unreachable=silent)
+    return make_result("passed")
 
 
-def _quoted(message: str, key: str | None) -> str:
+def _sanitize_message(message: str, key: str | None) -> str:
     """Messages quote the endpoint: nothing in them steers a terminal or breaks XML, tells the key, or is endless."""
     told = message.replace(key, "(the key)") if key else message
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in told[:MAX_MESSAGE])
+    return "".join(
+        letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in told[:MAX_MESSAGE_CHARS]
+    )

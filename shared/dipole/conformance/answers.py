@@ -6,15 +6,15 @@ import uuid
 from typing import Any
 
 from dipole.conformance import inputs
-from dipole.conformance.assertions import check_problem, check_refusal, same_scores
+from dipole.conformance.assertions import check_problem, check_refusal, check_same_scores
 from dipole.conformance.checks import must, should
-from dipole.conformance.failures import Failed, Skipped
-from dipole.conformance.target import ASYNC, Target
+from dipole.conformance.failures import CheckFailed, CheckSkipped
+from dipole.conformance.target import ASYNC_HEADERS, Target
 from dipole.protocol import images
 from dipole.protocol.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION
 
-MANY = 256  # more candidates than this are not tried
-SHORT_ANSWER = 256 * 1024
+MAX_TRIED_CANDIDATES = 256  # more candidates than this are not tried
+SHORT_ANSWER_BYTES = 256 * 1024
 
 
 # ---- what it says of itself
@@ -27,8 +27,8 @@ def alive(target: Target) -> None:
     Answer 200 on both with any body and to anybody; let /readyz answer 503 while weights load.
     """
     for path in ("livez", "readyz"):
-        if (reply := target.ask("GET", path, key=None)).status != 200:
-            raise Failed(f"/{path} answered {reply.status}")
+        if (reply := target.send("GET", path, key=None)).status != 200:
+            raise CheckFailed(f"/{path} answered {reply.status}")
 
 
 @should
@@ -37,11 +37,11 @@ def metrics(target: Target) -> None:
 
     Count requests, images and nulls with a Prometheus client library and serve its text at /metrics.
     """
-    reply = target.ask("GET", "metrics", key=None)
+    reply = target.send("GET", "metrics", key=None)
     if reply.status != 200:
-        raise Failed(f"/metrics answered {reply.status}")
-    if reply.kind not in ("text/plain", "application/openmetrics-text"):
-        raise Failed(f"/metrics answered {reply.kind or 'no content type'}")
+        raise CheckFailed(f"/metrics answered {reply.status}")
+    if reply.media_type not in ("text/plain", "application/openmetrics-text"):
+        raise CheckFailed(f"/metrics answered {reply.media_type or 'no content type'}")
 
 
 @must
@@ -51,9 +51,9 @@ def info(target: Target) -> None:
     Answer the document of docs/protocol.md, with no fields of your own, as application/json.
     """
     if target.info.protocol_version != PROTOCOL_VERSION:
-        raise Failed(f"protocol_version is {target.info.protocol_version!r}, not {PROTOCOL_VERSION!r}")
+        raise CheckFailed(f"protocol_version is {target.info.protocol_version!r}, not {PROTOCOL_VERSION!r}")
     if "image/png" not in target.info.media_types:
-        raise Failed("media_types lacks image/png, which every endpoint accepts")
+        raise CheckFailed("media_types lacks image/png, which every endpoint accepts")
 
 
 @must
@@ -63,17 +63,17 @@ def key_needed(target: Target) -> None:
     Compare the bearer key before reading the body, on every route but /livez, /readyz and /metrics.
     """
     if not target.key:
-        raise Skipped("no --key given")
+        raise CheckSkipped("no --key given")
     for what, key in (("without a key", None), ("with a wrong key", f"{target.key}x"), ("with a short key", "x")):
-        if (reply := target.post(inputs.request(), key=key)).status != 401:
-            raise Failed(f"POST /v1/rank {what} answered {reply.status}, not 401")
-    reply = target.post(inputs.request(), headers=ASYNC)
+        if (reply := target.post_rank(inputs.rank_request(), key=key)).status != 401:
+            raise CheckFailed(f"POST /v1/rank {what} answered {reply.status}, not 401")
+    reply = target.post_rank(inputs.rank_request(), headers=ASYNC_HEADERS)
     if reply.status == 202:
-        where = target.location(reply)
+        where = target.location_of(reply)
         for method in ("GET", "DELETE"):
-            if (open_to_all := target.ask(method, where, key=None)).status != 401:
-                raise Failed(f"{method} of a ranking without a key answered {open_to_all.status}, not 401")
-        target.forget(where)
+            if (open_to_all := target.send(method, where, key=None)).status != 401:
+                raise CheckFailed(f"{method} of a ranking without a key answered {open_to_all.status}, not 401")
+        target.cancel_ranking(where)
 
 
 # ---- what it answers
@@ -86,7 +86,7 @@ def ranks_json(target: Target) -> None:
     Answer every candidate in the order asked; rank 1 is the best, equal scores share a rank (1, 2, 2, 4). A candidate
     without a score has null for both and an error. Ranks without any score need calibrated: false in /v1/info.
     """
-    target.rank(inputs.request())
+    target.rank(inputs.rank_request())
 
 
 @should
@@ -95,13 +95,13 @@ def scores_something(target: Target) -> None:
 
     A trainer learns nothing from groups of nulls; if the reward cannot judge a grey image with a square, ignore this.
     """
-    ranking = target.rank(inputs.request([*map(inputs.swatch, range(3)), inputs.noise(64)]))
+    ranking = target.rank(inputs.rank_request([*map(inputs.make_swatch, range(3)), inputs.make_noise(64)]))
     reasons = [item.error for item in ranking.results if item.rank is None and item.error is not None]
     if len(reasons) < len(ranking.results):
         return
     if target.metadata is None and all(reason.code == "missing_metadata" for reason in reasons):
-        raise Skipped(f"give --metadata: {reasons[0].message}")
-    raise Failed(f"four images, four nulls: {reasons[0].message}")
+        raise CheckSkipped(f"give --metadata: {reasons[0].message}")
+    raise CheckFailed(f"four images, four nulls: {reasons[0].message}")
 
 
 @must
@@ -111,7 +111,7 @@ def ranks_every_media_type(target: Target) -> None:
     List in media_types only what is decoded.
     """
     for kind in target.info.media_types:
-        target.rank(inputs.with_image(inputs.described(inputs.swatch(), kind)))
+        target.rank(inputs.request_with_image(inputs.image_part(inputs.make_swatch(), kind)))
 
 
 @must
@@ -121,9 +121,9 @@ def ranks_multipart(target: Target) -> None:
     Read the JSON from the part named request and each image from the part named by its id, or say multipart: false.
     """
     if not target.info.multipart:
-        raise Skipped("/v1/info says multipart: false")
+        raise CheckSkipped("/v1/info says multipart: false")
     kind = images.NPY if images.NPY in target.info.media_types else "image/png"
-    request, arguments = inputs.multipart(kind, target.metadata)
+    request, arguments = inputs.multipart_request(kind, target.metadata)
     target.rank(request, **arguments)
 
 
@@ -133,17 +133,20 @@ def same_scores_in_every_form(target: Target) -> None:
 
     Bring every form to the same array: upright, RGB and not BGR, rows first. Find parts by the id of their candidate.
     """
-    request, offered = inputs.request(), target.info.media_types
+    request, offered = inputs.rank_request(), target.info.media_types
     first = target.rank(request)
     for kind in [kind for kind in ("image/webp", images.NPY) if kind in offered]:
         candidates = [
-            {**one, "image": inputs.described(inputs.swatch(k), kind)} for k, one in enumerate(request["candidates"])
+            {**one, "image": inputs.image_part(inputs.make_swatch(k), kind)}
+            for k, one in enumerate(request["candidates"])
         ]
-        same_scores(first, target.rank({**request, "candidates": candidates}), f"as PNG, then as {kind}")
+        check_same_scores(first, target.rank({**request, "candidates": candidates}), f"as PNG, then as {kind}")
     if target.info.multipart:
-        parts, arguments = inputs.multipart(images.NPY if images.NPY in offered else "image/png", target.metadata)
+        parts, arguments = inputs.multipart_request(
+            images.NPY if images.NPY in offered else "image/png", target.metadata
+        )
         turned = {**arguments, "files": arguments["files"][::-1]}
-        same_scores(first, target.rank(parts, **turned), "as JSON, then as multipart")
+        check_same_scores(first, target.rank(parts, **turned), "as JSON, then as multipart")
 
 
 @must
@@ -153,15 +156,15 @@ def ranks_one(target: Target) -> None:
     Take metadata as an object of any content and ignore what is not needed.
     """
     metadata = {"tag": "single_object", "include": [{"class": "square", "count": 1}], "note": None, "n": 1.5}
-    target.rank(inputs.request(1, metadata=metadata))
+    target.rank(inputs.rank_request(1, metadata=metadata))
 
 
-def ranked_or_refused(target: Target, request: dict[str, Any], what: str, *, names: str) -> None:
-    reply = target.post(request)
+def check_ranked_or_refused(target: Target, request: dict[str, Any], what: str, *, names: str) -> None:
+    reply = target.post_rank(request)
     if 400 <= reply.status < 500:
         check_refusal(reply, what, names=names)
     else:
-        target.ranking(request, reply)
+        target.parse_ranking(request, reply)
 
 
 @must
@@ -172,7 +175,7 @@ def ranks_any_prompt(target: Target) -> None:
     """
     odd = {"an empty prompt": "", "a non-Latin prompt": "один красный квадрат 🟥\n\t漢字 \u202eقطة"}
     for what, prompt in {**odd, "a long prompt": ("a red cat " * MAX_PROMPT_CHARS)[:MAX_PROMPT_CHARS]}.items():
-        ranked_or_refused(target, inputs.request(2, prompt=prompt), what, names="prompt")
+        check_ranked_or_refused(target, inputs.rank_request(2, prompt=prompt), what, names="prompt")
 
 
 @must
@@ -182,7 +185,7 @@ def ranks_odd_images(target: Target) -> None:
     Convert to 8 bit RGB after decoding, and resize up where the model needs a size.
     """
     for what, data in inputs.odd_pngs().items():
-        ranked_or_refused(target, inputs.with_image(inputs.raw(data)), what, names="candidates[1]")
+        check_ranked_or_refused(target, inputs.request_with_image(inputs.raw_image(data)), what, names="candidates[1]")
 
 
 @must
@@ -192,9 +195,9 @@ def ranks_max_candidates(target: Target) -> None:
     Say in /v1/info what is really taken, the limit of the body's bytes included.
     """
     count = target.info.max_candidates
-    if count > MANY:
-        raise Skipped(f"max_candidates is {count}: too many to try")
-    target.rank(inputs.request([inputs.swatch(index, size=16) for index in range(count)]))
+    if count > MAX_TRIED_CANDIDATES:
+        raise CheckSkipped(f"max_candidates is {count}: too many to try")
+    target.rank(inputs.rank_request([inputs.make_swatch(index, size=16) for index in range(count)]))
 
 
 @must
@@ -203,10 +206,10 @@ def names_its_revision(target: Target) -> None:
 
     A trainer keeps them with every score. Take them from one place, and give no empty ones.
     """
-    ranking, known = target.rank(inputs.request()), target.info
+    ranking, known = target.rank(inputs.rank_request()), target.info
     for name in ("model", "model_revision", "recipe_version"):
         if not getattr(ranking, name) or getattr(ranking, name) != getattr(known, name):
-            raise Failed(f"{name} is {getattr(ranking, name)!r}, /v1/info says {getattr(known, name)!r}")
+            raise CheckFailed(f"{name} is {getattr(ranking, name)!r}, /v1/info says {getattr(known, name)!r}")
 
 
 @should
@@ -216,10 +219,14 @@ def ties_are_ties(target: Target) -> None:
     Do not break ties: a trainer leaves out candidates that cannot be told apart. Judges that are asked once an image
     may differ from themselves; ask them once per distinct image.
     """
-    ranking = target.rank(inputs.request([inputs.swatch(1), inputs.swatch(1), inputs.swatch(2), inputs.swatch(1)]))
+    ranking = target.rank(
+        inputs.rank_request(
+            [inputs.make_swatch(1), inputs.make_swatch(1), inputs.make_swatch(2), inputs.make_swatch(1)]
+        )
+    )
     equal = [ranking.results[index] for index in (0, 1, 3)]
     if len({(item.score, item.rank) for item in equal}) > 1:
-        raise Failed(f"the same image three times got {[(item.score, item.rank) for item in equal]}")
+        raise CheckFailed(f"the same image three times got {[(item.score, item.rank) for item in equal]}")
 
 
 @should
@@ -228,8 +235,8 @@ def deterministic(target: Target) -> None:
 
     Fix seeds, sample with temperature 0, switch dropout off. People and some judges cannot; then ignore this.
     """
-    request = inputs.request(4)
-    same_scores(target.rank(request), target.rank(request), "asked twice")
+    request = inputs.rank_request(4)
+    check_same_scores(target.rank(request), target.rank(request), "asked twice")
 
 
 @should
@@ -238,9 +245,9 @@ def order_independent(target: Target) -> None:
 
     Score each image by itself; let a judge of pairs see each pair in both orders.
     """
-    request = inputs.request(4)
+    request = inputs.rank_request(4)
     turned = {**request, "candidates": request["candidates"][::-1]}
-    same_scores(target.rank(request), target.rank(turned), "sent in another order")
+    check_same_scores(target.rank(request), target.rank(turned), "sent in another order")
 
 
 @should
@@ -249,14 +256,14 @@ def answers_are_short(target: Target) -> None:
 
     Name fields instead of quoting their values: FastAPI's own 422 quotes its input, replace its handler.
     """
-    request = inputs.request([inputs.noise(), inputs.swatch()])
+    request = inputs.rank_request([inputs.make_noise(), inputs.make_swatch()])
     unnamed = {"candidates": request["candidates"]}
     for what, sent in (("a large image", request), ("a request without prompt", unnamed)):
-        reply = target.post(sent)
-        if len(reply.body) > SHORT_ANSWER:
-            raise Failed(f"{what}: the answer has {len(reply.body)} bytes")
+        reply = target.post_rank(sent)
+        if len(reply.body) > SHORT_ANSWER_BYTES:
+            raise CheckFailed(f"{what}: the answer has {len(reply.body)} bytes")
         if reply.status == 202:
-            target.forget(target.location(reply))
+            target.cancel_ranking(target.location_of(reply))
 
 
 @should
@@ -265,9 +272,9 @@ def idempotent(target: Target) -> None:
 
     Keep answers for some minutes under the key with a hash of the body. A trainer that lost an answer asks again.
     """
-    key, request = {"Idempotency-Key": f"check-{uuid.uuid4().hex}"}, inputs.request()
-    first, second = (target.ranking(request, target.post(request, headers=key)) for _ in range(2))
+    key, request = {"Idempotency-Key": f"check-{uuid.uuid4().hex}"}, inputs.rank_request()
+    first, second = (target.parse_ranking(request, target.post_rank(request, headers=key)) for _ in range(2))
     if first != second:
-        raise Failed(f"the repeat is another answer: {first.id}, created {first.created}, then {second.id}")
-    other = target.post(inputs.request(prompt="another prompt"), headers=key)
+        raise CheckFailed(f"the repeat is another answer: {first.id}, created {first.created}, then {second.id}")
+    other = target.post_rank(inputs.rank_request(prompt="another prompt"), headers=key)
     check_problem(other, "a used key with another body", 409, 422)

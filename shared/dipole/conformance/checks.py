@@ -14,27 +14,27 @@ from typing import TYPE_CHECKING, Literal
 if TYPE_CHECKING:
     from dipole.conformance.target import Target
 
-Level = Literal["must", "should"]
-Outcome = Literal["passed", "failed", "warning", "skipped"]
+CheckLevel = Literal["must", "should"]
+CheckOutcome = Literal["passed", "failed", "warning", "skipped"]
 
 
 @dataclass(frozen=True)
 class Check:
     name: str
-    level: Level
+    level: CheckLevel
     fact: str
     remedy: str
     run: Callable[[Target], None]
 
 
 @dataclass(frozen=True)
-class Result:
+class CheckResult:
     """`message` says what was seen, `remedy` what to do about it; both are empty when the check passed."""
 
     name: str
-    level: Level
+    level: CheckLevel
     fact: str
-    outcome: Outcome
+    outcome: CheckOutcome
     message: str = ""
     remedy: str = ""
     seconds: float = 0.0
@@ -45,14 +45,14 @@ CHECKS: list[Check] = []
 
 
 def must(function: Callable[[Target], None]) -> Callable[[Target], None]:
-    return _register(function, "must")
+    return _register_check(function, "must")
 
 
 def should(function: Callable[[Target], None]) -> Callable[[Target], None]:
-    return _register(function, "should")
+    return _register_check(function, "should")
 
 
-def _register(function: Callable[[Target], None], level: Level) -> Callable[[Target], None]:
+def _register_check(function: Callable[[Target], None], level: CheckLevel) -> Callable[[Target], None]:
     fact, _, remedy = (inspect.getdoc(function) or "").partition("\n\n")
     CHECKS.append(Check(function.__name__, level, fact, " ".join(remedy.split()), function))
     return function

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 
-class Failed(Exception):
+class CheckFailed(Exception):
     """The fact does not hold; the message says what was seen."""
 
 
-class Unreachable(Failed):
+class EndpointUnreachable(CheckFailed):
     """No answer, or none in time."""
 
 
-class Skipped(Exception):
+class CheckSkipped(Exception):
     """The endpoint does not offer what the check is about."""

@@ -8,14 +8,14 @@ from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from dipole.conformance.failures import Failed
-from dipole.protocol import problems
+from dipole.conformance.failures import CheckFailed
+from dipole.protocol.validation import first_error
 
 Message = TypeVar("Message", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class Reply:
+class CheckedReply:
     """An answer as it came."""
 
     status: int
@@ -23,24 +23,25 @@ class Reply:
     body: bytes
 
     @property
-    def kind(self) -> str:
+    def media_type(self) -> str:
         """The media type, without parameters."""
         return self.headers.get("content-type", "").partition(";")[0].strip().lower()
 
     def text(self) -> str:
         return self.body.decode("utf-8", "replace")
 
-    def start(self) -> str:
+    def excerpt(self) -> str:
         return " ".join(self.text()[:200].split())
 
-    def parsed(self, message: type[Message]) -> Message:
+    def parse(self, message: type[Message]) -> Message:
         if self.headers.get("content-encoding", "identity") != "identity":
-            raise Failed(f"answered with Content-Encoding {self.headers['content-encoding']}, which was not asked for")
-        if self.kind != "application/json":
-            raise Failed(f"answered {self.kind or 'no content type'} instead of application/json")
+            raise CheckFailed(
+                f"answered with Content-Encoding {self.headers['content-encoding']}, which was not asked for"
+            )
+        if self.media_type != "application/json":
+            raise CheckFailed(f"answered {self.media_type or 'no content type'} instead of application/json")
         try:
             return message.model_validate_json(self.body)
         except ValidationError as error:
-            first = error.errors(include_url=False)[0]
-            where = problems.field_path(first["loc"]) or "body"
-            raise Failed(f"not a valid {message.__name__}: {where}: {first['msg']}") from None
+            first = first_error(error)
+            raise CheckFailed(f"not a valid {message.__name__}: {first.path or 'body'}: {first.message}") from None

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.markup import escape
 from rich.table import Table
 
-from dipole.conformance.checks import CHECKS, Result
+from dipole.conformance.checks import CHECKS, CheckResult
 
 _MARKS = {
     "passed": "[green]passed[/]",
@@ -20,7 +20,7 @@ _MARKS = {
 }
 
 
-def table(url: str, results: Sequence[Result]) -> RenderableType:
+def results_table(url: str, results: Sequence[CheckResult]) -> RenderableType:
     """One row a check, with what was seen and what to do where it did not pass; then one line that sums up."""
     rows = Table(title=f"Ranking protocol v1: {escape(url)}", title_justify="left")
     for heading in ("check", "level", "result", "what was checked", "seconds"):
@@ -36,10 +36,10 @@ def table(url: str, results: Sequence[Result]) -> RenderableType:
             if result.remedy and before == result.name:
                 said.append(f"[bold]→[/] {escape(result.remedy)}")
         rows.add_row(result.name, result.level, _MARKS[result.outcome], "\n".join(said), f"{result.seconds:.2f}")
-    return Group(rows, summary(results))
+    return Group(rows, summarize_results(results))
 
 
-def summary(results: Sequence[Result]) -> str:
+def summarize_results(results: Sequence[CheckResult]) -> str:
     """`38 passed, 1 failed (ranks_json), 2 skipped in 3.1 s`."""
     parts = []
     for outcome, word in (("passed", "passed"), ("failed", "failed"), ("warning", "warnings"), ("skipped", "skipped")):
@@ -50,7 +50,7 @@ def summary(results: Sequence[Result]) -> str:
     return f"{', '.join(parts)} in {sum(result.seconds for result in results):.1f} s"
 
 
-def junit(url: str, results: Sequence[Result]) -> ElementTree.Element:
+def junit_report(url: str, results: Sequence[CheckResult]) -> ElementTree.Element:
     """A failure is a failure; a warning passes and says itself in system-out."""
     counts = Counter(result.outcome for result in results)
     suite = ElementTree.Element(

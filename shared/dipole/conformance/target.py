@@ -13,22 +13,24 @@ from urllib.parse import urljoin, urlsplit
 
 import httpx
 
-from dipole.client.connection import retry_after_s
 from dipole.conformance.assertions import check_results
-from dipole.conformance.failures import Failed, Skipped, Unreachable
-from dipole.conformance.reply import Reply
+from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
+from dipole.conformance.reply import CheckedReply
 from dipole.errors import InvalidInput
+from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.schemas import Ranking, RewardInfo
 
-MAX_ANSWER_BYTES = 4 * 2**20  # what a trainer reads at most
-FIRST_LOOK_S, LONGEST_PAUSE_S = 0.05, 5.0
-CANCEL_S = 3.0
-BUSY = (429, 503)
-ASYNC = {"Prefer": "respond-async"}
+MAX_REPLY_BYTES = 4 * 2**20  # what a trainer reads at most
+FIRST_POLL_S, LONGEST_POLL_S = 0.05, 5.0
+CANCEL_RANKING_TIMEOUT_S = 3.0
+BUSY_STATUSES = (429, 503)
+ASYNC_HEADERS = {"Prefer": "respond-async"}
 
 
 class Target:
-    """Ways to ask the endpoint. `waits` is True once a plain request had no result in time: people, batch judges."""
+    """Ways to ask the endpoint. `answers_late` is True once a plain request had no result in time: people, batch
+    judges.
+    """
 
     def __init__(
         self,
@@ -46,7 +48,7 @@ class Target:
             raise InvalidInput(f"the URL must be http(s)://host[:port][/path], not {url!r}", field="url")
         self.host, self.has_socket = parts.hostname, transport is None
         self.port = parts.port or (443 if parts.scheme == "https" else 80)
-        self.waits = False
+        self.answers_late = False
         self._tls = verify if isinstance(verify, ssl.SSLContext) else httpx.create_ssl_context(trust_env=False)
         self._http = httpx.Client(
             transport=transport, verify=self._tls, timeout=timeout_s, follow_redirects=False, trust_env=False,
@@ -56,7 +58,9 @@ class Target:
     def close(self) -> None:
         self._http.close()
 
-    def ask(self, method: str, path: str, *, key: str | None = "", timeout_s: float | None = None, **kw: Any) -> Reply:
+    def send(
+        self, method: str, path: str, *, key: str | None = "", timeout_s: float | None = None, **kw: Any
+    ) -> CheckedReply:
         """One request. `key` replaces the endpoint's own; None sends none."""
         timeout_s = timeout_s or self.timeout_s
         headers = dict(kw.pop("headers", {}))
@@ -67,17 +71,17 @@ class Target:
             with self._http.stream(method, where, headers=headers, timeout=timeout_s, **kw) as response:
                 for chunk in response.iter_raw():
                     body += chunk
-                    if len(body) > MAX_ANSWER_BYTES:
-                        raise Failed(f"{method} {where} answered more than {MAX_ANSWER_BYTES} bytes")
+                    if len(body) > MAX_REPLY_BYTES:
+                        raise CheckFailed(f"{method} {where} answered more than {MAX_REPLY_BYTES} bytes")
                     if time.monotonic() > ends:
-                        raise Failed(f"{method} {where} had not finished answering after {timeout_s:g} s")
+                        raise CheckFailed(f"{method} {where} had not finished answering after {timeout_s:g} s")
         except httpx.TimeoutException:
-            raise Unreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
+            raise EndpointUnreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
-            raise Unreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
-        return Reply(response.status_code, response.headers, bytes(body))
+            raise EndpointUnreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
+        return CheckedReply(response.status_code, response.headers, bytes(body))
 
-    def post(self, request: Any, **kw: Any) -> Reply:
+    def post_rank(self, request: Any, **kw: Any) -> CheckedReply:
         """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs.
 
         Comes back when it is told to, as a trainer does: a rate limit is no fault.
@@ -87,13 +91,13 @@ class Target:
         headers = {"content-type": "application/json", **kw.pop("headers", {})}
         content, ends = json.dumps(request).encode(), time.monotonic() + self.timeout_s
         while True:
-            reply = self.ask("POST", "v1/rank", content=content, headers=headers, **kw)
-            asked = retry_after_s(reply.headers.get("retry-after")) if reply.status in BUSY else None
+            reply = self.send("POST", "v1/rank", content=content, headers=headers, **kw)
+            asked = parse_retry_after(reply.headers.get("retry-after")) if reply.status in BUSY_STATUSES else None
             if asked is None or time.monotonic() + asked > ends:
                 return reply
-            time.sleep(max(asked, FIRST_LOOK_S))
+            time.sleep(max(asked, FIRST_POLL_S))
 
-    def announce(self, declared_bytes: int, timeout_s: float) -> Reply:
+    def announce_body(self, declared_bytes: int, timeout_s: float) -> CheckedReply:
         """POST /v1/rank with a Content-Length of `declared_bytes`, of which one byte comes."""
         parts = urlsplit(f"{self.url}/v1/rank")
         connection = (
@@ -110,52 +114,52 @@ class Target:
             connection.endheaders(b"{")
             answer = connection.getresponse()
             headers = {name.lower(): value for name, value in answer.getheaders()}
-            return Reply(answer.status, headers, answer.read(MAX_ANSWER_BYTES))
+            return CheckedReply(answer.status, headers, answer.read(MAX_REPLY_BYTES))
         except TimeoutError:
-            raise Failed(f"waits for a body of {declared_bytes} bytes: no answer within {timeout_s:g} s") from None
+            raise CheckFailed(f"waits for a body of {declared_bytes} bytes: no answer within {timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
-            raise Failed(f"closed without an answer to a body of {declared_bytes} bytes: {error!r}") from None
+            raise CheckFailed(f"closed without an answer to a body of {declared_bytes} bytes: {error!r}") from None
         finally:
             connection.close()
 
     @cached_property
     def info(self) -> RewardInfo:
-        reply = self.ask("GET", "v1/info")
+        reply = self.send("GET", "v1/info")
         if reply.status != 200:
-            raise Failed(f"GET /v1/info answered {reply.status}, not 200: {reply.start()}")
-        return reply.parsed(RewardInfo)
+            raise CheckFailed(f"GET /v1/info answered {reply.status}, not 200: {reply.excerpt()}")
+        return reply.parse(RewardInfo)
 
     def rank(self, request: Mapping[str, Any], **kw: Any) -> Ranking:
         """The checked ranking of a right request, polled for if need be. `kw` sends it otherwise than as JSON."""
-        return self.ranking(request, self.ask("POST", "v1/rank", **kw) if kw else self.post(request))
+        return self.parse_ranking(request, self.send("POST", "v1/rank", **kw) if kw else self.post_rank(request))
 
-    def ranking(self, request: Mapping[str, Any], reply: Reply) -> Ranking:
+    def parse_ranking(self, request: Mapping[str, Any], reply: CheckedReply) -> Ranking:
         """The checked ranking that a reply is, or that becomes of it."""
-        ranking = self.finished(reply)
+        ranking = self.poll_ranking(reply)
         ids = [candidate["id"] for candidate in request["candidates"]]
         check_results(ranking, ids, calibrated=self.info.calibrated)
         return ranking
 
-    def finished(self, reply: Reply, timeout_s: float | None = None) -> Ranking:
-        """Poll until a ranking is there. Raises Skipped, and cancels, where it is not within `timeout_s`."""
+    def poll_ranking(self, reply: CheckedReply, timeout_s: float | None = None) -> Ranking:
+        """Poll until a ranking is there. Raises CheckSkipped, and cancels, where it is not within `timeout_s`."""
         timeout_s = timeout_s or self.timeout_s
-        ends, where, patience = time.monotonic() + timeout_s, "", FIRST_LOOK_S
+        ends, where, patience = time.monotonic() + timeout_s, "", FIRST_POLL_S
         while reply.status == 202:
-            where = self.location(reply, known=where)
-            asked = retry_after_s(reply.headers.get("retry-after"))
-            pause = min(patience, max(FIRST_LOOK_S, 1.0 if asked is None else asked))
-            patience = min(2 * patience, LONGEST_PAUSE_S)  # sooner than asked at first: a check shall not take minutes
-            if self.waits or time.monotonic() + pause > ends:
-                self.waits = True
-                self.forget(where)
-                raise Skipped(f"answers 202 and had no result within {timeout_s:g} s")
+            where = self.location_of(reply, known=where)
+            asked = parse_retry_after(reply.headers.get("retry-after"))
+            pause = min(patience, max(FIRST_POLL_S, 1.0 if asked is None else asked))
+            patience = min(2 * patience, LONGEST_POLL_S)  # sooner than asked at first: a check shall not take minutes
+            if self.answers_late or time.monotonic() + pause > ends:
+                self.answers_late = True
+                self.cancel_ranking(where)
+                raise CheckSkipped(f"answers 202 and had no result within {timeout_s:g} s")
             time.sleep(pause)
-            reply = self.ask("GET", where)
+            reply = self.send("GET", where)
         if reply.status != 200:
-            raise Failed(f"answered {reply.status} to a valid request: {reply.start()}")
-        return reply.parsed(Ranking)
+            raise CheckFailed(f"answered {reply.status} to a valid request: {reply.excerpt()}")
+        return reply.parse(Ranking)
 
-    def location(self, reply: Reply, known: str = "") -> str:
+    def location_of(self, reply: CheckedReply, known: str = "") -> str:
         """Where a 202 says to look; while polling it may keep silent."""
         given = reply.headers.get("location")
         if given is None and known:
@@ -166,12 +170,12 @@ class Target:
         except ValueError:
             here = False
         if given is None or not here:
-            raise Failed(f"202 with Location {given!r}, which is not on this endpoint")
+            raise CheckFailed(f"202 with Location {given!r}, which is not on this endpoint")
         return location
 
-    def forget(self, where: str) -> None:
+    def cancel_ranking(self, where: str) -> None:
         """Cancel a ranking that nobody waits for: people shall not rate what a check sent."""
         try:
-            self.ask("DELETE", where, timeout_s=CANCEL_S)
-        except Failed:
+            self.send("DELETE", where, timeout_s=CANCEL_RANKING_TIMEOUT_S)
+        except CheckFailed:
             return  # whether cancelling works is another check's question

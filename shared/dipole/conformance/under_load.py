@@ -8,39 +8,39 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 from dipole.conformance import inputs
-from dipole.conformance.assertions import same_scores
+from dipole.conformance.assertions import check_same_scores
 from dipole.conformance.checks import must, should
-from dipole.conformance.failures import Failed, Skipped
-from dipole.conformance.reply import Reply
-from dipole.conformance.target import ASYNC, BUSY, Target
+from dipole.conformance.failures import CheckFailed, CheckSkipped
+from dipole.conformance.reply import CheckedReply
+from dipole.conformance.target import ASYNC_HEADERS, BUSY_STATUSES, Target
 from dipole.protocol.schemas import PendingRanking, Ranking
 
 CONCURRENCY = 8
-HEALTH_S = 2.0  # as long as the probe of an orchestrator waits
+HEALTH_TIMEOUT_S = 2.0  # as long as the probe of an orchestrator waits
 
 T = TypeVar("T")
 
 
-def at_once(ask: Callable[[dict[str, Any]], T], requests: Iterable[dict[str, Any]]) -> list[T]:
+def send_at_once(ask: Callable[[dict[str, Any]], T], requests: Iterable[dict[str, Any]]) -> list[T]:
     with ThreadPoolExecutor(CONCURRENCY) as pool:
         return list(pool.map(ask, requests))
 
 
-def different() -> list[dict[str, Any]]:
+def distinct_requests() -> list[dict[str, Any]]:
     """Requests with images and ids of their own."""
     return [
-        inputs.request([inputs.swatch(3 * index + place) for place in range(3)], ids=f"r{index}-")
+        inputs.rank_request([inputs.make_swatch(3 * index + place) for place in range(3)], ids=f"r{index}-")
         for index in range(CONCURRENCY)
     ]
 
 
-def ranked(target: Target, request: dict[str, Any]) -> Ranking | None:
+def ranking_unless_busy(target: Target, request: dict[str, Any]) -> Ranking | None:
     """The ranking, or None where the endpoint says politely that it is busy for longer than one waits."""
-    reply = target.post(request)
-    if reply.status not in BUSY:
-        return target.ranking(request, reply)
+    reply = target.post_rank(request)
+    if reply.status not in BUSY_STATUSES:
+        return target.parse_ranking(request, reply)
     if "retry-after" not in reply.headers:
-        raise Failed(f"answered {reply.status} without Retry-After: {reply.start()}")
+        raise CheckFailed(f"answered {reply.status} without Retry-After: {reply.excerpt()}")
     return None
 
 
@@ -50,7 +50,7 @@ def concurrent(target: Target) -> None:
 
     Keep nothing of a request in globals; put requests into a queue when the model takes one at a time.
     """
-    at_once(lambda request: ranked(target, request), different())
+    send_at_once(lambda request: ranking_unless_busy(target, request), distinct_requests())
 
 
 @should
@@ -59,11 +59,13 @@ def same_scores_under_load(target: Target) -> None:
 
     Scores that differ belong to another request, or batches round too much: compute in float32, or batch alike.
     """
-    requests = different()
+    requests = distinct_requests()
     alone = [target.rank(request) for request in requests[:3]]
-    for before, now in zip(alone, at_once(lambda request: ranked(target, request), requests)[:3], strict=True):
+    for before, now in zip(
+        alone, send_at_once(lambda request: ranking_unless_busy(target, request), requests)[:3], strict=True
+    ):
         if now is not None:
-            same_scores(before, now, "asked alone, then with others")
+            check_same_scores(before, now, "asked alone, then with others")
 
 
 @must
@@ -73,13 +75,15 @@ def healthy_under_load(target: Target) -> None:
     Score in a thread or a process of its own, not on the event loop that answers: a probe that waits kills the pod.
     """
     with ThreadPoolExecutor(CONCURRENCY) as pool:
-        working = [pool.submit(ranked, target, request) for request in different()]
+        working = [pool.submit(ranking_unless_busy, target, request) for request in distinct_requests()]
         while not all(one.done() for one in working):
             asked = time.monotonic()
-            status = target.ask("GET", "livez").status
+            status = target.send("GET", "livez").status
             seconds = time.monotonic() - asked
-            if status != 200 or seconds > HEALTH_S:
-                raise Failed(f"/livez answered {status} after {seconds:.1f} s while {CONCURRENCY} requests were ranked")
+            if status != 200 or seconds > HEALTH_TIMEOUT_S:
+                raise CheckFailed(
+                    f"/livez answered {status} after {seconds:.1f} s while {CONCURRENCY} requests were ranked"
+                )
             time.sleep(0.05)
         for one in working:
             one.result()
@@ -88,15 +92,15 @@ def healthy_under_load(target: Target) -> None:
 # ---- answers that come later
 
 
-def pending(target: Target, request: dict[str, Any]) -> tuple[PendingRanking, Reply]:
-    """What answers 202 when asked to. Raises Skipped where everything is answered at once."""
-    reply = target.post(request, headers=ASYNC)
+def request_pending(target: Target, request: dict[str, Any]) -> tuple[PendingRanking, CheckedReply]:
+    """What answers 202 when asked to. Raises CheckSkipped where everything is answered at once."""
+    reply = target.post_rank(request, headers=ASYNC_HEADERS)
     if reply.status == 200:
-        raise Skipped("answers at once, also to Prefer: respond-async")
+        raise CheckSkipped("answers at once, also to Prefer: respond-async")
     if reply.status != 202:
-        raise Failed(f"answered {reply.status} to Prefer: respond-async, not 200 or 202: {reply.start()}")
-    target.location(reply)
-    return reply.parsed(PendingRanking), reply
+        raise CheckFailed(f"answered {reply.status} to Prefer: respond-async, not 200 or 202: {reply.excerpt()}")
+    target.location_of(reply)
+    return reply.parse(PendingRanking), reply
 
 
 @must
@@ -105,18 +109,18 @@ def pending_finishes(target: Target) -> None:
 
     Answer Location: /v1/rankings/ID; GET it is 202 until the ranking is there, then 200 with the ranking.
     """
-    request = inputs.request()
-    promised, reply = pending(target, request)
+    request = inputs.rank_request()
+    promised, reply = request_pending(target, request)
     try:
-        ranking = target.ranking(request, reply)
-    except Skipped as late:
-        if target.post(request).status == 202:
+        ranking = target.parse_ranking(request, reply)
+    except CheckSkipped as late:
+        if target.post_rank(request).status == 202:
             raise  # it always answers later: people, batch judges
-        raise Failed(f"{late}, though it answers plain requests at once") from None
+        raise CheckFailed(f"{late}, though it answers plain requests at once") from None
     if ranking.id != promised.id:
-        raise Failed(f"the ranking's id is {ranking.id}, the 202 said {promised.id}")
-    if (again := target.ask("GET", target.location(reply))).status != 200:
-        raise Failed(f"once read, the ranking is gone: GET answered {again.status}")
+        raise CheckFailed(f"the ranking's id is {ranking.id}, the 202 said {promised.id}")
+    if (again := target.send("GET", target.location_of(reply))).status != 200:
+        raise CheckFailed(f"once read, the ranking is gone: GET answered {again.status}")
 
 
 @should
@@ -125,10 +129,10 @@ def pending_says_when(target: Target) -> None:
 
     Say in how many seconds it is worth looking; without it a trainer looks every second.
     """
-    _, reply = pending(target, inputs.request())
-    target.forget(target.location(reply))
+    _, reply = request_pending(target, inputs.rank_request())
+    target.cancel_ranking(target.location_of(reply))
     if "retry-after" not in reply.headers:
-        raise Failed("202 without Retry-After")
+        raise CheckFailed("202 without Retry-After")
 
 
 @should
@@ -137,21 +141,23 @@ def pending_can_be_cancelled(target: Target) -> None:
 
     Answer DELETE with 200 and status cancelled, and do not let the ranking finish afterwards.
     """
-    replies = at_once(lambda request: pending(target, request)[1], different())  # the last ones still wait, if any do
-    wheres = [target.location(reply) for reply in replies]
-    answers = [(where, target.ask("DELETE", where)) for where in reversed(wheres)]
+    replies = send_at_once(
+        lambda request: request_pending(target, request)[1], distinct_requests()
+    )  # the last ones still wait, if any do
+    wheres = [target.location_of(reply) for reply in replies]
+    answers = [(where, target.send("DELETE", where)) for where in reversed(wheres)]
     for where, answer in answers:
         if answer.status == 409:
-            finished = target.ask("GET", where)
+            finished = target.send("GET", where)
             if finished.status != 200:
-                raise Failed(f"DELETE said 409, finished, and GET answered {finished.status}")
-            finished.parsed(Ranking)
+                raise CheckFailed(f"DELETE said 409, finished, and GET answered {finished.status}")
+            finished.parse(Ranking)
             continue
-        if answer.status != 200 or answer.parsed(PendingRanking).status != "cancelled":
-            raise Failed(f"DELETE answered {answer.status}, not 200 with status cancelled: {answer.start()}")
-        after = target.ask("GET", where)
-        if after.status != 200 or after.parsed(PendingRanking).status != "cancelled":
-            raise Failed(f"GET after DELETE answered {after.status}, not the cancelled ranking: {after.start()}")
+        if answer.status != 200 or answer.parse(PendingRanking).status != "cancelled":
+            raise CheckFailed(f"DELETE answered {answer.status}, not 200 with status cancelled: {answer.excerpt()}")
+        after = target.send("GET", where)
+        if after.status != 200 or after.parse(PendingRanking).status != "cancelled":
+            raise CheckFailed(f"GET after DELETE answered {after.status}, not the cancelled ranking: {after.excerpt()}")
 
 
 @must
@@ -160,6 +166,6 @@ def still_alive(target: Target) -> None:
 
     Look into the endpoint's log: one of the requests above broke it.
     """
-    if (status := target.ask("GET", "livez").status) != 200:
-        raise Failed(f"/livez answers {status}")
-    target.rank(inputs.request())
+    if (status := target.send("GET", "livez").status) != 200:
+        raise CheckFailed(f"/livez answers {status}")
+    target.rank(inputs.rank_request())

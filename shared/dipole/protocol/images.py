@@ -1,9 +1,9 @@
 """Images on the wire: bytes of a declared media type to RGB uint8 (H, W, 3) arrays and back.
 
-Hostile input is the normal case. `measure` reads a header alone and refuses by size before a pixel is decoded; `decode`
-then gives an upright RGB array whatever the file was: EXIF orientation applied, transparency laid over white, 16 bits
-scaled to 8, palette and greyscale expanded. Errors name the field they were found in, as `candidates[3].image`.
-"""
+Hostile input is the normal case. `measure_image` reads a header alone and refuses by size before a pixel is decoded;
+`decode_image` then gives an upright RGB array whatever the file was: EXIF orientation applied, transparency laid over
+white, 16 bits scaled to 8, palette and greyscale expanded. Errors name the field they were found in, as
+`candidates[3].image`."""
 
 from __future__ import annotations
 
@@ -31,18 +31,18 @@ MEDIA_TYPES: Final[tuple[MediaType, ...]] = ("image/png", "image/webp", "image/j
 _PIL_FORMATS: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
 
 
-def digests(parts: Sequence[bytes | memoryview]) -> list[bytes]:
+def hash_all(parts: Sequence[bytes | memoryview]) -> list[bytes]:
     """SHA-256 of each, side by side where there are cores: hashing lets go of the interpreter's lock."""
     with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         return list(pool.map(lambda part: hashlib.sha256(part).digest(), parts))
 
 
-def pixels_of(images: NDArray[np.uint8]) -> memoryview:
+def pixel_bytes(images: NDArray[np.uint8]) -> memoryview:
     """An array's bytes in C order, without a copy where they lie so."""
     return np.ascontiguousarray(images).data.cast("B")
 
 
-def from_base64(data: str, *, field: str = "image") -> bytes:
+def decode_base64(data: str, *, field: str = "image") -> bytes:
     """Strict base64; whitespace, URLs and data: URIs are refused by name."""
     if data[:5].lower() in ("data:", "http:", "https"):
         raise InvalidInput(
@@ -54,7 +54,9 @@ def from_base64(data: str, *, field: str = "image") -> bytes:
         raise InvalidInput(f"{field}.data is not valid base64: {error}", field=f"{field}.data") from None
 
 
-def measure(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> tuple[int, int]:
+def measure_image(
+    data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image"
+) -> tuple[int, int]:
     """(height, width) as stored, from the header alone.
 
     Raises UnsupportedMediaType, TooLarge, or InvalidInput for what is not a single still image of that type.
@@ -64,47 +66,49 @@ def measure(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field
             f"{field}.media_type {media_type!r} is not one of {', '.join(MEDIA_TYPES)}", field=f"{field}.media_type"
         )
     if media_type == NPY:
-        height, width = _npy_header(data, field)[0]
+        height, width = _parse_npy_header(data, field)[0]
     else:
-        with _open(data, media_type, field) as image:
+        with _open_image(data, media_type, field) as image:
             width, height = image.size
     if height * width > max_pixels:
         raise _too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
     return height, width
 
 
-def decode(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> Pixels:
+def decode_image(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> Pixels:
     """Bytes to a writable, contiguous RGB uint8 array (H, W, 3)."""
-    height, width = measure(data, media_type, max_pixels=max_pixels, field=field)
+    height, width = measure_image(data, media_type, max_pixels=max_pixels, field=field)
     if media_type == NPY:
-        start = _npy_header(data, field)[1]
+        start = _parse_npy_header(data, field)[1]
         return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
     try:
-        with _open(data, media_type, field) as image:
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with _open_image(data, media_type, field) as image:
+            return _convert_to_rgb(ImageOps.exif_transpose(image))
     except InvalidInput:
         raise
     except (
         Exception
     ) as error:  # decoders raise anything on damaged data: OSError, SyntaxError, struct.error, IndexError …
-        raise InvalidInput(f"{field} cannot be decoded as {media_type}: {_first_line(error)}", field=field) from None
+        raise InvalidInput(
+            f"{field} cannot be decoded as {media_type}: {_first_sentence(error)}", field=field
+        ) from None
 
 
 def encode_png(pixels: Pixels) -> bytes:
     """Lossless PNG of an RGB uint8 array (H, W, 3); compressed lightly, because it only crosses a network once."""
     buffer = io.BytesIO()
-    Image.fromarray(_checked(pixels)).save(buffer, "PNG", compress_level=1)
+    Image.fromarray(_check_pixels(pixels)).save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
 
 
 def encode_npy(pixels: Pixels) -> bytes:
     """The fast lane: a numpy file, version 1.0, C order, of an RGB uint8 array (H, W, 3)."""
     buffer = io.BytesIO()
-    npy.write_array(buffer, np.ascontiguousarray(_checked(pixels)), version=(1, 0), allow_pickle=False)
+    npy.write_array(buffer, np.ascontiguousarray(_check_pixels(pixels)), version=(1, 0), allow_pickle=False)
     return buffer.getvalue()
 
 
-def _checked(pixels: Pixels) -> Pixels:
+def _check_pixels(pixels: Pixels) -> Pixels:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or 0 in pixels.shape:
         raise InvalidInput(f"an image must be uint8 (height, width, 3), not {pixels.dtype} {pixels.shape}")
     return pixels
@@ -114,11 +118,11 @@ def _too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
     return TooLarge(f"{field} has {found} pixels; at most {limit} are accepted: send a smaller image", field=field)
 
 
-def _first_line(error: Exception) -> str:
+def _first_sentence(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
+def _parse_npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
     """((height, width), offset of the pixels). Only plain uint8 (H, W, 3) in C order with exactly its bytes passes."""
     stream = io.BytesIO(data)
     try:
@@ -130,7 +134,7 @@ def _npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
     except (
         Exception
     ) as error:  # the header is parsed as a Python literal: ValueError, but also TokenError, RecursionError …
-        raise InvalidInput(f"{field} is not a .npy file: {_first_line(error)}", field=field) from None
+        raise InvalidInput(f"{field} is not a .npy file: {_first_sentence(error)}", field=field) from None
     if dtype != np.dtype(np.uint8) or len(shape) != 3 or shape[2] != 3 or fortran or min(shape) < 1:
         order = "Fortran" if fortran else "C"
         raise InvalidInput(
@@ -142,14 +146,14 @@ def _npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
     return (shape[0], shape[1]), stream.tell()
 
 
-def _open(data: bytes, media_type: str, field: str) -> Image.Image:
+def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
     """Pillow's lazy open, with the one decoder that the media type names."""
     try:
         image = Image.open(io.BytesIO(data), formats=[_PIL_FORMATS[media_type]])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"{field} is refused before decoding: {_first_line(error)}", field=field) from None
+        raise TooLarge(f"{field} is refused before decoding: {_first_sentence(error)}", field=field) from None
     except Exception as error:  # as in decode: a damaged header raises anything
-        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_line(error)}"
+        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_sentence(error)}"
         raise InvalidInput(f"{field} says {media_type} but {what}", field=field) from None
     if getattr(image, "is_animated", False):
         image.close()
@@ -157,7 +161,7 @@ def _open(data: bytes, media_type: str, field: str) -> Image.Image:
     return image
 
 
-def _to_rgb(image: Image.Image) -> Pixels:
+def _convert_to_rgb(image: Image.Image) -> Pixels:
     if image.mode.startswith("I") or image.mode == "F":  # 16-bit greyscale: Pillow's convert would clip, not scale
         grey = np.asarray(image).astype(np.float64)
         grey8 = np.clip(np.rint(grey / 257.0), 0, 255).astype(np.uint8)

@@ -14,7 +14,7 @@ PROBLEM_JSON = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 
 
-def field_path(location: Sequence[str | int]) -> str:
+def format_field_path(location: Sequence[str | int]) -> str:
     """('candidates', 3, 'image', 'data') -> 'candidates[3].image.data'."""
     path = ""
     for part in location:
@@ -22,7 +22,7 @@ def field_path(location: Sequence[str | int]) -> str:
     return path
 
 
-def problem(
+def make_problem(
     status: int, detail: str, *, slug: str | None = None, errors: Iterable[FieldError] = (), title: str | None = None
 ) -> Problem:
     """A problem document; its title is the status phrase unless given."""
@@ -35,7 +35,7 @@ def problem(
     )
 
 
-def _validation_problem(found: Sequence[Mapping[str, Any]]) -> Problem:
+def _problem_of_validation(found: Sequence[Mapping[str, Any]]) -> Problem:
     """Pydantic's error list, with the location a caller would write and at most MAX_FIELD_ERRORS of them."""
     errors = []
     for error in found[:MAX_FIELD_ERRORS]:
@@ -43,12 +43,12 @@ def _validation_problem(found: Sequence[Mapping[str, Any]]) -> Problem:
         if location and location[0] in ("body", "query", "path", "header"):
             location = location[1:]
         message = str(error["msg"]).removeprefix("Value error, ")
-        errors.append(FieldError(field=field_path(location) or "body", message=message))
+        errors.append(FieldError(field=format_field_path(location) or "body", message=message))
     more = f" ({len(found) - len(errors)} more errors)" if len(found) > len(errors) else ""
     first = errors[0]
     named = first.message.startswith(f"{first.field}: ")  # our own sentences do that
     detail = first.message if named else f"{first.field}: {first.message}"
-    return problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
+    return make_problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
 
 
 def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:
@@ -62,14 +62,14 @@ def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:
             headers["Retry-After"] = str(max(1, math.ceil(error.retry_after)))
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
-        return problem(error.status, str(error), slug=error.slug, errors=fields), headers
+        return make_problem(error.status, str(error), slug=error.slug, errors=fields), headers
     listed = getattr(error, "errors", None)  # pydantic's ValidationError, FastAPI's RequestValidationError
     if callable(listed):
-        return _validation_problem(listed()), {}
+        return _problem_of_validation(listed()), {}
     status = getattr(error, "status_code", None)  # Starlette's HTTPException
     if isinstance(status, int):
         detail = str(getattr(error, "detail", "") or HTTPStatus(status).phrase)
-        return problem(status, detail), dict(getattr(error, "headers", None) or {})
-    return problem(
+        return make_problem(status, detail), dict(getattr(error, "headers", None) or {})
+    return make_problem(
         500, "the server failed; its log has the reason under this answer's X-Request-ID", slug="internal"
     ), {}

@@ -22,30 +22,30 @@ T = TypeVar("T")
 Many = Annotated[list[T], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
 Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # a number: neither true nor "0.5" becomes one
-Place = Annotated[int, Field(ge=1, le=2**31 - 1)]
+RankNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]  # of a reward, for one
 Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 
 
-class Strict(BaseModel):
+class ProtocolMessage(BaseModel):
     """A message: unknown fields are errors, instances are frozen."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ImageData(Strict):
+class ImageData(ProtocolMessage):
     """An image as bytes. `data` is base64; in multipart requests it is absent and the part named by the id has it."""
 
     media_type: MediaType
     data: str | None = None
 
 
-class Candidate(Strict):
+class Candidate(ProtocolMessage):
     id: Identifier
     image: ImageData
 
 
-class RankRequest(Strict):
+class RankRequest(ProtocolMessage):
     """One group: K candidates for one prompt, to be ordered best to worst."""
 
     prompt: str = Field(max_length=MAX_PROMPT_CHARS)
@@ -54,21 +54,21 @@ class RankRequest(Strict):
     callback_url: str | None = Field(default=None, max_length=2048)
 
     @model_validator(mode="after")
-    def _ids_are_unique(self) -> RankRequest:
+    def _check_unique_ids(self) -> RankRequest:
         ids = [candidate.id for candidate in self.candidates]
         if len(set(ids)) != len(ids):
             raise ValueError("candidates: ids must be unique within a request")
         return self
 
 
-class ItemError(Strict):
+class ItemError(ProtocolMessage):
     """Why one candidate has no score."""
 
     code: str
     message: str
 
 
-class RankedItem(Strict):
+class RankedItem(ProtocolMessage):
     """One candidate's result. `rank` 1 is best and ties share a rank; a failure is null with an error, never 0.
 
     Ranks without scores are right where no candidate has a score and /v1/info says `calibrated: false`.
@@ -76,18 +76,18 @@ class RankedItem(Strict):
 
     id: Identifier
     score: Score | None
-    rank: Place | None = None
-    tier: Place | None = None
+    rank: RankNumber | None = None
+    tier: RankNumber | None = None
     sub_scores: dict[str, Score] | None = None
     error: ItemError | None = None
 
 
-def ranks(scores: Sequence[float | None]) -> list[int | None]:
+def rank_scores(scores: Sequence[float | None]) -> list[int | None]:
     """1 is best, equal scores share a rank, and as many ranks follow free: 1, 2, 2, 4."""
     return [None if one is None else 1 + sum(other is not None and other > one for other in scores) for one in scores]
 
 
-class Ranking(Strict):
+class Ranking(ProtocolMessage):
     """The answer to a RankRequest; `results` stand in the order of its candidates."""
 
     id: str
@@ -101,7 +101,7 @@ class Ranking(Strict):
     usage: dict[str, Any] = Field(default_factory=dict)
 
 
-class PendingRanking(Strict):
+class PendingRanking(ProtocolMessage):
     """202: a slow ranker took the request. Poll `Location` after `Retry-After`, or wait for the callback."""
 
     id: str
@@ -110,7 +110,7 @@ class PendingRanking(Strict):
     error: ItemError | None = None
 
 
-class RewardInfo(Strict):
+class RewardInfo(ProtocolMessage):
     """What an endpoint says of itself on `GET /v1/info`."""
 
     name: str
@@ -127,7 +127,7 @@ class RewardInfo(Strict):
     multipart: bool = True
 
 
-class FieldError(Strict):
+class FieldError(ProtocolMessage):
     field: str
     message: str
 

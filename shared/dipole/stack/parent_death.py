@@ -1,6 +1,7 @@
 """Dies with its parent: no process of ours outlives whoever started it, however that one ended.
 
-    python guard.py PARENT_PID COMMAND...      becomes COMMAND, which is killed when PARENT_PID ends, also by kill -9
+    python parent_death.py PARENT_PID COMMAND...      becomes COMMAND, which is killed when PARENT_PID ends, also by
+    kill -9
 
 On Linux the kernel sees to it (PR_SET_PDEATHSIG, which survives exec). Elsewhere, as best it can, this process stays,
 looks every second whether its parent is still the same, and then ends COMMAND's process group. Imports nothing of ours,
@@ -18,7 +19,7 @@ import sys
 _PR_SET_PDEATHSIG = 1
 
 
-def die_with(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
     """Have the kernel kill this process when its parent, process `parent`, ends. Does nothing but on Linux."""
     if sys.platform != "linux":
         return
@@ -27,7 +28,7 @@ def die_with(parent: int) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _watch(parent: int, command: list[str]) -> int:
+def _watch_parent(parent: int, command: list[str]) -> int:
     """The best effort elsewhere."""
     child = subprocess.Popen(command)  # noqa: S603 (our own command)
     signal.signal(signal.SIGTERM, lambda *_: child.terminate())
@@ -42,8 +43,8 @@ def _watch(parent: int, command: list[str]) -> int:
 def main() -> None:
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform != "linux":
-        sys.exit(_watch(parent, command))
-    die_with(parent)
+        sys.exit(_watch_parent(parent, command))
+    die_with_parent(parent)
     os.execv(command[0], command)  # noqa: S606 (our own command, no shell wanted)
 
 

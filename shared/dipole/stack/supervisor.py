@@ -5,7 +5,7 @@
 
 Every program has a thread that starts it, waits for it and starts it again; a session of its own, so that its whole
 process group can be ended and a Ctrl-C on the terminal reaches only us; and a guard, so that it dies with us even when
-we are killed (guard.py; the kernel ties it to the starting thread, which is why that thread stays).
+we are killed (parent_death.py; the kernel ties it to the starting thread, which is why that thread stays).
 """
 
 from __future__ import annotations
@@ -32,8 +32,13 @@ log = structlog.get_logger()
 
 STOP_S = 10.0  # between SIGTERM and SIGKILL
 MAX_BACKOFF_S = 30.0
-STEADY_S = 60.0  # a program that lived so long starts again at once when it dies
+STEADY_RUN_S = 60.0  # a program that lived so long starts again at once when it dies
 MAX_LOG_BYTES = 16 * 2**20
+
+
+def restart_delay_s(deaths: int) -> float:
+    """How long to wait before a process that died so often in a row is started again."""
+    return min(0.25 * 2.0**deaths, MAX_BACKOFF_S)
 
 
 class StartFailed(DipoleError):
@@ -57,14 +62,14 @@ class Program:
     barrier: bool = False
 
 
-class _Keeper(threading.Thread):
+class _ProcessThread(threading.Thread):
     """Keeps one program running."""
 
     def __init__(self, program: Program, log_file: Path, on_restart: Callable[[str, int], None]) -> None:
         super().__init__(name=f"keep-{program.name}", daemon=True)
         self.program, self.log_file = program, log_file
         self.process: subprocess.Popen[bytes] | None = None
-        self.exits: list[int] = []
+        self.exit_codes: list[int] = []
         self._on_restart = on_restart
         self._stopping = threading.Event()
         self._lock = threading.Lock()
@@ -74,10 +79,10 @@ class _Keeper(threading.Thread):
         while (process := self._spawn()) is not None:
             started = time.monotonic()
             code = process.wait()
-            self.exits.append(code)
+            self.exit_codes.append(code)
             self._signal_group(signal.SIGKILL)  # whatever the dead one left behind
-            deaths = 1 if time.monotonic() - started > STEADY_S else deaths + 1
-            if self._stopping.wait(min(0.25 * 2**deaths, MAX_BACKOFF_S)):
+            deaths = 1 if time.monotonic() - started > STEADY_RUN_S else deaths + 1
+            if self._stopping.wait(restart_delay_s(deaths)):
                 return
             self._on_restart(self.program.name, code)
 
@@ -96,13 +101,13 @@ class _Keeper(threading.Thread):
                 )
             return self.process
 
-    def terminate(self) -> None:
+    def request_stop(self) -> None:
         with self._lock:
             self._stopping.set()
         if self.process is not None and self.process.returncode is None:
             self._signal_group(signal.SIGTERM)
 
-    def finish(self, until: float) -> None:
+    def wait_stopped(self, until: float) -> None:
         """Wait for the end, force it at `until`."""
         if self.ident is None:
             return
@@ -117,7 +122,7 @@ class _Keeper(threading.Thread):
             with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; macOS says EPERM for zombies
                 os.killpg(self.process.pid, number)
 
-    def tail(self, lines: int = 25) -> str:
+    def tail_log(self, lines: int = 25) -> str:
         with self.log_file.open("rb") as file:
             file.seek(max(0, self.log_file.stat().st_size - 16384))
             return "\n".join(file.read().decode(errors="replace").splitlines()[-lines:])
@@ -138,98 +143,104 @@ class Supervisor:
         self._start_s, self._stop_s = start_s, stop_s
         self._log_dir = log_dir
         self._on_restart = on_restart or (lambda name, code: log.warning("restarted", program=name, exit_code=code))
-        self._keepers = [_Keeper(program, log_dir / f"{program.name}.log", self._on_restart) for program in programs]
-        self._handlers: dict[signal.Signals, object] = {}
+        self._threads = [
+            _ProcessThread(program, log_dir / f"{program.name}.log", self._on_restart) for program in programs
+        ]
+        self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
         self._log_dir.mkdir(parents=True, exist_ok=True)
         self._catch_signals()
         try:
-            waiting: list[_Keeper] = []
-            for keeper in self._keepers:
-                _roll(keeper.log_file)
+            waiting: list[_ProcessThread] = []
+            for keeper in self._threads:
+                _rotate_log(keeper.log_file)
                 keeper.start()
                 waiting.append(keeper)
                 if keeper.program.barrier:
-                    self._await(waiting)
+                    self._wait_ready(waiting)
                     waiting = []
-            self._await(waiting)
+            self._wait_ready(waiting)
         except BaseException:
-            self.stop()
+            self.stop_all()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.stop()
+        self.stop_all()
 
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by program; one that is just being restarted is absent."""
-        running = {keeper.program.name: keeper.process for keeper in self._keepers}
+        running = {keeper.program.name: keeper.process for keeper in self._threads}
         return {name: process.pid for name, process in running.items() if process and process.returncode is None}
 
-    def stop(self) -> None:
+    def stop_all(self) -> None:
         """Stop all, each stage before the barrier it stands on. Signals are ignored meanwhile: it is bounded."""
-        for number in self._handlers:
+        for number in self._previous_handlers:
             signal.signal(number, signal.SIG_IGN)
         until = time.monotonic() + self._stop_s
-        stage: list[_Keeper] = []
-        for keeper in reversed(self._keepers):
+        stage: list[_ProcessThread] = []
+        for keeper in reversed(self._threads):
             if keeper.program.barrier:
-                _end(stage, max(until, time.monotonic() + 1))
+                _stop_threads(stage, max(until, time.monotonic() + 1))
                 stage = []
             stage.append(keeper)
-        _end(stage, max(until, time.monotonic() + 1))
-        for number, handler in self._handlers.items():
+        _stop_threads(stage, max(until, time.monotonic() + 1))
+        for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
-        self._handlers = {}
+        self._previous_handlers = {}
 
     def _catch_signals(self) -> None:
         """SIGTERM and a closed terminal end us as Ctrl-C does, which a script's `&` may have had ignored."""
         if threading.current_thread() is not threading.main_thread():
             return
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-            self._handlers[number] = signal.signal(number, _interrupt)
+            self._previous_handlers[number] = signal.signal(number, _raise_interrupt)
 
-    def _await(self, keepers: list[_Keeper]) -> None:
+    def _wait_ready(self, keepers: list[_ProcessThread]) -> None:
         until = time.monotonic() + self._start_s
         left = list(keepers)
         while left:
             for keeper in list(left):
-                self._check(keeper)
+                self._check_running(keeper)
                 if keeper.process is not None and (keeper.program.ready is None or keeper.program.ready()):
                     left.remove(keeper)
             if left and time.monotonic() > until:
                 name = left[0].program.name
-                raise StartFailed(f"{name} was not ready within {self._start_s:g} s:\n{self._said(left[0])}")
+                raise StartFailed(
+                    f"{name} was not ready within {self._start_s:g} s:\n{self._describe_failure(left[0])}"
+                )
             if left:
                 time.sleep(0.1)
         for keeper in keepers:
-            self._check(keeper)
+            self._check_running(keeper)
 
-    def _check(self, keeper: _Keeper) -> None:
-        if keeper.exits:
-            name, code = keeper.program.name, keeper.exits[0]
-            raise StartFailed(f"{name} ended with exit code {code} before it was ready:\n{self._said(keeper)}")
+    def _check_running(self, keeper: _ProcessThread) -> None:
+        if keeper.exit_codes:
+            name, code = keeper.program.name, keeper.exit_codes[0]
+            raise StartFailed(
+                f"{name} ended with exit code {code} before it was ready:\n{self._describe_failure(keeper)}"
+            )
 
-    def _said(self, keeper: _Keeper) -> str:
-        return f"{keeper.tail() or '(it wrote nothing)'}\n(from {keeper.log_file})"
+    def _describe_failure(self, keeper: _ProcessThread) -> str:
+        return f"{keeper.tail_log() or '(it wrote nothing)'}\n(from {keeper.log_file})"
 
 
-def _interrupt(number: int, frame: object) -> None:
+def _raise_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _end(keepers: list[_Keeper], until: float) -> None:
+def _stop_threads(keepers: list[_ProcessThread], until: float) -> None:
     for keeper in keepers:
-        keeper.terminate()
+        keeper.request_stop()
     for keeper in keepers:
-        keeper.finish(until)
+        keeper.wait_stopped(until)
 
 
-def _roll(log_file: Path) -> None:
+def _rotate_log(log_file: Path) -> None:
     """Put a long log aside, one generation."""
     if log_file.exists() and log_file.stat().st_size > MAX_LOG_BYTES:
         log_file.replace(log_file.with_suffix(".log.1"))

@@ -5,13 +5,24 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dipole.tiny.world import prompts
+from dipole.tiny.world import all_prompts
 
 # Attention alone (the published choice) is little in so small a network: its convolutions and feed-forwards take part.
-TARGETS = ["to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj_out", "conv1", "conv2", "ff.net.0.proj", "ff.net.2"]
+LORA_TARGETS = [
+    "to_q",
+    "to_k",
+    "to_v",
+    "to_out.0",
+    "proj_in",
+    "proj_out",
+    "conv1",
+    "conv2",
+    "ff.net.0.proj",
+    "ff.net.2",
+]
 
 
-def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str = "drpo") -> dict[str, Any]:
+def build_demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str = "drpo") -> dict[str, Any]:
     """Train `tiny-turbo` for `reward`; the other embedded reward is held out and only watched.
 
     `method` is `drpo`, or `random`, the control: the same on shuffled ranks.
@@ -29,7 +40,7 @@ def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str =
         "candidates": 16,
         "prompts_per_step": 4,
         "chunk_size": 16,
-        "lora": {"rank": 16, "alpha": 16, "target_modules": TARGETS},
+        "lora": {"rank": 16, "alpha": 16, "target_modules": LORA_TARGETS},
         "optimizer": {"lr": 1.5e-3, "warmup_steps": 8, "decay_steps": steps // 2},
         "evaluation": {"images_per_prompt": 4},
         "checkpoint_every": 25,
@@ -37,8 +48,8 @@ def demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method: str =
     }
 
 
-def demo_prompts(*, held_out: bool) -> list[dict[str, Any]]:
+def build_demo_prompts(*, held_out: bool) -> list[dict[str, Any]]:
     """Lines of a prompts file, shuffled once and for all, so that any first few are a fair sample."""
-    chosen = prompts(held_out=held_out)
+    chosen = all_prompts(held_out=held_out)
     random.Random(0).shuffle(chosen)  # noqa: S311
     return [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in chosen]

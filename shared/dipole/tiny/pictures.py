@@ -12,7 +12,7 @@ CELL, GAP, LEFT, TOP = 96, 6, 250, 58  # pixels
 RIGHT_COLOUR, WRONG_COLOUR = (30, 150, 70), (205, 60, 50)
 
 
-def before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], target: Path, name: str) -> Path:
+def draw_before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], target: Path, name: str) -> Path:
     """One row a held-out prompt: the base's images, and the trained model's on the same noises.
 
     A green frame marks an image that shows all that was asked for, a dashed red one an image that does not.
@@ -27,7 +27,7 @@ def before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], target:
         left = LEFT + side * (block + 2 * GAP)
         strict = which["scores"].get("shapes.strict", {}).get("mean")
         figure = f": {strict:.0%} right on all {len(which['prompts'])} held-out prompts" if strict is not None else ""
-        draw.text((left, 14), f"{title}{figure}", fill="black", font=_font(17))
+        draw.text((left, 14), f"{title}{figure}", fill="black", font=load_font(17))
         for row in range(rows):
             marks = which["prompts"][row]["scores"].get("shapes.strict", [None] * columns)
             for column in range(columns):
@@ -39,21 +39,21 @@ def before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], target:
                 )
                 at = (left + column * (CELL + GAP), TOP + row * (CELL + GAP))
                 picture.paste(sheet.crop(box).resize((CELL, CELL), Image.Resampling.LANCZOS), at)
-                _frame(draw, at, marks[column])
+                _draw_frame(draw, at, marks[column])
     for row, prompt in enumerate(cell["prompts"]):
         words, line, y = prompt.split(), "", TOP + row * (CELL + GAP) + CELL // 2 - 20
         for word in [*words, ""]:
-            if not word or draw.textlength(f"{line} {word}", font=_font(17)) > LEFT - 30:
-                draw.text((14, y), line, fill="black", font=_font(17))
+            if not word or draw.textlength(f"{line} {word}", font=load_font(17)) > LEFT - 30:
+                draw.text((14, y), line, fill="black", font=load_font(17))
                 line, y = word, y + 21
             else:
                 line = f"{line} {word}".strip()
-    draw.text((14, 14), "prompt", fill=(90, 90, 90), font=_font(17))
+    draw.text((14, 14), "prompt", fill=(90, 90, 90), font=load_font(17))
     picture.save(target)
     return target
 
 
-def _frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: float | None) -> None:
+def _draw_frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: float | None) -> None:
     """Solid green or dashed red, so that colour does not speak alone."""
     (x, y), edge = at, CELL - 1
     if right is None:
@@ -68,11 +68,11 @@ def _frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: float | None) 
             draw.line(line, fill=WRONG_COLOUR, width=2)
 
 
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+def load_font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     return ImageFont.load_default(size)
 
 
-def curves(steps: list[dict[str, Any]], target: Path) -> Path:
+def draw_curves(steps: list[dict[str, Any]], target: Path) -> Path:
     """Rewards, drift losses and speed over the updates; `steps` are the data of the job's step events, in order."""
     import matplotlib
 
@@ -83,7 +83,7 @@ def curves(steps: list[dict[str, Any]], target: Path) -> Path:
     x = [step["step"] for step in steps]
     for name in sorted({name for step in steps for name in step["rewards"]}):
         values = [step["rewards"].get(name) for step in steps]
-        axes[0].plot(x, _smooth(values), label=name)
+        axes[0].plot(x, smooth_values(values), label=name)
     axes[0].set_title("reward of the candidates (running mean of 10)")
     for name, label in (("drift_pref", "preference"), ("drift_ref", "reference")):
         axes[1].plot(x, [step[name] for step in steps], label=label)
@@ -100,7 +100,7 @@ def curves(steps: list[dict[str, Any]], target: Path) -> Path:
     return target
 
 
-def _smooth(values: list[float | None], width: int = 10) -> list[float]:
+def smooth_values(values: list[float | None], width: int = 10) -> list[float]:
     smoothed = []
     for end in range(1, len(values) + 1):
         window = [value for value in values[max(0, end - width) : end] if value is not None]

@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from dipole.tiny.world import BACKGROUND, COLOURS, SHAPES, SIZE
 
 Floats = NDArray[np.float32]
-EMPTY = -1
+NO_OBJECT = -1
 
 
 @dataclass(frozen=True)
-class Scenes:
+class SceneBatch:
     """B scenes of up to M objects. `shape` and `colour` index SHAPES and COLOURS; shape EMPTY means no object.
 
     `x`, `y` are centres and `radius` half extents, in pixels.
@@ -30,7 +30,7 @@ class Scenes:
     radius: Floats  # (B, M)
 
 
-def render(scenes: Scenes) -> NDArray[np.uint8]:
+def render_scenes(scenes: SceneBatch) -> NDArray[np.uint8]:
     """Images, uint8 (B, SIZE, SIZE, 3) RGB; later objects cover earlier ones."""
     count, objects = scenes.shape.shape
     palette = np.array(list(COLOURS.values()), np.float32)

@@ -45,39 +45,42 @@ class TinyPrompt:
         return str(self.metadata["tag"])
 
 
-def prompts(*, held_out: bool | None = None) -> list[TinyPrompt]:
+def all_prompts(*, held_out: bool | None = None) -> list[TinyPrompt]:
     """All 532 prompts in a fixed order, or only the held-out (True) or the training (False) ones."""
-    found = [TinyPrompt(text, metadata, _is_held_out(metadata)) for text, metadata in _every_prompt()]
+    found = [TinyPrompt(text, metadata, _is_held_out(metadata)) for text, metadata in _generate_prompts()]
     return [prompt for prompt in found if held_out is None or prompt.held_out == held_out]
 
 
-def _every_prompt() -> Iterator[tuple[str, dict[str, Any]]]:
+def _generate_prompts() -> Iterator[tuple[str, dict[str, Any]]]:
     pairs = list(itertools.permutations(SHAPES, 2))
     things = list(itertools.product(COLOURS, SHAPES))
     for shape in SHAPES:
-        yield f"a {shape}", {"tag": "single_object", "include": [_thing(shape)]}
+        yield f"a {shape}", {"tag": "single_object", "include": [_describe_object(shape)]}
     for a, b in pairs:
-        yield f"a {a} and a {b}", {"tag": "two_object", "include": [_thing(a), _thing(b)]}
+        yield f"a {a} and a {b}", {"tag": "two_object", "include": [_describe_object(a), _describe_object(b)]}
     for (n, word), shape, colour in itertools.product(NUMBERS.items(), SHAPES, (None, *COLOURS)):
-        text = f"{word} {colour} {_plural(shape)}" if colour else f"{word} {_plural(shape)}"
-        include, exclude = [_thing(shape, colour, n)], [_thing(shape, colour, n + 1)]
+        text = f"{word} {colour} {_pluralize(shape)}" if colour else f"{word} {_pluralize(shape)}"
+        include, exclude = [_describe_object(shape, colour, n)], [_describe_object(shape, colour, n + 1)]
         yield text, {"tag": "counting", "include": include, "exclude": exclude}
     for colour, shape in things:
-        yield f"a {colour} {shape}", {"tag": "colors", "include": [_thing(shape, colour)]}
+        yield f"a {colour} {shape}", {"tag": "colors", "include": [_describe_object(shape, colour)]}
     for (a, b), relation in itertools.product(pairs, RELATIONS):
-        placed = {**_thing(a), "position": [relation, 1]}
-        yield f"a {a} {relation} a {b}", {"tag": "position", "include": [placed, _thing(b)]}
+        placed = {**_describe_object(a), "position": [relation, 1]}
+        yield f"a {a} {relation} a {b}", {"tag": "position", "include": [placed, _describe_object(b)]}
     for (ca, a), (cb, b) in itertools.permutations(things, 2):
         if a != b and ca != cb:
-            yield f"a {ca} {a} and a {cb} {b}", {"tag": "color_attr", "include": [_thing(a, ca), _thing(b, cb)]}
+            yield (
+                f"a {ca} {a} and a {cb} {b}",
+                {"tag": "color_attr", "include": [_describe_object(a, ca), _describe_object(b, cb)]},
+            )
 
 
-def _thing(shape: str, colour: str | None = None, count: int = 1) -> dict[str, Any]:
+def _describe_object(shape: str, colour: str | None = None, count: int = 1) -> dict[str, Any]:
     thing: dict[str, Any] = {"class": shape, "count": count}
     return {**thing, "color": colour} if colour else thing
 
 
-def _plural(shape: str) -> str:
+def _pluralize(shape: str) -> str:
     return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 

@@ -31,7 +31,7 @@ class ProblemResponse:
         await send({"type": "http.response.body", "body": b"" if scope.get("method") == "HEAD" else self.body})
 
 
-def answer(_: Any, error: Exception) -> Any:
+def answer_problem(_: Any, error: Exception) -> Any:
     """The one exception handler. Returns Any because the framework names its own response type."""
     document, headers = problem_of(error)
     return ProblemResponse(document, headers)

@@ -14,12 +14,12 @@ from dipole.web.asgi import ASGIApp, ProblemResponse, Receive, Scope, Send
 OPEN_PATHS = ("/livez", "/readyz", "/metrics")
 
 
-def key_digest(key: str) -> str:
+def hash_key(key: str) -> str:
     """What is stored and compared instead of a key. Keys are long and random, so one SHA-256 is enough."""
     return hashlib.sha256(key.encode()).hexdigest()
 
 
-def bearer(scope: Scope) -> str | None:
+def bearer_key(scope: Scope) -> str | None:
     """The key of `Authorization: Bearer …`, if there is one."""
     for name, value in scope["headers"]:
         if name == b"authorization":
@@ -50,13 +50,13 @@ class KeyGuard:
 
     def __init__(self, app: ASGIApp, *, keys: Collection[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
         self.app = app
-        self.digests = [key_digest(key) for key in keys]
+        self.digests = [hash_key(key) for key in keys]
         self.open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http" or not self.digests or scope["path"] in self.open_paths:
             return await self.app(scope, receive, send)
-        digest = key_digest(bearer(scope) or "")
+        digest = hash_key(bearer_key(scope) or "")
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
         if any(matches):
             return await self.app(scope, receive, send)

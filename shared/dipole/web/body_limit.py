@@ -7,7 +7,7 @@ import contextlib
 import time
 
 from dipole.errors import TooLarge
-from dipole.protocol.problems import problem
+from dipole.protocol.problems import make_problem
 from dipole.protocol.schemas import Problem
 from dipole.web.asgi import ASGIApp, Message, ProblemResponse, Receive, Scope, Send
 
@@ -34,16 +34,16 @@ class BodyLimit:
 
         declared = next((v for k, v in scope["headers"] if k == b"content-length"), b"")
         if declared.isdigit() and int(declared) > self.max_bytes:
-            body.refuse_size()
+            body.refuse_too_large()
         else:
-            with contextlib.suppress(_Refused):
+            with contextlib.suppress(_BodyRefused):
                 await self.app(scope, body.receive, guarded_send)
         if body.refusal is not None and not started:
-            await body.drain()
+            await body.drain_rest()
             await ProblemResponse(body.refusal, {"connection": "close"})(scope, receive, send)
 
 
-class _Refused(Exception):
+class _BodyRefused(Exception):
     """Ends the app's reading of a body that will not be accepted."""
 
 
@@ -53,11 +53,11 @@ class _BoundedBody:
     def __init__(self, receive: Receive, max_bytes: int, timeout_s: float) -> None:
         self._receive, self._max, self._timeout_s = receive, max_bytes, timeout_s
         self._deadline = time.monotonic() + timeout_s
-        self._seen, self._complete = 0, False
+        self._received_bytes, self._complete = 0, False
         self.refusal: Problem | None = None
 
-    def refuse_size(self) -> None:
-        self.refusal = problem(
+    def refuse_too_large(self) -> None:
+        self.refusal = make_problem(
             413, f"the body exceeds {self._max} bytes; send fewer or smaller images", slug=TooLarge.slug
         )
 
@@ -69,18 +69,18 @@ class _BoundedBody:
                 async with asyncio.timeout(self._deadline - time.monotonic()):
                     message = await self._receive()
             except TimeoutError:
-                self.refusal = problem(
+                self.refusal = make_problem(
                     408, f"the body did not arrive within {self._timeout_s:g} s", slug="body-timeout"
                 )
-                raise _Refused from None
-            self._seen += len(message.get("body", b""))
+                raise _BodyRefused from None
+            self._received_bytes += len(message.get("body", b""))
             self._complete = not message.get("more_body", False)
-            if self._seen <= self._max:
+            if self._received_bytes <= self._max:
                 return message
-            self.refuse_size()
-        raise _Refused
+            self.refuse_too_large()
+        raise _BodyRefused
 
-    async def drain(self) -> None:
+    async def drain_rest(self) -> None:
         """Read on for a moment, so that the caller has sent enough to look at the answer; a reset would eat it."""
         assert self.refusal is not None
         if self.refusal.status != 413:

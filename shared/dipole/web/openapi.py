@@ -8,7 +8,7 @@ from dipole.protocol.problems import PROBLEM_JSON
 from dipole.protocol.schemas import Problem
 
 
-def with_problems(openapi: dict[str, Any], example: Problem | None = None) -> dict[str, Any]:
+def document_problems(openapi: dict[str, Any], example: Problem | None = None) -> dict[str, Any]:
     """An OpenAPI document whose 4xx and 5xx answers are application/problem+json with the Problem schema."""
     schemas = openapi.setdefault("components", {}).setdefault("schemas", {})
     for name in ("HTTPValidationError", "ValidationError"):

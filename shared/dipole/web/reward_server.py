@@ -19,25 +19,27 @@ from typing import Any
 
 from dipole.errors import DipoleError, TooLarge
 from dipole.protocol import images
-from dipole.protocol.schemas import ItemError, RankedItem, Ranking, RankRequest, RewardInfo, ranks
+from dipole.protocol.schemas import ItemError, RankedItem, Ranking, RankRequest, RewardInfo, rank_scores
 from dipole.web import asgi, auth, body_limit
 
-BODY_BYTES = 64 * 2**20
+DEFAULT_BODY_BYTES = 64 * 2**20
 NO_SCORE = ItemError(code="no_score", message="the reward gave this image no score")
 
 
-def prepare(app: Any, info: RewardInfo, *, key: str | None = None, max_body_bytes: int = BODY_BYTES) -> None:
+def prepare_app(
+    app: Any, info: RewardInfo, *, key: str | None = None, max_body_bytes: int = DEFAULT_BODY_BYTES
+) -> None:
     """Give a FastAPI app its health and info routes, refusals that name the field, bounded bodies, and a bearer key."""
     app.add_api_route("/livez", lambda: "alive")
     app.add_api_route("/readyz", lambda: "ready")
     app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo)
     for kind in [*app.exception_handlers, DipoleError]:  # the framework's own refusals too
-        app.add_exception_handler(kind, asgi.answer)
+        app.add_exception_handler(kind, asgi.answer_problem)
     app.add_middleware(body_limit.BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(auth.KeyGuard, keys=[key] if key else [])
 
 
-def decoded(request: RankRequest, info: RewardInfo) -> list[images.Pixels]:
+def decode_candidates(request: RankRequest, info: RewardInfo) -> list[images.Pixels]:
     """The images, uint8 RGB (H, W, 3): measured before one is decoded.
 
     Raises InvalidInput or TooLarge that names the candidate.
@@ -47,18 +49,18 @@ def decoded(request: RankRequest, info: RewardInfo) -> list[images.Pixels]:
     pixels = []
     for index, candidate in enumerate(request.candidates):
         field, image = f"candidates[{index}].image", candidate.image
-        data = images.from_base64(image.data or "", field=field)
-        pixels.append(images.decode(data, image.media_type, max_pixels=info.max_pixels, field=field))
+        data = images.decode_base64(image.data or "", field=field)
+        pixels.append(images.decode_image(data, image.media_type, max_pixels=info.max_pixels, field=field))
     return pixels
 
 
-def ranking(request: RankRequest, info: RewardInfo, scores: Sequence[float | None]) -> Ranking:
+def make_ranking(request: RankRequest, info: RewardInfo, scores: Sequence[float | None]) -> Ranking:
     """The answer: a score for each candidate, in order, higher is better; None where there is none."""
     items = [
         RankedItem(
             id=candidate.id, score=None if score is None else float(score), rank=rank, error=None if rank else NO_SCORE
         )
-        for candidate, score, rank in zip(request.candidates, scores, ranks(scores), strict=True)
+        for candidate, score, rank in zip(request.candidates, scores, rank_scores(scores), strict=True)
     ]
     return Ranking(
         id=f"rank_{uuid.uuid4().hex}",

@@ -27,13 +27,21 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.geneval.colours import Colourist, cut_out
-from dipole_rewards.geneval.detector import Segment, prepared, segments, sides
-from dipole_rewards.geneval.metadata import Metadata, read
-from dipole_rewards.geneval.scoring import CLASSES, COLOURS, VOCABULARY, Found, graded, strict, to_colour
-from dipole_rewards.reward import Group, Pixels, RewardFault, check_golden, ranked
-from dipole_rewards.rewards.geneval import GenEval, golden_sign
-from dipole_rewards.tiny_weights.clip_files import SIDE
+from dipole_rewards.geneval.colours import ColourClassifier, crop_object
+from dipole_rewards.geneval.detector import SegmentedObject, decode_segments, preprocess_image, resized_shape
+from dipole_rewards.geneval.metadata import GenEvalMetadata, read_metadata
+from dipole_rewards.geneval.scoring import (
+    CLASSES,
+    COLOURS,
+    VOCABULARY,
+    FoundObject,
+    objects_to_colour,
+    score_gradually,
+    score_strictly,
+)
+from dipole_rewards.reward import CandidateImages, Pixels, RewardFault, check_golden, rank_items
+from dipole_rewards.rewards.geneval import GenEval, make_golden_sign
+from dipole_rewards.tiny_weights.clip_files import IMAGE_SIDE
 
 Floats = NDArray[np.float64]
 MEAN, STD = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -44,9 +52,9 @@ def noise(height: int, width: int) -> Pixels:
     return RNG.integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
-def asked(include: list[Any], tag: str = "", **more: Any) -> Metadata:
-    found = read({"tag": tag, "include": include, **more}, VOCABULARY, reward="geneval")
-    assert isinstance(found, Metadata), found
+def asked(include: list[Any], tag: str = "", **more: Any) -> GenEvalMetadata:
+    found = read_metadata({"tag": tag, "include": include, **more}, VOCABULARY, reward="geneval")
+    assert isinstance(found, GenEvalMetadata), found
     return found
 
 
@@ -56,10 +64,10 @@ def thing(kind: str, count: int = 1, **more: Any) -> dict[str, Any]:
 
 def seen(
     kind: str, score: float = 0.95, at: tuple[float, float] = (0, 0), colour: str = "red", half: float = 5
-) -> Found:
+) -> FoundObject:
     """An object around a place, of 10×10 pixels; every other colour is half as likely."""
     box = (at[0] - half, at[1] - half, at[0] + half, at[1] + half)
-    return Found(kind, score, box, {name: 1.0 if name == colour else 0.5 for name in COLOURS})
+    return FoundObject(kind, score, box, {name: 1.0 if name == colour else 0.5 for name in COLOURS})
 
 
 # ---- the rules ------------------------------------------------------------------------------------------------------
@@ -103,11 +111,11 @@ RED_DOG = [thing("dog", color="red")]
     ],
 )
 def test_what_is_there_is_judged(
-    tag: str, include: list[Any], more: dict[str, Any], found: list[Found], right: float, grade: float
+    tag: str, include: list[Any], more: dict[str, Any], found: list[FoundObject], right: float, grade: float
 ) -> None:
     """Every category but position: strictly, and how nearly, by numbers worked out by hand."""
     metadata = asked(include, tag, **more)
-    assert (strict(found, metadata), graded(found, metadata)) == (right, pytest.approx(grade))
+    assert (score_strictly(found, metadata), score_gradually(found, metadata)) == (right, pytest.approx(grade))
 
 
 @pytest.mark.parametrize(
@@ -136,31 +144,31 @@ def test_a_place_is_relative_to_another_thing(
         ([thing("cat"), thing("dog", position=[relation, 0])], [thing("dog", position=[relation, 1]), thing("cat")])
     ):
         metadata, found = asked(include, "position"), [seen("cat"), seen("dog", at=at)]
-        assert strict(found, metadata) == right, index
-        assert graded(found, metadata) == pytest.approx((1 + grade) / 2)
+        assert score_strictly(found, metadata) == right, index
+        assert score_gradually(found, metadata) == pytest.approx((1 + grade) / 2)
 
 
 def test_each_of_several_must_be_in_its_place() -> None:
     """A dog is left of both cats or not in its place; only the most confident ones are asked."""
     metadata = asked([thing("cat", 2), thing("dog", position=["left of", 0])])
     right, wrong, dog = seen("cat", 0.9, (60, 0)), seen("cat", 0.8, (-60, 0)), seen("dog", at=(0, 0))
-    assert strict([right, wrong, dog], metadata) == 0
-    assert graded([right, wrong, dog], metadata) == pytest.approx((1 + 0.75) / 2)
-    assert strict([right, seen("cat", 0.85, (90, 9)), wrong, dog], metadata) == 1
+    assert score_strictly([right, wrong, dog], metadata) == 0
+    assert score_gradually([right, wrong, dog], metadata) == pytest.approx((1 + 0.75) / 2)
+    assert score_strictly([right, seen("cat", 0.85, (90, 9)), wrong, dog], metadata) == 1
 
 
 def test_the_centre_of_a_box_is_its_place() -> None:
     """A small dog inside a big cat's box, whose left edges agree, is left of it by its centre: 18 apart, 5 off."""
     metadata = asked([thing("cat"), thing("dog", position=["left of", 0])])
-    cat, dog = Found("cat", 0.9, (0, 0, 40, 40)), Found("dog", 0.9, (0, 18, 4, 22))
-    assert strict([cat, dog], metadata) == 1
-    assert strict([cat, replace(dog, box=(14, 18, 18, 22))], metadata) == 0  # 4 apart
+    cat, dog = FoundObject("cat", 0.9, (0, 0, 40, 40)), FoundObject("dog", 0.9, (0, 18, 4, 22))
+    assert score_strictly([cat, dog], metadata) == 1
+    assert score_strictly([cat, replace(dog, box=(14, 18, 18, 22))], metadata) == 0  # 4 apart
 
 
-def published(found: Sequence[Found], metadata: Metadata) -> bool:
+def published(found: Sequence[FoundObject], metadata: GenEvalMetadata) -> bool:
     """GenEval's steps in their order, as the paper and its code have them, for positions that point backwards."""
     limit = 0.9 if metadata.tag == "counting" else 0.3
-    detected: dict[str, list[Found]] = {}
+    detected: dict[str, list[FoundObject]] = {}
     for one in sorted(found, key=lambda one: (one.score, tuple(-edge for edge in one.box)), reverse=True):
         if one.score > limit and len(detected.setdefault(one.kind, [])) < 16:
             detected[one.kind].append(one)
@@ -178,7 +186,7 @@ def published(found: Sequence[Found], metadata: Metadata) -> bool:
     return correct and not any(len(detected.get(no.kind, [])) >= no.count for no in metadata.exclude)
 
 
-def relations(a: Found, b: Found) -> set[str]:
+def relations(a: FoundObject, b: FoundObject) -> set[str]:
     dx, dy = ((a.box[i] + a.box[i + 2]) / 2 - (b.box[i] + b.box[i + 2]) / 2 for i in (0, 1))
     wide, high = (a.box[i + 2] - a.box[i] + b.box[i + 2] - b.box[i] for i in (0, 1))
     x = np.sign(dx) * max(0.0, abs(dx) - 0.1 * wide)
@@ -202,7 +210,7 @@ objects = st.lists(
 
 
 @st.composite
-def questions(draw: st.DrawFn, *, excluding: bool = True) -> Metadata:
+def questions(draw: st.DrawFn, *, excluding: bool = True) -> GenEvalMetadata:
     include = []
     for index in range(draw(st.integers(1, 3))):
         more: dict[str, Any] = {}
@@ -219,27 +227,29 @@ def questions(draw: st.DrawFn, *, excluding: bool = True) -> Metadata:
 
 @settings(max_examples=400, deadline=None)
 @given(objects, questions())
-def test_strict_is_the_published_judgement(found: list[Found], metadata: Metadata) -> None:
+def test_strict_is_the_published_judgement(found: list[FoundObject], metadata: GenEvalMetadata) -> None:
     """An implementation of its own says the same, and what is strictly right is graded 1."""
-    assert strict(found, metadata) == published(found, metadata)
-    grade = graded(found, metadata)
+    assert score_strictly(found, metadata) == published(found, metadata)
+    grade = score_gradually(found, metadata)
     assert 0 <= grade <= 1
-    assert grade == pytest.approx(1) or not strict(found, metadata)
+    assert grade == pytest.approx(1) or not score_strictly(found, metadata)
 
 
 @settings(max_examples=200, deadline=None)
 @given(objects.flatmap(lambda found: st.tuples(st.just(found), st.permutations(found))), questions())
-def test_the_order_of_objects_means_nothing(both: tuple[list[Found], list[Found]], metadata: Metadata) -> None:
+def test_the_order_of_objects_means_nothing(
+    both: tuple[list[FoundObject], list[FoundObject]], metadata: GenEvalMetadata
+) -> None:
     """Ties included, unless the objects differ in their colours alone."""
     found, shuffled = ([one for one in some if one.colours["red"] == 1] for some in both)
-    assert strict(found, metadata) == strict(shuffled, metadata)
-    assert graded(found, metadata) == pytest.approx(graded(shuffled, metadata))
+    assert score_strictly(found, metadata) == score_strictly(shuffled, metadata)
+    assert score_gradually(found, metadata) == pytest.approx(score_gradually(shuffled, metadata))
 
 
 @settings(max_examples=200, deadline=None)
 @given(objects, questions(excluding=False), confidences, st.data())
 def test_more_of_what_is_asked_is_never_worse(
-    found: list[Found], metadata: Metadata, score: float, data: st.DataObject
+    found: list[FoundObject], metadata: GenEvalMetadata, score: float, data: st.DataObject
 ) -> None:
     """Another object that is right in itself, where nothing is excluded and no place matters, costs nothing."""
     bare = metadata.model_copy(update={"include": [replace_position(wanted) for wanted in metadata.include]})
@@ -247,7 +257,7 @@ def test_more_of_what_is_asked_is_never_worse(
     if any(other.kind == wanted.kind and other.color != wanted.color for other in bare.include):
         return
     more = [*found, seen(wanted.kind, score, colour=wanted.color or "red")]
-    assert graded(more, bare) >= graded(found, bare) - 1e-12
+    assert score_gradually(more, bare) >= score_gradually(found, bare) - 1e-12
 
 
 def replace_position(wanted: Any) -> Any:
@@ -258,7 +268,7 @@ def test_colours_are_asked_of_the_foremost_alone() -> None:
     """As many as are wanted, each once, below the threshold too: a grade needs them."""
     first, second, third, cat = seen("dog", 0.9), seen("dog", 0.2), seen("dog", 0.1), seen("cat")
     metadata = asked([thing("dog", 2, color="red"), thing("dog", color="blue"), thing("cat")])
-    assert to_colour([third, second, cat, first], metadata) == [first, second]
+    assert objects_to_colour([third, second, cat, first], metadata) == [first, second]
 
 
 @pytest.mark.parametrize(
@@ -291,7 +301,7 @@ def test_metadata_that_means_nothing_is_named(made: Path, metadata: Any, code: s
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_weights.write(tmp_path_factory.mktemp("weights"), "geneval")
+    return tiny_weights.write_weights(tmp_path_factory.mktemp("weights"), "geneval")
 
 
 @pytest.fixture
@@ -307,7 +317,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(folder: Path) -> GenEval:
-    return GenEval.open(tiny_weights.WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    return GenEval.load_weights(tiny_weights.WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
 
 
 def theirs(image: Pixels) -> Tensor:
@@ -327,21 +337,21 @@ def theirs(image: Pixels) -> Tensor:
 def test_every_pixel_is_where_pillow_and_transformers_put_it(size: tuple[int, int]) -> None:
     """Shortest side 800, longest at most 1333, zeros up to multiples of 32 after ImageNet's normalisation, to 1e-5."""
     image = noise(*size)
-    np.testing.assert_allclose(prepared(image).numpy(), theirs(image).numpy(), atol=1e-5)
+    np.testing.assert_allclose(preprocess_image(image).numpy(), theirs(image).numpy(), atol=1e-5)
 
 
 def test_the_size_is_that_of_the_published_evaluation() -> None:
     """By hand: both limits, and rounding."""
     known = {(512, 512): (800, 800), (1024, 768): (1067, 800), (300, 71): (1333, 315), (1000, 1601): (800, 1281)}
-    assert {size: sides(*size) for size in known} == known
+    assert {size: resized_shape(*size) for size in known} == known
 
 
 def test_a_red_image_is_red() -> None:
     """Red is the first channel of what the detector sees, and of an object that is cut out for CLIP: RGB, never BGR."""
     red = np.zeros((64, 64, 3), np.uint8)
     red[..., 0] = 255
-    np.testing.assert_allclose(prepared(red).mean((1, 2)).numpy(), ((1, 0, 0) - MEAN) / STD, atol=1e-5)
-    cut = cut_out(red, Segment("dog", 1.0, (0, 0, 2, 2), mask=np.array([[True, False], [False, True]])))
+    np.testing.assert_allclose(preprocess_image(red).mean((1, 2)).numpy(), ((1, 0, 0) - MEAN) / STD, atol=1e-5)
+    cut = crop_object(red, SegmentedObject("dog", 1.0, (0, 0, 2, 2), mask=np.array([[True, False], [False, True]])))
     assert cut.tolist() == [[[255, 0, 0], [0x99] * 3], [[0x99] * 3, [255, 0, 0]]]
 
 
@@ -384,11 +394,11 @@ def by_hand(classes: Floats, masks: Floats, height: int, width: int) -> list[tup
 @pytest.mark.parametrize("size", [(40, 40), (33, 50), (64, 21)])
 def test_masks_boxes_and_confidences_are_those_of_numpy(size: tuple[int, int]) -> None:
     """At the image's size and of the queries' best 100 classes; boxes close around their masks."""
-    h, w = ((side + 31) // 32 * 8 for side in sides(*size))
+    h, w = ((side + 31) // 32 * 8 for side in resized_shape(*size))
     classes, masks = RNG.normal(size=(30, 81)) * 2, stretched(RNG.normal(size=(30, 5, 5)) - 0.5, h, w)
     masks[3] = -1  # covers nothing, and is no object
     expected = by_hand(classes, masks, *size)
-    found = segments(torch.from_numpy(classes), torch.from_numpy(masks), size, set(CLASSES))
+    found = decode_segments(torch.from_numpy(classes), torch.from_numpy(masks), size, set(CLASSES))
     found = sorted(found, key=lambda one: -one.score)
     assert 80 < len(expected) < 100
     assert [(one.kind, one.box) for one in found] == [(kind, box) for kind, _, box, _ in expected]
@@ -401,7 +411,7 @@ def test_only_what_is_asked_for_is_looked_at() -> None:
     """Objects of other classes take places among the 100 and are not returned; one query may be two objects."""
     classes, masks = torch.zeros(2, 81), torch.ones(2, 200, 200)
     classes[0, [CLASSES.index("dog"), CLASSES.index("cat")]] = 9.0
-    found = segments(classes, masks, (10, 10), {"dog", "cat"})
+    found = decode_segments(classes, masks, (10, 10), {"dog", "cat"})
     assert [one.kind for one in found if one.score > 0.3] == ["dog", "cat"]
     assert {one.kind for one in found} == {"dog", "cat"}
     assert found[0].box == (0, 0, 10, 10)
@@ -416,14 +426,14 @@ def test_an_object_is_cut_out_on_grey() -> None:
     mask[5:20, 7:30] = RNG.random((15, 23)) > 0.5
     grey = Image.new("RGB", (41, 30), "#999")
     whole = Image.composite(Image.fromarray(image), grey, Image.fromarray(mask)).crop((7, 5, 30, 20))
-    segment = Segment("dog", 1.0, (7, 5, 30, 20), mask=mask[5:20, 7:30])
-    assert np.array_equal(cut_out(image, segment), np.asarray(whole))
+    segment = SegmentedObject("dog", 1.0, (7, 5, 30, 20), mask=mask[5:20, 7:30])
+    assert np.array_equal(crop_object(image, segment), np.asarray(whole))
 
 
 def test_of_a_hair_only_the_middle_is_cut_out() -> None:
     """A box of 1:600 would be resized to 134,400 pixels; CLIP looks at the middle."""
     image = noise(2, 600)
-    cut = cut_out(image, Segment("dog", 1.0, (0, 1, 600, 2), mask=np.ones((1, 600), bool)))
+    cut = crop_object(image, SegmentedObject("dog", 1.0, (0, 1, 600, 2), mask=np.ones((1, 600), bool)))
     assert np.array_equal(cut, image[1:2, 200:400])
 
 
@@ -437,7 +447,9 @@ def clip_model(folder: Path) -> CLIPModel:
 def colour_odds(folder: Path, objects: Sequence[tuple[Pixels, str]]) -> Floats:
     """(N, 10): exp(100·cosine) with the mean of three sentences' embeddings, over the largest; one forward each."""
     model, tokenizer = clip_model(folder), AutoTokenizer.from_pretrained(folder)
-    processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
+    processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIDE}, crop_size={"height": IMAGE_SIDE, "width": IMAGE_SIDE}
+    )
 
     def unit(values: Any) -> Floats:
         array = values.pooler_output[0].double().numpy()
@@ -462,10 +474,10 @@ def colour_odds(folder: Path, objects: Sequence[tuple[Pixels, str]]) -> Floats:
 
 def test_colours_are_cosines_with_three_sentences(made: Path) -> None:
     """Against transformers' whole CLIPModel, one image and one sentence at a time, more objects than one pass takes."""
-    cuts = [(noise(20, 31), "dog"), (noise(64, 9), "hot dog"), (golden_sign(), "dog")]
+    cuts = [(noise(20, 31), "dog"), (noise(64, 9), "hot dog"), (make_golden_sign(), "dog")]
     expected = colour_odds(made / "clip", cuts)
     with torch.inference_mode():
-        told = opened(made).colourist(cuts * 30)
+        told = opened(made).colour_classifier(cuts * 30)
     assert len(told) == 90
     assert list(told[0]) == list(COLOURS)
     for k in range(90):
@@ -480,28 +492,28 @@ def test_each_object_gets_its_own_colour(made: Path) -> None:
     left, right = np.zeros((2, 8, 16, 3), np.uint8)
     left[:, :8, 0] = left[:, 8:, 2] = right[:, :8, 2] = right[:, 8:, 0] = 255  # red beside blue, and blue beside red
     mask = np.ones((8, 8), bool)
-    pair = [Segment("dog", 0.9, (0, 0, 8, 8), mask=mask), Segment("cat", 0.9, (8, 0, 16, 8), mask=mask)]
+    pair = [SegmentedObject("dog", 0.9, (0, 0, 8, 8), mask=mask), SegmentedObject("cat", 0.9, (8, 0, 16, 8), mask=mask)]
 
     def by_channel(objects: Sequence[tuple[Pixels, str]]) -> list[dict[str, float]]:
         return [{"red": float(cut[0, 0, 0] == 255), "blue": float(cut[0, 0, 2] == 255)} for cut, _ in objects]
 
     reward.detector = lambda images, kinds: [[replace(one) for one in pair] for _ in images]  # type: ignore[assignment]
-    reward.colourist = by_channel  # type: ignore[assignment]
+    reward.colour_classifier = by_channel  # type: ignore[assignment]
     red_dog, red_cat, both = [[thing(kind, color="red")] for kind in ("dog", "cat")] + [
         [thing("cat", color="blue"), thing("dog", color="red")]
     ]
-    groups = [Group("", [left, right], {"include": include}) for include in (red_dog, red_cat, both)]
+    groups = [CandidateImages("", [left, right], {"include": include}) for include in (red_dog, red_cat, both)]
     told = [scores.scores for scores in reward.score_groups(groups)]
     assert told == [[1.0, 0.25], [0.25, 1.0], [1.0, 0.25]]  # not strictly right, and half of what is asked
 
 
 def test_no_object_needs_no_colours(made: Path) -> None:
-    assert Colourist(opened(made).colourist.encoder)([]) == []
+    assert ColourClassifier(opened(made).colour_classifier.encoder)([]) == []
 
 
 # ---- end to end -----------------------------------------------------------------------------------------------------
 
-IMAGES = [golden_sign(), noise(100, 100), np.full((120, 90, 3), 200, np.uint8), noise(64, 48)]
+IMAGES = [make_golden_sign(), noise(100, 100), np.full((120, 90, 3), 200, np.uint8), noise(64, 48)]
 CAR = {"tag": "position", "include": [thing("bench"), thing("car", 2, color="red", position=["left of", 0])]}
 BENCHES = {"tag": "counting", "include": [thing("bench", 3)], "exclude": [thing("bench", 4), thing("car", 2)]}
 SIGN = {"include": [thing("stop sign", color="pink")]}
@@ -523,9 +535,9 @@ def whole(folder: Path, image: Pixels, metadata: dict[str, Any]) -> tuple[float,
                 cut = Image.composite(Image.fromarray(image), grey, Image.fromarray(inside))
                 (row,) = colour_odds(folder / "clip", [(np.array(cut.crop((left, top, right, bottom))), kind)])
                 colours = dict(zip(COLOURS, row, strict=True))
-            found.append(Found(kind, score, (left, top, right, bottom), colours))
-    question = Metadata.model_validate(metadata, context=VOCABULARY)
-    return strict(found, question), graded(found, question)
+            found.append(FoundObject(kind, score, (left, top, right, bottom), colours))
+    question = GenEvalMetadata.model_validate(metadata, context=VOCABULARY)
+    return score_strictly(found, question), score_gradually(found, question)
 
 
 @pytest.mark.parametrize("metadata", [CAR, BENCHES, SIGN])
@@ -544,10 +556,10 @@ def test_groups_of_several_prompts_score_as_each_does_alone(made: Path) -> None:
     """Images of one size share a forward pass, whosever they are; bad metadata and thin images keep their places."""
     reward = opened(made)
     groups = [
-        Group("a", [IMAGES[1], IMAGES[0]], CAR),
-        Group("b", [IMAGES[0]], {"include": [thing("dgo")]}),
-        Group("c", [noise(1, 201), IMAGES[1], IMAGES[2]], BENCHES),
-        Group("d", [], SIGN),
+        CandidateImages("a", [IMAGES[1], IMAGES[0]], CAR),
+        CandidateImages("b", [IMAGES[0]], {"include": [thing("dgo")]}),
+        CandidateImages("c", [noise(1, 201), IMAGES[1], IMAGES[2]], BENCHES),
+        CandidateImages("d", [], SIGN),
     ]
     passes: list[tuple[int, ...]] = []
     reward.detector.network.register_forward_pre_hook(
@@ -595,7 +607,7 @@ def test_a_detector_that_gives_no_numbers_gives_no_score(made: Path) -> None:
     """NaN is not an empty image: null, never 0."""
     reward = opened(made)
     reward.detector.network.class_predictor.bias.data[0] = torch.nan
-    (item,) = ranked(["a"], reward.score(prompt="", images=[IMAGES[0]], metadata=CAR))
+    (item,) = rank_items(["a"], reward.score(prompt="", images=[IMAGES[0]], metadata=CAR))
     assert item.score is None
     assert item.error is not None
     assert item.error.code == "non_finite"
@@ -605,7 +617,10 @@ def test_bfloat16_is_clip_s_alone(folder: Path, monkeypatch: pytest.MonkeyPatch)
     """The default precision: the detector stays float32, and the golden score of float32 is within its tolerance."""
     monkeypatch.delenv("DIPOLE_REWARD_DTYPE")
     reward = GenEval.load("cpu")
-    assert (reward.detector.network.dtype, reward.colourist.encoder.network.dtype) == (torch.float32, torch.bfloat16)
+    assert (reward.detector.network.dtype, reward.colour_classifier.encoder.network.dtype) == (
+        torch.float32,
+        torch.bfloat16,
+    )
     check_golden(reward)
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Pixels, Scores
 from dipole_rewards.rewards.judge import Judge
@@ -172,7 +172,9 @@ def servers() -> Iterator[Start]:
 
 def judge(server: Server, **settings: Any) -> Judge:
     """A judge that asks the server, until the test ends."""
-    server.judges.append(Judge(load(JudgeSettings, **{"judge_url": server.url, "judge_model": "vlm", **settings})))
+    server.judges.append(
+        Judge(load_settings(JudgeSettings, **{"judge_url": server.url, "judge_model": "vlm", **settings}))
+    )
     return server.judges[-1]
 
 

@@ -11,7 +11,7 @@ import pytest
 from numpy.typing import NDArray
 from scipy.optimize import minimize
 
-from dipole_rewards.judging.bradley_terry import PRIOR_SD, strengths
+from dipole_rewards.judging.bradley_terry import PRIOR_SD, fit_strengths
 from dipole_rewards.judging.tournament import Tournament
 
 Matrix = NDArray[np.float64]
@@ -53,12 +53,12 @@ def by_definition(wins: Matrix, ties: Matrix, prior_sd: float) -> Matrix:
 def test_strengths_are_the_likeliest(seed: int, prior_sd: float) -> None:
     """Equal to what a search without gradients finds on the likelihood as it is published."""
     wins, ties = played(np.array([1.0, 0.3, -0.2, -1.1]), 0.8, 6, seed)
-    assert strengths(wins, ties, prior_sd=prior_sd) == pytest.approx(by_definition(wins, ties, prior_sd), abs=1e-4)
+    assert fit_strengths(wins, ties, prior_sd=prior_sd) == pytest.approx(by_definition(wins, ties, prior_sd), abs=1e-4)
 
 
 def test_two_candidates_have_the_ratio_of_their_wins() -> None:
     """Without ties and without a prior, θ_0 − θ_1 = ln(wins / losses)."""
-    a, b = strengths(np.array([[0.0, 6], [2, 0]]), np.zeros((2, 2)), prior_sd=FLAT)
+    a, b = fit_strengths(np.array([[0.0, 6], [2, 0]]), np.zeros((2, 2)), prior_sd=FLAT)
     assert a - b == pytest.approx(math.log(3), abs=1e-4)
     assert a + b == pytest.approx(0, abs=1e-5)
 
@@ -66,23 +66,23 @@ def test_two_candidates_have_the_ratio_of_their_wins() -> None:
 def test_strengths_that_made_the_results_are_found() -> None:
     """With a thousand games a pair, the strengths that they were drawn from."""
     theta = np.array([1.5, 0.5, 0.0, -0.5, -1.5])
-    assert strengths(*played(theta, 0.5, 1000, 0), prior_sd=FLAT) == pytest.approx(theta, abs=0.12)
+    assert fit_strengths(*played(theta, 0.5, 1000, 0), prior_sd=FLAT) == pytest.approx(theta, abs=0.12)
 
 
 @pytest.mark.parametrize("prior_sd", [PRIOR_SD, FLAT])
 def test_only_ties_mean_equal_strength(prior_sd: float) -> None:
     """Exactly: a group without spread is seen as one."""
-    assert (strengths(np.zeros((5, 5)), 2 - 2 * np.eye(5), prior_sd=prior_sd) == 0).all()
+    assert (fit_strengths(np.zeros((5, 5)), 2 - 2 * np.eye(5), prior_sd=prior_sd) == 0).all()
 
 
 def test_beating_each_other_once_means_equal_strength() -> None:
     """What a judge gives who prefers the first image whichever it is: exactly nothing."""
-    assert (strengths(np.ones((6, 6)) - np.eye(6), np.zeros((6, 6))) == 0).all()
+    assert (fit_strengths(np.ones((6, 6)) - np.eye(6), np.zeros((6, 6))) == 0).all()
 
 
 def test_who_never_lost_is_best_and_finite() -> None:
     """A clean order of 24 is found again, its ends near, though likelihood alone would send them to infinity."""
-    theta = strengths(2.0 * np.triu(np.ones((24, 24)), 1), np.zeros((24, 24)))
+    theta = fit_strengths(2.0 * np.triu(np.ones((24, 24)), 1), np.zeros((24, 24)))
     assert (np.diff(theta) < 0).all()
     assert np.abs(theta).max() < 20
 
@@ -91,8 +91,8 @@ def test_the_order_of_candidates_does_not_matter() -> None:
     """Strengths go with their candidates."""
     wins, ties = played(np.array([1.0, 0.3, -0.2, -1.1, 0.4]), 0.8, 2, 5)
     turn = np.random.default_rng(0).permutation(5)
-    turned = strengths(wins[np.ix_(turn, turn)], ties[np.ix_(turn, turn)])
-    assert turned == pytest.approx(strengths(wins, ties)[turn], abs=2e-6)
+    turned = fit_strengths(wins[np.ix_(turn, turn)], ties[np.ix_(turn, turn)])
+    assert turned == pytest.approx(fit_strengths(wins, ties)[turn], abs=2e-6)
 
 
 # ---- tournament -----------------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ def test_large_groups_meet_about_k_log_k_pairs_once(count: int) -> None:
 @pytest.mark.parametrize("seed", [0, 1])
 def test_a_tournament_tells_the_best_from_the_worst(count: int, seed: int) -> None:
     """With a sure judge, a third of the pairs orders everybody nearly right, the best and the worst quite right."""
-    theta = strengths(tournament(count, seed)[1], np.zeros((count, count)))
+    theta = fit_strengths(tournament(count, seed)[1], np.zeros((count, count)))
     ranks = np.argsort(np.argsort(-theta))
     assert np.corrcoef(ranks, np.arange(count))[0, 1] > 0.97
     assert set(np.argsort(-theta)[: count // 3]) <= set(range(count // 2))

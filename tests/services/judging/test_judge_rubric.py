@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from dipole.errors import ConfigurationError
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards.judging import answer_forms, rubric
-from dipole_rewards.judging.chat import CallFailed, Token
+from dipole_rewards.judging.chat import CallFailed, TokenLogprob
 from dipole_rewards.judging.pointwise import probability_of_yes
 from dipole_rewards.judging.settings import JudgeSettings
 
@@ -34,7 +34,7 @@ LOCAL = "http://127.0.0.1:8000/v1"
 def test_a_prompt_is_quoted_exactly_and_cannot_leave_its_quotes(prompt: str) -> None:
     """The data is one JSON object on one line that means the prompt to the letter, and has no bracket but its own two
     braces, no line end, and nothing invisible, whatever the prompt holds."""
-    data = rubric.quoted(prompt)
+    data = rubric.quote_prompt(prompt)
     assert json.loads(data) == {"prompt": prompt}
     inside = data.removeprefix('{"prompt": "').removesuffix('"}')
     assert not set(inside) & set("<>[]{}|\r\n")
@@ -44,7 +44,7 @@ def test_a_prompt_is_quoted_exactly_and_cannot_leave_its_quotes(prompt: str) -> 
 
 def test_words_of_every_script_stay_readable() -> None:
     """Only what could be structure is escaped: a model that reads Chinese is shown Chinese."""
-    assert rubric.quoted("一只红色的猫 – café, 50 % (big)") == '{"prompt": "一只红色的猫 – café, 50 % (big)"}'
+    assert rubric.quote_prompt("一只红色的猫 – café, 50 % (big)") == '{"prompt": "一只红色的猫 – café, 50 % (big)"}'
 
 
 def test_an_image_is_sent_as_png_no_larger_than_allowed() -> None:
@@ -66,17 +66,19 @@ def test_an_image_is_sent_as_png_no_larger_than_allowed() -> None:
 @pytest.mark.parametrize("name", ["prompt_alignment", "aesthetics", "text_rendering"])
 def test_rubrics_are_shipped(name: str) -> None:
     """Each is named by a setting, and its text is the beginning of the system message."""
-    found = rubric.load(name)
+    found = rubric.load_rubric(name)
     assert found.name == name
-    assert found.system("The task.")["content"].startswith(found.text)
-    assert found.system("The task.")["content"].endswith("\n\nThe task.")
+    assert found.system_message("The task.")["content"].startswith(found.text)
+    assert found.system_message("The task.")["content"].endswith("\n\nThe task.")
 
 
 def test_a_rubric_of_one_s_own_is_named_by_its_path(tmp_path: Path) -> None:
     """Any text file; curly brackets are text, because nothing is ever filled in."""
     path = tmp_path / "brand.txt"
     path.write_text("A good image shows {brand} in 100 % of its {{glory}}.\n")
-    assert rubric.load(str(path)) == rubric.Rubric("brand", "A good image shows {brand} in 100 % of its {{glory}}.")
+    assert rubric.load_rubric(str(path)) == rubric.Rubric(
+        "brand", "A good image shows {brand} in 100 % of its {{glory}}."
+    )
 
 
 @pytest.mark.parametrize(
@@ -96,7 +98,7 @@ def test_a_rubric_that_cannot_be_used_is_refused(content: bytes | None, said: st
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_RUBRIC") as caught:
-        rubric.load(str(path))
+        rubric.load_rubric(str(path))
     assert said in str(caught.value)
 
 
@@ -104,7 +106,7 @@ def test_a_rubric_that_cannot_be_used_is_refused(content: bytes | None, said: st
 def test_a_rubric_s_text_in_place_of_its_path_is_refused(text: str) -> None:
     """The likely mistake, and too long for a file's name: one short sentence all the same."""
     with pytest.raises(ConfigurationError, match="neither a file nor one of") as caught:
-        rubric.load(text)
+        rubric.load_rubric(text)
     assert len(str(caught.value)) < 300
 
 
@@ -116,7 +118,7 @@ def test_a_rubric_s_text_in_place_of_its_path_is_refused(text: str) -> None:
 )
 def test_a_json_answer_is_read_bare_or_fenced(text: str) -> None:
     """Nothing but the object, perhaps in one code fence."""
-    assert answer_forms.SCORE.read(text) == 0.7
+    assert answer_forms.SCORE.parse(text) == 0.7
 
 
 BAD_SCORES = [
@@ -131,7 +133,7 @@ BAD_SCORES = [
 def test_an_answer_without_its_form_is_no_answer(text: str) -> None:
     """Anything else is `no_parse`, told with what was said; an object within a text may be a quotation."""
     with pytest.raises(CallFailed, match="the judge answered") as caught:
-        answer_forms.SCORE.read(text)
+        answer_forms.SCORE.parse(text)
     assert caught.value.code == "no_parse"
     assert len(str(caught.value)) < 400
 
@@ -139,25 +141,25 @@ def test_an_answer_without_its_form_is_no_answer(text: str) -> None:
 @pytest.mark.parametrize("text", ['{"better": "C"}', '{"better": "a"}', '{"better": ["A"]}', '{"better": "A", "B": 1}'])
 def test_a_verdict_is_one_of_three(text: str) -> None:
     """A, B or tie, to the letter."""
-    assert [answer_forms.VERDICT.read(f'{{"better": "{each}"}}') for each in ("A", "B", "tie")] == ["A", "B", "tie"]
+    assert [answer_forms.VERDICT.parse(f'{{"better": "{each}"}}') for each in ("A", "B", "tie")] == ["A", "B", "tie"]
     with pytest.raises(CallFailed, match="the judge answered"):
-        answer_forms.VERDICT.read(text)
+        answer_forms.VERDICT.parse(text)
 
 
 @pytest.mark.parametrize("ranking", [[1, 2], [1, 2, 2], [0, 1, 2], [1, 2, 3, 3], [1, 2, "3"], [[1, 2, 3]]])
 def test_an_order_names_each_image_once(ranking: list[object]) -> None:
     """Neither fewer, nor more, nor others."""
-    assert answer_forms.order(3).read('{"ranking": [3, 1, 2]}') == [3, 1, 2]
+    assert answer_forms.order_form(3).parse('{"ranking": [3, 1, 2]}') == [3, 1, 2]
     with pytest.raises(CallFailed, match="the judge answered"):
-        answer_forms.order(3).read(json.dumps({"ranking": ranking}))
+        answer_forms.order_form(3).parse(json.dumps({"ranking": ranking}))
 
 
 def test_p_of_yes_is_the_share_of_yes_among_yes_and_no() -> None:
     """All spellings of a token count, and nothing else does."""
     tokens = {" Yes": 0.3, "yes": 0.15, "YES.": 0.05, "no": 0.2, "▁No": 0.1, "maybe": 0.1, "yesterday": 0.05}
-    given = [Token(token=token, logprob=float(np.log(p))) for token, p in tokens.items()]
+    given = [TokenLogprob(token=token, logprob=float(np.log(p))) for token, p in tokens.items()]
     assert probability_of_yes(given) == pytest.approx(0.5 / 0.8)
-    assert probability_of_yes([Token(token="no", logprob=0.0)]) == 0.0
+    assert probability_of_yes([TokenLogprob(token="no", logprob=0.0)]) == 0.0
 
 
 @pytest.mark.parametrize(
@@ -166,7 +168,7 @@ def test_p_of_yes_is_the_share_of_yes_among_yes_and_no() -> None:
 def test_p_of_a_token_that_was_hardly_likely_says_nothing(given: list[tuple[str, float]]) -> None:
     """A judge that was about to say something else gave no answer."""
     with pytest.raises(CallFailed, match="hardly yes or no") as caught:
-        probability_of_yes([Token(token=token, logprob=logprob) for token, logprob in given])
+        probability_of_yes([TokenLogprob(token=token, logprob=logprob) for token, logprob in given])
     assert caught.value.code == "no_parse"
 
 
@@ -190,7 +192,7 @@ def test_p_of_a_token_that_was_hardly_likely_says_nothing(given: list[tuple[str,
 def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said: str) -> None:
     """At start, with a sentence that does not repeat a secret."""
     with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_") as caught:
-        load(JudgeSettings, **{"judge_url": LOCAL, "judge_model": "vlm", **settings})
+        load_settings(JudgeSettings, **{"judge_url": LOCAL, "judge_model": "vlm", **settings})
     assert said in str(caught.value)
     assert "secret" not in str(caught.value)
 
@@ -205,4 +207,4 @@ def test_settings_that_cannot_work_are_refused(settings: dict[str, object], said
 )
 def test_this_machine_https_and_what_is_allowed_are_taken(settings: dict[str, object]) -> None:
     """http to another machine needs a word of its own."""
-    load(JudgeSettings, **{"judge_model": "vlm", **settings})
+    load_settings(JudgeSettings, **{"judge_model": "vlm", **settings})

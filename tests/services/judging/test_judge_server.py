@@ -33,7 +33,7 @@ from transformers import (
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import ConfigurationError
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards.judging import rubric
 from dipole_rewards.judging.pointwise import ZERO_TO_100
 from dipole_rewards.judging.settings import JudgeSettings
@@ -123,7 +123,7 @@ def judge(served: tuple[Path, str]) -> Iterator[Make]:
     def make(name: str, **settings: Any) -> Judge:
         folder, url = served
         asked = {"judge_url": url, "judge_model": str(folder / name), "judge_retries": 0, **settings}
-        made.append(Judge(load(JudgeSettings, **asked)))
+        made.append(Judge(load_settings(JudgeSettings, **asked)))
         return made[-1]
 
     yield make
@@ -142,7 +142,7 @@ def said_by(folder: Path, text: str, prompt: str, image: Pixels) -> str:
     processor: Any = AutoProcessor.from_pretrained(folder)
     model: Any = LlavaForConditionalGeneration.from_pretrained(folder)
     system = {"role": "system", "content": [{"type": "text", "text": text}]}
-    parts: list[dict[str, Any]] = [{"type": "text", "text": words} for words in (rubric.quoted(prompt), "Image:")]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words} for words in (rubric.quote_prompt(prompt), "Image:")]
     parts.append({"type": "image", "image": Image.fromarray(image)})
     inputs = processor.apply_chat_template(
         [system, {"role": "user", "content": parts}],
@@ -157,7 +157,7 @@ def test_scores_are_what_the_model_says_of_each_image(judge: Make, served: tuple
     reward, images, prompt = judge("pointwise"), pictures(5), 'a "red" <image> on <s>grey'
     check_golden(reward)
     scores = reward.score(prompt=prompt, images=images, metadata=None)
-    text = rubric.load("prompt_alignment").system(ZERO_TO_100)["content"]
+    text = rubric.load_rubric("prompt_alignment").system_message(ZERO_TO_100)["content"]
     expected = [json.loads(said_by(served[0] / "pointwise", text, prompt, image))["score"] / 100 for image in images]
     assert scores.scores == expected
     assert len(set(expected)) > 2

@@ -15,7 +15,7 @@ import pytest
 from dipole import conformance
 from dipole.errors import ConfigurationError
 from dipole.protocol import images
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import check_golden
 from dipole_rewards.rewards.judge import Judge
@@ -84,7 +84,7 @@ def test_a_key_that_no_header_carries_is_refused_and_not_told(key: str, start: S
 def test_a_url_that_nobody_can_be_asked_at_is_refused(url: str) -> None:
     """At start, by the name of its setting."""
     with pytest.raises(ConfigurationError, match="DIPOLE_JUDGE_URL: "):
-        load(JudgeSettings, judge_url=url, judge_model="vlm")
+        load_settings(JudgeSettings, judge_url=url, judge_model="vlm")
 
 
 @pytest.mark.parametrize(
@@ -114,7 +114,7 @@ def test_a_wrong_address_fails_at_start() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     with pytest.raises(ConfigurationError, match=r"could not be asked: .*DIPOLE_JUDGE_URL must be the base URL"):
-        Judge(load(JudgeSettings, judge_url=f"http://127.0.0.1:{port}/v1", judge_model="vlm"))
+        Judge(load_settings(JudgeSettings, judge_url=f"http://127.0.0.1:{port}/v1", judge_model="vlm"))
 
 
 def test_versions_say_who_judged_and_how(start: Start, tmp_path: Path) -> None:
@@ -170,7 +170,7 @@ def test_it_is_served_and_passes_the_conformance_suite(mode: str, start: Start, 
     command = partial(serve_command, "dipole_rewards.rewards.judge:Judge")
     with serving(command, tmp_path / "log", env=environment) as (url, _):
         info = httpx.get(f"{url}/v1/info", trust_env=False).json()
-        failed = [result for result in conformance.run(url) if result.outcome == "failed"]
+        failed = [result for result in conformance.run_checks(url) if result.outcome == "failed"]
         server.judging = lambda question: Answer(judging(question).body, after_s=0.5)
         server.most_in_flight = 0
         with ThreadPoolExecutor(6) as callers:

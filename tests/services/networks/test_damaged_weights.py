@@ -15,15 +15,17 @@ from dipole_rewards.settings import WeightSettings
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    return {reward: tiny_weights.write(tmp_path_factory.mktemp(reward), reward) for reward in tiny_weights.REWARDS}
+    return {
+        reward: tiny_weights.write_weights(tmp_path_factory.mktemp(reward), reward) for reward in tiny_weights.WRITERS
+    }
 
 
 def open_reward(reward: str, folder: Path) -> None:
-    tiny_weights.REWARDS[reward][1].open(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    tiny_weights.WRITERS[reward][1].load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "<html>404</html>", "\xff"])
-@pytest.mark.parametrize("reward", tiny_weights.REWARDS)
+@pytest.mark.parametrize("reward", tiny_weights.WRITERS)
 def test_a_damaged_json_file_is_named(reward: str, content: str, folders: dict[str, Path], tmp_path: Path) -> None:
     """What a download that failed leaves behind stops the start with that file's name, not with a parser's words."""
     whole, damaged = folders[reward], tmp_path / "damaged"
@@ -68,4 +70,4 @@ def test_a_device_that_is_not_there_is_named_before_anything_is_read(
     """By its setting; torch's own words do not say where the name came from."""
     monkeypatch.setenv("DIPOLE_REWARD_WEIGHTS", str(tmp_path))
     with pytest.raises(ConfigurationError, match=f"DIPOLE_REWARD_DEVICE='{device}'"):
-        tiny_weights.REWARDS["clip"][1].load(device)
+        tiny_weights.WRITERS["clip"][1].load(device)

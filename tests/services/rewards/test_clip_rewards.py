@@ -27,27 +27,27 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.networks.clip_images import cropped, padded
-from dipole_rewards.networks.weight_files import golden_image
-from dipole_rewards.reward import Group, Pixels, Reward, RewardFault, check_golden
-from dipole_rewards.rewards.aesthetic import HEAD, Aesthetic
+from dipole_rewards.networks.clip_images import resize_and_crop, resize_and_pad
+from dipole_rewards.networks.weight_files import make_golden_image
+from dipole_rewards.reward import CandidateImages, Pixels, Reward, RewardFault, check_golden
+from dipole_rewards.rewards.aesthetic import HEAD_FILE, Aesthetic
 from dipole_rewards.rewards.clip import Clip
-from dipole_rewards.rewards.hpsv2 import FILE, HPSv2
+from dipole_rewards.rewards.hpsv2 import WEIGHTS_FILE, HPSv2
 from dipole_rewards.rewards.hpsv3 import HPSv3
 from dipole_rewards.rewards.pickscore import PickScore
 from dipole_rewards.settings import WeightSettings
-from dipole_rewards.tiny_weights.clip_files import SIDE
+from dipole_rewards.tiny_weights.clip_files import IMAGE_SIDE
 
 from ..pictures import candidates, noise
 
 KINDS = {"clip": Clip, "pickscore": PickScore, "aesthetic": Aesthetic, "hpsv2": HPSv2}
-WEIGHTS = {"clip": "model.safetensors", "pickscore": "model.safetensors", "aesthetic": HEAD, "hpsv2": FILE}
+WEIGHTS = {"clip": "model.safetensors", "pickscore": "model.safetensors", "aesthetic": HEAD_FILE, "hpsv2": WEIGHTS_FILE}
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 PROMPT = "a red circle"
 every = pytest.mark.parametrize("name", KINDS)
 
 
-GROUP = [noise(64, 64), noise(48, 65), noise(33, 20), noise(200, 31), golden_image()]
+GROUP = [noise(64, 64), noise(48, 65), noise(33, 20), noise(200, 31), make_golden_image()]
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of weights each."""
     root = tmp_path_factory.mktemp("weights")
     for name in KINDS:
-        tiny_weights.write(root / name, name)
+        tiny_weights.write_weights(root / name, name)
     return root
 
 
@@ -102,8 +102,8 @@ def with_margins(image: Image.Image, side: int) -> np.ndarray[Any, Any]:
 def test_every_pixel_is_where_pillow_and_transformers_put_it(kind: str, side: int) -> None:
     """From a file's bytes to CLIP's square by a crop, and to HPSv2's by margins, to 1e-5; EXIF's turn is made first."""
     arrived, meant = candidates()[kind]
-    np.testing.assert_allclose(cropped(arrived, side).numpy(), theirs(meant, side).numpy(), atol=1e-5)
-    np.testing.assert_allclose(padded(arrived, side).numpy(), with_margins(meant, side), atol=1e-5)
+    np.testing.assert_allclose(resize_and_crop(arrived, side).numpy(), theirs(meant, side).numpy(), atol=1e-5)
+    np.testing.assert_allclose(resize_and_pad(arrived, side).numpy(), with_margins(meant, side), atol=1e-5)
 
 
 @settings(max_examples=60, deadline=None)
@@ -111,15 +111,19 @@ def test_every_pixel_is_where_pillow_and_transformers_put_it(kind: str, side: in
 def test_images_of_any_size_are_cropped_as_transformers_does(height: int, width: int) -> None:
     """Rounded sides and odd rests fall on the same pixels."""
     image = np.random.default_rng(height).integers(0, 256, (height, width, 3), dtype=np.uint8)
-    torch.testing.assert_close(cropped(image, 21), theirs(image, 21), atol=1e-5, rtol=0)
+    torch.testing.assert_close(resize_and_crop(image, 21), theirs(image, 21), atol=1e-5, rtol=0)
 
 
 def test_an_image_of_the_network_s_size_gets_its_margins_too() -> None:
     """Published code pads no image whose longest side needs no resizing, and then cannot score it."""
     image = noise(20, 32)
-    assert torch.equal(padded(image, 32)[:, 6:26], cropped(np.pad(image, ((6, 6), (0, 0), (0, 0))), 32)[:, 6:26])
+    assert torch.equal(
+        resize_and_pad(image, 32)[:, 6:26], resize_and_crop(np.pad(image, ((6, 6), (0, 0), (0, 0))), 32)[:, 6:26]
+    )
     np.testing.assert_allclose(
-        padded(image, 32)[:, [0, 5, 26, 31]].numpy(), (-MEAN / STD)[:, None, None] + np.zeros((3, 4, 32)), atol=1e-6
+        resize_and_pad(image, 32)[:, [0, 5, 26, 31]].numpy(),
+        (-MEAN / STD)[:, None, None] + np.zeros((3, 4, 32)),
+        atol=1e-6,
     )
 
 
@@ -136,7 +140,7 @@ def transformers_outputs(folder: Path, image: Pixels, prompt: str) -> Any:
         return model(
             input_ids=torch.tensor([ids.input_ids]),
             attention_mask=torch.tensor([ids.attention_mask]),
-            pixel_values=theirs(image, SIDE)[None],
+            pixel_values=theirs(image, IMAGE_SIDE)[None],
         )
 
 
@@ -152,7 +156,7 @@ def pickscore_reference(folder: Path, image: Pixels, prompt: str) -> float:
 def aesthetic_reference(folder: Path, image: Pixels, prompt: str) -> float:
     x = transformers_outputs(folder, image, prompt).image_embeds[0].double().numpy()
     x = x / np.sqrt((x**2).sum())
-    head = torch.load(folder / HEAD, weights_only=True)
+    head = torch.load(folder / HEAD_FILE, weights_only=True)
     for layer in (0, 2, 4, 6, 7):
         x = head[f"layers.{layer}.weight"].double().numpy() @ x + head[f"layers.{layer}.bias"].double().numpy()
     return float(x[0])
@@ -160,14 +164,14 @@ def aesthetic_reference(folder: Path, image: Pixels, prompt: str) -> float:
 
 def hpsv2_reference(folder: Path, image: Pixels, prompt: str) -> float:
     """open_clip's two towers written out from its tensors, in double precision."""
-    stored = torch.load(folder / FILE, weights_only=True)["state_dict"]
+    stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)["state_dict"]
     s = {name: value.double() for name, value in stored.items()}
     letters = sorted(ByteLevel.alphabet())
     words = [[letters.index(letter) for letter in word] for word in prompt.split()]
     ids = [512, *(i + 256 * (at == len(word) - 1) for word in words for at, i in enumerate(word)), 513]
     text = tower(s["token_embedding.weight"][ids] + s["positional_embedding"][: len(ids)], s, "", 2, causal=True)
     text = norm(text[-1], s, "ln_final") @ s["text_projection"]
-    pixels = torch.from_numpy(with_margins(Image.fromarray(image), SIDE))
+    pixels = torch.from_numpy(with_margins(Image.fromarray(image), IMAGE_SIDE))
     patches = pixels.unfold(1, 8, 8).unfold(2, 8, 8).permute(1, 2, 0, 3, 4).reshape(16, -1)
     patches = patches @ s["visual.conv1.weight"].flatten(1).T
     seen = torch.cat([s["visual.class_embedding"][None], patches]) + s["visual.positional_embedding"]
@@ -235,19 +239,19 @@ def test_several_groups_are_scored_as_each_alone(name: str, folder: Callable[[st
     folder(name)
     reward, forwards = KINDS[name].load("cpu"), []
     groups = [
-        Group(PROMPT, GROUP[:2]),
-        Group("a much longer prompt, about a blue square", [*GROUP[2:], noise(2, 402)]),
-        Group("", [GROUP[0]]),
-        Group(PROMPT, [noise(1, 300)]),
-        Group(PROMPT + "!" * 99, GROUP),
+        CandidateImages(PROMPT, GROUP[:2]),
+        CandidateImages("a much longer prompt, about a blue square", [*GROUP[2:], noise(2, 402)]),
+        CandidateImages("", [GROUP[0]]),
+        CandidateImages(PROMPT, [noise(1, 300)]),
+        CandidateImages(PROMPT + "!" * 99, GROUP),
     ]
-    whole = reward.encoder.images
+    whole = reward.encoder.encode_images
 
     def counted(pixels: Tensor) -> Tensor:
         forwards.append(len(pixels))
         return whole(pixels)
 
-    reward.encoder.images = counted  # type: ignore[method-assign]
+    reward.encoder.encode_images = counted  # type: ignore[method-assign]
     merged = reward.score_groups(groups)
     assert forwards == [11]
     for group, scores in zip(groups, merged, strict=True):
@@ -262,10 +266,10 @@ def test_a_prompt_is_cut_at_77_tokens_and_its_special_tokens_are_content(folder:
     """Start, 75 tokens and end, whatever the tokenizer's file bakes in; an end within a prompt ends nothing."""
     where = folder("clip")
     reward, long = Clip.load("cpu"), "x" * 200
-    assert reward.encoder.ids(long).tolist() == [
+    assert reward.encoder.tokenize(long).tolist() == [
         AutoTokenizer.from_pretrained(where)(long, truncation=True, max_length=77).input_ids
     ]
-    assert reward.encoder.ids(long).shape == (1, 77)
+    assert reward.encoder.tokenize(long).shape == (1, 77)
     baked = json.loads((where / "tokenizer.json").read_text())
     baked["truncation"] = {"direction": "Right", "max_length": 5, "strategy": "LongestFirst", "stride": 0}
     baked["padding"] = {
@@ -274,9 +278,9 @@ def test_a_prompt_is_cut_at_77_tokens_and_its_special_tokens_are_content(folder:
     }  # fmt: skip
     (where / "tokenizer.json").write_text(json.dumps(baked))
     again = Clip.load("cpu")
-    assert torch.equal(again.encoder.ids(long), reward.encoder.ids(long))
-    assert torch.equal(again.encoder.ids("x"), reward.encoder.ids("x"))
-    hostile = reward.encoder.ids("x<|endoftext|> y <|startoftext|>")[0].tolist()
+    assert torch.equal(again.encoder.tokenize(long), reward.encoder.tokenize(long))
+    assert torch.equal(again.encoder.tokenize("x"), reward.encoder.tokenize("x"))
+    hostile = reward.encoder.tokenize("x<|endoftext|> y <|startoftext|>")[0].tolist()
     assert [index for index, token in enumerate(hostile) if token >= 512] == [0, len(hostile) - 1]
 
 
@@ -294,7 +298,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(name: str, folder: Callable[
     """Same scores in smaller batches; the next group starts with what fitted; one image that never fits raises."""
     folder(name)
     reward, tried, room = KINDS[name].load("cpu"), [], 2
-    expected, roomy = scores_of(reward, GROUP), reward.encoder.images
+    expected, roomy = scores_of(reward, GROUP), reward.encoder.encode_images
 
     def cramped(pixels: Tensor) -> Tensor:
         tried.append(len(pixels))
@@ -302,7 +306,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(name: str, folder: Callable[
             raise torch.OutOfMemoryError("no room")
         return roomy(pixels)
 
-    reward.encoder.images = cramped  # type: ignore[method-assign]
+    reward.encoder.encode_images = cramped  # type: ignore[method-assign]
     with capture_logs() as logs:
         assert scores_of(reward, GROUP) == pytest.approx(expected, rel=1e-4, abs=1e-5)
         assert scores_of(reward, GROUP[:2]) == pytest.approx(expected[:2], rel=1e-4, abs=1e-5)
@@ -323,7 +327,7 @@ def test_bfloat16_is_the_default_and_near(
     reward = KINDS[name].load("cpu")
     assert reward.encoder.network.dtype == torch.bfloat16
     check_golden(reward)
-    assert reward.encoder.images(torch.zeros(1, 3, SIDE, SIDE)).dtype == torch.float32
+    assert reward.encoder.encode_images(torch.zeros(1, 3, IMAGE_SIDE, IMAGE_SIDE)).dtype == torch.float32
     if isinstance(reward, PickScore):
         assert reward.scale == pytest.approx(100, rel=1e-5)  # exp of bfloat16's ln 100 is 101.5
     if isinstance(reward, Aesthetic):
@@ -347,7 +351,7 @@ def test_a_missing_file_is_named_with_the_command_that_fetches_it(name: str, fol
         (where / file).rename(where / "away")
         with pytest.raises(ConfigurationError, match="is missing") as caught:
             KINDS[name].load("cpu")
-        command = {"golden.json": f"rewards.{name} says", HEAD: f"curl -L -o {where / HEAD} https://"}
+        command = {"golden.json": f"rewards.{name} says", HEAD_FILE: f"curl -L -o {where / HEAD_FILE} https://"}
         assert str(where / file) in str(caught.value)
         assert command.get(file, f"{file} --local-dir {where}") in str(caught.value)
         (where / "away").rename(where / file)
@@ -383,7 +387,7 @@ def test_weights_may_lie_in_the_hub_s_cache(folder: Callable[[str], Path]) -> No
 def test_the_revision_is_that_of_the_weights(name: str, folder: Callable[[str], Path]) -> None:
     """The start of the SHA-256 of each file of weights."""
     where = folder(name)
-    files = ["model.safetensors", HEAD] if name == "aesthetic" else [WEIGHTS[name]]
+    files = ["model.safetensors", HEAD_FILE] if name == "aesthetic" else [WEIGHTS[name]]
     digests = [hashlib.sha256((where / file).read_bytes()).hexdigest()[:16] for file in files]
     assert KINDS[name].load("cpu").model_revision == "sha256:" + "+".join(digests)
 
@@ -484,9 +488,9 @@ def test_a_golden_score_that_differs_is_found(name: str, folder: Callable[[str],
 
 def test_tiny_weights_of_hpsv3_are_scored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They load in the default precision and give their golden score; HPSv3 itself refuses their instruction."""
-    tiny_weights.write(tmp_path, "hpsv3")
+    tiny_weights.write_weights(tmp_path, "hpsv3")
     settings = WeightSettings(reward_weights=tmp_path)
-    check_golden(tiny_weights.TinyHPSv3.open(settings, "cpu"))
+    check_golden(tiny_weights.TinyHPSv3.load_weights(settings, "cpu"))
     monkeypatch.setenv("DIPOLE_REWARD_WEIGHTS", str(tmp_path))
     with pytest.raises(ConfigurationError, match="to the last blank"):
         HPSv3.load("cpu")

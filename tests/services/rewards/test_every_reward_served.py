@@ -42,7 +42,7 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     return found
 
 
-@pytest.mark.parametrize("name", [*PROGRAMS, *tiny_weights.REWARDS])
+@pytest.mark.parametrize("name", [*PROGRAMS, *tiny_weights.WRITERS])
 def test_it_starts_and_passes_the_strict_suite(
     name: str, printed: dict[str, tuple[str, str]], serve_process: Process
 ) -> None:
@@ -51,15 +51,15 @@ def test_it_starts_and_passes_the_strict_suite(
     weights = {"WEIGHTS": folder} if folder else {}
     with serve_process(reward, MAX_BODY_BYTES="3000000", **weights) as url:
         info = httpx.get(f"{url}/v1/info", trust_env=False).json()
-        results = conformance.run(url)
-        (scored,) = conformance.run(url, metadata=METADATA.get(name), only=["scores_something"])
+        results = conformance.run_checks(url)
+        (scored,) = conformance.run_checks(url, metadata=METADATA.get(name), only=["scores_something"])
     assert [result for result in results if result.outcome not in ("passed", "skipped")] == []
     assert scored.outcome == "passed"
     assert info["name"] == name
     assert info["model_revision"].startswith("sha256:" if folder else "1")
 
 
-@pytest.mark.parametrize("name", tiny_weights.REWARDS)
+@pytest.mark.parametrize("name", tiny_weights.WRITERS)
 def test_without_its_weights_it_ends_with_a_sentence(
     name: str, printed: dict[str, tuple[str, str]], tmp_path: Path, refused: Callable[..., str]
 ) -> None:

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.networks.blip import cropped
-from dipole_rewards.networks.weight_files import golden_image
-from dipole_rewards.reward import Group, Pixels, RewardFault, check_golden
-from dipole_rewards.rewards.imagereward import FILE, ImageReward
-from dipole_rewards.tiny_weights.blip_files import LAYERS, PATCH, SIDE
+from dipole_rewards.networks.blip import crop_center
+from dipole_rewards.networks.weight_files import make_golden_image
+from dipole_rewards.reward import CandidateImages, Pixels, RewardFault, check_golden
+from dipole_rewards.rewards.imagereward import WEIGHTS_FILE, ImageReward
+from dipole_rewards.tiny_weights.blip_files import IMAGE_SIDE, LAYERS, PATCH_SIDE
 
 from ..pictures import candidates, noise
 
@@ -38,12 +38,12 @@ PROMPT = "a red circle"
 Floats = NDArray[np.float64]
 
 
-GROUP = [noise(64, 64), noise(48, 65), noise(33, 20), noise(200, 31), golden_image()]
+GROUP = [noise(64, 64), noise(48, 65), noise(33, 20), noise(200, 31), make_golden_image()]
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_weights.write(tmp_path_factory.mktemp("weights"), "imagereward")
+    return tiny_weights.write_weights(tmp_path_factory.mktemp("weights"), "imagereward")
 
 
 @pytest.fixture
@@ -86,7 +86,7 @@ def by_pillow(image: Image.Image, side: int) -> Floats:
 def test_every_pixel_is_where_pillow_puts_it(kind: str, side: int) -> None:
     """From a file's bytes to the network's square, to 1e-5; EXIF's turn is made first."""
     arrived, meant = candidates()[kind]
-    np.testing.assert_allclose(cropped(arrived, side).numpy(), by_pillow(meant, side), atol=1e-5)
+    np.testing.assert_allclose(crop_center(arrived, side).numpy(), by_pillow(meant, side), atol=1e-5)
 
 
 @pytest.mark.parametrize(("height", "top"), [(32, 0), (33, 0), (34, 1), (35, 2), (37, 2), (39, 4)])
@@ -94,9 +94,9 @@ def test_half_a_pixel_of_the_crop_goes_to_the_even_side(height: int, top: int) -
     """3 pixels too many lose 2 above and 1 below, as torchvision has it; 1 too many is lost below."""
     image = noise(height, 32)
     expected = ((image[top : top + 32] / 255 - MEAN) / STD).transpose(2, 0, 1)
-    np.testing.assert_allclose(cropped(image, 32).numpy(), expected, atol=1e-5)
+    np.testing.assert_allclose(crop_center(image, 32).numpy(), expected, atol=1e-5)
     across = ((image.transpose(1, 0, 2)[:, top : top + 32] / 255 - MEAN) / STD).transpose(2, 0, 1)
-    np.testing.assert_allclose(cropped(image.transpose(1, 0, 2), 32).numpy(), across, atol=1e-5)
+    np.testing.assert_allclose(crop_center(image.transpose(1, 0, 2), 32).numpy(), across, atol=1e-5)
 
 
 # ---- scores ---------------------------------------------------------------------------------------------------------
@@ -106,12 +106,12 @@ class ByHand:
     """The published network in double precision, one image and one prompt at a time, without padding."""
 
     def __init__(self, folder: Path) -> None:
-        stored = torch.load(folder / FILE, weights_only=True)
+        stored = torch.load(folder / WEIGHTS_FILE, weights_only=True)
         self.s = {name: value.double().numpy() for name, value in stored.items()}
         self.vocabulary: dict[str, int] = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
 
     def score(self, image: Pixels, prompt: str) -> float:
-        x = self.read(self.ids(prompt), self.see(by_pillow(Image.fromarray(image), SIDE)))[0]
+        x = self.read(self.ids(prompt), self.see(by_pillow(Image.fromarray(image), IMAGE_SIDE)))[0]
         for layer in (0, 2, 4, 6, 7):
             x = self.linear(x, f"mlp.layers.{layer}")
         return float((x[0] - 0.16717362830052426) / 1.0333394966054072)
@@ -124,8 +124,8 @@ class ByHand:
 
     def see(self, pixels: Floats) -> Floats:
         """(3, side, side) → (N, D): pre-norm layers, and a norm at the end."""
-        v, n = "blip.visual_encoder.", SIDE // PATCH
-        patches = pixels.reshape(3, n, PATCH, n, PATCH).transpose(1, 3, 0, 2, 4).reshape(n * n, -1)
+        v, n = "blip.visual_encoder.", IMAGE_SIDE // PATCH_SIDE
+        patches = pixels.reshape(3, n, PATCH_SIDE, n, PATCH_SIDE).transpose(1, 3, 0, 2, 4).reshape(n * n, -1)
         kernel = self.s[f"{v}patch_embed.proj.weight"]
         patches = patches @ kernel.reshape(len(kernel), -1).T + self.s[f"{v}patch_embed.proj.bias"]
         x = np.concatenate([self.s[f"{v}cls_token"][0], patches]) + self.s[f"{v}pos_embed"][0]
@@ -198,7 +198,7 @@ def test_the_epsilons_are_the_published_ones(folder: Path) -> None:
             elif "text_encoder.embeddings.word" in name or "text_encoder.embeddings.position_embeddings" in name:
                 value *= 1e-5
 
-    change(folder / FILE, fade)
+    change(folder / WEIGHTS_FILE, fade)
     by_hand = ByHand(folder)
     expected = by_hand.score(GROUP[0], PROMPT)
     assert scores_of(ImageReward.load("cpu"), GROUP[:1]) == pytest.approx([expected], abs=1e-3)
@@ -211,7 +211,11 @@ def test_the_epsilons_are_the_published_ones(folder: Path) -> None:
 def test_groups_scored_together_are_scored_as_each_alone(folder: Path) -> None:
     """Three prompts share one forward; the same image under two of them gets two scores; order is kept."""
     reward, batches = ImageReward.load("cpu"), []
-    groups = [Group("a red circle", GROUP[:3]), Group("a blue square", GROUP), Group("[SEP] " * 40, GROUP[2:3])]
+    groups = [
+        CandidateImages("a red circle", GROUP[:3]),
+        CandidateImages("a blue square", GROUP),
+        CandidateImages("[SEP] " * 40, GROUP[2:3]),
+    ]
     alone = [reward.score(prompt=one.prompt, images=one.images, metadata=None).scores for one in groups]
     reward.network.register_forward_hook(lambda _, given, scores: batches.append(len(scores)))
     together = [one.scores for one in reward.score_groups(groups)]
@@ -245,14 +249,14 @@ def test_the_same_question_has_the_same_answer(folder: Path) -> None:
 def test_a_prompt_is_cut_and_padded_to_35_tokens(folder: Path) -> None:
     """[CLS], 33 tokens, [SEP], whatever the tokenizer's file bakes in; short prompts are padded and masked."""
     reward, by_hand, long = ImageReward.load("cpu"), ByHand(folder), "many words " * 9
-    ids, mask = reward.words([long, "a cat"])
+    ids, mask = reward.tokenizer([long, "a cat"])
     assert ids.tolist() == [by_hand.ids(long), by_hand.ids("a cat") + [0] * 29]
     assert mask.tolist() == [[1] * 35, [1] * 6 + [0] * 29]
     baked = Tokenizer.from_file(str(folder / "tokenizer.json"))
     baked.enable_truncation(5)
     baked.enable_padding(length=90)
     baked.save(str(folder / "tokenizer.json"))
-    again = ImageReward.load("cpu").words([long, "a cat"])
+    again = ImageReward.load("cpu").tokenizer([long, "a cat"])
     assert torch.equal(again[0], ids)
     assert torch.equal(again[1], mask)
 
@@ -270,7 +274,7 @@ def test_a_special_token_within_a_prompt_is_content(special: str, folder: Path) 
     reward, by_hand = ImageReward.load("cpu"), ByHand(folder)
     prompt = f"x{special} y"
     expected = by_hand.ids(prompt)
-    (ids,), _ = reward.words([prompt])
+    (ids,), _ = reward.tokenizer([prompt])
     assert ids[: len(expected)].tolist() == expected
     specials = set(range(5)) | {len(by_hand.vocabulary), len(by_hand.vocabulary) + 1}
     assert [at for at, token in enumerate(expected) if token in specials] == [0, len(expected) - 1]
@@ -282,7 +286,11 @@ def test_a_special_token_within_a_prompt_is_content(special: str, folder: Path) 
 def test_an_image_too_thin_is_null_and_the_others_are_scored(folder: Path) -> None:
     """Beyond 200:1 an image gets a reason instead of a score, in its own group, and moves no other's score."""
     reward = ImageReward.load("cpu")
-    groups = [Group(PROMPT, [noise(2, 402), GROUP[0], noise(1, 200)]), Group("x", [noise(402, 2)]), Group("y", GROUP)]
+    groups = [
+        CandidateImages(PROMPT, [noise(2, 402), GROUP[0], noise(1, 200)]),
+        CandidateImages("x", [noise(402, 2)]),
+        CandidateImages("y", GROUP),
+    ]
     first, second, third = reward.score_groups(groups)
     assert [score is None for score in first.scores] == [True, False, False]
     assert first.scores[1] == pytest.approx(scores_of(reward, GROUP[:1])[0], rel=1e-4, abs=1e-5)
@@ -295,7 +303,7 @@ def test_out_of_memory_halves_the_batch_and_says_so(folder: Path) -> None:
     """Same scores in smaller batches, which cross groups; the next starts with what fitted; one image that never fits
     raises."""
     reward, tried, room = ImageReward.load("cpu"), [], 3
-    groups = [Group(PROMPT, GROUP[:2]), Group("a blue square", GROUP)]
+    groups = [CandidateImages(PROMPT, GROUP[:2]), CandidateImages("a blue square", GROUP)]
     expected, roomy = [one.scores for one in reward.score_groups(groups)], reward.network.forward
 
     def cramped(pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
@@ -332,7 +340,7 @@ def test_bfloat16_is_the_default_and_near(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("file", "remedy"),
     [
-        (FILE, f"hf download zai-org/ImageReward {FILE} --local-dir"),
+        (WEIGHTS_FILE, f"hf download zai-org/ImageReward {WEIGHTS_FILE} --local-dir"),
         ("med_config.json", "hf download zai-org/ImageReward med_config.json --local-dir"),
         ("tokenizer.json", "hf download google-bert/bert-base-uncased tokenizer.json --local-dir"),
         ("golden.json", "rewards.imagereward says"),
@@ -357,7 +365,7 @@ def test_without_a_folder_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) 
 def test_weights_may_lie_in_the_hub_s_cache(folder: Path) -> None:
     """What the folder lacks is taken from the local snapshots of its repositories."""
     for repository, names in {
-        "zai-org--ImageReward": [FILE, "med_config.json"],
+        "zai-org--ImageReward": [WEIGHTS_FILE, "med_config.json"],
         "google-bert--bert-base-uncased": ["tokenizer.json"],
     }.items():
         snapshot = folder.parent / f"hub/models--{repository}/snapshots" / ("a" * 40)
@@ -371,7 +379,7 @@ def test_weights_may_lie_in_the_hub_s_cache(folder: Path) -> None:
 
 def test_the_revision_is_that_of_the_weights(folder: Path) -> None:
     """The start of the SHA-256 of the checkpoint, which the hub shows too."""
-    digest = hashlib.sha256((folder / FILE).read_bytes()).hexdigest()[:16]
+    digest = hashlib.sha256((folder / WEIGHTS_FILE).read_bytes()).hexdigest()[:16]
     assert ImageReward.load("cpu").model_revision == f"sha256:{digest}"
 
 
@@ -388,10 +396,10 @@ class Hostile:
 @pytest.mark.parametrize("writer", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
 def test_a_pickle_is_refused_and_never_run(writer: Any, folder: Path, tmp_path: Path) -> None:
     """A file that holds more than tensors stops the start before anything in it runs."""
-    writer({"mlp.layers.0.weight": Hostile(tmp_path / "trace")}, folder / FILE)
+    writer({"mlp.layers.0.weight": Hostile(tmp_path / "trace")}, folder / WEIGHTS_FILE)
     with pytest.raises(ConfigurationError, match="refused") as caught:
         ImageReward.load("cpu")
-    assert str(folder / FILE) in str(caught.value)
+    assert str(folder / WEIGHTS_FILE) in str(caught.value)
     assert not (tmp_path / "trace").exists()
 
 
@@ -415,15 +423,15 @@ def test_weights_that_are_not_its_own_are_refused(wrong: str, name: str, folder:
         elif wrong == "misnamed":
             state |= {name: tensor, f"{name}.more": torch.zeros(3)}
 
-    change(folder / FILE, spoil)
+    change(folder / WEIGHTS_FILE, spoil)
     with pytest.raises(ConfigurationError, match="is not ImageReward") as caught:
         ImageReward.load("cpu")
-    assert str(folder / FILE) in str(caught.value)
+    assert str(folder / WEIGHTS_FILE) in str(caught.value)
 
 
 def test_a_tensor_of_no_part_is_named(folder: Path) -> None:
     """What has no place in the network is not passed over, except what the published file is known to hold."""
-    change(folder / FILE, lambda state: state.update({"blip.itm_head.weight": torch.zeros(2)}))
+    change(folder / WEIGHTS_FILE, lambda state: state.update({"blip.itm_head.weight": torch.zeros(2)}))
     with pytest.raises(ConfigurationError, match=r"unexpected blip\.itm_head\.weight"):
         ImageReward.load("cpu")
 
@@ -432,7 +440,7 @@ def test_what_the_score_does_not_need_may_be_missing(folder: Path) -> None:
     """The two projections and the counter of positions, which a smaller copy of the checkpoint may have dropped."""
     unneeded = ["vision_proj.weight", "vision_proj.bias", "text_proj.weight", "text_proj.bias"]
     unneeded += ["text_encoder.embeddings.position_ids"]
-    change(folder / FILE, lambda state: [state.pop(f"blip.{name}") for name in unneeded])
+    change(folder / WEIGHTS_FILE, lambda state: [state.pop(f"blip.{name}") for name in unneeded])
     check_golden(ImageReward.load("cpu"))
 
 
@@ -445,8 +453,8 @@ def test_what_the_score_does_not_need_may_be_missing(folder: Path) -> None:
         ("tokenizer.json", "{"),
         ("tokenizer.json", '{"version": "1.0"}'),
         ("golden.json", '{"score": NaN}'),
-        (FILE, "Entry not found"),
-        (FILE, ""),
+        (WEIGHTS_FILE, "Entry not found"),
+        (WEIGHTS_FILE, ""),
     ],
 )
 def test_a_damaged_file_is_named(file: str, text: str, folder: Path) -> None:
@@ -460,7 +468,7 @@ def test_a_damaged_file_is_named(file: str, text: str, folder: Path) -> None:
 
 def test_a_checkpoint_cut_short_is_refused(folder: Path) -> None:
     """As a download that broke off leaves it."""
-    (folder / FILE).write_bytes((folder / FILE).read_bytes()[:-1000])
+    (folder / WEIGHTS_FILE).write_bytes((folder / WEIGHTS_FILE).read_bytes()[:-1000])
     with pytest.raises(ConfigurationError, match="is not a whole PyTorch file"):
         ImageReward.load("cpu")
 

@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dipole.tiny.render import EMPTY, Scenes, render
-from dipole.tiny.world import COLOURS, RELATIONS, SHAPES, TAGS, TinyPrompt, prompts
-from dipole_rewards.rewards.shapes import Shapes, judge, see
+from dipole.tiny.render import NO_OBJECT, SceneBatch, render_scenes
+from dipole.tiny.world import COLOURS, RELATIONS, SHAPES, TAGS, TinyPrompt, all_prompts
+from dipole_rewards.rewards.shapes import Shapes, find_objects, score_objects
 
 CENTRES = np.array([(16, 16), (48, 16), (16, 48), (48, 48)], np.float32)
 FIRST = {"left of": (0, 2), "right of": (1, 3), "above": (0, 1), "below": (2, 3)}
@@ -18,7 +18,7 @@ FIRST = {"left of": (0, 2), "right of": (1, 3), "above": (0, 1), "below": (2, 3)
 def draw(chosen: list[TinyPrompt], seed: int = 0) -> np.ndarray:
     """One clean render a prompt, everything that it leaves open drawn at random."""
     rng = np.random.default_rng(seed)
-    shape = np.full((len(chosen), 4), EMPTY)
+    shape = np.full((len(chosen), 4), NO_OBJECT)
     colour = np.zeros((len(chosen), 4), int)
     for b, prompt in enumerate(chosen):
         things = [thing for thing in prompt.metadata["include"] for _ in range(thing["count"])]
@@ -31,25 +31,32 @@ def draw(chosen: list[TinyPrompt], seed: int = 0) -> np.ndarray:
             colour[b, quadrant] = list(COLOURS).index(thing.get("color") or rng.choice(list(COLOURS)))
     jitter = rng.uniform(-4, 4, (2, len(chosen), 4)).astype(np.float32)
     radius = rng.uniform(7.5, 10.5, (len(chosen), 4)).astype(np.float32)
-    return render(Scenes(shape, colour, CENTRES[:, 0] + jitter[0], CENTRES[:, 1] + jitter[1], radius))
+    return render_scenes(SceneBatch(shape, colour, CENTRES[:, 0] + jitter[0], CENTRES[:, 1] + jitter[1], radius))
 
 
 def strict(images: np.ndarray, asked: list[TinyPrompt]) -> np.ndarray:
-    return np.array([judge(see(image), prompt.metadata)[0] for image, prompt in zip(images, asked, strict=True)])
+    return np.array(
+        [score_objects(find_objects(image), prompt.metadata)[0] for image, prompt in zip(images, asked, strict=True)]
+    )
 
 
 @pytest.mark.parametrize("tag", TAGS)
 def test_right_on_clean_renders(tag: str) -> None:
     """At least 98 in 100 clean renders of each category are strictly right, and their grade says so too."""
-    chosen = [prompt for prompt in prompts() if prompt.tag == tag] * 4
+    chosen = [prompt for prompt in all_prompts() if prompt.tag == tag] * 4
     images = draw(chosen)
     assert strict(images, chosen).mean() >= 0.98
-    assert min(judge(see(image), prompt.metadata)[1] for image, prompt in zip(images, chosen, strict=True)) > 0.8
+    assert (
+        min(
+            score_objects(find_objects(image), prompt.metadata)[1] for image, prompt in zip(images, chosen, strict=True)
+        )
+        > 0.8
+    )
 
 
 def test_wrong_on_other_captions() -> None:
     """An image of another prompt is almost never right; with a mirrored relation or swapped colours it never is."""
-    chosen = prompts()
+    chosen = all_prompts()
     images = draw(chosen)
     assert strict(np.roll(images, 37, 0), chosen).mean() < 0.03
     opposite = dict(zip(RELATIONS, ("right of", "left of", "below", "above"), strict=True))
@@ -61,29 +68,33 @@ def test_wrong_on_other_captions() -> None:
             things[0]["color"], things[1]["color"] = things[1]["color"], things[0]["color"]
         else:
             continue
-        assert judge(see(image), {**prompt.metadata, "include": things})[0] == 0
+        assert score_objects(find_objects(image), {**prompt.metadata, "include": things})[0] == 0
 
 
 def test_a_blurred_or_empty_image_scores_less() -> None:
     """The grade moves with quality: clean above smeared above nothing at all."""
-    prompt = next(p for p in prompts() if p.text == "a red circle and a blue square")
+    prompt = next(p for p in all_prompts() if p.text == "a red circle and a blue square")
     image = draw([prompt])[0]
     smeared = np.stack([np.roll(image, shift, 1) for shift in range(-8, 9)]).mean(0).astype(np.uint8)
-    grades = [judge(see(each), prompt.metadata)[1] for each in (image, smeared, np.full_like(image, 235))]
+    grades = [
+        score_objects(find_objects(each), prompt.metadata)[1] for each in (image, smeared, np.full_like(image, 235))
+    ]
     assert grades[0] > grades[1] + 0.1
     assert grades[2] == 0
 
 
 def test_clutter_costs() -> None:
     one, two = (
-        next(p for p in prompts() if p.text == text) for text in ("a red circle", "a red circle and a blue square")
+        next(p for p in all_prompts() if p.text == text) for text in ("a red circle", "a red circle and a blue square")
     )
     image = draw([two])[0]
-    assert judge(see(image), one.metadata)[1] < 0.6 < judge(see(image), two.metadata)[1]
+    assert (
+        score_objects(find_objects(image), one.metadata)[1] < 0.6 < score_objects(find_objects(image), two.metadata)[1]
+    )
 
 
 def test_without_metadata_there_is_no_score_but_a_reason() -> None:
-    scores = Shapes().score(prompt="a red circle", images=[draw([prompts()[0]])[0]], metadata=None)
+    scores = Shapes().score(prompt="a red circle", images=[draw([all_prompts()[0]])[0]], metadata=None)
     assert scores.scores == [None]
     assert scores.errors[0].code == "missing_metadata"
 
@@ -114,7 +125,7 @@ SQUARE = {"class": "square", "color": "red", "count": 1}
 )
 def test_metadata_that_means_nothing_is_named(metadata: dict[str, Any], named: str) -> None:
     """No score and a reason that names the field; the reward itself never fails over what a caller sends."""
-    image = draw([prompts()[0]])[0]
+    image = draw([all_prompts()[0]])[0]
     scores = Shapes().score(prompt="p", images=[image, image], metadata=metadata)
     assert scores.scores == [None, None]
     assert scores.errors[1].code == "bad_metadata"
@@ -137,13 +148,13 @@ def test_a_count_may_be_left_out() -> None:
 def test_no_held_out_scene_is_trained_on() -> None:
     """A prompt and its mirror image are on the same side of the split, and every category has held-out prompts."""
     scenes: dict[str, set[bool]] = {}
-    for prompt in prompts():
+    for prompt in all_prompts():
         things = sorted(f"{t['class']} {t.get('color')} {t['count']}" for t in prompt.metadata["include"])
         relation = prompt.metadata["include"][0].get("position", [None])[0]
         key = f"{prompt.tag} {things}" if relation is None else ""
         scenes.setdefault(key or prompt.text, set()).add(prompt.held_out)
     assert all(len(sides) == 1 for sides in scenes.values())
-    by_text = {prompt.text: prompt.held_out for prompt in prompts()}
+    by_text = {prompt.text: prompt.held_out for prompt in all_prompts()}
     assert by_text["a circle left of a square"] == by_text["a square right of a circle"]
-    assert {prompt.tag for prompt in prompts(held_out=True)} == set(TAGS)
-    assert len(prompts(held_out=True)) >= 100
+    assert {prompt.tag for prompt in all_prompts(held_out=True)} == set(TAGS)
+    assert len(all_prompts(held_out=True)) >= 100

@@ -27,11 +27,11 @@ from torch import Tensor
 from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, Overloaded
 from dipole.protocol.schemas import ItemError
-from dipole.settings import load
+from dipole.settings import load_settings
 from dipole_rewards import tiny_weights
-from dipole_rewards.reward import BatchedReward, Golden, Group, Pixels, Reward, Scores
+from dipole_rewards.reward import BatchedReward, CandidateImages, Golden, Pixels, Reward, Scores
 from dipole_rewards.rewards.clip import Clip
-from dipole_rewards.scoring.batching import Batcher, Bounds
+from dipole_rewards.scoring.batching import Batcher, QueueBounds
 from dipole_rewards.settings import RewardSettings, WeightSettings
 
 from ..conftest import Process
@@ -40,8 +40,8 @@ TIMEOUT_S = 20
 FOREVER_S = 3600.0  # nobody waits so long: what a test sees happened for another reason
 
 
-def group(prompt: str, *values: int) -> Group:
-    return Group(prompt, [np.full((2, 2, 3), value, np.uint8) for value in values], {"of": prompt})
+def group(prompt: str, *values: int) -> CandidateImages:
+    return CandidateImages(prompt, [np.full((2, 2, 3), value, np.uint8) for value in values], {"of": prompt})
 
 
 class Plain(Reward):
@@ -76,16 +76,16 @@ class Merging(Plain):
 
     def score(self, **asked: Any) -> Scores:
         self.calls.append([asked["prompt"]])
-        return self._held([Group(**asked)])[0]
+        return self._held([CandidateImages(**asked)])[0]
 
-    def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+    def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         self.calls.append([one.prompt for one in groups])
         return self.broken(self._held(groups))
 
     def broken(self, answers: list[Scores]) -> list[Scores]:
         return answers
 
-    def _held(self, groups: Sequence[Group]) -> list[Scores]:
+    def _held(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         self.running.set()
         assert self.go_on.wait(TIMEOUT_S)
         return [super(Merging, self).score(prompt=one.prompt, images=one.images, metadata=one.metadata)
@@ -107,7 +107,7 @@ class Split(Merging):
         return [replace(first, scores=[*first.scores, 0.5, 0.5]), *others]
 
 
-Forwards = list[tuple[float, list[Group]]]
+Forwards = list[tuple[float, list[CandidateImages]]]
 
 
 @contextmanager
@@ -116,7 +116,7 @@ def batching(reward: Reward, **bounds: Any) -> Iterator[tuple[Batcher, Forwards]
     forwards: Forwards = []
     batcher = Batcher(
         reward,
-        Bounds(**{"depth": 64, "max_bytes": 2**20, "batch_images": 8, "wait_s": 0.0, **bounds}),
+        QueueBounds(**{"depth": 64, "max_bytes": 2**20, "batch_images": 8, "wait_s": 0.0, **bounds}),
         observe=lambda seconds, groups: forwards.append((seconds, list(groups))),
     )
     try:
@@ -127,11 +127,11 @@ def batching(reward: Reward, **bounds: Any) -> Iterator[tuple[Batcher, Forwards]
         batcher.close()
 
 
-def behind_a_running_one(batcher: Batcher, reward: Merging, groups: Sequence[Group]) -> list[Future[Scores]]:
+def behind_a_running_one(batcher: Batcher, reward: Merging, groups: Sequence[CandidateImages]) -> list[Future[Scores]]:
     """These groups, submitted while the model is held by another: they wait together."""
-    batcher.submit(group("first", 1))
+    batcher.submit_group(group("first", 1))
     assert reward.running.wait(TIMEOUT_S)
-    return [batcher.submit(one) for one in groups]
+    return [batcher.submit_group(one) for one in groups]
 
 
 def prompts_of(forwards: Forwards) -> list[list[str]]:
@@ -145,7 +145,7 @@ def outcome(score: Callable[[], Scores]) -> Scores | str:
         return repr(error)
 
 
-def alone(one: Group) -> Scores | str:
+def alone(one: CandidateImages) -> Scores | str:
     return outcome(lambda: Plain().score(prompt=one.prompt, images=one.images, metadata=one.metadata))
 
 
@@ -163,7 +163,7 @@ some_groups = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(some_groups, st.integers(1, 12), st.sampled_from([Merging, OneLess, Split]))
 def test_what_is_answered_is_what_each_group_alone_is(
-    groups: list[Group], batch_images: int, kind: type[Merging]
+    groups: list[CandidateImages], batch_images: int, kind: type[Merging]
 ) -> None:
     """Scores, parts, errors and usage, exceptions and wrong counts too; also where every merge goes wrong.
 
@@ -223,7 +223,7 @@ def test_a_reward_that_scores_one_group_is_never_asked_for_more() -> None:
             return super().score(**asked)
 
     with batching(Held(), wait_s=FOREVER_S) as (batcher, forwards):
-        answers = [batcher.submit(group(name, 1)) for name in "abc"]
+        answers = [batcher.submit_group(group(name, 1)) for name in "abc"]
         Held.go_on.set()
         for answer in answers:
             answer.result(TIMEOUT_S)
@@ -236,7 +236,7 @@ def test_a_batched_reward_has_one_way_of_scoring() -> None:
     class Lengths(BatchedReward):
         name = "lengths"
 
-        def score_groups(self, groups: Sequence[Group]) -> list[Scores]:
+        def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
             return [Scores([float(len(one.prompt))] * len(one.images)) for one in groups]
 
         def golden(self) -> Golden:
@@ -253,10 +253,10 @@ def test_a_small_group_waits_for_company_until_half_a_batch_is_there() -> None:
     reward = Merging()
     reward.go_on.set()
     with batching(reward, wait_s=FOREVER_S) as (batcher, _):
-        answers = [batcher.submit(group(name, 1)) for name in "abc"]
-        assert batcher.waiting == 3
+        answers = [batcher.submit_group(group(name, 1)) for name in "abc"]
+        assert batcher.queue_length == 3
         assert not reward.running.is_set()
-        answers.append(batcher.submit(group("d", 1)))
+        answers.append(batcher.submit_group(group("d", 1)))
         for answer in answers:
             answer.result(TIMEOUT_S)
     assert reward.calls == [["a", "b", "c", "d"]]
@@ -268,7 +268,7 @@ def test_a_group_that_is_a_batch_does_not_wait() -> None:
     reward.go_on.set()
     with batching(reward, wait_s=FOREVER_S) as (batcher, _):
         for size in (4, 9):
-            batcher.submit(group("full", *range(size))).result(TIMEOUT_S)
+            batcher.submit_group(group("full", *range(size))).result(TIMEOUT_S)
     assert reward.calls == [["full"], ["full"]]
 
 
@@ -278,7 +278,7 @@ def test_a_wait_ends_after_its_time() -> None:
     reward.go_on.set()
     with batching(reward, wait_s=0.2) as (batcher, _):
         began = time.monotonic()
-        batcher.submit(group("a", 1)).result(TIMEOUT_S)
+        batcher.submit_group(group("a", 1)).result(TIMEOUT_S)
         assert time.monotonic() - began >= 0.2
 
 
@@ -287,16 +287,16 @@ def test_a_wait_that_no_thread_can_keep_is_refused(milliseconds: str, monkeypatc
     """It would end the reward's thread, and a ready service would answer nothing any more."""
     monkeypatch.setenv("DIPOLE_REWARD_BATCH_WAIT_MS", milliseconds)
     with pytest.raises(ConfigurationError, match="DIPOLE_REWARD_BATCH_WAIT_MS"):
-        load(RewardSettings, reward="any:Reward")
+        load_settings(RewardSettings, reward="any:Reward")
 
 
 def test_time_behind_a_running_forward_is_time_waited() -> None:
     """A group that has waited for the model as long as it may for company is scored as soon as the model is free."""
     reward, wait_s = Merging(), 1.5
     with batching(reward, wait_s=wait_s) as (batcher, _):
-        batcher.submit(group("half a batch", 1, 2, 3, 4))
+        batcher.submit_group(group("half a batch", 1, 2, 3, 4))
         assert reward.running.wait(TIMEOUT_S)
-        late = batcher.submit(group("late", 1))
+        late = batcher.submit_group(group("late", 1))
         time.sleep(wait_s)
         free = time.monotonic()
         reward.go_on.set()
@@ -313,9 +313,9 @@ def test_who_gives_up_is_never_scored_and_takes_no_place() -> None:
     with batching(reward, depth=3, max_bytes=36) as (batcher, _):
         first, gone, last = behind_a_running_one(batcher, reward, [group(name, 1) for name in ("a", "gone", "b")])
         with pytest.raises(Overloaded):
-            batcher.submit(group("c", 1))
+            batcher.submit_group(group("c", 1))
         assert gone.cancel()
-        instead = batcher.submit(group("c", 1))
+        instead = batcher.submit_group(group("c", 1))
         reward.go_on.set()
         for answer in (first, last, instead):
             answer.result(TIMEOUT_S)
@@ -326,12 +326,12 @@ def test_a_running_forward_cannot_be_given_up() -> None:
     """Cancelling says so, for every group of the forward; all are answered, and the thread lives on."""
     reward = Merging()
     with batching(reward, batch_images=4, wait_s=FOREVER_S) as (batcher, _):
-        answers = [batcher.submit(group(name, 1)) for name in "ab"]
+        answers = [batcher.submit_group(group(name, 1)) for name in "ab"]
         assert reward.running.wait(TIMEOUT_S)
         assert [answer.cancel() for answer in answers] == [False, False]
         reward.go_on.set()
         assert [answer.result(TIMEOUT_S).scores for answer in answers] == [[1.01], [1.01]]
-        batcher.submit(group("c", 1, 2)).result(TIMEOUT_S)
+        batcher.submit_group(group("c", 1, 2)).result(TIMEOUT_S)
     assert reward.calls == [["a", "b"], ["c"]]
 
 
@@ -342,7 +342,7 @@ def test_a_queue_of_groups_that_were_given_up_is_passed_over() -> None:
         for answer in behind_a_running_one(batcher, reward, [group(name, 1) for name in "ab"]):
             assert answer.cancel()
         reward.go_on.set()
-        batcher.submit(group("c", 1)).result(TIMEOUT_S)
+        batcher.submit_group(group("c", 1)).result(TIMEOUT_S)
     assert reward.calls == [["first"], ["c"]]
 
 
@@ -353,12 +353,12 @@ def test_past_its_bounds_the_caller_is_told_when_to_come_back(bounds: dict[str, 
     with batching(reward, **bounds) as (batcher, _):
         waiting = behind_a_running_one(batcher, reward, [group(name, 1) for name in "ab"])
         with pytest.raises(Overloaded, match="2 groups are waiting") as caught:
-            batcher.submit(group("c", 1))
+            batcher.submit_group(group("c", 1))
         assert caught.value.retry_after >= 1
         reward.go_on.set()
         for answer in waiting:
             answer.result(TIMEOUT_S)
-        batcher.submit(group("large", *range(9))).result(TIMEOUT_S)
+        batcher.submit_group(group("large", *range(9))).result(TIMEOUT_S)
 
 
 def test_retry_after_is_the_time_that_half_the_queue_takes() -> None:
@@ -383,14 +383,14 @@ def test_close_cancels_what_waits_and_lets_the_running_forward_end() -> None:
     """Whoever waits is told at once, the running group is answered, its thread ends, and nothing more is taken."""
     reward = Merging()
     with batching(reward) as (batcher, _):
-        running = batcher.submit(group("first", 1))
+        running = batcher.submit_group(group("first", 1))
         assert reward.running.wait(TIMEOUT_S)
-        waiting = batcher.submit(group("a", 1))
+        waiting = batcher.submit_group(group("a", 1))
         batcher.close()
         with pytest.raises(CancelledError):
             waiting.result(TIMEOUT_S)
         with pytest.raises(Overloaded, match="stopping"):
-            batcher.submit(group("b", 1))
+            batcher.submit_group(group("b", 1))
         reward.go_on.set()
         assert running.result(TIMEOUT_S).scores == [1.05]
     for thread in threading.enumerate():
@@ -420,10 +420,10 @@ def test_a_reward_that_waits_for_others_scores_as_many_groups_at_a_time_as_it_sa
             return super().score(**asked)
 
     with batching(Judge()) as (batcher, _):
-        answers = [batcher.submit(group(name, 1)) for name in "abcdef"]
+        answers = [batcher.submit_group(group(name, 1)) for name in "abcdef"]
         for waiting in (3, 0):
             Judge.meeting.wait()  # three are inside, and this thread
-            assert batcher.waiting == waiting
+            assert batcher.queue_length == waiting
             Judge.meeting.wait()
         assert [answer.result(TIMEOUT_S).scores for answer in answers] == [[1.01]] * 6
     assert Judge.most == 3
@@ -434,7 +434,7 @@ def test_a_reward_that_waits_for_others_scores_as_many_groups_at_a_time_as_it_sa
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_weights.write(tmp_path_factory.mktemp("clip"), "clip")
+    return tiny_weights.write_weights(tmp_path_factory.mktemp("clip"), "clip")
 
 
 def pictures(count: int) -> list[Pixels]:
@@ -443,10 +443,10 @@ def pictures(count: int) -> list[Pixels]:
 
 def test_a_merged_forward_without_room_is_halved(folder: Path) -> None:
     """Six images of three groups, room for two: the same scores in pieces that fit, and no group by itself."""
-    reward, sizes = Clip.open(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu"), []
-    groups = [Group(prompt, pictures(6)[n : n + 2]) for n, prompt in enumerate(("red", "a blue one", "red"))]
+    reward, sizes = Clip.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu"), []
+    groups = [CandidateImages(prompt, pictures(6)[n : n + 2]) for n, prompt in enumerate(("red", "a blue one", "red"))]
     expected = [reward.score(prompt=one.prompt, images=one.images, metadata=None) for one in groups]
-    roomy = reward.encoder.images
+    roomy = reward.encoder.encode_images
 
     def cramped(pixels: Tensor) -> Tensor:
         sizes.append(len(pixels))
@@ -454,9 +454,9 @@ def test_a_merged_forward_without_room_is_halved(folder: Path) -> None:
             raise torch.OutOfMemoryError("no room")
         return roomy(pixels)
 
-    reward.encoder.images = cramped  # type: ignore[method-assign]
+    reward.encoder.encode_images = cramped  # type: ignore[method-assign]
     with batching(reward, batch_images=12, wait_s=FOREVER_S) as (batcher, forwards):
-        answers = [batcher.submit(one) for one in groups]
+        answers = [batcher.submit_group(one) for one in groups]
         scores = [answer.result(TIMEOUT_S).scores for answer in answers]
     assert scores == [pytest.approx(one.scores, abs=1e-5) for one in expected]
     assert sizes == [6, 3, 1, 1, 1, 1, 1, 1]
@@ -479,7 +479,7 @@ def counted(url: str, metric: str) -> float:
 
 def test_concurrent_requests_over_http_share_forwards(served: str, folder: Path) -> None:
     """Eight callers with an image each: fewer than eight forwards, and each gets the score that it gets alone."""
-    reward = Clip.open(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    reward = Clip.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
     asked = [(f"prompt {'x' * n}", image) for n, image in enumerate(pictures(8))]
     expected = [reward.score(prompt=prompt, images=[image], metadata=None).scores[0] for prompt, image in asked]
 

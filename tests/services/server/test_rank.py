@@ -464,6 +464,6 @@ async def test_the_documents_are_true(serve: Any) -> None:
 
 def test_the_digest_of_a_key_is_not_the_key() -> None:
     """What is compared is a SHA-256."""
-    from dipole.web.auth import key_digest
+    from dipole.web.auth import hash_key
 
-    assert key_digest("abc") == hashlib.sha256(b"abc").hexdigest()
+    assert hash_key("abc") == hashlib.sha256(b"abc").hexdigest()

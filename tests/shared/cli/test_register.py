@@ -14,7 +14,7 @@ from pydantic import SecretStr
 from typer.testing import CliRunner
 
 from dipole.cli import app
-from dipole.client.trainer_api import Api
+from dipole.client.trainer_api import TrainerApi
 from dipole.settings import ApiSettings
 from dipole_trainer.api.app import create_app
 
@@ -49,7 +49,7 @@ def test_endpoints_are_registered_with_their_key_and_again_without_harm(api_url:
             app, [*words, "--api", api_url, "--key", KEY, "--reward-key", "secret-of-the-rewards"]
         )
         assert done.exit_code == 0, done.output
-    with Api(api_url, KEY) as api:
+    with TrainerApi(api_url, KEY) as api:
         found = {each["name"]: (each["url"], each["has_key"]) for each in api.get("/v1/rewards")["data"]}
     assert found == {"shapes": ("http://127.0.0.1:8401", True), "other": ("http://localhost:8402", True)}
 
@@ -75,7 +75,7 @@ def test_a_kind_is_registered_with_its_options(api_url: str) -> None:
     done = CliRunner().invoke(app, [*words, "--option", "model=a=b", "--option", "max_candidates=8", *reached])
     assert done.exit_code == 0, done.output
     assert "judge is at https://127.0.0.1:8000 (vllm-score): registered" in done.output
-    with Api(api_url, KEY) as api:
+    with TrainerApi(api_url, KEY) as api:
         found = api.get("/v1/rewards/judge")
     assert (found["kind"], found["options"], found["tls"]) == (
         "vllm-score", {"model": "a=b", "max_candidates": 8}, "lan",
@@ -104,7 +104,7 @@ def test_a_file_is_applied_and_what_changed_is_told(
     first = apply(2)
     assert "a is at http://127.0.0.1:1 (dipole): registered" in first
     assert "left as they are" not in first
-    with Api(api_url, KEY) as api:
+    with TrainerApi(api_url, KEY) as api:
         api.post("/v1/rewards", {"name": "other", "url": "http://127.0.0.1:9"})
         assert api.get("/v1/rewards/a")["has_key"]
     assert apply(2).count(": unchanged") == 2

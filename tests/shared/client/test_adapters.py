@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from dipole.client.adapters import Kind
+from dipole.client.adapters import EndpointKind
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
@@ -27,7 +27,7 @@ from dipole.protocol.schemas import Ranking
 IMAGES = [np.full((6, 4, 3), 50 * index, np.uint8) for index in range(3)]
 KEY = "a-key/of-enough-letters"
 Body = Callable[[dict[str, Any]], Any]
-OPTIONS: dict[Kind, dict[str, Any]] = {
+OPTIONS: dict[EndpointKind, dict[str, Any]] = {
     "vllm-score": {"model": "judge-2b", "revision": "r7"},
     "unirl-score": {"reward": "hpsv3", "revision": "r7"},
 }
@@ -103,12 +103,12 @@ PAGES = {
     "/v1/models": {"object": "list", "data": [{"id": "judge-2b", "object": "model", "owned_by": "vllm"}]},
     "/rewards": {"rewards": ["clip", "hpsv3"]},
 }
-SCORES: dict[Kind, Callable[..., Body]] = {"vllm-score": vllm, "unirl-score": unirl}
-KINDS: list[Kind] = ["vllm-score", "unirl-score"]
+SCORES: dict[EndpointKind, Callable[..., Body]] = {"vllm-score": vllm, "unirl-score": unirl}
+KINDS: list[EndpointKind] = ["vllm-score", "unirl-score"]
 
 
 def ask(
-    kind: Kind, score: Body, options: dict[str, Any] | None = None, **server: Any
+    kind: EndpointKind, score: Body, options: dict[str, Any] | None = None, **server: Any
 ) -> tuple[Ranking, list[tuple[str, dict[str, str], Any]]]:
     chosen = OPTIONS[kind] if options is None else options
     client: dict[str, Any] = {name: server.pop(name) for name in ("breaker", "max_answer_bytes") if name in server}
@@ -119,7 +119,7 @@ def ask(
     return ranking, running.asked
 
 
-def refused(kind: Kind, score: Body, **server: Any) -> EndpointError:
+def refused(kind: EndpointKind, score: Body, **server: Any) -> EndpointError:
     with pytest.raises(EndpointError) as caught:
         ask(kind, score, **server)
     return caught.value
@@ -129,7 +129,7 @@ def refused(kind: Kind, score: Body, **server: Any) -> EndpointError:
 
 
 def sent(png: str) -> np.ndarray[Any, Any]:
-    return images.decode(base64.b64decode(png), "image/png")
+    return images.decode_image(base64.b64decode(png), "image/png")
 
 
 def test_vllm_gets_one_query_and_k_documents_and_its_scores_become_a_ranking() -> None:
@@ -216,7 +216,7 @@ def test_without_a_registered_model_vllm_is_asked_for_its_first() -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_bound_on_candidates_is_kept_before_anything_is_sent(kind: Kind) -> None:
+def test_a_bound_on_candidates_is_kept_before_anything_is_sent(kind: EndpointKind) -> None:
     """options.max_candidates is the endpoint's: more are too_large, and no POST is made."""
     with serving(Server(SCORES[kind]([1, 2, 3]), pages=PAGES)) as running:
         endpoint = Endpoint(url=running.url, kind=kind, options={**OPTIONS[kind], "max_candidates": 2})
@@ -229,7 +229,7 @@ def test_a_bound_on_candidates_is_kept_before_anything_is_sent(kind: Kind) -> No
 # ---- what is wrong ----------------------------------------------------------------------------------------------
 
 RIGHT = vllm([1, 2, 3])({})["data"]
-WRONG: list[tuple[str, Kind, Body, str]] = [
+WRONG: list[tuple[str, EndpointKind, Body, str]] = [
     ("too few", "vllm-score", vllm([1, 2]), "invalid_response"),
     ("too many", "vllm-score", vllm([1, 2, 3, 4]), "invalid_response"),
     ("index twice", "vllm-score", vllm([], data=[RIGHT[0], RIGHT[1], RIGHT[1]]), "invalid_response"),
@@ -263,7 +263,7 @@ WRONG: list[tuple[str, Kind, Body, str]] = [
 @pytest.mark.parametrize(
     ("kind", "score", "code"), [row[1:] for row in WRONG], ids=[f"{kind}: {what}" for what, kind, *_ in WRONG]
 )
-def test_whatever_is_not_a_score_of_each_image_in_order_is_refused(kind: Kind, score: Body, code: str) -> None:
+def test_whatever_is_not_a_score_of_each_image_in_order_is_refused(kind: EndpointKind, score: Body, code: str) -> None:
     """One attempt, a code, and no number made up; only what is not finite leaves the endpoint's circuit alone."""
     breaker = CircuitBreaker(failures=1, cool_off_s=60)
     error = refused(kind, score, breaker=breaker)
@@ -273,7 +273,7 @@ def test_whatever_is_not_a_score_of_each_image_in_order_is_refused(kind: Kind, s
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_html_and_huge_answers_and_other_states_are_refused(kind: Kind) -> None:
+def test_html_and_huge_answers_and_other_states_are_refused(kind: EndpointKind) -> None:
     """The same bounds as for Dipole's own protocol: type, size, JSON, status."""
     fine = SCORES[kind]([1, 2, 3])
     assert refused(kind, lambda _: b"<h1>hello</h1>", content_type="text/html").code == "invalid_response"
@@ -335,7 +335,7 @@ def test_a_passing_failure_is_tried_again() -> None:
 def test_a_wrong_description_names_its_field(values: dict[str, Any], field: str) -> None:
     """What a kind does not take, what it needs, names that could leave their folder, certificates without https."""
     with pytest.raises(InvalidInput) as caught:
-        Endpoint.described({"url": "http://127.0.0.1:1", **values})
+        Endpoint.from_values({"url": "http://127.0.0.1:1", **values})
     assert caught.value.field == field
     assert field.rpartition(".")[2] in str(caught.value)
     with pytest.raises(ValidationError):

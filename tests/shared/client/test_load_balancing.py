@@ -1,4 +1,4 @@
-"""Replicas: requests go to the least busy copy of an endpoint, over real sockets on loopback addresses."""
+"""LeastBusyTransport: requests go to the least busy copy of an endpoint, over real sockets on loopback addresses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import httpx
 import pytest
 import trustme
 
-from dipole.client.load_balancing import NoNameServer, Replicas, addresses
+from dipole.client.load_balancing import LeastBusyTransport, NameServerUnavailable, resolve_host
 from dipole.client.rank_client import RankClient
 
 
@@ -69,7 +69,7 @@ def start() -> Iterator[Callable[..., list[Copy]]]:
 def client(copies: int, **options: object) -> httpx.Client:
     """Asks `reward`, which stands for so many addresses."""
     found = [f"127.0.0.{n}" for n in range(1, copies + 1)]
-    transport = Replicas(httpx.HTTPTransport(**options), resolve=lambda _: found)  # type: ignore[arg-type]
+    transport = LeastBusyTransport(httpx.HTTPTransport(**options), resolve=lambda _: found)  # type: ignore[arg-type]
     return httpx.Client(transport=transport, trust_env=False)
 
 
@@ -126,9 +126,9 @@ def test_the_certificate_is_of_the_name(start: Callable[..., list[Copy]]) -> Non
 def test_the_ranking_client_uses_them() -> None:
     """A RankClient spreads by itself, and literal addresses stand for themselves."""
     with RankClient("http://127.0.0.1:1") as ranks:
-        assert isinstance(ranks._connection.http._transport, Replicas)
-    assert addresses("127.0.0.1") == ["127.0.0.1"]
-    assert addresses("::1") == ["::1"]
+        assert isinstance(ranks._connection.http._transport, LeastBusyTransport)
+    assert resolve_host("127.0.0.1") == ["127.0.0.1"]
+    assert resolve_host("::1") == ["::1"]
 
 
 def test_copies_that_do_not_answer_share_one_deadline() -> None:
@@ -141,7 +141,7 @@ def test_copies_that_do_not_answer_share_one_deadline() -> None:
             time.sleep(tried[-1])
             raise httpx.ConnectTimeout("nobody")
 
-    transport = Replicas(Swallows(), resolve=lambda _: [f"127.0.0.{n}" for n in (1, 2, 3, 4)])
+    transport = LeastBusyTransport(Swallows(), resolve=lambda _: [f"127.0.0.{n}" for n in (1, 2, 3, 4)])
     began = time.monotonic()
     with httpx.Client(transport=transport) as http, pytest.raises(httpx.ConnectTimeout):
         http.get("http://reward/", timeout=httpx.Timeout(0.5, connect=0.3))
@@ -152,7 +152,7 @@ def test_copies_that_do_not_answer_share_one_deadline() -> None:
 
 def test_name_servers_that_are_away_cost_nothing(start: Callable[..., list[Copy]]) -> None:
     """While they are, what a name stood for is asked on; a name that is gone is an error."""
-    copies, says = start(1), [NoNameServer("try again"), httpx.ConnectError("no such name")]
+    copies, says = start(1), [NameServerUnavailable("try again"), httpx.ConnectError("no such name")]
     found: list[Exception] = []
 
     def resolve(_: str) -> list[str]:
@@ -160,7 +160,10 @@ def test_name_servers_that_are_away_cost_nothing(start: Callable[..., list[Copy]
             raise found[0]
         return ["127.0.0.1"]
 
-    url, transport = f"http://reward:{copies[0].port}/", Replicas(httpx.HTTPTransport(), resolve=resolve, look_s=0)
+    url, transport = (
+        f"http://reward:{copies[0].port}/",
+        LeastBusyTransport(httpx.HTTPTransport(), resolve=resolve, resolve_interval_s=0),
+    )
     with httpx.Client(transport=transport, trust_env=False) as http:
         assert http.get(url).text == "127.0.0.1"
         found.append(says[0])

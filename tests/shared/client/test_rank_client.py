@@ -96,7 +96,7 @@ def test_the_fast_lane_sends_npy_parts() -> None:
     assert request["metadata"] == {"tag": "x"}
     assert [candidate["id"] for candidate in request["candidates"]] == ["c0", "c1", "c2"]
     for index, sent in enumerate(IMAGES):
-        assert np.array_equal(images.decode(files[f"c{index}".encode()], images.NPY), sent)
+        assert np.array_equal(images.decode_image(files[f"c{index}".encode()], images.NPY), sent)
 
 
 @pytest.mark.parametrize("info", [{"multipart": False}, {"media_types": ["image/png"]}])
@@ -107,8 +107,8 @@ def test_other_endpoints_get_json_with_png(info: dict[str, Any]) -> None:
         client.rank("p", [images.encode_npy(IMAGES[0]), *IMAGES[1:]])
     candidates = json.loads(fake.seen[0].content)["candidates"]
     for candidate, sent in zip(candidates, IMAGES, strict=True):
-        data = images.from_base64(candidate["image"]["data"])
-        assert np.array_equal(images.decode(data, "image/png"), sent)
+        data = images.decode_base64(candidate["image"]["data"])
+        assert np.array_equal(images.decode_image(data, "image/png"), sent)
 
 
 def test_nulls_come_through_as_nulls() -> None:
@@ -235,7 +235,7 @@ def test_an_endpoint_that_keeps_failing_is_left_alone() -> None:
 def test_an_open_circuit_is_waited_for_when_the_deadline_allows() -> None:
     """A call with time left sleeps through the cool-off, probes, and gets its ranking."""
     breaker = CircuitBreaker(failures=1, cool_off_s=0.4)
-    breaker.failed()
+    breaker.record_failure()
     assert rank(Fake(ok()), breaker=breaker) == [0.0, 0.1, 0.2]
     assert str(breaker.state) == "closed"
 
@@ -422,7 +422,7 @@ def test_headers_that_trickle_end_with_the_deadline() -> None:
             connection.sendall(b"a")
             time.sleep(0.05)
 
-    for ask in (lambda c: c.rank("p", IMAGES, deadline_s=0.5), lambda c: c.ready(deadline_s=0.5)):
+    for ask in (lambda c: c.rank("p", IMAGES, deadline_s=0.5), lambda c: c.probe_readiness(deadline_s=0.5)):
         with raw_server(trickle) as url, RankClient(url) as client:
             began = time.monotonic()
             with pytest.raises(RewardError) as caught:

@@ -24,7 +24,7 @@ def test_the_example_is_one_and_names_its_secrets_only() -> None:
     """examples/rewards.toml reads, with keys from the environment; nothing in it or of it shows them."""
     path = ROOT / "examples/rewards.toml"
     keys = {"HPSV3_KEY": "key-of-hpsv3-1234", "JUDGE_KEY": "key-of-judge-1234"}
-    found = rewards_file.read(path, keys)
+    found = rewards_file.read_rewards_file(path, keys)
     assert {name: (each.endpoint.kind, each.endpoint.tls) for name, each in found.items()} == {
         "hpsv3": ("dipole", None),
         "judge": ("vllm-score", None),
@@ -63,11 +63,11 @@ def test_a_wrong_file_names_entry_field_and_fix(tmp_path: Path, text: str, said:
     """And never the secret."""
     path = written(tmp_path, text)
     with pytest.raises(ConfigurationError, match=said) as caught:
-        rewards_file.read(path, {"BROKEN": "secret-text\n"})
+        rewards_file.read_rewards_file(path, {"BROKEN": "secret-text\n"})
     assert str(path) in str(caught.value)
     assert "secret-text" not in str(caught.value)
 
 
 def test_a_file_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=f"nowhere.toml: {os.strerror(2)}"):
-        rewards_file.read(tmp_path / "nowhere.toml")
+        rewards_file.read_rewards_file(tmp_path / "nowhere.toml")

@@ -79,12 +79,12 @@ def folder(at: Path, ca: trustme.CA | None, client: trustme.LeafCert | None, *, 
     credential = at / "team-go"
     credential.mkdir(parents=True)
     if ca is not None:
-        ca.cert_pem.write_to_path(credential / tls.CA)
+        ca.cert_pem.write_to_path(credential / tls.CA_FILE)
     if client is not None:
         whole = client.private_key_and_cert_chain_pem if inside else client.cert_chain_pems[0]
-        whole.write_to_path(credential / tls.CLIENT)
+        whole.write_to_path(credential / tls.CLIENT_CERTIFICATE_FILE)
         if not inside:
-            client.private_key_pem.write_to_path(credential / tls.KEY)
+            client.private_key_pem.write_to_path(credential / tls.CLIENT_KEY_FILE)
     return at
 
 
@@ -133,10 +133,10 @@ def test_names_and_authorities_are_always_verified(tmp_path: Path, authority: tr
     """Whatever the folder holds, the certificate must be of a believed authority and for the host in the URL."""
     client = authority.issue_cert("trainer")
     for ca, own in ((authority, None), (None, client), (authority, client)):
-        made = tls.context("team-go", folder(tmp_path / f"{ca is None}-{own is None}", ca, own))
+        made = tls.ssl_context("team-go", folder(tmp_path / f"{ca is None}-{own is None}", ca, own))
         assert isinstance(made, ssl.SSLContext)
         assert (made.check_hostname, made.verify_mode) == (True, ssl.CERT_REQUIRED)
-    assert tls.context(None, tmp_path) is True
+    assert tls.ssl_context(None, tmp_path) is True
 
 
 @pytest.mark.parametrize(
@@ -144,9 +144,9 @@ def test_names_and_authorities_are_always_verified(tmp_path: Path, authority: tr
     [
         (None, "there is no folder .*/team-go"),
         ([], "/team-go holds neither ca.pem nor client.pem"),
-        ([tls.KEY], "/team-go holds client.key, but no client.pem"),
-        ([tls.CA, tls.KEY], "/team-go holds client.key, but no client.pem"),
-        ([tls.CLIENT], "client.pem holds no key, and .*/team-go/client.key is missing"),
+        ([tls.CLIENT_KEY_FILE], "/team-go holds client.key, but no client.pem"),
+        ([tls.CA_FILE, tls.CLIENT_KEY_FILE], "/team-go holds client.key, but no client.pem"),
+        ([tls.CLIENT_CERTIFICATE_FILE], "client.pem holds no key, and .*/team-go/client.key is missing"),
         (["nonsense"], "ca.pem holds no certificates"),
         (["stranger"], "client.pem and client.key do not belong together"),
         (["locked"], "client.key is encrypted"),
@@ -158,20 +158,20 @@ def test_what_is_missing_is_named(tmp_path: Path, authority: trustme.CA, made: l
     if made is not None:
         client = authority.issue_cert("trainer")
         credential = folder(tmp_path, authority, client) / "team-go"
-        for name in (tls.CA, tls.CLIENT, tls.KEY):
+        for name in (tls.CA_FILE, tls.CLIENT_CERTIFICATE_FILE, tls.CLIENT_KEY_FILE):
             if made and made[0] in ("stranger", "locked"):
                 continue
             if name not in made:
                 (credential / name).unlink()
         if made == ["nonsense"]:
-            (credential / tls.CA).write_text("hello")
+            (credential / tls.CA_FILE).write_text("hello")
         elif made == ["stranger"]:
-            authority.issue_cert("other").private_key_pem.write_to_path(credential / tls.KEY)
+            authority.issue_cert("other").private_key_pem.write_to_path(credential / tls.CLIENT_KEY_FILE)
         elif made == ["locked"]:
             key = serialization.load_pem_private_key(client.private_key_pem.bytes(), None)
             locked = serialization.BestAvailableEncryption(b"password")
             pem = serialization.PrivateFormat.PKCS8
-            (credential / tls.KEY).write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, locked))
+            (credential / tls.CLIENT_KEY_FILE).write_bytes(key.private_bytes(serialization.Encoding.PEM, pem, locked))
     with pytest.raises(ConfigurationError, match=said):
         RankClient(Endpoint(url="https://127.0.0.1:1", tls="team-go"), tls_dir=tmp_path)
     with pytest.raises(ConfigurationError, match="set DIPOLE_TLS_DIR"):
@@ -181,9 +181,9 @@ def test_what_is_missing_is_named(tmp_path: Path, authority: trustme.CA, made: l
 def test_renewed_certificates_are_noticed(tmp_path: Path, authority: trustme.CA) -> None:
     """The stamp changes with a file, so that a lane makes a new client; without a name there is none."""
     tls_dir = folder(tmp_path, authority, authority.issue_cert("trainer"))
-    before = tls.stamp("team-go", tls_dir)
-    assert before == tls.stamp("team-go", tls_dir)
+    before = tls.certificates_stamp("team-go", tls_dir)
+    assert before == tls.certificates_stamp("team-go", tls_dir)
     with contextlib.suppress(FileNotFoundError):
-        (tls_dir / "team-go" / tls.KEY).unlink()
-    assert tls.stamp("team-go", tls_dir) != before
-    assert tls.stamp(None, tls_dir) == ()
+        (tls_dir / "team-go" / tls.CLIENT_KEY_FILE).unlink()
+    assert tls.certificates_stamp("team-go", tls_dir) != before
+    assert tls.certificates_stamp(None, tls_dir) == ()

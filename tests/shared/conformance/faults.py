@@ -56,14 +56,14 @@ def mended(asked: Asked, is_bad: Callable[[str], bool]) -> Asked:
     """The request with a good image wherever the data is bad."""
     if not asked.ranks or not asked.candidates():
         return asked
-    good = inputs.described(inputs.swatch())
+    good = inputs.image_part(inputs.make_swatch())
     listed = [{**one, "image": good} if is_bad(str(one["image"].get("data"))) else one for one in asked.candidates()]
     return replace(asked, body=json.dumps({**asked.json, "candidates": listed}).encode())
 
 
 def is_corrupt(data: str) -> bool:
     try:
-        images.decode(base64.b64decode(data, validate=True), "image/png")
+        images.decode_image(base64.b64decode(data, validate=True), "image/png")
     except ValueError:
         return True
     return False
@@ -71,7 +71,7 @@ def is_corrupt(data: str) -> bool:
 
 def is_large(data: str) -> bool:
     try:
-        images.measure(base64.b64decode(data), "image/png", max_pixels=MAX_PIXELS)
+        images.measure_image(base64.b64decode(data), "image/png", max_pixels=MAX_PIXELS)
     except images.TooLarge:
         return True
     except ValueError:

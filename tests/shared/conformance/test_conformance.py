@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from dipole import conformance
 from dipole.cli.rewards import app as rewards_cli
-from dipole.conformance.checks import CHECKS, Result
+from dipole.conformance.checks import CHECKS, CheckResult
 from dipole.errors import InvalidInput
 
 from . import bent_server, right_servers
@@ -40,15 +40,15 @@ def server(started: Server) -> Iterator[Server]:
     started[1].bend, started[1].patient = bent_server.straight, False
 
 
-def check(server: Server, bend: Bend, *only: str, strict: bool = True, timeout_s: float = 10) -> dict[str, Result]:
+def check(server: Server, bend: Bend, *only: str, strict: bool = True, timeout_s: float = 10) -> dict[str, CheckResult]:
     """The results by name of every check, or `only` of these."""
     server[1].bend = bend
-    results = conformance.run(server[0], key=KEY, timeout_s=timeout_s, only=only, strict=strict)
+    results = conformance.run_checks(server[0], key=KEY, timeout_s=timeout_s, only=only, strict=strict)
     assert len(results) == (len(only) or len(CHECKS))
     return {result.name: result for result in results}
 
 
-def named(results: dict[str, Result], outcome: str) -> dict[str, str]:
+def named(results: dict[str, CheckResult], outcome: str) -> dict[str, str]:
     """What the checks with this outcome say."""
     return {name: result.message for name, result in results.items() if result.outcome == outcome}
 
@@ -94,7 +94,7 @@ def test_a_reward_that_needs_metadata_is_given_some(server: Server) -> None:
     assert (
         "give --metadata" in named(check(server, right_servers.needs_metadata, *QUICK), "skipped")["scores_something"]
     )
-    results = conformance.run(server[0], key=KEY, metadata={"include": [{"class": "dog"}]}, only=QUICK)
+    results = conformance.run_checks(server[0], key=KEY, metadata={"include": [{"class": "dog"}]}, only=QUICK)
     assert {result.outcome for result in results} == {"passed"}
 
 
@@ -127,7 +127,7 @@ def test_an_endpoint_that_hangs_costs_a_few_timeouts(server: Server) -> None:
         return await forward(asked)
 
     found = [result.outcome for result in check(server, hang, timeout_s=0.2).values()]
-    assert found.count("failed") == conformance.PATIENCE
+    assert found.count("failed") == conformance.MAX_UNREACHABLE
     assert "passed" not in found
 
 
@@ -152,7 +152,7 @@ def test_the_command_warns_and_exits_with_0(server: Server, tmp_path: Path) -> N
 def test_the_key_is_not_told(server: Server) -> None:
     """An endpoint that quotes what it was sent does not bring the key into a report that CI keeps."""
     server[1].bend = bent_server.to("/v1/rank", bent_server.reply(f"Bearer {KEY}".encode(), 500))
-    (result,) = conformance.run(server[0], key=KEY, only=["ranks_json"])
+    (result,) = conformance.run_checks(server[0], key=KEY, only=["ranks_json"])
     assert "Bearer (the key)" in result.message
 
 
@@ -193,15 +193,15 @@ def test_the_command_exits_with_1_and_writes_junit(tmp_path: Path) -> None:
     assert "FAILED" in outcome.output
     suite = ElementTree.parse(junit).getroot()
     assert int(suite.attrib["tests"]) == len(CHECKS)
-    assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) == conformance.PATIENCE
+    assert int(suite.attrib["failures"]) == len(suite.findall("testcase/failure")) == conformance.MAX_UNREACHABLE
 
 
 def test_what_cannot_be_run_is_told_in_a_sentence() -> None:
     """A check that does not exist is answered with those that do; a URL and metadata must be such."""
     with pytest.raises(InvalidInput, match="'rank_json'; the checks are alive, metrics, info"):
-        conformance.run("http://127.0.0.1:9", only=["rank_json"])
+        conformance.run_checks("http://127.0.0.1:9", only=["rank_json"])
     with pytest.raises(InvalidInput, match=r"must be http\(s\)"):
-        conformance.run("127.0.0.1:9")
+        conformance.run_checks("127.0.0.1:9")
     for text, said in (("{", "is not JSON"), ("[1]", "must be a JSON object")):
         outcome = CliRunner().invoke(rewards_cli, ["check", "http://127.0.0.1:9", "--metadata", text])
         assert said in str(outcome.exception)

@@ -48,7 +48,7 @@ def test_the_rankings_pass_the_rules() -> None:
     scored, alone = (Ranking.model_validate_json(EXAMPLES[label]) for label in ("Ranking", "Ranking, ranks alone"))
     assertions.check_results(scored, ["c0", "c1"], calibrated=True)
     assertions.check_results(alone, ["c0", "c1", "c2"], calibrated=False)
-    with pytest.raises(assertions.Failed, match="calibrated: false"):
+    with pytest.raises(assertions.CheckFailed, match="calibrated: false"):
         assertions.check_results(alone, ["c0", "c1", "c2"], calibrated=True)
 
 
@@ -72,9 +72,9 @@ def test_the_numbers_are_the_code_s() -> None:
     assert f"Default {fields['max_candidates'].default} and {fields['max_pixels'].default}" in PAGE
     assert (fields["calibrated"].default, fields["multipart"].default) == (True, True)
     assert f"| prompt | {schemas.MAX_PROMPT_CHARS:,} characters |" in PAGE
-    assert f"| answer that a trainer reads | {rank_client.MAX_ANSWER_BYTES // 2**20} MiB |" in PAGE
+    assert f"| answer that a trainer reads | {rank_client.MAX_RESPONSE_BYTES // 2**20} MiB |" in PAGE
     assert f"| {', '.join(map(str, sorted(RETRIED_STATUSES)))} |" in PAGE
-    assert under_load.HEALTH_S == 2
+    assert under_load.HEALTH_TIMEOUT_S == 2
     assert "`missing_metadata`" in PAGE
     assert "missing_metadata" in Path(answers.__file__).read_text()
     for kind, name, row in ((schemas.Candidate, "id", "| id |"), (RewardInfo, "model", "`recipe_version` |")):

@@ -86,7 +86,7 @@ def test_validation_errors_name_paths_as_a_caller_writes_them() -> None:
     assert problem.errors[3].field == "many[3].x"
     assert len(problem.errors) == problems.MAX_FIELD_ERRORS
     assert "30 more errors" in (problem.detail or "")
-    assert problems.field_path(["candidates", 3, "image", "data"]) == "candidates[3].image.data"
+    assert problems.format_field_path(["candidates", 3, "image", "data"]) == "candidates[3].image.data"
 
 
 async def test_the_unexpected_is_a_500_with_a_request_id() -> None:
@@ -165,7 +165,7 @@ def restored_logging() -> Iterator[None]:
 
 def test_logs_are_json_lines_without_secrets(restored_logging: None, capsys: pytest.CaptureFixture[str]) -> None:
     """Our own and the standard library's lines are JSON with service and ids; secrets are masked, locals not shown."""
-    logs.configure("tested", json=True)
+    logs.configure_logging("tested", json=True)
     hunter = "hunter2"
     with structlog.contextvars.bound_contextvars(request_id="r-9"):
         structlog.get_logger().info("hello", api_key=hunter, size=3)

@@ -25,15 +25,15 @@ from pyarrow import parquet
 from pydantic import SecretStr
 
 from dipole.errors import ConfigurationError, InvalidInput
-from dipole.settings import ApiSettings, load
+from dipole.settings import ApiSettings, load_settings
 from dipole_trainer.api import event_stream
 from dipole_trainer.api.app import create_app
-from dipole_trainer.api.dependencies import Parts
+from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.datasets import parquet as reading
 from dipole_trainer.datasets import recordings
 from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.weights.lora_formats import WEIGHTS
+from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
 KEY = "an-admin-key-of-some-length"
 PROMPTS = b'{"prompt": "a red square"}\n\n{"prompt": "two blue circles", "metadata": {"tag": "two"}}\n'
@@ -51,17 +51,17 @@ def settings(folder: Path, **more: Any) -> ApiSettings:
 
 
 class Server:
-    """An app, its parts and a client of it."""
+    """An app, its stores and a client of it."""
 
     def __init__(self, app: Any, client: httpx.AsyncClient) -> None:
         self.client = client
-        self.parts: Parts = app.state.parts
+        self.state: ApiState = app.state.api
 
     async def job(self, **more: Any) -> dict[str, Any]:
         return await ok(self.client.post(JOBS, json=body(**more)))
 
     def claim(self) -> Claim:
-        claim = self.parts.jobs.claim("worker", 60)
+        claim = self.state.jobs.claim_job("worker", 60)
         assert claim is not None
         return claim
 
@@ -207,7 +207,7 @@ def test_a_job_from_files_has_openai_s_shape_and_ours(tmp_path: Path) -> None:
         assert (job["seed"], job["metadata"], job["suffix"]) == (3, {"team": "a"}, "mine")
         assert job["method"]["drpo"]["negatives"] == 3
         assert (job["steps"], job["prompts_per_step"], job["optimizer"]["lr"]) == (2, 4, 2e-4)
-        spec = server.parts.jobs.spec(job["id"])
+        spec = server.state.jobs.load_spec(job["id"])
         assert [prompt.prompt for prompt in spec.prompts] == ["a red square", "two blue circles"]
         assert spec.evaluation.prompts == spec.prompts
         assert job["evaluation"]["prompt_count"] == 2
@@ -384,7 +384,7 @@ def test_pause_resume_cancel_follow_the_job_s_state(tmp_path: Path) -> None:
         claim = server.claim()
         paused = await ok(server.client.post(f"{url}/pause"))
         assert (paused["status"], paused["desired"]) == ("running", "pause")
-        server.parts.jobs.wait_for_reward(claim, "shapes", "timeout")
+        server.state.jobs.wait_for_reward(claim, "shapes", "timeout")
         assert (await ok(server.client.get(url)))["status"] == "paused"
         assert (await ok(server.client.post(f"{url}/cancel")))["status"] == "cancelled"
         refused = await server.client.post(f"{url}/resume")
@@ -399,12 +399,14 @@ def test_a_waiting_job_says_for_what(tmp_path: Path) -> None:
 
     async def test(server: Server) -> None:
         waiting, failing, done = [(await server.job(suffix="s"))["id"] for _ in range(3)]
-        server.parts.jobs.wait_for_reward(server.claim(), "shapes", "timeout: 60 s")
+        server.state.jobs.wait_for_reward(server.claim(), "shapes", "timeout: 60 s")
         found = await ok(server.client.get(f"{JOBS}/{waiting}"))
         assert found["waiting_for"] == {"code": "reward_unavailable", "message": "timeout: 60 s", "param": "shapes"}
-        server.parts.jobs.finish(server.claim(), "failed", error={"code": "internal", "message": "no", "param": None})
+        server.state.jobs.finish_job(
+            server.claim(), "failed", error={"code": "internal", "message": "no", "param": None}
+        )
         assert (await ok(server.client.get(f"{JOBS}/{failing}")))["error"]["message"] == "no"
-        server.parts.jobs.finish(server.claim(), "succeeded")
+        server.state.jobs.finish_job(server.claim(), "succeeded")
         finished = await ok(server.client.get(f"{JOBS}/{done}"))
         assert finished["fine_tuned_model"] == f"ft:tiny-turbo:dipole:s:{done[6:14]}"
         assert finished["finished_at"] >= finished["created_at"]
@@ -415,9 +417,11 @@ def test_a_waiting_job_says_for_what(tmp_path: Path) -> None:
 # ---- the event stream -----------------------------------------------------------------------------------------------
 
 
-async def read_stream(parts: Parts, job_id: str, cursor: int = 0, ping_s: float = 60) -> AsyncIterator[tuple[int, str]]:
+async def read_stream(
+    state: ApiState, job_id: str, cursor: int = 0, ping_s: float = 60
+) -> AsyncIterator[tuple[int, str]]:
     """(id, kind) as they come, (-1, "ping") for a comment; from its source: httpx's ASGI transport cannot stream."""
-    async for chunk in event_stream.follow(parts, job_id, cursor, ping_s=ping_s):
+    async for chunk in event_stream.stream_events(state, job_id, cursor, ping_s=ping_s):
         lines = dict(line.split(": ", 1) for line in chunk.decode().strip().split("\n"))
         if "" in lines:
             yield -1, lines[""]
@@ -435,7 +439,7 @@ def test_the_stream_gives_what_was_missed_then_what_comes_then_ends(tmp_path: Pa
         seen: list[tuple[int, str]] = []
 
         async def follow(cursor: int, enough: int) -> None:
-            async for number, kind in read_stream(server.parts, job_id, cursor):
+            async for number, kind in read_stream(server.state, job_id, cursor):
                 if number >= 0:
                     seen.append((number, kind))
                 if len(seen) == enough:
@@ -445,8 +449,8 @@ def test_the_stream_gives_what_was_missed_then_what_comes_then_ends(tmp_path: Pa
         later = asyncio.create_task(follow(seen[-1][0], 99))
         await asyncio.sleep(0.3)
         for step in (1, 2):
-            await asyncio.to_thread(server.parts.jobs.append_event, claim, "step", "", {"step": step})
-        await asyncio.to_thread(server.parts.jobs.finish, claim, "succeeded")
+            await asyncio.to_thread(server.state.jobs.append_event, claim, "step", {"step": step})
+        await asyncio.to_thread(server.state.jobs.finish_job, claim, "succeeded")
         await asyncio.wait_for(later, 30)
         assert [kind for _, kind in seen] == ["created", "queued", "running", "step", "step", "succeeded"]
         assert [number for number, _ in seen] == sorted({number for number, _ in seen})
@@ -459,7 +463,7 @@ def test_an_idle_stream_pings(tmp_path: Path) -> None:
 
     async def test(server: Server) -> None:
         job_id = (await server.job())["id"]
-        events = read_stream(server.parts, job_id, ping_s=0.2)
+        events = read_stream(server.state, job_id, ping_s=0.2)
         found = [await asyncio.wait_for(anext(events), 30) for _ in range(5)]
         assert [kind for _, kind in found] == ["ping", "created", "queued", "ping", "ping"]
 
@@ -506,13 +510,13 @@ def test_a_checkpoint_downloads_as_a_diffusers_lora(tmp_path: Path) -> None:
         (lora / "adapter_model.safetensors").write_bytes(adapter())
         (lora / "adapter_config.json").write_text(json.dumps({"r": 4, "lora_alpha": 8, "target_modules": ["to_q"]}))
         claim = server.claim()
-        server.parts.jobs.add_checkpoint(claim, 1, "checkpoint-1", {}, kept=[1])
-        server.parts.jobs.add_checkpoint(claim, 2, "checkpoint-2", {"train_loss": 0.5}, kept=[1, 2])
+        server.state.jobs.add_checkpoint(claim, 1, "checkpoint-1", {}, kept=[1])
+        server.state.jobs.add_checkpoint(claim, 2, "checkpoint-2", {"train_loss": 0.5}, kept=[1, 2])
         newest, gone = (await ok(server.client.get(f"{JOBS}/{job_id}/checkpoints")))["data"]
         assert (newest["step_number"], newest["metrics"]) == (2, {"train_loss": 0.5, "step": 2})
         response = await server.client.get(newest["download"])
         assert response.headers["content-type"] == "application/zip"
-        data = zipfile.ZipFile(io.BytesIO(response.content)).read(WEIGHTS)
+        data = zipfile.ZipFile(io.BytesIO(response.content)).read(LORA_WEIGHTS_FILE)
         length = int.from_bytes(data[:8], "little")
         header = json.loads(data[8 : 8 + length])
         assert data[8 + length :] == b"12345678"
@@ -712,7 +716,7 @@ def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv("DIPOLE_API_KEY", key)
         for host in ("0.0.0.0", "127.0.0.1"):
             with pytest.raises(ConfigurationError, match=r"DIPOLE_API_KEY.*at least 16"):
-                load(ApiSettings, api_host=host)
+                load_settings(ApiSettings, api_host=host)
 
 
 # ---- the app --------------------------------------------------------------------------------------------------------
@@ -734,7 +738,7 @@ def test_health_metrics_and_documents(tmp_path: Path) -> None:
                 assert operation["summary"], (method, path)
                 problems = operation["responses"]["default"]["content"]
                 assert list(problems) == ["application/problem+json"]
-        example = document["components"]["schemas"]["JobCreate"]["examples"][0]
+        example = document["components"]["schemas"]["JobRequest"]["examples"][0]
         file = await ok(upload(server.client, PROMPTS))
         await ok(server.client.post("/v1/rewards", json={"name": "colourfulness", "url": "http://127.0.0.1:8402"}))
         await ok(server.client.post(JOBS, json={**example, "training_file": file["id"]}))
@@ -815,8 +819,8 @@ def test_a_pairs_file_is_recognised_and_its_job_is_offline(tmp_path: Path) -> No
             )  # fmt: skip
             shown = (job["training_file"], job["pairs_file"], job["rewards"], job["prompt_count"], job["steps"])
             assert shown == (file["id"], file["id"], [], 2, 4)
-            spec = server.parts.jobs.spec(job["id"])
-            assert spec.offline
+            spec = server.state.jobs.load_spec(job["id"])
+            assert spec.is_offline
             assert [each.prompt for each in spec.prompts] == ["a red square", "two circles"]
         assert (await server.client.delete(f"/v1/files/{file['id']}")).status_code == 409
         for job in (await ok(server.client.get(JOBS)))["data"]:
@@ -917,7 +921,10 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
 def test_a_parquet_reader_that_crashes_is_a_refusal(tmp_path: Path) -> None:
     """pyarrow ends its process on some damaged files: one that reads for the API, and never the API's own."""
     reader = [sys.executable, "-c", "import os; print('{}', flush=True); os.abort()"]
-    with pytest.raises(InvalidInput, match="crashed"), reading.lines(tmp_path, field="file", reader=reader) as lines:
+    with (
+        pytest.raises(InvalidInput, match="crashed"),
+        reading.parquet_as_json_lines(tmp_path, field="file", reader=reader) as lines,
+    ):
         assert lines.read() == b"{}\n"
 
 
@@ -959,9 +966,9 @@ def test_pairs_and_prompts_do_not_stand_in_for_each_other(tmp_path: Path) -> Non
 
 def recorded_step(spec: TrainSpec) -> bytes:
     """The beginning of a recorded step, which is all that the API reads."""
-    facts = {name: getattr(spec, name) for name in (*recordings.FITTED, "method", "rewards")}
-    told = recordings.Recorded(step=0, job=recordings.RecordedJob(**facts), groups=()).model_dump_json()
-    header = json.dumps({"__metadata__": {recordings.METADATA: told}}).encode()
+    facts = {name: getattr(spec, name) for name in (*recordings.MATCHED_FIELDS, "method", "rewards")}
+    told = recordings.RecordedStep(step=0, job=recordings.RecordedJob(**facts), groups=()).model_dump_json()
+    header = json.dumps({"__metadata__": {recordings.METADATA_KEY: told}}).encode()
     return len(header).to_bytes(8, "little") + header
 
 
@@ -969,11 +976,11 @@ async def recorded_job(server: Server, folder: Path, **more: Any) -> str:
     """A job that has ended, with two recorded steps."""
     given = {"candidates": 16, "seed": 5, "prompts_per_step": 2, "record_candidates": True, **more}
     job_id = str((await server.job(**given))["id"])
-    server.parts.jobs.finish(server.claim(), "succeeded")
+    server.state.jobs.finish_job(server.claim(), "succeeded")
     kept = folder / "artifacts/jobs" / job_id / "candidates"
     kept.mkdir(parents=True)
     for step in (0, 1):
-        (kept / f"step-{step}.safetensors").write_bytes(recorded_step(server.parts.jobs.spec(job_id)))
+        (kept / f"step-{step}.safetensors").write_bytes(recorded_step(server.state.jobs.load_spec(job_id)))
     return job_id
 
 
@@ -1000,7 +1007,7 @@ def test_a_replay_that_cannot_work_is_refused_by_field(tmp_path: Path) -> None:
     async def test(server: Server) -> None:
         job_id = await recorded_job(server, tmp_path)
         silent, open_job = (await server.job())["id"], (await server.job(record_candidates=True))["id"]
-        server.parts.jobs.finish(server.claim(), "succeeded")
+        server.state.jobs.finish_job(server.claim(), "succeeded")
         damaged = await recorded_job(server, tmp_path, seed=6)
         (tmp_path / "artifacts/jobs" / damaged / "candidates/step-0.safetensors").write_bytes(b"\xff" * 100)
         before = len((await ok(server.client.get(JOBS)))["data"])

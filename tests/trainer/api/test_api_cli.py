@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 
 from dipole.cli import app
 from dipole.cli.jobs import parse_reward
-from dipole.client.trainer_api import Api, ApiError
+from dipole.client.trainer_api import TrainerApi, TrainerApiError
 from dipole.errors import InvalidInput
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.store import JobStore
@@ -64,9 +64,12 @@ def test_loopback_is_asked_without_a_proxy(api: Any, monkeypatch: pytest.MonkeyP
         monkeypatch.setenv(name, "http://127.0.0.1:1")
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
-    with Api(api.url) as ours:
+    with TrainerApi(api.url) as ours:
         assert [reward["name"] for reward in ours.get("/v1/rewards")["data"]] == ["shapes"]
-    with Api("http://api.invalid") as others, pytest.raises(ApiError, match="Connection refused"):  # the proxy's
+    with (
+        TrainerApi("http://api.invalid") as others,
+        pytest.raises(TrainerApiError, match="Connection refused"),
+    ):  # the proxy's
         others.get("/v1/rewards")
 
 
@@ -105,7 +108,7 @@ def test_an_upload_prints_the_id_alone_and_says_beside_what_it_took(api: Any, tm
 
 def test_a_server_that_is_not_there_is_a_sentence() -> None:
     """It says where it looked and what to do."""
-    with Api("http://127.0.0.1:9") as api, pytest.raises(ApiError, match="dipole up"):
+    with TrainerApi("http://127.0.0.1:9") as api, pytest.raises(TrainerApiError, match="dipole up"):
         api.get("/v1/fine_tuning/jobs")
 
 
@@ -120,8 +123,8 @@ def test_watching_survives_a_restart_of_the_api(
     breaks: list[str] = []
 
     def watch(url: str, job: str) -> None:
-        with Api(url) as client:
-            seen.extend((event["id"], event["kind"]) for event in client.follow(job, on_break=breaks.append))
+        with TrainerApi(url) as client:
+            seen.extend((event["id"], event["kind"]) for event in client.follow_events(job, on_break=breaks.append))
 
     with api_server(tmp_path, port) as server:
         httpx.post(f"{server.url}/v1/rewards", json={"name": "s", "url": "http://127.0.0.1:9"}).raise_for_status()
@@ -129,18 +132,18 @@ def test_watching_survives_a_restart_of_the_api(
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, timeout=30).raise_for_status().json()["id"]
         database = Database(server.environment["DIPOLE_DATABASE_URL"])
         store = JobStore(database)
-        claim = store.claim("worker", 600)
+        claim = store.claim_job("worker", 600)
         assert claim is not None
         watcher = threading.Thread(target=watch, args=(server.url, job))
         watcher.start()
-        store.append_event(claim, "step", "", {"step": 1})
+        store.append_event(claim, "step", {"step": 1})
         time.sleep(1.5)
         server.process.kill()
         server.process.wait()
-    store.append_event(claim, "step", "", {"step": 2})
+    store.append_event(claim, "step", {"step": 2})
     with api_server(tmp_path, port):
-        store.append_event(claim, "step", "", {"step": 3})
-        store.finish(claim, "succeeded")
+        store.append_event(claim, "step", {"step": 3})
+        store.finish_job(claim, "succeeded")
         watcher.join(60)
         assert not watcher.is_alive()
     database.close()
@@ -158,10 +161,10 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:
             raise httpx.ReadError("broken")
 
     transport = httpx.MockTransport(lambda _: httpx.Response(200, stream=Breaks()))
-    with Api(transport=transport) as client, pytest.raises(ApiError):
-        client.download("/x", tmp_path / "lora.zip")
+    with TrainerApi(transport=transport) as client, pytest.raises(TrainerApiError):
+        client.download_file("/x", tmp_path / "lora.zip")
     assert list(tmp_path.iterdir()) == []
     whole = httpx.MockTransport(lambda _: httpx.Response(200, content=b"whole"))
-    with Api(transport=whole) as client:
-        assert client.download("/x", tmp_path / "lora.zip") == 5
+    with TrainerApi(transport=whole) as client:
+        assert client.download_file("/x", tmp_path / "lora.zip") == 5
     assert (tmp_path / "lora.zip").read_bytes() == b"whole"

@@ -23,8 +23,8 @@ import torch
 from pydantic import SecretStr
 from typer.testing import CliRunner
 
-from dipole.broker.connection import connect
-from dipole.broker.image_requests import ImageBoard, board_of
+from dipole.broker.connection import connect_redis
+from dipole.broker.image_requests import ImageRequestStore, image_coordination
 from dipole.cli import app as cli
 from dipole.protocol import images
 from dipole.settings import ApiSettings
@@ -32,7 +32,7 @@ from dipole_trainer import generators
 from dipole_trainer.api.app import create_app
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import Checkpoint
+from dipole_trainer.database.tables import CheckpointRow
 from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.jobs.store import JobStore
 
@@ -90,8 +90,11 @@ def running_sampler(environment: dict[str, str], folder: Path) -> Iterator[subpr
     with (folder / "sampler.log").open("ab") as log:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
     try:
-        with connect(environment["DIPOLE_REDIS_URL"]) as client:
-            wait_for(lambda: ImageBoard(client).samplers(now=board_of(client).now()), "a sampler")
+        with connect_redis(environment["DIPOLE_REDIS_URL"]) as client:
+            wait_for(
+                lambda: ImageRequestStore(client).count_samplers(now=image_coordination(client).server_time()),
+                "a sampler",
+            )
         yield process
     finally:
         process.terminate()
@@ -116,27 +119,27 @@ def train(environment: dict[str, str]) -> tuple[Claim, list[str]]:
     """Play the worker: two checkpoints whose weights are surely not the base's; their ids."""
     database = Database(environment["DIPOLE_DATABASE_URL"])
     store = JobStore(database)
-    claim = store.claim("worker", 60)
+    claim = store.claim_job("worker", 60)
     assert claim is not None
     made = []
     for step in (1, 2):
         save(environment, claim, step)
         made.append(store.add_checkpoint(claim, step, f"checkpoint-{step}", {}, kept=[1, 2]).id)
-    store.finish(claim, "succeeded")
+    store.finish_job(claim, "succeeded")
     database.close()
     return claim, made
 
 
 def save(environment: dict[str, str], claim: Claim, step: int) -> None:
     """A checkpoint with weights drawn from its step."""
-    generator = generators.build(claim.spec, models_dir=Path("none"))
-    state = {"model": claim.spec.model, "base": resume_state.fingerprint(generator)}
+    generator = generators.build_generator(claim.spec, models_dir=Path("none"))
+    state = {"model": claim.spec.model, "base": resume_state.fingerprint_base(generator)}
     draws = torch.Generator().manual_seed(step)
     for parameter in generator.parameters():
         parameter.data += 0.1 * torch.randn(parameter.shape, generator=draws)
     workdir = Path(environment["DIPOLE_ARTIFACTS_URL"]) / "jobs" / claim.job_id
     workdir.mkdir(parents=True, exist_ok=True)
-    resume_state.save(workdir, step, generator, torch.optim.AdamW(generator.parameters()), state)
+    resume_state.save_checkpoint(workdir, step, generator, torch.optim.AdamW(generator.parameters()), state)
 
 
 # ---- what is drawn ------------------------------------------------------------------------------------------------
@@ -155,14 +158,14 @@ def test_a_seed_gives_its_image_however_many_are_asked_for(platform: Platform) -
 
 def test_it_draws_what_the_generator_draws(platform: Platform) -> None:
     """For the base and for a checkpoint, an image is that of a generator that is loaded here, to one level of 255."""
-    generator = generators.build(platform.claim.spec, models_dir=Path("none"))
+    generator = generators.build_generator(platform.claim.spec, models_dir=Path("none"))
     workdir = Path(platform.environment["DIPOLE_ARTIFACTS_URL"]) / "jobs" / platform.claim.job_id
     for model in ("tiny-turbo", platform.checkpoints[1]):
         if model != "tiny-turbo":
-            resume_state.load(workdir / "checkpoint-2", generator)
+            resume_state.load_checkpoint(workdir / "checkpoint-2", generator)
         with torch.no_grad():
-            expected = generator.decode(generator(generator.noise([11]), PROMPT))[0]
-        found = images.decode(platform.draw(model=model, seed=11)[0], "image/png")
+            expected = generator.decode_images(generator(generator.draw_noise([11]), PROMPT))[0]
+        found = images.decode_image(platform.draw(model=model, seed=11)[0], "image/png")
         assert np.abs(found.astype(int) - expected).max() <= 1
 
 
@@ -186,7 +189,7 @@ def test_an_image_has_the_size_that_was_asked_for(platform: Platform) -> None:
         answer = platform.post(size=size).json()
         assert answer["size"] == f"{side}x{side}"
         data = base64.b64decode(answer["data"][0]["b64_json"])
-        assert images.decode(data, "image/png").shape == (side, side, 3)
+        assert images.decode_image(data, "image/png").shape == (side, side, 3)
 
 
 def test_the_command_writes_files(platform: Platform, tmp_path: Path) -> None:
@@ -235,7 +238,7 @@ def test_a_bad_request_names_its_field(platform: Platform, body: dict[str, Any],
     problem = answer.json()
     assert (problem["errors"][0]["field"], problem["error"]["param"]) == (field, field)
     assert said in problem["detail"]
-    with connect(platform.environment["DIPOLE_REDIS_URL"]) as client:
+    with connect_redis(platform.environment["DIPOLE_REDIS_URL"]) as client:
         assert not client.exists(OPEN, "images")
 
 
@@ -253,7 +256,7 @@ def test_what_the_sampler_cannot_draw_is_told_to_the_caller(platform: Platform) 
     with database.writing() as session:
         for step in (8, 9):
             session.add(
-                Checkpoint(
+                CheckpointRow(
                     id=f"ftckpt-{step}", job_id=platform.claim.job_id, step=step, path=f"checkpoint-{step}", metrics={},
                     created_at=0.0,
                 )
@@ -327,8 +330,10 @@ def test_a_busy_sampler_is_waited_for_until_the_deadline(tmp_path: Path, redis_s
                 told(answer, "every sampler was busy")
                 assert 2.9 < time.monotonic() - began < 8
 
-    with redis_server(tmp_path) as url, connect(url) as client:
-        ImageBoard(client).beat("somebody", now=board_of(client).now())  # a sampler that never takes anything
+    with redis_server(tmp_path) as url, connect_redis(url) as client:
+        ImageRequestStore(client).record_heartbeat(
+            "somebody", now=image_coordination(client).server_time()
+        )  # a sampler that never takes anything
         asyncio.run(test(url))
         assert client.zcard(OPEN) == 0
 
@@ -343,8 +348,8 @@ def test_a_redis_that_forgets_costs_a_503(tmp_path: Path, redis_server: Callable
             forget()
             told(await asyncio.wait_for(asking, 5), "Redis has dropped the request: send the request again")
 
-    with redis_server(tmp_path) as url, connect(url) as client:
-        ImageBoard(client).beat("somebody", now=board_of(client).now())
+    with redis_server(tmp_path) as url, connect_redis(url) as client:
+        ImageRequestStore(client).record_heartbeat("somebody", now=image_coordination(client).server_time())
         asyncio.run(test(url, client.flushall))
 
 
@@ -365,7 +370,7 @@ def test_a_key_needs_the_scope(tmp_path: Path) -> None:
 
 def test_a_caller_who_hangs_up_frees_the_place(platform: Platform) -> None:
     """The order is withdrawn, and the sampler does not draw it when it comes to it."""
-    with connect(platform.environment["DIPOLE_REDIS_URL"]) as client:
+    with connect_redis(platform.environment["DIPOLE_REDIS_URL"]) as client:
         os.kill(platform.sampler.pid, signal.SIGSTOP)
         try:
             with pytest.raises(httpx.ReadTimeout):
@@ -380,7 +385,7 @@ def test_a_caller_who_hangs_up_frees_the_place(platform: Platform) -> None:
 def test_a_sampler_that_is_killed_costs_a_503(platform: Platform) -> None:
     """kill -9 in the middle of a request is seen long before the deadline, and nothing is left of the request."""
     request = {"n": 10, "seed": 1, "size": "512x512"}
-    with ThreadPoolExecutor() as pool, connect(platform.environment["DIPOLE_REDIS_URL"]) as client:
+    with ThreadPoolExecutor() as pool, connect_redis(platform.environment["DIPOLE_REDIS_URL"]) as client:
         began = time.monotonic()
         asking = pool.submit(platform.post, **request)
         wait_for(lambda: client.keys("dipole:image:*:0"), "the first image")

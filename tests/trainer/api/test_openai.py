@@ -14,14 +14,14 @@ from typing import Any
 import openai
 import pytest
 
-from dipole.stack.stack import RewardService, Stack
+from dipole.stack.stack import LocalReward, Stack
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.store import JobStore
 
 PROMPTS = b'{"prompt": "a red square"}\n{"prompt": "two blue circles"}\n'
 METHOD: Any = {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}
 EXTRA = {"rewards": [{"name": "shapes"}], "candidates": 6, "steps": 10}
-COLOURFULNESS = RewardService("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness")
+COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness")
 TRAINED: dict[str, Any] = {
     "rewards": [{"name": "colourfulness"}], "steps": 1000, "candidates": 4, "prompts_per_step": 1,
     "optimizer": {"lr": 0.01}, "checkpoint_every": 1,
@@ -86,11 +86,11 @@ def test_checkpoints_and_metrics(client: openai.OpenAI, store: JobStore) -> None
         if job.status == "queued":
             client.fine_tuning.jobs.cancel(job.id)
     job = create(client)
-    claim = store.claim("worker", 60)
+    claim = store.claim_job("worker", 60)
     assert claim is not None
     assert claim.job_id == job.id
     for step in (1, 2, 3):
-        store.append_event(claim, "step", f"Step {step}", {"step": step, "loss": 0.5, "eta_s": 60.0})
+        store.append_event(claim, "step", {"step": step, "loss": 0.5, "eta_s": 60.0})
         store.add_checkpoint(claim, step, f"checkpoint-{step}", {"train_loss": 0.5}, kept=[1, 2, 3])
     checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id, limit=1))
     assert [checkpoint.step_number for checkpoint in checkpoints] == [3, 2, 1]
@@ -100,7 +100,7 @@ def test_checkpoints_and_metrics(client: openai.OpenAI, store: JobStore) -> None
     running = client.fine_tuning.jobs.retrieve(job.id)
     assert running.status == "running"
     assert running.estimated_finish is not None
-    store.finish(claim, "succeeded")
+    store.finish_job(claim, "succeeded")
     tuned = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
     assert tuned is not None
     assert tuned.startswith("ft:tiny-turbo:dipole:")

@@ -16,7 +16,7 @@ from cryptography.fernet import Fernet
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings
 from dipole_trainer.api.app import create_app
-from dipole_trainer.api.dependencies import Parts
+from dipole_trainer.api.dependencies import ApiState
 
 JOBS = "/v1/fine_tuning/jobs"
 SECRET = "very-secret-key-of-the-judge"
@@ -25,7 +25,7 @@ JUDGE = {
     "key": SECRET, "description": "d",
 }  # fmt: skip
 JOB = {"prompts": [{"prompt": "a red square"}], "steps": 4, "candidates": 4, "method": {"type": "sft"}}
-Test = Callable[[httpx.AsyncClient, Parts], Awaitable[None]]
+Test = Callable[[httpx.AsyncClient, ApiState], Awaitable[None]]
 
 
 def run(folder: Path, test: Test, transport: httpx.BaseTransport | None = None, **more: Any) -> None:
@@ -39,7 +39,7 @@ def run(folder: Path, test: Test, transport: httpx.BaseTransport | None = None, 
         async with app.router.lifespan_context(app):
             asgi = httpx.ASGITransport(app=app)
             async with httpx.AsyncClient(transport=asgi, base_url="http://127.0.0.1:8400", timeout=60) as client:
-                await test(client, app.state.parts)
+                await test(client, app.state.api)
 
     asyncio.run(main())
 
@@ -56,7 +56,7 @@ async def ok(request: Awaitable[httpx.Response]) -> Any:
 def test_a_kind_is_registered_and_shown_and_its_secrets_are_not(tmp_path: Path) -> None:
     """Kind, options and the credential's name come back; the key in no answer, error, OpenAPI page or log line."""
 
-    async def test(client: httpx.AsyncClient, parts: Parts) -> None:
+    async def test(client: httpx.AsyncClient, state: ApiState) -> None:
         with structlog.testing.capture_logs() as logged:
             answers = [
                 await client.post("/v1/rewards", json={**JUDGE, "tls": "team-go"}),
@@ -73,7 +73,7 @@ def test_a_kind_is_registered_and_shown_and_its_secrets_are_not(tmp_path: Path) 
                 await client.get("/openapi.json"),
                 await client.get("/metrics"),
             ]
-        texts = [answer.text for answer in answers] + [repr(logged), repr(parts.rewards.endpoint("judge"))]
+        texts = [answer.text for answer in answers] + [repr(logged), repr(state.rewards.get_endpoint("judge"))]
         assert not any(SECRET in text for text in texts)
         made = [answers[0].json(), answers[1].json()]
         assert [each["change"] for each in made] == ["registered", "unchanged"]
@@ -109,7 +109,7 @@ def test_an_inline_endpoint_is_checked_like_a_registered_one(
 ) -> None:
     """It takes kind and options, obeys the allow-list, and has neither keys nor certificates."""
 
-    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+    async def test(client: httpx.AsyncClient, _: ApiState) -> None:
         answer = await client.post(JOBS, json={**JOB, "rewards": [{"name": "x", **reward}]})
         assert answer.status_code == 422
         assert answer.json()["errors"][0]["field"] == field
@@ -120,11 +120,11 @@ def test_an_inline_endpoint_is_checked_like_a_registered_one(
 def test_a_job_keeps_its_inline_endpoint(tmp_path: Path) -> None:
     """Kind and options are in the job's spec and are what it resolves to."""
 
-    async def test(client: httpx.AsyncClient, parts: Parts) -> None:
+    async def test(client: httpx.AsyncClient, state: ApiState) -> None:
         given = {"name": "x", "url": "http://127.0.0.1:1", "kind": "unirl-score", "options": {"reward": "hpsv3"}}
         job = await ok(client.post(JOBS, json={**JOB, "rewards": [given]}))
-        (spec,) = parts.jobs.spec(job["id"]).rewards
-        found = parts.rewards.resolve(spec, ["127.0.0.1"], field="x")
+        (spec,) = state.jobs.load_spec(job["id"]).rewards
+        found = state.rewards.resolve_endpoint(spec, ["127.0.0.1"], field="x")
         assert (found.url, found.kind, found.options) == (given["url"], given["kind"], given["options"])
 
     run(tmp_path, test)
@@ -163,7 +163,7 @@ def test_a_vllm_server_is_asked_what_it_serves_and_for_one_score(
         stream = httpx.ByteStream(json.dumps(said).encode())
         return httpx.Response(status, headers={"content-type": "application/json"}, stream=stream)
 
-    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+    async def test(client: httpx.AsyncClient, _: ApiState) -> None:
         await ok(client.post("/v1/rewards", json=JUDGE))
         found = await ok(client.post("/v1/rewards/judge/check"))
         assert found["ok"] is (problem is None)
@@ -178,10 +178,10 @@ def test_a_vllm_server_is_asked_what_it_serves_and_for_one_score(
 def test_a_key_that_does_not_open_is_what_a_check_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of a reward that was stored with another DIPOLE_SECRETS_KEY: in the check's own answer, with the fix."""
 
-    async def store(client: httpx.AsyncClient, _: Parts) -> None:
+    async def store(client: httpx.AsyncClient, _: ApiState) -> None:
         await ok(client.post("/v1/rewards", json=JUDGE))
 
-    async def look(client: httpx.AsyncClient, _: Parts) -> None:
+    async def look(client: httpx.AsyncClient, _: ApiState) -> None:
         checked = await ok(client.post("/v1/rewards/judge/check"))
         assert checked["ok"] is False
         assert "set DIPOLE_SECRETS_KEY" in checked["problem"]
@@ -195,7 +195,7 @@ def test_a_key_that_does_not_open_is_what_a_check_says(tmp_path: Path, monkeypat
 def test_a_wrong_option_is_named_once(tmp_path: Path) -> None:
     """What is told of it begins with its path, and does not say it twice."""
 
-    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+    async def test(client: httpx.AsyncClient, _: ApiState) -> None:
         answer = await client.post("/v1/rewards", json={**JUDGE, "options": {"modl": "x"}})
         assert answer.status_code == 422
         assert answer.json()["detail"].startswith("options.modl: Extra inputs")
@@ -213,7 +213,7 @@ def test_a_redirect_is_never_followed(tmp_path: Path) -> None:
         headers = {} if ready else {"location": "http://evil.example/v1/models"}
         return httpx.Response(200 if ready else 307, headers=headers, stream=httpx.ByteStream(b""))
 
-    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+    async def test(client: httpx.AsyncClient, _: ApiState) -> None:
         await ok(client.post("/v1/rewards", json=JUDGE))
         assert "redirect" in (await ok(client.post("/v1/rewards/judge/check")))["problem"]
         assert hosts == {"127.0.0.1"}
@@ -235,8 +235,8 @@ def test_a_declared_file_is_registered_at_the_start_and_again_without_change(
     def start(port: int) -> list[Any]:
         file.write_text(text.format(port=port))
 
-        async def test(client: httpx.AsyncClient, parts: Parts) -> None:
-            endpoint = parts.rewards.endpoint("judge")
+        async def test(client: httpx.AsyncClient, state: ApiState) -> None:
+            endpoint = state.rewards.get_endpoint("judge")
             assert (endpoint.url, endpoint.kind) == (f"http://127.0.0.1:{port}", "vllm-score")
             assert endpoint.key is not None
             assert endpoint.key.get_secret_value() == SECRET
@@ -276,7 +276,7 @@ def test_a_wrong_file_stops_the_start_and_registers_nothing(tmp_path: Path, text
     with pytest.raises(ConfigurationError, match=said):
         run(tmp_path, never, rewards_file=file)
 
-    async def test(client: httpx.AsyncClient, _: Parts) -> None:
+    async def test(client: httpx.AsyncClient, _: ApiState) -> None:
         assert (await ok(client.get("/v1/rewards")))["data"] == []
 
     run(tmp_path, test)

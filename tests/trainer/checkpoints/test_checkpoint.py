@@ -15,7 +15,7 @@ from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.training import session
 
 SPEC = TrainSpec.model_validate({
@@ -35,7 +35,7 @@ from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.spec import TrainSpec
 
 folder, what, spec = Path(sys.argv[1]), sys.argv[2], TrainSpec.model_validate_json(sys.argv[3])
-generator = generators.build(spec, models_dir=folder)
+generator = generators.build_generator(spec, models_dir=folder)
 optimizer = torch.optim.AdamW(generator.parameters())
 removed = []
 
@@ -49,9 +49,9 @@ def hook(event, arguments):
 
 sys.addaudithook(hook)
 if what == "prune":
-    resume_state.prune(folder, keep=1)
+    resume_state.prune_checkpoints(folder, keep=1)
 else:
-    resume_state.save(folder, 1, generator, optimizer, {})
+    resume_state.save_checkpoint(folder, 1, generator, optimizer, {})
 """
 
 
@@ -60,22 +60,24 @@ def files(folder: Path) -> set[str]:
 
 
 def save(folder: Path, *steps: int) -> None:
-    generator = generators.build(SPEC, models_dir=folder)
+    generator = generators.build_generator(SPEC, models_dir=folder)
     for step in steps:
-        resume_state.save(folder, step, generator, torch.optim.AdamW(generator.parameters()), {})
+        resume_state.save_checkpoint(folder, step, generator, torch.optim.AdamW(generator.parameters()), {})
 
 
 @pytest.mark.parametrize(("what", "left"), [("prune", [2]), ("save", [1, 2])])
 def test_killed_while_it_removes_one_it_leaves_no_half_of_it(tmp_path: Path, what: str, left: list[int]) -> None:
-    """Pruned, or replaced by another of its step: whichever has its name has its files. `sweep` removes the rest."""
+    """Pruned, or replaced by another of its step: whichever has its name has its files. `remove_partial_checkpoints`
+    removes the rest.
+    """
     save(tmp_path, 1, 2)
     whole = files(tmp_path / "checkpoint-2")
     command = [sys.executable, "-c", KILLED, str(tmp_path), what, SPEC.model_dump_json()]
     assert subprocess.run(command, check=False, timeout=120).returncode == -signal.SIGKILL
-    assert job_layout.steps(tmp_path) == left
+    assert job_layout.checkpoint_steps(tmp_path) == left
     assert all(files(tmp_path / f"checkpoint-{step}") == whole for step in left)
     assert 0 < len(files(tmp_path / ".checkpoint-1.gone")) < len(whole)
-    resume_state.sweep(tmp_path)
+    resume_state.remove_partial_checkpoints(tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"checkpoint-{step}" for step in left]
 
 
@@ -95,23 +97,23 @@ def test_a_resume_sweeps_what_was_cut_short(tmp_path: Path) -> None:
         (tmp_path / name).mkdir(parents=True)
         (tmp_path / name / "adapter_model.safetensors").touch()
     ranker = InProcessRanker({"bright": lambda prompt, images, metadata: images.mean((1, 2, 3)).tolist()})
-    session.run(
-        SPEC, job_id="job", workdir=tmp_path, models_dir=tmp_path, rank=ranker, on_event=lambda kind, data: None,
+    session.run_session(
+        SPEC, job_id="job", workdir=tmp_path, models_dir=tmp_path, ranker=ranker, on_event=lambda kind, data: None,
         control=lambda: "run",
     )  # fmt: skip
     ranker.close()
     assert list(tmp_path.glob(".*")) == []
-    assert job_layout.steps(tmp_path) == [1, 2, 3]
+    assert job_layout.checkpoint_steps(tmp_path) == [1, 2, 3]
 
 
 @pytest.mark.parametrize("url", ["folder", "memory://test-checkpoint"])
 def test_no_listing_and_no_store_has_what_is_not_whole(tmp_path: Path, url: str) -> None:
     """Dot-folders stay on the machine that writes them."""
-    artifacts = Artifacts(str(tmp_path / url) if url == "folder" else url, tmp_path / "scratch")
-    workdir = artifacts.workdir("ftjob-1")
+    artifacts = ArtifactStore(str(tmp_path / url) if url == "folder" else url, tmp_path / "scratch")
+    workdir = artifacts.job_workdir("ftjob-1")
     for name in (".checkpoint-3.partial", ".checkpoint-1.gone", "checkpoint-2"):
         (workdir / name).mkdir(parents=True)
         (workdir / name / "training_state.json").write_text("{}")
-    artifacts.sync("ftjob-1", workdir)
-    listed = {each.path for each in artifacts.list("jobs/ftjob-1")}
+    artifacts.sync_job("ftjob-1", workdir)
+    listed = {each.path for each in artifacts.list_files("jobs/ftjob-1")}
     assert listed - {"checkpoint-2/complete"} == {"checkpoint-2/training_state.json"}

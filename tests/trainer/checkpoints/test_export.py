@@ -50,7 +50,7 @@ def make_spec(**changes: Any) -> TrainSpec:
 
 def trained(spec: TrainSpec, models: Path, workdir: Path) -> tuple[OneStepGenerator, Path]:
     """A disturbed generator and its checkpoint, as the loop lays it out."""
-    generator = generators.build(spec, models_dir=models)
+    generator = generators.build_generator(spec, models_dir=models)
     source = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for parameter in generator.parameters():
@@ -58,10 +58,10 @@ def trained(spec: TrainSpec, models: Path, workdir: Path) -> tuple[OneStepGenera
     folder = workdir / "checkpoint-7"
     if generator.lora is None:
         (folder / "unet").mkdir(parents=True)
-        save_file(generator.state(), folder / "unet/diffusion_pytorch_model.safetensors")
+        save_file(generator.trained_state(), folder / "unet/diffusion_pytorch_model.safetensors")
     else:
         (folder / "unet_lora").mkdir(parents=True)
-        save_file(generator.state(), folder / "unet_lora/adapter_model.safetensors")
+        save_file(generator.trained_state(), folder / "unet_lora/adapter_model.safetensors")
         generator.lora.save_pretrained(str(folder / "unet_lora"))
     (folder / "training_state.json").write_text('{"step": 7}')
     return generator, folder
@@ -88,11 +88,11 @@ def distance(one: Tensor, other: Tensor) -> float:
 
 def check(pipe: Any, generator: OneStepGenerator) -> None:
     """The pipeline draws what the trained generator does, and not what its base does."""
-    noise = generator.noise([1, 2])
+    noise = generator.draw_noise([1, 2])
     drawn = draw(pipe, noise)
     with torch.no_grad():
         assert distance(drawn, generator(noise, PROMPT)) < 1e-5
-    assert distance(drawn, generator.reference(noise, PROMPT)) > 1e-2
+    assert distance(drawn, generator.draw_reference(noise, PROMPT)) > 1e-2
 
 
 @pytest.mark.parametrize("alpha", [4, 8, 2.5])
@@ -103,7 +103,7 @@ def test_both_lora_files_are_the_trained_generator(
     """For diffusers and under kohya's names, whatever alpha is to the rank; the merged pipeline likewise."""
     spec = make_spec(model=f"tiny-{kind}", lora={"rank": 4, "alpha": alpha}, export_merged=True)
     generator, checkpoint = trained(spec, models, tmp_path)
-    written = export.export(checkpoint, tmp_path, spec, generator)
+    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     webui = f"tiny-{kind}-drpo_webui.safetensors"
     assert [path.name for path in written] == ["README.md", "merged", DIFFUSERS, webui]
     for name in (DIFFUSERS, webui):
@@ -119,7 +119,7 @@ def test_every_weight_leaves_as_a_pipeline(models: Path, tmp_path: Path, said: l
     """With `tune: full` there is no adapter, and merged/ without being asked for."""
     spec = make_spec(model=f"tiny-{kind}", tune="full")
     generator, checkpoint = trained(spec, models, tmp_path)
-    written = export.export(checkpoint, tmp_path, spec, generator)
+    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     assert [path.name for path in written] == ["README.md", "merged"]
     check(fresh(generator, tmp_path / "export/merged"), generator)
 
@@ -129,7 +129,7 @@ def test_convolutions_and_other_layers_are_exported_too(models: Path, tmp_path: 
     targets = ["conv1", "to_q", "time_emb_proj", "proj_in", "conv_shortcut"]
     spec = make_spec(model="tiny-sd", lora={"rank": 4, "alpha": 2, "target_modules": targets}, export_merged=True)
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     for name in (DIFFUSERS, "tiny-sd-drpo_webui.safetensors"):
         pipe = fresh(generator, models / "tiny-sd")
         pipe.load_lora_weights(str(tmp_path / "export"), weight_name=name)
@@ -141,12 +141,12 @@ def test_the_checkpoint_is_exported_and_not_what_was_trained_since(models: Path,
     """The best checkpoint may not be the last; the generator keeps its own weights."""
     spec = make_spec(model="tiny-sd", export_merged=True)
     generator, checkpoint = trained(spec, models, tmp_path)
-    noise = generator.noise([1])
+    noise = generator.draw_noise([1])
     then = generator(noise, PROMPT).detach()
     with torch.no_grad():
         generator.parameters()[0].add_(1.0)
     now = generator(noise, PROMPT).detach()
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     assert distance(draw(fresh(generator, tmp_path / "export/merged"), noise), then) < 1e-5
     assert torch.equal(generator(noise, PROMPT), now)
 
@@ -155,11 +155,11 @@ def test_merged_weights_are_in_the_runs_precision(models: Path, tmp_path: Path) 
     """Merged in float32 and rounded once, beside the base's parts in the precision that they ran in."""
     spec = make_spec(model="tiny-sd", export_merged=True, precision="bf16")
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     state = load_file(tmp_path / "export/merged/unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.bfloat16}
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    adapter, base = generator.state(), generator.unet.get_submodule(layer).base_layer.weight
+    adapter, base = generator.trained_state(), generator.unet.get_submodule(layer).base_layer.weight
     expected = base.float() + adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
     assert torch.equal(state[f"{layer}.weight"], expected.bfloat16())
 
@@ -171,7 +171,7 @@ def test_merging_a_convolution_is_adding_its_two_convolutions() -> None:
     up, x = nn.Conv2d(2, 8, 1, bias=False), torch.randn(2, 3, 5, 5)
     expected = plain(x) + 0.5 * up(down(x))
     adapter = {"c.lora_A.weight": down.weight, "c.lora_B.weight": up.weight}
-    merged = export.merge({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
+    merged = export.merge_adapter({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
     assert torch.allclose(nn.functional.conv2d(x, merged["c.weight"], padding=1), expected, atol=1e-6)
     assert set(merged) == {"c.weight", "other"}
 
@@ -181,7 +181,7 @@ def test_webui_names_are_kohyas(models: Path, tmp_path: Path, kind: str) -> None
     """Three tensors a layer, alpha a float scalar, no text encoder, and metadata by which A1111 knows SDXL."""
     spec = make_spec(model=f"tiny-{kind}", lora={"rank": 4, "alpha": 6.5})
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     with safe_open(str(tmp_path / f"export/tiny-{kind}-drpo_webui.safetensors"), "pt") as file:
         metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     assert metadata["ss_base_model_version"].startswith("sdxl_" if kind == "sdxl" else "sd_v1")
@@ -197,7 +197,7 @@ def test_configs_tell_nothing_of_this_machine(models: Path, tmp_path: Path) -> N
     """Folders that parts were loaded from stay here."""
     spec = make_spec(model="tiny-sdxl", export_merged=True)
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     texts = [path.read_text() for path in (tmp_path / "export").rglob("*") if path.suffix in (".json", ".md")]
     assert len(texts) > 5
     assert not any(str(models) in text or str(tmp_path) in text for text in texts)
@@ -207,15 +207,15 @@ def test_an_export_is_whole_or_not_there(models: Path, tmp_path: Path) -> None:
     """One that stopped half-way leaves the earlier one, and the next leaves nothing of either."""
     spec = make_spec(model="tiny-sd")
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     (tmp_path / "export/old").write_text("")
     weights = checkpoint / "unet_lora/adapter_model.safetensors"
     weights.rename(tmp_path / "away")
     with pytest.raises(FileNotFoundError):
-        export.export(checkpoint, tmp_path, spec, generator)
+        export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     assert (tmp_path / "export/old").is_file()
     (tmp_path / "away").rename(weights)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-7", "export"]
     assert not (tmp_path / "export/old").exists()
 
@@ -235,7 +235,7 @@ def test_the_cards_snippet_runs_as_it_stands(
     """Run in the export's folder, where DIPOLE_MODELS_DIR says where models are, it draws an image."""
     spec = make_spec(model=model, **changes)
     generator, checkpoint = trained(spec, models, tmp_path)
-    export.export(checkpoint, tmp_path, spec, generator)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     (snippet,) = re.findall(r"```python\n(.*?)```", (tmp_path / "export/README.md").read_text(), re.DOTALL)
     monkeypatch.chdir(tmp_path / "export")
     monkeypatch.setenv("DIPOLE_MODELS_DIR", str(models))
@@ -252,7 +252,7 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
     (tmp_path / "samples").mkdir()
     for step, colour in ((0, "red"), (6, "green"), (12, "blue")):
         Image.new("RGB", (2, 2), colour).save(tmp_path / f"samples/step-{step}.png")
-    written = export.export(checkpoint, tmp_path, spec, generator)
+    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator)
     assert "samples.png" in [path.name for path in written]
     with Image.open(tmp_path / "export/samples.png") as sheet:
         assert sheet.getpixel((0, 0)) == (0, 0, 255)
@@ -267,7 +267,7 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.write(spec, step=3, pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS])
+    card = model_card.render_model_card(spec, step=3, pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS])
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card

@@ -26,31 +26,31 @@ from pydantic import SecretStr
 from dipole.client.endpoint import Endpoint
 from dipole.errors import ConfigurationError, InvalidInput, RewardUnavailable
 from dipole.settings import PlatformSettings
-from dipole.tiny.job import demo_prompts
+from dipole.tiny.job import build_demo_prompts
 from dipole_trainer import generators
 from dipole_trainer.api import schemas
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.comparison import comparison, inputs, table
-from dipole_trainer.comparison.model_loader import Bench
-from dipole_trainer.database.engine import Database, upgrade
-from dipole_trainer.evaluation.results import Scored
-from dipole_trainer.evaluation.scoring import evaluate
-from dipole_trainer.generators.tiny_pipelines import write as write_pipeline
+from dipole_trainer.comparison.model_loader import ModelLoader
+from dipole_trainer.database.engine import Database, upgrade_database
+from dipole_trainer.evaluation.results import ScoredPrompt
+from dipole_trainer.evaluation.scoring import score_prompts
+from dipole_trainer.generators.tiny_pipelines import write_pipeline as write_pipeline
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.registry.files import FileRegistry
-from dipole_trainer.registry.model_names import NamedModel, NamedModels
+from dipole_trainer.registry.model_names import ModelRef, ModelResolver, fine_tuned_name
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import EvalSpec, FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.training import session
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LINES = demo_prompts(held_out=True)[:8]
+LINES = build_demo_prompts(held_out=True)[:8]
 STEPS = 2
 
 
@@ -67,17 +67,17 @@ class Platform:
     job: str = ""
 
     @property
-    def artifacts(self) -> Artifacts:
-        return Artifacts(self.settings.artifacts_url, self.settings.home / "work")
+    def artifacts(self) -> ArtifactStore:
+        return ArtifactStore(self.settings.artifacts_url, self.settings.home / "work")
 
-    def find(self, *names: str) -> list[NamedModel]:
+    def find(self, *names: str) -> list[ModelRef]:
         scratch = self.settings.home / "work/eval"
         shutil.rmtree(scratch, ignore_errors=True)
-        return NamedModels(self.store, self.artifacts, self.settings.models_dir, scratch).find(names)
+        return ModelResolver(self.store, self.artifacts, self.settings.models_dir, scratch).resolve_models(names)
 
-    def bench(self, *names: str, **options: Any) -> Bench:
+    def bench(self, *names: str, **options: Any) -> ModelLoader:
         spec = FeaturesSpec(type=options.pop("features", "auto"))
-        return Bench(self.find(*names), spec, models_dir=self.settings.models_dir, **{"device": "cpu", **options})
+        return ModelLoader(self.find(*names), spec, models_dir=self.settings.models_dir, **{"device": "cpu", **options})
 
 
 @pytest.fixture(scope="module")
@@ -89,20 +89,20 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
         artifacts_url=str(home / "artifacts"),
         models_dir=home / "m",
     )
-    upgrade(settings.database_url)
+    upgrade_database(settings.database_url)
     store = JobStore(Database(settings.database_url))
     spec = TrainSpec.model_validate({
         "prompts": LINES[:2], "rewards": [{"name": "bright"}, {"name": "shapes", "weight": 0}], "steps": STEPS,
         "candidates": 4, "prompts_per_step": 2, "method": {"drpo": {"positives": 2, "negatives": 2}},
         "lora": {"rank": 4, "alpha": 8}, "optimizer": {"lr": 3e-3}, "checkpoint_every": 1,
     })  # fmt: skip
-    job = store.create(spec, extra={"metadata": None, "suffix": "bright"}).id
-    claim = store.claim("test", 600)
+    job = store.create_job(spec, extra={"metadata": None, "suffix": "bright"}).id
+    claim = store.claim_job("test", 600)
     assert claim is not None
     workdir = home / "artifacts/jobs" / job
     ranker = InProcessRanker({"bright": brightness, "shapes": brightness}, spec.rewards)
-    session.run(
-        spec, job_id=job, workdir=workdir, models_dir=settings.models_dir, rank=ranker, control=lambda: "run",
+    session.run_session(
+        spec, job_id=job, workdir=workdir, models_dir=settings.models_dir, ranker=ranker, control=lambda: "run",
         on_event=lambda kind, data: None,
     )  # fmt: skip
     ranker.close()
@@ -117,26 +117,26 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
 
 def test_every_spelling_of_a_checkpoint_names_it(platform: Platform) -> None:
     """A job's id, JOB:STEP, a checkpoint's id, the names that the API makes, and a folder lead to the same weights."""
-    row, job = platform.store.checkpoints(platform.job)[0][0], platform.store.get(platform.job)
-    shown = schemas.checkpoint_object(row, job)
+    row, job = platform.store.list_checkpoints(platform.job)[0][0], platform.store.get_job(platform.job)
+    shown = schemas.to_checkpoint_object(row, job)
     names = [
         platform.job,
         f"{platform.job}:{STEPS}",
         shown.id,
         shown.fine_tuned_model_checkpoint,
-        schemas.tuned_name(job),
+        fine_tuned_name(job),
     ]
     folder = platform.settings.home / f"artifacts/jobs/{platform.job}/checkpoint-{STEPS}"
-    wanted = (folder / job_layout.LORA).read_bytes()
+    wanted = (folder / job_layout.adapter_weights_file("unet")).read_bytes()
     for name in names:
         (found,) = platform.find(name)
         assert found.folder is not None
-        assert (found.folder / job_layout.LORA).read_bytes() == wanted, name
-        assert (found.step, found.trained, found.label) == (STEPS, ("bright",), f"bright:{STEPS}")
+        assert (found.folder / job_layout.adapter_weights_file("unet")).read_bytes() == wanted, name
+        assert (found.step, found.trained_rewards, found.label) == (STEPS, ("bright",), f"bright:{STEPS}")
         assert not (found.folder / "optimizer.safetensors").exists()
     (local,) = platform.find(str(folder))
-    assert (local.folder, local.step, local.trained) == (folder, STEPS, ())
-    assert local.build["lora"].model_dump(include={"rank", "alpha"}) == {"rank": 4, "alpha": 8.0}
+    assert (local.folder, local.step, local.trained_rewards) == (folder, STEPS, ())
+    assert local.generator_fields["lora"].model_dump(include={"rank", "alpha"}) == {"rank": 4, "alpha": 8.0}
 
 
 def test_the_newest_checkpoint_is_a_jobs_own(platform: Platform) -> None:
@@ -173,10 +173,10 @@ def test_models_given_twice_are_refused_and_like_labels_told_apart(platform: Pla
 def test_without_a_jobs_database_bases_and_folders_remain(platform: Platform, tmp_path: Path) -> None:
     """A machine that shares no database with the platform is told so, in a sentence, only when one is needed."""
     database = Database(f"sqlite:///{tmp_path}/empty.db")
-    names = NamedModels(JobStore(database), platform.artifacts, platform.settings.models_dir, tmp_path / "scratch")
-    assert names.find(["tiny-turbo"])[0].folder is None
+    names = ModelResolver(JobStore(database), platform.artifacts, platform.settings.models_dir, tmp_path / "scratch")
+    assert names.resolve_models(["tiny-turbo"])[0].folder is None
     with pytest.raises(ConfigurationError, match="DIPOLE_DATABASE_URL"):
-        names.find([platform.job])
+        names.resolve_models([platform.job])
     with pytest.raises(ConfigurationError, match="DIPOLE_DATABASE_URL"):
         inputs.resolve_rewards(["shapes"], platform.settings, RewardRegistry(database), 60)
     database.close()
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_base_is_refused_before_anything_is_generated(
     (folder / "training_state.json").write_text(json.dumps({**state, "model": "other"}))
     bench = platform.bench("tiny-turbo", str(folder), features="latents")
     with pytest.raises(InvalidInput, match="checkpoint-1") as caught:
-        bench.check()
+        bench.check_models()
     assert caught.value.field == "model"
     assert str(folder) in str(caught.value)
 
@@ -205,19 +205,23 @@ def test_a_checkpoint_of_another_base_is_refused_before_anything_is_generated(
 def test_a_checkpoint_trained_in_another_precision_is_of_its_base_all_the_same(tmp_path: Path) -> None:
     """Fingerprints of one base differ between precisions: the one of the training counts, whichever that was."""
     spec = TrainSpec.model_validate({"prompts": LINES[:1], "rewards": [{"name": "r"}], "precision": "bf16"})
-    generator = generators.build(spec, models_dir=tmp_path)
+    generator = generators.build_generator(spec, models_dir=tmp_path)
     optimizer = torch.optim.AdamW(generator.parameters())
-    base = resume_state.fingerprint(generator)
-    folder = resume_state.save(
+    base = resume_state.fingerprint_base(generator)
+    folder = resume_state.save_checkpoint(
         tmp_path, 1, generator, optimizer, {"model": "tiny-turbo", "revision": None, "base": base}
     )
-    plain = generators.build(spec.model_copy(update={"precision": "fp32"}), models_dir=tmp_path)
-    assert resume_state.fingerprint(plain) != base
+    plain = generators.build_generator(spec.model_copy(update={"precision": "fp32"}), models_dir=tmp_path)
+    assert resume_state.fingerprint_base(plain) != base
     database = Database(f"sqlite:///{tmp_path}/none.db")
-    names = NamedModels(JobStore(database), Artifacts(str(tmp_path / "a"), tmp_path), tmp_path, tmp_path / "scratch")
-    bench = Bench(names.find([str(folder)]), FeaturesSpec(), models_dir=tmp_path, device="cpu", precision="fp32")
-    bench.check()
-    with bench.opened(bench.models[0]) as (opened, _):
+    names = ModelResolver(
+        JobStore(database), ArtifactStore(str(tmp_path / "a"), tmp_path), tmp_path, tmp_path / "scratch"
+    )
+    bench = ModelLoader(
+        names.resolve_models([str(folder)]), FeaturesSpec(), models_dir=tmp_path, device="cpu", precision="fp32"
+    )
+    bench.check_models()
+    with bench.loaded(bench.models[0]) as (opened, _):
         assert opened.unet.dtype == torch.float32
     database.close()
 
@@ -226,13 +230,13 @@ def test_features_that_do_not_compare_are_refused(platform: Platform) -> None:
     """Latents of different kinds of models are different spaces; the error says which ones read images."""
     write_pipeline(platform.settings.models_dir / "pictures", "sd")
     with pytest.raises(InvalidInput, match="dinov2") as caught:
-        platform.bench("tiny-turbo", "pictures", features="latents").check()
+        platform.bench("tiny-turbo", "pictures", features="latents").check_models()
     assert caught.value.field == "features"
 
 
 def test_weights_of_features_that_are_not_here_are_told_with_a_way_out(platform: Platform) -> None:
     with pytest.raises(InvalidInput, match="--features latents"):
-        platform.bench("tiny-turbo", features="dinov2").check()
+        platform.bench("tiny-turbo", features="dinov2").check_models()
 
 
 # ---- the evaluation -------------------------------------------------------------------------------------------------
@@ -246,7 +250,7 @@ def run(platform: Platform, names: list[str], scorers: dict[str, Any], **options
     ranker = InProcessRanker(scorers, specs)
     rewards = [ResolvedReward(each, Endpoint(url="http://127.0.0.1:1")) for each in specs]
     bench = platform.bench(*names)
-    bench.check()
+    bench.check_models()
     with comparison.Comparison(bench, spec, rewards, ranker, **options) as each:
         report, _ = each.run()
     ranker.close()
@@ -271,14 +275,14 @@ def test_models_see_the_same_prompts_and_noises(platform: Platform) -> None:
     one, other = (model["figures"]["scores"]["bright"] for model in report["models"][1:])
     assert one == other
     assert other["win_rate"]["mean"] != 0.5
-    plain = generators.build(
+    plain = generators.build_generator(
         TrainSpec.model_validate({"prompts": LINES[:1], "rewards": [{"name": "r"}]}),
         models_dir=platform.settings.models_dir,
     )
     ranker = InProcessRanker({"bright": brightness})
     spec = EvalSpec(images_per_prompt=2, prompts=tuple(PromptSpec.model_validate(line) for line in LINES))
     flat = lambda x, *, prompt, seeds: {"x": x.flatten(1)[:, None]}  # noqa: E731
-    alone, _ = evaluate(spec, plain, flat, ranker, step=0, job_id="alone")
+    alone, _ = score_prompts(spec, plain, flat, ranker, step=0, job_id="alone")
     ranker.close()
     with_adapter_off = [prompt["models"]["tiny-turbo"]["scores"] for prompt in report["prompts"]]
     assert with_adapter_off == [{key: list(values) for key, values in each.scores.items()} for each in alone]
@@ -301,13 +305,13 @@ def test_a_reward_that_fails_for_some_images_gives_null_there_and_is_counted(pla
     assert [prompt["models"]["tiny-turbo"]["scores"]["patchy"][0] for prompt in report["prompts"]] == [None] * len(
         LINES
     )
-    cells = {row.label: row.cells for row in table.rows(report)}
+    cells = {row.label: row.cells for row in table.table_rows(report)}
     assert cells["patchy"][0].text == f"{total // 2} of {total}"
     assert cells["dead"][0].text == cells["ranks"][0].text == f"0 of {total}"
     assert cells["whole"][0].text == f"{total} of {total}"
     assert model["missing"]["patchy"] == {"no score": total // 2}
     assert any("dead: 16 of 16 images have no score" in note and "no such model" in note for note in report["notes"])
-    assert any("ranks" in note and comparison.ORDINAL in note for note in report["notes"])
+    assert any("ranks" in note and comparison.ORDINAL_REASON in note for note in report["notes"])
 
 
 def test_hacking_is_said_of_what_a_job_was_trained_on(platform: Platform) -> None:
@@ -344,7 +348,7 @@ def test_prompts_are_a_file_or_an_uploaded_ones_id(platform: Platform, tmp_path:
     path = tmp_path / "prompts.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in LINES))
     files = FileRegistry(platform.store.database)
-    platform.artifacts.write("files/file-1.jsonl", path)
+    platform.artifacts.write_file("files/file-1.jsonl", path)
     files.add_file("file-1", "prompts.jsonl", size=path.stat().st_size, lines=len(LINES), sha256="0")
     local = inputs.read_prompts(str(path), files, platform.artifacts)
     assert local == inputs.read_prompts("file-1", files, platform.artifacts)
@@ -384,22 +388,23 @@ def test_a_reward_that_is_not_ready_is_told_before_anything_is_generated() -> No
         raise httpx.ConnectError("refused")
 
     for fine in (200, 404):
-        inputs.check_ready([reward], answering(fine))
+        inputs.check_rewards_ready([reward], answering(fine))
     for transport in (answering(503), httpx.MockTransport(refusing)):
         with pytest.raises(RewardUnavailable, match=r"judge at http://127\.0\.0\.1:9") as caught:
-            inputs.check_ready([reward], transport)
+            inputs.check_rewards_ready([reward], transport)
         assert caught.value.reward == "judge"
 
 
 # ---- the table ------------------------------------------------------------------------------------------------------
 
 
-def evaluated(label: str, values: list[list[float | None]]) -> comparison.Evaluated:
+def evaluated(label: str, values: list[list[float | None]]) -> comparison.ModelEvaluation:
     scored = [
-        Scored(f"p{i}", "odd" if i % 2 else "even", {"r": row, "r.part": row}, 1.0, 1.5) for i, row in enumerate(values)
+        ScoredPrompt(f"p{i}", "odd" if i % 2 else "even", {"r": row, "r.part": row}, 1.0, 1.5)
+        for i, row in enumerate(values)
     ]
     images = [np.zeros((len(row), 8, 8, 3), np.uint8) for row in values]
-    return comparison.Evaluated(NamedModel(label, label, {"model": label}), scored, images, {}, 1.0)
+    return comparison.ModelEvaluation(ModelRef(label, label, {"model": label}), scored, images, {}, 1.0)
 
 
 def test_the_table_has_tags_as_rows_and_marks_what_is_sure() -> None:
@@ -407,12 +412,12 @@ def test_the_table_has_tags_as_rows_and_marks_what_is_sure() -> None:
     base, better = ([[x + k / 9 for k in range(2)] for x in row] for row in ([0.0] * 8, [0.5, 0.6] * 4))
     spec = EvalSpec(images_per_prompt=2, prompts=tuple(PromptSpec(prompt=f"p{i}") for i in range(8)))
     found = [evaluated("a", base), evaluated("b|c", better)]
-    report = comparison.report(found, spec, ["r"], more={"rewards": [{"name": "r"}]})
-    assert [row.label for row in table.rows(report)] == [
+    report = comparison.build_report(found, spec, ["r"], more={"rewards": [{"name": "r"}]})
+    assert [row.label for row in table.table_rows(report)] == [
         "r", "  even (4)", "  odd (4)", "r.part", "  even (4)", "  odd (4)", "diversity, distance", "diversity, Vendi",
     ]  # fmt: skip
-    assert table.headings(report) == ["score", "a", "b|c", "difference", "wins"], "all are scored"
-    lines = table.markdown(report).splitlines()
+    assert table.column_headings(report) == ["score", "a", "b|c", "difference", "wins"], "all are scored"
+    lines = table.render_markdown(report).splitlines()
     assert lines[0].startswith("8 prompts, 2 images each, all scored; ± is 95 % over prompts")
     assert lines[2] == r"| score | a | b\|c | difference | wins |"
     assert lines[4] == "| r | 0.056 ± 0.000 | 0.606 ± 0.045 | **+0.550 ± 0.045** | **100 % [100, 100]** |"

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from dipole_trainer.comparison import contact_sheet
-from dipole_trainer.comparison.contact_sheet import LEFT, PROMPTS, clipped, draw, font, wrapped
+from dipole_trainer.comparison.contact_sheet import (
+    LEFT,
+    MAX_PROMPTS,
+    clip_text,
+    draw_contact_sheet,
+    load_font,
+    wrap_text,
+)
 
 LONG = "a hyper-detailed portrait of an old fisherman by the café, golden light " * 8
 
@@ -37,7 +44,7 @@ def test_each_model_prompt_and_noise_has_its_place() -> None:
         for m in range(models)
     ]
     said = evaluation(["a", "b", "c"], ["x", "y"], noises, [0.5, None, 1.0, 0.0])
-    sheet = np.asarray(draw(said, images))
+    sheet = np.asarray(draw_contact_sheet(said, images))
     at = {
         (m, p, k): np.argwhere((sheet == colour(m, p, k)).all(-1)).mean(0)
         for m in range(models)
@@ -56,10 +63,10 @@ def test_each_model_prompt_and_noise_has_its_place() -> None:
 def test_the_sheet_keeps_its_size(models: int, images: int) -> None:
     """However many prompts and noises: the first of them, and no wider than a screen."""
     prompts = [LONG] * 40
-    drawn = [[np.zeros((images, 24, 16, 3), np.uint8)] * PROMPTS] * models  # not square
+    drawn = [[np.zeros((images, 24, 16, 3), np.uint8)] * MAX_PROMPTS] * models  # not square
     said = evaluation([f"m{index}" for index in range(models)], prompts, images, [None] * images)
-    sheet = draw(said, drawn)
-    assert sheet.width <= contact_sheet.WIDTH
+    sheet = draw_contact_sheet(said, drawn)
+    assert sheet.width <= contact_sheet.SHEET_WIDTH
     assert sheet.height <= 2050
 
 
@@ -67,25 +74,25 @@ def test_the_sheet_keeps_its_size(models: int, images: int) -> None:
 @given(st.text(max_size=300), st.integers(40, 300))
 def test_no_line_is_wider_than_its_room(text: str, width: int) -> None:
     """And no character is lost on the way."""
-    lines = wrapped(text, 15, width)
-    assert all(font(15).getlength(line) <= width or len(line) == 1 for line in lines)
-    assert "".join("".join(lines).split()) == "".join(contact_sheet.legible(text).split())
+    lines = wrap_text(text, 15, width)
+    assert all(load_font(15).getlength(line) <= width or len(line) == 1 for line in lines)
+    assert "".join("".join(lines).split()) == "".join(contact_sheet.make_legible(text).split())
 
 
 def test_text_that_was_cut_ends_in_dots() -> None:
-    assert clipped("short", 15, 200) == "short"
-    assert clipped("short", 15, 200, more=True) == "short..."
-    cut = clipped(LONG, 15, 200)
+    assert clip_text("short", 15, 200) == "short"
+    assert clip_text("short", 15, 200, more=True) == "short..."
+    cut = clip_text(LONG, 15, 200)
     assert cut.endswith("...")
-    assert font(15).getlength(cut) <= 200
+    assert load_font(15).getlength(cut) <= 200
 
 
 def test_without_a_font_of_the_machine_text_stays_legible(monkeypatch: pytest.MonkeyPatch) -> None:
     """Pillow's own font knows basic Latin: accents go, and a text of which nothing is left says so."""
     monkeypatch.setattr(contact_sheet, "FONTS", ())
-    font.cache_clear()
+    load_font.cache_clear()
     try:
-        assert contact_sheet.legible("café\n0.5 ± 0.1") == "cafe 0.5 +- 0.1"
-        assert contact_sheet.legible("窗台上的猫") == "(no font for this text)"
+        assert contact_sheet.make_legible("café\n0.5 ± 0.1") == "cafe 0.5 +- 0.1"
+        assert contact_sheet.make_legible("窗台上的猫") == "(no font for this text)"
     finally:
-        font.cache_clear()
+        load_font.cache_clear()

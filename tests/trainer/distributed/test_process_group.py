@@ -20,8 +20,8 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from dipole.errors import DipoleError, InvalidInput, NothingToLearn, RewardUnavailable
-from dipole_trainer.distributed.failures import as_json, from_json
-from dipole_trainer.distributed.group import World
+from dipole_trainer.distributed.failures import exception_from_json, exception_to_json
+from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.storage import job_layout
 
 # Trains the runs on its command line, one after the other in the same processes. A run is its name, its settings, and
@@ -31,22 +31,22 @@ import json, os, signal, sys, time
 from pathlib import Path
 
 from dipole import logs
-from dipole.tiny.world import prompts
-from dipole_trainer.distributed.failures import ProcessLost
-from dipole_trainer.distributed.launch import join
+from dipole.tiny.world import all_prompts
+from dipole_trainer.distributed.failures import PeerLost
+from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.training import session
-from dipole_trainer.worker.followers import take_part
+from dipole_trainer.worker.followers import run_as_follower
 
-LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
+LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=False)[:6]]
 BASE = {
     "model": "tiny-turbo", "prompts": LINES, "rewards": [{"name": "bright"}], "steps": 3, "candidates": 4,
     "prompts_per_step": 2, "chunk_size": 4, "checkpoint_every": 100, "optimizer": {"lr": 1e-3}, "lora": {"rank": 4},
     "method": {"drpo": {"positives": 2, "negatives": 2}},
 }
-logs.configure("test")
-out, world = Path(sys.argv[1]), join()
+logs.configure_logging("test")
+out, processes = Path(sys.argv[1]), current_group()
 
 
 class Ranker(InProcessRanker):
@@ -77,7 +77,7 @@ class Ranker(InProcessRanker):
 def run(name, changes, befalls):
     """`befalls` tells what happens by rank."""
     spec, events = TrainSpec.model_validate({**BASE, **changes}), []
-    happens, began = befalls.get(str(world.rank)), time.monotonic()
+    happens, began = befalls.get(str(processes.rank)), time.monotonic()
     ranker = Ranker(spec, happens)
 
     def control():
@@ -86,43 +86,44 @@ def run(name, changes, befalls):
         return "pause" if happens == "pause" and stepped or happens == "pause late" and stepped and waited else "run"
 
     def train():
-        return session.run(
-            spec, job_id=name, workdir=out / name.rstrip("+") if world.leads else out / f"{name}-{world.rank}",
-            models_dir=out, rank=ranker, control=control, world=world,
-            on_event=(lambda kind, data: events.append((kind, data))) if world.leads else world.tell,
+        return session.run_session(
+            spec, job_id=name,
+            workdir=out / name.rstrip("+") if processes.is_main else out / f"{name}-{processes.rank}",
+            models_dir=out, ranker=ranker, control=control, processes=processes,
+            on_event=(lambda kind, data: events.append((kind, data))) if processes.is_main else processes.report,
         )
 
     told = {"outcome": None, "error": None}
-    if world.leads:
+    if processes.is_main:
         try:
             told["outcome"] = train()
-        except ProcessLost:
+        except PeerLost:
             raise
         except Exception as error:
             told["error"] = f"{type(error).__name__}: {error}"
         finally:
-            world.leave()
+            processes.leave_run()
         told.update(events=events, seconds=time.monotonic() - began)
         (out / f"{name}.json").write_text(json.dumps(told))
     else:
-        take_part(world, train)
+        run_as_follower(processes, train)
     ranker.close()
 
 
 for each in json.loads(sys.argv[2]):
     run(*each)
-world.close()
+processes.close()
 os._exit(0)  # slow rewards are threads that still sleep
 '''
 
 SILENT = """
 import os, signal
-from dipole_trainer.distributed.torch_group import Together
+from dipole_trainer.distributed.torch_group import TorchProcessGroup
 
-world = Together(on_cpu=True, silence_s=1)
-if not world.leads:
+processes = TorchProcessGroup(on_cpu=True, silence_s=1)
+if not processes.is_main:
     os.kill(os.getpid(), signal.SIGSTOP)
-world.exchange({})
+processes.all_gather({})
 """
 
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
@@ -170,7 +171,7 @@ class Runs:
         return [data for each, data in self[name]["events"] if each == kind]
 
     def weights(self, name: str) -> dict[str, torch.Tensor]:
-        trained = job_layout.newest(self.folder / name)
+        trained = job_layout.newest_checkpoint(self.folder / name)
         assert trained is not None
         (file,) = [path for path in trained.rglob("*.safetensors") if path.name != "optimizer.safetensors"]
         return load_file(file)
@@ -192,7 +193,7 @@ def killed(tmp_path_factory: pytest.TempPathFactory) -> Runs:
     assert done.returncode != 0
     assert "exitcode  : -9" in done.stderr
     assert not (folder / "killed.json").exists()
-    assert job_layout.steps(folder / "killed") == [1]
+    assert job_layout.checkpoint_steps(folder / "killed") == [1]
     return Runs(folder)
 
 
@@ -337,11 +338,11 @@ def test_accelerate_takes_the_documented_commands() -> None:
 
 def test_one_process_agrees_with_itself() -> None:
     """World alone says what it is told, and nothing ever ends it."""
-    world = World("cpu")
-    assert (world.leads, world.exchange({"a": 1}), world.events()) == (True, [{"a": 1}], [])
-    assert all(world.mine(index) for index in range(4))
-    world.heed()
-    world.leave()
+    world = ProcessGroup("cpu")
+    assert (world.is_main, world.all_gather({"a": 1}), world.take_reports()) == (True, [{"a": 1}], [])
+    assert all(world.owns(index) for index in range(4))
+    world.check_stop()
+    world.leave_run()
     world.close()
 
 
@@ -356,7 +357,7 @@ def test_one_process_agrees_with_itself() -> None:
 )
 def test_a_problem_travels_as_json(problem: Exception, message: str) -> None:
     """What the worker tells rewards that are away, callers' mistakes and other errors apart by survives."""
-    there = from_json(json.loads(json.dumps(as_json(problem))), "here")
+    there = exception_from_json(json.loads(json.dumps(exception_to_json(problem))), "here")
     assert str(there) == message
     assert isinstance(there, type(problem) if isinstance(problem, RewardUnavailable | InvalidInput) else DipoleError)
     for name in ("reward", "code", "field"):

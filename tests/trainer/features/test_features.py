@@ -23,7 +23,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
 from dipole_trainer.features import latent_mae, latents, pooling, teacher_unet, tiny, vit_mae
-from dipole_trainer.features.preprocessing import Preparation
+from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
@@ -48,8 +48,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "drpo-mae-latent-256").mkdir()
     checkpoint = {"state_dict": mae_tensors(), "metadata": {"model_config": {"layers": list(MAE_DEPTHS)}}}
     torch.save(checkpoint, folder / "drpo-mae-latent-256/mae_latent_256_torch.pth")
-    tiny_pipelines.write(folder / "tiny-sd", "sd")
-    tiny_pipelines.write(folder / "tiny-sdxl", "sdxl")
+    tiny_pipelines.write_pipeline(folder / "tiny-sd", "sd")
+    tiny_pipelines.write_pipeline(folder / "tiny-sdxl", "sdxl")
     return folder
 
 
@@ -111,7 +111,7 @@ def mae_tensors(*, flax: bool = True, seed: int = 4) -> dict[str, Tensor]:
 
 def generator_of(model: str, models: Path) -> OneStepGenerator:
     spec = TrainSpec(model=model, prompts=(PromptSpec(prompt=PROMPT),), rewards=(RewardSpec(name="r"),))
-    return generators.build(spec, models_dir=models)
+    return generators.build_generator(spec, models_dir=models)
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +156,7 @@ SPACES = {  # settings, and (T, D) of each key for latents of 16×16, images of 
 def test_row_k_depends_on_its_own_latents_prompt_and_seed_alone(space: str, sd: OneStepGenerator, models: Path) -> None:
     """Asked twice it answers the same, bit for bit, and chunks of one agree with the whole to 1e-5 of the values."""
     spec, expected = SPACES[space]
-    phi = features.build(spec, sd, models_dir=models)
+    phi = features.build_features(spec, sd, models_dir=models)
     x = random_latents(16)
     with torch.no_grad():
         whole, again = phi(x, prompt=PROMPT, seeds=SEEDS), phi(x, prompt=PROMPT, seeds=SEEDS)
@@ -173,7 +173,7 @@ def test_row_k_depends_on_its_own_latents_prompt_and_seed_alone(space: str, sd: 
 @pytest.mark.parametrize("space", SPACES)
 def test_gradients_reach_the_latents_and_nothing_else(space: str, sd: OneStepGenerator, models: Path) -> None:
     """Every key's gradient reaches every sample, is finite, and no weight of φ or of the generator gets one."""
-    phi = features.build(SPACES[space][0], sd, models_dir=models)
+    phi = features.build_features(SPACES[space][0], sd, models_dir=models)
     x = random_latents(16).requires_grad_()
     for value in phi(x, prompt=PROMPT, seeds=SEEDS).values():
         weights = [*own_weights(phi), *sd.parameters(), *sd.vae.parameters(), *sd.unet.parameters()]
@@ -195,13 +195,13 @@ def own_weights(phi: Any) -> list[Tensor]:
     ("model", "space", "keys"),
     [
         ("tiny-turbo", tiny.TinyFeatures, ["mean", "layout", "classes", "objects"]),
-        ("tiny-sd", latent_mae.LatentMae, [f"layer4_{pool}" for pool in pooling.MAP_POOLS]),
+        ("tiny-sd", latent_mae.LatentMaeFeatures, [f"layer4_{pool}" for pool in pooling.MAP_POOLS]),
         ("tiny-sdxl", VisionFeatures, ["layer3_patch_mean", "layer3_patch_std", "layer3_cls"]),
     ],
 )
 def test_auto_is_what_was_published_for_the_model(model: str, space: type, keys: list[str], models: Path) -> None:
     """auto: tiny for tiny-turbo, the latent MAE for SD, ViT-MAE for SDXL, each with its published keys."""
-    phi: Any = features.build(FeaturesSpec(), generator_of(model, models), models_dir=models)
+    phi: Any = features.build_features(FeaturesSpec(), generator_of(model, models), models_dir=models)
     assert isinstance(phi, space)
     assert list(phi.keys) == keys
 
@@ -210,10 +210,10 @@ def test_auto_is_what_was_published_for_the_model(model: str, space: type, keys:
 def test_an_unknown_key_is_refused_with_those_there_are(space: str, sd: OneStepGenerator, models: Path) -> None:
     """The message lists every key, and each that it lists is accepted."""
     spec = SPACES[space][0].model_copy(update={"keys": ("layer99_soup",)})
-    told = refused(lambda: features.build(spec, sd, models_dir=models), "features.keys")
+    told = refused(lambda: features.build_features(spec, sd, models_dir=models), "features.keys")
     listed = told.partition("there are ")[2].split(", ")
     assert set(SPACES[space][1]) <= set(listed)
-    phi: Any = features.build(spec.model_copy(update={"keys": tuple(listed)}), sd, models_dir=models)
+    phi: Any = features.build_features(spec.model_copy(update={"keys": tuple(listed)}), sd, models_dir=models)
     assert list(phi.keys) == listed
 
 
@@ -230,7 +230,9 @@ def test_absent_weights_are_refused_with_their_command(
     space: Any, command: str, sd: OneStepGenerator, tmp_path: Path
 ) -> None:
     """Nothing is downloaded: the error says how to fetch the published weights."""
-    told = refused(lambda: features.build(FeaturesSpec(type=space), sd, models_dir=tmp_path), "features.weights")
+    told = refused(
+        lambda: features.build_features(FeaturesSpec(type=space), sd, models_dir=tmp_path), "features.weights"
+    )
     assert command.format(tmp_path) in told
 
 
@@ -249,26 +251,26 @@ def test_pooling_is_numpy_s_mean_and_spread_of_each_patch() -> None:
             for left in range(0, 12, width)
         ]
         statistic = [cut.mean(-1) if pool.startswith("mean") else np.sqrt(cut.var(-1) + 1e-6) for cut in cuts]
-        np.testing.assert_allclose(pooling.pooled(grid, pool, key="k"), np.stack(statistic, 1), rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(pooling.pool_map(grid, pool, key="k"), np.stack(statistic, 1), rtol=1e-5, atol=1e-6)
 
 
 def test_the_spread_of_equal_values_has_a_gradient_of_zero() -> None:
     """Not infinite, as the root's would be."""
     grid = torch.ones(1, 2, 4, 4, requires_grad=True)
-    (gradient,) = torch.autograd.grad(pooling.pooled(grid, "std", key="k").sum(), grid)
+    (gradient,) = torch.autograd.grad(pooling.pool_map(grid, "std", key="k").sum(), grid)
     assert torch.equal(gradient, torch.zeros_like(grid))
 
 
 def test_patches_must_fill_the_map() -> None:
     """A map of 6×6 has no patches of 4×4: the key is named, as is the map's size."""
-    told = refused(lambda: pooling.pooled(torch.ones(1, 2, 6, 6), "std_4", key="layer4_std_4"), "features.keys")
+    told = refused(lambda: pooling.pool_map(torch.ones(1, 2, 6, 6), "std_4", key="layer4_std_4"), "features.keys")
     assert "'layer4_std_4' cuts a map into patches of 4×4, and at this resolution the map is 6×6" in told
 
 
 def test_latents_are_one_vector_a_sample_and_can_be_pooled() -> None:
     """`latents` is the sample flattened; the other keys pool it."""
     x = random_latents(8)
-    found = latents.Latents(["latents", "latents_mean", "latents_std_2"])(x, prompt=PROMPT, seeds=SEEDS)
+    found = latents.LatentFeatures(["latents", "latents_mean", "latents_std_2"])(x, prompt=PROMPT, seeds=SEEDS)
     assert torch.equal(found["latents"], x.flatten(1)[:, None])
     assert torch.equal(found["latents_mean"], x.mean((2, 3))[:, None])
     assert found["latents_std_2"].shape == (3, 16, 4)
@@ -295,14 +297,14 @@ def test_tiny_s_keys_are_its_encoder_s_vectors_and_classes() -> None:
 def test_the_latent_mae_is_the_network_that_its_names_describe(flax: bool, side: int) -> None:
     """Every map and its pools equal a computation straight from the tensors, in both layouts and at both sizes."""
     x = random_latents(side)
-    encoder = latent_mae.from_tensors(mae_tensors(flax=flax))
+    encoder = latent_mae.build_from_tensors(mae_tensors(flax=flax))
     maps = mae_maps(mae_tensors(flax=False), x)
     assert set(encoder.map_names()) == maps.keys()
     keys = list(pooling.map_keys(maps))
-    found = latent_mae.LatentMae(encoder, keys)(x, prompt=PROMPT, seeds=SEEDS)
+    found = latent_mae.LatentMaeFeatures(encoder, keys)(x, prompt=PROMPT, seeds=SEEDS)
     for name, grid in maps.items():
         for pool in pooling.MAP_POOLS:
-            close(found[f"{name}_{pool}"], pooling.pooled(grid, pool, key=name), 1e-4)
+            close(found[f"{name}_{pool}"], pooling.pool_map(grid, pool, key=name), 1e-4)
     assert found["layer4_std_2"].shape == (3, (side // 16) ** 2, MAE_WIDTHS[-1])
 
 
@@ -338,7 +340,7 @@ def mae_maps(tensors: Mapping[str, Tensor], x: Tensor) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("channels", "groups"), [(4, 4), (32, 32), (48, 24), (64, 32), (100, 25), (37, 1), (768, 32)])
 def test_group_norm_takes_the_most_groups_up_to_32_that_divide(channels: int, groups: int) -> None:
     """The published rule; no width is written in the file."""
-    assert latent_mae.group_norm(channels).num_groups == groups
+    assert latent_mae.make_group_norm(channels).num_groups == groups
 
 
 def test_the_latent_mae_is_read_from_every_way_it_is_kept(sd: OneStepGenerator, tmp_path: Path) -> None:
@@ -351,7 +353,7 @@ def test_the_latent_mae_is_read_from_every_way_it_is_kept(sd: OneStepGenerator, 
     x = random_latents(64)
     found = []
     for name in ("bare.pth", "ddp.pth", "compiled.pth", "mae.safetensors"):
-        phi = features.build(FeaturesSpec(type="latent_mae", weights=name), sd, models_dir=tmp_path)
+        phi = features.build_features(FeaturesSpec(type="latent_mae", weights=name), sd, models_dir=tmp_path)
         found.append(phi(x, prompt=PROMPT, seeds=SEEDS)["layer4_mean_4"])
     assert all(torch.equal(each, found[0]) for each in found)
 
@@ -370,7 +372,7 @@ def test_a_file_that_needs_unpickling_is_refused_and_not_run(sd: OneStepGenerato
     """torch.load reads tensors alone: what a pickle would call is not called."""
     torch.save({"state_dict": mae_tensors(), "metadata": Payload(tmp_path / "ran")}, tmp_path / "evil.pth")
     spec = FeaturesSpec(type="latent_mae", weights="evil.pth")
-    told = refused(lambda: features.build(spec, sd, models_dir=tmp_path), "features.weights")
+    told = refused(lambda: features.build_features(spec, sd, models_dir=tmp_path), "features.weights")
     assert "evil.pth holds more than tensors" in told
     assert not (tmp_path / "ran").exists()
 
@@ -390,7 +392,7 @@ def test_other_weights_are_not_taken_for_a_latent_mae(
     """What is missing or misfits is said, on features.weights."""
     torch.save(content, tmp_path / "other.pth")
     spec = FeaturesSpec(type="latent_mae", weights="other.pth")
-    assert told in refused(lambda: features.build(spec, sd, models_dir=tmp_path), "features.weights")
+    assert told in refused(lambda: features.build_features(spec, sd, models_dir=tmp_path), "features.weights")
 
 
 def test_a_cut_file_is_not_whole(sd: OneStepGenerator, tmp_path: Path) -> None:
@@ -398,13 +400,13 @@ def test_a_cut_file_is_not_whole(sd: OneStepGenerator, tmp_path: Path) -> None:
     torch.save(mae_tensors(), tmp_path / "cut.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "cut.pth").read_bytes()[:-1000])
     spec = FeaturesSpec(type="latent_mae", weights="cut.pth")
-    told = refused(lambda: features.build(spec, sd, models_dir=tmp_path), "features.weights")
+    told = refused(lambda: features.build_features(spec, sd, models_dir=tmp_path), "features.weights")
     assert "cut.pth is not a whole PyTorch file" in told
 
 
 def test_latents_of_other_channels_are_refused() -> None:
     """An MAE of four channels says so to a model of sixteen."""
-    phi = latent_mae.LatentMae(latent_mae.from_tensors(mae_tensors()))
+    phi = latent_mae.LatentMaeFeatures(latent_mae.build_from_tensors(mae_tensors()))
     told = refused(lambda: phi(torch.zeros(1, 16, 32, 32), prompt=PROMPT, seeds=[0]), "features.type")
     assert "reads latents of 4 channels, and the model's have 16" in told
 
@@ -425,10 +427,10 @@ def test_vision_keys_are_the_model_s_own_hidden_states(space: Any, sd: OneStepGe
     keys = tuple(f"layer{n}_{part}" for n in (1, 2, 3) for part in ("patch_mean", "patch_std", "cls"))
     x = random_latents(8)
     with torch.no_grad():
-        found = features.build(FeaturesSpec(type=space, keys=keys), sd, models_dir=models)(
+        found = features.build_features(FeaturesSpec(type=space, keys=keys), sd, models_dir=models)(
             x, prompt=PROMPT, seeds=SEEDS
         )
-        images = Preparation.read(models / name, device=sd.device)(sd.pixels(x))
+        images = ImagePreprocessor.from_folder(models / name, device=sd.device)(sd.decode_pixels(x))
         options = {"mask_ratio": 0.0} if space == "vit_mae" else {}
         reference = model_class.from_pretrained(str(models / name), **options).eval()
         more = {"noise": torch.linspace(0, 1, 16).expand(3, 16)} if space == "vit_mae" else {}
@@ -446,11 +448,11 @@ def test_vit_mae_sees_every_patch(models: Path) -> None:
     """Each patch of the image has a gradient: none is masked, though the checkpoint's config masks three quarters."""
     assert json.loads((models / "vit-mae-base/config.json").read_text())["mask_ratio"] == 0.75
     pixels = torch.rand(1, 3, 32, 32, requires_grad=True)
-    no_decoder: Any = SimpleNamespace(device=torch.device("cpu"), pixels=lambda x: x)
-    phi = vit_mae.load(FeaturesSpec(), no_decoder, models)
+    no_decoder: Any = SimpleNamespace(device=torch.device("cpu"), decode_pixels=lambda x: x)
+    phi = vit_mae.load_vit_mae_features(FeaturesSpec(), no_decoder, models)
     phi(pixels, prompt=PROMPT, seeds=[0])["layer3_cls"].square().sum().backward()
     assert pixels.grad is not None
-    assert (pooling.patches(pixels.grad.abs(), 8).sum((2, 3)) > 0).all()
+    assert (pooling.cut_patches(pixels.grad.abs(), 8).sum((2, 3)) > 0).all()
 
 
 @pytest.mark.parametrize("size", [(96, 96), (20, 20), (32, 32)])
@@ -463,7 +465,7 @@ def test_images_are_prepared_as_the_model_s_own_processor_does(size: tuple[int, 
     processor.save_pretrained(str(tmp_path))
     image = np.random.default_rng(0).integers(80, 176, (*size, 3), dtype=np.uint8)
     theirs = torch.as_tensor(np.asarray(processor(Image.fromarray(image), return_tensors="np")["pixel_values"]))
-    prepare = Preparation.read(tmp_path, device=torch.device("cpu"))
+    prepare = ImagePreprocessor.from_folder(tmp_path, device=torch.device("cpu"))
     ours = prepare(torch.from_numpy(image).permute(2, 0, 1)[None].float() / 255)
     assert ours.shape == theirs.shape == (1, 3, 32, 32)
     assert ((ours - theirs).abs() * torch.tensor(std)[:, None, None]).max() < 1.25 / 255
@@ -471,7 +473,7 @@ def test_images_are_prepared_as_the_model_s_own_processor_does(size: tuple[int, 
 
 def test_what_a_decoder_overshoots_is_clamped_first() -> None:
     """The model sees images from 0 to 1, as it was trained on."""
-    prepare = Preparation(8, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
+    prepare = ImagePreprocessor(8, torch.zeros(3, 1, 1), torch.ones(3, 1, 1))
     images = 3 * torch.rand(1, 3, 16, 16) - 1
     assert torch.equal(prepare(images), prepare(images.clamp(0, 1)))
 
@@ -491,20 +493,20 @@ def test_the_size_is_the_one_that_the_processor_ends_with(config: dict[str, Any]
     mean, std = IMAGENET
     written = {**config, "image_mean": mean, "image_std": std}
     (tmp_path / "preprocessor_config.json").write_text(json.dumps(written))
-    assert Preparation.read(tmp_path, device=torch.device("cpu")).size == size
+    assert ImagePreprocessor.from_folder(tmp_path, device=torch.device("cpu")).size == size
 
 
 def test_a_processor_without_mean_or_size_is_refused(tmp_path: Path) -> None:
     """On features.weights, with the file's path."""
     (tmp_path / "preprocessor_config.json").write_text('{"size": 224}')
-    told = refused(lambda: Preparation.read(tmp_path, device=torch.device("cpu")), "features.weights")
+    told = refused(lambda: ImagePreprocessor.from_folder(tmp_path, device=torch.device("cpu")), "features.weights")
     assert str(tmp_path / "preprocessor_config.json") in told
 
 
 def test_a_model_of_another_kind_or_with_holes_is_refused(sd: OneStepGenerator, models: Path, tmp_path: Path) -> None:
     """transformers would fill what is missing with random numbers, and go on."""
     spec = FeaturesSpec(type="dinov2", weights="vit-mae-base")
-    told = refused(lambda: features.build(spec, sd, models_dir=models), "features.weights")
+    told = refused(lambda: features.build_features(spec, sd, models_dir=models), "features.weights")
     assert "is a vit_mae, not a dinov2" in told
 
     model = transformers.Dinov2Model.from_pretrained(str(models / "dinov2-base"))
@@ -514,7 +516,7 @@ def test_a_model_of_another_kind_or_with_holes_is_refused(sd: OneStepGenerator, 
         (models / "dinov2-base/preprocessor_config.json").read_bytes()
     )
     spec = FeaturesSpec(type="dinov2", weights="holes")
-    told = refused(lambda: features.build(spec, sd, models_dir=tmp_path), "features.weights")
+    told = refused(lambda: features.build_features(spec, sd, models_dir=tmp_path), "features.weights")
     assert "lacks 1 of the model's weights, such as layernorm.bias" in told
 
 
@@ -528,7 +530,7 @@ def test_vit_mae_s_older_weights_are_read_too(sd: OneStepGenerator, models: Path
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     x = random_latents(8)
     old, new = (
-        features.build(FeaturesSpec(type="vit_mae"), sd, models_dir=path)(x, prompt=PROMPT, seeds=SEEDS)
+        features.build_features(FeaturesSpec(type="vit_mae"), sd, models_dir=path)(x, prompt=PROMPT, seeds=SEEDS)
         for path in (tmp_path, models)
     )
     assert all(torch.equal(old[key], new[key]) for key in new)
@@ -549,7 +551,7 @@ def test_teacher_noise_is_the_seed_s_and_not_the_one_that_made_the_sample(sd: On
     """x + 0.1·ε: ε is the same for x and x_ref of one seed, another for another seed, and not the sample's own."""
     blocks = ["down_blocks.2", "mid_block", "up_blocks.0"]
     recorded = Recorded()
-    phi = teacher_unet.TeacherUnet(recorded, blocks, FeaturesSpec(type="teacher_unet"))
+    phi = teacher_unet.TeacherUnetFeatures(recorded, blocks, FeaturesSpec(type="teacher_unet"))
     x, x_ref = random_latents(8), random_latents(8, seed=9)
     phi(x, prompt=PROMPT, seeds=SEEDS)
     assert recorded.asked == (100, PROMPT, tuple(blocks))
@@ -559,10 +561,10 @@ def test_teacher_noise_is_the_seed_s_and_not_the_one_that_made_the_sample(sd: On
     phi(x[1:], prompt=PROMPT, seeds=SEEDS[1:])
     close((recorded.x_t - x[1:]) / 0.1, drawn[1:], 1e-5)
     assert 0.8 < drawn.std() < 1.2
-    flat = torch.cat([drawn, sd.noise(SEEDS)]).flatten(1)
+    flat = torch.cat([drawn, sd.draw_noise(SEEDS)]).flatten(1)
     assert (torch.corrcoef(flat) - torch.eye(6)).abs().max() < 0.35
     assert FeaturesSpec().noise == 0.1
-    teacher_unet.TeacherUnet(recorded, blocks, FeaturesSpec(noise=0))(x, prompt=PROMPT, seeds=SEEDS)
+    teacher_unet.TeacherUnetFeatures(recorded, blocks, FeaturesSpec(noise=0))(x, prompt=PROMPT, seeds=SEEDS)
     assert recorded.x_t is x
 
 
@@ -570,7 +572,7 @@ def test_teacher_maps_are_averaged_over_squares_into_one_vector() -> None:
     """4×4 squares by default, as one vector a sample; a map smaller than a square becomes its mean."""
     for side, squares in ((8, 4), (9, 4), (4, 1), (2, 1)):
         grid = torch.randn(2, 3, side, side)
-        phi = teacher_unet.TeacherUnet(Recorded(), ["mid_block"], FeaturesSpec(noise=0, keys=("mid_block",)))
+        phi = teacher_unet.TeacherUnetFeatures(Recorded(), ["mid_block"], FeaturesSpec(noise=0, keys=("mid_block",)))
         found = phi(grid, prompt=PROMPT, seeds=[1, 2])["mid_block"]
         edge, count = min(4, side), int(squares**0.5)
         means = [
@@ -588,7 +590,7 @@ def test_the_teacher_is_the_frozen_base(name: str, models: Path, request: pytest
     generator: OneStepGenerator = request.getfixturevalue(name)
     keys = ("down_blocks.1", "mid_block", "up_blocks.0")
     spec = FeaturesSpec(type="teacher_unet", keys=keys, timestep=100, pool=1)
-    phi = features.build(spec, generator, models_dir=models)
+    phi = features.build_features(spec, generator, models_dir=models)
     x = random_latents(8)
     fresh = generator_of(f"tiny-{name}", models)  # its adapter changes nothing yet
     expected: dict[str, Tensor] = {}
@@ -600,8 +602,8 @@ def test_the_teacher_is_the_frozen_base(name: str, models: Path, request: pytest
         )
     before = {parameter: parameter.detach().clone() for parameter in generator.parameters()}
     with torch.no_grad():
-        noised = x + 0.1 * teacher_unet.noise(x.shape[1:], SEEDS)
-        fresh.unet(noised, torch.tensor(100), **fresh._condition([PROMPT], 3))
+        noised = x + 0.1 * teacher_unet.draw_noise(x.shape[1:], SEEDS)
+        fresh.unet(noised, torch.tensor(100), **fresh._conditioning([PROMPT], 3))
         for parameter in generator.parameters():
             parameter.fill_(0.5)
         found = phi(x, prompt=PROMPT, seeds=SEEDS)

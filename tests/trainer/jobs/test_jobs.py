@@ -22,13 +22,13 @@ from pydantic import SecretStr
 
 from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
-from dipole_trainer.database.engine import Database, _alembic, upgrade
-from dipole_trainer.database.tables import Base, Job
+from dipole_trainer.database.engine import Database, _alembic_config, upgrade_database
+from dipole_trainer.database.tables import Base, JobRow
 from dipole_trainer.jobs import transitions
-from dipole_trainer.jobs.leases import MAX_RESUMES
-from dipole_trainer.jobs.ranking_ledger import Ledger, entry
+from dipole_trainer.jobs.leases import MAX_FRUITLESS_RESUMES
+from dipole_trainer.jobs.ranking_ledger import RankingLedger, make_ledger_entry
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.ranking.groups import Group, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.vault import Vault
@@ -51,7 +51,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
         with engine.begin() as connection:
             connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
         engine.dispose()
-    upgrade(found)
+    upgrade_database(found)
     return found
 
 
@@ -69,7 +69,7 @@ def kinds(store: JobStore, job_id: str) -> list[str]:
 def expire(store: JobStore, job_id: str) -> None:
     """The lease runs out: what waiting for its end would give."""
     with store.database.writing() as session:
-        session.execute(sa.update(Job).where(Job.id == job_id).values(lease_expires=0.0))
+        session.execute(sa.update(JobRow).where(JobRow.id == job_id).values(lease_expires=0.0))
 
 
 @pytest.mark.skipif(not POSTGRES, reason="NOT TESTED ON POSTGRESQL: set DIPOLE_TEST_POSTGRES_URL to a scratch database")
@@ -94,14 +94,14 @@ def test_migrations_make_what_the_models_declare(store: JobStore) -> None:
 def test_upgrade_may_run_again_and_at_once_from_several_processes(tmp_path: Path) -> None:
     """Every replica may run the migrations when it starts."""
     url = f"sqlite:///{tmp_path}/jobs.db"
-    threads = [threading.Thread(target=upgrade, args=(url,)) for _ in range(3)]
+    threads = [threading.Thread(target=upgrade_database, args=(url,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    upgrade(url)
+    upgrade_database(url)
     database = Database(url)
-    assert JobStore(database).list() == ([], False)
+    assert JobStore(database).list_jobs() == ([], False)
     database.close()
 
 
@@ -111,7 +111,7 @@ def test_migrations_go_down_again(url: str) -> None:
 
     database = Database(url)
     with database.engine.begin() as connection:
-        command.downgrade(_alembic(connection), "base")
+        command.downgrade(_alembic_config(connection), "base")
     assert sa.inspect(database.engine).get_table_names() == ["alembic_version"]
     database.close()
 
@@ -124,7 +124,7 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
 
     def migrate(move: Callable[[Config, str], None], revision: str) -> None:
         with database.engine.begin() as connection:
-            move(_alembic(connection), revision)
+            move(_alembic_config(connection), revision)
 
     migrate(command.downgrade, "0002")
     columns = "(name, url, key, description, created_at)"
@@ -134,12 +134,12 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
         )
     migrate(command.upgrade, "head")
     registry = RewardRegistry(database)
-    row = registry.reward("shapes")
+    row = registry.get_reward("shapes")
     assert (row.description, row.created_at) == ("d", 5.0)
-    assert registry.endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
+    assert registry.get_endpoint("shapes") == Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret"))
     judge = Endpoint(url="https://127.0.0.1:2", kind="vllm-score", options={"model": "m"}, tls="team")
     registry.put_reward("judge", judge)
-    assert registry.endpoint("judge") == judge
+    assert registry.get_endpoint("judge") == judge
     sealing = RewardRegistry(database, Vault(Fernet.generate_key().decode()))
     sealing.put_reward("sealed", Endpoint(url="http://127.0.0.1:3", key=SecretStr("secret")))
     migrate(command.downgrade, "0002")
@@ -174,77 +174,77 @@ def test_a_database_that_cannot_work_is_refused_at_start(bad: str) -> None:
 
 def test_a_job_keeps_its_whole_spec_and_shows_it_without_prompts(store: JobStore) -> None:
     """A job outlives the files it was made from, and a list of jobs stays small."""
-    job = store.create(SPEC, extra={"suffix": "x"})
-    assert store.spec(job.id) == SPEC
-    assert store.get(job.id).state == "queued"
+    job = store.create_job(SPEC, extra={"suffix": "x"})
+    assert store.load_spec(job.id) == SPEC
+    assert store.get_job(job.id).state == "queued"
     assert "prompts" not in job.summary
     assert job.summary["prompt_count"] == 1
 
 
 def test_lists_page_by_cursor_newest_first(store: JobStore) -> None:
     """Following `after` visits every job once, and says when there are no more."""
-    ids = [store.create(SPEC).id for _ in range(5)]
-    first, more = store.list(limit=2)
+    ids = [store.create_job(SPEC).id for _ in range(5)]
+    first, more = store.list_jobs(limit=2)
     assert ([job.id for job in first], more) == (ids[:-3:-1], True)
-    second, _ = store.list(after=first[-1].id, limit=2)
-    third, more = store.list(after=second[-1].id, limit=2)
+    second, _ = store.list_jobs(after=first[-1].id, limit=2)
+    third, more = store.list_jobs(after=second[-1].id, limit=2)
     assert [job.id for job in (*first, *second, *third)] == ids[::-1]
     assert not more
     with pytest.raises(NotFound):
-        store.list(after="ftjob-none")
+        store.list_jobs(after="ftjob-none")
 
 
 def test_an_idempotency_key_makes_one_job(store: JobStore) -> None:
     """A repeat returns the first job; the same key with another request is a Conflict."""
-    first = store.create(SPEC, idempotency_key="k", digest="d")
-    assert store.create(SPEC, idempotency_key="k", digest="d").id == first.id
+    first = store.create_job(SPEC, idempotency_key="k", digest="d")
+    assert store.create_job(SPEC, idempotency_key="k", digest="d").id == first.id
     with pytest.raises(Conflict):
-        store.create(SPEC, idempotency_key="k", digest="other")
-    assert len(store.list()[0]) == 1
+        store.create_job(SPEC, idempotency_key="k", digest="other")
+    assert len(store.list_jobs()[0]) == 1
 
 
 def test_a_job_nobody_trains_obeys_at_once(store: JobStore) -> None:
     """queued -> paused -> queued -> cancelled without a worker; a cancelled job is never claimed."""
-    job = store.create(SPEC)
-    assert store.pause(job.id).state == "paused"
-    assert store.claim("w", 60) is None
-    assert store.resume(job.id).state == "queued"
-    assert store.cancel(job.id).state == "cancelled"
-    assert store.cancel(job.id).state == "cancelled"
-    assert store.claim("w", 60) is None
-    for verb in (store.pause, store.resume):
+    job = store.create_job(SPEC)
+    assert store.pause_job(job.id).state == "paused"
+    assert store.claim_job("w", 60) is None
+    assert store.resume_job(job.id).state == "queued"
+    assert store.cancel_job(job.id).state == "cancelled"
+    assert store.cancel_job(job.id).state == "cancelled"
+    assert store.claim_job("w", 60) is None
+    for verb in (store.pause_job, store.resume_job):
         with pytest.raises(Conflict):
             verb(job.id)
 
 
 def test_a_running_job_is_asked_through_the_heartbeat(store: JobStore) -> None:
     """pause and cancel of a held job change what is desired; the worker makes it so."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
-    assert store.heartbeat(claim, 60) == "run"
-    assert store.pause(job.id).state == "running"
-    assert store.heartbeat(claim, 60) == "pause"
-    assert store.finish(claim, "paused") == "paused"
-    store.resume(job.id)
-    again = store.claim("w", 60)
+    assert store.renew_lease(claim, 60) == "run"
+    assert store.pause_job(job.id).state == "running"
+    assert store.renew_lease(claim, 60) == "pause"
+    assert store.finish_job(claim, "paused") == "paused"
+    store.resume_job(job.id)
+    again = store.claim_job("w", 60)
     assert again is not None
-    store.cancel(job.id)
-    assert store.heartbeat(again, 60) == "cancel"
+    store.cancel_job(job.id)
+    assert store.renew_lease(again, 60) == "cancel"
     with pytest.raises(Conflict):
-        store.resume(job.id)
-    assert store.finish(again, "cancelled") == "cancelled"
-    assert store.get(job.id).finished_at is not None
+        store.resume_job(job.id)
+    assert store.finish_job(again, "cancelled") == "cancelled"
+    assert store.get_job(job.id).finished_at is not None
 
 
 def test_a_resume_that_overtakes_the_pause_queues_the_job(store: JobStore) -> None:
     """The worker already stopped for the pause when the caller changed their mind: the job must not stay paused."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
-    store.pause(job.id)
-    store.resume(job.id)
-    assert store.finish(claim, "paused") == "queued"
+    store.pause_job(job.id)
+    store.resume_job(job.id)
+    assert store.finish_job(claim, "paused") == "queued"
 
 
 # ---- leases ---------------------------------------------------------------------------------------------------------
@@ -252,88 +252,88 @@ def test_a_resume_that_overtakes_the_pause_queues_the_job(store: JobStore) -> No
 
 def test_a_second_claim_is_a_no_op(store: JobStore) -> None:
     """A second delivery of the same wake-up changes nothing."""
-    job = store.create(SPEC)
-    claim = store.claim("one", 60, job_id=job.id)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("one", 60, job_id=job.id)
     assert claim is not None
     assert (claim.spec, claim.fence) == (SPEC, 1)
     before = kinds(store, job.id)
-    assert store.claim("two", 60, job_id=job.id) is None
-    assert store.claim("one", 60) is None
+    assert store.claim_job("two", 60, job_id=job.id) is None
+    assert store.claim_job("one", 60) is None
     assert kinds(store, job.id) == before
 
 
 def test_the_oldest_job_is_claimed_first(store: JobStore) -> None:
     """Workers serve in order of creation."""
-    ids = [store.create(SPEC).id for _ in range(3)]
-    claimed = [store.claim("w", 60) for _ in ids]
+    ids = [store.create_job(SPEC).id for _ in range(3)]
+    claimed = [store.claim_job("w", 60) for _ in ids]
     assert [claim.job_id for claim in claimed if claim] == ids
 
 
 def test_an_expired_lease_is_taken_over_and_fences_the_first_worker_out(store: JobStore) -> None:
     """After the takeover every write of the first worker raises LeaseLost and leaves no trace."""
-    job = store.create(SPEC)
-    first = store.claim("first", 0.2)
+    job = store.create_job(SPEC)
+    first = store.claim_job("first", 0.2)
     assert first is not None
-    assert store.claim("second", 60) is None
+    assert store.claim_job("second", 60) is None
     time.sleep(0.4)  # the database's clock, not a patched one
-    second = store.claim("second", 60)
+    second = store.claim_job("second", 60)
     assert second is not None
     assert (second.job_id, second.fence) == (job.id, first.fence + 1)
     before = kinds(store, job.id)
     group, result = ranked()
     for write in (
-        lambda: store.heartbeat(first, 60),
-        lambda: store.append_event(first, "step", "", {"step": 1}),
+        lambda: store.renew_lease(first, 60),
+        lambda: store.append_event(first, "step", {"step": 1}),
         lambda: store.add_checkpoint(first, 1, "checkpoint-1", {}, kept=[1]),
-        lambda: store.finish(first, "succeeded"),
-        lambda: store.release(first, ""),
+        lambda: store.finish_job(first, "succeeded"),
+        lambda: store.release_job(first, ""),
         lambda: store.wait_for_reward(first, "shapes", ""),
-        lambda: Ledger(store.database).keep(first, entry(group, "shapes", result)),
+        lambda: RankingLedger(store.database).keep_ranking(first, make_ledger_entry(group, "shapes", result)),
     ):
         with pytest.raises(LeaseLost):
             write()
     assert kinds(store, job.id) == before
-    assert store.get(job.id).state == "running"
-    assert Ledger(store.database).list(job.id) == ([], False)
-    assert store.heartbeat(second, 60) == "run"
+    assert store.get_job(job.id).state == "running"
+    assert RankingLedger(store.database).list_groups(job.id) == ([], False)
+    assert store.renew_lease(second, 60) == "run"
 
 
 def test_a_late_heartbeat_keeps_a_job_that_nobody_took(store: JobStore) -> None:
     """A worker that paused longer than its lease goes on when it is still the last who claimed."""
-    store.create(SPEC)
-    claim = store.claim("w", 0.05)
+    store.create_job(SPEC)
+    claim = store.claim_job("w", 0.05)
     assert claim is not None
     time.sleep(0.2)
-    assert store.heartbeat(claim, 60) == "run"
-    assert store.claim("other", 60) is None
+    assert store.renew_lease(claim, 60) == "run"
+    assert store.claim_job("other", 60) is None
 
 
 @pytest.mark.parametrize(("verb", "state"), [("pause", "paused"), ("cancel", "cancelled")])
 def test_a_dead_workers_job_still_obeys(store: JobStore, verb: str, state: str) -> None:
     """Asked for before or after the worker died, the job gets there without another training step."""
-    asked_before, asked_after = store.create(SPEC), store.create(SPEC)
+    asked_before, asked_after = store.create_job(SPEC), store.create_job(SPEC)
     for _ in range(2):
-        assert store.claim("w", 60) is not None
-    getattr(store, verb)(asked_before.id)
+        assert store.claim_job("w", 60) is not None
+    getattr(store, f"{verb}_job")(asked_before.id)
     for job in (asked_before, asked_after):
         expire(store, job.id)
-    getattr(store, verb)(asked_after.id)
-    assert store.claim("other", 60) is None
-    assert {store.get(job.id).state for job in (asked_before, asked_after)} == {state}
+    getattr(store, f"{verb}_job")(asked_after.id)
+    assert store.claim_job("other", 60) is None
+    assert {store.get_job(job.id).state for job in (asked_before, asked_after)} == {state}
 
 
 def test_a_job_that_kills_its_workers_is_failed_in_the_end(store: JobStore) -> None:
     """Without a checkpoint between, MAX_CRASHES takeovers are enough; a checkpoint starts the count again."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     store.add_checkpoint(claim, 1, "checkpoint-1", {}, kept=[1])
     for _ in range(transitions.MAX_CRASHES):
         expire(store, job.id)
-        assert store.claim("w", 60) is not None
+        assert store.claim_job("w", 60) is not None
     expire(store, job.id)
-    assert store.claim("w", 60) is None
-    failed = store.get(job.id)
+    assert store.claim_job("w", 60) is None
+    failed = store.get_job(job.id)
     assert failed.state == "failed"
     assert failed.error is not None
     assert "worker died" in failed.error["message"]
@@ -341,15 +341,15 @@ def test_a_job_that_kills_its_workers_is_failed_in_the_end(store: JobStore) -> N
 
 def test_a_released_job_goes_to_the_next_worker(store: JobStore) -> None:
     """SIGTERM's way: back to the queue at once, with a higher fence for the next."""
-    store.create(SPEC)
-    first = store.claim("first", 60)
+    store.create_job(SPEC)
+    first = store.claim_job("first", 60)
     assert first is not None
-    assert store.release(first, "stopped") == "queued"
-    second = store.claim("second", 60)
+    assert store.release_job(first, "stopped") == "queued"
+    second = store.claim_job("second", 60)
     assert second is not None
     assert second.fence > first.fence
     with pytest.raises(LeaseLost):
-        store.heartbeat(first, 60)
+        store.renew_lease(first, 60)
 
 
 RACER = """
@@ -358,14 +358,14 @@ from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.store import JobStore
 store = JobStore(Database(sys.argv[1]))
 time.sleep(max(0.0, float(sys.argv[2]) - time.time()))
-while (claim := store.claim(sys.argv[3], 60)) is not None:
+while (claim := store.claim_job(sys.argv[3], 60)) is not None:
     print(claim.job_id, claim.fence, flush=True)
 """
 
 
 def test_real_processes_racing_for_jobs_share_them_without_overlap(store: JobStore, url: str) -> None:
     """Three processes claim forty jobs at the same moment: each job goes to one of them, once, with fence 1."""
-    ids = [store.create(SPEC).id for _ in range(40)]
+    ids = [store.create_job(SPEC).id for _ in range(40)]
     start = str(time.time() + 4)
     racers = [
         subprocess.Popen([sys.executable, "-c", RACER, url, start, name], stdout=subprocess.PIPE, text=True)
@@ -382,101 +382,105 @@ def test_real_processes_racing_for_jobs_share_them_without_overlap(store: JobSto
 
 def test_event_cursors_grow_and_a_step_moves_the_job(store: JobStore) -> None:
     """The cursor pages both ways; numbers that JSON lacks become null, numpy scalars plain numbers."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     data = {"step": 2, "loss": float("nan"), "eta_s": np.float32(1.5), "path": Path("a/b"), "bad": "nul\x00"}
-    cursor = store.append_event(claim, "step", "Step", data)
-    last = store.append_event(claim, "evaluation", "", {})
+    cursor = store.append_event(claim, "step", data)
+    last = store.append_event(claim, "evaluation", {})
     assert last > cursor
     assert [event.id for event in store.events_since(job.id, cursor)] == [last]
-    newest, more = store.events(job.id, limit=1)
+    newest, more = store.list_events(job.id, limit=1)
     assert ([event.id for event in newest], more) == ([last], True)
-    stored = next(event for event in store.events(job.id, after=last)[0] if event.id == cursor)
+    stored = next(event for event in store.list_events(job.id, after=last)[0] if event.id == cursor)
     assert stored.data == {"step": 2, "loss": None, "eta_s": 1.5, "path": "a/b", "bad": "nul\N{REPLACEMENT CHARACTER}"}
-    assert (store.get(job.id).step, store.get(job.id).eta_s) == (2, 1.5)
+    assert (store.get_job(job.id).step, store.get_job(job.id).eta_s) == (2, 1.5)
 
 
 def test_checkpoints_are_kept_once_a_step_and_forgotten_when_pruned(store: JobStore) -> None:
     """A resumed job writes a step again: the row keeps its id. Rows of pruned folders go."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     first = store.add_checkpoint(claim, 1, "checkpoint-1", {"train_loss": 1.0}, kept=[1])
     assert store.add_checkpoint(claim, 1, "checkpoint-1", {"train_loss": 0.5}, kept=[1]).id == first.id
     store.add_checkpoint(claim, 2, "checkpoint-2", {}, kept=[1, 2])
     store.add_checkpoint(claim, 3, "checkpoint-3", {}, kept=[2, 3])
-    rows, more = store.checkpoints(job.id, limit=1)
+    rows, more = store.list_checkpoints(job.id, limit=1)
     assert ([row.step for row in rows], more) == ([3], True)
-    assert [row.step for row in store.checkpoints(job.id, after=rows[0].id)[0]] == [2]
+    assert [row.step for row in store.list_checkpoints(job.id, after=rows[0].id)[0]] == [2]
 
 
 def test_a_job_waits_for_its_reward_and_goes_on_when_it_is_back(store: JobStore) -> None:
     """The event has the reason; one look is booked at a time; a caller's pause ends the waiting."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     assert store.wait_for_reward(claim, "shapes", "timeout: no answer") == "paused"
-    waiting = store.get(job.id)
+    waiting = store.get_job(job.id)
     assert (waiting.waiting_reward, waiting.waiting_reason) == ("shapes", "timeout: no answer")
-    assert store.due_waits() == []
+    assert store.take_due_waits() == []
     with store.database.writing() as session:
-        session.execute(sa.update(Job).values(waiting_until=0.0))
-    assert store.due_waits() == [(job.id, "shapes")]
-    assert store.due_waits() == []
-    assert store.reward_is_back(job.id, "shapes")
-    assert not store.reward_is_back(job.id, "shapes")
-    assert store.get(job.id).state == "queued"
+        session.execute(sa.update(JobRow).values(waiting_until=0.0))
+    assert store.take_due_waits() == [(job.id, "shapes")]
+    assert store.take_due_waits() == []
+    assert store.requeue_waiting_job(job.id, "shapes")
+    assert not store.requeue_waiting_job(job.id, "shapes")
+    assert store.get_job(job.id).state == "queued"
     assert "timeout: no answer" in next(e.message for e in store.events_since(job.id, 0) if e.kind == "paused")
-    claim = store.claim("w", 60)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     store.wait_for_reward(claim, "shapes", "again")
-    store.pause(job.id)
+    store.pause_job(job.id)
     with store.database.writing() as session:
-        session.execute(sa.update(Job).values(waiting_until=0.0))
-    assert store.due_waits() == []
-    assert store.get(job.id).state == "paused"
+        session.execute(sa.update(JobRow).values(waiting_until=0.0))
+    assert store.take_due_waits() == []
+    assert store.get_job(job.id).state == "paused"
 
 
 def test_whatever_an_endpoint_says_can_be_written(store: JobStore) -> None:
     """NULs and half surrogate pairs, which databases refuse, end neither the wait nor the job."""
-    job = store.create(SPEC)
-    claim = store.claim("w", 60)
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     assert store.wait_for_reward(claim, "shapes", "it said \x00 and \ud800") == "paused"
-    assert store.get(job.id).waiting_reason == "it said \N{REPLACEMENT CHARACTER} and ?"
-    store.resume(job.id)
-    claim = store.claim("w", 60)
+    assert store.get_job(job.id).waiting_reason == "it said \N{REPLACEMENT CHARACTER} and ?"
+    store.resume_job(job.id)
+    claim = store.claim_job("w", 60)
     assert claim is not None
-    assert store.finish(claim, "failed", error={"code": "internal", "message": "\x00\ud800"}) == "failed"
+    assert store.finish_job(claim, "failed", error={"code": "internal", "message": "\x00\ud800"}) == "failed"
     assert not any("\x00" in event.message for event in store.events_since(job.id, 0))
 
 
 def test_a_reward_that_is_ready_but_never_ranks_does_not_resume_a_job_for_ever(store: JobStore) -> None:
-    """Resumed MAX_RESUMES times without a step, the job stays paused and says so; a caller's resume starts anew."""
-    job = store.create(SPEC)
-    for _ in range(MAX_RESUMES):
-        claim = store.claim("w", 60)
+    """Resumed MAX_FRUITLESS_RESUMES times without a step, the job stays paused and says so; a caller's resume starts
+    anew.
+    """
+    job = store.create_job(SPEC)
+    for _ in range(MAX_FRUITLESS_RESUMES):
+        claim = store.claim_job("w", 60)
         assert claim is not None
         store.wait_for_reward(claim, "shapes", "invalid_response")
-        assert store.reward_is_back(job.id, "shapes")
-    claim = store.claim("w", 60)
+        assert store.requeue_waiting_job(job.id, "shapes")
+    claim = store.claim_job("w", 60)
     assert claim is not None
     store.wait_for_reward(claim, "shapes", "invalid_response")
-    assert store.get(job.id).waiting_until is None
-    assert store.due_waits() == []
-    assert "resume the job" in store.events(job.id)[0][0].message
-    store.resume(job.id)
-    claim = store.claim("w", 60)
+    assert store.get_job(job.id).waiting_until is None
+    assert store.take_due_waits() == []
+    assert "resume the job" in store.list_events(job.id)[0][0].message
+    store.resume_job(job.id)
+    claim = store.claim_job("w", 60)
     assert claim is not None
-    store.append_event(claim, "step", "", {"step": 1})
+    store.append_event(claim, "step", {"step": 1})
     store.wait_for_reward(claim, "shapes", "timeout")
-    assert store.get(job.id).waiting_until is not None
+    assert store.get_job(job.id).waiting_until is not None
 
 
-def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[Group, RewardResult]:
+def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[CandidateGroup, RewardResult]:
     images = np.arange(2 * 4 * 4 * 3, dtype=np.uint8).reshape(2, 4, 4, 3)
-    group = Group(id="g1", step=1, prompt="a red square", metadata={"tag": "one"}, images=images, seeds=(7, 2**62))
+    group = CandidateGroup(
+        id="g1", step=1, prompt="a red square", metadata={"tag": "one"}, images=images, seeds=(7, 2**62)
+    )
     parts = {"strict": (1.0, None)}
     named = {"model": "shapes", "model_revision": "r1"}
     return group, RewardResult(scores=scores, sub_scores=parts, errors={1: "broken"}, **named, seconds=0.1)
@@ -484,14 +488,14 @@ def ranked(scores: tuple[float | None, ...] = (0.5, None)) -> tuple[Group, Rewar
 
 def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
     """Prompt, seeds, a hash per candidate, scores and revision of each reward; a repeat replaces, never doubles."""
-    job, ledger = store.create(SPEC), Ledger(store.database)
-    claim = store.claim("w", 60)
+    job, ledger = store.create_job(SPEC), RankingLedger(store.database)
+    claim = store.claim_job("w", 60)
     assert claim is not None
     group, result = ranked()
-    ledger.keep(claim, entry(group, "shapes", result))
-    ledger.keep(claim, entry(group, "colour", result))
-    ledger.keep(claim, entry(group, "shapes", ranked((0.25, 1.0))[1]))
-    (kept,), more = ledger.list(job.id)
+    ledger.keep_ranking(claim, make_ledger_entry(group, "shapes", result))
+    ledger.keep_ranking(claim, make_ledger_entry(group, "colour", result))
+    ledger.keep_ranking(claim, make_ledger_entry(group, "shapes", ranked((0.25, 1.0))[1]))
+    (kept,), more = ledger.list_groups(job.id)
     assert not more
     assert (kept["prompt"], kept["seeds"], kept["metadata"]) == ("a red square", [7, 2**62], {"tag": "one"})
     assert len(set(kept["candidates"])) == 2
@@ -582,16 +586,16 @@ def test_endpoints_keys_are_sealed_with_the_setting_and_rotate(store: JobStore) 
         return RewardRegistry(store.database, Vault(keys))
 
     registry(None).put_reward("judge", endpoint)
-    assert registry(older).reward("judge").key == "key-of-the-judge"
-    assert registry(older).endpoint("judge") == endpoint
+    assert registry(older).get_reward("judge").key == "key-of-the-judge"
+    assert registry(older).get_endpoint("judge") == endpoint
     for keys in (older, f"{newer},{older}"):
         assert registry(keys).put_reward("judge", endpoint)[1] == []  # sealed anew, and no other than it was
-        assert "key-of-the-judge" not in (registry(keys).reward("judge").key or "")
-        assert registry(keys).endpoint("judge") == endpoint
-    assert registry(newer).endpoint("judge") == endpoint
+        assert "key-of-the-judge" not in (registry(keys).get_reward("judge").key or "")
+        assert registry(keys).get_endpoint("judge") == endpoint
+    assert registry(newer).get_endpoint("judge") == endpoint
     for keys, said in ((older, "does not open"), (None, "set DIPOLE_SECRETS_KEY")):
         with pytest.raises(ConfigurationError, match=said):
-            registry(keys).endpoint("judge")
+            registry(keys).get_endpoint("judge")
     assert registry(older).put_reward("judge", endpoint)[1] == ["key"]
     with pytest.raises(ConfigurationError, match="must be Fernet keys"):
         registry("not-a-key")
@@ -601,24 +605,24 @@ def test_a_reward_in_use_cannot_be_deleted(store: JobStore) -> None:
     """An open job's reward must stay; afterwards it may go."""
     registry = RewardRegistry(store.database)
     registry.put_reward("shapes", Endpoint(url="http://127.0.0.1:1", key=SecretStr("secret")))
-    job = store.create(SPEC)
+    job = store.create_job(SPEC)
     with pytest.raises(Conflict, match=job.id):
         registry.delete_reward("shapes")
-    store.cancel(job.id)
+    store.cancel_job(job.id)
     registry.delete_reward("shapes")
-    assert registry.rewards() == []
+    assert registry.list_rewards() == []
 
 
 def test_keys_are_hashed_scoped_and_revocable(store: JobStore) -> None:
     """The database never holds a key's text."""
-    from dipole.web.auth import key_digest
+    from dipole.web.auth import hash_key
 
     api_keys = ApiKeys(store.database)
     row, text = api_keys.create_key("ann", ["train"])
     assert text not in (row.sha256, row.id)
-    assert api_keys.scopes_of(key_digest(text)) == {"train"}
-    assert api_keys.scopes_of(key_digest("other")) == frozenset()
+    assert api_keys.key_scopes(hash_key(text)) == {"train"}
+    assert api_keys.key_scopes(hash_key("other")) == frozenset()
     api_keys.revoke_key(row.id)
-    assert api_keys.scopes_of(key_digest(text)) == frozenset()
+    assert api_keys.key_scopes(hash_key(text)) == frozenset()
     with pytest.raises(NotFound):
         api_keys.revoke_key(row.id)

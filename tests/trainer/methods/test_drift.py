@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from dipole_trainer.methods.drift import _dipole, _own_pairs, drift_loss
+from dipole_trainer.methods.drift import _dipole_field, _self_pairs, drift_loss
 
 # 144 cases (inputs, loss, gradient, feature scale) computed in float32 with the published DrPO implementation.
 GOLDEN = np.load(Path(__file__).parent / "golden/drift_loss.npz")
@@ -52,8 +52,8 @@ def test_no_drift_at_equilibrium() -> None:
     x, anchors = draw(1, 6, 5), draw(1, 4, 5, seed=1)
     weights = torch.cat([torch.zeros(1, 6), torch.full((1, 8), 3000.0)], 1).double()  # the batch itself does not count
     logits = -(x[:, :, None] - torch.cat([x, anchors, anchors], 1)[:, None]).norm(dim=-1)
-    field = _dipole(logits, weights, x, torch.cat([x, anchors, anchors], 1), first_positive=10)
-    apart = _dipole(logits, weights, x, torch.cat([x, anchors, anchors + 1], 1), first_positive=10)
+    field = _dipole_field(logits, weights, x, torch.cat([x, anchors, anchors], 1), first_positive=10)
+    apart = _dipole_field(logits, weights, x, torch.cat([x, anchors, anchors + 1], 1), first_positive=10)
     assert field.abs().max() < 1e-9 * apart.abs().max()
 
 
@@ -127,7 +127,7 @@ def test_anchors_that_are_samples_can_be_masked() -> None:
 def test_own_pairs_are_the_copies_and_nothing_else() -> None:
     """With three samples, anchors that copy rows 2 (negative) and 0 (positive), and a negative that copies none."""
     x = draw(1, 3, 2)
-    own = _own_pairs(x, x[:, :2], x[:, :1], False, torch.tensor([[2, -1]]), torch.tensor([[0]]))
+    own = _self_pairs(x, x[:, :2], x[:, :1], False, torch.tensor([[2, -1]]), torch.tensor([[0]]))
     assert own[0].tolist() == [[1, 0, 0, 0, 0, 1], [0, 1, 0, 0, 0, 0], [0, 0, 1, 1, 0, 0]]
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from dipole_trainer.methods import METHODS, grpo, pso
 from dipole_trainer.methods.base import RankedSamples
 from dipole_trainer.spec import GrpoSpec, MethodSpec, PsoSpec
-from dipole_trainer.training.chunked_gradient import cotangents
+from dipole_trainer.training.chunked_gradient import output_gradients
 
 SHAPE = (4, 2, 2)
 
@@ -36,7 +36,7 @@ def group(scores: list[float], x: Tensor | None = None, ranked: Tensor | None = 
 def pull(kind: str, given: RankedSamples) -> Tensor:
     """Where gradient descent moves x, (K, c, h, w)."""
     settings = MethodSpec.model_validate({"type": kind}).settings
-    _, found = cotangents(lambda leaves: METHODS[kind].loss(leaves, settings), given)
+    _, found = output_gradients(lambda leaves: METHODS[kind].loss(leaves, settings), given)
     moved = torch.zeros_like(given.x) if found.x is None else -found.x
     return moved - sum(value.reshape(given.x.shape) for value in found.phi.values())
 
@@ -45,7 +45,7 @@ def pull(kind: str, given: RankedSamples) -> Tensor:
 def test_samples_move_towards_the_best(kind: str) -> None:
     """A sample that is neither best nor worst gets nearer to the best than to the worst."""
     given = group([1.0, 0.5, 0.4, -1.0])
-    best, worst = given.ranked[0], given.ranked[3]
+    best, worst = given.ranked_latents[0], given.ranked_latents[3]
     for k in (1, 2):
         move = pull(kind, given)[k]
         assert (move * (best - worst)).sum() > 0
@@ -55,28 +55,28 @@ def test_grpo_moves_anchors_towards_good_neighbours() -> None:
     """Only anchors move; each by the candidates' advantages, towards the good ones and away from the bad."""
     given = group([2.0, 0.0, 0.1, -2.0, 0.0], samples(5) * 0.1)
     settings = GrpoSpec(anchors=2)
-    _, found = cotangents(lambda leaves: grpo.loss(leaves, settings), given)
+    _, found = output_gradients(lambda leaves: grpo.grpo_loss(leaves, settings), given)
     assert found.x is not None
-    assert found.rows() == [0, 1]
-    assert (-found.x[1] * (given.ranked[0] - given.ranked[3])).sum() > 0
+    assert found.nonzero_rows() == [0, 1]
+    assert (-found.x[1] * (given.ranked_latents[0] - given.ranked_latents[3])).sum() > 0
 
 
 def test_grpo_noises_are_neighbours_of_unit_variance() -> None:
     """Each has variance 1, and two of them the correlation 1 − σ²."""
     torch.manual_seed(0)
     noise = torch.randn(2, 4, 128, 128)
-    mixed = grpo.neighbours(noise, lambda purpose: torch.randn(2, 4, 128, 128), GrpoSpec(sigma=0.6))
+    mixed = grpo.neighbour_noises(noise, lambda purpose: torch.randn(2, 4, 128, 128), GrpoSpec(sigma=0.6))
     assert mixed.var(dim=(1, 2, 3)).tolist() == pytest.approx([1, 1], abs=0.03)
     assert (mixed[0] * mixed[1]).mean().item() == pytest.approx(1 - 0.36, abs=0.02)
 
 
 def test_grpo_advantages_are_centred_scaled_and_clipped() -> None:
     """By hand for p = 1 and three scores; a lone winner of many is clipped at 5."""
-    found = grpo.advantages(torch.tensor([1.0, 2.0, 6.0]), GrpoSpec(norm_p=1.0))
+    found = grpo.quasi_norm_advantages(torch.tensor([1.0, 2.0, 6.0]), GrpoSpec(norm_p=1.0))
     assert found.tolist() == pytest.approx([value * 3**0.5 / 6 for value in (-2.0, -1.0, 3.0)])
     lone = torch.zeros(2000)
     lone[0] = 1.0
-    assert grpo.advantages(lone, GrpoSpec(norm_p=2.0))[0] == 5
+    assert grpo.quasi_norm_advantages(lone, GrpoSpec(norm_p=2.0))[0] == 5
 
 
 def test_pso_raises_the_winner_of_a_pair() -> None:
@@ -92,7 +92,7 @@ def test_pso_raises_the_winner_of_a_pair() -> None:
 
 def test_pso_explores_by_its_std() -> None:
     x, noise = samples(3), samples(3, seed=2)
-    assert torch.allclose(pso.explore(x, lambda purpose: noise, PsoSpec(std=0.05)), x + 0.05 * noise)
+    assert torch.allclose(pso.explore_gaussian(x, lambda purpose: noise, PsoSpec(std=0.05)), x + 0.05 * noise)
 
 
 @pytest.mark.parametrize("kind", ["grpo", "pso"])
@@ -114,5 +114,5 @@ def test_dpo_is_at_log_two_where_the_model_is_the_base() -> None:
 
 
 def test_the_control_is_drpo_on_shuffled_scores() -> None:
-    assert METHODS["random"].shuffled
+    assert METHODS["random"].shuffles_scores
     assert METHODS["random"].loss is METHODS["drpo"].loss

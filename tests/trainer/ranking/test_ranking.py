@@ -26,7 +26,7 @@ from dipole.client.endpoint import Endpoint as Described
 from dipole.errors import RewardUnavailable
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.spec import RewardSpec
 
 K = 4
@@ -205,9 +205,11 @@ def reward(endpoint: Endpoint | str, name: str, **spec: Any) -> ResolvedReward:
     return ResolvedReward(RewardSpec(name=name, **spec), Described(url=url, key=SecretStr("a-key-of-the-endpoint")))
 
 
-def group(name: str, value: int = 7) -> Group:
+def group(name: str, value: int = 7) -> CandidateGroup:
     images = np.full((K, 8, 8, 3), value, np.uint8)
-    return Group(id=name, step=0, prompt=f"prompt {name}", metadata={"tag": "counting"}, images=images, seeds=range(K))
+    return CandidateGroup(
+        id=name, step=0, prompt=f"prompt {name}", metadata={"tag": "counting"}, images=images, seeds=range(K)
+    )
 
 
 def collect(ranker: CeleryRanker, count: int = 1, seconds: float = 90) -> list[RankedGroup]:
@@ -507,7 +509,7 @@ def test_messages_are_json_and_carry_references(harness: Harness) -> None:
     ranker = harness.ranker(reward("http://127.0.0.1:1", "a"), reward("http://127.0.0.1:1", "b"))
     one = group("g")
     ranker.submit(one)
-    ranker.submit(Group(**{**vars(one), "id": "h"}))
+    ranker.submit(CandidateGroup(**{**vars(one), "id": "h"}))
     client = redis.Redis.from_url(harness.settings.redis_url)
     stored = client.keys("dipole:candidates:*")
     assert len(stored) == 1

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 
 from dipole.errors import RewardUnavailable
-from dipole_trainer.ranking.groups import Group, RewardResult
-from dipole_trainer.ranking.in_process import InProcessRanker, Metadata, Scorer
+from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
+from dipole_trainer.ranking.in_process import GroupMetadata, InProcessRanker, Scorer
 from dipole_trainer.spec import RewardSpec
 
 
-def group(name: str, value: int = 0, candidates: int = 4) -> Group:
+def group(name: str, value: int = 0, candidates: int = 4) -> CandidateGroup:
     images = np.full((candidates, 4, 4, 3), value, np.uint8)
-    return Group(id=name, step=0, prompt=name, metadata=None, images=images, seeds=range(candidates))
+    return CandidateGroup(id=name, step=0, prompt=name, metadata=None, images=images, seeds=range(candidates))
 
 
-def by_index(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | None]:
+def by_index(prompt: str, images: np.ndarray, metadata: GroupMetadata) -> list[float | None]:
     return [float(index) for index in range(len(images))]
 
 
@@ -35,7 +35,7 @@ def rankers() -> Iterator[list[InProcessRanker]]:
 def test_groups_come_back_as_they_finish(rankers: list[InProcessRanker]) -> None:
     """A slow group does not hold back a fast one, and every group carries all rewards in the job's order."""
 
-    def slow_first(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | None]:
+    def slow_first(prompt: str, images: np.ndarray, metadata: GroupMetadata) -> list[float | None]:
         time.sleep(0.5 if prompt == "slow" else 0)
         return by_index(prompt, images, metadata)
 
@@ -51,7 +51,7 @@ def test_groups_come_back_as_they_finish(rankers: list[InProcessRanker]) -> None
     assert ranker.collect(0) is None
 
 
-def boom(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | None]:
+def boom(prompt: str, images: np.ndarray, metadata: GroupMetadata) -> list[float | None]:
     raise OSError("the scorer broke")
 
 
@@ -84,7 +84,7 @@ def test_a_failure_is_left_out_or_stops_the_job(scorer: Scorer, reason: str, ran
 def test_too_few_scores_fail_that_group_alone(rankers: list[InProcessRanker]) -> None:
     """A required reward that scores too few candidates of one group does not stop the job: others are ranked."""
 
-    def hates_one(prompt: str, images: np.ndarray, metadata: Metadata) -> list[float | None]:
+    def hates_one(prompt: str, images: np.ndarray, metadata: GroupMetadata) -> list[float | None]:
         return [math.nan, None, 1.0, math.inf] if prompt == "odd" else by_index(prompt, images, metadata)
 
     rankers.append(ranker := InProcessRanker({"r": hates_one}, threads=1))

@@ -24,7 +24,7 @@ from pydantic import SecretStr
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group, RankedGroup
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
 from dipole_trainer.spec import RewardSpec
 
 K = 3
@@ -133,9 +133,9 @@ def platform(running: Platform) -> Iterator[Platform]:
         running.rankers.pop().close()
 
 
-def group(name: str) -> Group:
+def group(name: str) -> CandidateGroup:
     images = np.full((K, 8, 8, 3), 7, np.uint8)
-    return Group(id=name, step=0, prompt="a red square", metadata=None, images=images, seeds=range(K))
+    return CandidateGroup(id=name, step=0, prompt="a red square", metadata=None, images=images, seeds=range(K))
 
 
 def collect(ranker: CeleryRanker, seconds: float = 60) -> RankedGroup:

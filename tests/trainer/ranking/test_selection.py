@@ -7,7 +7,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dipole_trainer.ranking.selection import Selection, Skip, Weighted, combine, normalized, select, shuffled
+from dipole_trainer.ranking.selection import (
+    Selection,
+    SkippedGroup,
+    WeightedScores,
+    combine_scores,
+    normalize_scores,
+    select_extremes,
+    shuffle_scores,
+)
 
 NAN = float("nan")
 scores = st.lists(st.one_of(st.none(), st.floats(-50, 50), st.sampled_from([0.0, 1.0, NAN, float("inf")])), max_size=24)
@@ -16,9 +24,9 @@ scores = st.lists(st.one_of(st.none(), st.floats(-50, 50), st.sampled_from([0.0,
 @given(scores, st.integers(1, 8), st.integers(1, 8))
 def test_positives_are_always_better_than_negatives(values: list[float | None], p: int, n: int) -> None:
     """Whatever comes in, no positive is equal to or worse than a negative, and sizes keep their bounds."""
-    total = combine({"r": Weighted(values, 1.0, "none")})
-    chosen = select(total, p, n)
-    if isinstance(chosen, Skip):
+    total = combine_scores({"r": WeightedScores(values, 1.0, "none")})
+    chosen = select_extremes(total, p, n)
+    if isinstance(chosen, SkippedGroup):
         return
     assert 1 <= len(chosen.positives) <= p
     assert 1 <= len(chosen.negatives) <= n
@@ -29,7 +37,7 @@ def test_positives_are_always_better_than_negatives(values: list[float | None], 
 def test_choice_follows_the_candidates(values: list[int], order: list[int]) -> None:
     """Candidates in another order give the same choice."""
     total = np.array(values, float)
-    one, other = select(total, 4, 4), select(total[order], 4, 4)
+    one, other = select_extremes(total, 4, 4), select_extremes(total[order], 4, 4)
     assert isinstance(one, Selection)
     assert isinstance(other, Selection)
     assert {order[row] for row in other.positives} == set(one.positives)
@@ -38,43 +46,45 @@ def test_choice_follows_the_candidates(values: list[int], order: list[int]) -> N
 
 def test_a_missing_or_non_finite_score_leaves_the_group() -> None:
     """One NaN neither poisons the z-scores of the others nor sorts first."""
-    total = combine({"r": Weighted([1.0, NAN, 3.0, None, 2.0, float("inf")], 1.0)})
+    total = combine_scores({"r": WeightedScores([1.0, NAN, 3.0, None, 2.0, float("inf")], 1.0)})
     assert np.isnan(total[[1, 3, 5]]).all()
-    assert select(total, 1, 1) == Selection((2,), (0,))
+    assert select_extremes(total, 1, 1) == Selection((2,), (0,))
 
 
 def test_a_group_without_spread_is_skipped() -> None:
     """Also where float order alone would make an order."""
-    assert isinstance(select(np.full(8, 0.3), 2, 2), Skip)
-    assert isinstance(select(np.array([0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]), 1, 1), Skip)
+    assert isinstance(select_extremes(np.full(8, 0.3), 2, 2), SkippedGroup)
+    assert isinstance(select_extremes(np.array([0.1 + 0.2, 0.3, 0.3, 0.1 + 0.2]), 1, 1), SkippedGroup)
 
 
 def test_ties_across_the_cut_shrink_the_side() -> None:
-    assert select(np.array([3.0, 2, 2, 2, 2, 1]), 3, 3) == Selection((0,), (5,))
+    assert select_extremes(np.array([3.0, 2, 2, 2, 2, 1]), 3, 3) == Selection((0,), (5,))
 
 
 def test_a_side_that_is_one_tie_keeps_its_first_rows() -> None:
     """Five right, eleven wrong: all five attract, and eight of the equally wrong repel."""
-    assert select(np.array([1.0] * 5 + [0.0] * 11), 8, 8) == Selection((0, 1, 2, 3, 4), tuple(range(5, 13)))
+    assert select_extremes(np.array([1.0] * 5 + [0.0] * 11), 8, 8) == Selection((0, 1, 2, 3, 4), tuple(range(5, 13)))
 
 
 @pytest.mark.parametrize(("valid", "sizes"), [(16, (8, 8)), (10, (5, 5)), (3, (2, 1)), (2, (1, 1))])
 def test_few_candidates_shrink_both_sides(valid: int, sizes: tuple[int, int]) -> None:
     total = np.concatenate([np.arange(valid, dtype=float), np.full(16 - valid, NAN)])
-    chosen = select(total, 8, 8)
+    chosen = select_extremes(total, 8, 8)
     assert isinstance(chosen, Selection)
     assert (len(chosen.positives), len(chosen.negatives)) == sizes
 
 
 def test_one_candidate_is_skipped_with_a_reason() -> None:
-    assert select(np.array([1.0, NAN, NAN]), 1, 1) == Skip("1 of 3 candidates have a score; at least 2 are needed")
+    assert select_extremes(np.array([1.0, NAN, NAN]), 1, 1) == SkippedGroup(
+        "1 of 3 candidates have a score; at least 2 are needed"
+    )
 
 
 def test_held_out_rewards_take_no_part() -> None:
-    watched = Weighted([None, None, None], 0.0)
+    watched = WeightedScores([None, None, None], 0.0)
     assert (
-        combine({"a": Weighted([1.0, 2.0, 3.0], 1.0), "b": watched}).tolist()
-        == combine({"a": Weighted([1.0, 2.0, 3.0], 1.0)}).tolist()
+        combine_scores({"a": WeightedScores([1.0, 2.0, 3.0], 1.0), "b": watched}).tolist()
+        == combine_scores({"a": WeightedScores([1.0, 2.0, 3.0], 1.0)}).tolist()
     )
 
 
@@ -82,19 +92,19 @@ def test_rewards_are_summed_by_weight_after_normalising() -> None:
     """A reward in other units weighs the same."""
     a, b = [0.0, 1.0, 2.0, 5.0], [5.0, 1.0, 2.0, 0.0]
     assert np.allclose(
-        combine({"a": Weighted(a, 1.0), "b": Weighted([100 * s for s in b], 1.0)}),
-        combine({"a": Weighted(a, 1.0), "b": Weighted(b, 1.0)}),
+        combine_scores({"a": WeightedScores(a, 1.0), "b": WeightedScores([100 * s for s in b], 1.0)}),
+        combine_scores({"a": WeightedScores(a, 1.0), "b": WeightedScores(b, 1.0)}),
     )
-    assert combine({"a": Weighted(a, 2.0), "b": Weighted(b, 1.0)}).argmax() == 3
+    assert combine_scores({"a": WeightedScores(a, 2.0), "b": WeightedScores(b, 1.0)}).argmax() == 3
 
 
 def test_normalised_ranks_share_ties() -> None:
-    assert normalized(np.array([10.0, 7.0, 7.0, 1.0]), "rank").tolist() == [1.0, 0.0, 0.0, -1.0]
+    assert normalize_scores(np.array([10.0, 7.0, 7.0, 1.0]), "rank").tolist() == [1.0, 0.0, 0.0, -1.0]
 
 
 def test_shuffling_keeps_the_scores_and_the_gaps() -> None:
     """The control trains on the same numbers for other candidates."""
     total = np.array([1.0, NAN, 3.0, 4.0])
-    mixed = shuffled(total, np.random.default_rng(0))
+    mixed = shuffle_scores(total, np.random.default_rng(0))
     assert np.isnan(mixed[1])
     assert sorted(mixed[[0, 2, 3]]) == [1.0, 3.0, 4.0]

@@ -18,8 +18,10 @@ import structlog
 import torch
 
 from dipole.broker import image_requests
-from dipole.broker.connection import connect
-from dipole.broker.image_requests import ImageBoard, Place, board_of
+from dipole.broker.connection import connect_redis
+from dipole.broker.image_requests import ImageRequestStore, image_coordination
+from dipole.broker.messages import CheckpointRef
+from dipole.broker.process_health import ProcessUnhealthy
 from dipole.errors import InvalidInput, Overloaded
 from dipole.protocol import images
 from dipole.settings import SamplerSettings
@@ -27,36 +29,38 @@ from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.sampler import process
-from dipole_trainer.sampler.model_cache import STAND_INS, Models
+from dipole_trainer.sampler.model_cache import PLACEHOLDER_FIELDS, ModelCache
 from dipole_trainer.spec import TrainSpec
 
 PROMPT = "a photo of a red square"
 TINY = {"model": "tiny-turbo", "lora": {"rank": 4, "alpha": 4.0}}
-PLACE: Place = {"id": "ftckpt-1", "job": "ftjob-1", "path": "checkpoint-1"}
+PLACE: CheckpointRef = {"id": "ftckpt-1", "job": "ftjob-1", "path": "checkpoint-1"}
 
 
-def models(folder: Path, **more: Any) -> Models:
+def models(folder: Path, **more: Any) -> ModelCache:
     more = {"artifacts_url": f"{folder}/artifacts", "models_dir": folder / "models", **more}
-    return Models(SamplerSettings(home=folder, **more))
+    return ModelCache(SamplerSettings(home=folder, **more))
 
 
 def save(workdir: Path, model: dict[str, Any], models_dir: Path = Path("none")) -> np.ndarray[Any, Any]:
     """Write checkpoint-1 of a model with weights of its own; the image that it draws from seed 5."""
-    generator = generators.build(TrainSpec.model_validate({**model, **STAND_INS}), models_dir=models_dir)
-    state = {"model": model["model"], "base": resume_state.fingerprint(generator)}
+    generator = generators.build_generator(
+        TrainSpec.model_validate({**model, **PLACEHOLDER_FIELDS}), models_dir=models_dir
+    )
+    state = {"model": model["model"], "base": resume_state.fingerprint_base(generator)}
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter += 0.02 * torch.randn(parameter.shape, generator=draws)
-        drawn = generator.decode(generator(generator.noise([5]), PROMPT))[0]
+        drawn = generator.decode_images(generator(generator.draw_noise([5]), PROMPT))[0]
     workdir.mkdir(parents=True)
-    resume_state.save(workdir, 1, generator, torch.optim.AdamW(generator.parameters()), state)
+    resume_state.save_checkpoint(workdir, 1, generator, torch.optim.AdamW(generator.parameters()), state)
     return drawn
 
 
-def draw(drawing: Models, model: Mapping[str, Any], place: Place | None = None, seed: int = 5) -> Any:
-    (image,) = drawing.draw(model, place, PROMPT, [seed])
-    return images.decode(image, "image/png")
+def draw(drawing: ModelCache, model: Mapping[str, Any], place: CheckpointRef | None = None, seed: int = 5) -> Any:
+    (image,) = drawing.draw_images(model, place, PROMPT, [seed])
+    return images.decode_image(image, "image/png")
 
 
 def loaded(logs: list[Any]) -> list[str]:
@@ -66,7 +70,7 @@ def loaded(logs: list[Any]) -> list[str]:
 def test_the_last_few_models_are_kept(tmp_path: Path) -> None:
     """With room for two, the third ends the one that was used least lately; a request that fails ends none."""
     for name in ("a", "b", "c"):
-        tiny_pipelines.write(tmp_path / "models" / name, "sd", seed=ord(name))
+        tiny_pipelines.write_pipeline(tmp_path / "models" / name, "sd", seed=ord(name))
     drawing = models(tmp_path)
     with structlog.testing.capture_logs() as logs:
         first = draw(drawing, {"model": "a"})
@@ -85,7 +89,7 @@ def test_the_last_few_models_are_kept(tmp_path: Path) -> None:
 @pytest.mark.parametrize("store", ["folder", "object store"])
 def test_a_checkpoint_draws_what_it_drew_when_it_was_made(tmp_path: Path, tune: str, store: str) -> None:
     """A LoRA's and a full one's, from a plain folder and from an object store; the base beside it is untouched."""
-    tiny_pipelines.write(tmp_path / "models/tiny-sd", "sd")
+    tiny_pipelines.write_pipeline(tmp_path / "models/tiny-sd", "sd")
     model = {"model": "tiny-sd", "tune": tune, "lora": TINY["lora"]}
     expected = save(tmp_path / "artifacts/jobs/ftjob-1", model, tmp_path / "models")
     more: dict[str, Any] = {}
@@ -102,10 +106,10 @@ def test_a_checkpoint_draws_what_it_drew_when_it_was_made(tmp_path: Path, tune: 
 
 def test_a_checkpoint_of_other_base_weights_is_refused(tmp_path: Path) -> None:
     """Its base has changed since: the images would not be its own."""
-    tiny_pipelines.write(tmp_path / "models/tiny-sd", "sd")
+    tiny_pipelines.write_pipeline(tmp_path / "models/tiny-sd", "sd")
     save(tmp_path / "artifacts/jobs/ftjob-1", {"model": "tiny-sd"}, tmp_path / "models")
     shutil.rmtree(tmp_path / "models/tiny-sd")
-    tiny_pipelines.write(tmp_path / "models/tiny-sd", "sd", seed=1)
+    tiny_pipelines.write_pipeline(tmp_path / "models/tiny-sd", "sd", seed=1)
     with pytest.raises(InvalidInput, match="other weights"):
         draw(models(tmp_path), {"model": "tiny-sd"}, PLACE)
 
@@ -128,7 +132,7 @@ def test_without_memory_everything_is_freed(tmp_path: Path, monkeypatch: pytest.
         raise torch.OutOfMemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(generators, "build", full)
+        patch.setattr(generators, "build_generator", full)
         with pytest.raises(Overloaded, match="memory"):
             draw(drawing, {"model": "tiny-turbo", "resolution": 96})
     with structlog.testing.capture_logs() as logs:
@@ -145,7 +149,9 @@ class Hangs:
     def __init__(self) -> None:
         self.let, self.asked = threading.Event(), 0
 
-    def draw(self, model: Mapping[str, Any], place: Place | None, prompt: str, seeds: list[int]) -> Iterator[bytes]:
+    def draw_images(
+        self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]
+    ) -> Iterator[bytes]:
         self.asked += 1
         self.let.wait(30)
         yield from (b"image" for _ in seeds)
@@ -160,8 +166,8 @@ def wait_for(condition: Callable[[], object]) -> None:
 
 def order(client: redis.Redis, name: str, seconds: float = 30) -> dict[str, Any]:
     """A message whose order is open."""
-    now = board_of(client).now()
-    assert ImageBoard(client).open(name, now=now, deadline=now + seconds, limit=100)
+    now = image_coordination(client).server_time()
+    assert ImageRequestStore(client).open(name, now=now, deadline=now + seconds, limit=100)
     return {
         "order": name, "model": {}, "checkpoint": None, "prompt": PROMPT, "seeds": [1, 2], "deadline": now + seconds,
     }  # fmt: skip
@@ -173,21 +179,21 @@ def test_a_message_that_comes_twice_is_drawn_once(redis_url: str) -> None:
     one, two = (
         process.Sampler(SamplerSettings(redis_url=redis_url), lambda _, each=each: each) for each in (hangs, other)
     )  # type: ignore[misc]
-    with connect(redis_url) as client:
+    with connect_redis(redis_url) as client:
         message = order(client, "twice")
-        drawing = threading.Thread(target=one.handle, args=[message])
+        drawing = threading.Thread(target=one.answer_message, args=[message])
         drawing.start()
         wait_for(lambda: hangs.asked)
-        two.handle(message)
+        two.answer_message(message)
         hangs.let.set()
         drawing.join()
-        (answer,) = board_of(client).answers("twice", 0)
+        (answer,) = image_coordination(client).pop_answers("twice", 0)
         assert answer["status"] == "drawn"
-        assert ImageBoard(client).get(answer["images"]) == [b"image", b"image"]
-        ImageBoard(client).close("twice", answer["images"])
-        assert ImageBoard(client).get(answer["images"]) == [None, None]
-        one.handle(message)
-        two.handle({**order(client, "late"), "deadline": board_of(client).now() - 1})
+        assert ImageRequestStore(client).get_images(answer["images"]) == [b"image", b"image"]
+        ImageRequestStore(client).close("twice", answer["images"])
+        assert ImageRequestStore(client).get_images(answer["images"]) == [None, None]
+        one.answer_message(message)
+        two.answer_message({**order(client, "late"), "deadline": image_coordination(client).server_time() - 1})
         assert not client.exists("dipole:answers:twice", "dipole:answers:late")
     assert (hangs.asked, other.asked) == (1, 0)
 
@@ -195,24 +201,24 @@ def test_a_message_that_comes_twice_is_drawn_once(redis_url: str) -> None:
 def test_a_stuck_sampler_stops_beating(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It beats while it draws, not past an order's deadline and grace, and again when that order has ended."""
     for module in (process, image_requests):
-        monkeypatch.setattr(module, "BEAT_TTL_S", 0.4)
-    monkeypatch.setattr(process, "ORDER_CLAIM_S", 0.4)
-    monkeypatch.setattr(process, "STUCK_S", 0.0)
+        monkeypatch.setattr(module, "HEARTBEAT_TTL_S", 0.4)
+    monkeypatch.setattr(process, "REQUEST_CLAIM_TTL_S", 0.4)
+    monkeypatch.setattr(process, "STUCK_AFTER_S", 0.0)
     hangs = Hangs()
     stuck = process.Sampler(SamplerSettings(redis_url=redis_url), lambda _: hangs)
-    with connect(redis_url) as client:
+    with connect_redis(redis_url) as client:
 
         def beats() -> bool:
-            return bool(ImageBoard(client).samplers(now=board_of(client).now()))
+            return bool(ImageRequestStore(client).count_samplers(now=image_coordination(client).server_time()))
 
         stuck.start()
         wait_for(beats)
-        drawing = threading.Thread(target=stuck.handle, args=[order(client, "stuck", 1.5)])
+        drawing = threading.Thread(target=stuck.answer_message, args=[order(client, "stuck", 1.5)])
         drawing.start()
         wait_for(lambda: hangs.asked)
         time.sleep(0.6)
         assert beats()
-        assert board_of(client).claimed(["stuck"])
+        assert image_coordination(client).claimed_keys(["stuck"])
         wait_for(lambda: not beats())
         hangs.let.set()
         drawing.join()
@@ -225,12 +231,12 @@ def test_the_probe_tells_no_sampler_from_no_redis(redis_url: str) -> None:
     """Readiness needs a beat; liveness forgives that Redis is away, and nothing else."""
     there, away = SamplerSettings(redis_url=redis_url), SamplerSettings(redis_url="redis://127.0.0.1:9/0")
     for live in (False, True):
-        with pytest.raises(process.NotHealthy, match="no sampler"):
-            process.check(there, live=live)
-    with pytest.raises(process.NotHealthy, match="Redis does not answer"):
-        process.check(away)
-    process.check(away, live=True)
-    with connect(redis_url) as client:
-        ImageBoard(client).beat(socket.gethostname(), now=board_of(client).now())
-        process.check(there)
-        ImageBoard(client).leave(socket.gethostname())
+        with pytest.raises(ProcessUnhealthy, match="no sampler"):
+            process.check_health(there, live=live)
+    with pytest.raises(ProcessUnhealthy, match="Redis does not answer"):
+        process.check_health(away)
+    process.check_health(away, live=True)
+    with connect_redis(redis_url) as client:
+        ImageRequestStore(client).record_heartbeat(socket.gethostname(), now=image_coordination(client).server_time())
+        process.check_health(there)
+        ImageRequestStore(client).remove_heartbeat(socket.gethostname())

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor
 
 from dipole_trainer import features, generators
-from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.methods.drift import drift_loss
-from dipole_trainer.ranking.selection import Order, Selection
+from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
-from dipole_trainer.training.chunked_gradient import Cotangents, Headroom, gradient
-from dipole_trainer.training.rollout import Drawn, Rollout
+from dipole_trainer.training.chunked_gradient import LossScale, OutputGradients, parameter_gradient
+from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -25,7 +25,7 @@ PROMPT = PromptSpec(prompt="a red circle")
 K = 6
 TEMPERATURE = 0.02  # of GRPO: small enough for ratios beyond its clip
 CLIPPED: list[bool] = []
-ORDER = Order(np.array([0.1, 0.9, np.nan, 1.5, 0.4, -1.0]), Selection((3, 1), (5, 0)))
+ORDER = GroupOrder(np.array([0.1, 0.9, np.nan, 1.5, 0.4, -1.0]), Selection((3, 1), (5, 0)))
 
 
 def make(method: dict[str, Any], **changes: Any) -> Rollout:
@@ -35,13 +35,13 @@ def make(method: dict[str, Any], **changes: Any) -> Rollout:
         "lora": {"rank": 4, "alpha": 4}, "features": {"type": "tiny"},
     }  # fmt: skip
     spec = TrainSpec.model_validate({**base, **changes})
-    generator = generators.build(spec, models_dir=NOWHERE)
-    phi = features.build(spec.features, generator, models_dir=NOWHERE)
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
+    phi = features.build_features(spec.features, generator, models_dir=NOWHERE)
     drawn = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.02)
-    rollout = Rollout(spec, generator, phi, Chunks(spec.chunk_size))
+    rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size))
     _double(rollout)
     return rollout
 
@@ -52,13 +52,16 @@ def in_float32(method: dict[str, Any], **changes: Any) -> Rollout:
         "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": K, "prompts_per_step": 1, "method": method,
     }  # fmt: skip
     spec = TrainSpec.model_validate({**base, **changes})
-    generator = generators.build(spec, models_dir=NOWHERE)
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
     drawn = torch.Generator().manual_seed(5)
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=drawn) * 0.01)
     return Rollout(
-        spec, generator, features.build(spec.features, generator, models_dir=NOWHERE), Chunks(spec.chunk_size)
+        spec,
+        generator,
+        features.build_features(spec.features, generator, models_dir=NOWHERE),
+        MicroBatches(spec.chunk_size),
     )
 
 
@@ -73,7 +76,7 @@ def _double(rollout: Rollout) -> None:
 
     def call(self: Any, noise: Tensor, prompt: str) -> Tensor:
         sample = noise.double() * sigma
-        states = self.embed(prompt).states.double().expand(len(noise), -1, -1)
+        states = self.embed_prompt(prompt).states.double().expand(len(noise), -1, -1)
         v = self.unet(sample / (sigma**2 + 1) ** 0.5, timestep, encoder_hidden_states=states).sample
         return sample / (sigma**2 + 1) - v * sigma / (sigma**2 + 1) ** 0.5
 
@@ -88,13 +91,13 @@ def move_on(rollout: Rollout, by: float) -> None:
             parameter.add_(torch.randn(parameter.shape, generator=draw) * by)
 
 
-def plain(rollout: Rollout, drawn: Drawn) -> tuple[float, list[Tensor]]:
+def plain(rollout: Rollout, drawn: SampledGroup) -> tuple[float, list[Tensor]]:
     """The group's loss and gradient by one graph over all K samples; anchors are encoded again from their samples."""
     generator, spec = rollout.generator, rollout.spec.method
     x = generator(drawn.noise, PROMPT.prompt)
-    with torch.no_grad(), generator.base():
+    with torch.no_grad(), generator.base_weights():
         x_ref = generator(drawn.noise, PROMPT.prompt)
-    total = PLAIN[spec.type](rollout, x, x_ref, drawn.ranked)
+    total = PLAIN[spec.type](rollout, x, x_ref, drawn.ranked_latents)
     return total.item(), list(torch.autograd.grad(total, generator.parameters()))
 
 
@@ -151,7 +154,7 @@ def plain_sft(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Ten
 def test_grpo_is_compared_where_it_clips() -> None:
     """The stale case has ratios beyond a bound, on the side where the clip decides."""
     rollout = make({"type": "grpo", "grpo": {"temperature": TEMPERATURE}})
-    drawn = rollout.draw(0, 0, PROMPT)
+    drawn = rollout.sample_group(0, 0, PROMPT)
     move_on(rollout, 0.2)
     CLIPPED.clear()
     plain(rollout, drawn)
@@ -170,11 +173,11 @@ def test_fast_update_equals_the_plain_formulation(method: str, chunk: int, stale
     sides = {"positives": 2, "negatives": 2} if method in ("drpo", "dpo") else {}
     own = {"temperature": TEMPERATURE} if method == "grpo" else sides
     rollout = make({"type": method, method: own}, chunk_size=chunk)
-    drawn = rollout.draw(0, 0, PROMPT)
+    drawn = rollout.sample_group(0, 0, PROMPT)
     if stale:
         move_on(rollout, 1e-4 if method == "pso" else 0.2)  # PSO's clip is passed by little
     expected_loss, expected = plain(rollout, drawn)
-    loss, found = rollout.gradient(drawn, ORDER, fresh=not stale)
+    loss, found = rollout.group_gradient(drawn, ORDER, on_policy=not stale)
     assert loss.total.item() == pytest.approx(expected_loss, rel=1e-6, abs=1e-7)  # scores are float32 on their way in
     assert found is not None
     assert sum(value.norm() for value in expected) > 0
@@ -185,13 +188,13 @@ def test_fast_update_equals_the_plain_formulation(method: str, chunk: int, stale
 def test_stale_samples_are_drawn_again() -> None:
     """Past its weights' time a group keeps its ranked samples, and x is what the present weights make of its noises."""
     rollout = make({"type": "sft"})
-    drawn = rollout.draw(0, 0, PROMPT)
-    before = drawn.ranked.clone()
+    drawn = rollout.sample_group(0, 0, PROMPT)
+    before = drawn.ranked_latents.clone()
     with torch.no_grad():
         rollout.generator.parameters()[0].add_(0.3)
-    loss, _ = rollout.gradient(drawn, ORDER, fresh=False)
+    loss, _ = rollout.group_gradient(drawn, ORDER, on_policy=False)
     x = rollout.generator(drawn.noise, PROMPT.prompt)
-    assert torch.equal(drawn.ranked, before)
+    assert torch.equal(drawn.ranked_latents, before)
     assert loss.total.item() == pytest.approx(((x - before[3]) ** 2).mean().item())
 
 
@@ -199,9 +202,9 @@ def test_out_of_memory_halves_the_chunk_and_changes_nothing() -> None:
     """A φ that takes three samples at most: 6 becomes 3, is said once, and the gradient is that of chunks of 3."""
     told: list[int] = []
     one, other = (make({"drpo": {"positives": 2, "negatives": 2}}, chunk_size=size) for size in (6, 3))
-    whole, roomy = one.features, one.chunks
+    whole, roomy = one.features, one.micro_batches
     assert roomy.size == 6
-    one.chunks = Chunks(6, told.append)
+    one.micro_batches = MicroBatches(6, told.append)
 
     def narrow(x: Tensor, **rest: Any) -> dict[str, Tensor]:
         if len(x) > 3:
@@ -209,8 +212,8 @@ def test_out_of_memory_halves_the_chunk_and_changes_nothing() -> None:
         return whole(x, **rest)
 
     one.features = narrow  # type: ignore[assignment]
-    _, found = one.gradient(one.draw(0, 0, PROMPT), ORDER, fresh=True)
-    _, expected = other.gradient(other.draw(0, 0, PROMPT), ORDER, fresh=True)
+    _, found = one.group_gradient(one.sample_group(0, 0, PROMPT), ORDER, on_policy=True)
+    _, expected = other.group_gradient(other.sample_group(0, 0, PROMPT), ORDER, on_policy=True)
     assert told == [3]
     assert found is not None
     assert expected is not None
@@ -223,13 +226,13 @@ def test_one_sample_that_does_not_fit_is_an_error() -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(torch.OutOfMemoryError):
-        Chunks(4).over(range(4), never)
+        MicroBatches(4).map(range(4), never)
 
 
 def test_samples_without_a_gradient_are_not_drawn_again() -> None:
     """GRPO's gradient flows through its anchors alone: only they are sampled with a graph."""
     rollout = make({"type": "grpo", "grpo": {"anchors": 2}}, chunk_size=1)
-    drawn = rollout.draw(0, 0, PROMPT)
+    drawn = rollout.sample_group(0, 0, PROMPT)
     seen: list[int] = []
     original = type(rollout.generator).__call__
 
@@ -238,14 +241,14 @@ def test_samples_without_a_gradient_are_not_drawn_again() -> None:
         return original(self, noise, prompt)
 
     rollout.generator.__class__ = type("Counting", (type(rollout.generator),), {"__call__": counting})
-    rollout.gradient(drawn, ORDER, fresh=True)
+    rollout.group_gradient(drawn, ORDER, on_policy=True)
     assert seen == [1, 1]
 
 
 def test_half_precision_scales_by_powers_of_two_and_backs_off() -> None:
     """A gradient that overflows fp16 at full headroom comes out exact at less; one that never fits is an error."""
     weight = torch.ones(2, requires_grad=True)
-    found = Cotangents(torch.tensor([[3e-9], [1e-9]]), {})
+    found = OutputGradients(torch.tensor([[3e-9], [1e-9]]), {})
     tries: list[float] = []
 
     class Narrow(torch.autograd.Function):
@@ -261,24 +264,27 @@ def test_half_precision_scales_by_powers_of_two_and_backs_off() -> None:
     def sample(rows: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
         return Narrow.apply(weight[rows, None]), {}
 
-    limit, half = 0.01, Headroom()
-    (value,) = gradient(found, sample, [weight], Chunks(2), half=half) or []
+    limit, half = 0.01, LossScale()
+    (value,) = parameter_gradient(found, sample, [weight], MicroBatches(2), half=half) or []
     assert value.tolist() == pytest.approx([3e-9, 1e-9])
     assert 0.5 < tries[0] <= 1
     tries.clear()
-    gradient(found, sample, [weight], Chunks(2), half=half)
+    parameter_gradient(found, sample, [weight], MicroBatches(2), half=half)
     assert len(tries) == 1, "what sufficed is where the next group starts"
     limit = 0.0
     with pytest.raises(FloatingPointError, match="bf16"):
-        gradient(found, sample, [weight], Chunks(2), half=half)
+        parameter_gradient(found, sample, [weight], MicroBatches(2), half=half)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_says_so(bad: float) -> None:
     weight = torch.ones(2, requires_grad=True)
     with pytest.raises(FloatingPointError, match=r"optimizer\.lr"):
-        gradient(
-            Cotangents(torch.tensor([[bad], [1.0]]), {}), lambda rows: (weight[rows, None], {}), [weight], Chunks(2)
+        parameter_gradient(
+            OutputGradients(torch.tensor([[bad], [1.0]]), {}),
+            lambda rows: (weight[rows, None], {}),
+            [weight],
+            MicroBatches(2),
         )
 
 
@@ -294,11 +300,11 @@ def test_every_mode_has_one_gradient(space: dict[str, Any], changes: dict[str, A
     """φ with noise of its own, every weight of the U-Net, α ≠ r: chunks of 2 against one graph of all K, in float32."""
     method = {"drpo": {"positives": 2, "negatives": 2, "radii": [0.5, 1.0]}}
     rollout = in_float32(method, features=space, chunk_size=2, **changes)
-    drawn = rollout.draw(0, 0, PROMPT)
+    drawn = rollout.sample_group(0, 0, PROMPT)
     generator, seeds = rollout.generator, drawn.seeds
-    _, found = rollout.gradient(drawn, ORDER, fresh=True)
+    _, found = rollout.group_gradient(drawn, ORDER, on_policy=True)
     x = generator(drawn.noise, PROMPT.prompt)
-    x_ref = generator.reference(drawn.noise, PROMPT.prompt)
+    x_ref = generator.draw_reference(drawn.noise, PROMPT.prompt)
     phi = lambda latents: rollout.features(latents, prompt=PROMPT.prompt, seeds=seeds)  # noqa: E731
     with torch.no_grad():
         own, base = phi(x), phi(x_ref)

@@ -17,11 +17,11 @@ from safetensors.torch import load_file
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from dipole.errors import InvalidInput, NothingToLearn, RewardUnavailable
-from dipole.tiny.world import prompts
+from dipole.tiny.world import all_prompts
 from dipole_trainer import generators
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
@@ -30,7 +30,7 @@ from dipole_trainer.training import loop, session
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 NOWHERE = Path("nowhere")
-LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in prompts(held_out=False)[:6]]
+LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=False)[:6]]
 
 
 def make_spec(**changes: Any) -> TrainSpec:
@@ -49,18 +49,18 @@ def brightness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
 def train(spec: TrainSpec, workdir: Path, rank: Any = None, control: Any = lambda: "run") -> tuple[Any, list[Any], str]:
     """Weights of the newest checkpoint, events, outcome of a whole session."""
     events: list[Any] = []
-    outcome = session.run(
+    outcome = session.run_session(
         spec,
         job_id="job",
         workdir=workdir,
         models_dir=workdir,
-        rank=rank or InProcessRanker({"bright": brightness}, spec.rewards),
+        ranker=rank or InProcessRanker({"bright": brightness}, spec.rewards),
         on_event=lambda kind, data: events.append((kind, data)),
         control=control,
     )
-    trained = job_layout.newest(workdir)
+    trained = job_layout.newest_checkpoint(workdir)
     assert trained is not None
-    return load_file(trained / job_layout.LORA), events, outcome
+    return load_file(trained / job_layout.adapter_weights_file("unet")), events, outcome
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -70,8 +70,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def test_one_step_is_the_pipelines_own() -> None:
     """G(noise, prompt) equals diffusers' pipeline at one step, guidance 0, on the same latents."""
     spec = make_spec()
-    generator = generators.build(spec, models_dir=NOWHERE)
-    noise = generator.noise([1, 2])
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
+    noise = generator.draw_noise([1, 2])
     pipe = StableDiffusionPipeline.from_pretrained(str(TINY_TURBO), dtype=torch.float32, safety_checker=None)
     pipe.set_progress_bar_config(disable=True)
     theirs = pipe(
@@ -87,14 +87,14 @@ def test_one_step_is_the_pipelines_own() -> None:
 
 def test_reference_is_the_base_without_its_adapter() -> None:
     """With a disturbed adapter, x moves and x_ref does not."""
-    generator = generators.build(make_spec(), models_dir=NOWHERE)
-    noise = generator.noise([1])
+    generator = generators.build_generator(make_spec(), models_dir=NOWHERE)
+    noise = generator.draw_noise([1])
     with torch.no_grad():
         before = generator(noise, "a red circle")
         for parameter in generator.parameters():
             parameter.add_(0.05)
         assert not torch.allclose(generator(noise, "a red circle"), before)
-    assert torch.equal(generator.reference(noise, "a red circle"), before)
+    assert torch.equal(generator.draw_reference(noise, "a red circle"), before)
     assert all(parameter.requires_grad for parameter in generator.parameters())
 
 
@@ -109,7 +109,7 @@ class Backwards(InProcessRanker):
         ranked = super().collect(timeout_s)
         if ranked is not None:
             self._held.append(ranked)
-        return self._held.pop() if len(self._held) == 2 or (self._held and not len(self._flight)) else None
+        return self._held.pop() if len(self._held) == 2 or (self._held and not len(self._in_flight)) else None
 
 
 def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
@@ -122,15 +122,15 @@ def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
 
 def test_fp32_on_a_gpu_is_warned_of() -> None:
     """It is the default, which suits the tiny world on a CPU."""
-    assert "bf16" in str(session.faster(make_spec(), "cuda:0"))
-    assert session.faster(make_spec(), "cpu") is None
-    assert session.faster(make_spec(precision="bf16"), "cuda:0") is None
+    assert "bf16" in str(session.precision_advice(make_spec(), "cuda:0"))
+    assert session.precision_advice(make_spec(), "cpu") is None
+    assert session.precision_advice(make_spec(precision="bf16"), "cuda:0") is None
 
 
 class Unasked(InProcessRanker):
     """A ranker of whom nothing is asked."""
 
-    def submit(self, group: Group) -> None:
+    def submit(self, group: CandidateGroup) -> None:
         raise AssertionError(f"a reward was asked for {group.id}")
 
 
@@ -167,7 +167,7 @@ def test_paused_and_resumed_is_bit_equal(tmp_path: Path) -> None:
 
 def test_training_changes_the_weights_and_reports_each_step(tmp_path: Path) -> None:
     state, events, _ = train(make_spec(), tmp_path)
-    fresh = generators.build(make_spec(), models_dir=NOWHERE).state()
+    fresh = generators.build_generator(make_spec(), models_dir=NOWHERE).trained_state()
     assert not same(state, fresh)
     steps = [data for kind, data in events if kind == "step"]
     assert [data["step"] for data in steps] == [1, 2, 3]
@@ -183,7 +183,7 @@ def test_staleness_runs_ahead_by_that_many_windows(tmp_path: Path) -> None:
 
 def test_groups_that_no_request_holds_are_refused_before_anything_is_drawn(tmp_path: Path) -> None:
     """Where the job names no resolution the model's own counts: 64 images of 1184² do not fit, 63 do."""
-    tiny_pipelines.write(tmp_path / "large", "sd")
+    tiny_pipelines.write_pipeline(tmp_path / "large", "sd")
     config = tmp_path / "large/unet/config.json"
     config.write_text(json.dumps({**json.loads(config.read_text()), "sample_size": 148}))
     with pytest.raises(InvalidInput, match="1184") as refused:
@@ -219,7 +219,7 @@ def test_a_required_reward_that_fails_stops_with_a_checkpoint(tmp_path: Path) ->
     spec = make_spec(checkpoint_every=100)
     with pytest.raises(RewardUnavailable, match="bright"):
         train(spec, tmp_path / "cut", InProcessRanker({"bright": flaky}, spec.rewards, threads=1))
-    assert job_layout.steps(tmp_path / "cut") == [1]
+    assert job_layout.checkpoint_steps(tmp_path / "cut") == [1]
     resumed, _, _ = train(spec, tmp_path / "cut")
     assert same(resumed, train(spec, tmp_path / "whole")[0])
 
@@ -257,7 +257,7 @@ def test_ranks_alone_are_trained_on_as_ranks(tmp_path: Path) -> None:
 def test_a_group_without_order_is_skipped_and_counted(tmp_path: Path) -> None:
     rank = InProcessRanker({"bright": lambda prompt, images, metadata: [0.5] * len(images)}, make_spec().rewards)
     state, events, _ = train(make_spec(steps=1), tmp_path, rank)
-    assert same(state, generators.build(make_spec(), models_dir=NOWHERE).state())
+    assert same(state, generators.build_generator(make_spec(), models_dir=NOWHERE).trained_state())
     assert next(data for kind, data in events if kind == "step")["skipped"] == 2
     assert "no spread" in next(data for kind, data in events if kind == "skipped_group")["reason"]
 
@@ -290,7 +290,7 @@ def test_an_evaluation_heeds_a_stop_while_it_waits(tmp_path: Path) -> None:
     """A reward that never answers does not hold a job that somebody cancels."""
 
     class Silent(InProcessRanker):
-        def submit(self, group: Group) -> None:
+        def submit(self, group: CandidateGroup) -> None:
             pass
 
     spec = make_spec(evaluation={"prompts": LINES[:2], "images_per_prompt": 2})
@@ -349,11 +349,11 @@ def test_the_rate_warms_up_and_falls_to_what_the_decay_leaves(decay: int, last: 
 
 def test_weights_that_are_not_finite_make_no_image(tmp_path: Path) -> None:
     """No image is made up from NaN."""
-    generator = generators.build(make_spec(), models_dir=NOWHERE)
+    generator = generators.build_generator(make_spec(), models_dir=NOWHERE)
     with torch.no_grad():
         generator.parameters()[0].fill_(float("nan"))
         with pytest.raises(FloatingPointError):
-            generator.decode(generator(generator.noise([0]), "a red circle"))
+            generator.decode_images(generator(generator.draw_noise([0]), "a red circle"))
 
 
 def test_an_update_that_breaks_the_weights_leaves_no_checkpoint(tmp_path: Path) -> None:
@@ -369,7 +369,7 @@ def test_an_update_that_breaks_the_weights_leaves_no_checkpoint(tmp_path: Path) 
             train(make_spec(steps=1), tmp_path)
     finally:
         hook.remove()
-    assert job_layout.steps(tmp_path) == []
+    assert job_layout.checkpoint_steps(tmp_path) == []
 
 
 def test_later_evaluations_are_forgotten_on_resume(tmp_path: Path) -> None:
@@ -435,7 +435,7 @@ def test_a_best_by_that_no_score_has_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match=r"there are bright, judge, judge\.half") as refused:
         run("nonsense", "refused")
     assert refused.value.field == "evaluation.best_by"
-    assert job_layout.steps(tmp_path / "refused") == []
+    assert job_layout.checkpoint_steps(tmp_path / "refused") == []
     run("judge.half", "a part")
     run("judge.half", "away", away)
 
@@ -453,8 +453,8 @@ def test_an_evaluation_that_nobody_heard_of_is_said_again(tmp_path: Path, step: 
 
     spec = make_spec(**EVALUATED)
     with pytest.raises(Died):
-        session.run(
-            spec, job_id="job", workdir=tmp_path, models_dir=tmp_path, rank=Judged(JUDGED), on_event=dies,
+        session.run_session(
+            spec, job_id="job", workdir=tmp_path, models_dir=tmp_path, ranker=Judged(JUDGED), on_event=dies,
             control=lambda: "run",
         )  # fmt: skip
     _, events, _ = train(spec, tmp_path, Judged(JUDGED))
@@ -480,10 +480,10 @@ def test_sub_scores_reach_the_evaluation(tmp_path: Path) -> None:
 
 def test_group_ids_and_seeds_are_functions_of_the_step(tmp_path: Path) -> None:
     """A resumed run asks exactly the same questions."""
-    seen: list[Group] = []
+    seen: list[CandidateGroup] = []
 
     class Recording(InProcessRanker):
-        def submit(self, group: Group) -> None:
+        def submit(self, group: CandidateGroup) -> None:
             seen.append(group)
             super().submit(group)
 

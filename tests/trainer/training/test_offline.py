@@ -23,21 +23,21 @@ from safetensors.torch import load_file
 
 from dipole.errors import InvalidInput
 from dipole.settings import ApiSettings
-from dipole.tiny.job import TARGETS
+from dipole.tiny.job import LORA_TARGETS
 from dipole_trainer import features, generators
 from dipole_trainer.api.app import create_app
-from dipole_trainer.compute.micro_batches import Chunks
+from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.datasets import recordings
-from dipole_trainer.distributed.group import World
-from dipole_trainer.ranking.groups import Group, RankedGroup
+from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
-from dipole_trainer.ranking.selection import Order, order
+from dipole_trainer.ranking.selection import GroupOrder, order_group
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
-from dipole_trainer.training.candidate_recorder import Recorder
-from dipole_trainer.training.interface import Session
-from dipole_trainer.training.offline_sources import Pairs, Replay
+from dipole_trainer.training.candidate_recorder import CandidateRecorder
+from dipole_trainer.training.interface import RunSession
+from dipole_trainer.training.offline_sources import PairsSource, ReplaySource
 from dipole_trainer.training.rollout import Rollout
 from dipole_trainer.worker.worker import Worker
 
@@ -50,13 +50,16 @@ PROMPTS = ["a red circle", "a blue square", "a green triangle"]
 class Nobody:
     """A ranker where no reward is alive: to ask is an error."""
 
-    def submit(self, group: Group) -> None:
+    def submit(self, group: CandidateGroup) -> None:
         raise AssertionError(f"a reward was asked for {group.id}")
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         raise AssertionError("a reward was waited for")
 
     def cancel(self) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -84,7 +87,7 @@ def write_pairs(path: Path, rows: Sequence[tuple[str, int, int]]) -> Path:
 def pairs_spec(**changes: Any) -> TrainSpec:
     base: dict[str, Any] = {
         "pairs_file": "file-1", "steps": 8, "candidates": 4, "prompts_per_step": 2, "checkpoint_every": 100,
-        "optimizer": {"lr": 4e-3}, "method": {"type": "sft"}, "lora": {"target_modules": TARGETS},
+        "optimizer": {"lr": 4e-3}, "method": {"type": "sft"}, "lora": {"target_modules": LORA_TARGETS},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 
@@ -107,16 +110,16 @@ def replay_of(spec: TrainSpec, **changes: Any) -> TrainSpec:
 def train(spec: TrainSpec, workdir: Path, **more: Any) -> tuple[dict[str, torch.Tensor], list[Any]]:
     """Weights of the newest checkpoint, and events."""
     events: list[Any] = []
-    rank = Nobody() if spec.offline else InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
-    outcome = session.run(
+    ranker = Nobody() if spec.is_offline else InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
+    outcome = session.run_session(
         spec, job_id="job", workdir=workdir, models_dir=NOWHERE,
         on_event=lambda kind, data: events.append((kind, data)),
-        **{"rank": rank, "control": lambda: "run", **more},
+        **{"ranker": ranker, "control": lambda: "run", **more},
     )  # fmt: skip
     assert outcome in ("succeeded", "paused")
-    trained = job_layout.newest(workdir)
+    trained = job_layout.newest_checkpoint(workdir)
     assert trained is not None
-    return load_file(trained / job_layout.LORA), events
+    return load_file(trained / job_layout.adapter_weights_file("unet")), events
 
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
@@ -124,20 +127,23 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 
 
 def rollout_of(spec: TrainSpec) -> Rollout:
-    generator = generators.build(spec, models_dir=NOWHERE)
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
     return Rollout(
-        spec, generator, features.build(spec.features, generator, models_dir=NOWHERE), Chunks(spec.chunk_size)
+        spec,
+        generator,
+        features.build_features(spec.features, generator, models_dir=NOWHERE),
+        MicroBatches(spec.chunk_size),
     )
 
 
 def levels(spec: TrainSpec, state: dict[str, torch.Tensor]) -> tuple[float, float]:
     """Mean brightness of some samples, of the base and with the trained weights."""
-    generator = generators.build(spec, models_dir=NOWHERE)
-    noise = generator.noise(range(8))
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
+    noise = generator.draw_noise(range(8))
     with torch.no_grad():
-        before = generator.decode(generator(noise, PROMPTS[0])).mean()
+        before = generator.decode_images(generator(noise, PROMPTS[0])).mean()
         generator.load_state(state)
-        return float(before), float(generator.decode(generator(noise, PROMPTS[0])).mean())
+        return float(before), float(generator.decode_images(generator(noise, PROMPTS[0])).mean())
 
 
 def kept(workdir: Path) -> Path:
@@ -172,39 +178,48 @@ def test_a_prompt_s_pairs_are_one_group(tmp_path: Path) -> None:
     rows = [("few", 200, 10), ("few", 210, 20), *[("many", 200 + row, row) for row in range(9)]]
     spec = pairs_spec(method={"type": "dpo", "dpo": {"positives": 4, "negatives": 3}})
     rollout = rollout_of(spec)
-    source = Pairs(spec, rollout, World("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows))
-    found = {drawn.prompt.prompt: (group, drawn) for group, drawn in source.draw(0).items()}
+    source = PairsSource(spec, rollout, ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows))
+    found = {drawn.prompt.prompt: (group, drawn) for group, drawn in source.draw_groups(0).items()}
     answers = {}
-    while (ranked := source.rank.collect(0)) is not None:
-        answers[ranked.group_id] = order(ranked, source.rewards, positives=4, negatives=3)
+    while (ranked := source.ranker.collect(0)) is not None:
+        answers[ranked.group_id] = order_group(ranked, source.rewards, positives=4, negatives=3)
     for prompt, (sides, count) in {"few": ((2, 2), 4), "many": ((4, 3), 8)}.items():
         group, drawn = found[prompt]
         chosen = answers[group]
-        assert isinstance(chosen, Order)
-        assert (len(drawn.ranked), len(chosen.selection.positives), len(chosen.selection.negatives)) == (count, *sides)
-        bright = rollout.images(drawn.ranked).mean((1, 2, 3)) > 200  # its VAE was not made for grey images
+        assert isinstance(chosen, GroupOrder)
+        assert (len(drawn.ranked_latents), len(chosen.selection.positives), len(chosen.selection.negatives)) == (
+            count,
+            *sides,
+        )
+        bright = (
+            rollout.decode_images(drawn.ranked_latents).mean((1, 2, 3)) > 200
+        )  # its VAE was not made for grey images
         assert bright[list(chosen.selection.positives)].all()
         assert not bright[list(chosen.selection.negatives)].any()
         assert drawn.x is not None
         assert len(drawn.x) == spec.candidates
-        assert not drawn.own
+        assert not drawn.ranks_itself
 
 
 def test_every_pair_of_a_prompt_takes_its_turn(tmp_path: Path) -> None:
     """Best-of uses one chosen image an update, another each time."""
     spec = pairs_spec(prompts_per_step=1)
     rows = [("p", 60 + 60 * row, 0) for row in range(3)]
-    source = Pairs(spec, rollout_of(spec), World("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows))
-    drawn = [drawn for step in range(12) for drawn in source.draw(step).values()]
-    assert {len(each.ranked) for each in drawn} == {2}
-    assert len({each.ranked[0].mean().item() for each in drawn}) == 3
+    source = PairsSource(
+        spec, rollout_of(spec), ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows)
+    )
+    drawn = [drawn for step in range(12) for drawn in source.draw_groups(step).values()]
+    assert {len(each.ranked_latents) for each in drawn} == {2}
+    assert len({each.ranked_latents[0].mean().item() for each in drawn}) == 3
 
 
 def test_pairs_leave_memory_with_their_job(tmp_path: Path) -> None:
     """Without the garbage collector: a finished job's model must not stay on a GPU until that looks."""
     spec = pairs_spec(prompts_per_step=1)
-    source = Pairs(spec, rollout_of(spec), World("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", [("p", 200, 0)]))
-    source.draw(0)
+    source = PairsSource(
+        spec, rollout_of(spec), ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", [("p", 200, 0)])
+    )
+    source.draw_groups(0)
     gone = weakref.ref(source)
     gc.disable()
     try:
@@ -230,21 +245,21 @@ def test_offline_evaluations_without_rewards_give_samples_and_diversity(tmp_path
 def test_every_group_of_every_step_is_recorded(tmp_path: Path) -> None:
     """Latents that decode to what was ranked, in fp32 bit for bit; prompts, seeds and every reward's answer beside."""
     spec = online_spec(steps=2)
-    asked: list[Group] = []
+    asked: list[CandidateGroup] = []
 
     class Watching(InProcessRanker):
-        def submit(self, group: Group) -> None:
+        def submit(self, group: CandidateGroup) -> None:
             asked.append(group)
             super().submit(group)
 
-    rank = Watching({"bright": brightness, "dark": darkness}, spec.rewards)
-    train(spec, tmp_path, rank=rank)
-    names = recordings.in_order(path.name for path in kept(tmp_path).iterdir())
+    ranker = Watching({"bright": brightness, "dark": darkness}, spec.rewards)
+    train(spec, tmp_path, ranker=ranker)
+    names = job_layout.sort_candidate_files(path.name for path in kept(tmp_path).iterdir())
     assert names == ["step-0.safetensors", "step-1.safetensors"]
-    generator = generators.build(spec, models_dir=NOWHERE)
+    generator = generators.build_generator(spec, models_dir=NOWHERE)
     for name in names:
         with (kept(tmp_path) / name).open("rb") as file:
-            told = recordings.read(file)
+            told = recordings.read_recorded_step(file)
         latents = load_file(kept(tmp_path) / name)
         assert {value.dtype for value in latents.values()} == {torch.float32}
         for group in told.groups:
@@ -252,7 +267,7 @@ def test_every_group_of_every_step_is_recorded(tmp_path: Path) -> None:
             assert (group.prompt.prompt, group.prompt.metadata, list(group.seeds)) == (
                 sent.prompt, sent.metadata, list(sent.seeds),
             )  # fmt: skip
-            assert np.array_equal(generator.decode(latents[str(group.index)]), sent.images)
+            assert np.array_equal(generator.decode_images(latents[str(group.index)]), sent.images)
             assert list(group.results["bright"].scores) == brightness("", sent.images, None)
             assert list(group.results["dark"].scores) == darkness("", sent.images, None)
     assert tuple(told.job.rewards) == spec.rewards
@@ -262,19 +277,21 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     """They are JSON, and arrive in any order; half precision is kept in two bytes a number; nothing partial is left."""
     spec = online_spec(precision="bf16")
     rollout = rollout_of(spec)
-    rank = InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
-    recorder = Recorder(spec, spec.rewards, tmp_path)
+    ranker = InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
+    recorder = CandidateRecorder(spec, spec.rewards, tmp_path)
     entries = []
     for index, prompt in enumerate(spec.prompts[:2]):
-        drawn = rollout.draw(0, index, prompt)
-        rank.submit(Group(str(index), 0, prompt.prompt, None, rollout.images(drawn.ranked), drawn.seeds))
-        ranked = rank.collect(30)
+        drawn = rollout.sample_group(0, index, prompt)
+        ranker.submit(
+            CandidateGroup(str(index), 0, prompt.prompt, None, rollout.decode_images(drawn.ranked_latents), drawn.seeds)
+        )
+        ranked = ranker.collect(30)
         assert ranked is not None
-        entries.append(json.loads(json.dumps(recorder.entry(drawn, ranked))))
-    recorder.write(0, entries)
+        entries.append(json.loads(json.dumps(recorder.make_entry(drawn, ranked))))
+    recorder.write_step(0, entries)
     (path,) = kept(tmp_path).iterdir()
     first = path.read_bytes()
-    recorder.write(0, entries[::-1])
+    recorder.write_step(0, entries[::-1])
     assert [each.name for each in kept(tmp_path).iterdir()] == [path.name]
     assert path.read_bytes() == first
     assert {value.dtype for value in load_file(path).values()} == {torch.bfloat16}
@@ -348,19 +365,21 @@ def test_with_another_method_x_moves_and_what_was_ranked_stays(recording: Path) 
     """x is ranked itself until the weights move; past the last step comes the first, on its own noises."""
     spec = replay_of(online_spec(), method={"type": "sft"}, steps=4)
     rollout = rollout_of(spec)
-    source = Replay(spec, rollout, World("cpu"), "job", recording)
-    before = source.draw(0)
-    assert all(drawn.own for drawn in before.values())
+    source = ReplaySource(spec, rollout, ProcessGroup("cpu"), "job", recording)
+    before = source.draw_groups(0)
+    assert all(drawn.ranks_itself for drawn in before.values())
     with torch.no_grad():
         for parameter in rollout.generator.parameters():
             parameter.add_(0.05)
-    after = source.draw(3)
+    after = source.draw_groups(3)
     assert list(after) == ["job.3.0", "job.3.1"]
     for one, other in zip(before.values(), after.values(), strict=True):
-        assert torch.allclose(one.ranked, other.ranked, rtol=1e-4, atol=1e-4)  # x itself at first: to rounding
+        assert torch.allclose(
+            one.ranked_latents, other.ranked_latents, rtol=1e-4, atol=1e-4
+        )  # x itself at first: to rounding
         assert torch.equal(one.noise, other.noise)
-        assert not torch.equal(other.x, other.ranked)
-        assert not other.own
+        assert not torch.equal(other.x, other.ranked_latents)
+        assert not other.ranks_itself
 
 
 MISFITS: list[tuple[dict[str, Any], str]] = [
@@ -383,7 +402,7 @@ def test_a_replay_that_does_not_fit_is_refused_by_field(
     with pytest.raises(InvalidInput) as found:
         train(replay_of(online_spec(), **change), tmp_path, data=recording)
     assert found.value.field == field
-    assert job_layout.steps(tmp_path) == []
+    assert job_layout.checkpoint_steps(tmp_path) == []
 
 
 @pytest.mark.parametrize("broken", [b"", b"\x08\0\0\0\0\0\0\0{}      ", b"\xff" * 64, b"\x02\0\0\0\0\0\0\0{}"])
@@ -427,15 +446,15 @@ async def api(settings: ApiSettings) -> AsyncIterator[httpx.AsyncClient]:
 
 def work(settings: ApiSettings, make_ranker: Any = lambda *_: Nobody()) -> None:
     """A worker trains the job that waits."""
-    worker = Worker(settings, cast(Session, session.run), make_ranker)
-    assert worker.work()
+    worker = Worker(settings, cast(RunSession, session.run_session), make_ranker)
+    assert worker.train_next_job()
     worker.database.close()
 
 
 def trained(settings: ApiSettings, job_id: str) -> dict[str, torch.Tensor]:
-    folder = job_layout.newest(Path(settings.artifacts_url) / "jobs" / job_id)
+    folder = job_layout.newest_checkpoint(Path(settings.artifacts_url) / "jobs" / job_id)
     assert folder is not None
-    return load_file(folder / job_layout.LORA)
+    return load_file(folder / job_layout.adapter_weights_file("unet"))
 
 
 def test_pairs_are_uploaded_and_trained_on(tmp_path: Path) -> None:
@@ -476,8 +495,8 @@ def test_a_job_is_replayed_by_rest_with_another_method(tmp_path: Path) -> None:
             await post(client, "/v1/rewards", json={"name": "bright", "url": "http://127.0.0.1:9"})
             first = await post(client, "/v1/fine_tuning/jobs", json=knobs)
             scorers = {"bright": brightness}
-            rank = lambda *_: InProcessRanker(scorers, spec.rewards)  # noqa: E731
-            await asyncio.to_thread(work, settings, rank)
+            ranker = lambda *_: InProcessRanker(scorers, spec.rewards)  # noqa: E731
+            await asyncio.to_thread(work, settings, ranker)
             assert (await client.delete("/v1/rewards/bright")).status_code == 200
             body = {"replay_job": first["id"], "method": {"type": "sft"}, "chunk_size": 3, "optimizer": {"lr": 1e-3}}
             again = await post(client, "/v1/fine_tuning/jobs", json=body)

@@ -18,7 +18,7 @@ from dipole_trainer.weights import base_models
 @pytest.fixture(scope="module")
 def pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A whole pipeline folder, to be copied or linked."""
-    return tiny_pipelines.write(tmp_path_factory.mktemp("pipelines") / "tiny-sdxl", "sdxl")
+    return tiny_pipelines.write_pipeline(tmp_path_factory.mktemp("pipelines") / "tiny-sdxl", "sdxl")
 
 
 def put(pipeline: Path, folder: Path, without: str = "") -> Path:
@@ -35,8 +35,8 @@ def test_the_api_takes_known_names_folders_and_hub_ids(pipeline: Path, tmp_path:
     """Weights of known names and hub ids need not be on its machine."""
     put(pipeline, tmp_path / "mine")
     for name in ("tiny-turbo", "sd-turbo", "sdxl-turbo", "mine", "org/name", "an-org/a.model_v1"):
-        base_models.check_name(name, tmp_path)
-    assert base_models.available(tmp_path) == ["tiny-turbo", "sd-turbo", "sdxl-turbo", "mine"]
+        base_models.check_model_name(name, tmp_path)
+    assert base_models.available_models(tmp_path) == ["tiny-turbo", "sd-turbo", "sdxl-turbo", "mine"]
 
 
 @pytest.mark.parametrize(
@@ -47,7 +47,7 @@ def test_other_names_and_paths_are_unknown(pipeline: Path, tmp_path: Path, name:
     """For API and worker alike, and the answer lists what is known."""
     put(pipeline, tmp_path / "mine")
     (tmp_path / "other").mkdir()
-    for ask in (base_models.check_name, base_models.locate):
+    for ask in (base_models.check_model_name, base_models.locate_pipeline):
         with pytest.raises(InvalidInput, match=r"unknown model .*tiny-turbo, sd-turbo, sdxl-turbo, mine") as caught:
             ask(name, tmp_path)
         assert caught.value.field == "model"
@@ -57,7 +57,7 @@ def test_checking_a_name_needs_neither_torch_nor_the_hub() -> None:
     """The API's image has neither."""
     code = (
         "import sys; from pathlib import Path; from dipole_trainer.weights import base_models\n"
-        "base_models.check_name('sd-turbo', Path('.'))\n"
+        "base_models.check_model_name('sd-turbo', Path('.'))\n"
         "assert not {'torch', 'diffusers', 'huggingface_hub'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
@@ -69,17 +69,17 @@ def test_the_worker_finds_a_folder_or_the_cache(
     """A folder of the name first, then the hub's cache, by the repository that a known name means."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     models = tmp_path / "models"
-    assert base_models.locate("tiny-turbo", models) == "tiny-turbo"
+    assert base_models.locate_pipeline("tiny-turbo", models) == "tiny-turbo"
     commit = "a" * 40
     repository = tmp_path / "hub/models--stabilityai--sdxl-turbo"
     snapshot = put(pipeline, repository / f"snapshots/{commit}")
     (repository / "refs").mkdir()
     (repository / "refs/main").write_text(commit)
-    assert base_models.locate("sdxl-turbo", models) == str(snapshot)
-    assert base_models.locate("stabilityai/sdxl-turbo", models) == str(snapshot)
-    assert base_models.locate("sdxl-turbo", models, commit) == str(snapshot)
+    assert base_models.locate_pipeline("sdxl-turbo", models) == str(snapshot)
+    assert base_models.locate_pipeline("stabilityai/sdxl-turbo", models) == str(snapshot)
+    assert base_models.locate_pipeline("sdxl-turbo", models, commit) == str(snapshot)
     own = put(pipeline, models / "sdxl-turbo")
-    assert base_models.locate("sdxl-turbo", models) == str(own)
+    assert base_models.locate_pipeline("sdxl-turbo", models) == str(own)
 
 
 def test_missing_weights_are_told_with_the_command_that_fetches_them(
@@ -88,7 +88,7 @@ def test_missing_weights_are_told_with_the_command_that_fetches_them(
     """And with the paths that were looked at."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     with pytest.raises(InvalidInput, match="hf download stabilityai/sd-turbo") as caught:
-        base_models.locate("sd-turbo", tmp_path / "models")
+        base_models.locate_pipeline("sd-turbo", tmp_path / "models")
     assert str(tmp_path / "models/sd-turbo") in str(caught.value)
     assert str(tmp_path / "hub") in str(caught.value)
     assert caught.value.field == "model"
@@ -106,7 +106,7 @@ def test_every_part_of_a_pipeline_is_looked_for(pipeline: Path, tmp_path: Path, 
     """What a download that stopped half-way lacks is named."""
     put(pipeline, tmp_path / "mine", without=missing)
     with pytest.raises(InvalidInput, match=missing.replace(".", r"\.")) as caught:
-        base_models.locate("mine", tmp_path)
+        base_models.locate_pipeline("mine", tmp_path)
     assert caught.value.field == "model"
 
 
@@ -120,9 +120,9 @@ def test_a_sharded_weight_needs_each_shard(pipeline: Path, tmp_path: Path) -> No
     )
     for shard in shards:
         with pytest.raises(InvalidInput, match="missing"):
-            base_models.locate("mine", tmp_path)
+            base_models.locate_pipeline("mine", tmp_path)
         (folder / "unet" / shard).symlink_to(pipeline / f"{weight}.safetensors")
-    assert base_models.locate("mine", tmp_path) == str(folder)
+    assert base_models.locate_pipeline("mine", tmp_path) == str(folder)
 
 
 def test_parts_that_no_generator_loads_may_be_absent(pipeline: Path, tmp_path: Path) -> None:
@@ -131,10 +131,10 @@ def test_parts_that_no_generator_loads_may_be_absent(pipeline: Path, tmp_path: P
     index = json.loads((pipeline / "model_index.json").read_text())
     named = {**index, "safety_checker": ["stable_diffusion", "StableDiffusionSafetyChecker"]}
     (folder / "model_index.json").write_text(json.dumps(named))
-    assert base_models.locate("mine", tmp_path) == str(folder)
+    assert base_models.locate_pipeline("mine", tmp_path) == str(folder)
 
 
 def test_what_is_built_in_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="tiny-turbo is built in") as caught:
-        base_models.locate("tiny-turbo", tmp_path, "main")
+        base_models.locate_pipeline("tiny-turbo", tmp_path, "main")
     assert caught.value.field == "revision"

@@ -49,7 +49,7 @@ def write_snapshot(cache: Path, name: str, commit: str, ref: str = "main") -> Pa
 
 
 def locate(name: str, models: Path, *, revision: str | None = None, files: Sequence[str] = FILES) -> Path:
-    return local_weights.locate(name, models, revision=revision, field="features.weights", files=files)
+    return local_weights.locate_weights(name, models, revision=revision, field="features.weights", files=files)
 
 
 def refusal(name: str, models: Path, *, revision: str | None = None, files: Sequence[str] = FILES) -> str:

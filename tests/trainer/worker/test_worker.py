@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 import os
-import re
 import shutil
 import signal
 import subprocess
@@ -16,7 +15,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, ClassVar, cast
+from typing import Any, ClassVar, cast
 
 import fsspec
 import httpx
@@ -28,27 +27,25 @@ from pydantic import SecretStr
 
 from dipole.client.endpoint import Endpoint
 from dipole.errors import InvalidInput, LeaseLost, RewardUnavailable
+from dipole.protocol import job_events
 from dipole.settings import PlatformSettings
-from dipole_trainer.database.engine import Database, upgrade
-from dipole_trainer.database.tables import Job
-from dipole_trainer.distributed.group import World as Processes
-from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.database.engine import Database, upgrade_database
+from dipole_trainer.database.tables import JobRow
+from dipole_trainer.distributed.group import ProcessGroup as Processes
+from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.worker import claimed_job, followers
-from dipole_trainer.worker.health import health_file, healthy
+from dipole_trainer.worker.health import WorkerUnhealthy, check_health
 from dipole_trainer.worker.worker import Outcome, Worker
 
-if TYPE_CHECKING:
-    from dipole_trainer.distributed.torch_group import Together
-
 REWARD = RewardSpec(name="shapes")
-GROUP = Group(id="g", step=1, prompt="p", metadata=None, images=np.zeros((2, 4, 4, 3), np.uint8), seeds=(1, 2))
+GROUP = CandidateGroup(id="g", step=1, prompt="p", metadata=None, images=np.zeros((2, 4, 4, 3), np.uint8), seeds=(1, 2))
 
 
 def spec(**more: Any) -> TrainSpec:
@@ -63,7 +60,7 @@ class FakeRanker:
     def __init__(self, rewards: Sequence[ResolvedReward], on_ranked: OnRanked) -> None:
         self.rewards, self.on_ranked, self.cancelled = rewards, on_ranked, False
 
-    def submit(self, group: Group) -> None:
+    def submit(self, group: CandidateGroup) -> None:
         self.on_ranked(group, "shapes", RewardResult(scores=(0.5, 1.0), model="shapes", model_revision="r1"))
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
@@ -71,6 +68,9 @@ class FakeRanker:
 
     def cancel(self) -> None:
         self.cancelled = True
+
+    def close(self) -> None:
+        self.cancel()
 
 
 class World:
@@ -81,7 +81,7 @@ class World:
             home=folder, database_url=f"sqlite:///{folder}/jobs.db", models_dir=folder / "models",
             **{"artifacts_url": str(folder / "artifacts"), **more},
         )  # fmt: skip
-        upgrade(self.settings.database_url)
+        upgrade_database(self.settings.database_url)
         self.database = Database(self.settings.database_url)
         self.store = JobStore(self.database)
         self.rankers: list[FakeRanker] = []
@@ -115,7 +115,7 @@ def train(
     job_id: str,
     workdir: Path,
     models_dir: Path,
-    rank: Any,
+    ranker: Any,
     on_event: Any,
     control: Any,
     data: Path | None = None,
@@ -150,15 +150,15 @@ def train(
 
 def test_a_job_is_trained_to_its_end(world: World) -> None:
     """Events, checkpoints and the state follow the session; the ranker gets the resolved reward, and is closed."""
-    job = world.store.create(spec(checkpoint_every=3))
+    job = world.store.create_job(spec(checkpoint_every=3))
     worker = world.worker(train)
-    assert worker.work()
-    assert not worker.work()
-    assert world.store.get(job.id).state == "succeeded"
+    assert worker.train_next_job()
+    assert not worker.train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
     middle = ["step", "step", "step", "checkpoint"]
     assert world.kinds(job.id) == ["created", "queued", "running", *middle, *middle, "succeeded"]
-    assert [row.step for row in world.store.checkpoints(job.id)[0]] == [6, 3]
-    assert world.store.checkpoints(job.id)[0][0].metrics == {"train_loss": pytest.approx(1 / 6), "shapes": 0.5}
+    assert [row.step for row in world.store.list_checkpoints(job.id)[0]] == [6, 3]
+    assert world.store.list_checkpoints(job.id)[0][0].metrics == {"train_loss": pytest.approx(1 / 6), "shapes": 0.5}
     (ranker,) = world.rankers
     assert ranker.cancelled
     assert ranker.rewards[0].endpoint == Endpoint(url="http://127.0.0.1:8401", key=SecretStr("secret"))
@@ -167,13 +167,13 @@ def test_a_job_is_trained_to_its_end(world: World) -> None:
 def test_rankings_reach_the_ledger_while_training(world: World) -> None:
     """What the ranker reports is kept under the job, with the reward's revision."""
 
-    def session(spec: TrainSpec, *, rank: Any, **rest: Any) -> Outcome:
-        rank.submit(GROUP)
+    def session(spec: TrainSpec, *, ranker: Any, **rest: Any) -> Outcome:
+        ranker.submit(GROUP)
         return "succeeded"
 
-    job = world.store.create(spec())
-    world.worker(session).work()
-    (entry,), _ = Ledger(world.database).list(job.id)
+    job = world.store.create_job(spec())
+    world.worker(session).train_next_job()
+    (entry,), _ = RankingLedger(world.database).list_groups(job.id)
     assert entry["rewards"]["shapes"]["model_revision"] == "r1"
 
 
@@ -192,14 +192,15 @@ def test_every_event_is_a_sentence(world: World) -> None:
             on_event(kind, data)
         return "succeeded"
 
-    job = world.store.create(spec())
-    assert world.worker(session).work()
+    job = world.store.create_job(spec())
+    assert world.worker(session).train_next_job()
     events = {event.kind: (event.level, event.message) for event in world.store.events_since(job.id, 0)}
     assert {kind: events[kind] for kind in said} == {kind: tuple(rest) for kind, (_, *rest) in said.items()}
     sources = " ".join(path.read_text() for path in Path(claimed_job.__file__).parents[1].rglob("*.py"))
-    emitted = set(re.findall(r'on_event\("(\w+)"', sources)) - {"ranked", "checkpoint"}  # the store has those in words
+    assert 'on_event("' not in sources, "every event is one of those of job_events"
+    emitted = {event.kind for event in job_events.SESSION_EVENTS} - {"checkpoint"}  # the store has that in words
+    assert all(f"job_events.{event.__name__}(" in sources for event in job_events.SESSION_EVENTS)
     assert emitted > said.keys()
-    assert emitted <= claimed_job.MESSAGES.keys()
 
 
 @pytest.mark.parametrize(
@@ -216,13 +217,13 @@ def test_an_error_fails_the_job_with_a_sentence(world: World, error: Exception, 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         raise error
 
-    job = world.store.create(spec())
-    assert world.worker(session).work()
-    failed = world.store.get(job.id)
+    job = world.store.create_job(spec())
+    assert world.worker(session).train_next_job()
+    failed = world.store.get_job(job.id)
     assert failed.state == "failed"
     assert failed.error is not None
     assert (failed.error["code"], failed.error["message"]) == (code, sentence)
-    assert sentence in world.store.events(job.id)[0][0].message
+    assert sentence in world.store.list_events(job.id)[0][0].message
     assert world.rankers[0].cancelled
 
 
@@ -250,23 +251,23 @@ def test_a_worker_whose_gpu_is_lost_ends(world: World, monkeypatch: pytest.Monke
     """Its job says why and goes on in another process, as after kill -9, and the queue is not drained into failures."""
     fault = RuntimeError("CUDA error: device-side assert triggered")
     monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu(fault)))
-    job, other = (world.store.create(spec()) for _ in range(2))
+    job, other = (world.store.create_job(spec()) for _ in range(2))
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         raise fault
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        world.worker(session).work()
-    assert [world.store.get(each.id).state for each in (job, other)] == ["running", "queued"]
-    event = world.store.events(job.id)[0][0]
+        world.worker(session).train_next_job()
+    assert [world.store.get_job(each.id).state for each in (job, other)] == ["running", "queued"]
+    event = world.store.list_events(job.id)[0][0]
     assert (event.kind, event.level) == ("accelerator_lost", "warn")
     assert "device-side assert" in event.message
 
     with world.store.database.writing() as transaction:
-        transaction.execute(sa.update(Job).where(Job.id == job.id).values(lease_expires=0.0))
+        transaction.execute(sa.update(JobRow).where(JobRow.id == job.id).values(lease_expires=0.0))
     monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu()))
-    assert world.worker(train).work()
-    assert world.store.get(job.id).state == "succeeded"
+    assert world.worker(train).train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
 
 
 @pytest.mark.parametrize("fault", [None, Gpu.OutOfMemoryError("CUDA out of memory")])
@@ -275,13 +276,13 @@ def test_an_error_that_the_gpu_survives_is_the_job_s(
 ) -> None:
     """Also where the memory is still full of it."""
     monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, Gpu(fault)))
-    job = world.store.create(spec())
+    job = world.store.create_job(spec())
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         raise RuntimeError("CUDA error: invalid configuration argument")
 
-    assert world.worker(session).work()
-    assert world.store.get(job.id).state == "failed"
+    assert world.worker(session).train_next_job()
+    assert world.store.get_job(job.id).state == "failed"
 
 
 class Follower(Processes):
@@ -291,26 +292,26 @@ class Follower(Processes):
 
     def __init__(self, *said: dict[str, Any]) -> None:
         super().__init__("cpu")
-        self.said, self.left = [*said, followers.END], list[Exception | None]()
+        self.said, self.left = [*said, followers.END_MESSAGE], list[Exception | None]()
 
-    def exchange(self, message: Any, heed: Any = None) -> list[Any]:
+    def all_gather(self, message: Any, check_stop: Any = None) -> list[Any]:
         return [self.said.pop(0)]
 
-    def tell(self, kind: str, data: Any) -> None:
+    def report(self, kind: str, data: Any) -> None:
         pass
 
-    def leave(self, problem: Exception | None = None) -> None:
+    def leave_run(self, problem: Exception | None = None) -> None:
         self.left.append(problem)
 
 
 def follow(world: World, follower: Follower, session: Any) -> None:
-    followers.follow(cast("Together", follower), world.settings, session, world.make_ranker)
+    followers.follow_main(cast(Any, follower), world.settings, session, world.make_ranker)
 
 
 def test_a_follower_whose_gpu_is_lost_ends(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not fail the job for all and wait for the next; the others notice that it is gone."""
     fault = RuntimeError("CUDA error: device-side assert triggered")
-    follower = Follower(followers.job("job", spec(), []))
+    follower = Follower(followers.job_message("job", spec(), []))
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         raise fault
@@ -320,7 +321,7 @@ def test_a_follower_whose_gpu_is_lost_ends(world: World, monkeypatch: pytest.Mon
         with pytest.raises(RuntimeError, match="device-side assert"):
             follow(world, follower, session)
     assert follower.left == []
-    follow(world, other := Follower(followers.job("job", spec(), [])), session)
+    follow(world, other := Follower(followers.job_message("job", spec(), [])), session)
     assert other.left == [fault]
 
 
@@ -331,7 +332,7 @@ def test_a_finished_job_s_memory_is_given_back(world: World, monkeypatch: pytest
     monkeypatch.setitem(sys.modules, "torch", cast(ModuleType, gpu))
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
-        model = FakeRanker([], rest["rank"].on_ranked)
+        model = FakeRanker([], rest["ranker"].on_ranked)
         model.itself = model  # type: ignore[attr-defined]
         left.append(weakref.ref(model))
         return "succeeded"
@@ -339,10 +340,10 @@ def test_a_finished_job_s_memory_is_given_back(world: World, monkeypatch: pytest
     gc.disable()
     try:
         if leads:
-            world.store.create(spec())
-            assert world.worker(session).work()
+            world.store.create_job(spec())
+            assert world.worker(session).train_next_job()
         else:
-            follow(world, Follower(followers.job("job", spec(), [])), session)
+            follow(world, Follower(followers.job_message("job", spec(), [])), session)
     finally:
         gc.enable()
     assert left[0]() is None
@@ -359,29 +360,29 @@ def test_a_finished_job_s_memory_is_given_back(world: World, monkeypatch: pytest
 )
 def test_what_is_no_longer_allowed_fails_the_job(world: World, given: dict[str, Any], sentence: str) -> None:
     """The worker checks again what the API checked: registrations, hosts and models may have changed since."""
-    job = world.store.create(spec(**given))
-    world.worker(train).work()
-    error = world.store.get(job.id).error
+    job = world.store.create_job(spec(**given))
+    world.worker(train).train_next_job()
+    error = world.store.get_job(job.id).error
     assert error is not None
     assert sentence in error["message"]
 
 
 def test_a_job_of_another_version_fails_alone(world: World) -> None:
     """One that this version cannot read, queued or waiting, ends with a sentence; the next job is trained."""
-    odd, waiting, fine = (world.store.create(spec()) for _ in range(3))
+    odd, waiting, fine = (world.store.create_job(spec()) for _ in range(3))
     with world.store.database.writing() as transaction:
         unread = {"spec": '{"steps": 4, "forgotten_knob": 1}'}
-        transaction.execute(sa.update(Job).where(Job.id.in_([odd.id, waiting.id])).values(**unread))
+        transaction.execute(sa.update(JobRow).where(JobRow.id.in_([odd.id, waiting.id])).values(**unread))
         away = {"state": "paused", "waiting_reward": "shapes", "waiting_until": 0.0}
-        transaction.execute(sa.update(Job).where(Job.id == waiting.id).values(**away))
+        transaction.execute(sa.update(JobRow).where(JobRow.id == waiting.id).values(**away))
     worker = world.worker(train)
-    worker.resume_waiting()
-    while worker.work():
+    worker.requeue_waiting_jobs()
+    while worker.train_next_job():
         pass
-    assert world.store.get(fine.id).state == "succeeded"
+    assert world.store.get_job(fine.id).state == "succeeded"
     for job in (odd, waiting):
-        error = world.store.get(job.id).error
-        assert world.store.get(job.id).state == "failed"
+        error = world.store.get_job(job.id).error
+        assert world.store.get_job(job.id).state == "failed"
         assert error is not None
         assert "this version cannot read the job's settings" in error["message"]
 
@@ -389,8 +390,8 @@ def test_a_job_of_another_version_fails_alone(world: World) -> None:
 def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
     """Asked for while training: stops with a checkpoint, goes on from it, stops for good."""
     world.settings.lease_s = 0.4  # heartbeats four times as often: the test need not wait
-    job = world.store.create(spec(steps=10_000))
-    asked = {"pause": world.store.pause, "cancel": world.store.cancel}
+    job = world.store.create_job(spec(steps=10_000))
+    asked = {"pause": world.store.pause_job, "cancel": world.store.cancel_job}
 
     def session(spec: TrainSpec, **rest: Any) -> Outcome:
         return train(spec, **rest, pause_s=0.02)
@@ -398,11 +399,11 @@ def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
     for verb, state in (("pause", "paused"), ("cancel", "cancelled")):
         timer = threading.Timer(0.5, asked[verb], [job.id])
         timer.start()
-        assert world.worker(session).work()
+        assert world.worker(session).train_next_job()
         timer.join()
-        assert world.store.get(job.id).state == state
+        assert world.store.get_job(job.id).state == state
         if verb == "pause":
-            world.store.resume(job.id)
+            world.store.resume_job(job.id)
     assert "resumed" in world.kinds(job.id)
 
 
@@ -429,49 +430,49 @@ def test_a_job_waits_for_a_required_reward_and_resumes_by_itself(world: World) -
             raise RewardUnavailable("reward shapes: timeout: no ranking within 60 s", reward="shapes")
         return train(spec, **rest)
 
-    job = world.store.create(spec())
+    job = world.store.create_job(spec())
     worker = world.worker(session, transport=httpx.MockTransport(endpoint))
 
     def look() -> None:
         with world.store.database.writing() as transaction:
-            transaction.execute(sa.update(Job).values(waiting_until=0.0))
-        worker.resume_waiting()
+            transaction.execute(sa.update(JobRow).values(waiting_until=0.0))
+        worker.requeue_waiting_jobs()
 
-    assert worker.work()
-    waiting = world.store.get(job.id)
+    assert worker.train_next_job()
+    waiting = world.store.get_job(job.id)
     assert (waiting.state, waiting.waiting_reward) == ("paused", "shapes")
     assert "no ranking within 60 s" in str(waiting.waiting_reason)
     for _ in range(2):
         look()
-        assert world.store.get(job.id).state == "paused"
+        assert world.store.get_job(job.id).state == "paused"
     ready[0] = True
     look()
-    assert world.store.get(job.id).state == "queued"
-    assert worker.work()
-    assert world.store.get(job.id).state == "succeeded"
+    assert world.store.get_job(job.id).state == "queued"
+    assert worker.train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
     assert str(asked[0].url) == "http://127.0.0.1:8401/readyz"
     assert asked[0].headers["authorization"] == "Bearer secret"
 
 
 def test_a_lost_lease_ends_the_session_and_writes_nothing(world: World) -> None:
     """Another worker took the job while this one slept: its next event raises, and the job is the other's."""
-    job = world.store.create(spec())
+    job = world.store.create_job(spec())
     other = []
 
     def session(spec: TrainSpec, *, on_event: Any, **rest: Any) -> Outcome:
         on_event("step", {"step": 1})
         with world.store.database.writing() as transaction:
-            transaction.execute(sa.update(Job).values(lease_expires=0.0))
-        other.append(world.store.claim("other", 60))
+            transaction.execute(sa.update(JobRow).values(lease_expires=0.0))
+        other.append(world.store.claim_job("other", 60))
         with pytest.raises(LeaseLost):
             on_event("step", {"step": 2})
         raise LeaseLost("lost")
 
-    assert world.worker(session).work()
+    assert world.worker(session).train_next_job()
     assert world.kinds(job.id)[-2:] == ["lease_expired", "running"]
-    assert world.store.get(job.id).state == "running"
+    assert world.store.get_job(job.id).state == "running"
     assert other[0] is not None
-    assert world.store.heartbeat(other[0], 60) == "run"
+    assert world.store.renew_lease(other[0], 60) == "run"
 
 
 def test_heartbeats_keep_a_job_longer_than_its_lease(world: World) -> None:
@@ -481,13 +482,13 @@ def test_heartbeats_keep_a_job_longer_than_its_lease(world: World) -> None:
     def session(spec: TrainSpec, *, control: Any, **rest: Any) -> Outcome:
         for _ in range(20):
             time.sleep(0.1)
-            assert world.store.claim("thief", 60) is None
+            assert world.store.claim_job("thief", 60) is None
         assert control() == "run"
         return "succeeded"
 
-    job = world.store.create(spec())
-    world.worker(session).work()
-    assert world.store.get(job.id).state == "succeeded"
+    job = world.store.create_job(spec())
+    world.worker(session).train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
 
 
 def test_a_remote_store_gets_checkpoints_and_gives_the_newest_back(tmp_path: Path) -> None:
@@ -503,15 +504,15 @@ def test_a_remote_store_gets_checkpoints_and_gives_the_newest_back(tmp_path: Pat
         shutil.rmtree(workdir / "checkpoint-2")  # pruned
         return "succeeded"
 
-    job = world.store.create(spec(checkpoint_every=2))
+    job = world.store.create_job(spec(checkpoint_every=2))
     worker = world.worker(session)
-    worker.work()
-    stored = [artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")]
+    worker.train_next_job()
+    stored = [artifact.path for artifact in worker.artifacts.list_files(f"jobs/{job.id}")]
     assert "checkpoint-2/state.json" in stored
     assert "checkpoint-4/complete" in stored
-    worker.work()
-    assert world.store.get(job.id).state == "succeeded"
-    stored = [artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")]
+    worker.train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
+    stored = [artifact.path for artifact in worker.artifacts.list_files(f"jobs/{job.id}")]
     assert stored == ["checkpoint-4/complete", "checkpoint-4/state.json"]
     world.database.close()
 
@@ -524,17 +525,17 @@ def test_a_worker_that_lost_its_lease_copies_nothing(tmp_path: Path) -> None:
         (workdir / "samples").mkdir()
         (workdir / "samples" / "step-1.png").write_bytes(b"stale")
         with world.store.database.writing() as transaction:
-            transaction.execute(sa.update(Job).values(lease_expires=0.0))
-        assert world.store.claim("other", 60) is not None
+            transaction.execute(sa.update(JobRow).values(lease_expires=0.0))
+        assert world.store.claim_job("other", 60) is not None
         with pytest.raises(LeaseLost):
             on_event("samples", {"step": 1, "path": "samples/step-1.png"})
         return "succeeded"
 
-    job = world.store.create(spec())
+    job = world.store.create_job(spec())
     worker = world.worker(session)
-    assert worker.work()
-    assert worker.artifacts.list(f"jobs/{job.id}") == []
-    assert world.store.get(job.id).state == "running"
+    assert worker.train_next_job()
+    assert worker.artifacts.list_files(f"jobs/{job.id}") == []
+    assert world.store.get_job(job.id).state == "running"
     world.database.close()
 
 
@@ -555,12 +556,12 @@ def test_a_brief_failure_of_the_store_is_survived(tmp_path: Path) -> None:
     fsspec.register_implementation("hiccup", Hiccuping, clobber=True)
     Hiccuping.errors[:] = [OSError("503 Slow Down"), RuntimeError("endpoint connection error")]
     world = World(tmp_path, artifacts_url="hiccup://test-worker-hiccup")
-    job = world.store.create(spec(checkpoint_every=3))
+    job = world.store.create_job(spec(checkpoint_every=3))
     worker = world.worker(train)
-    worker.work()
+    worker.train_next_job()
     assert Hiccuping.errors == []
-    assert world.store.get(job.id).state == "succeeded"
-    stored = {artifact.path for artifact in worker.artifacts.list(f"jobs/{job.id}")}
+    assert world.store.get_job(job.id).state == "succeeded"
+    stored = {artifact.path for artifact in worker.artifacts.list_files(f"jobs/{job.id}")}
     assert stored == {f"checkpoint-{step}/{name}" for step in (3, 6) for name in ("state.json", "complete")}
     world.database.close()
 
@@ -569,10 +570,10 @@ def test_a_brief_failure_of_the_store_is_survived(tmp_path: Path) -> None:
 def test_an_offline_job_is_brought_its_data(tmp_path: Path, store: str) -> None:
     """A pairs file, or what another job recorded, as a path that lasts as long as the session; rewards may be gone."""
     world = World(tmp_path, artifacts_url=str(tmp_path / store) if store == "folder" else store)
-    artifacts = Artifacts(world.settings.artifacts_url, tmp_path / "scratch")
+    artifacts = ArtifactStore(world.settings.artifacts_url, tmp_path / "scratch")
     for path in ("files/file-1.jsonl", "jobs/ftjob-1/candidates/step-0.safetensors"):
         (tmp_path / "file").write_text(path)
-        artifacts.write(path, tmp_path / "file")
+        artifacts.write_file(path, tmp_path / "file")
     seen: list[Path] = []
 
     def session(spec: TrainSpec, *, data: Path, **rest: Any) -> Outcome:
@@ -583,14 +584,14 @@ def test_an_offline_job_is_brought_its_data(tmp_path: Path, store: str) -> None:
 
     gone = (RewardSpec(name="gone"),)
     for source in ({"pairs_file": "file-1", "method": {"type": "sft"}}, {"replay_job": "ftjob-1"}):
-        job = world.store.create(spec(**{"rewards": gone, "candidates": 16, **source}))
-        world.worker(session).work()
-        assert world.store.get(job.id).state == "succeeded", world.store.get(job.id).error
+        job = world.store.create_job(spec(**{"rewards": gone, "candidates": 16, **source}))
+        world.worker(session).train_next_job()
+        assert world.store.get_job(job.id).state == "succeeded", world.store.get_job(job.id).error
     assert [path.exists() for path in seen] == [store == "folder"] * 2
     assert all(not ranker.rewards for ranker in world.rankers)
-    job = world.store.create(spec(replay_job="ftjob-2", candidates=16))
-    world.worker(session).work()
-    error = world.store.get(job.id).error
+    job = world.store.create_job(spec(replay_job="ftjob-2", candidates=16))
+    world.worker(session).train_next_job()
+    error = world.store.get_job(job.id).error
     assert error is not None
     assert error["param"] == "replay_job"
     world.database.close()
@@ -608,35 +609,35 @@ def test_recorded_candidates_are_sent_once_and_not_fetched_again(tmp_path: Path)
             super().put_file(lpath, rpath, *args, **kwargs)
 
     fsspec.register_implementation("counting", Counting, clobber=True)
-    artifacts = Artifacts("counting://test-worker-candidates", tmp_path / "scratch")
-    artifacts.checkout("j")
-    workdir = artifacts.workdir("j")
+    artifacts = ArtifactStore("counting://test-worker-candidates", tmp_path / "scratch")
+    artifacts.checkout_job("j")
+    workdir = artifacts.job_workdir("j")
     for step in (0, 1):
         (workdir / "candidates").mkdir(exist_ok=True)
         (workdir / f"candidates/step-{step}.safetensors").write_text(f"step {step}")
         (workdir / f"checkpoint-{step + 1}").mkdir()
         (workdir / f"checkpoint-{step + 1}/state.json").write_text("{}")
-        artifacts.sync("j", workdir)
+        artifacts.sync_job("j", workdir)
     assert sorted(sent) == ["state.json", "state.json", "step-0.safetensors", "step-1.safetensors"]
-    artifacts.checkout("j")
+    artifacts.checkout_job("j")
     assert sorted(path.name for path in workdir.iterdir()) == ["checkpoint-1", "checkpoint-2"]
     (workdir / "candidates").mkdir()
     (workdir / "candidates/step-1.safetensors").write_text("again!")
-    artifacts.sync("j", workdir)
-    with artifacts.open("jobs/j/candidates/step-1.safetensors") as file:
+    artifacts.sync_job("j", workdir)
+    with artifacts.open_file("jobs/j/candidates/step-1.safetensors") as file:
         assert file.read() == b"again!"
-    with artifacts.open("jobs/j/candidates/step-0.safetensors") as file:
+    with artifacts.open_file("jobs/j/candidates/step-0.safetensors") as file:
         assert file.read() == b"step 0"
 
 
 def test_a_sync_completes_cut_copies_and_spares_later_checkpoints(tmp_path: Path) -> None:
     """Without its mark a checkpoint is sent whole, same sizes or not; what is newer than ours is another worker's."""
-    artifacts = Artifacts("memory://test-worker-sync", tmp_path / "scratch")
+    artifacts = ArtifactStore("memory://test-worker-sync", tmp_path / "scratch")
 
     def stored(step: int, content: str, *names: str) -> None:
         for name in names:
             (tmp_path / "file").write_text(content)
-            artifacts.write(f"jobs/j/checkpoint-{step}/{name}", tmp_path / "file")
+            artifacts.write_file(f"jobs/j/checkpoint-{step}/{name}", tmp_path / "file")
 
     stored(1, "old", "state.json", "complete")
     stored(4, "cut", "state.json")
@@ -645,37 +646,37 @@ def test_a_sync_completes_cut_copies_and_spares_later_checkpoints(tmp_path: Path
     for step in (3, 4):
         (workdir / f"checkpoint-{step}").mkdir(parents=True)
         (workdir / f"checkpoint-{step}" / "state.json").write_text("own")
-    artifacts.sync("j", workdir)
-    found = {file.path: file for file in artifacts.list("jobs/j")}
+    artifacts.sync_job("j", workdir)
+    found = {file.path: file for file in artifacts.list_files("jobs/j")}
     assert set(found) == {f"checkpoint-{step}/{name}" for step in (3, 4, 6) for name in ("state.json", "complete")}
     for step, content in ((3, b"own"), (4, b"own"), (6, b"new")):
-        with artifacts.open(f"jobs/j/checkpoint-{step}/state.json") as file:
+        with artifacts.open_file(f"jobs/j/checkpoint-{step}/state.json") as file:
             assert file.read() == content
 
 
 def test_heartbeats_hold_a_job_while_its_files_are_fetched_and_a_lost_store_fails_it(tmp_path: Path) -> None:
     """A fetch longer than the lease loses nothing; a store that stays away fails the job, and the worker lives on."""
     world = World(tmp_path, lease_s=0.6)
-    job = world.store.create(spec())
+    job = world.store.create_job(spec())
     worker = world.worker(train)
 
-    class Store(Artifacts):
+    class Store(ArtifactStore):
         away = False
 
-        def checkout(self, job_id: str) -> None:
+        def checkout_job(self, job_id: str) -> None:
             if self.away:
                 raise OSError("the bucket does not answer")
             time.sleep(1.5)
-            assert world.store.claim("thief", 60) is None
-            super().checkout(job_id)
+            assert world.store.claim_job("thief", 60) is None
+            super().checkout_job(job_id)
 
     worker.artifacts = store = Store(world.settings.artifacts_url, tmp_path / "work")
-    assert worker.work()
-    assert world.store.get(job.id).state == "succeeded"
+    assert worker.train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
     store.away = True
-    job = world.store.create(spec())
-    assert worker.work()
-    failed = world.store.get(job.id)
+    job = world.store.create_job(spec())
+    assert worker.train_next_job()
+    failed = world.store.get_job(job.id)
     assert failed.state == "failed"
     assert failed.error is not None
     assert failed.error["message"] == "OSError: the bucket does not answer"
@@ -692,7 +693,7 @@ module = importlib.util.module_from_spec(spec)
 sys.modules["worker_tests"] = module
 spec.loader.exec_module(module)
 from dipole_trainer.worker import process
-process.main(
+process.run_worker(
     session=lambda spec, **rest: module.train(spec, **rest, pause_s=0.05),
     make_ranker=lambda settings, job_id, rewards, on_ranked: module.FakeRanker(rewards, on_ranked),
 )
@@ -725,29 +726,29 @@ def test_sigterm_hands_the_job_over_and_kill_9_lets_it_be_taken(world: World, tm
     since the last checkpoint. Every step from 1 to the end is reported.
     """
     log = tmp_path / "worker.log"
-    job = world.store.create(spec(steps=60, checkpoint_every=10))
+    job = world.store.create_job(spec(steps=60, checkpoint_every=10))
     processes = []
     try:
         first = start(world, log, DIPOLE_LEASE_S="60")
         processes.append(first)
-        until(lambda: world.store.get(job.id).step >= 3, first, log)
-        assert healthy(world.settings)
+        until(lambda: world.store.get_job(job.id).step >= 3, first, log)
+        check_health(world.settings)
         first.send_signal(signal.SIGTERM)
         assert first.wait(60) == 0, log.read_text()
-        stopped = world.store.get(job.id)
+        stopped = world.store.get_job(job.id)
         assert (stopped.state, stopped.worker) == ("queued", None)
-        assert world.store.checkpoints(job.id)[0][0].step == stopped.step
+        assert world.store.list_checkpoints(job.id)[0][0].step == stopped.step
 
         second = start(world, log, DIPOLE_LEASE_S="2")
         processes.append(second)
-        until(lambda: world.store.get(job.id).step >= 23, second, log)
+        until(lambda: world.store.get_job(job.id).step >= 23, second, log)
         second.kill()
         second.wait()
-        assert world.store.get(job.id).state == "running"
+        assert world.store.get_job(job.id).state == "running"
 
         third = start(world, log, DIPOLE_LEASE_S="60")
         processes.append(third)
-        until(lambda: world.store.get(job.id).state == "succeeded", third, log)
+        until(lambda: world.store.get_job(job.id).state == "succeeded", third, log)
         third.send_signal(signal.SIGINT)
         assert third.wait(60) == 0
     finally:
@@ -759,18 +760,20 @@ def test_sigterm_hands_the_job_over_and_kill_9_lets_it_be_taken(world: World, tm
     assert resumed == [stopped.step, 20]
     assert "lease_expired" in [event.kind for event in events]
     assert {event.data["step"] for event in events if event.kind == "step"} == set(range(1, 61))
-    assert world.store.get(job.id).fence == 3
+    assert world.store.get_job(job.id).fence == 3
 
 
 def test_health_is_a_fresh_file(world: World) -> None:
     """The probe fails before a worker has started and when it has been silent too long."""
-    assert not healthy(world.settings)
+    with pytest.raises(WorkerUnhealthy, match="no worker"):
+        check_health(world.settings)
     worker = world.worker(train)
-    worker.stopping.set()
-    worker.work()
-    threading.Timer(0.3, worker.stopping.set).start()
-    worker.stopping.clear()
+    worker.stop_requested.set()
+    worker.train_next_job()
+    threading.Timer(0.3, worker.stop_requested.set).start()
+    worker.stop_requested.clear()
     worker.run()
-    assert healthy(world.settings)
-    os.utime(health_file(world.settings), (0, 0))
-    assert not healthy(world.settings)
+    check_health(world.settings)
+    os.utime(world.settings.worker_health_file, (0, 0))
+    with pytest.raises(WorkerUnhealthy, match="no worker"):
+        check_health(world.settings)

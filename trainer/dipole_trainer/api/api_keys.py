@@ -8,32 +8,32 @@ from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole_trainer.api import schemas
-from dipole_trainer.api.auth import needs
-from dipole_trainer.api.dependencies import Use
+from dipole_trainer.api.auth import require_scope
+from dipole_trainer.api.dependencies import State
 from dipole_trainer.registry.api_keys import KeyScope
 
-keys = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[needs("admin")])
+router = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[require_scope("admin")])
 
 
-class KeyCreate(BaseModel):
+class ApiKeyRequest(BaseModel):
     model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "ann", "scopes": ["train"]}]})
 
     name: str = Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")
     scopes: list[KeyScope] = Field(min_length=1, max_length=3)
 
 
-@keys.post("", summary="Make a key; its text is in this answer only")
-def create_key(parts: Use, body: KeyCreate) -> schemas.KeyObject:
-    row, text = parts.api_keys.create_key(body.name, body.scopes)
-    return schemas.key_object(row, text)
+@router.post("", summary="Make a key; its text is in this answer only")
+def create_key(state: State, body: ApiKeyRequest) -> schemas.KeyObject:
+    row, text = state.api_keys.create_key(body.name, body.scopes)
+    return schemas.to_key_object(row, text)
 
 
-@keys.get("", summary="List keys")
-def list_keys(parts: Use) -> schemas.Paged[schemas.KeyObject]:
-    return schemas.paged([schemas.key_object(row) for row in parts.api_keys.api_keys()], False)
+@router.get("", summary="List keys")
+def list_keys(state: State) -> schemas.Paged[schemas.KeyObject]:
+    return schemas.page_of([schemas.to_key_object(row) for row in state.api_keys.list_keys()], False)
 
 
-@keys.delete("/{key_id}", summary="Revoke a key")
-def revoke(parts: Use, key_id: Annotated[str, Path(max_length=64)]) -> schemas.Deleted:
-    parts.api_keys.revoke_key(key_id)
+@router.delete("/{key_id}", summary="Revoke a key")
+def revoke_key(state: State, key_id: Annotated[str, Path(max_length=64)]) -> schemas.Deleted:
+    state.api_keys.revoke_key(key_id)
     return schemas.Deleted(id=key_id, object="api_key")

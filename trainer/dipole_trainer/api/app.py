@@ -15,23 +15,23 @@ import httpx
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
-from dipole.settings import ApiSettings, load
+from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, rewards
-from dipole_trainer.api.auth import Authenticate
-from dipole_trainer.api.dependencies import Parts
-from dipole_trainer.api.event_notifier import EventWatch
-from dipole_trainer.api.sampler_client import Orders
-from dipole_trainer.database.engine import Database, upgrade
-from dipole_trainer.database.tables import Event
-from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.api.auth import AuthenticationMiddleware
+from dipole_trainer.api.dependencies import ApiState
+from dipole_trainer.api.event_notifier import EventNotifier
+from dipole_trainer.api.sampler_client import SamplerClient
+from dipole_trainer.database.engine import Database, upgrade_database
+from dipole_trainer.database.tables import EventRow
+from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 
-TAGS = [
+OPENAPI_TAGS = [
     {"name": "files", "description": "Prompts, as JSON lines."},
     {"name": "jobs", "description": "Training jobs, as OpenAI's fine-tuning API has them."},
     {"name": "outputs", "description": "What a job makes: checkpoints, samples, exports."},
@@ -40,8 +40,8 @@ TAGS = [
     {"name": "keys", "description": "Callers' keys and what they may do."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
-DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
-FORM_BYTES = 2**16  # what multipart adds around a file
+API_DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
+MAX_FORM_BYTES = 2**16  # what multipart adds around a file
 
 
 def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.BaseTransport | None = None) -> FastAPI:
@@ -49,62 +49,62 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
 
     Raises ConfigurationError when others could reach it and there is no key, or for what DIPOLE_REWARDS_FILE says.
     """
-    settings = settings or load(ApiSettings)
+    settings = settings or load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     database = Database(settings.database_url)
     if database.is_sqlite():  # one machine: nobody else would run the migrations first
-        upgrade(settings.database_url)
-    parts = _parts(settings, database, reward_transport)
+        upgrade_database(settings.database_url)
+    state = _build_state(settings, database, reward_transport)
     if settings.rewards_file is not None:
-        rewards.declare(parts, settings.rewards_file)
-    orders = Orders(settings)
+        rewards.apply_rewards_file(state, settings.rewards_file)
+    orders = SamplerClient(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with parts.watch.running():
+        async with state.event_notifier.run_in_background():
             yield
         orders.close()
         database.close()
 
-    metrics = health.Metrics(database)
+    metrics = health.ApiMetrics(database)
     app = FastAPI(
         title="Dipole trainer",
         version="1",
-        description=DESCRIPTION,
-        openapi_tags=TAGS,
+        description=API_DESCRIPTION,
+        openapi_tags=OPENAPI_TAGS,
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
     )
-    app.state.parts = parts
-    errors.install(app)
-    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, api_keys.keys, health.router):
+    app.state.api = state
+    errors.install_error_handlers(app)
+    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, api_keys.router, health.router):
         app.include_router(router)
-    app.include_router(images.router(orders))
-    app.include_router(metrics.router())
+    app.include_router(images.create_router(orders))
+    app.include_router(metrics.metrics_router())
     app.add_middleware(_BodyLimits, settings=settings)
-    app.add_middleware(Authenticate, key=key, api_keys=parts.api_keys, is_open=key is None)
-    app.add_middleware(health.CountRequests, metrics=metrics)
+    app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
+    app.add_middleware(health.RequestCountMiddleware, metrics=metrics)
     app.add_middleware(request_context.RequestContext)
     return app
 
 
-def _parts(settings: ApiSettings, database: Database, reward_transport: httpx.BaseTransport | None) -> Parts:
-    def newest() -> int:
+def _build_state(settings: ApiSettings, database: Database, reward_transport: httpx.BaseTransport | None) -> ApiState:
+    def newest_event_id() -> int:
         with database.reading() as session:
-            return session.scalar(select(func.max(Event.id))) or 0
+            return session.scalar(select(func.max(EventRow.id))) or 0
 
-    return Parts(
+    return ApiState(
         settings=settings,
         database=database,
         jobs=JobStore(database),
         files=FileRegistry(database),
         rewards=RewardRegistry(database),
         api_keys=ApiKeys(database),
-        ledger=Ledger(database),
-        artifacts=Artifacts(settings.artifacts_url, settings.home / "work"),
-        watch=EventWatch(newest),
+        ledger=RankingLedger(database),
+        artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
+        event_notifier=EventNotifier(newest_event_id),
         reward_transport=reward_transport,
     )
 
@@ -113,7 +113,7 @@ class _BodyLimits:
     """Uploads may be larger than other bodies; both are bounded while they stream in."""
 
     def __init__(self, app: asgi.ASGIApp, *, settings: ApiSettings) -> None:
-        self._files = body_limit.BodyLimit(app, max_bytes=settings.api_max_file_bytes + FORM_BYTES, timeout_s=600)
+        self._files = body_limit.BodyLimit(app, max_bytes=settings.api_max_file_bytes + MAX_FORM_BYTES, timeout_s=600)
         self._others = body_limit.BodyLimit(app, max_bytes=settings.api_max_body_bytes)
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:

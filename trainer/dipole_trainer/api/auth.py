@@ -14,7 +14,7 @@ from dipole.web import asgi, auth
 from dipole_trainer.registry.api_keys import ApiKeys, KeyScope
 
 
-class Authenticate:
+class AuthenticationMiddleware:
     """Finds the caller's scopes. Without any key, on loopback, everybody on this machine is admin.
 
     Then a web page open in a browser here must not be: requests that name another host (DNS rebinding) or come from
@@ -23,7 +23,7 @@ class Authenticate:
 
     def __init__(self, app: asgi.ASGIApp, *, key: str | None, api_keys: ApiKeys, is_open: bool) -> None:
         self.app, self.api_keys, self.is_open = app, api_keys, is_open
-        self.admin = auth.key_digest(key) if key else None
+        self.admin_digest = auth.hash_key(key) if key else None
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] != "http" or scope["path"] in auth.OPEN_PATHS:
@@ -38,36 +38,36 @@ class Authenticate:
         if self.is_open:
             _refuse_foreign_pages({name: value.decode("latin-1") for name, value in scope["headers"]})
             return frozenset({"admin"})
-        key = auth.bearer(scope)
-        digest = auth.key_digest(key or "")
-        if self.admin is not None and hmac.compare_digest(digest, self.admin):
+        key = auth.bearer_key(scope)
+        digest = auth.hash_key(key or "")
+        if self.admin_digest is not None and hmac.compare_digest(digest, self.admin_digest):
             return frozenset({"admin"})
-        found = await run_in_threadpool(self.api_keys.scopes_of, digest) if key else frozenset[str]()
+        found = await run_in_threadpool(self.api_keys.key_scopes, digest) if key else frozenset[str]()
         if not found:
             raise Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")
         return found
 
 
 def _refuse_foreign_pages(headers: dict[bytes, str]) -> None:
-    host = _host_of(headers.get(b"host", ""))
+    host = _host_without_port(headers.get(b"host", ""))
     origin = headers.get(b"origin")
     if host and not auth.is_loopback(host):
         raise Forbidden(f"this server has no key and answers loopback only, not {host}: set DIPOLE_API_KEY")
-    if origin is not None and not auth.is_loopback(_host_of(origin.partition("://")[2])):
+    if origin is not None and not auth.is_loopback(_host_without_port(origin.partition("://")[2])):
         raise Forbidden("this server has no key and answers no page of another origin: set DIPOLE_API_KEY")
 
 
-def _host_of(authority: str) -> str:
+def _host_without_port(authority: str) -> str:
     """`[::1]:8400` -> `[::1]`, `localhost:8400` -> `localhost`."""
     return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
-def needs(scope: KeyScope) -> Any:
+def require_scope(scope: KeyScope) -> Any:
     """A route's dependency: the caller has this scope, or is admin."""
 
-    def check(request: Request) -> None:
+    def check_scope(request: Request) -> None:
         held = request.scope["dipole.scopes"]
         if not held & {scope, "admin"}:
             raise Forbidden(f"this key lacks the scope `{scope}`")
 
-    return Depends(check)
+    return Depends(check_scope)

@@ -1,8 +1,8 @@
 """What every route of the API works with, and how a request proves that it may.
 
-Parts          the stores behind the routes, made once by create_app
-Authenticate   ASGI: who calls, decided before any body is read; 401 without a valid key
-needs(scope)   a dependency of a route: 403 without the scope
+ApiState                  the stores behind the routes, made once by create_app
+AuthenticationMiddleware  ASGI: who calls, decided before any body is read; 401 without a valid key
+require_scope(scope)      a dependency of a route: 403 without the scope
 """
 
 from __future__ import annotations
@@ -15,44 +15,44 @@ from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.settings import ApiSettings
-from dipole_trainer.api.event_notifier import EventWatch
+from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.database.engine import Database
-from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 
 
 @dataclass(frozen=True)
-class Parts:
+class ApiState:
     settings: ApiSettings
     database: Database
     jobs: JobStore
     files: FileRegistry
     rewards: RewardRegistry
     api_keys: ApiKeys
-    ledger: Ledger
-    artifacts: Artifacts
-    watch: EventWatch
+    ledger: RankingLedger
+    artifacts: ArtifactStore
+    event_notifier: EventNotifier
     reward_transport: httpx.BaseTransport | None
 
 
-def _parts(request: Request) -> Parts:
-    parts = request.app.state.parts
-    assert isinstance(parts, Parts)
-    return parts
+def _api_state(request: Request) -> ApiState:
+    state = request.app.state.api
+    assert isinstance(state, ApiState)
+    return state
 
 
-Use = Annotated[Parts, Depends(_parts)]
+State = Annotated[ApiState, Depends(_api_state)]
 JobId = Annotated[str, Path(max_length=64, description="The job's id.", examples=["ftjob-0b5e7f2c9a4d1e8f63b7c2a5"])]
 
 
-class Page(BaseModel):
+class PageQuery(BaseModel):
     """Cursor pagination, as OpenAI's: `after` is the id of the last object of the page before."""
 
     model_config = ConfigDict(extra="forbid")
 
     after: str | None = Field(default=None, max_length=64, description="Id of the last object already seen.")
-    limit: int = Field(default=20, ge=1, le=100, description="Objects a page.")
+    limit: int = Field(default=20, ge=1, le=100, description="Number of objects on a page.")

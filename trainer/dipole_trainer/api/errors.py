@@ -13,14 +13,14 @@ from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
 from dipole.web import asgi
-from dipole.web.openapi import with_problems
+from dipole.web.openapi import document_problems
 
 
-def install(app: FastAPI) -> None:
+def install_error_handlers(app: FastAPI) -> None:
     for kind in (DipoleError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer)
-    example = _with_error(
-        problems.problem(
+        app.add_exception_handler(kind, _answer_error)
+    example = _add_error_object(
+        problems.make_problem(
             422,
             "method.drpo.positives + method.drpo.negatives = 16 exceeds candidates = 8: lower them",
             slug=InvalidInput.slug,
@@ -28,7 +28,7 @@ def install(app: FastAPI) -> None:
         )
     )
 
-    def openapi() -> dict[str, Any]:
+    def build_document() -> dict[str, Any]:
         if app.openapi_schema is None:
             document = get_openapi(
                 title=app.title,
@@ -40,27 +40,27 @@ def install(app: FastAPI) -> None:
             for path in document["paths"].values():
                 for operation in path.values():
                     operation["responses"].setdefault("default", {"description": "Any error."})
-                    operation["responses"]["default"]["content"] = {problems.PROBLEM_JSON: _content(example)}
+                    operation["responses"]["default"]["content"] = {problems.PROBLEM_JSON: _problem_content(example)}
             document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
             document["security"] = [{}, {"key": []}]
-            app.openapi_schema = with_problems(document, example)
+            app.openapi_schema = document_problems(document, example)
         return app.openapi_schema
 
-    app.openapi = openapi  # type: ignore[method-assign]
+    app.openapi = build_document  # type: ignore[method-assign]
 
 
-def _content(example: Problem) -> dict[str, Any]:
+def _problem_content(example: Problem) -> dict[str, Any]:
     return {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example.model_dump(exclude_none=True)}
 
 
-def _answer(_: Any, error: Exception) -> Any:
+def _answer_error(_: Any, error: Exception) -> Any:
     if isinstance(error, RequestValidationError):
-        error = RequestValidationError([_named(each) for each in error.errors()])
+        error = RequestValidationError([_named_error(each) for each in error.errors()])
     document, headers = problems.problem_of(error)
-    return asgi.ProblemResponse(_with_error(document), headers)
+    return asgi.ProblemResponse(_add_error_object(document), headers)
 
 
-def _named(error: dict[str, Any]) -> dict[str, Any]:
+def _named_error(error: dict[str, Any]) -> dict[str, Any]:
     """A validator of a whole object has no location of its own; an InvalidInput that it raised names the field."""
     cause = error.get("ctx", {}).get("error")
     if isinstance(cause, InvalidInput) and cause.field:
@@ -68,7 +68,7 @@ def _named(error: dict[str, Any]) -> dict[str, Any]:
     return error
 
 
-def _with_error(document: Problem) -> Problem:
+def _add_error_object(document: Problem) -> Problem:
     kind = "invalid_request_error" if document.status < 500 else "server_error"
     param = document.errors[0].field if document.errors else None
     code = document.type.removeprefix("urn:dipole:problem:").replace("-", "_")

@@ -12,18 +12,18 @@ from sqlalchemy.exc import SQLAlchemyError
 log = structlog.get_logger()
 
 
-class EventWatch:
+class EventNotifier:
     """`newest` gives a value that changes when an event is written, such as the highest event id."""
 
-    def __init__(self, newest: Callable[[], int], *, tick_s: float = 0.5) -> None:
-        self._newest, self._tick_s = newest, tick_s
+    def __init__(self, newest: Callable[[], int], *, poll_interval_s: float = 0.5) -> None:
+        self._newest, self._poll_interval_s = newest, poll_interval_s
         self._changed = asyncio.Event()
         self._waiting = 0
         self._seen = -1
 
     @contextlib.asynccontextmanager
-    async def running(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._run())
+    async def run_in_background(self) -> AsyncIterator[None]:
+        task = asyncio.create_task(self._poll_newest())
         try:
             yield
         finally:
@@ -31,7 +31,7 @@ class EventWatch:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def changed(self, timeout_s: float) -> bool:
+    async def wait_for_change(self, timeout_s: float) -> bool:
         """Wait until something is new, at most so long. A wake-up only: read what there is, then wait again."""
         self._waiting += 1
         try:
@@ -43,9 +43,9 @@ class EventWatch:
         finally:
             self._waiting -= 1
 
-    async def _run(self) -> None:
+    async def _poll_newest(self) -> None:
         while True:
-            await asyncio.sleep(self._tick_s)
+            await asyncio.sleep(self._poll_interval_s)
             if not self._waiting:
                 continue
             try:

@@ -9,31 +9,35 @@ from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.concurrency import run_in_threadpool
 
 from dipole_trainer.api import schemas
-from dipole_trainer.api.dependencies import Parts
-from dipole_trainer.database.tables import TERMINAL
+from dipole_trainer.api.dependencies import ApiState
+from dipole_trainer.database.tables import TERMINAL_STATES
 
-HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
-PING_S = 15.0
-LOOK_S = 5.0  # look even when nothing was announced: PostgreSQL may commit a lower event id after a higher one
+STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
+PING_INTERVAL_S = 15.0
+MAX_WAIT_S = 5.0  # look even when nothing was announced: PostgreSQL may commit a lower event id after a higher one
 
 
-async def follow(parts: Parts, job_id: str, cursor: int, *, ping_s: float = PING_S) -> AsyncIterator[bytes]:
+async def stream_events(
+    state: ApiState, job_id: str, cursor: int, *, ping_s: float = PING_INTERVAL_S
+) -> AsyncIterator[bytes]:
     """The stream after `cursor`. The job's state is read before its events, which commit together with it."""
     quiet_since = time.monotonic()
     yield KEEPALIVE_COMMENT  # headers reach the caller at once, also through proxies that wait for a first byte
     while True:
-        job = await run_in_threadpool(parts.jobs.get, job_id)
-        events = await run_in_threadpool(parts.jobs.events_since, job_id, cursor)
+        job = await run_in_threadpool(state.jobs.get_job, job_id)
+        events = await run_in_threadpool(state.jobs.events_since, job_id, cursor)
         for event in events:
             cursor = event.id
-            text = schemas.event_object(event).model_dump_json()
+            text = schemas.to_event_object(event).model_dump_json()
             yield format_sse_event(data_str=text, event=event.kind, id=str(event.id))
         if events:
             quiet_since = time.monotonic()
-        elif job.state in TERMINAL:
+        elif job.state in TERMINAL_STATES:
             return
         elif time.monotonic() - quiet_since >= ping_s:
             yield KEEPALIVE_COMMENT
             quiet_since = time.monotonic()
         else:
-            await parts.watch.changed(min(LOOK_S, max(0.01, ping_s - (time.monotonic() - quiet_since))))
+            await state.event_notifier.wait_for_change(
+                min(MAX_WAIT_S, max(0.01, ping_s - (time.monotonic() - quiet_since)))
+            )

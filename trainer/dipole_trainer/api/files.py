@@ -15,24 +15,24 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.errors import InvalidInput, NotFound, TooLarge
 from dipole_trainer.api import schemas
-from dipole_trainer.api.auth import needs
-from dipole_trainer.api.dependencies import Parts, Use
-from dipole_trainer.database.tables import File as FileRow
+from dipole_trainer.api.auth import require_scope
+from dipole_trainer.api.dependencies import ApiState, State
+from dipole_trainer.database.tables import FileRow as FileRow
 from dipole_trainer.datasets import pairs, prompts
 from dipole_trainer.registry.files import FileKind
 from dipole_trainer.spec import PromptSpec
 from dipole_trainer.storage.job_layout import upload_path
 
-router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[needs("train")])
+router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[require_scope("train")])
 FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
-CHUNK = 2**20
-SHAPES = (
+CHUNK_BYTES = 2**20
+FILE_DESCRIPTION = (
     "JSON lines of {prompt, metadata?}; or pairs to train on without a reward: JSON lines of {prompt, chosen, "
     "rejected, metadata?} with base64 of PNG, WebP or JPEG, or Parquet with these columns and images as binary."
 )
 
 
-class FilePage(BaseModel):
+class FilePageQuery(BaseModel):
     """Pagination of files, as OpenAI's client asks for it."""
 
     model_config = ConfigDict(extra="forbid")
@@ -44,27 +44,27 @@ class FilePage(BaseModel):
 
 
 @router.post("", summary="Upload prompts or pairs")
-def upload(
-    parts: Use,
-    file: Annotated[UploadFile, File(description=SHAPES)],
-    purpose: Annotated[str, Form(description="Only fine-tune.", examples=["fine-tune"])],
+def upload_file(
+    state: State,
+    file: Annotated[UploadFile, File(description=FILE_DESCRIPTION)],
+    purpose: Annotated[str, Form(description="Purpose of the files; only fine-tune is known.", examples=["fine-tune"])],
 ) -> schemas.FileObject:
     if purpose != "fine-tune":
         raise InvalidInput("purpose must be fine-tune", field="purpose")
-    return schemas.file_object(store(parts, file.file, file.filename or "prompts.jsonl", field="file"))
+    return schemas.to_file_object(store_file(state, file.file, file.filename or "prompts.jsonl", field="file"))
 
 
 @router.get("", summary="List files")
-def list_files(parts: Use, page: Annotated[FilePage, Query()]) -> schemas.Paged[schemas.FileObject]:
+def list_files(state: State, page: Annotated[FilePageQuery, Query()]) -> schemas.Paged[schemas.FileObject]:
     if page.purpose not in (None, "fine-tune"):
-        return schemas.paged([], False)
-    rows, more = parts.files.files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
-    return schemas.paged([schemas.file_object(row) for row in rows], more)
+        return schemas.page_of([], False)
+    rows, more = state.files.list_files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
+    return schemas.page_of([schemas.to_file_object(row) for row in rows], more)
 
 
 @router.get("/{file_id}", summary="Retrieve a file")
-def retrieve(parts: Use, file_id: FileId) -> schemas.FileObject:
-    return schemas.file_object(parts.files.file(file_id))
+def retrieve_file(state: State, file_id: FileId) -> schemas.FileObject:
+    return schemas.to_file_object(state.files.get_file(file_id))
 
 
 @router.get(
@@ -73,45 +73,49 @@ def retrieve(parts: Use, file_id: FileId) -> schemas.FileObject:
     response_class=StreamingResponse,
     responses={200: {"content": {"application/jsonl": {"example": '{"prompt": "a photo of a red square"}\n'}}}},
 )
-def content(parts: Use, file_id: FileId) -> StreamingResponse:
-    row = parts.files.file(file_id)
+def retrieve_file_content(state: State, file_id: FileId) -> StreamingResponse:
+    row = state.files.get_file(file_id)
     return StreamingResponse(
-        stream(parts, upload_path(row.id)), media_type="application/jsonl", headers={"content-length": str(row.bytes)}
+        stream_file(state, upload_path(row.id)),
+        media_type="application/jsonl",
+        headers={"content-length": str(row.bytes)},
     )
 
 
 @router.delete("/{file_id}", summary="Delete a file; jobs keep their prompts, pairs in use stay")
-def delete(parts: Use, file_id: FileId) -> schemas.Deleted:
-    parts.files.delete_file(file_id)
-    parts.artifacts.delete(upload_path(file_id))
+def delete_file(state: State, file_id: FileId) -> schemas.Deleted:
+    state.files.delete_file(file_id)
+    state.artifacts.delete_file(upload_path(file_id))
     return schemas.Deleted(id=file_id, object="file")
 
 
-def store(parts: Parts, source: BinaryIO, filename: str, *, field: str) -> FileRow:
+def store_file(state: ApiState, source: BinaryIO, filename: str, *, field: str) -> FileRow:
     """Check a file and keep it as what it is recognised as. Raises InvalidInput that names the broken line."""
-    file_id, limit = f"file-{secrets.token_hex(12)}", parts.settings.api_max_file_bytes
-    kind: FileKind = "pairs" if pairs.recognised(source.read(pairs.HEAD_BYTES)) else "prompts"
+    file_id, limit = f"file-{secrets.token_hex(12)}", state.settings.api_max_file_bytes
+    kind: FileKind = "pairs" if pairs.looks_like_pairs(source.read(pairs.MAX_HEAD_BYTES)) else "prompts"
     source.seek(0)
     with tempfile.TemporaryDirectory(prefix="dipole-upload-") as folder:
         path = Path(folder) / "lines.jsonl"
         with path.open("wb") as target:
             if kind == "pairs":
-                checked = pairs.check(source, target, field=field, max_bytes=2 * limit)  # base64 takes a third more
+                checked = pairs.check_pairs_file(
+                    source, target, field=field, max_bytes=2 * limit
+                )  # base64 takes a third more
             else:
-                checked = prompts.check(source, target, field=field)
+                checked = prompts.check_prompts_file(source, target, field=field)
         if kind == "prompts" and checked.bytes > limit:
             raise TooLarge(f"the file exceeds {limit} bytes", field=field)
-        parts.artifacts.write(upload_path(file_id), path)
+        state.artifacts.write_file(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
-    return parts.files.add_file(
+    return state.files.add_file(
         file_id, name, size=checked.bytes, lines=checked.lines, sha256=checked.sha256, kind=kind
     )
 
 
-def find(parts: Parts, file_id: str, *, field: str, kind: FileKind | None = None) -> FileRow:
+def find_file(state: ApiState, file_id: str, *, field: str, kind: FileKind | None = None) -> FileRow:
     """An uploaded file, of this kind. Raises InvalidInput when there is none, or it is of the other kind."""
     try:
-        row = parts.files.file(file_id)
+        row = state.files.get_file(file_id)
     except NotFound as error:
         raise InvalidInput(f"{field}: {error}; upload it to /v1/files first", field=field) from error
     if kind is not None and row.kind != kind:
@@ -119,25 +123,25 @@ def find(parts: Parts, file_id: str, *, field: str, kind: FileKind | None = None
     return row
 
 
-def prompts_of(parts: Parts, row: FileRow, *, field: str) -> list[PromptSpec]:
+def read_file_prompts(state: ApiState, row: FileRow, *, field: str) -> list[PromptSpec]:
     """A file's prompts: every line's, or of pairs each once."""
-    with parts.artifacts.open(upload_path(row.id)) as source:
+    with state.artifacts.open_file(upload_path(row.id)) as source:
         if row.kind == "prompts":
-            return list(prompts.read(source, field=field))
-        distinct = dict.fromkeys(row.prompt for row in pairs.read(source, field=field))
+            return list(prompts.read_prompts(source, field=field))
+        distinct = dict.fromkeys(row.prompt for row in pairs.read_pairs(source, field=field))
         return [PromptSpec(prompt=prompt) for prompt in distinct]
 
 
-def stream(parts: Parts, path: str) -> Iterator[bytes]:
+def stream_file(state: ApiState, path: str) -> Iterator[bytes]:
     """A stored file in chunks. Opened before the answer begins, so that a missing one is still a 404."""
-    context = parts.artifacts.open(path)
+    context = state.artifacts.open_file(path)
     file = context.__enter__()
 
-    def chunks() -> Iterator[bytes]:
+    def read_chunks() -> Iterator[bytes]:
         try:
-            while chunk := file.read(CHUNK):
+            while chunk := file.read(CHUNK_BYTES):
                 yield chunk
         finally:
             context.__exit__(None, None, None)
 
-    return chunks()
+    return read_chunks()

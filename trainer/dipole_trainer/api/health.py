@@ -16,37 +16,37 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.errors import Overloaded
 from dipole.web import asgi
-from dipole_trainer.api.dependencies import Use
+from dipole_trainer.api.dependencies import State
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import ACTIVE, TERMINAL, Job
+from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRow
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])
 
 
-class Health(BaseModel):
+class ApiHealth(BaseModel):
     status: str
 
 
 @router.get("/livez", summary="The process answers")
-async def livez() -> Health:
-    return Health(status="alive")
+async def livez() -> ApiHealth:
+    return ApiHealth(status="alive")
 
 
 @router.get("/readyz", summary="The database answers and has its tables", responses={503: {}})
-def readyz(parts: Use) -> Health:
+def readyz(state: State) -> ApiHealth:
     try:
-        with parts.database.reading() as session:
-            session.execute(select(Job.id).limit(1))
+        with state.database.reading() as session:
+            session.execute(select(JobRow.id).limit(1))
     except SQLAlchemyError as error:
         log.warning("not_ready", error=str(error))
         raise Overloaded(
             "the jobs database does not answer, or `dipole db upgrade` was not run", retry_after=5
         ) from error
-    return Health(status="ready")
+    return ApiHealth(status="ready")
 
 
-class Metrics:
+class ApiMetrics:
     """Requests by route, and jobs by state as the database has them when asked."""
 
     def __init__(self, database: Database) -> None:
@@ -54,9 +54,9 @@ class Metrics:
         labels = ["method", "route", "status"]
         self.requests = Counter("dipole_api_requests", "Answered requests.", labels, registry=self.registry)
         self.seconds = Histogram("dipole_api_request_seconds", "Time to answer.", ["route"], registry=self.registry)
-        self.registry.register(_Jobs(database))
+        self.registry.register(_JobsCollector(database))
 
-    def router(self) -> APIRouter:
+    def metrics_router(self) -> APIRouter:
         routes = APIRouter(tags=["health"])
 
         @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -66,10 +66,10 @@ class Metrics:
         return routes
 
 
-class CountRequests:
+class RequestCountMiddleware:
     """ASGI: counts by the route's template, so that ids do not become labels. Streams count when they end."""
 
-    def __init__(self, app: asgi.ASGIApp, *, metrics: Metrics) -> None:
+    def __init__(self, app: asgi.ASGIApp, *, metrics: ApiMetrics) -> None:
         self.app, self.metrics = app, metrics
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
@@ -91,7 +91,7 @@ class CountRequests:
             self.metrics.seconds.labels(route).observe(time.monotonic() - began)
 
 
-class _Jobs(Collector):
+class _JobsCollector(Collector):
     def __init__(self, database: Database) -> None:
         self._database = database
 
@@ -102,10 +102,10 @@ class _Jobs(Collector):
         family = GaugeMetricFamily("dipole_jobs", "Jobs by state.", labels=["state"])
         try:
             with self._database.reading() as session:
-                rows = session.execute(select(Job.state, func.count()).group_by(Job.state)).all()
+                rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=str(error))
             return
-        for state in (*ACTIVE, *TERMINAL):
+        for state in (*ACTIVE_STATES, *TERMINAL_STATES):
             family.add_metric([state], next((count for name, count in rows if name == state), 0))
         yield family

@@ -1,6 +1,6 @@
 """What a caller sends to create a job, and the TrainSpec it means.
 
-JobCreate is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. What it trains on comes
+JobRequest is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. What it trains on comes
 inline, from a file of prompts or of pairs, or from another job; models, rewards and hosts are checked here, so that a
 job which cannot work is refused and not failed later.
 """
@@ -20,15 +20,15 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_valida
 from dipole.client.endpoint import check_reward_url
 from dipole.errors import InvalidInput, NotFound
 from dipole_trainer.api import files
-from dipole_trainer.api.dependencies import Parts
-from dipole_trainer.database.tables import TERMINAL, Job
+from dipole_trainer.api.dependencies import ApiState
+from dipole_trainer.database.tables import TERMINAL_STATES, JobRow
 from dipole_trainer.datasets import prompts, recordings
 from dipole_trainer.datasets.recordings import RecordedJob
-from dipole_trainer.spec import Many, PromptSpec, Spec, TrainSpec, asks_rewards
-from dipole_trainer.storage.job_layout import CANDIDATES
+from dipole_trainer.spec import Many, PromptSpec, SpecModel, TrainSpec, asks_rewards
+from dipole_trainer.storage import job_layout
 from dipole_trainer.weights import base_models
 
-EXAMPLE: dict[str, Any] = {
+JOB_EXAMPLE: dict[str, Any] = {
     "model": "tiny-turbo",
     "training_file": "file-0b5e7f2c9a4d1e8f63b7c2a5",
     "rewards": [{"name": "shapes"}, {"name": "colourfulness", "weight": 0}],
@@ -38,7 +38,7 @@ EXAMPLE: dict[str, Any] = {
 }
 
 
-class Hyperparameters(Spec):
+class Hyperparameters(SpecModel):
     """OpenAI's; `auto` keeps our default. `n_epochs` gives `steps`, `batch_size` is `prompts_per_step`."""
 
     n_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
@@ -46,12 +46,14 @@ class Hyperparameters(Spec):
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
 
 
-class JobCreate(TrainSpec):
+class JobRequest(TrainSpec):
     """A job to create. It trains on `prompts`, on a file of prompts or of pairs (`training_file`), or replays a job."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
+    model_config = ConfigDict(json_schema_extra={"examples": [JOB_EXAMPLE]})
 
-    prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000, description="Prompts, without a file.")
+    prompts: Many[PromptSpec] = Field(
+        default=(), max_length=1_000_000, description="Prompts to train on, instead of a file of them."
+    )
     training_file: str | None = Field(
         default=None, max_length=64, description="Id of an uploaded file of prompts, or of pairs."
     )
@@ -61,15 +63,17 @@ class JobCreate(TrainSpec):
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         default=None, max_length=16, description="Up to 16 notes of the caller's own."
     )
-    integrations: list[JsonValue] | None = Field(default=None, max_length=0, description="None are supported.")
+    integrations: list[JsonValue] | None = Field(
+        default=None, max_length=0, description="Integrations; none are supported, so this must be empty."
+    )
 
     @model_validator(mode="after")
-    def _belongs_together(self) -> JobCreate:
-        return self  # what the files hold decides too: create_job checks the TrainSpec that comes of it
+    def _check_consistency(self) -> JobRequest:
+        return self  # what the files hold decides too: queue_job checks the TrainSpec that comes of it
 
 
 @dataclass(frozen=True)
-class _Source:
+class _TrainingData:
     """What a job trains on: its prompts, the file that shows them, and fields of the spec that follow from it."""
 
     prompts: tuple[PromptSpec, ...]
@@ -78,31 +82,31 @@ class _Source:
     replayed: RecordedJob | None = None
 
 
-def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Job:
+def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) -> JobRow:
     """Check a request and queue its job; a repeat with the same key returns the first job."""
-    if not prompts.storable(body.model_dump()):
+    if not prompts.is_storable(body.model_dump()):
         raise InvalidInput(prompts.UNSTORABLE, field="body")
     text = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if idempotency_key is not None:
         try:
-            return parts.jobs.repeated(idempotency_key, digest)
+            return state.jobs.job_of_key(idempotency_key, digest)
         except NotFound:
             pass
-    source = _source(parts, body)
-    spec = _spec(parts, body, source)
-    base_models.check_name(spec.model, parts.settings.models_dir)
-    _check_rewards(parts, spec)
+    source = _resolve_training_data(state, body)
+    spec = _build_spec(state, body, source)
+    base_models.check_model_name(spec.model, state.settings.models_dir)
+    _check_rewards(state, spec)
     if spec.resolution is not None:  # else the session asks, which knows the model's own
         spec.check_side(spec.resolution)
     if source.replayed is not None:
-        recordings.check_fit(spec, source.replayed)
-        recordings.rewards(spec, source.replayed)
+        recordings.check_replay_fits(spec, source.replayed)
+        recordings.rewards_of_replay(spec, source.replayed)
     training_file = source.file
     if training_file is None:  # inline prompts become a file, so that every job has one
-        lines = io.BytesIO(prompts.dump(source.prompts))
-        training_file = files.store(parts, lines, "inline-prompts.jsonl", field="prompts").id
-    return parts.jobs.create(
+        lines = io.BytesIO(prompts.dump_prompts(source.prompts))
+        training_file = files.store_file(state, lines, "inline-prompts.jsonl", field="prompts").id
+    return state.jobs.create_job(
         spec,
         training_file=training_file,
         validation_file=body.validation_file,
@@ -115,7 +119,7 @@ def create_job(parts: Parts, body: JobCreate, idempotency_key: str | None) -> Jo
 # ---- what it trains on ----------------------------------------------------------------------------------------------
 
 
-def _source(parts: Parts, body: JobCreate) -> _Source:
+def _resolve_training_data(state: ApiState, body: JobRequest) -> _TrainingData:
     ways = ("prompts", "replay_job", "pairs_file", "training_file")
     given = [way for way in ways if getattr(body, way)]
     if len(given) > 1:
@@ -125,58 +129,62 @@ def _source(parts: Parts, body: JobCreate) -> _Source:
             "a job needs training_file (an uploaded file's id), prompts or replay_job", field="training_file"
         )
     if body.replay_job:
-        return _replayed(parts, body, body.replay_job)
+        return _resolve_replay(state, body, body.replay_job)
     if body.prompts:
-        return _Source(body.prompts)
+        return _TrainingData(body.prompts)
     (way,) = given
-    row = files.find(parts, getattr(body, way), field=way, kind="pairs" if way == "pairs_file" else None)
-    found = tuple(files.prompts_of(parts, row, field=way))
-    return _Source(found, row.id, {"pairs_file": row.id} if row.kind == "pairs" else {})
+    row = files.find_file(state, getattr(body, way), field=way, kind="pairs" if way == "pairs_file" else None)
+    found = tuple(files.read_file_prompts(state, row, field=way))
+    return _TrainingData(found, row.id, {"pairs_file": row.id} if row.kind == "pairs" else {})
 
 
-def _replayed(parts: Parts, body: JobCreate, job_id: str) -> _Source:
+def _resolve_replay(state: ApiState, body: JobRequest, job_id: str) -> _TrainingData:
     """Another job's recorded rankings. What the caller leaves out is as it was there."""
     try:
-        job = parts.jobs.get(job_id)
+        job = state.jobs.get_job(job_id)
     except NotFound as error:
         raise InvalidInput(f"replay_job: {error}", field="replay_job") from error
-    if job.state not in TERMINAL:
+    if job.state not in TERMINAL_STATES:
         raise InvalidInput(
             f"replay_job: {job_id} is {job.state}: it can be replayed when it has ended", field="replay_job"
         )
-    folder = f"jobs/{job_id}/{CANDIDATES}"
-    steps = recordings.in_order(each.path for each in parts.artifacts.list(folder))
+    folder = job_layout.job_path(job_id, job_layout.CANDIDATES_FOLDER)
+    steps = job_layout.sort_candidate_files(each.path for each in state.artifacts.list_files(folder))
     if not steps:
-        raise InvalidInput(f"replay_job: {job_id} has recorded nothing: {recordings.NEEDS}", field="replay_job")
-    with parts.artifacts.open(f"{folder}/{steps[0]}") as file:
-        replayed = recordings.read(file).job
-    same = {"steps": len(steps), **{name: getattr(replayed, name) for name in recordings.FITTED}}
+        raise InvalidInput(
+            f"replay_job: {job_id} has recorded nothing: {recordings.NEEDS_RECORDING}", field="replay_job"
+        )
+    with state.artifacts.open_file(f"{folder}/{steps[0]}") as file:
+        replayed = recordings.read_recorded_step(file).job
+    same = {"steps": len(steps), **{name: getattr(replayed, name) for name in recordings.MATCHED_FIELDS}}
     values = {name: value for name, value in same.items() if name not in body.model_fields_set}
-    return _Source(parts.jobs.spec(job_id).prompts, job.training_file, values, replayed)
+    return _TrainingData(state.jobs.load_spec(job_id).prompts, job.training_file, values, replayed)
 
 
 # ---- the spec -------------------------------------------------------------------------------------------------------
 
 
-def _spec(parts: Parts, body: JobCreate, source: _Source) -> TrainSpec:
+def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData) -> TrainSpec:
     values = {name: getattr(body, name) for name in TrainSpec.model_fields if name in body.model_fields_set}
     values |= {"prompts": source.prompts, **source.values}
     if body.validation_file:
         if body.evaluation.prompts:
             raise InvalidInput("give evaluation.prompts or validation_file, not both", field="validation_file")
-        row = files.find(parts, body.validation_file, field="validation_file", kind="prompts")
-        held_out = files.prompts_of(parts, row, field="validation_file")
+        row = files.find_file(state, body.validation_file, field="validation_file", kind="prompts")
+        held_out = files.read_file_prompts(state, row, field="validation_file")
         if len(held_out) > 2000:
             raise InvalidInput(f"evaluation takes 2000 prompts at most, not {len(held_out)}", field="validation_file")
         values["evaluation"] = body.evaluation.model_copy(update={"prompts": tuple(held_out)})
-    values |= _from_hyperparameters(body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step))
+    values |= _fields_of_hyperparameters(
+        body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step)
+    )
     try:
         return TrainSpec(**values)
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 
 
-def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
+def _check_rewards(state: ApiState, spec: TrainSpec) -> None:
     """Each must be one that can be asked, unless no one will ask it."""
     asked = asks_rewards(spec)
     if spec.rewards and spec.pairs_file is not None and not asked:
@@ -188,10 +196,10 @@ def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
         raise InvalidInput(
             "record_candidates keeps what rewards said, and pairs ask none: leave it out", field="record_candidates"
         )
-    registered = {row.name for row in parts.rewards.rewards()}
+    registered = {row.name for row in state.rewards.list_rewards()}
     for index, reward in enumerate(spec.rewards):
         if reward.url is not None:
-            check_reward_url(reward.url, parts.settings.reward_hosts, field=f"rewards[{index}].url")
+            check_reward_url(reward.url, state.settings.reward_hosts, field=f"rewards[{index}].url")
         elif asked and reward.name not in registered:
             known = f"registered are {', '.join(sorted(registered))}" if registered else "none is registered"
             raise InvalidInput(
@@ -200,7 +208,7 @@ def _check_rewards(parts: Parts, spec: TrainSpec) -> None:
             )
 
 
-def _from_hyperparameters(body: JobCreate, prompt_count: int, per_step: int) -> dict[str, Any]:
+def _fields_of_hyperparameters(body: JobRequest, prompt_count: int, per_step: int) -> dict[str, Any]:
     given = body.hyperparameters
     if given is None:
         return {}

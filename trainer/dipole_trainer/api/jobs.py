@@ -12,19 +12,19 @@ from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
-from dipole_trainer.api.auth import needs
-from dipole_trainer.api.dependencies import JobId, Page, Use
-from dipole_trainer.api.event_stream import HEADERS, follow
-from dipole_trainer.api.job_requests import JobCreate, create_job
-from dipole_trainer.database.tables import TERMINAL
+from dipole_trainer.api.auth import require_scope
+from dipole_trainer.api.dependencies import JobId, PageQuery, State
+from dipole_trainer.api.event_stream import STREAM_HEADERS, stream_events
+from dipole_trainer.api.job_requests import JobRequest, queue_job
+from dipole_trainer.database.tables import TERMINAL_STATES
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[needs("train")])
+router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[require_scope("train")])
 IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="A repeat with the same key and body returns the first job."),
 ]
 STREAM_EXAMPLE = 'event: step\nid: 42\ndata: {"id": "ftevent-42", "kind": "step", "data": {"step": 7, "loss": 0.1}}\n\n'
-DESCRIPTION = (
+STREAM_DESCRIPTION = (
     "Server-sent events: `id:` is the cursor, `event:` the kind, `data:` the event object. Send the last `id` seen as "
     "`Last-Event-ID` to go on after it. A comment comes every 15 seconds of silence. The stream ends when the job has "
     "ended and every event was sent; 204 says that there is nothing more to come."
@@ -32,66 +32,70 @@ DESCRIPTION = (
 
 
 @router.post("", summary="Create a job")
-def create(parts: Use, body: JobCreate, idempotency_key: IdempotencyKey = None) -> schemas.FineTuningJob:
-    return schemas.job_object(create_job(parts, body, idempotency_key))
+def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> schemas.FineTuningJob:
+    return schemas.to_job_object(queue_job(state, body, idempotency_key))
 
 
 @router.get("", summary="List jobs, newest first")
-def list_jobs(parts: Use, page: Annotated[Page, Query()]) -> schemas.Paged[schemas.FineTuningJob]:
-    rows, more = parts.jobs.list(after=page.after, limit=page.limit)
-    return schemas.paged([schemas.job_object(row) for row in rows], more)
+def list_jobs(state: State, page: Annotated[PageQuery, Query()]) -> schemas.Paged[schemas.FineTuningJob]:
+    rows, more = state.jobs.list_jobs(after=page.after, limit=page.limit)
+    return schemas.page_of([schemas.to_job_object(row) for row in rows], more)
 
 
 @router.get("/{job_id}", summary="Retrieve a job")
-def retrieve(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.job_object(parts.jobs.get(job_id))
+def retrieve_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.to_job_object(state.jobs.get_job(job_id))
 
 
 @router.post("/{job_id}/pause", summary="Pause: stop at the next step with a checkpoint")
-def pause(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.job_object(parts.jobs.pause(job_id))
+def pause_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.to_job_object(state.jobs.pause_job(job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused job from its last checkpoint")
-def resume(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.job_object(parts.jobs.resume(job_id))
+def resume_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.to_job_object(state.jobs.resume_job(job_id))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
-def cancel(parts: Use, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.job_object(parts.jobs.cancel(job_id))
+def cancel_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
+    return schemas.to_job_object(state.jobs.cancel_job(job_id))
 
 
 @router.get("/{job_id}/events", summary="List events, newest first")
-def events(parts: Use, job_id: JobId, page: Annotated[Page, Query()]) -> schemas.Paged[schemas.JobEvent]:
-    parts.jobs.get(job_id)
-    rows, more = parts.jobs.events(job_id, after=_event_cursor(page.after), limit=page.limit)
-    return schemas.paged([schemas.event_object(row) for row in rows], more)
+def list_events(
+    state: State, job_id: JobId, page: Annotated[PageQuery, Query()]
+) -> schemas.Paged[schemas.JobEventObject]:
+    state.jobs.get_job(job_id)
+    rows, more = state.jobs.list_events(job_id, after=_parse_event_id(page.after), limit=page.limit)
+    return schemas.page_of([schemas.to_event_object(row) for row in rows], more)
 
 
 @router.get(
     "/{job_id}/stream",
     summary="Follow events as they happen",
-    description=DESCRIPTION,
+    description=STREAM_DESCRIPTION,
     response_class=StreamingResponse,
     responses={
         200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
         204: {"description": "The job has ended and every event was seen."},
     },
 )
-async def stream(
-    parts: Use,
+async def stream_job_events(
+    state: State,
     job_id: JobId,
     last_event_id: Annotated[str | None, Header(max_length=32, description="The last `id:` seen.")] = None,
 ) -> Response:
-    cursor = _cursor(last_event_id or "0", "Last-Event-ID")
-    job = await run_in_threadpool(parts.jobs.get, job_id)
-    if job.state in TERMINAL and not await run_in_threadpool(parts.jobs.events_since, job_id, cursor, limit=1):
+    cursor = _parse_cursor(last_event_id or "0", "Last-Event-ID")
+    job = await run_in_threadpool(state.jobs.get_job, job_id)
+    if job.state in TERMINAL_STATES and not await run_in_threadpool(state.jobs.events_since, job_id, cursor, limit=1):
         return Response(status_code=204)
-    return StreamingResponse(follow(parts, job_id, cursor), media_type="text/event-stream", headers=HEADERS)
+    return StreamingResponse(
+        stream_events(state, job_id, cursor), media_type="text/event-stream", headers=STREAM_HEADERS
+    )
 
 
-class LedgerPage(BaseModel):
+class RankingsPageQuery(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     after: int = Field(default=0, ge=0, le=2**62, description="`cursor` of the last group already seen.")
@@ -99,17 +103,17 @@ class LedgerPage(BaseModel):
 
 
 @router.get("/{job_id}/rankings", summary="The ledger: every ranking the job trained on, oldest first")
-def rankings(parts: Use, job_id: JobId, page: Annotated[LedgerPage, Query()]) -> dict[str, Any]:
-    parts.jobs.get(job_id)
-    groups, more = parts.ledger.list(job_id, after=page.after, limit=page.limit)
+def list_rankings(state: State, job_id: JobId, page: Annotated[RankingsPageQuery, Query()]) -> dict[str, Any]:
+    state.jobs.get_job(job_id)
+    groups, more = state.ledger.list_groups(job_id, after=page.after, limit=page.limit)
     return {"object": "list", "data": groups, "has_more": more}
 
 
-def _event_cursor(event_id: str | None) -> int | None:
-    return None if event_id is None else _cursor(event_id.removeprefix("ftevent-"), "after")
+def _parse_event_id(event_id: str | None) -> int | None:
+    return None if event_id is None else _parse_cursor(event_id.removeprefix("ftevent-"), "after")
 
 
-def _cursor(text: str, field: str) -> int:
+def _parse_cursor(text: str, field: str) -> int:
     if not re.fullmatch(r"[0-9]{1,18}", text):
         raise InvalidInput(f"{field} must be the id of an event", field=field)
     return int(text)

@@ -19,20 +19,20 @@ from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Name, RewardInfo
 from dipole_trainer.api import schemas
-from dipole_trainer.api.auth import needs
-from dipole_trainer.api.dependencies import Parts, Use
+from dipole_trainer.api.auth import require_scope
+from dipole_trainer.api.dependencies import ApiState, State
 from dipole_trainer.datasets import prompts
 
 log = structlog.get_logger()
 
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
-Named = Annotated[str, Path(max_length=64, examples=["shapes"])]
+RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
 
 
-EXAMPLES: list[JsonValue] = [
+REGISTRATION_EXAMPLES: list[JsonValue] = [
     {"name": "shapes", "url": "http://127.0.0.1:8401"},
     {
         "name": "judge",
@@ -47,13 +47,13 @@ EXAMPLES: list[JsonValue] = [
 class RewardRegistration(Endpoint):
     """An endpoint to register. Registering a name again replaces all of it, its key too."""
 
-    model_config = ConfigDict(json_schema_extra={"examples": EXAMPLES})
+    model_config = ConfigDict(json_schema_extra={"examples": REGISTRATION_EXAMPLES})
 
     name: Name
     description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
 
 
-class RewardCheck(BaseModel):
+class RewardCheckResult(BaseModel):
     """What an endpoint said just now. `ok` when it is ready and offers what it was registered for.
 
     A server of another kind is asked to score one image too: it says too little of itself to be believed without.
@@ -69,61 +69,65 @@ class RewardCheck(BaseModel):
     seconds: float
 
 
-def declare(parts: Parts, path: FilePath) -> None:
+def apply_rewards_file(state: ApiState, path: FilePath) -> None:
     """Register what a file declares, all of it or nothing; rewards that it does not name are left as they are.
 
     Raises ConfigurationError that names the file's entry, the field and the fix.
     """
-    found = rewards_file.read(path)
+    found = rewards_file.read_rewards_file(path)
     try:
-        endpoints = {name: _checked(parts, each.endpoint, field=f"rewards.{name}.") for name, each in found.items()}
+        endpoints = {
+            name: _check_endpoint(state, each.endpoint, field=f"rewards.{name}.") for name, each in found.items()
+        }
     except InvalidInput as error:
         raise ConfigurationError(f"{path}: {error}") from None
     for name, endpoint in endpoints.items():
-        _, changed = parts.rewards.put_reward(name, endpoint, description=found[name].description)
+        _, changed = state.rewards.put_reward(name, endpoint, description=found[name].description)
         change = "registered" if changed is None else "changed" if changed else "unchanged"
         log.info("reward_declared", reward=name, change=change, changed=changed or [])
-    if left := [row.name for row in parts.rewards.rewards() if row.name not in found]:
+    if left := [row.name for row in state.rewards.list_rewards() if row.name not in found]:
         log.info("rewards_not_in_file", rewards=left, file=str(path))
 
 
-@router.post("", summary="Register an endpoint, or replace it", dependencies=[needs("admin")])
-def register(parts: Use, body: RewardRegistration) -> schemas.RegisteredReward:
-    endpoint = _checked(parts, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls))
-    return schemas.registered_reward(*parts.rewards.put_reward(body.name, endpoint, description=body.description))
+@router.post("", summary="Register an endpoint, or replace it", dependencies=[require_scope("admin")])
+def register_reward(state: State, body: RewardRegistration) -> schemas.RegisteredReward:
+    endpoint = _check_endpoint(
+        state, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls)
+    )
+    return schemas.to_registered_reward(*state.rewards.put_reward(body.name, endpoint, description=body.description))
 
 
-def _checked(parts: Parts, endpoint: Endpoint, *, field: str = "") -> Endpoint:
+def _check_endpoint(state: ApiState, endpoint: Endpoint, *, field: str = "") -> Endpoint:
     """As it is stored. Raises InvalidInput that names the wrong field below `field`."""
-    url = check_reward_url(endpoint.url, parts.settings.reward_hosts, field=f"{field}url")
-    if not prompts.storable(endpoint.options):
+    url = check_reward_url(endpoint.url, state.settings.reward_hosts, field=f"{field}url")
+    if not prompts.is_storable(endpoint.options):
         raise InvalidInput(f"{field}options: {prompts.UNSTORABLE}", field=f"{field}options")
     return endpoint.model_copy(update={"url": url})
 
 
-@router.get("", summary="List endpoints", dependencies=[needs("train")])
-def list_rewards(parts: Use) -> schemas.Paged[schemas.RewardObject]:
-    return schemas.paged([schemas.reward_object(row) for row in parts.rewards.rewards()], False)
+@router.get("", summary="List endpoints", dependencies=[require_scope("train")])
+def list_rewards(state: State) -> schemas.Paged[schemas.RewardObject]:
+    return schemas.page_of([schemas.to_reward_object(row) for row in state.rewards.list_rewards()], False)
 
 
-@router.get("/{name}", summary="Retrieve an endpoint", dependencies=[needs("train")])
-def retrieve(parts: Use, name: Named) -> schemas.RewardObject:
-    return schemas.reward_object(parts.rewards.reward(name))
+@router.get("/{name}", summary="Retrieve an endpoint", dependencies=[require_scope("train")])
+def retrieve_reward(state: State, name: RewardName) -> schemas.RewardObject:
+    return schemas.to_reward_object(state.rewards.get_reward(name))
 
 
-@router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[needs("admin")])
-def delete(parts: Use, name: Named) -> schemas.Deleted:
-    parts.rewards.delete_reward(name)
+@router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[require_scope("admin")])
+def delete_reward(state: State, name: RewardName) -> schemas.Deleted:
+    state.rewards.delete_reward(name)
     return schemas.Deleted(id=name, object="reward")
 
 
-@router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[needs("train")])
-def check(parts: Use, name: Named) -> RewardCheck:
-    url = parts.rewards.reward(name).url
-    check_reward_url(url, parts.settings.reward_hosts, field="url")  # the allow-list may have changed since
+@router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[require_scope("train")])
+def check_reward(state: State, name: RewardName) -> RewardCheckResult:
+    url = state.rewards.get_reward(name).url
+    check_reward_url(url, state.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
-    ready, info, problem = _ask(parts, name)
-    return RewardCheck(
+    ready, info, problem = _probe_reward(state, name)
+    return RewardCheckResult(
         name=name,
         url=url,
         ok=problem is None,
@@ -134,17 +138,17 @@ def check(parts: Use, name: Named) -> RewardCheck:
     )
 
 
-def _ask(parts: Parts, name: str) -> tuple[bool, RewardInfo | None, str | None]:
+def _probe_reward(state: ApiState, name: str) -> tuple[bool, RewardInfo | None, str | None]:
     """(ready, info, what is wrong)."""
     ready, info = False, None
     try:
-        endpoint = parts.rewards.endpoint(name)
-        with RankClient(endpoint, tls_dir=parts.settings.tls_dir, transport=parts.reward_transport) as client:
-            status, path = client.ready(deadline_s=CHECK_TIMEOUT_S)
+        endpoint = state.rewards.get_endpoint(name)
+        with RankClient(endpoint, tls_dir=state.settings.tls_dir, transport=state.reward_transport) as client:
+            status, path = client.probe_readiness(deadline_s=CHECK_TIMEOUT_S)
             ready = status == httpx.codes.OK
             if not ready:
                 return False, None, f"GET {path} answered {status}"
-            info = client.info(deadline_s=CHECK_TIMEOUT_S)
+            info = client.fetch_info(deadline_s=CHECK_TIMEOUT_S)
             if endpoint.kind != "dipole":
                 client.rank("a grey square", [np.full((64, 64, 3), 128, np.uint8)], deadline_s=SCORE_TIMEOUT_S)
             return True, info, None

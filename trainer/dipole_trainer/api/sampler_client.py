@@ -1,7 +1,7 @@
-"""Orders: how the API has images drawn, without torch and without blocking its event loop.
+"""SamplerClient: how the API has images drawn, without torch and without blocking its event loop.
 
-An order goes to whichever sampler is free; its answer is waited for in short looks, each in a thread of a small pool of
-their own. Every way out has an end: no sampler, too many orders, a sampler that was killed, Redis restarted, the
+A request goes to whichever sampler is free; its answer is waited for in short looks, each in a thread of a small pool
+of their own. Every way out has an end: no sampler, too many requests, a sampler that was killed, Redis restarted, the
 deadline, a caller who hung up. All but the last are a 503 that says what to do and when to come back.
 """
 
@@ -10,24 +10,25 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 from anyio import CapacityLimiter, to_thread
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker.connection import celery_app, connect
-from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, ImageBoard, Order, Place, board_of
+from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, ImageRequestStore, image_coordination
+from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
 from dipole.errors import DipoleError, InvalidInput, Overloaded
 from dipole.settings import ApiSettings
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-LOOK_S = 1.0  # one look for an answer, well within a claim's life
-AGAIN_S = 10.0  # Retry-After, where nothing better is known
-SERVE = "start one with `dipole serve sampler`"
+POLL_INTERVAL_S = 1.0  # one look for an answer, well within a claim's life
+RETRY_AFTER_S = 10.0  # Retry-After, where nothing better is known
+START_HINT = "start one with `dipole serve sampler`"
 
 
 class SamplerFailed(DipoleError):
@@ -37,37 +38,37 @@ class SamplerFailed(DipoleError):
         super().__init__("the sampler failed; its log has the reason under this answer's X-Request-ID")
 
 
-class Lost(Overloaded):
-    """The order was lost on its way, through nobody's fault: send it again."""
+class ImageRequestLost(Overloaded):
+    """The request was lost on its way, through nobody's fault: send it again."""
 
     def __init__(self, why: str) -> None:
         super().__init__(f"{why}: send the request again", retry_after=1)
 
 
-class Orders:
-    """One per API process. `draw` may be awaited by many requests at once."""
+class SamplerClient:
+    """One per API process. `draw_images` may be awaited by many requests at once."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings
-        self._redis = connect(settings.redis_url)
-        self._app = celery_app(settings.redis_url)
-        self._board, self._images = board_of(self._redis), ImageBoard(self._redis)
-        self._threads = CapacityLimiter(settings.sampler_queue + 1)  # more orders than this are not open at once
+        self._redis = connect_redis(settings.redis_url)
+        self._app = create_celery_app(settings.redis_url)
+        self._coordination, self._image_requests = image_coordination(self._redis), ImageRequestStore(self._redis)
+        self._threads = CapacityLimiter(settings.sampler_queue + 1)  # more requests than this are not open at once
 
     def close(self) -> None:
         self._app.close()
         self._redis.close()
 
-    async def draw(
+    async def draw_images(
         self,
         model: Mapping[str, Any],
-        place: Place | None,
+        place: CheckpointRef | None,
         prompt: str,
         seeds: list[int],
-        hung_up: Callable[[], Awaitable[bool]],
+        is_disconnected: Callable[[], Awaitable[bool]],
     ) -> list[bytes]:
         """A PNG file a seed. Raises InvalidInput, Overloaded or SamplerFailed as the sampler said, or Overloaded."""
-        order: Order = {
+        request: ImageRequest = {
             "order": uuid.uuid4().hex,
             "model": dict(model),
             "checkpoint": place,
@@ -78,85 +79,98 @@ class Orders:
         images: list[str] = []
         began = time.monotonic()
         try:
-            await self._call(lambda: self._send(order))
-            answer = await self._wait(order["order"], began + self._settings.sampler_timeout_s, hung_up)
-            images = _drawn(answer)
-            return await self._call(lambda: self._fetch(images))
+            await self._run_in_pool(lambda: self._send_request(request))
+            answer = await self._await_answer(
+                request["order"], began + self._settings.sampler_timeout_s, is_disconnected
+            )
+            images = _image_references(answer)
+            return await self._run_in_pool(lambda: self._fetch_images(images))
         finally:
-            await self._call(lambda: self._forget(order["order"], images))
+            await self._run_in_pool(lambda: self._discard_request(request["order"], images))
 
     # What is done in a thread
 
-    def _send(self, order: Order) -> None:
+    def _send_request(self, image_request: ImageRequest) -> None:
         """Raises Overloaded when nobody would draw it soon."""
-        limit, now = self._settings.sampler_queue, self._board.now()
-        if not self._images.samplers(now=now):
-            raise Overloaded(f"no sampler runs: {SERVE}", retry_after=AGAIN_S)
-        order["deadline"] = now + self._settings.sampler_timeout_s
-        if not self._images.open(order["order"], now=now, deadline=order["deadline"], limit=limit):
-            wait = f"{limit} requests for images wait already (DIPOLE_SAMPLER_QUEUE): come back later, or {SERVE} more"
-            raise Overloaded(wait, retry_after=AGAIN_S)
+        limit, now = self._settings.sampler_queue, self._coordination.server_time()
+        if not self._image_requests.count_samplers(now=now):
+            raise Overloaded(f"no sampler runs: {START_HINT}", retry_after=RETRY_AFTER_S)
+        image_request["deadline"] = now + self._settings.sampler_timeout_s
+        if not self._image_requests.open(
+            image_request["order"], now=now, deadline=image_request["deadline"], limit=limit
+        ):
+            wait = f"{limit} requests for images wait already (DIPOLE_SAMPLER_QUEUE): "
+            wait += f"come back later, or {START_HINT} more"
+            raise Overloaded(wait, retry_after=RETRY_AFTER_S)
         request_id = structlog.contextvars.get_contextvars().get("request_id", "")
         self._app.send_task(
             IMAGE_TASK,
-            kwargs=order,
+            kwargs=image_request,
             queue=IMAGE_QUEUE,
-            task_id=order["order"],
+            task_id=image_request["order"],
             headers={"request_id": request_id},
             retry=False,
         )
 
-    def _look(self, order: str, wait_s: float) -> tuple[dict[str, Any] | None, bool, bool]:
+    def _poll_answer(self, request_id: str, wait_s: float) -> tuple[ImageAnswer | None, bool, bool]:
         """(the answer, whether it is open, whether a sampler works on it), after a wait for the first."""
-        answers = self._board.answers(order, wait_s)
+        answers = self._coordination.pop_answers(request_id, wait_s)
         if answers:
-            return answers[0], True, True
-        return None, self._images.is_open(order), bool(self._board.claimed([order]))
+            return cast(ImageAnswer, answers[0]), True, True
+        return None, self._image_requests.is_open(request_id), bool(self._coordination.claimed_keys([request_id]))
 
-    def _fetch(self, images: list[str]) -> list[bytes]:
-        found = [image for image in self._images.get(images) if image is not None]
+    def _fetch_images(self, images: list[str]) -> list[bytes]:
+        found = [image for image in self._image_requests.get_images(images) if image is not None]
         if len(found) < len(images):
-            raise Lost("Redis has dropped the images")
+            raise ImageRequestLost("Redis has dropped the images")
         return found
 
-    def _forget(self, order: str, images: list[str]) -> None:
+    def _discard_request(self, request_id: str, images: list[str]) -> None:
         try:
-            self._images.close(order, images)
+            self._image_requests.close(request_id, images)
         except RedisError as error:  # what is left there expires
             log.warning("redis_unreachable", error=str(error))
 
     # Waiting
 
-    async def _wait(self, order: str, deadline: float, hung_up: Callable[[], Awaitable[bool]]) -> dict[str, Any]:
+    async def _await_answer(
+        self, request_id: str, deadline: float, is_disconnected: Callable[[], Awaitable[bool]]
+    ) -> ImageAnswer:
         claimed = False
         while (left := deadline - time.monotonic()) > 0:
-            wait_s = min(LOOK_S, left)
-            answer, is_open, is_claimed = await self._call(lambda: self._look(order, wait_s))  # noqa: B023 (awaited here)
+            wait_s = min(POLL_INTERVAL_S, left)
+            answer, is_open, is_claimed = await self._run_in_pool(lambda: self._poll_answer(request_id, wait_s))  # noqa: B023 (awaited here)
             if answer is None and claimed and not is_claimed:  # pushed just now, or never
-                answer, _, _ = await self._call(lambda: self._look(order, 0))
+                answer, _, _ = await self._run_in_pool(lambda: self._poll_answer(request_id, 0))
                 if answer is None:
-                    raise Lost("the sampler that drew this ended")
+                    raise ImageRequestLost("the sampler that drew this ended")
             if answer is not None:
                 return answer
             if not is_open:
-                raise Lost("Redis has dropped the request")
-            if await hung_up():
-                raise Overloaded("the caller hung up", retry_after=AGAIN_S)
+                raise ImageRequestLost("Redis has dropped the request")
+            if await is_disconnected():
+                raise Overloaded("the caller hung up", retry_after=RETRY_AFTER_S)
             claimed = is_claimed
         limit = f"within {self._settings.sampler_timeout_s:g} s (DIPOLE_SAMPLER_TIMEOUT_S)"
         if claimed:
-            raise Overloaded(f"the images were not done {limit}: ask for fewer or smaller ones", retry_after=AGAIN_S)
-        raise Overloaded(f"every sampler was busy, none took this {limit}: {SERVE} more", retry_after=AGAIN_S)
+            raise Overloaded(
+                f"the images were not done {limit}: ask for fewer or smaller ones", retry_after=RETRY_AFTER_S
+            )
+        raise Overloaded(
+            f"every sampler was busy, none took this {limit}: {START_HINT} more", retry_after=RETRY_AFTER_S
+        )
 
-    async def _call(self, call: Callable[[], T]) -> T:
+    async def _run_in_pool(self, call: Callable[[], T]) -> T:
         try:
             return await to_thread.run_sync(call, limiter=self._threads)
         except (RedisError, OperationalError) as error:
             log.warning("redis_unreachable", error=str(error))
-            raise Overloaded("Redis does not answer, through which samplers are asked", retry_after=AGAIN_S) from error
+            raise Overloaded(
+                "Redis does not answer, through which samplers are asked", retry_after=RETRY_AFTER_S
+            ) from error
 
 
-def _drawn(answer: Mapping[str, Any]) -> list[str]:
+def _image_references(answer: ImageAnswer) -> list[str]:
     """References of the images of an answer; what else it may say is raised."""
     match answer["status"]:
         case "drawn":

@@ -7,18 +7,21 @@ from typing import Any, Generic, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dipole_trainer.database.tables import ApiKey, Checkpoint, Event, File, Job, Reward
+from dipole.protocol.job_events import SESSION_EVENTS
+from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
+from dipole_trainer.registry.model_names import fine_tuned_name
 from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 T = TypeVar("T")
-METRICS = ("step", "evaluation")  # kinds of events whose data are numbers to plot
+# kinds of events whose data are numbers to plot
+METRIC_EVENT_KINDS = frozenset(event.kind for event in SESSION_EVENTS if event.has_figures)
 
 
-class Wire(BaseModel):
+class ApiModel(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
 
-class Paged(Wire, Generic[T]):
+class Paged(ApiModel, Generic[T]):
     """A page of objects, newest first."""
 
     object: Literal["list"] = "list"
@@ -28,7 +31,7 @@ class Paged(Wire, Generic[T]):
     last_id: str | None = None
 
 
-class FileObject(Wire):
+class FileObject(ApiModel):
     """An uploaded file. `lines` counts its prompts or pairs, `kind` says which they are."""
 
     id: str = Field(examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])
@@ -45,13 +48,13 @@ class FileObject(Wire):
     kind: Literal["prompts", "pairs"]
 
 
-class Deleted(Wire):
+class Deleted(ApiModel):
     id: str
     object: str
     deleted: Literal[True] = True
 
 
-class JobError(Wire):
+class JobError(ApiModel):
     """Why a job failed, or what a paused job waits for."""
 
     code: str
@@ -59,7 +62,7 @@ class JobError(Wire):
     param: str | None = None
 
 
-class EvaluationSummary(Wire):
+class EvaluationSummary(ApiModel):
     """The evaluation's settings; a count stands for its prompts."""
 
     every: int
@@ -69,7 +72,7 @@ class EvaluationSummary(Wire):
     prompt_count: int
 
 
-class FineTuningJob(Wire):
+class FineTuningJob(ApiModel):
     """A job. OpenAI's fields first; `status` may also be `paused`, and `waiting_for` says for which reward and why."""
 
     model_config = ConfigDict(extra="allow")  # a new knob of TrainSpec shows up by itself
@@ -98,7 +101,7 @@ class FineTuningJob(Wire):
     waiting_for: JobError | None = Field(description="The unavailable reward (`param`) a paused job waits for.")
     suffix: str | None
     started_at: int | None
-    step: int = Field(description="Updates done.")
+    step: int = Field(description="Number of updates done.")
     steps: int
     prompt_count: int
     rewards: list[RewardSpec]
@@ -115,7 +118,7 @@ class FineTuningJob(Wire):
     precision: str
 
 
-class JobEvent(Wire):
+class JobEventObject(ApiModel):
     """Something that happened to a job. `kind` says what; `type` is OpenAI's coarse word for it."""
 
     id: str = Field(examples=["ftevent-42"])
@@ -129,7 +132,7 @@ class JobEvent(Wire):
     job_id: str
 
 
-class JobCheckpoint(Wire):
+class JobCheckpoint(ApiModel):
     """A saved state of a job; `download` is the path of its LoRA."""
 
     id: str = Field(examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])
@@ -142,14 +145,14 @@ class JobCheckpoint(Wire):
     download: str
 
 
-class ArtifactObject(Wire):
+class ArtifactObject(ApiModel):
     object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
     path: str = Field(examples=["samples/step-100.png"])
     bytes: int
     url: str
 
 
-class RewardObject(Wire):
+class RewardObject(ApiModel):
     """A registered endpoint; its key is never shown."""
 
     object: Literal["reward"] = "reward"
@@ -167,10 +170,10 @@ class RegisteredReward(RewardObject):
     """An endpoint as it is registered now, and what became of it."""
 
     change: Literal["registered", "changed", "unchanged"]
-    changed: list[str] = Field(description="Fields that are other than before.", examples=[["url", "key"]])
+    changed: list[str] = Field(description="Names of the fields that have changed.", examples=[["url", "key"]])
 
 
-class KeyObject(Wire):
+class KeyObject(ApiModel):
     """A caller's key; `key` is its text, shown once, when it is made."""
 
     object: Literal["api_key"] = "api_key"
@@ -181,12 +184,12 @@ class KeyObject(Wire):
     key: str | None = None
 
 
-def paged(rows: list[T], has_more: bool) -> Paged[T]:
+def page_of(rows: list[T], has_more: bool) -> Paged[T]:
     ids = [getattr(row, "id", None) for row in rows]
     return Paged(data=rows, has_more=has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
 
 
-def file_object(row: File) -> FileObject:
+def to_file_object(row: FileRow) -> FileObject:
     return FileObject(
         id=row.id,
         bytes=row.bytes,
@@ -198,7 +201,7 @@ def file_object(row: File) -> FileObject:
     )
 
 
-def job_object(row: Job) -> FineTuningJob:
+def to_job_object(row: JobRow) -> FineTuningJob:
     said = dict(row.summary)
     waiting = None
     if row.waiting_reward is not None:
@@ -208,9 +211,9 @@ def job_object(row: Job) -> FineTuningJob:
         id=row.id,
         created_at=int(row.created_at),
         error=JobError(**row.error) if row.error else None,
-        fine_tuned_model=tuned_name(row) if row.state == "succeeded" else None,
-        finished_at=_seconds(row.finished_at),
-        started_at=_seconds(row.started_at),
+        fine_tuned_model=fine_tuned_name(row) if row.state == "succeeded" else None,
+        finished_at=_whole_seconds(row.finished_at),
+        started_at=_whole_seconds(row.started_at),
         hyperparameters={
             "batch_size": said["prompts_per_step"],
             "n_epochs": "auto",
@@ -226,29 +229,24 @@ def job_object(row: Job) -> FineTuningJob:
     )
 
 
-def tuned_name(row: Job) -> str:
-    """As OpenAI names them: ft:<model>:<organisation>:<suffix>:<id>."""
-    return f"ft:{row.model}:dipole:{row.summary.get('suffix') or ''}:{row.id.removeprefix('ftjob-')[:8]}"
-
-
-def event_object(row: Event) -> JobEvent:
-    return JobEvent(
+def to_event_object(row: EventRow) -> JobEventObject:
+    return JobEventObject(
         id=f"ftevent-{row.id}",
         created_at=int(row.created_at),
         level=row.level,
         message=row.message,
-        type="metrics" if row.kind in METRICS else "message",
+        type="metrics" if row.kind in METRIC_EVENT_KINDS else "message",
         data=row.data,
         kind=row.kind,
         job_id=row.job_id,
     )
 
 
-def checkpoint_object(row: Checkpoint, job: Job) -> JobCheckpoint:
+def to_checkpoint_object(row: CheckpointRow, job: JobRow) -> JobCheckpoint:
     return JobCheckpoint(
         id=row.id,
         created_at=int(row.created_at),
-        fine_tuned_model_checkpoint=f"{tuned_name(job)}:ckpt-step-{row.step}",
+        fine_tuned_model_checkpoint=f"{fine_tuned_name(job)}:ckpt-step-{row.step}",
         fine_tuning_job_id=row.job_id,
         metrics={**row.metrics, "step": row.step},
         step_number=row.step,
@@ -256,7 +254,7 @@ def checkpoint_object(row: Checkpoint, job: Job) -> JobCheckpoint:
     )
 
 
-def reward_object(row: Reward) -> RewardObject:
+def to_reward_object(row: RewardRow) -> RewardObject:
     return RewardObject(
         name=row.name,
         url=row.url,
@@ -269,31 +267,31 @@ def reward_object(row: Reward) -> RewardObject:
     )
 
 
-def registered_reward(row: Reward, changed: list[str] | None) -> RegisteredReward:
+def to_registered_reward(row: RewardRow, changed: list[str] | None) -> RegisteredReward:
     change: Literal["registered", "changed", "unchanged"] = "changed" if changed else "unchanged"
     return RegisteredReward(
-        **reward_object(row).model_dump(),
+        **to_reward_object(row).model_dump(),
         change="registered" if changed is None else change,
         changed=changed or [],
     )
 
 
-def key_object(row: ApiKey, text: str | None = None) -> KeyObject:
+def to_key_object(row: ApiKeyRow, text: str | None = None) -> KeyObject:
     return KeyObject(id=row.id, name=row.name, scopes=row.scopes, created_at=int(row.created_at), key=text)
 
 
-def _seconds(time_: float | None) -> int | None:
+def _whole_seconds(time_: float | None) -> int | None:
     return None if time_ is None else int(time_)
 
 
-class ImageObject(Wire):
+class ImageObject(ApiModel):
     """An image as a base64 PNG; the same `seed` gives it again."""
 
     b64_json: str
     seed: int
 
 
-class ImagesResponse(Wire):
+class ImagesResponse(ApiModel):
     """Drawn images. `checkpoint` is the id of the one that drew them; none: the base did."""
 
     created: int
@@ -301,5 +299,5 @@ class ImagesResponse(Wire):
     output_format: Literal["png"] = "png"
     size: str = Field(examples=["512x512"])
     # ours
-    model: str = Field(examples=["tiny-turbo"], description="As it was asked for.")
+    model: str = Field(examples=["tiny-turbo"], description="The model as it was asked for.")
     checkpoint: str | None

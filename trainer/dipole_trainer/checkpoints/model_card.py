@@ -8,10 +8,11 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.weights.base_models import PUBLISHED
-from dipole_trainer.weights.lora_formats import WEIGHTS
+from dipole_trainer.storage.job_layout import EXPORTED_SAMPLES_FILE, MERGED_FOLDER
+from dipole_trainer.weights.base_models import PUBLISHED_MODELS
+from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
-CARD = """---
+CARD_TEMPLATE = """---
 {head}
 ---
 # {title}, trained with Dipole
@@ -30,19 +31,19 @@ One step, without guidance: that is what it was trained for.
 
 {files}
 """
-FILES = {
-    WEIGHTS: "the adapter, for diffusers",
+FILE_DESCRIPTIONS = {
+    LORA_WEIGHTS_FILE: "the adapter, for diffusers",
     "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
-    "merged": "the whole pipeline in diffusers format, with the trained weights in place",
-    "samples.png": "samples of the last evaluation: a row a prompt, a column a noise",
+    MERGED_FOLDER: "the whole pipeline in diffusers format, with the trained weights in place",
+    EXPORTED_SAMPLES_FILE: "samples of the last evaluation: a row a prompt, a column a noise",
 }
 
 
-def write(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) -> str:
+def render_model_card(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) -> str:
     """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`."""
     name = Path(spec.model).name
-    what = "LoRA for" if spec.tune == "lora" else "Every weight of the U-Net of"
-    return CARD.format(
+    what = "LoRA for" if spec.tune == "lora" else "Every weight of the network of"
+    return CARD_TEMPLATE.format(
         title=f"{what} `{name}`",
         head=ModelCardData(
             library_name="diffusers",
@@ -50,17 +51,19 @@ def write(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) ->
             base_model=_hub_id(spec),
             tags=[*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"],
         ).to_yaml(),
-        picture="![Samples](samples.png)\n\n" if "samples.png" in files else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _facts(spec, step)),
-        snippet=_snippet(spec, pipeline),
-        files="\n".join(f"- `{file}`: {told}" for file in files for end, told in FILES.items() if file.endswith(end)),
+        picture=f"![Samples]({EXPORTED_SAMPLES_FILE})\n\n" if EXPORTED_SAMPLES_FILE in files else "",
+        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step)),
+        snippet=_usage_snippet(spec, pipeline),
+        files="\n".join(
+            f"- `{file}`: {told}" for file in files for end, told in FILE_DESCRIPTIONS.items() if file.endswith(end)
+        ),
     )
 
 
-def _facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
+def _card_facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     yield "method", spec.method.type
-    if spec.offline:
+    if spec.is_offline:
         yield "learned from", "recorded preferences"
     else:
         yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
@@ -70,9 +73,9 @@ def _facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
     yield "precision, seed", f"{spec.precision}, {spec.seed}"
 
 
-def _snippet(spec: TrainSpec, pipeline: str) -> str:
+def _usage_snippet(spec: TrainSpec, pipeline: str) -> str:
     """Python that draws an image, run in the export's folder."""
-    imports, base = _base(spec, pipeline)
+    imports, base = _base_expression(spec, pipeline)
     dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
     if spec.precision != "fp32":
         dtype += ' if device == "cuda" else torch.float32'
@@ -82,10 +85,10 @@ def _snippet(spec: TrainSpec, pipeline: str) -> str:
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         f"dtype = {dtype}",
         f"base = {base}",
-        f"pipe = {pipeline}.from_pretrained(base{_revision(spec)}, dtype=dtype).to(device)",
+        f"pipe = {pipeline}.from_pretrained(base{_revision_argument(spec)}, dtype=dtype).to(device)",
     ]
     if spec.tune == "lora":
-        lines.append(f'pipe.load_lora_weights(".", weight_name="{WEIGHTS}")  # of this folder')
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}")  # of this folder')
     size = f", height={spec.resolution}, width={spec.resolution}" if spec.resolution else ""
     lines += [
         "seed = torch.Generator().manual_seed(0)",
@@ -95,7 +98,7 @@ def _snippet(spec: TrainSpec, pipeline: str) -> str:
     return "\n".join(lines)
 
 
-def _base(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
+def _base_expression(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
     """The snippet's imports, and the expression that says what it loads."""
     usual = ["import torch", f"from diffusers import {pipeline}"]
     hub_id, name = _hub_id(spec), Path(spec.model).name
@@ -108,11 +111,11 @@ def _base(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
     return ["import os", "", *usual], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], "{name}")'
 
 
-def _revision(spec: TrainSpec) -> str:
+def _revision_argument(spec: TrainSpec) -> str:
     return f', revision="{spec.revision}"' if spec.revision and spec.tune == "lora" else ""
 
 
 def _hub_id(spec: TrainSpec) -> str | None:
     """The base's repository, where it has one."""
-    known = PUBLISHED.get(spec.model, spec.model)
+    known = PUBLISHED_MODELS.get(spec.model, spec.model)
     return known if "/" in known else None

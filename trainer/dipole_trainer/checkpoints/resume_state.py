@@ -1,17 +1,17 @@
 """Checkpoints: everything a run needs to go on where it was, written whole or not at all.
 
-    checkpoint-N/
-      unet_lora/adapter_model.safetensors, adapter_config.json     PEFT's own layout; with `tune: full` instead
-      unet/diffusion_pytorch_model.safetensors                     every weight of the U-Net
-      optimizer.safetensors                                        AdamW's moments, `index.name`
-      training_state.json                                          step, counters, what it was trained for
+    an adapter, in PEFT's own layout; with `tune: full` every weight, in diffusers'
+    optimizer.safetensors    AdamW's moments, `index.name`
+    training_state.json      step, counters, what it was trained for
+
+storage/job_layout.py says where each lies.
 
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
 no random state, scheduler, data position or pending group needs saving, and on the CPU the run goes on to the same bits
 while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Nothing here is pickled.
 
 A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
-nobody lists names with a dot, and `sweep` removes what a kill -9 left of them.
+nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them.
 """
 
 from __future__ import annotations
@@ -29,34 +29,35 @@ from torch import Tensor
 
 from dipole.errors import InvalidInput
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.storage.job_layout import FULL, LORA, steps
+from dipole_trainer.storage import job_layout
 
 
-def save(
+def save_checkpoint(
     folder: Path, step: int, generator: OneStepGenerator, optimizer: torch.optim.Optimizer, state: dict[str, Any]
 ) -> Path:
     """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path."""
-    target, temporary = folder / f"checkpoint-{step}", folder / f".checkpoint-{step}.partial"
+    name = job_layout.checkpoint_name(step)
+    target, temporary = folder / name, folder / f".{name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
-    weights = temporary / (LORA if generator.lora else FULL)
+    weights = temporary / _weights_file(generator)
     weights.parent.mkdir(parents=True)
-    save_file(generator.state(), weights)
+    save_file(generator.trained_state(), weights)
     if generator.lora:
         generator.lora.save_pretrained(str(weights.parent))
-    save_file(_optimizer_tensors(optimizer), temporary / "optimizer.safetensors")
-    (temporary / "training_state.json").write_text(json.dumps({"step": step, **state}, indent=1))
+    save_file(_optimizer_tensors(optimizer), temporary / job_layout.OPTIMIZER_FILE)
+    (temporary / job_layout.TRAINING_STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
     for file in temporary.rglob("*"):
         if file.is_file():
-            _sync(file)
-    replaced = _set_aside(target) if target.exists() else None
+            _fsync_path(file)
+    replaced = _rename_for_removal(target) if target.exists() else None
     os.replace(temporary, target)
-    _sync(folder)
+    _fsync_path(folder)
     if replaced is not None:
         shutil.rmtree(replaced)
     return target
 
 
-def load(
+def load_checkpoint(
     path: Path,
     generator: OneStepGenerator,
     optimizer: torch.optim.Optimizer | None = None,
@@ -67,14 +68,14 @@ def load(
 
     Raises InvalidInput when it is of another model, adapter shape or, where `base` is given, of other base weights.
     """
-    state: dict[str, Any] = json.loads((path / "training_state.json").read_text())
+    state: dict[str, Any] = json.loads((path / job_layout.TRAINING_STATE_FILE).read_text())
     if base is not None and state.get("base", base) != base:
         raise InvalidInput(
             f"{path.name} was trained on other weights of {state.get('model')!r} than those that are here now: "
             "give the model and revision that it was trained on",
             field="model",
         )
-    weights = path / (LORA if generator.lora else FULL)
+    weights = path / _weights_file(generator)
     if not weights.is_file():
         kind = "LoRA" if generator.lora else "full"
         raise InvalidInput(
@@ -82,32 +83,41 @@ def load(
         )
     generator.load_state(load_file(weights))
     if optimizer is not None:
-        _restore(optimizer, load_file(path / "optimizer.safetensors"))
+        _restore_optimizer(optimizer, load_file(path / job_layout.OPTIMIZER_FILE))
     return state
 
 
-def prune(folder: Path, keep: int, best: int | None = None) -> None:
+def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
     """Remove all but the newest `keep` checkpoints and that of step `best`."""
-    for step in steps(folder)[:-keep]:
+    for step in job_layout.checkpoint_steps(folder)[:-keep]:
         if step != best:
-            shutil.rmtree(_set_aside(folder / f"checkpoint-{step}"))
+            shutil.rmtree(_rename_for_removal(folder / job_layout.checkpoint_name(step)))
 
 
-def sweep(folder: Path) -> None:
+def remove_partial_checkpoints(folder: Path) -> None:
     """Remove what whoever was killed left of a checkpoint that it wrote or removed."""
     for path in [*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.gone")]:
         shutil.rmtree(path)
 
 
-def fingerprint(generator: OneStepGenerator) -> str:
-    """What tells base U-Nets apart: a hash of names, shapes and first numbers. To be asked before any training."""
+def fingerprint_base(generator: OneStepGenerator) -> str:
+    """What tells base networks apart: a hash of names, shapes and first numbers. To be asked before any training."""
     digest = hashlib.sha256()
-    for name, value in sorted(generator.unet.state_dict().items()):
-        if "lora_" not in name:
-            plain = name.replace(".base_layer.", ".")
-            head = value.detach().flatten()[:64].float().cpu().numpy().tobytes()
-            digest.update(f"{plain}{tuple(value.shape)}".encode() + head)
+    for name, value in generator.base_state().items():
+        head = value.detach().flatten()[:64].float().cpu().numpy().tobytes()
+        digest.update(f"{name}{tuple(value.shape)}".encode() + head)
     return digest.hexdigest()
+
+
+def weight_files(generator: OneStepGenerator) -> tuple[str, str]:
+    """What of a checkpoint `load_checkpoint` reads without an optimiser, by path relative to it."""
+    return job_layout.TRAINING_STATE_FILE, _weights_file(generator)
+
+
+def _weights_file(generator: OneStepGenerator) -> str:
+    """Where a checkpoint has what this generator trains."""
+    path_of = job_layout.adapter_weights_file if generator.lora else job_layout.full_weights_file
+    return path_of(generator.component)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -119,7 +129,7 @@ def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     }
 
 
-def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
+def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
     state: dict[int, dict[str, Tensor]] = {}
     for name, value in tensors.items():
         index, key = name.split(".", 1)
@@ -127,7 +137,7 @@ def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> No
     optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
 
 
-def _set_aside(path: Path) -> Path:
+def _rename_for_removal(path: Path) -> Path:
     """Out of the checkpoints at once, for it takes a while to remove; returns where it is now."""
     gone = path.with_name(f".{path.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
@@ -135,7 +145,7 @@ def _set_aside(path: Path) -> Path:
     return gone
 
 
-def _sync(path: Path) -> None:
+def _fsync_path(path: Path) -> None:
     """Force a file or folder to disk: a checkpoint that has its name has its content."""
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -25,34 +25,35 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from dipole.errors import InvalidInput
+from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
 from dipole_trainer.comparison import contact_sheet, inputs, table
-from dipole_trainer.comparison.model_loader import Bench
+from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.database.engine import Database
 from dipole_trainer.evaluation import scoring, statistics
-from dipole_trainer.evaluation.results import Scored
+from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.jsonable import plain
+from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.registry.files import FileRegistry
-from dipole_trainer.registry.model_names import NamedModel, NamedModels
+from dipole_trainer.registry.model_names import ModelRef, ModelResolver
 from dipole_trainer.registry.rewards import RewardRegistry
-from dipole_trainer.seeds import seeds_for
+from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import EvalSpec, FeaturesSpec
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 
-ORDINAL = "it only ranks, and ranks of one prompt's images compare with no others"
+ORDINAL_REASON = "it only ranks, and ranks of one prompt's images compare with no others"
 
 OnProgress = Callable[[str, int, int], None]  # model's label, images drawn and prompts ranked so far, over all models
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class ModelEvaluation:
     """One model's results, in the order of the prompts; images (K, H, W, 3) of the first few."""
 
-    model: NamedModel
-    scored: Sequence[Scored]
+    model: ModelRef
+    scored: Sequence[ScoredPrompt]
     images: Sequence[NDArray[np.uint8]]
     missing: Mapping[str, Mapping[str, int]]  # reward: why it gave an image no score: how many images
     seconds: float
@@ -61,43 +62,46 @@ class Evaluated:
 # ---- the evaluation -------------------------------------------------------------------------------------------------
 
 
-class Watched:
+class ObservedRanker:
     """A Ranker on which is seen what goes through it, over all models, and what goes missing, of the present one."""
 
-    def __init__(self, rank: Ranker, tell: OnProgress) -> None:
-        self.rank, self.tell = rank, tell
+    def __init__(self, ranker: Ranker, on_progress: OnProgress) -> None:
+        self.ranker, self.on_progress = ranker, on_progress
         self.label, self.drawn, self.ranked = "", 0, 0
         self.missing: dict[str, Counter[str]] = {}
-        self.judges: dict[str, dict[str, str]] = {}  # which model and revision each reward answered with
+        self.revisions: dict[str, dict[str, str]] = {}  # which model and revision each reward answered with
 
-    def begin(self, label: str) -> None:
+    def begin_model(self, label: str) -> None:
         self.label, self.missing = label, {}
 
-    def submit(self, group: Group) -> None:
-        self.rank.submit(group)
+    def submit(self, group: CandidateGroup) -> None:
+        self.ranker.submit(group)
         self.drawn += len(group.images)
-        self.tell(self.label, self.drawn, self.ranked)
+        self.on_progress(self.label, self.drawn, self.ranked)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
-        answer = self.rank.collect(timeout_s)
+        answer = self.ranker.collect(timeout_s)
         if answer is not None:
             self.ranked += 1
-            self._note(answer)
-            self.tell(self.label, self.drawn, self.ranked)
+            self._count_missing(answer)
+            self.on_progress(self.label, self.drawn, self.ranked)
         return answer
 
     def cancel(self) -> None:
-        self.rank.cancel()
+        self.ranker.cancel()
 
-    def _note(self, answer: RankedGroup) -> None:
+    def close(self) -> None:
+        self.ranker.close()
+
+    def _count_missing(self, answer: RankedGroup) -> None:
         for name, result in answer.results.items():
             for index, score in enumerate(result.scores):
                 if score is None or result.ordinal:
                     why = result.failure or result.errors.get(index) or "no score"
-                    self.missing.setdefault(name, Counter())[why if score is None else ORDINAL] += 1
+                    self.missing.setdefault(name, Counter())[why if score is None else ORDINAL_REASON] += 1
             if result.failure is None:
                 said = ("model", "model_revision", "recipe_version")
-                self.judges[name] = {each: getattr(result, each) for each in said}
+                self.revisions[name] = {each: getattr(result, each) for each in said}
 
 
 class Comparison:
@@ -105,16 +109,22 @@ class Comparison:
 
     def __init__(
         self,
-        bench: Bench,
+        model_loader: ModelLoader,
         spec: EvalSpec,
         rewards: Sequence[ResolvedReward],
-        rank: Ranker,
+        ranker: Ranker,
         trained: Sequence[str] = (),
-        undo: contextlib.ExitStack | None = None,
+        cleanup: contextlib.ExitStack | None = None,
     ) -> None:
         """`trained` names rewards that all but the baseline were trained on, beside those known of their jobs."""
-        self.bench, self.spec, self.rewards, self.rank, self.trained = bench, spec, rewards, rank, trained
-        self._undo = undo or contextlib.ExitStack()
+        self.model_loader, self.spec, self.rewards, self.ranker, self.trained = (
+            model_loader,
+            spec,
+            rewards,
+            ranker,
+            trained,
+        )
+        self._cleanup = cleanup or contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         return self
@@ -122,47 +132,47 @@ class Comparison:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._undo.close()
+        self._cleanup.close()
 
     def run(
         self, on_progress: OnProgress = lambda label, drawn, ranked: None
-    ) -> tuple[dict[str, Any], Sequence[Evaluated]]:
+    ) -> tuple[dict[str, Any], Sequence[ModelEvaluation]]:
         """Evaluate one model after the other; the report, and what it was made from."""
         name = f"eval-{secrets.token_hex(8)}"  # no ranking of an earlier evaluation is taken for this one's
-        watched = Watched(self.rank, on_progress)
+        observed = ObservedRanker(self.ranker, on_progress)
         found = []
-        for number, model in enumerate(self.bench.models):
+        for number, model in enumerate(self.model_loader.models):
             began = time.monotonic()
-            watched.begin(model.label)
-            with self.bench.opened(model) as (generator, phi):
-                scored, images = scoring.evaluate(
+            observed.begin_model(model.label)
+            with self.model_loader.loaded(model) as (generator, phi):
+                scored, images = scoring.score_prompts(
                     self.spec,
                     generator,
                     phi,
-                    watched,
+                    observed,
                     step=model.step or 0,
                     job_id=f"{name}.{number}",
-                    chunks=self.bench.chunks,
+                    micro_batches=self.model_loader.micro_batches,
                 )
-            missing = {reward: dict(reasons.most_common()) for reward, reasons in watched.missing.items()}
-            found.append(Evaluated(model, scored, images, missing, time.monotonic() - began))
+            missing = {reward: dict(reasons.most_common()) for reward, reasons in observed.missing.items()}
+            found.append(ModelEvaluation(model, scored, images, missing, time.monotonic() - began))
         more = {
-            "features": self.bench.space,
-            "precision": self.bench.precision,
-            "device": self.bench.device,
+            "features": self.model_loader.space,
+            "precision": self.model_loader.precision,
+            "device": self.model_loader.device,
             "rewards": [
-                {"name": each.spec.name, "url": each.endpoint.url, **watched.judges.get(each.spec.name, {})}
+                {"name": each.spec.name, "url": each.endpoint.url, **observed.revisions.get(each.spec.name, {})}
                 for each in self.rewards
             ],
         }
         names = [each.spec.name for each in self.rewards]
-        said = report(found, self.spec, names, trained=self.trained, more=more)
-        if (size := self.bench.chunks.size) < scoring.BATCH:
+        said = build_report(found, self.spec, names, trained=self.trained, more=more)
+        if (size := self.model_loader.micro_batches.size) < scoring.MAX_BATCH_IMAGES:
             said["notes"].append(f"memory ran out, so that in the end {size} images were worked on at once")
         return said, found
 
 
-def prepare(
+def prepare_comparison(
     settings: PlatformSettings,
     *,
     models: Sequence[str],
@@ -179,42 +189,44 @@ def prepare(
     transport: httpx.BaseTransport | None = None,
 ) -> Comparison:
     """Find and check all that was asked for. Raises InvalidInput, RewardUnavailable or ConfigurationError."""
-    with contextlib.ExitStack() as undo:
+    with contextlib.ExitStack() as cleanup:
         database = Database(settings.database_url)
-        undo.callback(database.close)
-        artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
+        cleanup.callback(database.close)
+        artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
         lines = inputs.read_prompts(prompts, FileRegistry(database), artifacts, limit)
         resolved = inputs.resolve_rewards(rewards, settings, RewardRegistry(database), timeout_s)
         unknown = [name for name in trained if name not in {each.spec.name for each in resolved}]
         if unknown:
             raise InvalidInput(f"--trained {unknown[0]} is none of the rewards given with --reward", field="trained")
-        inputs.check_ready(resolved, transport, tls_dir=settings.tls_dir)
+        inputs.check_rewards_ready(resolved, transport, tls_dir=settings.tls_dir)
         inputs.check_rank_worker(settings)
         scratch = settings.home / "work"
         scratch.mkdir(parents=True, exist_ok=True)
-        folder = Path(undo.enter_context(tempfile.TemporaryDirectory(prefix="eval-", dir=scratch)))
-        named = NamedModels(JobStore(database), artifacts, settings.models_dir, folder).find(models)
-        bench = Bench(named, _features(features), models_dir=settings.models_dir, device=device, precision=precision)
-        bench.check()
+        folder = Path(cleanup.enter_context(tempfile.TemporaryDirectory(prefix="eval-", dir=scratch)))
+        named = ModelResolver(JobStore(database), artifacts, settings.models_dir, folder).resolve_models(models)
+        model_loader = ModelLoader(
+            named, _features_spec(features), models_dir=settings.models_dir, device=device, precision=precision
+        )
+        model_loader.check_models()
         ranker = CeleryRanker(settings, "eval", resolved)
-        undo.callback(ranker.close)
+        cleanup.callback(ranker.close)
         # Not validated again: how many prompts a job may be evaluated on is a job's affair.
         spec = EvalSpec(images_per_prompt=images, seed=seed).model_copy(update={"prompts": tuple(lines)})
-        return Comparison(bench, spec, resolved, ranker, trained, undo.pop_all())
+        return Comparison(model_loader, spec, resolved, ranker, trained, cleanup.pop_all())
 
 
-def _features(kind: str) -> FeaturesSpec:
+def _features_spec(kind: str) -> FeaturesSpec:
     try:
         return FeaturesSpec.model_validate({"type": kind})
     except ValidationError as error:
-        raise InvalidInput(f"--features {kind}: {error.errors()[0]['msg']}", field="features") from error
+        raise InvalidInput(f"--features {kind}: {first_error(error).message}", field="features") from error
 
 
 # ---- what is said of it ---------------------------------------------------------------------------------------------
 
 
-def report(
-    found: Sequence[Evaluated],
+def build_report(
+    found: Sequence[ModelEvaluation],
     spec: EvalSpec,
     rewards: Sequence[str],
     *,
@@ -225,29 +237,33 @@ def report(
     first = found[0]
     models, notes = [], []
     for each in found:
-        figure = statistics.summary(each.scored, first.scored if each is not first else None)
-        mine = [name for name in rewards if name in each.model.trained or (each is not first and name in trained)]
+        figure = statistics.summarize_scores(each.scored, first.scored if each is not first else None)
+        mine = [
+            name for name in rewards if name in each.model.trained_rewards or (each is not first and name in trained)
+        ]
         held_out = [name for name in rewards if name not in mine]
-        hacked = statistics.hacking(figure, mine, held_out, than=first.model.label) if each is not first else None
+        hacked = (
+            statistics.reward_hacking(figure, mine, held_out, than=first.model.label) if each is not first else None
+        )
         height, width = each.images[0].shape[1:3]
         notes += [f"{each.model.label}, reward hacking: {hacked['what']}"] if hacked else []
-        notes += [note for name in rewards if (note := _missing(each, name, len(found) > 1))]
+        notes += [note for name in rewards if (note := _describe_missing(each, name, len(found) > 1))]
         models.append({
-            "label": each.model.label, "given": each.model.given, "base": each.model.build["model"],
+            "label": each.model.label, "given": each.model.given, "base": each.model.generator_fields["model"],
             "step": each.model.step, "trained": mine, "width": width, "height": height, "seconds": each.seconds,
             "figures": figure, "missing": each.missing, "hacking": hacked,
         })  # fmt: skip
     sizes = {(model["width"], model["height"]) for model in models}
     if len(sizes) > 1:
         notes.append("the models' images differ in size, so their noises do: differences are between prompts alone")
-    said: dict[str, Any] = plain({
+    said: dict[str, Any] = to_jsonable({
         **(more or {}), "baseline": first.model.label, "images_per_prompt": spec.images_per_prompt, "seed": spec.seed,
-        "models": models, "notes": notes, "prompts": _prompts(found, spec),
+        "models": models, "notes": notes, "prompts": _prompt_reports(found, spec),
     })  # fmt: skip
     return said
 
 
-def _missing(each: Evaluated, reward: str, several: bool) -> str | None:
+def _describe_missing(each: ModelEvaluation, reward: str, several: bool) -> str | None:
     """How many images a reward gave no score, and why mostly."""
     reasons = each.missing.get(reward)
     if not reasons:
@@ -257,14 +273,14 @@ def _missing(each: Evaluated, reward: str, several: bool) -> str | None:
     return f"{reward}: {count} of {total} images{f' of {each.model.label}' if several else ''} have no score: {why}"
 
 
-def _prompts(found: Sequence[Evaluated], spec: EvalSpec) -> list[dict[str, Any]]:
+def _prompt_reports(found: Sequence[ModelEvaluation], spec: EvalSpec) -> list[dict[str, Any]]:
     """Every prompt with every score."""
     return [
         {
             "prompt": prompt.prompt,
             "tag": found[0].scored[index].tag,
             "metadata": prompt.metadata,
-            "seeds": seeds_for(spec.seed, "evaluation", index, count=spec.images_per_prompt),
+            "seeds": derive_seeds(spec.seed, "evaluation", index, count=spec.images_per_prompt),
             "models": {
                 each.model.label: {key: vars(each.scored[index])[key] for key in ("scores", "diversity", "vendi")}
                 for each in found
@@ -274,17 +290,17 @@ def _prompts(found: Sequence[Evaluated], spec: EvalSpec) -> list[dict[str, Any]]
     ]
 
 
-def write(folder: Path, evaluation: Mapping[str, Any], found: Sequence[Evaluated]) -> dict[str, Path]:
+def write_comparison(folder: Path, evaluation: Mapping[str, Any], found: Sequence[ModelEvaluation]) -> dict[str, Path]:
     """`evaluation.json`, `table.md` and `contact-sheet.png`, each whole or not at all; their paths by what they are."""
     folder.mkdir(parents=True, exist_ok=True)
     texts = {
         "evaluation.json": json.dumps(evaluation, indent=1, allow_nan=False),
-        "table.md": table.markdown(evaluation),
+        "table.md": table.render_markdown(evaluation),
     }
     for name, text in texts.items():
         (folder / f".{name}.partial").write_text(text)
         (folder / f".{name}.partial").replace(folder / name)
-    sheet = contact_sheet.draw(evaluation, [each.images for each in found])
+    sheet = contact_sheet.draw_contact_sheet(evaluation, [each.images for each in found])
     sheet.save(folder / ".contact-sheet.partial.png")
     (folder / ".contact-sheet.partial.png").replace(folder / "contact-sheet.png")
     return {

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dipole_trainer.comparison.table import counted, estimate_text, score_names
+from dipole_trainer.comparison.table import format_estimate, pluralize_count, score_names
 
-PROMPTS = 12
-WIDTH = 1800  # pixels of the sheet, at most about
+MAX_PROMPTS = 12
+SHEET_WIDTH = 1800  # pixels of the sheet, at most about
 CELL_MIN, CELL_MAX, BLOCK_MIN = 72, 128, 200
 LEFT, TOP, MARGIN = 300, 84, 20
 GAP, BLOCK_GAP, CAPTION = 6, 22, 20
@@ -28,39 +28,39 @@ Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Images = Sequence[NDArray[np.uint8]]  # (K, H, W, 3) a prompt
 
 
-def draw(evaluation: Mapping[str, Any], images: Sequence[Images]) -> Image.Image:
+def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) -> Image.Image:
     """The first prompts of a comparison.report; `images` holds each model's, (K, H, W, 3) a prompt."""
-    models, prompts = evaluation["models"], evaluation["prompts"][:PROMPTS]
-    shown, cell = _fit(len(models), evaluation["images_per_prompt"])
-    score = _score(evaluation)
+    models, prompts = evaluation["models"], evaluation["prompts"][:MAX_PROMPTS]
+    shown, cell = _fit_cells(len(models), evaluation["images_per_prompt"])
+    score = _shown_score(evaluation)
     block, row = max(BLOCK_MIN, shown * (cell + GAP) - GAP), cell + CAPTION + 2 * GAP
     width = LEFT + len(models) * (block + BLOCK_GAP) + MARGIN
     sheet = Image.new("RGB", (width, TOP + len(prompts) * row + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
-    _corner(pen, evaluation, shown, score)
+    _draw_corner(pen, evaluation, shown, score)
     lefts = [LEFT + index * (block + BLOCK_GAP) for index in range(len(models))]
     for model, left, drawn in zip(models, lefts, images, strict=True):
         pen.rectangle((left - 8, 8, left + block + 7, sheet.height - 9), fill=SHADE)
-        _heading(pen, model, score, left, block)
+        _draw_heading(pen, model, score, left, block)
         for index, prompt in enumerate(prompts):
             scores = prompt["models"][model["label"]]["scores"].get(score, [None] * shown)
             at = (left, TOP + index * row + GAP)
-            _row(sheet, pen, at, cell, drawn[index][:shown], scores)
+            _draw_row(sheet, pen, at, cell, drawn[index][:shown], scores)
     for index, prompt in enumerate(prompts):
         top = TOP + index * row
         pen.line((MARGIN, top, width - MARGIN, top), fill=RULE)
-        _prompt(pen, prompt, top + GAP, cell + CAPTION)
+        _draw_prompt(pen, prompt, top + GAP, cell + CAPTION)
     return sheet
 
 
-def _fit(models: int, count: int) -> tuple[int, int]:
+def _fit_cells(models: int, count: int) -> tuple[int, int]:
     """How many noises to show of each model, and the side of a cell, so that the sheet keeps its width."""
-    room = (WIDTH - LEFT - MARGIN) // models - BLOCK_GAP
+    room = (SHEET_WIDTH - LEFT - MARGIN) // models - BLOCK_GAP
     shown = max(1, min(count, (room + GAP) // (CELL_MIN + GAP)))
     return shown, min(CELL_MAX, max(CELL_MIN, (room + GAP) // shown - GAP))
 
 
-def _score(evaluation: Mapping[str, Any]) -> str | None:
+def _shown_score(evaluation: Mapping[str, Any]) -> str | None:
     """The first reward that scored anything: its scores stand under the images."""
     for name in score_names(evaluation):
         if any("mean" in model["figures"]["scores"].get(name, {}) for model in evaluation["models"]):
@@ -68,29 +68,29 @@ def _score(evaluation: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _corner(pen: ImageDraw.ImageDraw, evaluation: Mapping[str, Any], shown: int, score: str | None) -> None:
+def _draw_corner(pen: ImageDraw.ImageDraw, evaluation: Mapping[str, Any], shown: int, score: str | None) -> None:
     count, prompts = evaluation["images_per_prompt"], len(evaluation["prompts"])
-    rows = counted(prompts, "prompt") if prompts <= PROMPTS else f"first {PROMPTS} of {prompts} prompts"
-    columns = counted(count, "noise") if shown == count else f"first {shown} of {count} noises"
+    rows = pluralize_count(prompts, "prompt") if prompts <= MAX_PROMPTS else f"first {MAX_PROMPTS} of {prompts} prompts"
+    columns = pluralize_count(count, "noise") if shown == count else f"first {shown} of {count} noises"
     lines = [rows, f"{columns}, same for all"]
     if score is not None:
         lines.append(f"under each image: {score}")
     for index, line in enumerate(lines):
-        pen.text((MARGIN, 18 + 19 * index), clipped(line, 14, LEFT - MARGIN - 16), fill=GREY, font=font(14))
+        pen.text((MARGIN, 18 + 19 * index), clip_text(line, 14, LEFT - MARGIN - 16), fill=GREY, font=load_font(14))
 
 
-def _heading(pen: ImageDraw.ImageDraw, model: Mapping[str, Any], score: str | None, left: int, width: int) -> None:
-    size = 20 if font(20).getlength(legible(model["label"])) <= width else 14
-    pen.text((left, 18), clipped(model["label"], size, width), fill=INK, font=font(size))
+def _draw_heading(pen: ImageDraw.ImageDraw, model: Mapping[str, Any], score: str | None, left: int, width: int) -> None:
+    size = 20 if load_font(20).getlength(make_legible(model["label"])) <= width else 14
+    pen.text((left, 18), clip_text(model["label"], size, width), fill=INK, font=load_font(size))
     figure = model["figures"]["scores"].get(score, {})
     if "mean" in figure:
-        said = f"{score} {estimate_text(figure)} on all prompts"
-        short = estimate_text(figure)
-        text = said if font(14).getlength(said) <= width else short
-        pen.text((left, 48), clipped(text, 14, width), fill=GREY, font=font(14))
+        said = f"{score} {format_estimate(figure)} on all prompts"
+        short = format_estimate(figure)
+        text = said if load_font(14).getlength(said) <= width else short
+        pen.text((left, 48), clip_text(text, 14, width), fill=GREY, font=load_font(14))
 
 
-def _row(
+def _draw_row(
     sheet: Image.Image,
     pen: ImageDraw.ImageDraw,
     at: tuple[int, int],
@@ -101,12 +101,14 @@ def _row(
     left, top = at
     for index, (image, score) in enumerate(zip(images, scores, strict=False)):
         x = left + index * (cell + GAP)
-        sheet.paste(_thumbnail(image, cell), (x, top))
-        text = "no score" if score is None else _short(score)
-        pen.text((x + cell / 2, top + cell + 3), text, fill=GREY if score is None else INK, font=font(13), anchor="ma")
+        sheet.paste(_make_thumbnail(image, cell), (x, top))
+        text = "no score" if score is None else _format_score(score)
+        pen.text(
+            (x + cell / 2, top + cell + 3), text, fill=GREY if score is None else INK, font=load_font(13), anchor="ma"
+        )
 
 
-def _thumbnail(image: NDArray[np.uint8], cell: int) -> Image.Image:
+def _make_thumbnail(image: NDArray[np.uint8], cell: int) -> Image.Image:
     """The whole image in a square cell; small ones are enlarged."""
     picture = Image.fromarray(image)
     scale = cell / max(picture.size)
@@ -116,25 +118,25 @@ def _thumbnail(image: NDArray[np.uint8], cell: int) -> Image.Image:
     return framed
 
 
-def _prompt(pen: ImageDraw.ImageDraw, prompt: Mapping[str, Any], top: int, height: int) -> None:
+def _draw_prompt(pen: ImageDraw.ImageDraw, prompt: Mapping[str, Any], top: int, height: int) -> None:
     """The prompt's text, as many lines as the row has room for, and its tag below."""
     size, step, width = 15, 19, LEFT - MARGIN - 24
     tag = prompt["tag"]
     room = max(1, (height - (18 if tag else 0)) // step)
-    lines = wrapped(prompt["prompt"], size, width)
+    lines = wrap_text(prompt["prompt"], size, width)
     if len(lines) > room:
-        lines = [*lines[: room - 1], clipped(lines[room - 1], size, width, more=True)]
+        lines = [*lines[: room - 1], clip_text(lines[room - 1], size, width, more=True)]
     for index, line in enumerate(lines):
-        pen.text((MARGIN, top + step * index), line, fill=INK, font=font(size))
+        pen.text((MARGIN, top + step * index), line, fill=INK, font=load_font(size))
     if tag:
-        pen.text((MARGIN, top + step * len(lines) + 2), clipped(tag, 12, width), fill=GREY, font=font(12))
+        pen.text((MARGIN, top + step * len(lines) + 2), clip_text(tag, 12, width), fill=GREY, font=load_font(12))
 
 
 # ---- text that fits -------------------------------------------------------------------------------------------------
 
 
 @lru_cache
-def font(size: int) -> Font:
+def load_font(size: int) -> Font:
     for name in FONTS:
         try:
             return ImageFont.truetype(name, size)
@@ -143,41 +145,41 @@ def font(size: int) -> Font:
     return ImageFont.load_default(size)
 
 
-def legible(text: str) -> str:
+def make_legible(text: str) -> str:
     """One line of characters that the font has: Pillow's own knows basic Latin, so accents and the rest go."""
-    text, found = " ".join(text.split()), font(15)
+    text, found = " ".join(text.split()), load_font(15)
     if isinstance(found, ImageFont.FreeTypeFont) and found.getname()[0] in ("Aileron", None):
         plain = unicodedata.normalize("NFKD", text.replace("±", "+-")).encode("ascii", "ignore").decode()
         return plain.strip() or "(no font for this text)"
     return text
 
 
-def wrapped(text: str, size: int, width: int) -> list[str]:
+def wrap_text(text: str, size: int, width: int) -> list[str]:
     """Lines no wider than `width`, broken between words, and within a word that is too long for a line."""
     lines, line = [], ""
-    for word in legible(text).split(" "):
-        while font(size).getlength(word) > width:
-            fits = next(n for n in range(len(word), 0, -1) if font(size).getlength(word[:n]) <= width or n == 1)
+    for word in make_legible(text).split(" "):
+        while load_font(size).getlength(word) > width:
+            fits = next(n for n in range(len(word), 0, -1) if load_font(size).getlength(word[:n]) <= width or n == 1)
             lines += [line] if line else []
             lines.append(word[:fits])
             line, word = "", word[fits:]
         joined = f"{line} {word}".strip()
-        if font(size).getlength(joined) > width:
+        if load_font(size).getlength(joined) > width:
             lines.append(line)
             joined = word
         line = joined
     return [*lines, line] if line else lines
 
 
-def clipped(text: str, size: int, width: int, *, more: bool = False) -> str:
+def clip_text(text: str, size: int, width: int, *, more: bool = False) -> str:
     """The text, or as much of it as `width` holds and dots, as also where there is `more`."""
-    text, dots = legible(text), "..."
-    if not more and font(size).getlength(text) <= width:
+    text, dots = make_legible(text), "..."
+    if not more and load_font(size).getlength(text) <= width:
         return text
-    while text and font(size).getlength(text + dots) > width:
+    while text and load_font(size).getlength(text + dots) > width:
         text = text[:-1]
     return text.rstrip() + dots
 
 
-def _short(value: float) -> str:
+def _format_score(value: float) -> str:
     return f"{value:.2f}" if abs(value) < 100 else f"{value:.0f}"

@@ -12,33 +12,36 @@ import httpx
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from dipole.broker.connection import connect
+from dipole.broker.connection import connect_redis
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
+from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
 from dipole_trainer.datasets import prompts
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.registry.files import FileRegistry
-from dipole_trainer.registry.model_names import reading
+from dipole_trainer.registry.model_names import explain_database_errors
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 
-LOOK_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
 
 
-def read_prompts(given: str, files: FileRegistry, artifacts: Artifacts, limit: int | None = None) -> list[PromptSpec]:
+def read_prompts(
+    given: str, files: FileRegistry, artifacts: ArtifactStore, limit: int | None = None
+) -> list[PromptSpec]:
     """The first `limit` prompts of a JSONL file on this machine, or of an uploaded one by its id."""
     if given.startswith("file-") and not Path(given).exists():
-        with reading(files.database):
-            files.file(given)
-        with artifacts.open(f"files/{given}.jsonl") as source:
-            found = list(prompts.read(source, field="prompts"))
+        with explain_database_errors(files.database):
+            files.get_file(given)
+        with artifacts.open_file(f"files/{given}.jsonl") as source:
+            found = list(prompts.read_prompts(source, field="prompts"))
     else:
         try:
             with Path(given).open("rb") as source:
-                found = list(prompts.read(source, field="prompts"))
+                found = list(prompts.read_prompts(source, field="prompts"))
         except OSError as error:
             raise InvalidInput(f"--prompts {given}: {error.strerror}", field="prompts") from error
     if not found:
@@ -50,7 +53,7 @@ def resolve_rewards(
     given: Sequence[str], settings: PlatformSettings, registry: RewardRegistry, timeout_s: float
 ) -> list[ResolvedReward]:
     """The endpoints that these mean, NAME of a registered one or NAME=URL. Raises InvalidInput."""
-    found = [_resolve(each, settings, registry, timeout_s) for each in given]
+    found = [_resolve_reward(each, settings, registry, timeout_s) for each in given]
     names = [each.spec.name for each in found]
     for name in names:
         if names.count(name) > 1:
@@ -58,17 +61,19 @@ def resolve_rewards(
     return found
 
 
-def _resolve(given: str, settings: PlatformSettings, registry: RewardRegistry, timeout_s: float) -> ResolvedReward:
+def _resolve_reward(
+    given: str, settings: PlatformSettings, registry: RewardRegistry, timeout_s: float
+) -> ResolvedReward:
     name, _, url = given.partition("=")
     try:
         spec = RewardSpec(name=name, url=url or None, required=False, min_valid=1, timeout_s=timeout_s)
     except ValidationError as error:
         raise InvalidInput(
-            f"--reward {given!r} is not NAME or NAME=URL: {error.errors()[0]['msg']}", field="reward"
+            f"--reward {given!r} is not NAME or NAME=URL: {first_error(error).message}", field="reward"
         ) from error
     try:
-        with reading(registry.database):
-            endpoint = registry.resolve(spec, settings.reward_hosts, field=f"--reward {name}")
+        with explain_database_errors(registry.database):
+            endpoint = registry.resolve_endpoint(spec, settings.reward_hosts, field=f"--reward {name}")
     except NotFound as error:
         raise InvalidInput(
             f"--reward {name} is not registered: see `dipole rewards register`, or give NAME=URL", field="reward"
@@ -76,7 +81,7 @@ def _resolve(given: str, settings: PlatformSettings, registry: RewardRegistry, t
     return ResolvedReward(spec, endpoint)
 
 
-def check_ready(
+def check_rewards_ready(
     rewards: Sequence[ResolvedReward], transport: httpx.BaseTransport | None = None, *, tls_dir: Path | None = None
 ) -> None:
     """Raise RewardUnavailable for the first that is not ready; one without /readyz is, when it answers at all.
@@ -87,7 +92,7 @@ def check_ready(
         name, url = reward.spec.name, reward.endpoint.url
         try:
             with RankClient(reward.endpoint, tls_dir=tls_dir, transport=transport) as client:
-                status, _ = client.ready(deadline_s=LOOK_TIMEOUT_S)
+                status, _ = client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)
                 why = f"answers {status}" if status >= 500 else ""
         except EndpointError as error:
             why = f"does not answer ({error})"
@@ -98,7 +103,7 @@ def check_ready(
 def check_rank_worker(settings: PlatformSettings) -> None:
     """Raise ConfigurationError when nobody would ask the rewards."""
     try:
-        with connect(settings.redis_url) as client:
+        with connect_redis(settings.redis_url) as client:
             lives = next(iter(client.scan_iter(match="dipole:rank-worker:*", count=1000)), None) is not None
     except (RedisError, ValueError) as error:
         raise ConfigurationError(f"DIPOLE_REDIS_URL does not answer ({type(error).__name__})") from error

@@ -6,62 +6,64 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from dipole_trainer.evaluation.statistics import sure
+from dipole_trainer.evaluation.statistics import significant_sign
 
 Evaluation = Mapping[str, Any]  # comparison.report
 Figure = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class Cell:
-    """`sure` as figures.sure."""
+class TableCell:
+    """`sign` as statistics.significant_sign."""
 
     text: str
-    sure: int = 0
+    sign: int = 0
 
 
 @dataclass(frozen=True)
-class Row:
+class TableRow:
     """A score's row, or one of a category below it."""
 
     label: str
-    cells: Sequence[Cell]
+    cells: Sequence[TableCell]
     main: bool = True
 
 
-def title(evaluation: Evaluation) -> str:
+def table_title(evaluation: Evaluation) -> str:
     count, images = len(evaluation["prompts"]), evaluation["images_per_prompt"]
-    scored = ", all scored" if _complete(evaluation) else ""
-    said = f"{counted(count, 'prompt')}, {counted(images, 'image')} each{scored}; ± is 95 % over prompts"
+    scored = ", all scored" if _is_complete(evaluation) else ""
+    said = (
+        f"{pluralize_count(count, 'prompt')}, {pluralize_count(images, 'image')} each{scored}; ± is 95 % over prompts"
+    )
     several = len(evaluation["models"]) > 1
     return f"{said}; difference and wins on the same noises, against {evaluation['baseline']}" if several else said
 
 
-def headings(evaluation: Evaluation) -> list[str]:
+def column_headings(evaluation: Evaluation) -> list[str]:
     first, *others = (model["label"] for model in evaluation["models"])
-    counts = [] if _complete(evaluation) else ["scored"]
+    counts = [] if _is_complete(evaluation) else ["scored"]
     return ["score", *counts, first, *(heading for label in others for heading in (label, "difference", "wins"))]
 
 
-def rows(evaluation: Evaluation) -> list[Row]:
+def table_rows(evaluation: Evaluation) -> list[TableRow]:
     figures, count = [model["figures"] for model in evaluation["models"]], len(evaluation["prompts"])
     tags = sorted({tag for figure in figures for tag in figure["by_tag"]})
-    complete = _complete(evaluation)
+    complete = _is_complete(evaluation)
 
-    def row(label: str, each: Sequence[Figure], prompts: int, *, main: bool = True) -> Row:
-        counts = [] if complete else [_scored(each, prompts * evaluation["images_per_prompt"])]
-        return Row(label, [*counts, *_cells(each)], main)
+    def make_row(label: str, each: Sequence[Figure], prompts: int, *, main: bool = True) -> TableRow:
+        counts = [] if complete else [_scored_cell(each, prompts * evaluation["images_per_prompt"])]
+        return TableRow(label, [*counts, *_figure_cells(each)], main)
 
     found = []
     for name in score_names(evaluation):
-        found.append(row(name, [figure["scores"].get(name, {}) for figure in figures], count))
+        found.append(make_row(name, [figure["scores"].get(name, {}) for figure in figures], count))
         for tag in tags:
             prompts = sum(prompt["tag"] == tag for prompt in evaluation["prompts"])
             inside = [figure["by_tag"].get(tag, {}).get(name, {}) for figure in figures]
-            found.append(row(f"  {tag} ({prompts})", inside, prompts, main=False))
+            found.append(make_row(f"  {tag} ({prompts})", inside, prompts, main=False))
     diversities = {name: [figure["diversities"][name] for figure in figures] for name in figures[0]["diversities"]}
     known = {name: each for name, each in diversities.items() if any("mean" in figure for figure in each)}
-    return [*found, *(row(f"diversity, {name}", each, 0) for name, each in known.items())]
+    return [*found, *(make_row(f"diversity, {name}", each, 0) for name, each in known.items())]
 
 
 def score_names(evaluation: Evaluation) -> list[str]:
@@ -72,35 +74,46 @@ def score_names(evaluation: Evaluation) -> list[str]:
     return [name for reward in rewards for name in (reward, *parts[reward])]
 
 
-def markdown(evaluation: Evaluation) -> str:
+def render_markdown(evaluation: Evaluation) -> str:
     """Title, table and notes; what is sure stands in bold."""
-    titles = headings(evaluation)
-    lines = [f"{title(evaluation)}.", "", _line(titles), _line(["---", *["---:"] * (len(titles) - 1)])]
-    for row in rows(evaluation):
+    titles = column_headings(evaluation)
+    lines = [
+        f"{table_title(evaluation)}.",
+        "",
+        _markdown_line(titles),
+        _markdown_line(["---", *["---:"] * (len(titles) - 1)]),
+    ]
+    for row in table_rows(evaluation):
         label = row.label if row.main else f"&nbsp;&nbsp;{row.label.strip()}"
-        lines.append(_line([label, *(f"**{cell.text}**" if cell.sure else cell.text for cell in row.cells)]))
+        lines.append(_markdown_line([label, *(f"**{cell.text}**" if cell.sign else cell.text for cell in row.cells)]))
     notes = [f"- {note}" for note in evaluation["notes"]]
     return "\n".join([*lines, *(["", *notes] if notes else []), ""])
 
 
-def _line(cells: Sequence[str]) -> str:
+def _markdown_line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
 
 
-def _cells(figures: Sequence[Figure]) -> list[Cell]:
+def _figure_cells(figures: Sequence[Figure]) -> list[TableCell]:
     first, *others = figures
-    cells = [Cell(estimate_text(first))]
+    cells = [TableCell(format_estimate(first))]
     for figure in others:
-        cells += [Cell(estimate_text(figure)), _difference(figure.get("difference")), _wins(figure.get("win_rate"))]
+        cells += [
+            TableCell(format_estimate(figure)),
+            _difference_cell(figure.get("difference")),
+            _win_rate_cell(figure.get("win_rate")),
+        ]
     return cells
 
 
-def _scored(figures: Sequence[Figure], images: int) -> Cell:
+def _scored_cell(figures: Sequence[Figure], images: int) -> TableCell:
     """Over all models; `images` is each one's."""
-    return Cell(f"{sum(figure.get('scored', 0) for figure in figures)} of {images * len(figures)}" if images else "")
+    return TableCell(
+        f"{sum(figure.get('scored', 0) for figure in figures)} of {images * len(figures)}" if images else ""
+    )
 
 
-def _complete(evaluation: Evaluation) -> bool:
+def _is_complete(evaluation: Evaluation) -> bool:
     """Whether every score is there: then nobody needs to be told how many are."""
     images = len(evaluation["prompts"]) * evaluation["images_per_prompt"]
     return all(
@@ -110,27 +123,30 @@ def _complete(evaluation: Evaluation) -> bool:
     )
 
 
-def estimate_text(figure: Figure, *, sign: bool = False) -> str:
+def format_estimate(figure: Figure, *, sign: bool = False) -> str:
     if "mean" not in figure:
         return "–"
-    mean, half = figure["mean"], "" if figure["low"] is None else f" ± {_number((figure['high'] - figure['low']) / 2)}"
-    return f"{'+' if sign and mean >= 0 else ''}{_number(mean)}{half}"
+    mean, half = (
+        figure["mean"],
+        "" if figure["low"] is None else f" ± {_format_number((figure['high'] - figure['low']) / 2)}",
+    )
+    return f"{'+' if sign and mean >= 0 else ''}{_format_number(mean)}{half}"
 
 
-def _difference(figure: Figure | None) -> Cell:
-    return Cell("–") if figure is None else Cell(estimate_text(figure, sign=True), sure(figure))
+def _difference_cell(figure: Figure | None) -> TableCell:
+    return TableCell("–") if figure is None else TableCell(format_estimate(figure, sign=True), significant_sign(figure))
 
 
-def _wins(rate: Figure | None) -> Cell:
+def _win_rate_cell(rate: Figure | None) -> TableCell:
     if rate is None:
-        return Cell("")
+        return TableCell("")
     between = "" if rate["low"] is None else f" [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
-    return Cell(f"{100 * rate['mean']:.0f} %{between}", sure(rate, 0.5))
+    return TableCell(f"{100 * rate['mean']:.0f} %{between}", significant_sign(rate, 0.5))
 
 
-def _number(value: float) -> str:
+def _format_number(value: float) -> str:
     return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
 
 
-def counted(count: int, what: str) -> str:
+def pluralize_count(count: int, what: str) -> str:
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -23,14 +23,14 @@ def is_cpu_forced() -> bool:
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
 
 
-def free() -> None:
+def free_memory() -> None:
     """Give back what a finished job holds: objects in reference cycles, and the memory that torch keeps of them."""
     gc.collect()
     if (torch := _torch_on_cuda()) is not None:
         torch.cuda.empty_cache()
 
 
-def lost() -> bool:
+def is_context_lost() -> bool:
     """Whether nothing computes on the GPU any more in this process, though it did: a kernel's fault outlives its job.
 
     Asked by computing, and not by the fault's type: others of that type harm their own job alone.

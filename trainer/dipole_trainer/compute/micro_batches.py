@@ -10,13 +10,13 @@ import torch
 T = TypeVar("T")
 
 
-class Chunks:
+class MicroBatches:
     """Pieces of at most `size` samples. Out of memory halves the size, for good, and the piece is tried again."""
 
     def __init__(self, size: int, on_halved: Callable[[int], None] = lambda size: None) -> None:
         self.size, self._on_halved = size, on_halved
 
-    def over(self, rows: Sequence[int], call: Callable[[list[int]], T]) -> list[T]:
+    def map(self, rows: Sequence[int], call: Callable[[list[int]], T]) -> list[T]:
         """`call` of consecutive pieces of `rows`. Raises torch.OutOfMemoryError when one sample alone does not fit."""
         results: list[T] = []
         done = 0
@@ -27,18 +27,18 @@ class Chunks:
                 done += len(piece)
                 continue
             except RuntimeError as error:
-                if not _out_of_memory(error) or len(piece) == 1:
+                if not is_out_of_memory(error) or len(piece) == 1:
                     raise
-            self._halve(len(piece))  # not in the except block: its traceback holds the piece's tensors
+            self._halve_size(len(piece))  # not in the except block: its traceback holds the piece's tensors
         return results
 
-    def _halve(self, tried: int) -> None:
+    def _halve_size(self, tried: int) -> None:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         self.size = tried // 2
         self._on_halved(self.size)
 
 
-def _out_of_memory(error: RuntimeError) -> bool:
+def is_out_of_memory(error: RuntimeError) -> bool:
     """Also as CUDA's libraries say it, nearest to the limit: CUDNN_STATUS_ALLOC_FAILED and the like."""
     return isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error)

@@ -50,7 +50,7 @@ class Database:
     """An engine and two kinds of transaction: `reading()` and `writing()`, both context managers of a Session."""
 
     def __init__(self, url: str) -> None:
-        self.engine = _engine(url)
+        self.engine = _create_engine(url)
         self.reading = sessionmaker(self.engine, expire_on_commit=False)
         self.writing = sessionmaker(
             self.engine.execution_options(sqlite_begin="IMMEDIATE"), expire_on_commit=False
@@ -63,7 +63,7 @@ class Database:
         self.engine.dispose()
 
 
-def _engine(url: str) -> Engine:
+def _create_engine(url: str) -> Engine:
     try:
         parsed = make_url(url)
     except ArgumentError as error:
@@ -88,10 +88,10 @@ def _configure_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) 
     connection.isolation_level = None  # the driver must not begin by itself: _begin_sqlite does, with the right lock
     for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
-    _until_unlocked(connection.execute, "PRAGMA journal_mode=WAL")  # of a new file it waits for nobody
+    _retry_while_locked(connection.execute, "PRAGMA journal_mode=WAL")  # of a new file it waits for nobody
 
 
-_until_unlocked = tenacity.Retrying(
+_retry_while_locked = tenacity.Retrying(
     retry=tenacity.retry_if_exception_type(sqlite3.OperationalError),
     wait=tenacity.wait_random(0.01, 0.1),
     stop=tenacity.stop_after_delay(BUSY_TIMEOUT_S),
@@ -103,23 +103,23 @@ def _begin_sqlite(connection: Connection) -> None:
     connection.exec_driver_sql(f"BEGIN {connection.get_execution_options().get('sqlite_begin', 'DEFERRED')}")
 
 
-def upgrade(database_url: str) -> None:
+def upgrade_database(database_url: str) -> None:
     """Bring the tables to this version's shape. Safe to run from several processes at once, and to run again."""
     database = Database(database_url)
     try:
         with database.engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
             if not database.is_sqlite():
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7046029254386353131)")
-            command.upgrade(_alembic(connection), "head")
+            command.upgrade(_alembic_config(connection), "head")
     finally:
         database.close()
 
 
-def _alembic(connection: Connection) -> Config:
+def _alembic_config(connection: Connection) -> Config:
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS).replace("%", "%%"))
     config.attributes["connection"] = connection
     return config
 
 
-__all__ = ["Database", "Session", "now", "upgrade"]
+__all__ = ["Database", "Session", "now", "upgrade_database"]

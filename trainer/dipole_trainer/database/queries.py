@@ -14,16 +14,16 @@ from dipole_trainer.database.engine import now
 T = TypeVar("T")
 
 
-def time_of(session: Session) -> float:
+def database_time(session: Session) -> float:
     return float(session.scalar(select(now())) or 0.0)
 
 
-def found(value: T | None, name: str, what: str = "job") -> T:
+def require(value: T | None, name: str, what: str = "job") -> T:
     if value is None:
         raise NotFound(f"there is no {what} {name}")
     return value
 
 
-def page(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
+def page_of_rows(rows: Sequence[T], limit: int) -> tuple[Sequence[T], bool]:
     """`limit` rows of `limit + 1` asked for, and whether there are more."""
     return rows[:limit], len(rows) > limit

@@ -16,12 +16,12 @@ from typing import Any
 from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-ACTIVE = ("validating_files", "queued", "running", "paused")
-TERMINAL = ("succeeded", "failed", "cancelled")
+ACTIVE_STATES = ("validating_files", "queued", "running", "paused")
+TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
 # SQLite autoincrements only a plain INTEGER; PostgreSQL's events may outgrow 32 bits.
-Serial = BigInteger().with_variant(Integer(), "sqlite")
-Json = JSON(none_as_null=True)
+SerialInteger = BigInteger().with_variant(Integer(), "sqlite")
+NullableJson = JSON(none_as_null=True)
 
 
 class Base(DeclarativeBase):
@@ -35,13 +35,13 @@ class Base(DeclarativeBase):
     )
 
 
-class File(Base):
+class FileRow(Base):
     """An uploaded file, checked line by line before it is accepted; its bytes are an artifact, JSON lines of `kind`."""
 
     __tablename__ = "files"
     __table_args__ = ({"sqlite_autoincrement": True},)
 
-    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
     filename: Mapped[str] = mapped_column(String(255))
     purpose: Mapped[str] = mapped_column(String(32))
@@ -52,13 +52,13 @@ class File(Base):
     created_at: Mapped[float] = mapped_column(Float)
 
 
-class Job(Base):
+class JobRow(Base):
     """A training job. `state` is what is, `desired` what was asked for; `fence` grows with every claim."""
 
     __tablename__ = "jobs"
     __table_args__ = (Index("ix_jobs_state_lease", "state", "lease_expires"), {"sqlite_autoincrement": True})
 
-    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
     state: Mapped[str] = mapped_column(String(32))
     desired: Mapped[str] = mapped_column(String(16))
@@ -66,10 +66,10 @@ class Job(Base):
     # The whole TrainSpec with its prompts: a job outlives the files it was made from. Large, so loaded on demand.
     spec: Mapped[str] = mapped_column(Text, deferred=True)
     # The same without prompts, and the caller's own fields: what the API shows.
-    summary: Mapped[dict[str, Any]] = mapped_column(Json)
+    summary: Mapped[dict[str, Any]] = mapped_column(NullableJson)
     training_file: Mapped[str | None] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
-    error: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    error: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)
     step: Mapped[int] = mapped_column(Integer, default=0)
     steps: Mapped[int] = mapped_column(Integer)
     eta_s: Mapped[float | None] = mapped_column(Float)
@@ -92,37 +92,37 @@ class Job(Base):
     request_digest: Mapped[str | None] = mapped_column(String(64))
 
 
-class Event(Base):
+class EventRow(Base):
     """Something that happened to a job. Written under the job's row lock, so ids of one job commit in order."""
 
     __tablename__ = "events"
     __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
 
-    id: Mapped[int] = mapped_column(Serial, primary_key=True)
+    id: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     created_at: Mapped[float] = mapped_column(Float)
     kind: Mapped[str] = mapped_column(String(32))
     level: Mapped[str] = mapped_column(String(8))
     message: Mapped[str] = mapped_column(Text)
-    data: Mapped[dict[str, Any]] = mapped_column(Json)
+    data: Mapped[dict[str, Any]] = mapped_column(NullableJson)
 
 
-class Checkpoint(Base):
+class CheckpointRow(Base):
     """A saved state of a job; `path` is relative to the job's artifacts."""
 
     __tablename__ = "checkpoints"
     __table_args__ = (UniqueConstraint("job_id", "step"), {"sqlite_autoincrement": True})
 
-    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     id: Mapped[str] = mapped_column(String(64), unique=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     step: Mapped[int] = mapped_column(Integer)
     path: Mapped[str] = mapped_column(String(1024))
-    metrics: Mapped[dict[str, Any]] = mapped_column(Json)
+    metrics: Mapped[dict[str, Any]] = mapped_column(NullableJson)
     created_at: Mapped[float] = mapped_column(Float)
 
 
-class Reward(Base):
+class RewardRow(Base):
     """A registered endpoint. `key` is sent to it and never shown again."""
 
     __tablename__ = "rewards"
@@ -130,14 +130,14 @@ class Reward(Base):
     name: Mapped[str] = mapped_column(String(64), primary_key=True)
     url: Mapped[str] = mapped_column(String(2048))
     kind: Mapped[str] = mapped_column(String(32), default="dipole")
-    options: Mapped[dict[str, Any]] = mapped_column(Json, default=dict)
+    options: Mapped[dict[str, Any]] = mapped_column(NullableJson, default=dict)
     key: Mapped[str | None] = mapped_column(Text)
     tls: Mapped[str | None] = mapped_column(String(64))
     description: Mapped[str] = mapped_column(Text, default="")
     created_at: Mapped[float] = mapped_column(Float)
 
 
-class ApiKey(Base):
+class ApiKeyRow(Base):
     """A caller's key, as a SHA-256 of its random text, and what it may do."""
 
     __tablename__ = "api_keys"
@@ -145,40 +145,40 @@ class ApiKey(Base):
     id: Mapped[str] = mapped_column(String(64), primary_key=True)
     name: Mapped[str] = mapped_column(String(255))
     sha256: Mapped[str] = mapped_column(String(64), unique=True)
-    scopes: Mapped[list[str]] = mapped_column(Json)
+    scopes: Mapped[list[str]] = mapped_column(NullableJson)
     created_at: Mapped[float] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
 
 
-class RankedGroup(Base):
+class RankedGroupRow(Base):
     """The ledger's left half: K candidates of one prompt. Seeds redraw them, hashes prove it."""
 
     __tablename__ = "ranked_groups"
     __table_args__ = (UniqueConstraint("job_id", "group_id"), {"sqlite_autoincrement": True})
 
-    seq: Mapped[int] = mapped_column(Serial, primary_key=True)
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
     group_id: Mapped[str] = mapped_column(String(255))
     step: Mapped[int] = mapped_column(Integer)
     prompt: Mapped[str] = mapped_column(Text)
-    prompt_metadata: Mapped[dict[str, Any] | None] = mapped_column(Json)
-    seeds: Mapped[list[int]] = mapped_column(Json)
-    candidates: Mapped[list[str]] = mapped_column(Json)
+    prompt_metadata: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)
+    seeds: Mapped[list[int]] = mapped_column(NullableJson)
+    candidates: Mapped[list[str]] = mapped_column(NullableJson)
     created_at: Mapped[float] = mapped_column(Float)
 
 
-class Ranking(Base):
+class RankingRow(Base):
     """The ledger's right half: one reward's scores for one group, and which revision of the reward gave them."""
 
     __tablename__ = "rankings"
 
     group_seq: Mapped[int] = mapped_column(
-        Serial, ForeignKey("ranked_groups.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
+        SerialInteger, ForeignKey("ranked_groups.seq", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     reward: Mapped[str] = mapped_column(String(64), primary_key=True)
-    scores: Mapped[list[float | None]] = mapped_column(Json)
-    sub_scores: Mapped[dict[str, list[float | None]]] = mapped_column(Json)
-    errors: Mapped[dict[str, str]] = mapped_column(Json)
+    scores: Mapped[list[float | None]] = mapped_column(NullableJson)
+    sub_scores: Mapped[dict[str, list[float | None]]] = mapped_column(NullableJson)
+    errors: Mapped[dict[str, str]] = mapped_column(NullableJson)
     failure: Mapped[str | None] = mapped_column(Text)
     model: Mapped[str] = mapped_column(String(255))
     model_revision: Mapped[str] = mapped_column(String(255))

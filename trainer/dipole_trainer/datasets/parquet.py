@@ -21,17 +21,17 @@ from typing import Any, BinaryIO, cast
 
 from dipole.errors import InvalidInput
 
-MAGIC = b"PAR1"
-COLUMNS = ("prompt", "chosen", "rejected")
+PARQUET_MAGIC = b"PAR1"
+PAIR_COLUMNS = ("prompt", "chosen", "rejected")
 MAX_IMAGE_BYTES = 32 * 2**20
 MAX_MEMORY_BYTES = 2 * 2**30
 MAX_CPU_S = 900
-READER = (sys.executable, "-I", "-m", "dipole_trainer.datasets.parquet")
-_REFUSED = 3  # exit status of a reader that has said why
+READER_COMMAND = (sys.executable, "-I", "-m", "dipole_trainer.datasets.parquet")
+_REFUSED_EXIT_CODE = 3  # exit status of a reader that has said why
 
 
 @contextmanager
-def lines(path: Path, *, field: str, reader: Sequence[str] = READER) -> Iterator[BinaryIO]:
+def parquet_as_json_lines(path: Path, *, field: str, reader: Sequence[str] = READER_COMMAND) -> Iterator[BinaryIO]:
     """A Parquet file as JSON lines. Raises InvalidInput at the end when they are not all there."""
     environment = {"ARROW_DEFAULT_MEMORY_POOL": "system", "OMP_NUM_THREADS": "1", "PATH": os.defpath}
     with (
@@ -48,7 +48,7 @@ def lines(path: Path, *, field: str, reader: Sequence[str] = READER) -> Iterator
             process.kill()
         complaints.seek(0)
         said = complaints.read().splitlines()
-    if status == _REFUSED:
+    if status == _REFUSED_EXIT_CODE:
         told = json.loads(said[-1])
         where = f"{field}[{told['row']}].{told['side']}" if told["row"] else field
         raise InvalidInput(f"{where}: {told['message']}", field=where)
@@ -56,7 +56,7 @@ def lines(path: Path, *, field: str, reader: Sequence[str] = READER) -> Iterator
         raise InvalidInput(f"{field} is a Parquet file that cannot be read: its reader crashed", field=field)
 
 
-class _Refused(Exception):
+class _ParquetRefused(Exception):
     """What is wrong with the file, or with one side of a row."""
 
     def __init__(self, message: str, row: int = 0, side: str = "") -> None:
@@ -69,45 +69,50 @@ def _main(path: str) -> None:
     resource.setrlimit(resource.RLIMIT_CPU, (MAX_CPU_S, MAX_CPU_S))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     try:
-        for row in _rows(path):
+        for row in _read_rows(path):
             sys.stdout.write(json.dumps(row, separators=(",", ":")) + "\n")
     except BrokenPipeError:
         os._exit(1)  # whoever reads has found a broken row and gone
-    except _Refused as refused:
+    except _ParquetRefused as refused:
         print(json.dumps({"message": str(refused), "row": refused.row, "side": refused.side}), file=sys.stderr)
-        sys.exit(_REFUSED)
+        sys.exit(_REFUSED_EXIT_CODE)
 
 
-def _rows(path: str) -> Iterator[dict[str, Any]]:
+def _read_rows(path: str) -> Iterator[dict[str, Any]]:
     from pyarrow import parquet
 
     try:
         file = parquet.ParquetFile(path, pre_buffer=False, buffer_size=2**20)
-        missing = [name for name in COLUMNS if name not in file.schema_arrow.names]
+        missing = [name for name in PAIR_COLUMNS if name not in file.schema_arrow.names]
         if missing:
-            raise _Refused(f"the Parquet file lacks {', '.join(missing)}: its columns must be {', '.join(COLUMNS)}")
+            raise _ParquetRefused(
+                f"the Parquet file lacks {', '.join(missing)}: its columns must be {', '.join(PAIR_COLUMNS)}"
+            )
         # one row at a time: a dictionary of few large values may stand for many rows
-        batches = file.iter_batches(batch_size=1, columns=list(COLUMNS), use_threads=False)
+        batches = file.iter_batches(batch_size=1, columns=list(PAIR_COLUMNS), use_threads=False)
         for number, batch in enumerate(batches, 1):
             (row,) = batch.to_pylist()
             if not isinstance(row["prompt"], str):
-                raise _Refused("a prompt is text", number, "prompt")
-            yield {"prompt": row["prompt"], **{side: _text(row[side], number, side) for side in COLUMNS[1:]}}
-    except _Refused:
+                raise _ParquetRefused("a prompt is text", number, "prompt")
+            yield {
+                "prompt": row["prompt"],
+                **{side: _image_base64(row[side], number, side) for side in PAIR_COLUMNS[1:]},
+            }
+    except _ParquetRefused:
         raise
     except Exception as error:  # pyarrow raises anything on damaged files: its own errors, OSError, MemoryError …
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise _Refused(f"the Parquet file cannot be read: {reason}") from None
+        raise _ParquetRefused(f"the Parquet file cannot be read: {reason}") from None
 
 
-def _text(value: Any, row: int, side: str) -> str:
-    """An image's bytes in base64. Raises _Refused for what only says where they are."""
+def _image_base64(value: Any, row: int, side: str) -> str:
+    """An image's bytes in base64. Raises _ParquetRefused for what only says where they are."""
     if isinstance(value, dict):
         value = value.get("bytes")
     if not isinstance(value, bytes):
-        raise _Refused("this is no image: binary is, or a struct with bytes; nothing is fetched", row, side)
+        raise _ParquetRefused("this is no image: binary is, or a struct with bytes; nothing is fetched", row, side)
     if len(value) > MAX_IMAGE_BYTES:
-        raise _Refused(f"an image of {len(value)} bytes; at most {MAX_IMAGE_BYTES} are taken", row, side)
+        raise _ParquetRefused(f"an image of {len(value)} bytes; at most {MAX_IMAGE_BYTES} are taken", row, side)
     return base64.b64encode(value).decode()
 
 

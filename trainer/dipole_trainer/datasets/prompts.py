@@ -14,18 +14,18 @@ from typing import Any, BinaryIO, TypeVar
 from pydantic import ValidationError
 
 from dipole.errors import InvalidInput, TooLarge
-from dipole.protocol.problems import field_path
+from dipole.protocol.validation import first_error
 from dipole_trainer.spec import PromptSpec
 
 MAX_LINE_BYTES = 2**20
 MAX_LINES = 1_000_000
 UNSTORABLE = "NUL characters, and numbers that are not finite, cannot be stored"
 
-Line = TypeVar("Line", bound=PromptSpec)
+LineT = TypeVar("LineT", bound=PromptSpec)
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckedFile:
     """What a whole, correct file is."""
 
     bytes: int
@@ -33,55 +33,57 @@ class Checked:
     sha256: str
 
 
-def read(source: BinaryIO, *, field: str) -> Iterator[PromptSpec]:
+def read_prompts(source: BinaryIO, *, field: str) -> Iterator[PromptSpec]:
     """The prompts of a file. Raises InvalidInput that names the first broken line."""
-    for number, line in lines(source, field):
-        yield parse(PromptSpec, line, number, field)
+    for number, line in numbered_lines(source, field):
+        yield parse_line(PromptSpec, line, number, field)
 
 
-def check(source: BinaryIO, target: BinaryIO, *, field: str) -> Checked:
+def check_prompts_file(source: BinaryIO, target: BinaryIO, *, field: str) -> CheckedFile:
     """Copy a file to `target`, checking it on the way. Raises InvalidInput that names the first broken line."""
-    checked = copy(source, target, lambda number, line: parse(PromptSpec, line, number, field), field=field)
+    checked = copy_checked_lines(
+        source, target, lambda number, line: parse_line(PromptSpec, line, number, field), field=field
+    )
     if checked.lines == 0:
         raise InvalidInput(f"{field} holds no prompts: write one JSON object with a `prompt` on each line", field=field)
     return checked
 
 
-def copy(
+def copy_checked_lines(
     source: BinaryIO,
     target: BinaryIO,
-    look: Callable[[int, bytes], object],
+    check_line: Callable[[int, bytes], object],
     *,
     field: str,
     max_line_bytes: int = MAX_LINE_BYTES,
-) -> Checked:
+) -> CheckedFile:
     """Copy byte for byte, with a look at each line that is not empty; what the look raises ends it."""
     digest, size, count = hashlib.sha256(), 0, 0
-    for number, line in lines(source, field, max_line_bytes, empty=True):
+    for number, line in numbered_lines(source, field, max_line_bytes, empty=True):
         digest.update(line)
         size += target.write(line)
         if line.strip():
-            look(number, line)
+            check_line(number, line)
             count += 1
-    return Checked(bytes=size, lines=count, sha256=digest.hexdigest())
+    return CheckedFile(bytes=size, lines=count, sha256=digest.hexdigest())
 
 
-def dump(prompts: Iterable[PromptSpec]) -> bytes:
+def dump_prompts(prompts: Iterable[PromptSpec]) -> bytes:
     return b"".join(prompt.model_dump_json(exclude_none=True).encode() + b"\n" for prompt in prompts)
 
 
-def storable(value: Any) -> bool:
+def is_storable(value: Any) -> bool:
     """Whether any database can hold a JSON value: PostgreSQL has no place for NUL, JSON none for NaN."""
     if isinstance(value, str):
         return "\x00" not in value
     if isinstance(value, float):
         return math.isfinite(value)
     if isinstance(value, dict):
-        return all(storable(key) and storable(each) for key, each in value.items())
-    return not isinstance(value, list | tuple) or all(storable(each) for each in value)
+        return all(is_storable(key) and is_storable(each) for key, each in value.items())
+    return not isinstance(value, list | tuple) or all(is_storable(each) for each in value)
 
 
-def lines(
+def numbered_lines(
     source: BinaryIO, field: str, max_bytes: int = MAX_LINE_BYTES, *, empty: bool = False
 ) -> Iterator[tuple[int, bytes]]:
     """Lines with their numbers, from 1. Raises TooLarge before a line beyond `max_bytes` is read to its end."""
@@ -96,15 +98,12 @@ def lines(
             yield number, line
 
 
-def parse(kind: type[Line], line: bytes, number: int, field: str) -> Line:
+def parse_line(kind: type[LineT], line: bytes, number: int, field: str) -> LineT:
     """A line as a `kind`. Raises InvalidInput that names it and what is wrong there."""
     try:
         found = kind.model_validate_json(line)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = field_path(first["loc"])
-        reason = f"{where}: {first['msg']}" if where else first["msg"]
-        raise InvalidInput(f"line {number}: {reason}", field=f"{field}[{number}]") from error
-    if not storable(found.model_dump(include={"prompt", "metadata"})):
+        raise InvalidInput(f"line {number}: {first_error(error).sentence}", field=f"{field}[{number}]") from error
+    if not is_storable(found.model_dump(include={"prompt", "metadata"})):
         raise InvalidInput(f"line {number}: {UNSTORABLE}", field=f"{field}[{number}]")
     return found

@@ -1,4 +1,5 @@
-"""What `record_candidates` keeps of a job, for others to train on: its words here, its numbers in recorder.py.
+"""What `record_candidates` keeps of a job, for others to train on: its words here, its numbers in
+candidate_recorder.py.
 
     candidates/step-N.safetensors     N as in the ledger's group ids, from 0
       tensors `INDEX` (R, c, h, w)    the ranked latents of the window's prompt of that index
@@ -9,27 +10,32 @@ A safetensors file begins with its metadata, so the API checks a replay against 
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import BinaryIO
 
 from pydantic import ValidationError
 
 from dipole.errors import InvalidInput
 from dipole_trainer.ranking.groups import RewardResult
-from dipole_trainer.spec import MethodSpec, PromptSpec, RewardSpec, Spec, TrainSpec
+from dipole_trainer.spec import MethodSpec, PromptSpec, RewardSpec, SpecModel, TrainSpec
+from dipole_trainer.weights import safetensors_header
 
-METADATA = "recorded"
-NEEDS = "only a job with record_candidates can be replayed"
-FITTED = ("model", "revision", "resolution", "candidates", "prompts_per_step", "seed")  # what noises are drawn from
-OWN_DRAWS = {"grpo": "sigma", "pso": "std"}  # methods that need samples drawn their own way, and what says which way
-_NAME = re.compile(r"step-(\d+)\.safetensors")
-_MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own bound
+METADATA_KEY = "recorded"
+NEEDS_RECORDING = "only a job with record_candidates can be replayed"
+MATCHED_FIELDS = (
+    "model",
+    "revision",
+    "resolution",
+    "candidates",
+    "prompts_per_step",
+    "seed",
+)  # what noises are drawn from
 
 
-class RecordedJob(Spec):
-    """What a replay must share with the job (FITTED), how it drew its candidates and how it combined its rewards."""
+class RecordedJob(SpecModel):
+    """What a replay must share with the job (MATCHED_FIELDS), how it drew its candidates and how it combined its
+    rewards.
+    """
 
     model: str
     revision: str | None
@@ -41,7 +47,7 @@ class RecordedJob(Spec):
     rewards: tuple[RewardSpec, ...]
 
 
-class RecordedGroup(Spec):
+class RecordedGroup(SpecModel):
     """One group; `results` are every reward's answers for its R ranked samples, `seeds` those of its K noises."""
 
     index: int
@@ -50,7 +56,7 @@ class RecordedGroup(Spec):
     results: dict[str, RewardResult]
 
 
-class Recorded(Spec):
+class RecordedStep(SpecModel):
     """One step."""
 
     step: int
@@ -58,23 +64,11 @@ class Recorded(Spec):
     groups: tuple[RecordedGroup, ...]
 
 
-def name(step: int) -> str:
-    return f"step-{step}.safetensors"
-
-
-def in_order(names: Iterable[str]) -> list[str]:
-    """Those of the names that are steps, by number."""
-    found = {int(match[1]): each for each in names if (match := _NAME.fullmatch(each))}
-    return [found[step] for step in sorted(found)]
-
-
-def read(file: BinaryIO) -> Recorded:
+def read_recorded_step(file: BinaryIO) -> RecordedStep:
     """A step's metadata. Raises InvalidInput when they are damaged, or of another version."""
-    length = int.from_bytes(file.read(8), "little")
-    if length > _MAX_HEADER_BYTES:
-        raise InvalidInput("the recorded candidates are damaged: no safetensors file", field="replay_job")
     try:
-        return Recorded.model_validate_json(json.loads(file.read(length))["__metadata__"][METADATA])
+        header, _ = safetensors_header.read_header(file)
+        return RecordedStep.model_validate_json(header[safetensors_header.METADATA][METADATA_KEY])
     except (ValidationError, ValueError, KeyError, TypeError) as error:
         raise InvalidInput(
             f"the recorded candidates are damaged, or of another version: {str(error).splitlines()[0]}",
@@ -82,17 +76,16 @@ def read(file: BinaryIO) -> Recorded:
         ) from error
 
 
-def check_fit(spec: TrainSpec, job: RecordedJob) -> None:
+def check_replay_fits(spec: TrainSpec, job: RecordedJob) -> None:
     """Raise InvalidInput, with the field, where a replay's samples and the recorded ones would not belong together."""
-    for field in FITTED:
+    for field in MATCHED_FIELDS:
         recorded, asked = getattr(job, field), getattr(spec, field)
         if recorded != asked:
             raise InvalidInput(
                 f"{field} is {asked!r}, but the replayed job had {recorded!r}: its candidates fit no other", field=field
             )
-    kind = spec.method.type
-    if kind in OWN_DRAWS:
-        way = OWN_DRAWS[kind]
+    kind, way = spec.method.type, spec.method.settings.own_draws
+    if way is not None:
         if job.method.type != kind:
             raise InvalidInput(
                 f"method.type: {kind} trains on samples that it drew itself, and the replayed job's were drawn for "
@@ -105,7 +98,7 @@ def check_fit(spec: TrainSpec, job: RecordedJob) -> None:
             raise InvalidInput(f"{name} is {asked}, but the replayed job drew with {recorded}", field=name)
 
 
-def rewards(spec: TrainSpec, job: RecordedJob) -> Sequence[RewardSpec]:
+def rewards_of_replay(spec: TrainSpec, job: RecordedJob) -> Sequence[RewardSpec]:
     """How a replay combines what was recorded: its own `rewards`, or as the job did."""
     if not spec.rewards:
         return job.rewards

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 
 from dipole_trainer.compute import gpu
-from dipole_trainer.distributed.group import World
+from dipole_trainer.distributed.group import ProcessGroup
 
 
-def join(device: str | None = None) -> World:
-    """The world that this process was started in."""
+def current_group(device: str | None = None) -> ProcessGroup:
+    """The group of processes that this one was started in."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        from dipole_trainer.distributed.torch_group import Together
+        from dipole_trainer.distributed.torch_group import TorchProcessGroup
 
-        return Together(on_cpu=gpu.is_cpu_forced())
-    return World(device)
+        return TorchProcessGroup(on_cpu=gpu.is_cpu_forced())
+    return ProcessGroup(device)

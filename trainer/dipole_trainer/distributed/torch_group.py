@@ -21,174 +21,176 @@ from torch.nn import functional
 from torch.optim import Optimizer
 
 from dipole.errors import InvalidInput
-from dipole_trainer.distributed.failures import Over, ProcessLost, as_json, from_json
-from dipole_trainer.distributed.group import Heed, World
-from dipole_trainer.distributed.heartbeat import SILENCE_S, Pulse, connect
-from dipole_trainer.jsonable import plain
+from dipole_trainer.distributed.failures import PeerLost, RunEnded, exception_from_json, exception_to_json
+from dipole_trainer.distributed.group import ProcessGroup, StopCheck
+from dipole_trainer.distributed.heartbeat import SILENCE_TIMEOUT_S, HeartbeatThread, connect_store
+from dipole_trainer.jsonable import to_jsonable
 
-POLL = timedelta(seconds=0.5)  # how often a waiting process looks whether it should stop
-PATIENCE = timedelta(days=30)
+POLL_INTERVAL = timedelta(seconds=0.5)  # how often a waiting process looks whether it should stop
+COLLECTIVE_TIMEOUT = timedelta(days=30)
 
 
-class Together(World):
+class TorchProcessGroup(ProcessGroup):
     """A message is waited for as long as it takes, which may be days: a process may be held up by people's rankings, 7
     days for each, and the others wait for it. Tensors follow a message at once, so they keep torch's own time limits,
     which are minutes."""
 
-    def __init__(self, *, on_cpu: bool, silence_s: float = SILENCE_S) -> None:
+    def __init__(self, *, on_cpu: bool, silence_s: float = SILENCE_TIMEOUT_S) -> None:
         state = PartialState(cpu=on_cpu or not torch.cuda.is_available())
         super().__init__("cpu" if state.device.type == "cpu" else str(state.device))
         self.rank, self.size = state.process_index, state.num_processes
-        self._messages = distributed.new_group(backend="gloo", timeout=PATIENCE)
-        with self._reaching():
-            self._bells = connect()
-        self._pulse = Pulse(self.rank, self.size, silence_s=silence_s)
-        self._pulse.start()
+        self._messages = distributed.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        with self._peer_errors():
+            self._store = connect_store()
+        self._heartbeat = HeartbeatThread(self.rank, self.size, silence_s=silence_s)
+        self._heartbeat.start()
         self._run = 0  # number of this run: a bell is of one run
-        self._over = self._lost = self._waiting = False
-        self._stop: Exception | None = None  # what `heed` raised while this process waited
-        self._events: list[tuple[str, dict[str, Any]]] = []  # on rank 0 of the others, on the others not yet told
+        self._run_ended = self._peer_lost = self._pending_reports = False
+        self._stop: Exception | None = None  # what `check_stop` raised while this process waited
+        self._reports: list[tuple[str, dict[str, Any]]] = []  # on rank 0 of the others, on the others not yet told
 
     # ---- meeting ----------------------------------------------------------------------------------------------------
 
-    def exchange(self, message: Mapping[str, Any], heed: Heed = lambda: None) -> list[Mapping[str, Any]]:
-        return [said["message"] for said in self._meet({"message": message}, heed)]
+    def all_gather(self, message: Mapping[str, Any], check_stop: StopCheck = lambda: None) -> list[Mapping[str, Any]]:
+        return [said["message"] for said in self._barrier({"message": message}, check_stop)]
 
-    def retire(self) -> None:
-        while not self.leads:
-            self._meet({})
+    def release_followers(self) -> None:
+        while not self.is_main:
+            self._barrier({})
 
-    def leave(self, problem: Exception | None = None) -> None:
-        if self._lost:
+    def leave_run(self, problem: Exception | None = None) -> None:
+        if self._peer_lost:
             return
-        said: dict[str, Any] = {"over": self.leads, **({"problem": as_json(problem)} if problem else {})}
-        if not self._over and (self.leads or problem):
-            self._ring()
-        while not self._over:
-            self._gather(said)
-        self._over = False
+        said: dict[str, Any] = {"over": self.is_main, **({"problem": exception_to_json(problem)} if problem else {})}
+        if not self._run_ended and (self.is_main or problem):
+            self._signal_stop()
+        while not self._run_ended:
+            self._all_gather_json(said)
+        self._run_ended = False
 
     def close(self) -> None:
-        self._pulse.stop()
+        self._heartbeat.stop()
         distributed.destroy_process_group()
 
-    def heed(self) -> None:
-        if self._waiting:  # it is where all meet already
+    def check_stop(self) -> None:
+        if self._pending_reports:  # it is where all meet already
             return
         if self._stop is not None:
             raise self._stop
-        with self._reaching():
-            rung = self._bells.check([self._bell])
+        with self._peer_errors():
+            rung = self._store.check([self._stop_key])
         if rung:
-            self._meet({"heard": True})
+            self._barrier({"heard": True})
             raise AssertionError("whoever rings leaves")
 
-    def _meet(self, said: Mapping[str, Any], heed: Heed = lambda: None) -> list[dict[str, Any]]:
+    def _barrier(self, message: Mapping[str, Any], check_stop: StopCheck = lambda: None) -> list[dict[str, Any]]:
         """What everybody says, where all go on; raises the same on all where somebody does not."""
-        told = self._gather(said, heed)
-        if self._over:
-            raise Over
+        told = self._all_gather_json(message, check_stop)
+        if self._run_ended:
+            raise RunEnded
         for rank, each in enumerate(told):
             if "problem" in each:
-                raise from_json(each["problem"], f"process {rank} of {self.size}")
+                raise exception_from_json(each["problem"], f"process {rank} of {self.size}")
         if any("heard" in each for each in told):  # rank 0 rang while it waited here: it leaves, and tells then
-            raise self._stop or Over()
+            raise self._stop or RunEnded()
         return told
 
-    def _gather(self, said: Mapping[str, Any], heed: Heed = lambda: None) -> list[dict[str, Any]]:
-        own = [] if self.leads else self._events
-        text = torch.frombuffer(bytearray(json.dumps({**said, "events": own}).encode()), dtype=torch.uint8)
+    def _all_gather_json(
+        self, message: Mapping[str, Any], check_stop: StopCheck = lambda: None
+    ) -> list[dict[str, Any]]:
+        own = [] if self.is_main else self._reports
+        text = torch.frombuffer(bytearray(json.dumps({**message, "events": own}).encode()), dtype=torch.uint8)
         lengths = [torch.zeros(1, dtype=torch.long) for _ in range(self.size)]
-        self._all_gather(lengths, torch.tensor([len(text)]), heed)
+        self._wait_all_gather(lengths, torch.tensor([len(text)]), check_stop)
         longest = max(int(length) for length in lengths)
         texts = [torch.zeros(longest, dtype=torch.uint8) for _ in range(self.size)]
-        self._all_gather(texts, functional.pad(text, (0, longest - len(text))), heed)
+        self._wait_all_gather(texts, functional.pad(text, (0, longest - len(text))), check_stop)
         told = [json.loads(each[: int(n)].numpy().tobytes()) for each, n in zip(texts, lengths, strict=True)]
         others = [(kind, data) for each in told for kind, data in each["events"]]
-        self._events = self._events + others if self.leads else []
+        self._reports = self._reports + others if self.is_main else []
         if told[0].get("over"):
-            self._over, self._stop, self._run, self._events = True, None, self._run + 1, []
+            self._run_ended, self._stop, self._run, self._reports = True, None, self._run + 1, []
         return told
 
-    def _all_gather(self, out: list[Tensor], tensor: Tensor, heed: Heed) -> None:
+    def _wait_all_gather(self, out: list[Tensor], tensor: Tensor, check_stop: StopCheck) -> None:
         """Wait, and look now and then whether the run should stop."""
-        with self._reaching():
+        with self._peer_errors():
             work = distributed.all_gather(out, tensor, group=self._messages, async_op=True)
             assert work is not None
             while True:
                 with suppress(RuntimeError):  # not yet; or a failure, which is raised below
-                    work.wait(POLL)
+                    work.wait(POLL_INTERVAL)
                 if work.is_completed():
                     break
-                self._waiting = True
+                self._pending_reports = True
                 try:
-                    heed()
+                    check_stop()
                 except Exception as error:
                     self._stop = self._stop or error
-                    self._ring()
+                    self._signal_stop()
                 finally:
-                    self._waiting = False
+                    self._pending_reports = False
             work.wait()
 
     # ---- the bell ---------------------------------------------------------------------------------------------------
 
     @property
-    def _bell(self) -> str:
+    def _stop_key(self) -> str:
         return f"dipole/run/{self._run}/bell"
 
-    def _ring(self) -> None:
+    def _signal_stop(self) -> None:
         """Call the others to where all meet."""
-        with self._reaching():
-            self._bells.set(self._bell, "rung")
+        with self._peer_errors():
+            self._store.set(self._stop_key, "rung")
 
     @contextmanager
-    def _reaching(self) -> Iterator[None]:
+    def _peer_errors(self) -> Iterator[None]:
         """Whatever torch.distributed raises means that somebody is gone."""
         try:
             yield
         except RuntimeError as error:
-            self._lost = True
-            raise ProcessLost(f"another process of this worker is gone: {error}") from error
+            self._peer_lost = True
+            raise PeerLost(f"another process of this worker is gone: {error}") from error
 
     # ---- events and tensors -----------------------------------------------------------------------------------------
 
-    def tell(self, kind: str, data: Mapping[str, Any]) -> None:
+    def report(self, kind: str, data: Mapping[str, Any]) -> None:
         """Not on rank 0: have it report an event, with the next message."""
-        self._events.append((kind, plain(data)))
+        self._reports.append((kind, to_jsonable(data)))
 
-    def events(self) -> list[tuple[str, dict[str, Any]]]:
-        taken, self._events = self._events, []
+    def take_reports(self) -> list[tuple[str, dict[str, Any]]]:
+        taken, self._reports = self._reports, []
         return taken
 
-    def sum_(self, tensors: Sequence[Tensor]) -> None:
-        with self._reaching():
+    def all_reduce_(self, tensors: Sequence[Tensor]) -> None:
+        with self._peer_errors():
             works = [distributed.all_reduce(tensor, async_op=True) for tensor in tensors]
             for work in works:
                 assert work is not None
                 work.wait()
 
-    def align(self, optimizer: Optimizer, *, step: int, base: str) -> int:
+    def broadcast_state(self, optimizer: Optimizer, *, step: int, base: str) -> int:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {
             index: {name: list(torch.as_tensor(value).shape) for name, value in values.items()}
             for index, values in optimizer.state_dict()["state"].items()
         }
-        told = self.exchange({"step": step, "base": base, "state": state})
+        told = self.all_gather({"step": step, "base": base, "state": state})
         if any(each["base"] != base for each in told):
             raise InvalidInput("the model's weights are not the same on every machine: copy one over", field="model")
-        if not self.leads:
+        if not self.is_main:
             empty = {
                 int(index): {name: torch.zeros(shape) for name, shape in shapes.items()}
                 for index, shapes in told[0]["state"].items()
             }
             optimizer.load_state_dict({**optimizer.state_dict(), "state": empty})
         moments = [value for parameter in parameters for value in optimizer.state[parameter].values()]
-        self._broadcast([parameter.data for parameter in parameters] + moments)
+        self._broadcast_tensors([parameter.data for parameter in parameters] + moments)
         return int(told[0]["step"])
 
-    def _broadcast(self, tensors: Sequence[Tensor]) -> None:
+    def _broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:
         """Rank 0's values for everybody, in place; AdamW keeps its counters on the CPU, which nccl does not reach."""
-        with self._reaching():
+        with self._peer_errors():
             for tensor in tensors:
                 there = tensor.to(self.device)
                 distributed.broadcast(there, 0)

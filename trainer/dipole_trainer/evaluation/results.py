@@ -12,9 +12,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dipole_trainer.storage import job_layout
+
 
 @dataclass(frozen=True)
-class Scored:
+class ScoredPrompt:
     """One prompt's images under evaluation. `scores` holds rewards by name and their sub-scores as `reward.part`."""
 
     prompt: str
@@ -24,39 +26,41 @@ class Scored:
     vendi: float | None = None  # how many different images these are in φ, 1 to K; None for a single image
 
 
-def write(folder: Path, step: int, scored: Sequence[Scored], figures: Mapping[str, Any]) -> Path:
-    """`evaluation/step-N.json`: the figures and every score behind them."""
-    folder.mkdir(parents=True, exist_ok=True)
-    path, temporary = folder / f"step-{step}.json", folder / f".step-{step}.partial"
+def write_results(workdir: Path, step: int, scored: Sequence[ScoredPrompt], figures: Mapping[str, Any]) -> Path:
+    """The figures and every score behind them, whole or not at all; the file's path."""
+    path = workdir / job_layout.evaluation_file(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.stem}.partial")
     temporary.write_text(
         json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1, allow_nan=False)
     )
-    temporary.replace(path)  # whole or not at all: its existence says that this step was evaluated
+    temporary.replace(path)  # its existence says that this step was evaluated
     return path
 
 
-def read(path: Path) -> list[Scored]:
-    return [Scored(**item) for item in json.loads(path.read_text())["prompts"]]
+def read_results(path: Path) -> list[ScoredPrompt]:
+    return [ScoredPrompt(**item) for item in json.loads(path.read_text())["prompts"]]
 
 
 def read_figures(path: Path) -> dict[str, Any]:
-    """What `write` was given beside the scores."""
+    """What `write_results` was given beside the scores."""
     return {name: value for name, value in json.loads(path.read_text()).items() if name not in ("step", "prompts")}
 
 
-def forget_after(workdir: Path, step: int) -> None:
+def remove_results_after(workdir: Path, step: int) -> None:
     """Remove evaluations and samples of later steps: a run that resumes before them will make its own."""
-    for path in [*workdir.glob("evaluation/step-*.json"), *workdir.glob("samples/step-*.png")]:
-        if int(path.stem.removeprefix("step-")) > step:
-            path.unlink()
+    for folder in (job_layout.EVALUATION_FOLDER, job_layout.SAMPLES_FOLDER):
+        for path in (workdir / folder).glob("*"):
+            if (later := job_layout.step_of_file(path.name)) is not None and later > step:
+                path.unlink()
 
 
-def write_sheet(folder: Path, step: int, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Path:
-    """`samples/step-N.png`, one row a prompt and one column a noise, and `samples/prompts.json` naming the rows."""
-    folder.mkdir(parents=True, exist_ok=True)
+def write_sample_sheet(workdir: Path, step: int, images: Sequence[NDArray[np.uint8]], prompts: Sequence[str]) -> Path:
+    """The images as one, a row a prompt and a column a noise, and beside it which prompt each row is of; its path."""
+    path = workdir / job_layout.samples_file(step)
+    path.parent.mkdir(parents=True, exist_ok=True)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
-    path = folder / f"step-{step}.png"
     Image.fromarray(sheet).save(path)
     cell = {"width": images[0].shape[2], "height": images[0].shape[1], "prompts": list(prompts[: len(images)])}
-    (folder / "prompts.json").write_text(json.dumps(cell))
+    (workdir / job_layout.sample_prompts_file()).write_text(json.dumps(cell))
     return path

@@ -9,7 +9,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,98 +17,105 @@ import numpy as np
 from numpy.typing import NDArray
 
 from dipole.errors import InvalidInput
-from dipole.protocol import images
-from dipole_trainer.compute.micro_batches import Chunks
-from dipole_trainer.distributed.group import Heed, World
+from dipole.protocol import images, job_events
+from dipole.protocol.job_events import OnEvent
+from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
-from dipole_trainer.features import Features
+from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage import job_layout
 
-OnEvent = Callable[[str, dict[str, Any]], None]
-PROGRESS_EVERY = 8  # evaluated prompts between two events
+PROGRESS_EVERY_PROMPTS = 8  # evaluated prompts between two events
 
 
-class Evaluations:
+class EvaluationSchedule:
     """Before the first step, after the last, and every `evaluation.every` between; never twice for one step."""
 
     def __init__(
         self,
         spec: TrainSpec,
         generator: OneStepGenerator,
-        features: Features,
-        chunks: Chunks,
-        rank: Ranker,
+        features: FeatureExtractor,
+        micro_batches: MicroBatches,
+        ranker: Ranker,
         on_event: OnEvent,
         workdir: Path,
         job_id: str,
     ) -> None:
-        self.spec, self.generator, self.features, self.chunks, self.rank = spec, generator, features, chunks, rank
+        self.spec, self.generator, self.features, self.micro_batches, self.ranker = (
+            spec,
+            generator,
+            features,
+            micro_batches,
+            ranker,
+        )
         self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
 
-    def resume(self, step: int) -> None:
+    def forget_after(self, step: int) -> None:
         """Forget what later steps left: a run that goes on from `step` will make its own.
 
         Whoever died after writing this step's evaluation may not have said so: it is said again.
         """
-        results.forget_after(self.workdir, step)
-        if self._path(step).is_file():
-            self._say(step, results.read_figures(self._path(step)))
+        results.remove_results_after(self.workdir, step)
+        if self._results_path(step).is_file():
+            self._report_evaluation(step, results.read_figures(self._results_path(step)))
 
-    def scheduled(self, step: int) -> bool:
+    def is_scheduled(self, step: int) -> bool:
         knobs = self.spec.evaluation
         here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
         return bool(here and knobs.prompts)
 
-    def due(self, step: int) -> bool:
+    def is_due(self, step: int) -> bool:
         """Whether it is still to be evaluated: files tell, which rank 0 alone has."""
-        return self.scheduled(step) and not self._path(step).is_file()
+        return self.is_scheduled(step) and not self._results_path(step).is_file()
 
-    def run(self, step: int, heed: Heed, world: World) -> None:
-        """Evaluate the present weights, write what was found, and say it. `heed` may end it by what it raises."""
+    def evaluate_step(self, step: int, check_stop: StopCheck, processes: ProcessGroup) -> None:
+        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises."""
         began = time.monotonic()
-        scored, sheet = scoring.evaluate(
+        scored, sheet = scoring.score_prompts(
             self.spec.evaluation,
             self.generator,
             self.features,
-            self.rank,
+            self.ranker,
             step=step,
             job_id=self.job_id,
-            chunks=self.chunks,
-            mine=world.mine,
-            on_progress=lambda count, total: self._progress(step, count, total, world),
-            heed=heed,
+            micro_batches=self.micro_batches,
+            is_ours=processes.owns,
+            on_progress=lambda count, total: self._report_progress(step, count, total, processes),
+            check_stop=check_stop,
         )
-        if world.size > 1:
-            scored, sheet = _gathered(scored, sheet, heed, world)
-        if not world.leads:
+        if processes.size > 1:
+            scored, sheet = _gather_results(scored, sheet, check_stop, processes)
+        if not processes.is_main:
             return
-        for kind, told in world.events():
+        for kind, told in processes.take_reports():
             self.on_event(kind, told)
-        before = results.read(self._path(0)) if step else None
-        found = statistics.summary(scored, before)
-        results.write_sheet(self.workdir / "samples", step, sheet, [item.prompt for item in scored])
-        results.write(self.workdir / "evaluation", step, scored, found)
-        self._say(step, {**found, "seconds": time.monotonic() - began})
+        before = results.read_results(self._results_path(0)) if step else None
+        found = statistics.summarize_scores(scored, before)
+        results.write_sample_sheet(self.workdir, step, sheet, [item.prompt for item in scored])
+        results.write_results(self.workdir, step, scored, found)
+        self._report_evaluation(step, {**found, "seconds": time.monotonic() - began})
 
-    def _say(self, step: int, found: Mapping[str, Any]) -> None:
-        name = str(self._path(step).relative_to(self.workdir))
-        self.on_event("samples", {"step": step, "path": f"samples/step-{step}.png"})
-        self.on_event("evaluation", {"step": step, "path": name, **found})
-        self._warn_of_hacking(step, found)
+    def _report_evaluation(self, step: int, found: Mapping[str, Any]) -> None:
+        job_events.SamplesWritten(step=step, path=job_layout.samples_file(step)).report(self.on_event)
+        evaluated = job_events.EvaluationFinished(step=step, path=job_layout.evaluation_file(step), figures=found)
+        evaluated.report(self.on_event)
+        self._warn_of_reward_hacking(step, found)
         if step == 0:
             self._check_best_by(found["scores"])
-        if (best := self.best()) is not None and best[0] == step:
-            self.on_event("best", {"step": step, "score": best[1], "value": best[2]})
+        if (best := self.best_step()) is not None and best[0] == step:
+            job_events.BestStepFound(step=step, score=best[1], value=best[2]).report(self.on_event)
 
-    def best(self) -> tuple[int, str, float] | None:
+    def best_step(self) -> tuple[int, str, float] | None:
         """(step, score's name, its mean) of the best evaluation after training began; the earlier of equals."""
         found = {}
-        for path in self.workdir.glob("evaluation/step-*.json"):
-            if step := int(path.stem.removeprefix("step-")):
+        for path in (self.workdir / job_layout.EVALUATION_FOLDER).glob("*"):
+            if step := job_layout.step_of_file(path.name):
                 found[step] = json.loads(path.read_text())["scores"]
-        name = self._judge(found[min(found)]) if found else None
+        name = self._best_by_score(found[min(found)]) if found else None
         means = [(step, scores.get(name, {}).get("mean")) for step, scores in sorted(found.items())]
         known = [(step, mean) for step, mean in means if mean is not None]
         if name is None or not known:
@@ -116,7 +123,7 @@ class Evaluations:
         step, mean = max(known, key=lambda each: each[1])
         return step, name, mean
 
-    def _judge(self, scores: Mapping[str, Any]) -> str | None:
+    def _best_by_score(self, scores: Mapping[str, Any]) -> str | None:
         """The score that says which step is best: as asked, else a held-out reward's, else a trained one's."""
         by_weight = sorted(self.spec.rewards, key=lambda reward: reward.weight > 0)
         wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_weight]
@@ -131,37 +138,40 @@ class Evaluations:
         there = f"there are {', '.join(scores)}" if scores else "there are none: leave it out"
         raise InvalidInput(f"evaluation.best_by: no score is called {wanted!r}; {there}", field="evaluation.best_by")
 
-    def _path(self, step: int) -> Path:
-        return self.workdir / f"evaluation/step-{step}.json"
+    def _results_path(self, step: int) -> Path:
+        return self.workdir / job_layout.evaluation_file(step)
 
-    def _progress(self, step: int, count: int, total: int, world: World) -> None:
+    def _report_progress(self, step: int, count: int, total: int, processes: ProcessGroup) -> None:
         """As rank 0 is getting on: the others' shares are like its own."""
-        if world.leads and (count % PROGRESS_EVERY == 0 or count == total):
+        if processes.is_main and (count % PROGRESS_EVERY_PROMPTS == 0 or count == total):
             prompts = len(self.spec.evaluation.prompts)
-            done = min(count * world.size, prompts)
-            self.on_event("evaluating", {"step": step, "prompts_done": done, "prompts": prompts})
+            done = min(count * processes.size, prompts)
+            job_events.EvaluationProgress(step=step, prompts_done=done, prompts=prompts).report(self.on_event)
 
-    def _warn_of_hacking(self, step: int, found: Mapping[str, Any]) -> None:
+    def _warn_of_reward_hacking(self, step: int, found: Mapping[str, Any]) -> None:
         trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
         held_out = [reward.name for reward in self.spec.rewards if reward.weight == 0]
-        hacked = statistics.hacking(found, trained, held_out)
+        hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked:
-            self.on_event("reward_hacking", {"step": step, **hacked})
+            job_events.RewardHackingFound(step=step, figures=hacked).report(self.on_event)
 
 
-def _gathered(
-    scored: Sequence[results.Scored], sheet: Sequence[NDArray[np.uint8]], heed: Heed, world: World
-) -> tuple[list[results.Scored], list[NDArray[np.uint8]]]:
+def _gather_results(
+    scored: Sequence[results.ScoredPrompt],
+    sheet: Sequence[NDArray[np.uint8]],
+    check_stop: StopCheck,
+    processes: ProcessGroup,
+) -> tuple[list[results.ScoredPrompt], list[NDArray[np.uint8]]]:
     """Everybody's results and images in the order of the prompts, which `World.mine` deals out in turn."""
     mine = {
         "scored": [vars(item) for item in scored],
         "sheet": [[base64.b64encode(images.encode_png(image)).decode() for image in row] for row in sheet],
     }
-    told = world.exchange(mine, heed)
+    told = processes.all_gather(mine, check_stop)
 
-    def dealt(name: str) -> list[Any]:
+    def interleave(name: str) -> list[Any]:
         count = sum(len(each[name]) for each in told)
-        return [told[index % world.size][name][index // world.size] for index in range(count)]
+        return [told[index % processes.size][name][index // processes.size] for index in range(count)]
 
-    rows = [[images.decode(base64.b64decode(image), "image/png") for image in row] for row in dealt("sheet")]
-    return [results.Scored(**item) for item in dealt("scored")], [np.stack(row) for row in rows]
+    rows = [[images.decode_image(base64.b64decode(image), "image/png") for image in row] for row in interleave("sheet")]
+    return [results.ScoredPrompt(**item) for item in interleave("scored")], [np.stack(row) for row in rows]

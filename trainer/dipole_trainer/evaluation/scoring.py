@@ -13,110 +13,123 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
-from dipole_trainer.compute.micro_batches import Chunks
-from dipole_trainer.evaluation.results import Scored
-from dipole_trainer.features import Features, in_chunks
+from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.evaluation.results import ScoredPrompt
+from dipole_trainer.features import FeatureExtractor, extract_features
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import Group, RankedGroup, Ranker
-from dipole_trainer.seeds import seeds_for
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import EvalSpec
 
-BATCH = 32  # images drawn before the first of them are sent off
-IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
+MAX_BATCH_IMAGES = 32  # images drawn before the first of them are sent off
+MAX_GROUPS_IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
 SHEET_PROMPTS = 12
 
 
-def evaluate(
+def score_prompts(
     spec: EvalSpec,
     generator: OneStepGenerator,
-    features: Features,
-    rank: Ranker,
+    features: FeatureExtractor,
+    ranker: Ranker,
     *,
     step: int,
     job_id: str,
-    chunks: Chunks | None = None,
-    mine: Callable[[int], bool] = lambda index: True,
+    micro_batches: MicroBatches | None = None,
+    is_ours: Callable[[int], bool] = lambda index: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-    heed: Callable[[], None] = lambda: None,
-) -> tuple[list[Scored], list[NDArray[np.uint8]]]:
+    check_stop: Callable[[], None] = lambda: None,
+) -> tuple[list[ScoredPrompt], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
 
-    `chunks` says how many samples are worked on at once, at first BATCH where it is absent. `mine` says of a prompt's
-    index whether it is evaluated here. `heed` is called at least every second while answers are waited for; what it
-    raises ends the evaluation.
+    `micro_batches` says how many samples are worked on at once, at first MAX_BATCH_IMAGES where it is absent.
+    `is_ours` says of a prompt's index whether it is evaluated here. `check_stop` is called at least every second while
+    answers are waited for; what it raises ends the evaluation.
     """
-    chunks = chunks or Chunks(BATCH)
+    micro_batches = micro_batches or MicroBatches(MAX_BATCH_IMAGES)
     waiting: dict[str, tuple[int, float | None, float | None]] = {}
-    scored: dict[int, Scored] = {}
+    scored: dict[int, ScoredPrompt] = {}
     sheets: list[NDArray[np.uint8]] = []
-    indices = [index for index in range(len(spec.prompts)) if mine(index)]
+    indices = [index for index in range(len(spec.prompts)) if is_ours(index)]
 
-    def take(ranked: RankedGroup) -> None:
+    def take_answer(ranked: RankedGroup) -> None:
         index, *diversity = waiting.pop(ranked.group_id)
         prompt = spec.prompts[index]
-        scored[index] = Scored(prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flat(ranked), *diversity)
+        scored[index] = ScoredPrompt(
+            prompt.prompt, str((prompt.metadata or {}).get("tag", "")), _flatten_scores(ranked), *diversity
+        )
         on_progress(len(scored), len(indices))
 
-    for index, group, x in _draw(spec, generator, indices, step, job_id, chunks):
+    for index, group, x in _draw_groups(spec, generator, indices, step, job_id, micro_batches):
         with torch.no_grad():
-            phi = in_chunks(features, x, chunks, prompt=group.prompt, seeds=group.seeds)
-            waiting[group.id] = (index, spread(phi), vendi(phi))
-        rank.submit(group)
+            phi = extract_features(features, x, micro_batches, prompt=group.prompt, seeds=group.seeds)
+            waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
+        ranker.submit(group)
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
-        while len(waiting) >= IN_FLIGHT:
-            _collect(rank, take, heed)
+        while len(waiting) >= MAX_GROUPS_IN_FLIGHT:
+            _collect_answers(ranker, take_answer, check_stop)
     while waiting:
-        _collect(rank, take, heed)
+        _collect_answers(ranker, take_answer, check_stop)
     return [scored[index] for index in indices], sheets
 
 
 @torch.no_grad()
-def _draw(
-    spec: EvalSpec, generator: OneStepGenerator, indices: Sequence[int], step: int, job_id: str, chunks: Chunks
-) -> Iterator[tuple[int, Group, torch.Tensor]]:
+def _draw_groups(
+    spec: EvalSpec,
+    generator: OneStepGenerator,
+    indices: Sequence[int],
+    step: int,
+    job_id: str,
+    micro_batches: MicroBatches,
+) -> Iterator[tuple[int, CandidateGroup, torch.Tensor]]:
     """Each of these prompts' index, group and latents, generated several prompts at a time."""
     count = spec.images_per_prompt
-    together = max(1, BATCH // count)
+    together = max(1, MAX_BATCH_IMAGES // count)
     for first in range(0, len(indices), together):
         here = indices[first : first + together]
-        seeds = [seeds_for(spec.seed, "evaluation", index, count=count) for index in here]
-        noise = generator.noise([seed for drawn in seeds for seed in drawn])
+        seeds = [derive_seeds(spec.seed, "evaluation", index, count=count) for index in here]
+        noise = generator.draw_noise([seed for drawn in seeds for seed in drawn])
         texts = [spec.prompts[index].prompt for index in here for _ in range(count)]
-        latents, images = _sample(generator, noise, texts, chunks)
+        latents, images = _sample_images(generator, noise, texts, micro_batches)
         for i, index in enumerate(here):
             rows, prompt = slice(i * count, (i + 1) * count), spec.prompts[index]
             name = f"{job_id}.eval{step}.{index}"
-            yield index, Group(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]), latents[rows]
+            yield (
+                index,
+                CandidateGroup(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]),
+                latents[rows],
+            )
 
 
-def _sample(
-    generator: OneStepGenerator, noise: torch.Tensor, prompts: Sequence[str], chunks: Chunks
+def _sample_images(
+    generator: OneStepGenerator, noise: torch.Tensor, prompts: Sequence[str], micro_batches: MicroBatches
 ) -> tuple[torch.Tensor, NDArray[np.uint8]]:
     """Latents and images, as many at once as memory allows."""
 
-    def sample(rows: list[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+    def sample_rows(rows: list[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
         latents = generator(noise[rows], [prompts[row] for row in rows])
-        return latents, generator.decode(latents)
+        return latents, generator.decode_images(latents)
 
-    latents, images = zip(*chunks.over(range(len(noise)), sample), strict=True)
+    latents, images = zip(*micro_batches.map(range(len(noise)), sample_rows), strict=True)
     return torch.cat(latents), np.concatenate(images)
 
 
-def _collect(rank: Ranker, take: Callable[[RankedGroup], None], heed: Callable[[], None]) -> None:
-    heed()
-    ranked = rank.collect(timeout_s=1.0)
+def _collect_answers(
+    ranker: Ranker, take_answer: Callable[[RankedGroup], None], check_stop: Callable[[], None]
+) -> None:
+    check_stop()
+    ranked = ranker.collect(timeout_s=1.0)
     if ranked is not None:
-        take(ranked)
+        take_answer(ranked)
 
 
-def spread(phi: Mapping[str, torch.Tensor]) -> float | None:
+def mean_pairwise_distance(phi: Mapping[str, torch.Tensor]) -> float | None:
     """Mean distance between samples, averaged over keys; {key: (K, T, D)}. None for a single sample."""
     distances = [torch.pdist(value.flatten(1).float()).mean().item() for value in phi.values() if len(value) > 1]
     return float(np.mean(distances)) if distances else None
 
 
-def vendi(phi: Mapping[str, torch.Tensor]) -> float | None:
+def vendi_score(phi: Mapping[str, torch.Tensor]) -> float | None:
     """The Vendi score of K samples: exp of the entropy of the eigenvalues of kernel/K; {key: (K, T, D)}.
 
     K identical samples have 1, K mutually orthogonal ones K (Friedman and Dieng, arXiv 2210.02410). The kernel is the
@@ -131,7 +144,7 @@ def vendi(phi: Mapping[str, torch.Tensor]) -> float | None:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def _flat(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
+def _flatten_scores(ranked: RankedGroup) -> dict[str, Sequence[float | None]]:
     """Scores and sub-scores by name; ranks alone are left out, as they compare with no other evaluation's."""
     return {
         name: values

@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 from scipy import stats
 
-from dipole_trainer.evaluation.results import Scored
+from dipole_trainer.evaluation.results import ScoredPrompt
 
-DIVERSITIES = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: Scored's field
-SURE_PROMPTS = 6  # with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be
-NARROWER = 0.05
+DIVERSITY_FIELDS = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: ScoredPrompt's field
+# with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be
+MIN_PROMPTS_FOR_SIGNIFICANCE = 6
+MIN_DIVERSITY_DROP = 0.05
 
 
 @dataclass(frozen=True)
@@ -29,11 +30,11 @@ class Estimate:
     high: float | None
     prompts: int
 
-    def json(self) -> dict[str, float | int | None]:
+    def to_json(self) -> dict[str, float | int | None]:
         return {"mean": self.mean, "low": self.low, "high": self.high, "prompts": self.prompts}
 
 
-def estimate(values: Sequence[float]) -> Estimate | None:
+def estimate_mean(values: Sequence[float]) -> Estimate | None:
     """Mean of one value a prompt; the interval is Student's, over prompts."""
     finite = np.array([value for value in values if math.isfinite(value)])
     if not finite.size:
@@ -45,12 +46,14 @@ def estimate(values: Sequence[float]) -> Estimate | None:
     return Estimate(mean, mean - half, mean + half, count)
 
 
-def prompt_means(scored: Sequence[Scored], name: str) -> list[float]:
+def mean_score_per_prompt(scored: Sequence[ScoredPrompt], name: str) -> list[float]:
     """One value a prompt: the mean over its images that have a score, NaN where none has."""
-    return [_mean([value for value in item.scores.get(name, ()) if value is not None]) for item in scored]
+    return [_mean_or_nan([value for value in item.scores.get(name, ()) if value is not None]) for item in scored]
 
 
-def paired(scored: Sequence[Scored], base: Sequence[Scored], name: str) -> list[list[tuple[float, float]]]:
+def pair_scores(
+    scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt], name: str
+) -> list[list[tuple[float, float]]]:
     """For each prompt, the score and the base's on the same noise, of the noises on which both have one."""
     return [
         [
@@ -62,89 +65,102 @@ def paired(scored: Sequence[Scored], base: Sequence[Scored], name: str) -> list[
     ]
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean_or_nan(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def summary(scored: Sequence[Scored], base: Sequence[Scored] | None) -> dict[str, Any]:
+def summarize_scores(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None) -> dict[str, Any]:
     """Means with intervals per score, category and diversity, paired differences to the base's, and win rates."""
     names = sorted({name for item in scored for name in item.scores})
     tags = sorted({item.tag for item in scored if item.tag})
     rows = {tag: [i for i, item in enumerate(scored) if item.tag == tag] for tag in tags}
     figures: dict[str, Any] = {
-        "scores": {name: _score(scored, base, name) for name in names},
+        "scores": {name: _summarize_score(scored, base, name) for name in names},
         "by_tag": {
-            tag: {name: _score([scored[i] for i in at], base and [base[i] for i in at], name) for name in names}
+            tag: {
+                name: _summarize_score([scored[i] for i in at], base and [base[i] for i in at], name) for name in names
+            }
             for tag, at in rows.items()
         },
-        "diversities": {called: _diversity(scored, base, field) for called, field in DIVERSITIES.items()},
+        "diversities": {
+            called: _summarize_diversity(scored, base, field) for called, field in DIVERSITY_FIELDS.items()
+        },
     }
-    now, before = (estimate(_field(each, "diversity")) if each else None for each in (scored, base))
+    now, before = (estimate_mean(_diversity_values(each, "diversity")) if each else None for each in (scored, base))
     figures["diversity"] = now.mean if now else None
     figures["diversity_ratio"] = now.mean / before.mean if now and before and before.mean else None
     return figures
 
 
-def _score(scored: Sequence[Scored], base: Sequence[Scored] | None, name: str) -> dict[str, Any]:
+def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None, name: str) -> dict[str, Any]:
     """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half."""
-    mean = estimate(prompt_means(scored, name))
+    mean = estimate_mean(mean_score_per_prompt(scored, name))
     each = max((len(values) for item in scored for values in item.scores.values()), default=0)
     count = sum(value is not None for item in scored for value in item.scores.get(name, ()))
-    figure: dict[str, Any] = {**(mean.json() if mean else {}), "scored": count, "images": each * len(scored)}
+    figure: dict[str, Any] = {**(mean.to_json() if mean else {}), "scored": count, "images": each * len(scored)}
     if base:
-        pairs = paired(scored, base, name)
-        difference = estimate([_mean([a - b for a, b in each]) for each in pairs])
-        rate = estimate([_mean([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
+        pairs = pair_scores(scored, base, name)
+        difference = estimate_mean([_mean_or_nan([a - b for a, b in each]) for each in pairs])
+        rate = estimate_mean([_mean_or_nan([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
         if difference and rate:
-            figure |= {"difference": difference.json(), "win_rate": _share(rate).json()}
+            figure |= {"difference": difference.to_json(), "win_rate": _clip_to_unit(rate).to_json()}
     return figure
 
 
-def _diversity(scored: Sequence[Scored], base: Sequence[Scored] | None, field: str) -> dict[str, Any]:
-    values = _field(scored, field)
-    mean = estimate(values)
-    change = estimate([a - b for a, b in zip(values, _field(base, field), strict=True)]) if base else None
-    return {**(mean.json() if mean else {}), **({"difference": change.json()} if change else {})}
+def _summarize_diversity(
+    scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None, field: str
+) -> dict[str, Any]:
+    values = _diversity_values(scored, field)
+    mean = estimate_mean(values)
+    change = (
+        estimate_mean([a - b for a, b in zip(values, _diversity_values(base, field), strict=True)]) if base else None
+    )
+    return {**(mean.to_json() if mean else {}), **({"difference": change.to_json()} if change else {})}
 
 
-def _share(rate: Estimate) -> Estimate:
+def _clip_to_unit(rate: Estimate) -> Estimate:
     """Student's interval knows no bounds; a share has them."""
     low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (rate.low, rate.high))
     return Estimate(rate.mean, low, high, rate.prompts)
 
 
-def _field(scored: Sequence[Scored], field: str) -> list[float]:
+def _diversity_values(scored: Sequence[ScoredPrompt], field: str) -> list[float]:
     return [math.nan if (value := getattr(item, field)) is None else value for item in scored]
 
 
-def sure(figure: Mapping[str, Any], middle: float = 0.0) -> int:
+def significant_sign(figure: Mapping[str, Any], middle: float = 0.0) -> int:
     """The sign of a difference (or of a win rate, around a half) whose interval leaves out the middle, else 0."""
-    if figure["low"] is None or figure["prompts"] < SURE_PROMPTS:
+    if figure["low"] is None or figure["prompts"] < MIN_PROMPTS_FOR_SIGNIFICANCE:
         return 0
     return int(figure["low"] > middle) - int(figure["high"] < middle)
 
 
-def hacking(
+def reward_hacking(
     figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
 ) -> dict[str, Any] | None:
     """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None.
 
-    Diversity must have lost NARROWER of what it was: images that come to show what was asked for are more alike.
-    """
+    Diversity must have lost MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more
+    alike."""
 
-    def moved(named: Mapping[str, Any], sign: int) -> dict[str, float]:
+    def moved_scores(named: Mapping[str, Any], sign: int) -> dict[str, float]:
         found = {name: figure.get("difference") for name, figure in named.items()}
-        return {name: each["mean"] for name, each in found.items() if each and sure(each) == sign}
+        return {name: each["mean"] for name, each in found.items() if each and significant_sign(each) == sign}
 
-    def scores(names: Sequence[str]) -> dict[str, Any]:
+    def named_scores(names: Sequence[str]) -> dict[str, Any]:
         return {name: figures["scores"].get(name, {}) for name in names}
 
     diversities = {
         f"diversity ({name})": each
         for name, each in figures.get("diversities", {}).items()
-        if (change := (each.get("difference") or {}).get("mean", 0.0)) <= -NARROWER * (each.get("mean", 0.0) - change)
+        if (change := (each.get("difference") or {}).get("mean", 0.0))
+        <= -MIN_DIVERSITY_DROP * (each.get("mean", 0.0) - change)
     }
-    risen, fallen, less = moved(scores(trained), 1), moved(scores(held_out), -1), moved(diversities, -1)
+    risen, fallen, less = (
+        moved_scores(named_scores(trained), 1),
+        moved_scores(named_scores(held_out), -1),
+        moved_scores(diversities, -1),
+    )
     if not risen or not (fallen or less):
         return None
     up, down, narrower = (

@@ -6,14 +6,14 @@ from pathlib import Path
 
 from transformers import CLIPVisionModel
 
-from dipole_trainer.features.vision_models import VisionFeatures, pretrained
+from dipole_trainer.features.vision_models import VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
-WEIGHTS = "openai/clip-vit-large-patch14"
+CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
 
 
-def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
+def load_clip_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
     kinds = ["clip", "clip_vision_model"]
-    model, prepare = pretrained(CLIPVisionModel, WEIGHTS, spec, generator, models_dir, kinds=kinds)
-    return VisionFeatures(model, model, prepare, generator.pixels, spec.keys, space="clip")
+    model, prepare = load_pretrained(CLIPVisionModel, CLIP_WEIGHTS, spec, generator, models_dir, kinds=kinds)
+    return VisionFeatures(model, model, prepare, generator.decode_pixels, spec.keys, space="clip")

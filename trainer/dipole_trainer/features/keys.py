@@ -7,7 +7,9 @@ from collections.abc import Iterable, Sequence
 from dipole.errors import InvalidInput
 
 
-def chosen(wanted: Sequence[str], known: Iterable[str], published: Sequence[str], *, space: str) -> tuple[str, ...]:
+def choose_keys(
+    wanted: Sequence[str], known: Iterable[str], published: Sequence[str], *, space: str
+) -> tuple[str, ...]:
     """The job's keys, or the published ones where it names none. Raises InvalidInput for one that is not `known`."""
     keys, known = tuple(wanted or published), list(known)
     for key in keys:

@@ -10,22 +10,25 @@ from pathlib import Path
 
 from torch import Tensor
 
-from dipole_trainer.features.keys import chosen
-from dipole_trainer.features.pooling import map_keys, pooled
+from dipole_trainer.features.keys import choose_keys
+from dipole_trainer.features.pooling import map_keys, pool_map
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
-WHOLE = "latents"
-POOLED = map_keys([WHOLE])
+WHOLE_KEY = "latents"
+POOLED_KEYS = map_keys([WHOLE_KEY])
 
 
-class Latents:
+class LatentFeatures:
     def __init__(self, wanted: Sequence[str] = ()) -> None:
-        self.keys = chosen(wanted, [WHOLE, *POOLED], [WHOLE], space="latents")
+        self.keys = choose_keys(wanted, [WHOLE_KEY, *POOLED_KEYS], [WHOLE_KEY], space="latents")
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        return {key: x.flatten(1)[:, None] if key == WHOLE else pooled(x, POOLED[key][1], key=key) for key in self.keys}
+        return {
+            key: x.flatten(1)[:, None] if key == WHOLE_KEY else pool_map(x, POOLED_KEYS[key][1], key=key)
+            for key in self.keys
+        }
 
 
-def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> Latents:
-    return Latents(spec.keys)
+def load_latent_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> LatentFeatures:
+    return LatentFeatures(spec.keys)

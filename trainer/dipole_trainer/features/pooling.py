@@ -18,16 +18,16 @@ STD_EPSILON = 1e-6  # published; under the root, so that the gradient at zero sp
 MAP_POOLS = {"mean": None, "std": None, "mean_2": 2, "std_2": 2, "mean_4": 4, "std_4": 4}  # side of the patches
 
 
-def mean(values: Tensor, dim: int) -> Tensor:
+def token_mean(values: Tensor, dim: int) -> Tensor:
     return values.mean(dim)
 
 
-def std(values: Tensor, dim: int) -> Tensor:
+def token_std(values: Tensor, dim: int) -> Tensor:
     """sqrt(Var + 1e-6), Var over all of them and not over all but one."""
     return (values.var(dim, correction=0) + STD_EPSILON).sqrt()
 
 
-STATISTICS = {"mean": mean, "std": std}
+STATISTICS = {"mean": token_mean, "std": token_std}
 
 
 def map_keys(names: Iterable[str]) -> dict[str, tuple[str, str]]:
@@ -35,7 +35,7 @@ def map_keys(names: Iterable[str]) -> dict[str, tuple[str, str]]:
     return {f"{name}_{pool}": (name, pool) for name in names for pool in MAP_POOLS}
 
 
-def pooled(grid: Tensor, pool: str, *, key: str) -> Tensor:
+def pool_map(grid: Tensor, pool: str, *, key: str) -> Tensor:
     """A map (K, C, h, w) as (K, T, C), by a name of MAP_POOLS. Raises InvalidInput where patches do not fill it."""
     statistic, side = STATISTICS[pool.partition("_")[0]], MAP_POOLS[pool]
     if side is None:
@@ -47,10 +47,10 @@ def pooled(grid: Tensor, pool: str, *, key: str) -> Tensor:
             f"{height}×{width}: leave that key out, or change the resolution",
             field="features.keys",
         )
-    return statistic(patches(grid, side), 2)
+    return statistic(cut_patches(grid, side), 2)
 
 
-def patches(grid: Tensor, side: int) -> Tensor:
+def cut_patches(grid: Tensor, side: int) -> Tensor:
     """(K, C, h, w) cut into squares: (K, T, side², C)."""
     k, channels, height, width = grid.shape
     cut = grid.reshape(k, channels, height // side, side, width // side, side)

@@ -18,26 +18,27 @@ from torch.nn import functional
 
 from dipole.errors import InvalidInput
 
-PROCESSOR = "preprocessor_config.json"
+PROCESSOR_FILE = "preprocessor_config.json"
 
 
-class Preparation:
+class ImagePreprocessor:
     def __init__(self, size: int, mean: Tensor, std: Tensor) -> None:
         """`mean` and `std` (3, 1, 1) of images from 0 to 1."""
         self.size, self.mean, self.std = size, mean, std
 
     @classmethod
-    def read(cls, folder: Path, *, device: torch.device) -> Preparation:
+    def from_folder(cls, folder: Path, *, device: torch.device) -> ImagePreprocessor:
         """From the model's `preprocessor_config.json`. Raises InvalidInput."""
         try:
-            config = json.loads((folder / PROCESSOR).read_text())
+            config = json.loads((folder / PROCESSOR_FILE).read_text())
             mean, std = (
                 torch.tensor(config[name], device=device).view(3, 1, 1) for name in ("image_mean", "image_std")
             )
-            return cls(_size(config), mean, std)
+            return cls(_processor_size(config), mean, std)
         except (ValueError, LookupError, TypeError, RuntimeError) as error:
             raise InvalidInput(
-                f"features.weights: {folder / PROCESSOR} does not say the image's size, mean and standard deviation: "
+                f"features.weights: {folder / PROCESSOR_FILE} does not say "
+                f"the image's size, mean and standard deviation: "
                 f"{error}",
                 field="features.weights",
             ) from None
@@ -50,7 +51,7 @@ class Preparation:
         return (images - self.mean) / self.std
 
 
-def _size(config: dict[str, Any]) -> int:
+def _processor_size(config: dict[str, Any]) -> int:
     """The side that the processor's images end with: its crop's where it crops, else its size's."""
     size: Any = config["crop_size"] if config.get("do_center_crop") else config["size"]
     if isinstance(size, dict):

@@ -16,43 +16,43 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from dipole_trainer.features.keys import chosen
+from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
-PUBLISHED = ("down_blocks.2", "mid_block", "up_blocks.0")
-SALT = 0x5DEECE66D5DEECE6  # changes both halves of a seed: the sample itself was drawn from the seed as it is
+PUBLISHED_BLOCKS = ("down_blocks.2", "mid_block", "up_blocks.0")
+NOISE_SALT = 0x5DEECE66D5DEECE6  # changes both halves of a seed: the sample itself was drawn from the seed as it is
 
-Hidden = Callable[[Tensor, int, str, Sequence[str]], dict[str, Tensor]]
+ExtractActivations = Callable[[Tensor, int, str, Sequence[str]], dict[str, Tensor]]
 
 
-class TeacherUnet:
-    def __init__(self, hidden: Hidden, blocks: Sequence[str], spec: FeaturesSpec) -> None:
-        """`hidden` is a generator's; `blocks` are the names that its U-Net has."""
-        self._hidden, self._spec = hidden, spec
-        self.keys = chosen(spec.keys, blocks, PUBLISHED, space="teacher_unet")
+class TeacherUnetFeatures:
+    def __init__(self, extract_activations: ExtractActivations, blocks: Sequence[str], spec: FeaturesSpec) -> None:
+        """`extract_activations` is a generator's; `blocks` are the names that its U-Net has."""
+        self._extract_activations, self._spec = extract_activations, spec
+        self.keys = choose_keys(spec.keys, blocks, PUBLISHED_BLOCKS, space="teacher_unet")
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        x_t = x + self._spec.noise * noise(x.shape[1:], seeds).to(x) if self._spec.noise else x
-        maps = self._hidden(x_t, self._spec.timestep, prompt, self.keys)
-        return {key: squares(maps[key], self._spec.pool).flatten(1)[:, None] for key in self.keys}
+        x_t = x + self._spec.noise * draw_noise(x.shape[1:], seeds).to(x) if self._spec.noise else x
+        maps = self._extract_activations(x_t, self._spec.timestep, prompt, self.keys)
+        return {key: average_squares(maps[key], self._spec.pool).flatten(1)[:, None] for key in self.keys}
 
 
-def noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
+def draw_noise(shape: Sequence[int], seeds: Sequence[int]) -> Tensor:
     """Unit normal ε (K, *shape), one draw a seed, the same on every device and in chunks of any size."""
-    draws = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed ^ SALT)) for seed in seeds]
+    draws = [torch.randn(tuple(shape), generator=torch.Generator().manual_seed(seed ^ NOISE_SALT)) for seed in seeds]
     return torch.stack(draws)
 
 
-def squares(grid: Tensor, side: int) -> Tensor:
+def average_squares(grid: Tensor, side: int) -> Tensor:
     """A map (K, C, h', w') averaged over side×side squares; one smaller than a square, as a whole."""
     if min(grid.shape[2:]) < side:
         return grid.mean((2, 3), keepdim=True)
     return functional.avg_pool2d(grid, side)
 
 
-def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TeacherUnet:
+def load_teacher_unet(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TeacherUnetFeatures:
     unet = generator.unet
     middle = ["mid_block"] if unet.mid_block is not None else []
     down, up = ([f"{side}.{i}" for i in range(len(getattr(unet, side)))] for side in ("down_blocks", "up_blocks"))
-    return TeacherUnet(generator.hidden, [*down, *middle, *up], spec)
+    return TeacherUnetFeatures(generator.extract_activations, [*down, *middle, *up], spec)

@@ -12,15 +12,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from dipole_trainer.features.keys import chosen
+from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
 SHAPE_CLASSES, COLOUR_CLASSES = 5, 7  # "empty" first
-KEYS = ("mean", "layout", "classes", "objects")
+TINY_KEYS = ("mean", "layout", "classes", "objects")
 
 
-class Residual(nn.Module):
+class TinyResidualBlock(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.body = nn.Sequential(
@@ -39,8 +39,9 @@ class TinyEncoder(nn.Module):
     def __init__(self, width: int = 64) -> None:
         super().__init__()
         self.trunk = nn.Sequential(
-            nn.Conv2d(4, width, 3, padding=1), Residual(width), nn.Conv2d(width, width, 3, stride=2, padding=1),
-            Residual(width), nn.Conv2d(width, width, 3, stride=2, padding=1), Residual(width), nn.SiLU(),
+            nn.Conv2d(4, width, 3, padding=1), TinyResidualBlock(width),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), TinyResidualBlock(width),
+            nn.Conv2d(width, width, 3, stride=2, padding=1), TinyResidualBlock(width), nn.SiLU(),
         )  # fmt: skip
         self.shape_head = nn.Linear(width, SHAPE_CLASSES)
         self.colour_head = nn.Linear(width, COLOUR_CLASSES)
@@ -77,7 +78,7 @@ class TinyFeatures:
 
     def __init__(self, encoder: TinyEncoder, wanted: Sequence[str] = ()) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
-        self.keys = chosen(wanted, KEYS, KEYS, space="tiny")
+        self.keys = choose_keys(wanted, TINY_KEYS, TINY_KEYS, space="tiny")
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         quadrants = self.encoder(x)  # (K, 4, 64)
@@ -93,5 +94,5 @@ class TinyFeatures:
         return {key: found[key] for key in self.keys}
 
 
-def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TinyFeatures:
+def load_tiny_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TinyFeatures:
     return TinyFeatures(TinyEncoder.load(TINY_TURBO / "encoder").to(generator.device), spec.keys)

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
 from dipole_trainer.features import pooling
-from dipole_trainer.features.keys import chosen
-from dipole_trainer.features.preprocessing import PROCESSOR, Preparation
+from dipole_trainer.features.keys import choose_keys
+from dipole_trainer.features.preprocessing import PROCESSOR_FILE, ImagePreprocessor
 from dipole_trainer.generators import activations
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import local_weights
 
-SAFE = "*.safetensors"
-PARTS: dict[str, Callable[[Tensor], Tensor]] = {  # of a layer's tokens (K, 1 + n, D), the class token first
-    "patch_mean": lambda tokens: pooling.mean(tokens[:, 1:], 1)[:, None],
-    "patch_std": lambda tokens: pooling.std(tokens[:, 1:], 1)[:, None],
+SAFETENSORS_PATTERN = "*.safetensors"
+TOKEN_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # of a layer's tokens (K, 1 + n, D), the class token first
+    "patch_mean": lambda tokens: pooling.token_mean(tokens[:, 1:], 1)[:, None],
+    "patch_std": lambda tokens: pooling.token_std(tokens[:, 1:], 1)[:, None],
     "cls": lambda tokens: tokens[:, :1],
 }
 
@@ -37,34 +37,36 @@ class VisionFeatures:
     def __init__(
         self,
         model: Any,
-        call: Callable[[Tensor], object],
-        prepare: Preparation,
-        pixels: Callable[[Tensor], Tensor],
+        run_model: Callable[[Tensor], object],
+        preprocess: ImagePreprocessor,
+        decode_pixels: Callable[[Tensor], Tensor],
         wanted: Sequence[str] = (),
         *,
         space: str,
     ) -> None:
-        """`call` runs the model on prepared images (K, 3, s, s); `pixels` decodes latents to images from 0 to 1."""
+        """`run_model` takes prepared images (K, 3, s, s); `decode_pixels` decodes latents to images from 0 to 1."""
         self.model = model.eval().requires_grad_(False)
-        self._call, self._prepare, self._pixels = call, prepare, pixels
+        self._run_model, self._preprocess, self._decode_pixels = run_model, preprocess, decode_pixels
         depth: int = model.config.num_hidden_layers
         stack = next(
             name for name, module in model.named_modules() if isinstance(module, nn.ModuleList) and len(module) == depth
         )
         known = {
-            f"layer{layer}_{part}": (f"{stack}.{layer - 1}", part) for layer in range(1, depth + 1) for part in PARTS
+            f"layer{layer}_{part}": (f"{stack}.{layer - 1}", part)
+            for layer in range(1, depth + 1)
+            for part in TOKEN_STATISTICS
         }
-        published = [f"layer{depth}_{part}" for part in PARTS]
-        self.keys = {key: known[key] for key in chosen(wanted, known, published, space=space)}
+        published = [f"layer{depth}_{part}" for part in TOKEN_STATISTICS]
+        self.keys = {key: known[key] for key in choose_keys(wanted, known, published, space=space)}
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        images = self._prepare(self._pixels(x))
+        images = self._preprocess(self._decode_pixels(x))
         layers = [layer for layer, _ in self.keys.values()]
-        tokens = activations.outputs(self.model, layers, lambda: self._call(images))
-        return {key: PARTS[part](tokens[layer]) for key, (layer, part) in self.keys.items()}
+        tokens = activations.capture_outputs(self.model, layers, lambda: self._run_model(images))
+        return {key: TOKEN_STATISTICS[part](tokens[layer]) for key, (layer, part) in self.keys.items()}
 
 
-def pretrained(
+def load_pretrained(
     model_class: Any,
     published: str,
     spec: FeaturesSpec,
@@ -72,19 +74,19 @@ def pretrained(
     models_dir: Path,
     *,
     kinds: Sequence[str],
-    files: str = SAFE,
-) -> tuple[Any, Preparation]:
+    files: str = SAFETENSORS_PATTERN,
+) -> tuple[Any, ImagePreprocessor]:
     """A transformers model in float32 on the generator's device, and how its images are prepared.
 
     `kinds` are the `model_type`s of its config that fit. Raises InvalidInput: transformers itself would fill weights
     that a file lacks with random numbers.
     """
-    folder = local_weights.locate(
+    folder = local_weights.locate_weights(
         spec.weights or published,
         models_dir,
         revision=spec.revision,
         field="features.weights",
-        files=["config.json", PROCESSOR, files],
+        files=["config.json", PROCESSOR_FILE, files],
     )
     kind = json.loads((folder / "config.json").read_text()).get("model_type")
     if kind not in kinds:
@@ -97,4 +99,4 @@ def pretrained(
             f"features.weights: {folder} lacks {len(absent)} of the model's weights, such as {min(map(str, absent))}",
             field="features.weights",
         )
-    return model.to(generator.device), Preparation.read(folder, device=generator.device)
+    return model.to(generator.device), ImagePreprocessor.from_folder(folder, device=generator.device)

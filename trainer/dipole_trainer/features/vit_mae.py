@@ -12,21 +12,27 @@ import torch
 from torch import Tensor
 from transformers import ViTMAEModel
 
-from dipole_trainer.features.vision_models import SAFE, VisionFeatures, pretrained
+from dipole_trainer.features.vision_models import SAFETENSORS_PATTERN, VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
-WEIGHTS = "facebook/vit-mae-base"
+VIT_MAE_WEIGHTS = "facebook/vit-mae-base"
 
 
-def load(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
-    model, prepare = pretrained(
-        ViTMAEModel, WEIGHTS, spec, generator, models_dir, kinds=["vit_mae"], files=f"{SAFE}|pytorch_model.bin"
+def load_vit_mae_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:
+    model, prepare = load_pretrained(
+        ViTMAEModel,
+        VIT_MAE_WEIGHTS,
+        spec,
+        generator,
+        models_dir,
+        kinds=["vit_mae"],
+        files=f"{SAFETENSORS_PATTERN}|pytorch_model.bin",
     )
     model.config.mask_ratio = 0.0
     order = torch.arange(model.embeddings.patch_embeddings.num_patches, device=generator.device).float()
 
-    def call(images: Tensor) -> object:
+    def run_model(images: Tensor) -> object:
         return model(images, noise=order.expand(len(images), -1))  # patches are sorted by it: each stays in its place
 
-    return VisionFeatures(model, call, prepare, generator.pixels, spec.keys, space="vit_mae")
+    return VisionFeatures(model, run_model, prepare, generator.decode_pixels, spec.keys, space="vit_mae")

@@ -12,11 +12,13 @@ from torch import Tensor
 
 from dipole.errors import InvalidInput
 
-WRAPPERS = ("state_dict", "model_state_dict")
+WRAPPER_KEYS = ("state_dict", "model_state_dict")
 
 
-def read(path: Path, *, field: str) -> dict[str, Tensor]:
-    """A .safetensors file, or a PyTorch file of tensors by name, bare or under one of WRAPPERS. Raises InvalidInput."""
+def read_weight_file(path: Path, *, field: str) -> dict[str, Tensor]:
+    """A .safetensors file, or a PyTorch file of tensors by name, bare or under one of WRAPPER_KEYS. Raises
+    InvalidInput.
+    """
     if path.suffix == ".safetensors":
         return load_file(path)
     try:
@@ -29,12 +31,12 @@ def read(path: Path, *, field: str) -> dict[str, Tensor]:
         ) from None
     except (RuntimeError, EOFError, ValueError) as error:
         raise InvalidInput(f"{field}: {path.name} is not a whole PyTorch file: {error}", field=field) from None
-    for wrapper in WRAPPERS:
+    for wrapper in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
     if not isinstance(content, dict) or not all(isinstance(value, Tensor) for value in content.values()):
         raise InvalidInput(
-            f"{field}: {path.name} holds no tensors by name, neither bare nor under {' or '.join(WRAPPERS)}",
+            f"{field}: {path.name} holds no tensors by name, neither bare nor under {' or '.join(WRAPPER_KEYS)}",
             field=field,
         )
     return content

@@ -1,4 +1,6 @@
-"""Generators: `build` loads the pipeline that a job's `model` names, as the class that its model_index.json names."""
+"""Generators: `build_generator` loads the pipeline that a job's `model` names, as the class that its model_index.json
+names.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +9,11 @@ from pathlib import Path
 from dipole_trainer.generators import pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import GeneratorSpec
 
 
-def build(spec: TrainSpec, *, models_dir: Path, device: str = "cpu") -> OneStepGenerator:
-    """Load the model of a job. Raises InvalidInput where it is not on this machine, or is no pipeline of ours."""
-    folder, kind = pipelines.find(spec, models_dir)
+def build_generator(spec: GeneratorSpec, *, models_dir: Path, device: str = "cpu") -> OneStepGenerator:
+    """Load a generator. Raises InvalidInput where it is not on this machine, or is no pipeline of ours."""
+    folder, kind = pipelines.find_pipeline(spec, models_dir)
     made = SdxlGenerator if kind == "sdxl" else OneStepGenerator
     return made.load(folder, spec, kind=kind, device=device)

@@ -10,15 +10,15 @@ from torch import Tensor, nn
 from dipole.errors import InvalidInput
 
 
-def outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object]) -> dict[str, Tensor]:
+def capture_outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object]) -> dict[str, Tensor]:
     """What the named sub-modules put out during `call`, the first of a tuple; with a graph where gradients are on."""
     found: dict[str, Tensor] = {}
 
-    def keep(name: str) -> Callable[[nn.Module, Any, Any], None]:
+    def make_hook(name: str) -> Callable[[nn.Module, Any, Any], None]:
         def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             found[name] = output[0] if isinstance(output, tuple) else output
             if len(found) == len(set(blocks)):
-                raise _Enough
+                raise _AllCaptured
 
         return hook
 
@@ -26,10 +26,10 @@ def outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object
     for name in blocks:
         if name not in known:
             raise InvalidInput(f"the network has no block {name!r}", field="features.keys")
-    handles = [known[name].register_forward_hook(keep(name)) for name in dict.fromkeys(blocks)]
+    handles = [known[name].register_forward_hook(make_hook(name)) for name in dict.fromkeys(blocks)]
     try:
         call()
-    except _Enough:
+    except _AllCaptured:
         return {name: found[name] for name in blocks}
     finally:
         for handle in handles:
@@ -38,5 +38,5 @@ def outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[], object
     raise InvalidInput(f"the network never calls its block {missing[0]!r}", field="features.keys")
 
 
-class _Enough(Exception):
+class _AllCaptured(Exception):
     """Every block has put something out."""

@@ -12,24 +12,24 @@ from dipole.errors import InvalidInput
 
 # With its layout optimisation inductor fuses what must not be fused: torch 2.13 on a CPU gives this U-Net's mid block a
 # gradient of nought, without a word.
-HOW: dict[str, Any] = {"options": {"layout_optimization": False}}
-TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
+COMPILE_OPTIONS: dict[str, Any] = {"options": {"layout_optimization": False}}
+GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
 def compile_unet(unet: nn.Module) -> None:
     """Compile the module's call in place; `forward` stays the plain one."""
     torch.compiler.reset()  # earlier generators' graphs count against the limit of graphs a function may have
-    unet.compile(**HOW)
+    unet.compile(**COMPILE_OPTIONS)
 
 
-def mark_batch(inputs: Sequence[Tensor | dict[str, Tensor]]) -> None:
+def mark_dynamic_batch(inputs: Sequence[Tensor | dict[str, Tensor]]) -> None:
     """Say that these tensors' first size varies: else each chunk's size is compiled for anew."""
     for value in inputs:
         for tensor in value.values() if isinstance(value, dict) else (value,):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)
 
 
-def check_gradient(
+def check_compiled_gradient(
     compiled: Callable[[], Tensor], plain: Callable[[], Tensor], parameters: Sequence[nn.Parameter], dtype: torch.dtype
 ) -> None:
     """Raise InvalidInput unless both calls have the same gradient, as nearly as `dtype` allows."""
@@ -37,7 +37,7 @@ def check_gradient(
     pairs: Any = list(zip(*gradients, strict=True))
     error = sum((one - other).square().sum().item() for one, other in pairs)
     size = sum(one.square().sum().item() for one, _ in pairs)
-    if not error <= TOLERANCE[dtype] ** 2 * size:
+    if not error <= GRADIENT_TOLERANCE[dtype] ** 2 * size:
         raise InvalidInput(
             "torch.compile makes a network with another gradient here: leave `compile` off, or try another torch",
             field="compile",

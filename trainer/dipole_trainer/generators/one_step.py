@@ -2,13 +2,14 @@
 
 `x = G(noise, prompt)` is one U-Net call and one step of the pipeline's own scheduler at its last timestep, with
 guidance 0: what `pipe(num_inference_steps=1, guidance_scale=0, latents=noise)` does, without the pipeline around it.
-What is trained, and how the frozen base G_ref is had, is in trained.py.
+What is trained, and how the frozen base G_ref is had, is in trainable.py.
 
 Legend: K candidates, c latent channels, h, w latent size, T tokens, D the width of their embeddings.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
@@ -26,9 +27,9 @@ from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput
 from dipole_trainer.generators import activations, vae
-from dipole_trainer.generators.compilation import check_gradient, mark_batch
-from dipole_trainer.generators.trainable import Adapter, FullWeights, check_fit
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
+from dipole_trainer.generators.trainable import FullWeights, LoraAdapter, check_same_shapes
+from dipole_trainer.spec import GeneratorSpec
 
 disable_progress_bar()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
@@ -36,11 +37,11 @@ TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-Kind = Literal["tiny", "sd", "sdxl"]
+PipelineKind = Literal["tiny", "sd", "sdxl"]
 
 
 @dataclass(frozen=True)
-class Embedding:
+class PromptEmbedding:
     """A prompt for the U-Net."""
 
     states: Tensor  # (1, T, D)
@@ -51,11 +52,12 @@ class OneStepGenerator:
     """Latents are in the U-Net's units (the VAE's times its scaling factor), (K, c, h, w), float32."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
-    without: ClassVar[dict[str, Any]] = {  # parts of a pipeline that a generator has no use for
+    component: ClassVar[str] = "unet"  # the pipeline's part that is trained
+    unused_parts: ClassVar[dict[str, Any]] = {  # parts of a pipeline that a generator has no use for
         "safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
     }  # fmt: skip
 
-    def __init__(self, pipeline: Any, spec: TrainSpec, *, kind: Kind = "sd", device: str = "cpu") -> None:
+    def __init__(self, pipeline: Any, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu") -> None:
         """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above."""
         self.device, self.kind = torch.device(device), kind
         self.pipeline, self.scheduler = pipeline, pipeline.scheduler
@@ -65,19 +67,21 @@ class OneStepGenerator:
                 module.to(self.device).eval().requires_grad_(False)
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
         self._dtype = DTYPES[spec.precision]
-        self.side = _side(pipeline, spec.resolution)
+        self.side = _image_side(pipeline, spec.resolution)
         if spec.tune == "full":
-            self._trained: Adapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
+            self._trained: LoraAdapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
         else:
-            self._trained = Adapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
+            self._trained = LoraAdapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
         self.lora = self._trained.lora
-        self._embedded: LRUCache[str, Embedding] = LRUCache(CACHED_PROMPTS)
+        self._prompt_cache: LRUCache[str, PromptEmbedding] = LRUCache(CACHED_PROMPTS)
         self._compiled = spec.compile
         if self._compiled:
             self._check_compiled()
 
     @classmethod
-    def load(cls, folder: Path, spec: TrainSpec, *, kind: Kind = "sd", device: str = "cpu") -> OneStepGenerator:
+    def load(
+        cls, folder: Path, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu"
+    ) -> OneStepGenerator:
         """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled."""
         dtype = DTYPES[spec.precision]
         pipeline = cls.pipeline_class.from_pretrained(
@@ -85,7 +89,7 @@ class OneStepGenerator:
             dtype={"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype},
             local_files_only=True,
             use_safetensors=True,
-            **cls.without,
+            **cls.unused_parts,
         )
         return cls(pipeline, spec, kind=kind, device=device)
 
@@ -95,40 +99,69 @@ class OneStepGenerator:
         """What is trained, in a fixed order: float32 master weights."""
         return self._trained.parameters
 
-    def state(self) -> dict[str, Tensor]:
+    def trained_state(self) -> dict[str, Tensor]:
         """What is trained by name, copies on the CPU: PEFT's names for an adapter, the U-Net's for every weight."""
-        return {name: value.detach().cpu().contiguous().clone() for name, value in self._trained.state().items()}
+        return {
+            name: value.detach().cpu().contiguous().clone() for name, value in self._trained.trained_state().items()
+        }
 
     def load_state(self, tensors: Mapping[str, Tensor]) -> None:
-        """Put weights in place that `state` gave. Raises InvalidInput, before anything changes, where one misfits."""
-        check_fit(self._trained.state(), tensors)
-        self._trained.load(tensors)
+        """Put weights in place that `trained_state` gave. Raises InvalidInput, before anything changes, where one
+        misfits.
+        """
+        check_same_shapes(self._trained.trained_state(), tensors)
+        self._trained.load_state(tensors)
 
-    def base(self) -> AbstractContextManager[None]:
+    def base_weights(self) -> AbstractContextManager[None]:
         """Inside, this generator is the frozen base."""
-        return self._trained.base()
+        return self._trained.base_weights()
+
+    def base_state(self) -> dict[str, Tensor]:
+        """The trained part's weights without an adapter's, by name in order: the base's until `tune: full` trains."""
+        state = self._component().state_dict()
+        plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if "lora_" not in name}
+        return dict(sorted(plain.items()))
+
+    def write_pipeline(self, state: Mapping[str, Tensor], folder: Path) -> None:
+        """The pipeline with these weights in its trained part, as `from_pretrained` loads it."""
+        network = self._component()
+        with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+            written = type(network).from_config(network.config)
+        written.load_state_dict(state, assign=True)
+        pipeline = copy.copy(self.pipeline)
+        pipeline.register_modules(**{self.component: written})
+        pipeline.save_pretrained(str(folder), safe_serialization=True)
+
+    def webui_metadata(self) -> dict[str, str]:
+        """By which A1111 knows what a LoRA fits: it takes a file with other metadata for one of SD 1, and hides it."""
+        if self.unet.config.cross_attention_dim == 1024:  # SD 2's text encoder, which SD-Turbo has
+            return {"ss_base_model_version": "sd_v2", "ss_v2": "True"}
+        return {"ss_base_model_version": "sd_v1"}
+
+    def _component(self) -> Any:
+        return getattr(self.pipeline, self.component)
 
     # ---- one step ---------------------------------------------------------------------------------------------------
 
-    def noise(self, seeds: Sequence[int]) -> Tensor:
+    def draw_noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit normal noise (K, c, h, w), one draw a seed, the same on every device."""
         shape = (self.unet.config.in_channels, *[self.side // self.pipeline.vae_scale_factor] * 2)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
-    def embed(self, prompt: str) -> Embedding:
+    def embed_prompt(self, prompt: str) -> PromptEmbedding:
         """The prompt's embedding, computed once while it is in use."""
-        if (embedding := self._embedded.get(prompt)) is None:
-            embedding = self._embedded[prompt] = self._encode(prompt)
+        if (embedding := self._prompt_cache.get(prompt)) is None:
+            embedding = self._prompt_cache[prompt] = self._encode_prompt(prompt)
         return embedding
 
     def forget_prompts(self) -> None:
         """Free their embeddings."""
-        self._embedded.clear()
+        self._prompt_cache.clear()
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Embedding:
-        return Embedding(self.pipeline.encode_prompt(prompt, self.device, 1, False)[0])
+    def _encode_prompt(self, prompt: str) -> PromptEmbedding:
+        return PromptEmbedding(self.pipeline.encode_prompt(prompt, self.device, 1, False)[0])
 
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
@@ -144,34 +177,36 @@ class OneStepGenerator:
         timestep = self.scheduler.timesteps[0]
         sample = noise * self.scheduler.init_noise_sigma
         model_input = self.scheduler.scale_model_input(sample, timestep).to(self._dtype)
-        condition = self._condition(prompts, len(noise))
+        condition = self._conditioning(prompts, len(noise))
         if self._compiled:
-            mark_batch([model_input, *condition.values()])
+            mark_dynamic_batch([model_input, *condition.values()])
         return sample, timestep, {"sample": model_input, "timestep": timestep, **condition}
 
     @torch.no_grad()
-    def reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
+    def draw_reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x_ref = G_ref(noise, prompt), without a graph."""
-        with self.base():
+        with self.base_weights():
             return self(noise, prompt)
 
-    def hidden(self, x_t: Tensor, timestep: int, prompt: str, blocks: Sequence[str]) -> dict[str, Tensor]:
+    def extract_activations(self, x_t: Tensor, timestep: int, prompt: str, blocks: Sequence[str]) -> dict[str, Tensor]:
         """Outputs of the frozen base U-Net's named sub-modules (the first of a tuple), float32, by name.
 
         `x_t` (K, c, h, w) goes in as it is, noised by the caller; differentiable in it. The U-Net stops after the last
         of `blocks`, such as `mid_block` or `up_blocks.0`.
         """
-        condition = self._condition([prompt], len(x_t))
-        with self.base(), self._autocast():
+        condition = self._conditioning([prompt], len(x_t))
+        with self.base_weights(), self._autocast():
             network = self._trained.network
             at = torch.tensor(timestep, device=self.device)
             # forward, not a call: that one may be compiled, and hooks belong to the plain network
-            found = activations.outputs(network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition))
+            found = activations.capture_outputs(
+                network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition)
+            )
         return {name: value.float() for name, value in found.items()}
 
-    def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
+    def _conditioning(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
         """What the U-Net is told beside latents and timestep, for `count` samples of one prompt or one each."""
-        embedded = [self.embed(prompt) for prompt in prompts]
+        embedded = [self.embed_prompt(prompt) for prompt in prompts]
         condition: dict[str, Any] = {
             "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1).contiguous()
         }
@@ -182,15 +217,17 @@ class OneStepGenerator:
         return condition
 
     def _check_compiled(self) -> None:
-        _, _, inputs = self._step_inputs(self.noise([0, 1]), ["a photograph"])
+        _, _, inputs = self._step_inputs(self.draw_noise([0, 1]), ["a photograph"])
 
-        def call(unet: Any) -> Tensor:
+        def run_unet(unet: Any) -> Tensor:
             with self._autocast():
                 output: Tensor = unet(**inputs, return_dict=False)[0]
             return output
 
         network = self._trained.network
-        check_gradient(lambda: call(network), lambda: call(network.forward), self.parameters(), self._dtype)
+        check_compiled_gradient(
+            lambda: run_unet(network), lambda: run_unet(network.forward), self.parameters(), self._dtype
+        )
 
     @contextmanager
     def _autocast(self) -> Iterator[None]:
@@ -199,32 +236,32 @@ class OneStepGenerator:
 
     # ---- images -----------------------------------------------------------------------------------------------------
 
-    def pixels(self, x: Tensor) -> Tensor:
+    def decode_pixels(self, x: Tensor) -> Tensor:
         """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x."""
-        return vae.decode(self.vae, x) / 2 + 0.5
+        return vae.decode_latents(self.vae, x) / 2 + 0.5
 
     @torch.no_grad()
-    def decode(self, x: Tensor) -> NDArray[np.uint8]:
+    def decode_images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images, uint8 (K, H, W, 3) RGB. Raises FloatingPointError for latents that are not finite."""
         if not torch.isfinite(x).all():
             raise FloatingPointError(
                 "the generator made latents that are not finite: lower the learning rate or use bf16"
             )
-        scaled = ((vae.decode(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
+        scaled = ((vae.decode_latents(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
         return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
 
     @torch.no_grad()
-    def encode(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
+    def encode_images(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
         """Latents (n, c, h, w) of images (H, W, 3); those of another size are cut to their central square and resized.
 
         The mode of the VAE's Gaussian, not a draw: the same image always has the same latents.
         """
-        fitted = np.stack([vae.fit(image, self.side) for image in images])
+        fitted = np.stack([vae.fit_to_square(image, self.side) for image in images])
         values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return vae.encode(self.vae, values.contiguous(memory_format=torch.channels_last))
+        return vae.encode_to_latents(self.vae, values.contiguous(memory_format=torch.channels_last))
 
 
-def _side(pipeline: Any, resolution: int | None) -> int:
+def _image_side(pipeline: Any, resolution: int | None) -> int:
     """The side of the square images in pixels: the one asked for, or the model's own."""
     factor: int = pipeline.vae_scale_factor
     if resolution is None:

@@ -6,19 +6,19 @@ import json
 from pathlib import Path
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators.one_step import TINY_TURBO, Kind
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.generators.one_step import TINY_TURBO, PipelineKind
+from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.weights import base_models
 
-KINDS: dict[str, Kind] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+PIPELINE_KINDS: dict[str, PipelineKind] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 
 
-def find(spec: TrainSpec, models_dir: Path) -> tuple[Path, Kind]:
+def find_pipeline(spec: GeneratorSpec, models_dir: Path) -> tuple[Path, PipelineKind]:
     """The pipeline's folder, and its kind. Raises InvalidInput where it is not on this machine, or none of ours."""
-    located = base_models.locate(spec.model, models_dir, spec.revision)
-    if located in base_models.BUILT_IN:
+    located = base_models.locate_pipeline(spec.model, models_dir, spec.revision)
+    if located in base_models.BUILT_IN_MODELS:
         return TINY_TURBO, "tiny"
     name = json.loads((Path(located) / "model_index.json").read_text()).get("_class_name")
-    if name not in KINDS:
-        raise InvalidInput(f"{spec.model} is a {name}: {' and '.join(KINDS)} can be trained", field="model")
-    return Path(located), KINDS[name]
+    if name not in PIPELINE_KINDS:
+        raise InvalidInput(f"{spec.model} is a {name}: {' and '.join(PIPELINE_KINDS)} can be trained", field="model")
+    return Path(located), PIPELINE_KINDS[name]

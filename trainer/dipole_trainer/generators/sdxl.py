@@ -8,32 +8,41 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from dipole_trainer.generators.one_step import Embedding, Kind, OneStepGenerator
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.generators.one_step import OneStepGenerator, PipelineKind, PromptEmbedding
+from dipole_trainer.spec import GeneratorSpec
 
 
 class SdxlGenerator(OneStepGenerator):
     pipeline_class: ClassVar[Any] = StableDiffusionXLPipeline
-    without: ClassVar[dict[str, Any]] = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}
+    unused_parts: ClassVar[dict[str, Any]] = {
+        "feature_extractor": None,
+        "image_encoder": None,
+        "add_watermarker": False,
+    }
 
-    def __init__(self, pipeline: Any, spec: TrainSpec, *, kind: Kind = "sdxl", device: str = "cpu") -> None:
+    def __init__(self, pipeline: Any, spec: GeneratorSpec, *, kind: PipelineKind = "sdxl", device: str = "cpu") -> None:
         super().__init__(pipeline, spec, kind=kind, device=device)
         if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
             self.vae.float()  # overflows in float16, as its config says
 
+    def webui_metadata(self) -> dict[str, str]:
+        return {"ss_base_model_version": "sdxl_base_v1-0"}
+
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Embedding:
+    def _encode_prompt(self, prompt: str) -> PromptEmbedding:
         states, _, pooled, _ = self.pipeline.encode_prompt(
             prompt=prompt, device=self.device, num_images_per_prompt=1, do_classifier_free_guidance=False
         )
-        return Embedding(states, pooled)
+        return PromptEmbedding(states, pooled)
 
-    def _condition(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
-        pooled = torch.cat([each.pooled for prompt in prompts if (each := self.embed(prompt)).pooled is not None])
+    def _conditioning(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
+        pooled = torch.cat(
+            [each.pooled for prompt in prompts if (each := self.embed_prompt(prompt)).pooled is not None]
+        )
         side = self.side
         sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)  # original, crop's corner, target
         added = {
             "text_embeds": pooled.expand(count, -1).contiguous(),
             "time_ids": sizes.to(self.device).repeat(count, 1),
         }
-        return {**super()._condition(prompts, count), "added_cond_kwargs": added}
+        return {**super()._conditioning(prompts, count), "added_cond_kwargs": added}

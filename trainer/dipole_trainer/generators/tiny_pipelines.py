@@ -20,50 +20,50 @@ from diffusers import (
 )
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-TOKENIZER = Path(__file__).parents[1] / "tiny_turbo/tokenizer"
-SCHEDULE = {
+TOKENIZER_FOLDER = Path(__file__).parents[1] / "tiny_turbo/tokenizer"
+NOISE_SCHEDULE = {
     "beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "timestep_spacing": "trailing",
     "prediction_type": "epsilon", "steps_offset": 1,
 }  # fmt: skip
 
 
-def write(folder: Path, kind: str, *, seed: int = 0) -> Path:
+def write_pipeline(folder: Path, kind: str, *, seed: int = 0) -> Path:
     """Write the pipeline `kind` (`sd` or `sdxl`) to `folder`, in diffusers format; returns `folder`."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        pipeline = {"sd": sd, "sdxl": sdxl}[kind]()
+        pipeline = {"sd": make_sd_pipeline, "sdxl": make_sdxl_pipeline}[kind]()
     pipeline.save_pretrained(str(folder), safe_serialization=True)
     return folder
 
 
-def sd() -> Any:
+def make_sd_pipeline() -> Any:
     """SD-Turbo's shape: one text encoder whose last state is used, attention in all but the last block."""
     return StableDiffusionPipeline(  # type: ignore[no-untyped-call]
-        vae=_vae(),
-        text_encoder=CLIPTextModel(_text_config(32)),
-        tokenizer=_tokenizer(),
-        unet=_unet(
+        vae=_make_vae(),
+        text_encoder=CLIPTextModel(_make_text_config(32)),
+        tokenizer=_load_tokenizer(),
+        unet=_make_unet(
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
             cross_attention_dim=32,
         ),
-        scheduler=EulerDiscreteScheduler(**SCHEDULE),  # type: ignore[no-untyped-call]
+        scheduler=EulerDiscreteScheduler(**NOISE_SCHEDULE),  # type: ignore[no-untyped-call]
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
     )
 
 
-def sdxl() -> Any:
+def make_sdxl_pipeline() -> Any:
     """SDXL-Turbo's shape: two text encoders, a pooled embedding and the image's size as added conditions."""
     projected = 24
     return StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
-        vae=_vae(scaling_factor=0.13025),
-        text_encoder=CLIPTextModel(_text_config(32)),
-        text_encoder_2=CLIPTextModelWithProjection(_text_config(16, projection_dim=projected)),
-        tokenizer=_tokenizer(),
-        tokenizer_2=_tokenizer(),
-        unet=_unet(
+        vae=_make_vae(scaling_factor=0.13025),
+        text_encoder=CLIPTextModel(_make_text_config(32)),
+        text_encoder_2=CLIPTextModelWithProjection(_make_text_config(16, projection_dim=projected)),
+        tokenizer=_load_tokenizer(),
+        tokenizer_2=_load_tokenizer(),
+        unet=_make_unet(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
             transformer_layers_per_block=(1, 2),
@@ -72,12 +72,12 @@ def sdxl() -> Any:
             addition_time_embed_dim=8,
             projection_class_embeddings_input_dim=projected + 6 * 8,
         ),
-        scheduler=EulerAncestralDiscreteScheduler(**SCHEDULE),  # type: ignore[no-untyped-call]
+        scheduler=EulerAncestralDiscreteScheduler(**NOISE_SCHEDULE),  # type: ignore[no-untyped-call]
         add_watermarker=False,
     )
 
 
-def _unet(**shape: Any) -> Any:
+def _make_unet(**shape: Any) -> Any:
     return UNet2DConditionModel(  # type: ignore[no-untyped-call]
         sample_size=8,
         layers_per_block=1,
@@ -89,7 +89,7 @@ def _unet(**shape: Any) -> Any:
     )
 
 
-def _vae(scaling_factor: float = 0.18215) -> Any:
+def _make_vae(scaling_factor: float = 0.18215) -> Any:
     return AutoencoderKL(  # type: ignore[no-untyped-call]
         block_out_channels=(8, 8, 16, 16),  # four levels, between which the image is halved three times
         down_block_types=("DownEncoderBlock2D",) * 4,
@@ -102,8 +102,8 @@ def _vae(scaling_factor: float = 0.18215) -> Any:
     )
 
 
-def _text_config(width: int, **more: Any) -> CLIPTextConfig:
-    tokenizer = _tokenizer()
+def _make_text_config(width: int, **more: Any) -> CLIPTextConfig:
+    tokenizer = _load_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,
@@ -118,6 +118,6 @@ def _text_config(width: int, **more: Any) -> CLIPTextConfig:
     )
 
 
-def _tokenizer() -> Any:
+def _load_tokenizer() -> Any:
     """tiny-turbo's: CLIP's tokenizer, with the vocabulary of its own small world."""
-    return CLIPTokenizer.from_pretrained(str(TOKENIZER), local_files_only=True)
+    return CLIPTokenizer.from_pretrained(str(TOKENIZER_FOLDER), local_files_only=True)

@@ -20,7 +20,7 @@ from dipole_trainer.generators.compilation import compile_unet
 from dipole_trainer.spec import LoraSpec
 
 
-class Adapter:
+class LoraAdapter:
     """A LoRA adapter on frozen weights. The base is the same network with the adapter switched off."""
 
     def __init__(self, unet: Any, spec: LoraSpec, *, seed: int, compile: bool) -> None:
@@ -42,16 +42,16 @@ class Adapter:
         if compile:
             compile_unet(unet)
 
-    def state(self) -> dict[str, Tensor]:
+    def trained_state(self) -> dict[str, Tensor]:
         """The adapter's weights under PEFT's names."""
         state: dict[str, Tensor] = get_peft_model_state_dict(self.network)
         return state
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         set_peft_model_state_dict(self.network, dict(tensors))
 
     @contextmanager
-    def base(self) -> Iterator[None]:
+    def base_weights(self) -> Iterator[None]:
         if self.parameters[0].requires_grad is False:  # inside already: the outer one switches on again
             yield
             return
@@ -75,16 +75,16 @@ class FullWeights:
             compile_unet(self._frozen)
             compile_unet(self._trained)
 
-    def state(self) -> dict[str, Tensor]:
+    def trained_state(self) -> dict[str, Tensor]:
         """The U-Net's state_dict."""
         state: dict[str, Tensor] = self._trained.state_dict()
         return state
 
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state(self, tensors: Mapping[str, Tensor]) -> None:
         self._trained.load_state_dict(tensors)
 
     @contextmanager
-    def base(self) -> Iterator[None]:
+    def base_weights(self) -> Iterator[None]:
         before, self.network = self.network, self._frozen
         try:
             yield
@@ -92,13 +92,14 @@ class FullWeights:
             self.network = before
 
 
-def check_fit(ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]) -> None:
+def check_same_shapes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> None:
     """Raise InvalidInput naming the first tensor that is missing on either side or has another shape."""
-    for name in [*ours, *(name for name in theirs if name not in ours)]:
-        mine, given = (str(tuple(each[name].shape)) if name in each else "absent" for each in (ours, theirs))
-        if mine != given:
+    for name in [*expected, *(name for name in given if name not in expected)]:
+        ours, theirs = (str(tuple(each[name].shape)) if name in each else "absent" for each in (expected, given))
+        if ours != theirs:
             raise InvalidInput(
-                f"the checkpoint is of another model or LoRA: {name} does not fit, it is {given} there and {mine} here",
+                f"the checkpoint is of another model or LoRA: {name} does not fit, "
+                f"it is {theirs} there and {ours} here",
                 field="model",
             )
 

@@ -14,31 +14,31 @@ from PIL import Image
 from torch import Tensor
 
 
-def decode(vae: Any, x: Tensor) -> Tensor:
+def decode_latents(vae: Any, x: Tensor) -> Tensor:
     """Images (K, 3, H, W) in float32, about -1 to 1, not clamped; differentiable in latents x (K, c, h, w)."""
-    decoded: Tensor = vae.decode(_to_vae(vae.config, x).to(vae.dtype), return_dict=False)[0]
+    decoded: Tensor = vae.decode(_scale_for_vae(vae.config, x).to(vae.dtype), return_dict=False)[0]
     return decoded.float()
 
 
-def encode(vae: Any, images: Tensor) -> Tensor:
+def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
     """Latents (K, c, h, w) in float32 of images (K, 3, H, W) from -1 to 1: the mode of the VAE's Gaussian."""
     mode = vae.encode(images.to(vae.dtype)).latent_dist.mode()
-    return _to_unet(vae.config, mode.float())
+    return _scale_for_unet(vae.config, mode.float())
 
 
-def _to_vae(config: Any, x: Tensor) -> Tensor:
-    mean, std = _statistics(config, x)
+def _scale_for_vae(config: Any, x: Tensor) -> Tensor:
+    mean, std = _latent_statistics(config, x)
     scale: float = config.scaling_factor
     return x / scale * std + mean
 
 
-def _to_unet(config: Any, z: Tensor) -> Tensor:
-    mean, std = _statistics(config, z)
+def _scale_for_unet(config: Any, z: Tensor) -> Tensor:
+    mean, std = _latent_statistics(config, z)
     scale: float = config.scaling_factor
     return (z - mean) / std * scale
 
 
-def _statistics(config: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
+def _latent_statistics(config: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """The VAE's `latents_mean` and `latents_std` as (1, c, 1, 1) where it has both, else its shift and 1."""
     values = (config.latents_mean, config.latents_std)
     if None in values:
@@ -47,7 +47,7 @@ def _statistics(config: Any, like: Tensor) -> tuple[Tensor | float, Tensor | flo
     return mean, std
 
 
-def fit(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
+def fit_to_square(image: NDArray[np.uint8], side: int) -> NDArray[np.uint8]:
     """The image (H, W, 3) at the generator's size: its central square, resized with bicubic filtering."""
     height, width = image.shape[:2]
     if (height, width) == (side, side):

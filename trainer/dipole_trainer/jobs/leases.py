@@ -16,16 +16,27 @@ from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
 from dipole.errors import LeaseLost
+from dipole.protocol import job_events
+from dipole.protocol.job_events import JobEvent
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import time_of
-from dipole_trainer.database.tables import Checkpoint, Job
-from dipole_trainer.jobs.transitions import drop_lease, end, locked, record, settle, stop_waiting, survives
-from dipole_trainer.jsonable import plain
+from dipole_trainer.database.queries import database_time
+from dipole_trainer.database.tables import CheckpointRow, JobRow
+from dipole_trainer.jobs.transitions import (
+    clear_waiting,
+    drop_lease,
+    end_job,
+    lock_job,
+    may_retry_after_crash,
+    record_event,
+    record_report,
+    settle_unheld,
+)
+from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.spec import TrainSpec
 
-Desired = Literal["run", "pause", "cancel"]
-WAIT_S = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between looks at a reward that is away
-MAX_RESUMES = 5  # resumes without a step between, after which a job no longer resumes by itself
+DesiredState = Literal["run", "pause", "cancel"]
+REWARD_POLL_DELAYS_S = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between looks at a reward that is away
+MAX_FRUITLESS_RESUMES = 5  # resumes without a step between, after which a job no longer resumes by itself
 
 
 @dataclass(frozen=True)
@@ -41,79 +52,82 @@ class Claim:
     @cached_property
     def spec(self) -> TrainSpec:
         """Read when asked for, so that a job that cannot be read can be claimed and ended. Raises InvalidInput."""
-        return TrainSpec.stored(self.stored_spec)
+        return TrainSpec.from_stored(self.stored_spec)
 
 
-class Leases:
+class LeaseStore:
     """Who trains what, over one Database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def claim(self, worker: str, lease_s: float, *, job_id: str | None = None) -> Claim | None:
+    def claim_job(self, worker: str, lease_s: float, *, job_id: str | None = None) -> Claim | None:
         """Take the oldest job that nobody trains (or this one), for `lease_s` seconds; None when there is none.
 
         Claiming a job that another worker holds is a no-op. A job whose lease ran out comes with a higher fence.
         """
-        ready = or_(Job.state == "queued", _expired())
+        ready = or_(JobRow.state == "queued", _lease_expired())
         if job_id is not None:
-            ready = and_(ready, Job.id == job_id)
+            ready = and_(ready, JobRow.id == job_id)
         with self.database.reading() as session:  # idle workers ask often: do not take SQLite's write lock for it
             if not session.scalar(select(exists().where(ready))):
                 return None
         with self.database.writing() as session:
-            query = select(Job).where(ready).order_by(Job.seq).limit(1).with_for_update(skip_locked=True)
+            query = select(JobRow).where(ready).order_by(JobRow.seq).limit(1).with_for_update(skip_locked=True)
             while (job := session.scalar(query)) is not None:
-                if job.state == "running" and not survives(session, job):
+                if job.state == "running" and not may_retry_after_crash(session, job):
                     session.flush()
                     continue
-                return _grant(session, job, worker, lease_s)
+                return _grant_lease(session, job, worker, lease_s)
         return None
 
-    def heartbeat(self, claim: Claim, lease_s: float) -> Desired:
+    def renew_lease(self, claim: Claim, lease_s: float) -> DesiredState:
         """Renew the lease; what is desired of the job now. Raises LeaseLost."""
         renew = (
-            update(Job)
-            .where(Job.id == claim.job_id, Job.fence == claim.fence, Job.state == "running")
+            update(JobRow)
+            .where(JobRow.id == claim.job_id, JobRow.fence == claim.fence, JobRow.state == "running")
             .values(lease_expires=now() + lease_s)
-            .returning(Job.desired)
+            .returning(JobRow.desired)
         )
         with self.database.writing() as session:
             desired = session.scalar(renew)
         if desired is None:
-            raise _lost(claim)
-        return cast(Desired, desired)
+            raise _lease_lost(claim)
+        return cast(DesiredState, desired)
 
-    def append_event(
-        self, claim: Claim, kind: str, message: str, data: Mapping[str, Any], *, level: str = "info"
-    ) -> int:
-        """Write an event under the claim; its cursor. A "step" event also moves the job's step and ETA."""
+    def append_event(self, claim: Claim, kind: str, data: Mapping[str, Any]) -> int:
+        """Write what a session reports; its cursor. A finished step also moves the job's step and ETA."""
         with self.database.writing() as session:
-            job = held(session, claim)
-            if kind == "step":
-                job.step, job.eta_s = int(data["step"]), plain(data.get("eta_s"))
+            job = lock_claimed_job(session, claim)
+            if kind == job_events.StepFinished.kind:
+                job.step, job.eta_s = int(data["step"]), to_jsonable(data.get("eta_s"))
                 job.waiting_tries, job.waiting_resumes = 0, 0
-            return record(session, job, kind, message, level=level, data=data)
+            message, level = job_events.describe_event(kind, data)
+            return record_report(session, job, kind, data, message=message, level=level)
 
     def add_checkpoint(
         self, claim: Claim, step: int, path: str, metrics: Mapping[str, Any], *, kept: Collection[int]
-    ) -> Checkpoint:
+    ) -> CheckpointRow:
         """Record a checkpoint and its event, and forget those whose step is not in `kept`: they were pruned."""
         with self.database.writing() as session:
-            job = held(session, claim)
+            job = lock_claimed_job(session, claim)
             job.crashes = 0
-            row = session.scalar(select(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step == step))
+            row = session.scalar(
+                select(CheckpointRow).where(CheckpointRow.job_id == job.id, CheckpointRow.step == step)
+            )
             if row is None:
-                row = Checkpoint(id=f"ftckpt-{secrets.token_hex(12)}", job_id=job.id, step=step)
-            row.path, row.metrics, row.created_at = path, plain(metrics), time_of(session)
+                row = CheckpointRow(id=f"ftckpt-{secrets.token_hex(12)}", job_id=job.id, step=step)
+            row.path, row.metrics, row.created_at = path, to_jsonable(metrics), database_time(session)
             session.add(row)
-            pruned = delete(Checkpoint).where(Checkpoint.job_id == job.id, Checkpoint.step.not_in([*kept, step]))
+            pruned = delete(CheckpointRow).where(
+                CheckpointRow.job_id == job.id, CheckpointRow.step.not_in([*kept, step])
+            )
             session.execute(pruned)
-            data = {"step": step, "path": path, "checkpoint": row.id}
-            record(session, job, "checkpoint", f"Checkpoint at step {step}", data=data)
+            written = job_events.CheckpointWritten(step=step, path=path, figures={"checkpoint": row.id})
+            record_event(session, job, written)
         return row
 
-    def finish(
+    def finish_job(
         self,
         claim: Claim,
         outcome: Literal["succeeded", "paused", "cancelled", "failed"],
@@ -122,89 +136,89 @@ class Leases:
     ) -> str:
         """End this worker's hold with an outcome; the job's state now. Resumed while it paused, it is queued again."""
         with self.database.writing() as session:
-            job = held(session, claim)
+            job = lock_claimed_job(session, claim)
             if outcome == "paused":
-                return settle(session, job, "Stopped with a checkpoint")
-            job.error = plain(error) if error else None
-            message = f"Job {outcome}" + (f": {error['message']}" if error else "")
-            end(session, job, outcome, message, data=dict(error or {}))
+                return settle_unheld(session, job, "Stopped with a checkpoint")
+            job.error = to_jsonable(error) if error else None
+            event: JobEvent = job_events.JobSucceeded() if outcome == "succeeded" else job_events.JobCancelled()
+            end_job(session, job, outcome, job_events.JobFailed(figures=error or {}) if outcome == "failed" else event)
             return job.state
 
-    def release(self, claim: Claim, reason: str) -> str:
+    def release_job(self, claim: Claim, reason: str) -> str:
         """Give the job back unfinished, for another worker to go on from its last checkpoint."""
         with self.database.writing() as session:
-            return settle(session, held(session, claim), reason, kind="released")
+            return settle_unheld(session, lock_claimed_job(session, claim), reason, released=True)
 
     def wait_for_reward(self, claim: Claim, reward: str, reason: str) -> str:
-        """Pause because a required reward is away; `due_waits` tells when to look whether it is back."""
+        """Pause because a required reward is away; `take_due_waits` tells when to look whether it is back."""
         with self.database.writing() as session:
-            job = held(session, claim)
+            job = lock_claimed_job(session, claim)
             if job.desired != "run":
-                return settle(session, job, reason)
-            job.state, job.waiting_reward, job.waiting_reason = "paused", reward, plain(reason)
-            _next_wait(session, job)
+                return settle_unheld(session, job, reason)
+            job.state, job.waiting_reward, job.waiting_reason = "paused", reward, to_jsonable(reason)
+            _schedule_next_look(session, job)
             drop_lease(job)
             then = "goes on by itself when it is back"
-            if job.waiting_resumes >= MAX_RESUMES:  # the endpoint says it is ready, yet ranks nothing
+            if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:  # the endpoint says it is ready, yet ranks nothing
                 job.waiting_until = None
-                then = f"it was resumed {MAX_RESUMES} times without one step: mend the cause, then resume the job"
-            data = {"reward": reward, "reason": reason}
-            message = f"Paused: reward {reward} is unavailable ({reason}); {then}"
-            record(session, job, "paused", message, level="warn", data=data)
+                then = f"it was resumed {MAX_FRUITLESS_RESUMES} times without one step: "
+                then += "mend the cause, then resume the job"
+            record_event(session, job, job_events.JobWaitsForReward(reward=reward, reason=reason, then=then))
             return job.state
 
     # ---- jobs that wait for a reward ----------------------------------------------------------------------------
 
-    def due_waits(self) -> list[tuple[str, str]]:
+    def take_due_waits(self) -> list[tuple[str, str]]:
         """(job, reward) whose endpoint should be looked at now; the next look is booked, so one worker does it."""
-        due = and_(Job.state == "paused", Job.waiting_reward.is_not(None), Job.waiting_until < now())
+        due = and_(JobRow.state == "paused", JobRow.waiting_reward.is_not(None), JobRow.waiting_until < now())
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):
                 return []
         with self.database.writing() as session:
-            jobs = session.scalars(select(Job).where(due).with_for_update(skip_locked=True)).all()
+            jobs = session.scalars(select(JobRow).where(due).with_for_update(skip_locked=True)).all()
             for job in jobs:
-                _next_wait(session, job)
+                _schedule_next_look(session, job)
             return [(job.id, str(job.waiting_reward)) for job in jobs]
 
-    def reward_is_back(self, job_id: str, reward: str) -> bool:
+    def requeue_waiting_job(self, job_id: str, reward: str) -> bool:
         """Queue the job again if it still waits for this reward."""
         with self.database.writing() as session:
-            job = locked(session, job_id)
+            job = lock_job(session, job_id)
             if job.state != "paused" or job.waiting_reward != reward:
                 return False
-            stop_waiting(job)
+            clear_waiting(job)
             job.state, job.waiting_resumes = "queued", job.waiting_resumes + 1
-            record(session, job, "queued", f"Reward {reward} is back: waiting for a worker", data={"reward": reward})
+            back = f"Reward {reward} is back: waiting for a worker"
+            record_event(session, job, job_events.JobQueued(reason=back, figures={"reward": reward}))
             return True
 
 
-def _expired() -> ColumnElement[bool]:
-    return and_(Job.state == "running", Job.lease_expires < now())
+def _lease_expired() -> ColumnElement[bool]:
+    return and_(JobRow.state == "running", JobRow.lease_expires < now())
 
 
-def held(session: Session, claim: Claim) -> Job:
+def lock_claimed_job(session: Session, claim: Claim) -> JobRow:
     """The claimed job, locked, or LeaseLost."""
-    claimed = select(Job).where(Job.id == claim.job_id, Job.fence == claim.fence, Job.state == "running")
+    claimed = select(JobRow).where(JobRow.id == claim.job_id, JobRow.fence == claim.fence, JobRow.state == "running")
     job = session.scalar(claimed.with_for_update())
     if job is None:
-        raise _lost(claim)
+        raise _lease_lost(claim)
     return job
 
 
-def _lost(claim: Claim) -> LeaseLost:
+def _lease_lost(claim: Claim) -> LeaseLost:
     return LeaseLost(f"{claim.worker} no longer holds job {claim.job_id} (fence {claim.fence})")
 
 
-def _grant(session: Session, job: Job, worker: str, lease_s: float) -> Claim:
+def _grant_lease(session: Session, job: JobRow, worker: str, lease_s: float) -> Claim:
     """The lease and a higher fence."""
-    time = time_of(session)
+    time = database_time(session)
     job.state, job.worker, job.lease_expires, job.fence = "running", worker, time + lease_s, job.fence + 1
     job.started_at = job.started_at or time
-    record(session, job, "running", "Training", data={"worker": worker, "fence": job.fence})
+    record_event(session, job, job_events.JobStarted(worker=worker, fence=job.fence))
     return Claim(job_id=job.id, fence=job.fence, worker=worker, stored_spec=job.spec, step=job.step)
 
 
-def _next_wait(session: Session, job: Job) -> None:
-    pause = WAIT_S[min(job.waiting_tries, len(WAIT_S) - 1)]
-    job.waiting_tries, job.waiting_until = job.waiting_tries + 1, time_of(session) + pause
+def _schedule_next_look(session: Session, job: JobRow) -> None:
+    pause = REWARD_POLL_DELAYS_S[min(job.waiting_tries, len(REWARD_POLL_DELAYS_S) - 1)]
+    job.waiting_tries, job.waiting_until = job.waiting_tries + 1, database_time(session) + pause

@@ -15,40 +15,46 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import found, page
-from dipole_trainer.database.tables import RankedGroup, Ranking
-from dipole_trainer.jobs.leases import Claim, held
-from dipole_trainer.jsonable import plain
-from dipole_trainer.ranking.groups import Group, RewardResult
+from dipole_trainer.database.queries import page_of_rows, require
+from dipole_trainer.database.tables import RankedGroupRow, RankingRow
+from dipole_trainer.jobs.leases import Claim, lock_claimed_job
+from dipole_trainer.jsonable import to_jsonable
+from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
+
+LEDGER_REPORT = "ranked"  # what a process of several reports beside events: an entry for the ledger
 
 
-class Ledger:
+class RankingLedger:
     """Rankings of jobs, over one Database."""
 
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def keep(self, claim: Claim, entry: Mapping[str, Any]) -> None:
-        """Keep what `entry` made, perhaps on another process. Raises LeaseLost."""
+    def keep_ranking(self, claim: Claim, entry: Mapping[str, Any]) -> None:
+        """Keep what `make_ledger_entry` made, perhaps on another process. Raises LeaseLost."""
         with self.database.writing() as session:
-            held(session, claim)
+            lock_claimed_job(session, claim)
             group = {"job_id": claim.job_id, "group_id": entry["group_id"]}
-            seq = self._upsert(session, RankedGroup, group, entry["group"], RankedGroup.seq)
+            seq = self._upsert(session, RankedGroupRow, group, entry["group"], RankedGroupRow.seq)
             ranking = {"group_seq": seq, "reward": entry["reward"]}
-            self._upsert(session, Ranking, ranking, entry["ranking"], Ranking.group_seq)
+            self._upsert(session, RankingRow, ranking, entry["ranking"], RankingRow.group_seq)
 
-    def list(self, job_id: str, *, after: int = 0, limit: int = 20) -> tuple[Sequence[dict[str, Any]], bool]:
+    def list_groups(self, job_id: str, *, after: int = 0, limit: int = 20) -> tuple[Sequence[dict[str, Any]], bool]:
         """Groups in the order they were ranked, each with its rewards' scores; `after` is the last `cursor` seen."""
-        query = select(RankedGroup).where(RankedGroup.job_id == job_id, RankedGroup.seq > after)
+        query = select(RankedGroupRow).where(RankedGroupRow.job_id == job_id, RankedGroupRow.seq > after)
         with self.database.reading() as session:
-            groups, more = page(session.scalars(query.order_by(RankedGroup.seq).limit(limit + 1)).all(), limit)
-            rows = session.scalars(select(Ranking).where(Ranking.group_seq.in_([group.seq for group in groups]))).all()
-        return [_entry(group, [row for row in rows if row.group_seq == group.seq]) for group in groups], more
+            groups, more = page_of_rows(
+                session.scalars(query.order_by(RankedGroupRow.seq).limit(limit + 1)).all(), limit
+            )
+            rows = session.scalars(
+                select(RankingRow).where(RankingRow.group_seq.in_([group.seq for group in groups]))
+            ).all()
+        return [_to_ledger_object(group, [row for row in rows if row.group_seq == group.seq]) for group in groups], more
 
     def _upsert(
         self,
         session: Session,
-        table: type[RankedGroup | Ranking],
+        table: type[RankedGroupRow | RankingRow],
         key: dict[str, Any],
         values: Mapping[str, Any],
         out: Any,
@@ -57,35 +63,35 @@ class Ledger:
         assert isinstance(table.__table__, Table)
         insert = dialect.insert(table.__table__).values(**key, **values, created_at=now())
         upsert = insert.on_conflict_do_update(index_elements=list(key), set_={**values, "created_at": now()})
-        return int(found(session.scalar(upsert.returning(out)), "row"))
+        return int(require(session.scalar(upsert.returning(out)), "row"))
 
 
-def entry(group: Group, reward: str, result: RewardResult) -> dict[str, Any]:
+def make_ledger_entry(group: CandidateGroup, reward: str, result: RewardResult) -> dict[str, Any]:
     """One reward's answer for one group as JSON: the rows' values, with hashes for the images."""
     return {
         "group_id": group.id,
         "group": {
             "step": group.step,
-            "prompt": plain(group.prompt),
-            "prompt_metadata": plain(group.metadata),
-            "seeds": plain(group.seeds),
+            "prompt": to_jsonable(group.prompt),
+            "prompt_metadata": to_jsonable(group.metadata),
+            "seeds": to_jsonable(group.seeds),
             "candidates": [hashlib.sha256(image.tobytes()).hexdigest() for image in group.images],
         },
         "reward": reward,
         "ranking": {
-            "scores": plain(result.scores),
-            "sub_scores": plain(result.sub_scores),
-            "errors": plain(result.errors),
-            "failure": plain(result.failure),
-            "model": plain(result.model),
-            "model_revision": plain(result.model_revision),
-            "recipe_version": plain(result.recipe_version),
+            "scores": to_jsonable(result.scores),
+            "sub_scores": to_jsonable(result.sub_scores),
+            "errors": to_jsonable(result.errors),
+            "failure": to_jsonable(result.failure),
+            "model": to_jsonable(result.model),
+            "model_revision": to_jsonable(result.model_revision),
+            "recipe_version": to_jsonable(result.recipe_version),
             "seconds": result.seconds,
         },
     }
 
 
-def _entry(group: RankedGroup, rankings: Sequence[Ranking]) -> dict[str, Any]:
+def _to_ledger_object(group: RankedGroupRow, rankings: Sequence[RankingRow]) -> dict[str, Any]:
     return {
         "object": "fine_tuning.job.ranking",
         "cursor": group.seq,

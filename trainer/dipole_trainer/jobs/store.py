@@ -19,18 +19,26 @@ from sqlalchemy import select
 from sqlalchemy.exc import IntegrityError
 
 from dipole.errors import Conflict, NotFound
-from dipole_trainer.database.engine import Database, upgrade
-from dipole_trainer.database.queries import found, page, time_of
-from dipole_trainer.database.tables import ACTIVE, TERMINAL, Checkpoint, Event, Job
-from dipole_trainer.jobs.leases import Claim, Desired, Leases
-from dipole_trainer.jobs.transitions import ask, locked, open_job, record, stop_waiting, summary_of
+from dipole.protocol import job_events
+from dipole_trainer.database.engine import Database, upgrade_database
+from dipole_trainer.database.queries import database_time, page_of_rows, require
+from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, CheckpointRow, EventRow, JobRow
+from dipole_trainer.jobs.leases import Claim, DesiredState, LeaseStore
+from dipole_trainer.jobs.transitions import (
+    clear_waiting,
+    lock_job,
+    lock_open_job,
+    record_event,
+    request_stop,
+    summarize_spec,
+)
 from dipole_trainer.spec import TrainSpec
 
 
-class JobStore(Leases):
+class JobStore(LeaseStore):
     """Jobs, their events and checkpoints, over one Database."""
 
-    def create(
+    def create_job(
         self,
         spec: TrainSpec,
         *,
@@ -39,15 +47,15 @@ class JobStore(Leases):
         extra: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         digest: str | None = None,
-    ) -> Job:
+    ) -> JobRow:
         """Queue a job. The same `idempotency_key` and `digest` return the first job, another digest is a Conflict."""
-        job = Job(
+        job = JobRow(
             id=f"ftjob-{secrets.token_hex(12)}",
             state="queued",
             desired="run",
             model=spec.model,
             spec=spec.model_dump_json(),
-            summary={**summary_of(spec), **(extra or {})},
+            summary={**summarize_spec(spec), **(extra or {})},
             training_file=training_file,
             validation_file=validation_file,
             step=0,
@@ -57,110 +65,112 @@ class JobStore(Leases):
         )
         try:
             with self.database.writing() as session:
-                job.created_at = time_of(session)
+                job.created_at = database_time(session)
                 session.add(job)
                 session.flush()
-                record(session, job, "created", f"Job created: {spec.steps} steps on {len(spec.prompts)} prompts")
-                record(session, job, "queued", "Waiting for a worker")
+                record_event(session, job, job_events.JobCreated(steps=spec.steps, prompts=len(spec.prompts)))
+                record_event(session, job, job_events.JobQueued(reason="Waiting for a worker"))
         except IntegrityError:
             if idempotency_key is None:
                 raise
-            return self.repeated(idempotency_key, digest)
+            return self.job_of_key(idempotency_key, digest)
         return job
 
-    def repeated(self, idempotency_key: str, digest: str | None) -> Job:
+    def job_of_key(self, idempotency_key: str, digest: str | None) -> JobRow:
         """The job that a create with this key made. Raises NotFound, or Conflict when the request was another."""
         with self.database.reading() as session:
-            job = session.scalar(select(Job).where(Job.idempotency_key == idempotency_key))
+            job = session.scalar(select(JobRow).where(JobRow.idempotency_key == idempotency_key))
         if job is None:
             raise NotFound("no job was created with this Idempotency-Key")
         if job.request_digest != digest:
             raise Conflict("this Idempotency-Key was used for a different request: send a new key with a new request")
         return job
 
-    def get(self, job_id: str) -> Job:
+    def get_job(self, job_id: str) -> JobRow:
         with self.database.reading() as session:
-            return found(session.scalar(select(Job).where(Job.id == job_id)), job_id)
+            return require(session.scalar(select(JobRow).where(JobRow.id == job_id)), job_id)
 
-    def spec(self, job_id: str) -> TrainSpec:
+    def load_spec(self, job_id: str) -> TrainSpec:
         """Raises InvalidInput when another version wrote what this one cannot read."""
         with self.database.reading() as session:
-            text = session.scalar(select(Job.spec).where(Job.id == job_id))
-        return TrainSpec.stored(found(text, job_id))
+            text = session.scalar(select(JobRow.spec).where(JobRow.id == job_id))
+        return TrainSpec.from_stored(require(text, job_id))
 
-    def list(self, *, after: str | None = None, limit: int = 20) -> tuple[Sequence[Job], bool]:
+    def list_jobs(self, *, after: str | None = None, limit: int = 20) -> tuple[Sequence[JobRow], bool]:
         """Newest first, and whether there are more. `after` is the id of the last job already seen."""
-        query = select(Job).order_by(Job.seq.desc()).limit(limit + 1)
+        query = select(JobRow).order_by(JobRow.seq.desc()).limit(limit + 1)
         with self.database.reading() as session:
             if after is not None:
                 query = query.where(
-                    Job.seq < found(session.scalar(select(Job.seq).where(Job.id == after)), after, "after")
+                    JobRow.seq < require(session.scalar(select(JobRow.seq).where(JobRow.id == after)), after, "after")
                 )
-            return page(session.scalars(query).all(), limit)
+            return page_of_rows(session.scalars(query).all(), limit)
 
-    def pause(self, job_id: str) -> Job:
+    def pause_job(self, job_id: str) -> JobRow:
         """Stop at the next step with a checkpoint, or at once when nobody trains it."""
         with self.database.writing() as session:
-            job = open_job(session, job_id, "paused")
+            job = lock_open_job(session, job_id, "paused")
             if job.state == "paused":
-                stop_waiting(job)
+                clear_waiting(job)
             elif job.desired == "cancel":
                 raise Conflict(f"job {job_id} is being cancelled")
             elif job.desired != "pause":
-                ask(session, job, "pause", "Pause asked for: stops at the next step")
+                request_stop(session, job, "pause")
         return job
 
-    def resume(self, job_id: str) -> Job:
+    def resume_job(self, job_id: str) -> JobRow:
         with self.database.writing() as session:
-            job = open_job(session, job_id, "resumed")
+            job = lock_open_job(session, job_id, "resumed")
             if job.desired == "cancel":
                 raise Conflict(f"job {job_id} is being cancelled")
             job.desired = "run"
             if job.state == "paused":
-                stop_waiting(job)
+                clear_waiting(job)
                 job.state, job.waiting_tries, job.waiting_resumes = "queued", 0, 0
-                record(session, job, "queued", "Resumed: waiting for a worker")
+                record_event(session, job, job_events.JobQueued(reason="Resumed: waiting for a worker"))
         return job
 
-    def cancel(self, job_id: str) -> Job:
+    def cancel_job(self, job_id: str) -> JobRow:
         with self.database.writing() as session:
-            job = locked(session, job_id)
+            job = lock_job(session, job_id)
             if job.state == "cancelled":
                 return job
-            job = open_job(session, job_id, "cancelled")
+            job = lock_open_job(session, job_id, "cancelled")
             if job.desired != "cancel":
-                ask(session, job, "cancel", "Cancel asked for: stops at the next step")
+                request_stop(session, job, "cancel")
         return job
 
-    def events(self, job_id: str, *, after: int | None = None, limit: int = 20) -> tuple[Sequence[Event], bool]:
+    def list_events(self, job_id: str, *, after: int | None = None, limit: int = 20) -> tuple[Sequence[EventRow], bool]:
         """Newest first; `after` is the id of the last event already seen."""
-        query = select(Event).where(Event.job_id == job_id).order_by(Event.id.desc()).limit(limit + 1)
+        query = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.id.desc()).limit(limit + 1)
         if after is not None:
-            query = query.where(Event.id < after)
+            query = query.where(EventRow.id < after)
         with self.database.reading() as session:
-            return page(session.scalars(query).all(), limit)
+            return page_of_rows(session.scalars(query).all(), limit)
 
-    def events_since(self, job_id: str, cursor: int, *, limit: int = 500) -> Sequence[Event]:
+    def events_since(self, job_id: str, cursor: int, *, limit: int = 500) -> Sequence[EventRow]:
         """What happened after `cursor`, oldest first."""
-        query = select(Event).where(Event.job_id == job_id, Event.id > cursor).order_by(Event.id).limit(limit)
+        query = (
+            select(EventRow).where(EventRow.job_id == job_id, EventRow.id > cursor).order_by(EventRow.id).limit(limit)
+        )
         with self.database.reading() as session:
             return session.scalars(query).all()
 
-    def checkpoints(
+    def list_checkpoints(
         self, job_id: str, *, after: str | None = None, limit: int = 20
-    ) -> tuple[Sequence[Checkpoint], bool]:
+    ) -> tuple[Sequence[CheckpointRow], bool]:
         """Newest first; `after` is the id of the last checkpoint already seen."""
-        query = select(Checkpoint).where(Checkpoint.job_id == job_id).order_by(Checkpoint.step.desc())
+        query = select(CheckpointRow).where(CheckpointRow.job_id == job_id).order_by(CheckpointRow.step.desc())
         with self.database.reading() as session:
             if after is not None:
-                seen = select(Checkpoint.step).where(Checkpoint.id == after, Checkpoint.job_id == job_id)
-                query = query.where(Checkpoint.step < found(session.scalar(seen), after, "after"))
-            return page(session.scalars(query.limit(limit + 1)).all(), limit)
+                seen = select(CheckpointRow.step).where(CheckpointRow.id == after, CheckpointRow.job_id == job_id)
+                query = query.where(CheckpointRow.step < require(session.scalar(seen), after, "after"))
+            return page_of_rows(session.scalars(query.limit(limit + 1)).all(), limit)
 
-    def checkpoint(self, job_id: str, checkpoint_id: str) -> Checkpoint:
-        query = select(Checkpoint).where(Checkpoint.id == checkpoint_id, Checkpoint.job_id == job_id)
+    def get_checkpoint(self, job_id: str, checkpoint_id: str) -> CheckpointRow:
+        query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id, CheckpointRow.job_id == job_id)
         with self.database.reading() as session:
-            return found(session.scalar(query), checkpoint_id, "checkpoint")
+            return require(session.scalar(query), checkpoint_id, "checkpoint")
 
 
-__all__ = ["ACTIVE", "TERMINAL", "Claim", "Database", "Desired", "JobStore", "upgrade"]
+__all__ = ["ACTIVE_STATES", "TERMINAL_STATES", "Claim", "Database", "DesiredState", "JobStore", "upgrade_database"]

@@ -1,110 +1,117 @@
-"""Steps of a job's life inside a transaction that has locked its row; JobStore and Leases are made of them."""
+"""Steps of a job's life inside a transaction that has locked its row; JobStore and LeaseStore are made of them."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
 from dipole.errors import Conflict
-from dipole_trainer.database.queries import found, time_of
-from dipole_trainer.database.tables import Event, Job
-from dipole_trainer.jsonable import plain
+from dipole.protocol import job_events
+from dipole.protocol.job_events import EventLevel, JobEvent
+from dipole_trainer.database.queries import database_time, require
+from dipole_trainer.database.tables import EventRow, JobRow
+from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.spec import TrainSpec
 
 MAX_CRASHES = 5  # a job whose worker dies so often without a checkpoint between is failed, not tried for ever
 
 
-def locked(session: Session, job_id: str) -> Job:
+def lock_job(session: Session, job_id: str) -> JobRow:
     """The job, with its row locked until the transaction ends."""
-    return found(session.scalar(select(Job).where(Job.id == job_id).with_for_update()), job_id)
+    return require(session.scalar(select(JobRow).where(JobRow.id == job_id).with_for_update()), job_id)
 
 
-def open_job(session: Session, job_id: str, verb: str) -> Job:
+def lock_open_job(session: Session, job_id: str, verb: str) -> JobRow:
     """The job, locked; Conflict when it has ended."""
-    job = locked(session, job_id)
+    job = lock_job(session, job_id)
     if job.state in ("succeeded", "failed", "cancelled"):
         raise Conflict(f"job {job_id} has {job.state} and cannot be {verb}")
     return job
 
 
-def record(
-    session: Session,
-    job: Job,
-    kind: str,
-    message: str,
-    *,
-    level: str = "info",
-    data: Mapping[str, Any] | None = None,
-) -> int:
+def record_event(session: Session, job: JobRow, event: JobEvent) -> int:
     """Write an event; its id is the cursor. The row lock of the caller makes one job's ids commit in order."""
-    event = Event(
+    return record_report(session, job, event.kind, event.data(), message=event.text(), level=event.level)
+
+
+def record_report(
+    session: Session, job: JobRow, kind: str, data: Mapping[str, Any], *, message: str, level: EventLevel
+) -> int:
+    """As `record_event`, of what came as a kind and its data."""
+    event = EventRow(
         job_id=job.id,
-        created_at=time_of(session),
+        created_at=database_time(session),
         kind=kind,
         level=level,
-        message=plain(message),
-        data=plain(data or {}),
+        message=to_jsonable(message),
+        data=to_jsonable(data),
     )
     session.add(event)
     session.flush()
     return event.id
 
 
-def ask(session: Session, job: Job, desired: str, message: str) -> None:
+def request_stop(session: Session, job: JobRow, desired: Literal["pause", "cancel"]) -> None:
     """Ask the worker to pause or cancel; do it at once when no worker holds the job."""
     job.desired = desired
-    held = job.state == "running" and (job.lease_expires or 0) >= time_of(session)
+    held = job.state == "running" and (job.lease_expires or 0) >= database_time(session)
     if held:
-        record(session, job, f"{desired}_requested", message)
+        record_event(session, job, job_events.PauseRequested() if desired == "pause" else job_events.CancelRequested())
     else:
-        settle(session, job, "No worker was training it")
+        settle_unheld(session, job, "No worker was training it")
 
 
-def settle(session: Session, job: Job, reason: str, *, kind: str | None = None) -> str:
-    """Take a job that nobody trains to the state it should have; the state."""
+def settle_unheld(session: Session, job: JobRow, reason: str, *, released: bool = False) -> str:
+    """Take a job that nobody trains to the state it should have; the state. `released`: a worker gave it back."""
     if job.desired == "cancel":
-        end(session, job, "cancelled", f"Job cancelled: {reason}")
+        end_job(session, job, "cancelled", job_events.JobCancelled(reason=reason))
         return job.state
     drop_lease(job)
     job.state = "paused" if job.desired == "pause" else "queued"
-    record(session, job, kind or job.state, f"Job {job.state}: {reason}")
+    if released:
+        event: JobEvent = job_events.JobReleased(state=job.state, reason=reason)
+    elif job.state == "paused":
+        event = job_events.JobPaused(reason=reason)
+    else:
+        event = job_events.JobQueued(reason=f"Job queued: {reason}")
+    record_event(session, job, event)
     return job.state
 
 
-def end(session: Session, job: Job, state: str, message: str, data: Mapping[str, Any] | None = None) -> None:
+def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
     drop_lease(job)
-    stop_waiting(job)
-    job.state, job.finished_at, job.eta_s = state, time_of(session), None
-    record(session, job, state, message, level="error" if state == "failed" else "info", data=data)
+    clear_waiting(job)
+    job.state, job.finished_at, job.eta_s = state, database_time(session), None
+    record_event(session, job, event)
 
 
-def survives(session: Session, job: Job) -> bool:
+def may_retry_after_crash(session: Session, job: JobRow) -> bool:
     """Whether a running job whose lease ran out may be tried again; otherwise it is settled or failed here."""
-    record(session, job, "lease_expired", f"Worker {job.worker} has gone silent", level="warn")
+    record_event(session, job, job_events.LeaseExpired(worker=job.worker))
     if job.desired != "run":
-        settle(session, job, "its worker has gone silent")
+        settle_unheld(session, job, "its worker has gone silent")
         return False
     job.crashes += 1
     if job.crashes <= MAX_CRASHES:
         return True
     message = f"its worker died {job.crashes} times after step {job.step} without a checkpoint between"
     job.error = {"code": "worker_died", "message": message}
-    end(session, job, "failed", f"Job failed: {message}", data=job.error)
+    end_job(session, job, "failed", job_events.JobFailed(figures=job.error))
     return False
 
 
-def drop_lease(job: Job) -> None:
+def drop_lease(job: JobRow) -> None:
     job.worker, job.lease_expires = None, None
 
 
-def stop_waiting(job: Job) -> None:
+def clear_waiting(job: JobRow) -> None:
     job.waiting_reward, job.waiting_reason, job.waiting_until = None, None, None
 
 
-def summary_of(spec: TrainSpec) -> dict[str, Any]:
+def summarize_spec(spec: TrainSpec) -> dict[str, Any]:
     """The spec for showing: counts stand for prompts, of which there may be a million."""
     shown = spec.model_dump(mode="json", exclude={"prompts": True, "evaluation": {"prompts"}})
     shown["evaluation"]["prompt_count"] = len(spec.evaluation.prompts)

@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Phi = Mapping[str, Tensor]  # {key: (samples, T, D)}
-Draw = Callable[[str], Tensor]  # unit noise (K, c, h, w) for a purpose: a function of job, step and group alone
+FeatureSets = Mapping[str, Tensor]  # {key: (samples, T, D)}
+DrawNoise = Callable[[str], Tensor]  # unit noise (K, c, h, w) for a purpose: a function of job, step and group alone
 
 
 @dataclass(frozen=True)
@@ -21,25 +21,24 @@ class RankedSamples:
     """One group, as a method sees it.
 
     `x` and `phi` are what the current weights make of the group's noises: leaves, whose gradients the loop carries on
-    to the weights (update.py). `ranked` are the samples that have an order: x itself as a rule, then `own` is true.
-    They are others when rankings are stale, replayed, or pairs from a file, or when a method explores. All but x and
-    phi is constant.
-    """
+    to the weights (training/chunked_gradient.py). `ranked_latents` are the samples that have an order: x itself as a
+    rule, then `ranks_itself` is true. They are others when rankings are stale, replayed, or pairs from a file, or when
+    a method explores. All but x and phi is constant."""
 
     x: Tensor  # (K, c, h, w)
-    phi: Phi  # {key: (K, T, D)}; empty unless the method wants features
+    phi: FeatureSets  # {key: (K, T, D)}; empty unless the method wants features
     x_ref: Tensor | None  # (K, c, h, w): the frozen base's on the same noises; None unless wanted
-    phi_ref: Phi
-    ranked: Tensor  # (R, c, h, w)
-    phi_ranked: Phi  # {key: (R, T, D)}
+    phi_ref: FeatureSets
+    ranked_latents: Tensor  # (R, c, h, w)
+    phi_ranked: FeatureSets  # {key: (R, T, D)}
     scores: Tensor  # (R,): combined, higher is better, NaN where there is none
     positives: tuple[int, ...]  # rows of ranked, best first
     negatives: tuple[int, ...]  # rows of ranked, worst first
-    own: bool  # row k of ranked is row k of x
+    ranks_itself: bool  # row k of ranked is row k of x
 
 
 @dataclass(frozen=True)
-class Loss:
+class MethodLoss:
     """`total` () carries the graph to x and phi; `parts` are figures to report."""
 
     total: Tensor
@@ -50,12 +49,14 @@ class Loss:
 class Method:
     """A loss, and what it needs of the loop."""
 
-    loss: Callable[[RankedSamples, Any], Loss]  # the second is the method's own settings, in spec.py
-    features: bool = False  # φ of x and of the ranked samples
-    reference: bool = False  # the frozen base's samples, and φ of them with features
-    noises: Callable[[Tensor, Draw, Any], Tensor] | None = None  # a group's noises (K, …) made from independent ones
-    explore: Callable[[Tensor, Draw, Any], Tensor] | None = None  # what is ranked, from x (K, …); None: x itself
-    shuffled: bool = False  # the scores are handed to other candidates at random
+    loss: Callable[[RankedSamples, Any], MethodLoss]  # the second is the method's own settings, in spec.py
+    needs_features: bool = False  # φ of x and of the ranked samples
+    needs_reference: bool = False  # the frozen base's samples, and φ of them with features
+    # a group's noises (K, …) made from independent ones
+    make_noises: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None
+    # what is ranked, from x (K, …); None: x itself
+    explore_around: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None
+    shuffles_scores: bool = False  # the scores are handed to other candidates at random
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
@@ -63,6 +64,6 @@ def squared_distances(x: Tensor, y: Tensor) -> Tensor:
     return torch.stack([(x - each).square().flatten(1).mean(1) for each in y], dim=1)
 
 
-def scored(group: RankedSamples) -> Tensor:
-    """Rows of `ranked` that have a score."""
+def scored_rows(group: RankedSamples) -> Tensor:
+    """Rows of `ranked_latents` that have a score."""
     return torch.isfinite(group.scores).nonzero()[:, 0]

@@ -9,18 +9,18 @@ from __future__ import annotations
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipole_trainer.methods.base import Loss, RankedSamples, squared_distances
+from dipole_trainer.methods.base import MethodLoss, RankedSamples, squared_distances
 from dipole_trainer.spec import DpoSpec
 
 
-def loss(group: RankedSamples, spec: DpoSpec) -> Loss:
+def dpo_loss(group: RankedSamples, spec: DpoSpec) -> MethodLoss:
     """`margin` is what the logarithm is taken of, before σ: above 0 the model prefers as the ranking does."""
     assert group.x_ref is not None
-    margin = spec.beta * (_preference(group, group.x) - _preference(group, group.x_ref))
-    return Loss(-logsigmoid(margin), {"margin": margin.item()})
+    margin = spec.beta * (_preference_margin(group, group.x) - _preference_margin(group, group.x_ref))
+    return MethodLoss(-logsigmoid(margin), {"margin": margin.item()})
 
 
-def _preference(group: RankedSamples, x: Tensor) -> Tensor:
+def _preference_margin(group: RankedSamples, x: Tensor) -> Tensor:
     """s⁺ − s⁻ of x (K, c, h, w), ()."""
-    best, worst = group.ranked[list(group.positives)], group.ranked[list(group.negatives)]
+    best, worst = group.ranked_latents[list(group.positives)], group.ranked_latents[list(group.negatives)]
     return squared_distances(x, worst).mean() - squared_distances(x, best).mean()

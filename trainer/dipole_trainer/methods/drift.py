@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 Kernel = Literal["laplacian", "rbf", "cosine"]
-Weight = float | Tensor
+AnchorWeight = float | Tensor
 
 MIN_SQUARED_DISTANCE = 1e-8
 MIN_SCALE = 1e-3
 MIN_AFFINITY = 1e-6
-MASK = 100.0  # subtracted, over the radius, from the logit of a masked pair
+MASK_LOGIT = 100.0  # subtracted, over the radius, from the logit of a masked pair
 
 
 @dataclass(frozen=True)
-class Drift:
+class DriftResult:
     """What one call found. `loss` (B,) carries the graph of `generated`; the rest is detached.
 
     Given `scale` and `goal` the loss is a plain sum over generated vectors: `((x / scale - goal) ** 2).mean((1, 2))`.
@@ -44,14 +44,14 @@ def drift_loss(
     positive: Tensor,
     negative: Tensor,
     *,
-    positive_weight: Weight,
-    negative_weight: Weight,
+    positive_weight: AnchorWeight,
+    negative_weight: AnchorWeight,
     radii: Sequence[float],
     kernel: Kernel = "laplacian",
     mask_negative_self: bool = False,
     positive_rows: Tensor | None = None,
     negative_rows: Tensor | None = None,
-) -> Drift:
+) -> DriftResult:
     """The drift loss of `generated` (B, N, D) to `positive` (B, P, D), away from `negative` (B, M, D) and itself.
 
     Weights are a number or one per anchor, (P,) or (B, P). `mask_negative_self` (M = N) keeps each vector from its own
@@ -61,29 +61,31 @@ def drift_loss(
     Gradients reach `generated` alone. Everything is computed in float32, or in float64 if that is what comes in.
     Raises ValueError when shapes disagree.
     """
-    _check(generated, positive, negative, radii, kernel, mask_negative_self)
+    _check_shapes(generated, positive, negative, radii, kernel, mask_negative_self)
     x = generated if generated.dtype == torch.float64 else generated.float()
     with torch.no_grad():
         fixed = x.detach()
         p, q = positive.to(fixed), negative.to(fixed)
         targets = torch.cat([fixed, q, p], dim=1)  # (B, T, D)
-        weights = _weights(fixed, q, p, negative_weight, positive_weight)  # (B, T)
-        distance = _distance(fixed, targets)  # (B, N, T)
+        weights = _target_weights(fixed, q, p, negative_weight, positive_weight)  # (B, T)
+        distance = _pairwise_distances(fixed, targets)  # (B, N, T)
         feature_scale = ((distance * weights[:, None]).mean() / weights.mean().clamp_min(1e-8)).clamp_min(MIN_SCALE)
         scale = (feature_scale / fixed.shape[-1] ** 0.5).clamp_min(MIN_SCALE)
-        own = _own_pairs(fixed, q, p, mask_negative_self, negative_rows, positive_rows)  # (B or 1, N, T)
+        own = _self_pairs(fixed, q, p, mask_negative_self, negative_rows, positive_rows)  # (B or 1, N, T)
         first_positive = targets.shape[1] - p.shape[1]
         drift = torch.zeros_like(fixed)
         for radius in radii:
-            logits = _logits(kernel, fixed, targets, distance / feature_scale, radius) - own * (MASK / radius)
-            field = _dipole(logits, weights, fixed / scale, targets / scale, first_positive)
+            logits = _affinity_logits(kernel, fixed, targets, distance / feature_scale, radius) - own * (
+                MASK_LOGIT / radius
+            )
+            field = _dipole_field(logits, weights, fixed / scale, targets / scale, first_positive)
             drift += field / field.square().mean().clamp_min(1e-8).sqrt()
         goal = fixed / scale + drift
     loss = (x / scale - goal).square().mean(dim=(1, 2))
-    return Drift(loss=loss, goal=goal, scale=scale, feature_scale=feature_scale)
+    return DriftResult(loss=loss, goal=goal, scale=scale, feature_scale=feature_scale)
 
 
-def _dipole(logits: Tensor, weights: Tensor, x: Tensor, targets: Tensor, first_positive: int) -> Tensor:
+def _dipole_field(logits: Tensor, weights: Tensor, x: Tensor, targets: Tensor, first_positive: int) -> Tensor:
     """The field V_r (B, N, D): each target's pull times the push on the other side."""
     both_ways = torch.softmax(logits, dim=2) * torch.softmax(logits, dim=1)
     affinity = both_ways.clamp_min(MIN_AFFINITY).sqrt() * weights[:, None]  # A (B, N, T)
@@ -93,14 +95,14 @@ def _dipole(logits: Tensor, weights: Tensor, x: Tensor, targets: Tensor, first_p
     return coefficient @ targets - coefficient.sum(-1, keepdim=True) * x
 
 
-def _distance(x: Tensor, targets: Tensor) -> Tensor:
+def _pairwise_distances(x: Tensor, targets: Tensor) -> Tensor:
     """(B, N, T). By einsum: a vector's distance to itself is rounding noise, and this noise is the published one's."""
     squares = [torch.einsum("bnd,bnd->bn", vectors, vectors) for vectors in (x, targets)]
     squared = squares[0][:, :, None] + squares[1][:, None] - 2 * torch.einsum("bnd,btd->bnt", x, targets)
     return squared.clamp_min(MIN_SQUARED_DISTANCE).sqrt()
 
 
-def _logits(kernel: Kernel, x: Tensor, targets: Tensor, relative: Tensor, radius: float) -> Tensor:
+def _affinity_logits(kernel: Kernel, x: Tensor, targets: Tensor, relative: Tensor, radius: float) -> Tensor:
     """How alike each pair is (B, N, T); `relative` are distances in units of the feature scale."""
     if kernel == "cosine":
         unit = torch.nn.functional.normalize
@@ -110,7 +112,9 @@ def _logits(kernel: Kernel, x: Tensor, targets: Tensor, relative: Tensor, radius
     return -relative / radius
 
 
-def _weights(x: Tensor, q: Tensor, p: Tensor, negative_weight: Weight, positive_weight: Weight) -> Tensor:
+def _target_weights(
+    x: Tensor, q: Tensor, p: Tensor, negative_weight: AnchorWeight, positive_weight: AnchorWeight
+) -> Tensor:
     """One weight a target (B, T): ones for the generated, then the negatives' and the positives'."""
     parts = [x.new_ones(x.shape[:2])]
     for anchors, weight in ((q, negative_weight), (p, positive_weight)):
@@ -118,7 +122,7 @@ def _weights(x: Tensor, q: Tensor, p: Tensor, negative_weight: Weight, positive_
     return torch.cat(parts, dim=1)
 
 
-def _own_pairs(
+def _self_pairs(
     x: Tensor, q: Tensor, p: Tensor, negatives_are_x: bool, q_rows: Tensor | None, p_rows: Tensor | None
 ) -> Tensor:
     """1 where a target is the generated vector itself or a copy of it, else 0; (B, N, T)."""
@@ -131,7 +135,7 @@ def _own_pairs(
     return (rows.view(1, count, 1) == torch.cat(own, dim=1)[:, None]).to(x.dtype)
 
 
-def _check(x: Tensor, p: Tensor, q: Tensor, radii: Sequence[float], kernel: str, negatives_are_x: bool) -> None:
+def _check_shapes(x: Tensor, p: Tensor, q: Tensor, radii: Sequence[float], kernel: str, negatives_are_x: bool) -> None:
     for name, anchors in (("positive", p), ("negative", q)):
         if (
             anchors.ndim != 3

@@ -13,19 +13,19 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from dipole_trainer.methods.base import Loss, RankedSamples
+from dipole_trainer.methods.base import MethodLoss, RankedSamples
 from dipole_trainer.methods.drift import drift_loss
 from dipole_trainer.spec import DrpoSpec
 
 
-def loss(group: RankedSamples, spec: DrpoSpec) -> Loss:
+def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
     """Mean over keys; `drift_pref` and `drift_ref` are the two drifts."""
     preference, reference = [], []
     for key, value in group.phi.items():
         tokens = value.shape[1]
-        x, ranked = _flat(value), _flat(group.phi_ranked[key])  # (1, K·T, D), (1, R·T, D)
+        x, ranked = _flatten_tokens(value), _flatten_tokens(group.phi_ranked[key])  # (1, K·T, D), (1, R·T, D)
         best, worst = (_token_rows(rows, tokens, x.device) for rows in (group.positives, group.negatives))
-        own = spec.mask_self and group.own
+        own = spec.mask_self and group.ranks_itself
         preference.append(
             drift_loss(
                 x, ranked[:, best], ranked[:, worst],
@@ -37,7 +37,7 @@ def loss(group: RankedSamples, spec: DrpoSpec) -> Loss:
         if spec.ref_lambda:
             reference.append(
                 drift_loss(
-                    x, _flat(group.phi_ref[key]), x.detach(),
+                    x, _flatten_tokens(group.phi_ref[key]), x.detach(),
                     positive_weight=spec.ref_positive_weight, negative_weight=spec.ref_negative_weight,
                     radii=spec.radii, kernel=spec.kernel, mask_negative_self=True,
                 ).loss.mean()
@@ -48,10 +48,10 @@ def loss(group: RankedSamples, spec: DrpoSpec) -> Loss:
         pull = torch.stack(reference).mean()
         parts["drift_ref"] = pull.item()
         total = total + spec.ref_lambda * pull
-    return Loss(total, parts)
+    return MethodLoss(total, parts)
 
 
-def _flat(phi: Tensor) -> Tensor:
+def _flatten_tokens(phi: Tensor) -> Tensor:
     """(samples, T, D) as one set of vectors, (1, samples·T, D)."""
     return phi.flatten(0, 1)[None]
 

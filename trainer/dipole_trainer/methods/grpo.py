@@ -11,31 +11,31 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from dipole_trainer.methods.base import Draw, Loss, RankedSamples, scored, squared_distances
+from dipole_trainer.methods.base import DrawNoise, MethodLoss, RankedSamples, scored_rows, squared_distances
 from dipole_trainer.spec import GrpoSpec
 
 MAX_LOG_RATIO = 10.0  # beyond it exp() says nothing that the clip does not
 
 
-def neighbours(noise: Tensor, draw: Draw, spec: GrpoSpec) -> Tensor:
+def neighbour_noises(noise: Tensor, draw: DrawNoise, spec: GrpoSpec) -> Tensor:
     """Noises (K, c, h, w) around a common one: `sqrt(1 − σ²)·z + σ·δ`, each of unit variance."""
     common: Tensor = (1 - spec.sigma**2) ** 0.5 * draw("centre")[:1]
     return common + spec.sigma * noise
 
 
-def loss(group: RankedSamples, spec: GrpoSpec) -> Loss:
+def grpo_loss(group: RankedSamples, spec: GrpoSpec) -> MethodLoss:
     """`ratio` is the mean ratio to the policy that drew the group; 1 while rankings are fresh."""
-    rows = scored(group)
+    rows = scored_rows(group)
     anchors = rows[: spec.anchors]
-    now = _log_policy(group.ranked[rows], group.x[anchors], spec.temperature)  # (scored, anchors)
-    then = _log_policy(group.ranked[rows], group.ranked[anchors], spec.temperature)
+    now = _log_softmax_policy(group.ranked_latents[rows], group.x[anchors], spec.temperature)  # (scored, anchors)
+    then = _log_softmax_policy(group.ranked_latents[rows], group.ranked_latents[anchors], spec.temperature)
     ratio = (now - then).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
-    advantage = advantages(group.scores[rows], spec)[:, None]
+    advantage = quasi_norm_advantages(group.scores[rows], spec)[:, None]
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - spec.clip, 1 + spec.clip) * advantage)
-    return Loss(-gain.mean(), {"ratio": ratio.mean().item()})
+    return MethodLoss(-gain.mean(), {"ratio": ratio.mean().item()})
 
 
-def advantages(scores: Tensor, spec: GrpoSpec) -> Tensor:
+def quasi_norm_advantages(scores: Tensor, spec: GrpoSpec) -> Tensor:
     """Centred scores (n,) over their quasi-norm `(Σ|s|^p)^(1/p) / √n`, clipped."""
     centred = scores - scores.mean()
     norm = centred.abs().pow(spec.norm_p).sum().pow(1 / spec.norm_p) / len(scores) ** 0.5
@@ -43,6 +43,6 @@ def advantages(scores: Tensor, spec: GrpoSpec) -> Tensor:
     return scaled.clamp(-spec.advantage_clip, spec.advantage_clip)
 
 
-def _log_policy(candidates: Tensor, anchors: Tensor, temperature: float) -> Tensor:
+def _log_softmax_policy(candidates: Tensor, anchors: Tensor, temperature: float) -> Tensor:
     """log π of each candidate for each anchor, (candidates, anchors)."""
     return torch.log_softmax(-squared_distances(candidates, anchors) / temperature, dim=0)

@@ -11,28 +11,31 @@ import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from dipole_trainer.methods.base import Draw, Loss, RankedSamples, scored
+from dipole_trainer.methods.base import DrawNoise, MethodLoss, RankedSamples, scored_rows
 from dipole_trainer.spec import PsoSpec
 
 
-def explore(x: Tensor, draw: Draw, spec: PsoSpec) -> Tensor:
+def explore_gaussian(x: Tensor, draw: DrawNoise, spec: PsoSpec) -> Tensor:
     """Actions around x, (K, c, h, w)."""
     return x + spec.std * draw("explore")
 
 
-def loss(group: RankedSamples, spec: PsoSpec) -> Loss:
+def pso_loss(group: RankedSamples, spec: PsoSpec) -> MethodLoss:
     """Pairs are the scored candidates two by two, as they were drawn; a pair with equal scores tells nothing."""
     assert group.x_ref is not None
-    rows = scored(group)
+    rows = scored_rows(group)
     first, second = rows[0 : len(rows) // 2 * 2 : 2], rows[1::2]
     better = torch.sign(group.scores[first] - group.scores[second])  # 1, −1, or 0 for a tie
-    ratio = (_log_policy(group.ranked, group.x, spec.std) - _log_policy(group.ranked, group.x_ref, spec.std)).exp()
+    ratio = (
+        _log_gaussian_policy(group.ranked_latents, group.x, spec.std)
+        - _log_gaussian_policy(group.ranked_latents, group.x_ref, spec.std)
+    ).exp()
     log_ratio = ratio.clamp(1 - spec.clip, 1 + spec.clip).log()  # (K,)
     margin = spec.beta * (log_ratio[first] - log_ratio[second]) * better
     told = better != 0
-    return Loss(-logsigmoid(margin[told]).sum() / told.sum().clamp_min(1), {"margin": margin.mean().item()})
+    return MethodLoss(-logsigmoid(margin[told]).sum() / told.sum().clamp_min(1), {"margin": margin.mean().item()})
 
 
-def _log_policy(action: Tensor, x: Tensor, std: float) -> Tensor:
+def _log_gaussian_policy(action: Tensor, x: Tensor, std: float) -> Tensor:
     """Up to a constant, (K,)."""
     return -(action - x).square().flatten(1).mean(1) / (2 * std**2)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from dipole_trainer.methods.base import Loss, RankedSamples
+from dipole_trainer.methods.base import MethodLoss, RankedSamples
 from dipole_trainer.spec import SftSpec
 
 
-def loss(group: RankedSamples, spec: SftSpec) -> Loss:
+def sft_loss(group: RankedSamples, spec: SftSpec) -> MethodLoss:
     """Mean squared latent distance to the best."""
-    return Loss((group.x - group.ranked[group.positives[0]]).square().mean())
+    return MethodLoss((group.x - group.ranked_latents[group.positives[0]]).square().mean())

@@ -4,10 +4,10 @@ The parent forks a lane, a Celery worker with a few threads on the queue `rank.<
 wants, also for those first wanted while it runs; restarts a lane that dies; ends lanes nobody wanted for a while.
 Replicas share the queues. Lanes die with the parent, also when it is killed.
 
-Health, for orchestrators: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within
-the last BEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand: an exec probe for readiness,
-with a period of 15 s or more and a timeout of 10 s. For liveness add `--live`: it exits 0 also while Redis is away,
-because no restart would bring Redis back.
+Health, for orchestrators: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within the
+last HEARTBEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand: an exec probe for
+readiness, with a period of 15 s or more and a timeout of 10 s. For liveness add `--live`: it exits 0 also while Redis
+is away, because no restart would bring Redis back.
 """
 
 from __future__ import annotations
@@ -26,36 +26,27 @@ from types import FrameType
 
 import structlog
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from dipole import logs
-from dipole.broker.connection import celery_app, connect
-from dipole.broker.rankings import Board, queue_name
-from dipole.errors import DipoleError
+from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
+from dipole.broker.rankings import RankCoordination, queue_name
 from dipole.settings import RankWorkerSettings
-from dipole.stack.parent_death import die_with
-from dipole_trainer.rank_worker.task import Lane, register
+from dipole.stack.parent_death import die_with_parent
+from dipole.stack.supervisor import STEADY_RUN_S, restart_delay_s
+from dipole_trainer.rank_worker.task import Lane, register_rank_task
 
 log = structlog.get_logger()
 
 MAX_LANES = 64
-BEAT_TTL_S = 30.0
-TICK_S = 1.0  # a blocking read on the announcements; a dead lane is seen within it
-LOOK_S = 10.0  # between looks at the wanted lanes when nothing is announced
-PROBE_S = 3.0  # for Redis to answer a probe, which has seconds itself
-STOP_S = 3.0  # for the requests under way; what is cut off is asked again
-
-
-class NotHealthy(DipoleError):
-    """The rank worker of this host does not beat."""
-
-    slug = "not-healthy"
+LOOP_INTERVAL_S = 1.0  # a blocking read on the announcements; a dead lane is seen within it
+LANES_REFRESH_S = 10.0  # between looks at the wanted lanes when nothing is announced
+STOP_TIMEOUT_S = 3.0  # for the requests under way; what is cut off is asked again
 
 
 @dataclass
-class _Slot:
+class _LaneProcess:
     """A lane's process, and when it may be started again after deaths."""
 
     process: BaseProcess
@@ -67,10 +58,10 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
     """A lane's whole life, in its own process."""
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
-    die_with(parent)
-    logs.configure(f"rank-worker/{reward}")
-    app = celery_app(settings.redis_url)
-    register(app, Lane(settings))
+    die_with_parent(parent)
+    logs.configure_logging(f"rank-worker/{reward}")
+    app = create_celery_app(settings.redis_url)
+    register_rank_task(app, Lane(settings))
     worker = app.Worker(
         hostname=f"{reward}@{socket.gethostname()}.{os.getpid()}",
         queues=[queue_name(reward)],
@@ -91,54 +82,54 @@ class RankWorker:
 
     def __init__(self, settings: RankWorkerSettings) -> None:
         self._settings = settings
-        self._board = Board(connect(settings.redis_url), settings.candidate_ttl_s)
+        self._coordination = RankCoordination(connect_redis(settings.redis_url), settings.candidate_ttl_s)
         self._context: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
-        self._slots: dict[str, _Slot] = {}
+        self._lane_processes: dict[str, _LaneProcess] = {}
         self._stopping = False
-        self._beat_at = 0.0
+        self._next_heartbeat = 0.0
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._stop)
+            signal.signal(number, self._request_stop)
         log.info("rank_worker_started", threads_per_reward=self._settings.rank_threads)
         try:
             while not self._stopping:
                 try:
-                    self._watch()
+                    self._follow_announcements()
                 except RedisError as error:
                     log.warning("redis_unreachable", error=str(error))
-                    time.sleep(TICK_S)
+                    time.sleep(LOOP_INTERVAL_S)
         finally:
-            self._end(list(self._slots))
+            self._end_lanes(list(self._lane_processes))
 
-    def _watch(self) -> None:
+    def _follow_announcements(self) -> None:
         """Serve lanes for as long as the subscription lives."""
-        with contextlib.closing(self._board.lane_announcements()) as announcements:
-            wanted, look_at = self._board.lanes(), time.monotonic() + LOOK_S
+        with contextlib.closing(self._coordination.subscribe_lanes()) as announcements:
+            wanted, look_at = self._coordination.wanted_lanes(), time.monotonic() + LANES_REFRESH_S
             while not self._stopping:
-                self._tend(wanted)
-                if announcements.get_message(timeout=TICK_S) or time.monotonic() > look_at:
-                    wanted, look_at = self._board.lanes(), time.monotonic() + LOOK_S
+                self._adjust_lanes(wanted)
+                if announcements.get_message(timeout=LOOP_INTERVAL_S) or time.monotonic() > look_at:
+                    wanted, look_at = self._coordination.wanted_lanes(), time.monotonic() + LANES_REFRESH_S
 
-    def _tend(self, wanted: list[str]) -> None:
+    def _adjust_lanes(self, wanted: list[str]) -> None:
         """Start, restart and end lanes so that exactly the wanted ones stand; beat when they do."""
         if len(wanted) > MAX_LANES:
             log.error("too_many_rewards", wanted=len(wanted), limit=MAX_LANES)
         for reward in wanted[:MAX_LANES]:
-            self._ensure(reward)
-        self._end([reward for reward in self._slots if reward not in wanted])
+            self._ensure_lane(reward)
+        self._end_lanes([reward for reward in self._lane_processes if reward not in wanted])
         now = time.monotonic()
-        if now >= self._beat_at and all(slot.process.is_alive() for slot in self._slots.values()):
-            self._board.beat(socket.gethostname(), BEAT_TTL_S)
-            self._beat_at = now + BEAT_TTL_S / 4
+        if now >= self._next_heartbeat and all(slot.process.is_alive() for slot in self._lane_processes.values()):
+            self._coordination.record_heartbeat(socket.gethostname(), HEARTBEAT_TTL_S)
+            self._next_heartbeat = now + HEARTBEAT_TTL_S / 4
 
-    def _ensure(self, reward: str) -> None:
-        slot, now = self._slots.get(reward), time.monotonic()
+    def _ensure_lane(self, reward: str) -> None:
+        slot, now = self._lane_processes.get(reward), time.monotonic()
         if slot is not None and slot.process.is_alive():
             return
-        deaths = 0 if slot is None or now - slot.started > 60 else slot.deaths + 1
-        if slot is not None and now < slot.started + min(0.5 * 2**deaths, 30):
+        deaths = 0 if slot is None or now - slot.started > STEADY_RUN_S else slot.deaths + 1
+        if slot is not None and now < slot.started + restart_delay_s(deaths + 1):
             return
         if slot is not None:
             log.warning("lane_restarted", reward=reward, exitcode=slot.process.exitcode, deaths=deaths)
@@ -147,38 +138,32 @@ class RankWorker:
         )
         process.start()
         log.info("lane_started", reward=reward, pid=process.pid)
-        self._slots[reward] = _Slot(process, now, deaths)
+        self._lane_processes[reward] = _LaneProcess(process, now, deaths)
 
-    def _end(self, rewards: list[str]) -> None:
-        slots = [self._slots.pop(reward) for reward in rewards]
+    def _end_lanes(self, rewards: list[str]) -> None:
+        slots = [self._lane_processes.pop(reward) for reward in rewards]
         for slot in slots:
             slot.process.terminate()
-        until = time.monotonic() + STOP_S
+        until = time.monotonic() + STOP_TIMEOUT_S
         for slot in slots:
             slot.process.join(max(until - time.monotonic(), 0))
             if slot.process.is_alive():
                 slot.process.kill()
                 slot.process.join()
 
-    def _stop(self, number: int, frame: FrameType | None) -> None:
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
 
 
-def check(settings: RankWorkerSettings, *, live: bool = False) -> None:
-    """Raises NotHealthy unless this host's rank worker beats, or with `live` may do so unseen: Redis is away."""
-    client = Redis.from_url(
-        settings.redis_url, socket_connect_timeout=PROBE_S, socket_timeout=PROBE_S, retry=Retry(NoBackoff(), 0)
-    )
-    try:
-        if Board(client, settings.candidate_ttl_s).beats(socket.gethostname()):
-            return
-    except RedisError as error:
-        if live:
-            return
-        raise NotHealthy(f"Redis does not answer: {error}") from error
-    raise NotHealthy(f"no rank worker on {socket.gethostname()} within the last {BEAT_TTL_S:g} s")
+def check_health(settings: RankWorkerSettings, *, live: bool = False) -> None:
+    """Raises ProcessUnhealthy unless this host's rank worker beats; with `live` it may do so unseen: Redis is away."""
+
+    def has_heartbeat(client: Redis, host: str) -> bool:
+        return RankCoordination(client, settings.candidate_ttl_s).has_heartbeat(host)
+
+    check_heartbeat("rank worker", settings.redis_url, has_heartbeat, live=live)
 
 
-def main(settings: RankWorkerSettings) -> None:
-    logs.configure("rank-worker")
+def run_rank_worker(settings: RankWorkerSettings) -> None:
+    logs.configure_logging("rank-worker")
     RankWorker(settings).run()

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any, overload
+from typing import Any, cast, overload
 
 import numpy as np
 import structlog
@@ -18,14 +18,14 @@ from celery import Celery, Task
 from numpy.typing import NDArray
 
 from dipole.broker.candidates import CandidateStore, MissingCandidates
-from dipole.broker.connection import connect
-from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, Board
+from dipole.broker.connection import connect_redis
+from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
+from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, RankCoordination
 from dipole.client import tls
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient, StillPending
 from dipole.errors import ConfigurationError, InvalidInput
-from dipole.protocol.schemas import Ranking
 from dipole.settings import PlatformSettings
 
 log = structlog.get_logger()
@@ -37,45 +37,45 @@ class Lane:
     """What the threads of one lane share: connections, clients with their circuits, and the claims being worked on."""
 
     def __init__(self, settings: PlatformSettings) -> None:
-        client = connect(settings.redis_url)
+        client = connect_redis(settings.redis_url)
         self._store = CandidateStore(client, settings.candidate_ttl_s)
-        self._board = Board(client, settings.candidate_ttl_s)
+        self._coordination = RankCoordination(client, settings.candidate_ttl_s)
         self._tls_dir = settings.tls_dir
         self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()
         self._lock = threading.Lock()
-        threading.Thread(target=self._renew, name="claims", daemon=True).start()
+        threading.Thread(target=self._renew_claims, name="claims", daemon=True).start()
 
-    def handle(self, message: Mapping[str, Any]) -> None:
+    def answer_message(self, message: RankMessage) -> None:
         """Answer one message, or drop it when nobody waits for an answer any more."""
-        run = self._board.run(message["run"])
-        remaining = message["deadline"] - self._board.now()
+        run = self._coordination.get_run(message["run"])
+        remaining = message["deadline"] - self._coordination.server_time()
         if run is None or remaining <= 0:
             log.info("rank_dropped", reward=message["reward"], why="run closed" if run is None else "past its deadline")
             return
         key = message["key"]
-        answer = self._board.kept(key)
-        if answer is None and not self._claim(key):
+        answer = cast("RankAnswer | None", self._coordination.kept_answer(key))
+        if answer is None and not self._claim_task(key):
             answer = {"status": "claimed"}
         if answer is None:
             started = time.monotonic()
             try:
-                answer = self._ask(run["rewards"][message["reward"]], message, remaining)
+                answer = self._ask_endpoint(run["rewards"][message["reward"]], message, remaining)
                 answer["seconds"] = time.monotonic() - started
                 if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
-                    self._board.keep(key, answer)
+                    self._coordination.keep_answer(key, answer)
             finally:
-                self._release(key)
+                self._release_claim(key)
         named = {"group": message["group"], "reward": message["reward"], "key": key}
-        self._board.push(message["run"], {**answer, **named})
+        self._coordination.push_answer(message["run"], {**answer, **named})
         log.info("rank_answered", group=message["group"], reward=message["reward"], status=answer["status"])
 
-    def _ask(self, record: Mapping[str, Any], message: Mapping[str, Any], remaining: float) -> dict[str, Any]:
+    def _ask_endpoint(self, record: Mapping[str, Any], message: RankMessage, remaining: float) -> RankAnswer:
         try:
-            client = self._client(Endpoint.described(record))
+            client = self._client_of(Endpoint.from_values(record))
             ranking = client.rank(
                 message["prompt"],
-                Candidates(self._store, message["candidates"], message["count"]),
+                LazyCandidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
                 idempotency_key=message["key"],
                 deadline_s=remaining,
@@ -83,29 +83,31 @@ class Lane:
                 poll=False,
                 retry=False,
             )
-            return completed(ranking, calibrated=client.info(deadline_s=remaining).calibrated)
+            return ranking_answer(ranking, calibrated=client.fetch_info(deadline_s=remaining).calibrated)
         except StillPending as pending:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
             return {"status": "missing", "message": str(error)}
         except EndpointError as error:
-            return {
-                **failed(error.code, str(error), retryable=error.retryable),
-                "retry_after": error.retry_after,
-                "http_status": error.http_status,
-            }
+            return failure_answer(
+                error.code,
+                str(error),
+                retryable=error.retryable,
+                retry_after=error.retry_after,
+                http_status=error.http_status,
+            )
         except ConfigurationError as error:  # certificates that are not here: put there, they will be found
-            return failed("configuration", str(error), retryable=True)
+            return failure_answer("configuration", str(error), retryable=True)
         except InvalidInput as error:  # a trainer of another version describes what this one cannot ask
-            return failed("configuration", str(error), retryable=False)
+            return failure_answer("configuration", str(error), retryable=False)
         except Exception as error:  # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
-            return failed("internal", why, retryable=False)
+            return failure_answer("internal", why, retryable=False)
 
-    def _client(self, endpoint: Endpoint) -> RankClient:
+    def _client_of(self, endpoint: Endpoint) -> RankClient:
         """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""
-        at = (endpoint.model_dump_json(), endpoint.key, tls.stamp(endpoint.tls, self._tls_dir))
+        at = (endpoint.model_dump_json(), endpoint.key, tls.certificates_stamp(endpoint.tls, self._tls_dir))
         with self._lock:
             if at not in self._clients:
                 while len(self._clients) >= MAX_CLIENTS:
@@ -115,31 +117,31 @@ class Lane:
 
     # Claims
 
-    def _claim(self, key: str) -> bool:
-        if not self._board.claim(key):
+    def _claim_task(self, key: str) -> bool:
+        if not self._coordination.claim_task(key):
             return False
         with self._lock:
             self._claims.add(key)
         return True
 
-    def _release(self, key: str) -> None:
+    def _release_claim(self, key: str) -> None:
         with self._lock:
             self._claims.discard(key)
-        self._board.release(key)
+        self._coordination.release_claim(key)
 
-    def _renew(self) -> None:
+    def _renew_claims(self) -> None:
         while True:
             time.sleep(CLAIM_TTL_S / 4)
             with self._lock:
                 keys = list(self._claims)
             try:
                 if keys:
-                    self._board.renew(keys)
+                    self._coordination.renew_claims(keys)
             except Exception as error:  # Redis is away: the claims run out and are asked again, which is harmless
                 log.warning("claims_not_renewed", error=str(error))
 
 
-class Candidates(Sequence[NDArray[np.uint8]]):
+class LazyCandidates(Sequence[NDArray[np.uint8]]):
     """A group's images, loaded when first looked at (a pending ranking needs none). Raises MissingCandidates."""
 
     def __init__(self, store: CandidateStore, reference: str, count: int) -> None:
@@ -159,46 +161,12 @@ class Candidates(Sequence[NDArray[np.uint8]]):
         return self._images[index] if isinstance(index, int) else list(self._images[index])
 
 
-def failed(code: str, message: str, *, retryable: bool) -> dict[str, Any]:
-    """A failure as a run's answer."""
-    said = {"status": "failed", "code": code, "message": message, "retryable": retryable}
-    return {**said, "retry_after": None, "http_status": None}
-
-
-def completed(ranking: Ranking, *, calibrated: bool) -> dict[str, Any]:
-    """A ranking as a run's answer: scores in candidate order, reasons by index.
-
-    Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
-    Of an endpoint that is not `calibrated` scores are an order too.
-    """
-    scores: list[float | None] = [item.score for item in ranking.results]
-    ranks_alone = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
-    if ranks_alone:
-        scores = [None if item.rank is None else -float(item.rank) for item in ranking.results]
-    errors = {
-        str(index): f"{item.error.code}: {item.error.message}"
-        for index, item in enumerate(ranking.results)
-        if scores[index] is None and item.error is not None
-    }
-    parts = sorted({name for item in ranking.results for name in item.sub_scores or {}})
-    return {
-        "status": "completed",
-        "scores": scores,
-        "ordinal": ranks_alone or not calibrated,
-        "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
-        "errors": errors,
-        "model": ranking.model,
-        "model_revision": ranking.model_revision,
-        "recipe_version": ranking.recipe_version,
-    }
-
-
-def register(app: Celery, lane: Lane) -> None:
+def register_rank_task(app: Celery, lane: Lane) -> None:
     """Give the app its one task."""
 
     @app.task(name=RANK_TASK, bind=True)  # type: ignore[untyped-decorator]
-    def rank(self: Task, **message: Any) -> None:
+    def rank_group(self: Task, **message: Any) -> None:
         headers = self.request.headers or {}
         names = {name: str(headers[name]) for name in ("request_id", "job_id") if name in headers}
         with structlog.contextvars.bound_contextvars(**names):
-            lane.handle(message)
+            lane.answer_message(cast(RankMessage, message))

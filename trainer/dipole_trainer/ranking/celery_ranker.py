@@ -1,11 +1,11 @@
 """CeleryRanker: groups of candidates -> Redis and Celery -> ranking endpoints -> rankings, as they come. No torch.
 
 submit() stores a group's images once and sends a message per reward to that reward's own queue; a rank lane
-(rank_task.py) asks the endpoint and pushes a small answer to this run's list, on which collect() blocks.
+(rank_worker/task.py) asks the endpoint and pushes a small answer to this run's list, on which collect() blocks.
 
 The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: a message (Redis was
 restarted), a lane (kill -9; its claim runs out), the images (their time was up). A pending ranking (202) and a
-retryable failure are asked again when due, until the deadline, by new short tasks. A question's key is a hash of all
+retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 """
 
@@ -18,26 +18,27 @@ import time
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dipole.broker.candidates import CandidateStore
-from dipole.broker.connection import celery_app, connect
-from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_S, RANK_TASK, Board, Run, queue_name
+from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
+from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_TIMEOUT_S, RANK_TASK, RankCoordination, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
-from dipole_trainer.ranking.in_flight import InFlight, OnRanked, failed, settle
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
 log = structlog.get_logger()
 T = TypeVar("T")
 
-RESEND_S = 10.0  # silence after which a question that no lane works on is asked again; doubles each time
-MAX_PAUSE_S = 60.0  # longest wait between two tasks of one question
+RESEND_AFTER_S = 10.0  # silence after which a request that no lane works on is asked again; doubles each time
+MAX_RESEND_PAUSE_S = 60.0  # longest wait between two tasks of one request
 
 
 @dataclass(frozen=True)
@@ -49,17 +50,17 @@ class ResolvedReward:
 
 
 @dataclass
-class _Question:
+class _Request:
     """One reward's ranking of one group, until it is answered. Times are of the monotonic clock."""
 
-    group: Group
+    group: CandidateGroup
     reward: str
     candidates: str
     key: str
     deadline: float
-    due: float = 0.0
-    scheduled: bool = True  # due means "ask", otherwise "see whether a lane works on it"
-    sent: int = 0
+    next_send_at: float = 0.0
+    is_scheduled: bool = True  # due means "ask", otherwise "see whether a lane works on it"
+    times_sent: int = 0
     failures: int = 0
     location: str | None = None
     reason: str = field(default="no answer from a rank worker")
@@ -75,70 +76,70 @@ class CeleryRanker:
         rewards: Sequence[ResolvedReward],
         on_ranked: OnRanked | None = None,
         *,
-        resend_s: float = RESEND_S,
+        resend_s: float = RESEND_AFTER_S,
     ) -> None:
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
-        self._flight = InFlight([reward.spec for reward in rewards], on_ranked)
+        self._in_flight = GroupsInFlight([reward.spec for reward in rewards], on_ranked)
         self._resend_s = resend_s
-        self._app = celery_app(settings.redis_url)
-        self._redis = connect(settings.redis_url)
+        self._app = create_celery_app(settings.redis_url)
+        self._redis = connect_redis(settings.redis_url)
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
-        self._board = Board(self._redis, settings.candidate_ttl_s)
-        self._questions: dict[tuple[str, str], _Question] = {}
-        self._stored: dict[str, str] = {}  # group id -> reference of its images
+        self._coordination = RankCoordination(self._redis, settings.candidate_ttl_s)
+        self._requests: dict[tuple[str, str], _Request] = {}
+        self._stored_references: dict[str, str] = {}  # group id -> reference of its images
         self._run_id = uuid.uuid4().hex
         self._refresh_at = 0.0
-        self._refresh_s = min(settings.candidate_ttl_s, LANE_IDLE_S) / 4
+        self._refresh_s = min(settings.candidate_ttl_s, LANE_IDLE_TIMEOUT_S) / 4
 
     # The seam: groups.Ranker
 
-    def submit(self, group: Group) -> None:
+    def submit(self, group: CandidateGroup) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
         now = time.monotonic()
-        reference = CandidateStore.reference(group.images)
-        self._flight.add(group, now)
-        self._stored[group.id] = reference
-        self._refresh(now)
-        stored = self._try(lambda: self._store.put(reference, group.images))
+        reference = CandidateStore.reference_of(group.images)
+        self._in_flight.add_group(group, now)
+        self._stored_references[group.id] = reference
+        self._refresh_run(now)
+        stored = self._if_redis_answers(lambda: self._store.put(reference, group.images))
         for name, reward in self._rewards.items():
-            question = _Question(
+            request = _Request(
                 group=group,
                 reward=name,
                 candidates=reference,
-                key=self._key(group, reward, reference),
+                key=self._idempotency_key(group, reward, reference),
                 deadline=now + reward.spec.timeout_s,
-                due=now + 1,
+                next_send_at=now + 1,
             )
-            self._questions[group.id, name] = question
+            self._requests[group.id, name] = request
             if stored is not None:
-                self._send(question, now)
+                self._send_task(request, now)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         """The next finished group. Every call asks again what is due: a trainer that computes only looks in."""
         until = time.monotonic() + timeout_s
-        self._receive(0)
+        self._receive_answers(0)
         while True:
             now = time.monotonic()
-            self._refresh(now)
-            self._ask_again(now)
-            if (ranked := self._flight.pop()) is not None:
-                self._drop([ranked.group_id])
+            self._refresh_run(now)
+            self._resend_due(now)
+            if (ranked := self._in_flight.pop_finished()) is not None:
+                self._delete_images([ranked.group_id])
                 return ranked
-            if self._expire(now):
+            if self._expire_requests(now):
                 continue
             if now >= until:
                 return None
-            dues = [min(question.due, question.deadline) for question in self._questions.values()]
-            self._receive(min([until, *dues]) - now)
+            dues = [min(request.next_send_at, request.deadline) for request in self._requests.values()]
+            self._receive_answers(min([until, *dues]) - now)
 
     def cancel(self) -> None:
         """Forget every group in flight: queued messages become void, late answers go nowhere."""
-        self._flight.clear()
-        self._questions.clear()
-        self._drop(list(self._stored))
+        self._in_flight.clear()
+        self._requests.clear()
+        self._delete_images(list(self._stored_references))
         old, self._run_id, self._refresh_at = self._run_id, uuid.uuid4().hex, 0.0
-        self._try(lambda: self._board.close_run(old))
+        self._if_redis_answers(lambda: self._coordination.close_run(old))
 
     def close(self) -> None:
         self.cancel()
@@ -147,102 +148,109 @@ class CeleryRanker:
 
     # Asking
 
-    def _key(self, group: Group, reward: ResolvedReward, reference: str) -> str:
-        asked = [reward.spec.name, *reward.endpoint.asked()]
+    def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, reference: str) -> str:
+        asked = [reward.spec.name, *reward.endpoint.answer_identity()]
         substance = [self._job_id, group.id, *asked, reference, group.prompt, group.metadata]
         return hashlib.sha256(json.dumps(substance, sort_keys=True, default=dict).encode()).hexdigest()
 
-    def _send(self, question: _Question, now: float) -> None:
+    def _send_task(self, request: _Request, now: float) -> None:
         """Put one task on the reward's queue; the next look at it is after a silence that doubles each time."""
-        question.sent += 1
-        pause = min(self._resend_s * 2 ** (question.sent - 1), max(MAX_PAUSE_S, self._resend_s))
-        message = {
+        request.times_sent += 1
+        pause = min(self._resend_s * 2 ** (request.times_sent - 1), max(MAX_RESEND_PAUSE_S, self._resend_s))
+        message: RankMessage = {
             "run": self._run_id,
-            "group": question.group.id,
-            "reward": question.reward,
-            "key": question.key,
-            "candidates": question.candidates,
-            "count": len(question.group.images),
-            "prompt": question.group.prompt,
-            "metadata": None if question.group.metadata is None else dict(question.group.metadata),
-            "location": question.location,
+            "group": request.group.id,
+            "reward": request.reward,
+            "key": request.key,
+            "candidates": request.candidates,
+            "count": len(request.group.images),
+            "prompt": request.group.prompt,
+            "metadata": None if request.group.metadata is None else dict(request.group.metadata),
+            "location": request.location,
+            "deadline": 0.0,
         }
-        sent = self._try(
-            lambda: self._app.send_task(
+
+        def send() -> Any:
+            message["deadline"] = self._coordination.server_time() + request.deadline - now
+            return self._app.send_task(
                 RANK_TASK,
-                kwargs={**message, "deadline": self._board.now() + question.deadline - now},
-                queue=queue_name(question.reward),
-                task_id=f"{question.key[:32]}.{question.sent}",
-                headers={"request_id": question.key[:32], "job_id": self._job_id},
+                kwargs=message,
+                queue=queue_name(request.reward),
+                task_id=f"{request.key[:32]}.{request.times_sent}",
+                headers={"request_id": request.key[:32], "job_id": self._job_id},
                 retry=False,
             )
-        )
-        question.due, question.scheduled = (now + 1, True) if sent is None else (now + pause, False)
 
-    def _ask_again(self, now: float) -> None:
+        sent = self._if_redis_answers(send)
+        request.next_send_at, request.is_scheduled = (now + 1, True) if sent is None else (now + pause, False)
+
+    def _resend_due(self, now: float) -> None:
         """Send what is due, and what has been silent though no lane claims it."""
-        due = [question for question in self._questions.values() if question.due <= now]
-        silent = [question.key for question in due if not question.scheduled]
-        working = self._try(lambda: self._board.claimed(silent))
+        due = [request for request in self._requests.values() if request.next_send_at <= now]
+        silent = [request.key for request in due if not request.is_scheduled]
+        working = self._if_redis_answers(lambda: self._coordination.claimed_keys(silent))
         if silent:  # perhaps Redis was restarted: then rank workers know neither this run nor its lanes
-            self._refresh(now, force=True)
-        for question in due:
+            self._refresh_run(now, force=True)
+        for request in due:
             if working is None:
-                question.due = now + 1
-            elif not question.scheduled and question.key in working:
-                question.due = now + min(CLAIM_TTL_S, self._resend_s)
+                request.next_send_at = now + 1
+            elif not request.is_scheduled and request.key in working:
+                request.next_send_at = now + min(CLAIM_TTL_S, self._resend_s)
             else:
-                if not question.scheduled:
-                    log.info("rank_resend", group=question.group.id, reward=question.reward, sent=question.sent)
-                self._send(question, now)
+                if not request.is_scheduled:
+                    log.info("rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent)
+                self._send_task(request, now)
 
     # Answers
 
-    def _receive(self, wait_s: float) -> None:
+    def _receive_answers(self, wait_s: float) -> None:
         """Take every answer there is, waiting at most `wait_s` for the first."""
         started = time.monotonic()
-        answers = self._try(lambda: self._board.answers(self._run_id, wait_s))
+        answers = self._if_redis_answers(lambda: self._coordination.pop_answers(self._run_id, wait_s))
         if answers is None:  # Redis is away: neither spin nor give up before the deadlines do
             time.sleep(max(0.0, min(0.5, wait_s) - (time.monotonic() - started)))
         for answer in answers or []:
-            self._take(answer)
+            self._handle_answer(cast(RankAnswer, answer))
 
-    def _take(self, answer: dict[str, Any]) -> None:
+    def _handle_answer(self, answer: RankAnswer) -> None:
         at = (str(answer["group"]), str(answer["reward"]))
-        question = self._questions.get(at)
-        if question is None or answer["key"] != question.key:
+        request = self._requests.get(at)
+        if request is None or answer["key"] != request.key:
             return  # a duplicate, or of a group that nobody waits for
         now = time.monotonic()
         if answer["status"] == "pending":
-            question.location = answer.get("location") or question.location
-            question.reason = "pending at the endpoint"
-            question.due, question.scheduled = now + min(max(answer["retry_after"], 0.2), MAX_PAUSE_S), True
+            request.location = answer.get("location") or request.location
+            request.reason = "pending at the endpoint"
+            request.next_send_at, request.is_scheduled = (
+                now + min(max(answer["retry_after"] or 0.0, 0.2), MAX_RESEND_PAUSE_S),
+                True,
+            )
         elif answer["status"] == "claimed":  # by a lane that answers another run of ours, or a repeated delivery
-            question.due, question.scheduled = now + CLAIM_TTL_S / 4, False
+            request.next_send_at, request.is_scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
-            question.due, question.scheduled = now, True
-            if self._try(lambda: self._store.put(question.candidates, question.group.images)) is None:
-                question.due = now + 1
+            request.next_send_at, request.is_scheduled = now, True
+            if self._if_redis_answers(lambda: self._store.put(request.candidates, request.group.images)) is None:
+                request.next_send_at = now + 1
         elif answer["status"] == "failed" and answer["retryable"]:
-            question.failures += 1
-            question.reason = f"{answer['code']}: {answer['message']}"
+            request.failures += 1
+            request.reason = f"{answer['code']}: {answer['message']}"
             if answer["http_status"] == 404:  # a restart forgot the pending ranking: post the group anew
-                question.location = None
-            backoff = min(10.0, 0.5 * 2 ** min(question.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
-            pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_PAUSE_S)
-            question.due, question.scheduled = now + pause, True
-            log.warning("rank_retry", group=at[0], reward=at[1], reason=question.reason, pause_s=round(pause, 1))
+                request.location = None
+            backoff = min(10.0, 0.5 * 2 ** min(request.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
+            pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_RESEND_PAUSE_S)
+            request.next_send_at, request.is_scheduled = now + pause, True
+            log.warning("rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1))
         else:
-            del self._questions[at]
-            self._flight.put(*at, self._result(question, answer))
+            del self._requests[at]
+            self._in_flight.put_result(*at, self._result_of(request, answer))
 
-    def _result(self, question: _Question, answer: dict[str, Any]) -> RewardResult:
-        count = len(question.group.images)
+    def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
+        count = len(request.group.images)
         if answer["status"] == "failed":
-            log.warning("rank_failed", group=question.group.id, reward=question.reward, code=answer["code"])
-            return failed(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
+            log.warning("rank_failed", group=request.group.id, reward=request.reward, code=answer["code"])
+            return failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
         errors = {int(index): why for index, why in answer["errors"].items()}
-        result = settle(self._rewards[question.reward].spec, count, answer["scores"], errors)
+        result = apply_policy(self._rewards[request.reward].spec, count, answer["scores"], errors)
         return replace(
             result,
             sub_scores={name: tuple(values) for name, values in answer["sub_scores"].items()},
@@ -255,33 +263,37 @@ class CeleryRanker:
 
     # Small steps
 
-    def _expire(self, now: float) -> bool:
-        """Settle the questions past their deadline, each with the last thing heard; whether there were any."""
-        late = {at: question.reason for at, question in self._questions.items() if question.deadline <= now}
+    def _expire_requests(self, now: float) -> bool:
+        """Settle the requests past their deadline, each with the last thing heard; whether there were any."""
+        late = {at: request.reason for at, request in self._requests.items() if request.deadline <= now}
         for at in late:
-            del self._questions[at]
-        self._flight.expire(now, late)
+            del self._requests[at]
+        self._in_flight.expire_overdue(now, late)
         return bool(late)
 
-    def _drop(self, group_ids: Sequence[str]) -> None:
+    def _delete_images(self, group_ids: Sequence[str]) -> None:
         """Free the images of groups that nobody waits for; should another group have the same, they are sent again."""
-        gone = [self._stored.pop(group_id) for group_id in group_ids]
-        self._try(lambda: self._store.drop([reference for reference in gone if reference not in self._stored.values()]))
+        gone = [self._stored_references.pop(group_id) for group_id in group_ids]
+        self._if_redis_answers(
+            lambda: self._store.delete(
+                [reference for reference in gone if reference not in self._stored_references.values()]
+            )
+        )
 
-    def _refresh(self, now: float, *, force: bool = False) -> None:
+    def _refresh_run(self, now: float, *, force: bool = False) -> None:
         """Keep the run's record, with endpoints and keys, alive while the run is."""
         if now < self._refresh_at and not force:
             return
-        run: Run = {"rewards": {name: reward.endpoint.record() for name, reward in self._rewards.items()}}
-        done = self._try(lambda: self._board.open_run(self._run_id, run))
+        run: RunRecord = {"rewards": {name: reward.endpoint.to_record() for name, reward in self._rewards.items()}}
+        done = self._if_redis_answers(lambda: self._coordination.open_run(self._run_id, run))
         self._refresh_at = now + (self._refresh_s if done else 1)
 
-    def _try(self, call: Callable[[], T]) -> T | None:
+    def _if_redis_answers(self, call: Callable[[], T]) -> T | None:
         """None when Redis cannot be reached; the deadlines decide how long that is survived."""
         try:
             return call()
         except (RedisError, OperationalError) as error:
-            for question in self._questions.values():
-                question.reason = f"transport: Redis does not answer ({type(error).__name__})"
+            for request in self._requests.values():
+                request.reason = f"transport: Redis does not answer ({type(error).__name__})"
             log.warning("redis_unreachable", error=str(error))
             return None

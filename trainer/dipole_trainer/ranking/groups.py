@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 
 @dataclass(frozen=True)
-class Group:
+class CandidateGroup:
     """K candidates of one prompt, on their way to the rewards.
 
     `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
@@ -61,7 +61,7 @@ class RankedGroup:
 class Ranker(Protocol):
     """Ranks groups in the background."""
 
-    def submit(self, group: Group) -> None:
+    def submit(self, group: CandidateGroup) -> None:
         """Send a group to every reward of the job and return at once."""
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
@@ -73,3 +73,6 @@ class Ranker(Protocol):
 
     def cancel(self) -> None:
         """Forget every group in flight."""
+
+    def close(self) -> None:
+        """Cancel, and give back connections and threads. It is not used again."""

@@ -17,12 +17,12 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
-from dipole_trainer.ranking.in_flight import InFlight, OnRanked, failed, settle
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
-Metadata = Mapping[str, JsonValue] | None
-Scorer = Callable[[str, NDArray[np.uint8], Metadata], Sequence[float | None] | RewardResult]
+GroupMetadata = Mapping[str, JsonValue] | None
+Scorer = Callable[[str, NDArray[np.uint8], GroupMetadata], Sequence[float | None] | RewardResult]
 
 
 class InProcessRanker:
@@ -47,49 +47,50 @@ class InProcessRanker:
             raise ValueError(f"no scorer for {', '.join(missing)}")
         self._scorers = scorers
         self._delays = delays or {}
-        self._flight = InFlight(chosen, on_ranked)
+        self._in_flight = GroupsInFlight(chosen, on_ranked)
         self._answers: queue.SimpleQueue[tuple[int, str, str, RewardResult]] = queue.SimpleQueue()
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rank")
         self._run = 0  # answers of cancelled runs carry an older number
 
-    def submit(self, group: Group) -> None:
-        self._flight.add(group, time.monotonic())
-        for name in self._flight.specs:
-            self._pool.submit(self._score, self._run, group, name)
+    def submit(self, group: CandidateGroup) -> None:
+        self._in_flight.add_group(group, time.monotonic())
+        for name in self._in_flight.specs:
+            self._pool.submit(self._score_group, self._run, group, name)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         until = time.monotonic() + timeout_s
         while True:
-            self._drain()
-            if (ranked := self._flight.pop()) is not None:
+            self._drain_answers()
+            if (ranked := self._in_flight.pop_finished()) is not None:
                 return ranked
             now = time.monotonic()
-            self._flight.expire(now)
-            if (ranked := self._flight.pop()) is not None or now >= until:
+            self._in_flight.expire_overdue(now)
+            if (ranked := self._in_flight.pop_finished()) is not None or now >= until:
                 return ranked
-            due = min([until, *(deadline for _, _, deadline in self._flight.deadlines())])
+            due = min([until, *(deadline for _, _, deadline in self._in_flight.deadlines())])
             try:
-                self._take(self._answers.get(timeout=max(due - now, 0.001)))
+                self._handle_answer(self._answers.get(timeout=max(due - now, 0.001)))
             except queue.Empty:
                 continue
 
     def cancel(self) -> None:
         self._run += 1
-        self._flight.clear()
+        self._in_flight.clear()
 
     def close(self) -> None:
+        self.cancel()
         self._pool.shutdown(wait=False, cancel_futures=True)
 
-    def _drain(self) -> None:
+    def _drain_answers(self) -> None:
         while not self._answers.empty():
-            self._take(self._answers.get())
+            self._handle_answer(self._answers.get())
 
-    def _take(self, answer: tuple[int, str, str, RewardResult]) -> None:
+    def _handle_answer(self, answer: tuple[int, str, str, RewardResult]) -> None:
         run, group_id, name, result = answer
         if run == self._run:
-            self._flight.put(group_id, name, result)
+            self._in_flight.put_result(group_id, name, result)
 
-    def _score(self, run: int, group: Group, name: str) -> None:
+    def _score_group(self, run: int, group: CandidateGroup, name: str) -> None:
         started = time.monotonic()
         if delay := self._delays.get(name, 0.0):
             time.sleep(delay)
@@ -97,9 +98,9 @@ class InProcessRanker:
         try:
             answer = self._scorers[name](group.prompt, group.images, group.metadata)
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
-            judged = settle(self._flight.specs[name], count, given.scores)
+            judged = apply_policy(self._in_flight.specs[name], count, given.scores)
             result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
         except Exception as error:  # a scorer is a caller's function: whatever it raises is its answer
-            result = failed(count, f"invalid_response: {type(error).__name__}: {error}")
+            result = failed_result(count, f"invalid_response: {type(error).__name__}: {error}")
         seconds = time.monotonic() - started
         self._answers.put((run, group.id, name, replace(result, model=name, seconds=seconds)))

@@ -20,16 +20,16 @@ from numpy.typing import NDArray
 from dipole_trainer.ranking.groups import RankedGroup
 from dipole_trainer.spec import RewardSpec
 
-Scores = Sequence[float | None]
+ScoreList = Sequence[float | None]
 Normalize = Literal["zscore", "rank", "none"]
-SAME = 1e-9  # scores closer than this, relative to the largest, are equal: rounding is no preference
+TIE_TOLERANCE = 1e-9  # scores closer than this, relative to the largest, are equal: rounding is no preference
 
 
 @dataclass(frozen=True)
-class Weighted:
+class WeightedScores:
     """One reward's scores of a group, and how they enter the sum."""
 
-    scores: Scores
+    scores: ScoreList
     weight: float
     normalize: Normalize = "zscore"
 
@@ -43,13 +43,13 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Skip:
+class SkippedGroup:
     """Why a group cannot be trained on."""
 
     reason: str
 
 
-def combine(rewards: Mapping[str, Weighted]) -> NDArray[np.float64]:
+def combine_scores(rewards: Mapping[str, WeightedScores]) -> NDArray[np.float64]:
     """The weighted sum of normalised scores, (K,); NaN marks a candidate that any trained reward left without a score.
 
     Held-out rewards (weight 0) take no part, not even by their missing scores.
@@ -57,27 +57,27 @@ def combine(rewards: Mapping[str, Weighted]) -> NDArray[np.float64]:
     trained = [reward for reward in rewards.values() if reward.weight > 0]
     if not trained:
         return np.empty(0)
-    raw = np.array([[_finite(score) for score in reward.scores] for reward in trained])  # (rewards, K)
+    raw = np.array([[_nan_if_missing(score) for score in reward.scores] for reward in trained])  # (rewards, K)
     valid = np.isfinite(raw).all(0)
     total = np.full(raw.shape[1], np.nan)
     total[valid] = 0.0
     for reward, scores in zip(trained, raw, strict=True):
-        total[valid] += reward.weight * normalized(scores[valid], reward.normalize)
+        total[valid] += reward.weight * normalize_scores(scores[valid], reward.normalize)
     return total
 
 
-def normalized(scores: NDArray[np.float64], how: Normalize) -> NDArray[np.float64]:
+def normalize_scores(scores: NDArray[np.float64], how: Normalize) -> NDArray[np.float64]:
     """Scores of one group and reward: z-scored, as ranks in -1..1 with ties sharing theirs, or as they are."""
     if how == "none" or not scores.size:
         return scores
-    same = SAME * np.abs(scores).max()
+    same = TIE_TOLERANCE * np.abs(scores).max()
     if how == "rank":
         gap = scores[:, None] - scores[None]
         return np.asarray(((gap > same).sum(1) - (gap < -same).sum(1)) / max(scores.size - 1, 1), np.float64)
     return np.zeros_like(scores) if np.ptp(scores) <= same else (scores - scores.mean()) / scores.std()
 
 
-def select(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | Skip:
+def select_extremes(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | SkippedGroup:
     """The best `positives` and worst `negatives` of `total` (K,), NaN left out.
 
     With fewer valid candidates than P + N both shrink, down to one each. A tie across a cut shrinks that side to the
@@ -85,30 +85,30 @@ def select(total: NDArray[np.float64], positives: int, negatives: int) -> Select
     """
     rows = np.flatnonzero(np.isfinite(total))
     if rows.size < 2:
-        return Skip(f"{rows.size} of {total.size} candidates have a score; at least 2 are needed")
+        return SkippedGroup(f"{rows.size} of {total.size} candidates have a score; at least 2 are needed")
     spread = float(np.ptp(total[rows]))
-    if spread <= SAME * max(1.0, float(np.abs(total[rows]).max())):
-        return Skip("no spread: all candidates have the same score")
+    if spread <= TIE_TOLERANCE * max(1.0, float(np.abs(total[rows]).max())):
+        return SkippedGroup("no spread: all candidates have the same score")
     if rows.size < positives + negatives:
         share = positives / (positives + negatives)
         positives = min(max(round(share * rows.size), 1), rows.size - 1, positives)
         negatives = min(rows.size - positives, negatives)
-    tolerance = SAME * spread
+    tolerance = TIE_TOLERANCE * spread
     descending = rows[np.argsort(-total[rows], kind="stable")]
     ascending = rows[np.argsort(total[rows], kind="stable")]
-    best = _beyond_the_tie(descending, -total, positives, tolerance)
-    worst = _beyond_the_tie(ascending, total, negatives, tolerance)
+    best = _rows_before_tie(descending, -total, positives, tolerance)
+    worst = _rows_before_tie(ascending, total, negatives, tolerance)
     return Selection(positives=tuple(best), negatives=tuple(worst))
 
 
-def shuffled(total: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
+def shuffle_scores(total: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """The control: the same scores, handed to other candidates at random. NaN stay where they are."""
     mixed, valid = total.copy(), np.isfinite(total)
     mixed[valid] = rng.permutation(total[valid])
     return mixed
 
 
-def _beyond_the_tie(ordered: NDArray[np.intp], key: NDArray[np.float64], count: int, tolerance: float) -> list[int]:
+def _rows_before_tie(ordered: NDArray[np.intp], key: NDArray[np.float64], count: int, tolerance: float) -> list[int]:
     """The first `count` rows of `ordered`, without those whose equals fall behind the cut."""
     chosen, rest = ordered[:count], ordered[count:]
     if rest.size and abs(key[chosen[-1]] - key[rest[0]]) <= tolerance:
@@ -117,26 +117,26 @@ def _beyond_the_tie(ordered: NDArray[np.intp], key: NDArray[np.float64], count: 
     return [int(row) for row in chosen]
 
 
-def _finite(score: float | None) -> float:
+def _nan_if_missing(score: float | None) -> float:
     return float(score) if score is not None and math.isfinite(score) else math.nan
 
 
 @dataclass(frozen=True)
-class Order:
+class GroupOrder:
     """Combined scores (R,), higher is better, NaN for a candidate without; and the rows of best and worst."""
 
     total: NDArray[np.float64]
     selection: Selection
 
 
-def order(
+def order_group(
     ranked: RankedGroup,
     rewards: Sequence[RewardSpec],
     *,
     positives: int,
     negatives: int,
     shuffle: np.random.Generator | None = None,
-) -> Order | Skip:
+) -> GroupOrder | SkippedGroup:
     """Combine the rewards' answers and choose. `shuffle` hands the scores to other candidates: the control.
 
     A group without a required reward's scores, or without any trained reward's, is skipped: no score is made up.
@@ -146,13 +146,13 @@ def order(
         result = ranked.results[reward.name]
         if result.failure is None:
             how = "rank" if result.ordinal else reward.normalize
-            weighted[reward.name] = Weighted(result.scores, reward.weight, how)
+            weighted[reward.name] = WeightedScores(result.scores, reward.weight, how)
         elif reward.required and reward.weight > 0:
-            return Skip(f"required reward {reward.name}: {result.failure}")
+            return SkippedGroup(f"required reward {reward.name}: {result.failure}")
     if not any(reward.weight > 0 for reward in weighted.values()):
-        return Skip("no trained reward gave a ranking")
-    total = combine(weighted)
+        return SkippedGroup("no trained reward gave a ranking")
+    total = combine_scores(weighted)
     if shuffle is not None:
-        total = shuffled(total, shuffle)
-    chosen = select(total, positives, negatives)
-    return chosen if isinstance(chosen, Skip) else Order(total, chosen)
+        total = shuffle_scores(total, shuffle)
+    chosen = select_extremes(total, positives, negatives)
+    return chosen if isinstance(chosen, SkippedGroup) else GroupOrder(total, chosen)

@@ -9,8 +9,8 @@ from sqlalchemy import delete, select
 
 from dipole.errors import Conflict
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.queries import found, page, time_of
-from dipole_trainer.database.tables import ACTIVE, File, Job
+from dipole_trainer.database.queries import database_time, page_of_rows, require
+from dipole_trainer.database.tables import ACTIVE_STATES, FileRow, JobRow
 
 FileKind = Literal["prompts", "pairs"]
 
@@ -23,36 +23,36 @@ class FileRegistry:
 
     def add_file(
         self, file_id: str, filename: str, *, size: int, lines: int, sha256: str, kind: FileKind = "prompts"
-    ) -> File:
-        row = File(
+    ) -> FileRow:
+        row = FileRow(
             id=file_id, filename=filename, purpose="fine-tune", bytes=size, lines=lines, sha256=sha256, kind=kind
         )
         with self.database.writing() as session:
-            row.created_at = time_of(session)
+            row.created_at = database_time(session)
             session.add(row)
         return row
 
-    def file(self, file_id: str) -> File:
+    def get_file(self, file_id: str) -> FileRow:
         with self.database.reading() as session:
-            return found(session.scalar(select(File).where(File.id == file_id)), file_id, "file")
+            return require(session.scalar(select(FileRow).where(FileRow.id == file_id)), file_id, "file")
 
-    def files(
+    def list_files(
         self, *, after: str | None = None, limit: int = 100, newest_first: bool = True
-    ) -> tuple[Sequence[File], bool]:
-        query = select(File).order_by(File.seq.desc() if newest_first else File.seq)
+    ) -> tuple[Sequence[FileRow], bool]:
+        query = select(FileRow).order_by(FileRow.seq.desc() if newest_first else FileRow.seq)
         with self.database.reading() as session:
             if after is not None:
-                seen = found(session.scalar(select(File.seq).where(File.id == after)), after, "file")
-                query = query.where(File.seq < seen if newest_first else File.seq > seen)
-            return page(session.scalars(query.limit(limit + 1)).all(), limit)
+                seen = require(session.scalar(select(FileRow.seq).where(FileRow.id == after)), after, "file")
+                query = query.where(FileRow.seq < seen if newest_first else FileRow.seq > seen)
+            return page_of_rows(session.scalars(query.limit(limit + 1)).all(), limit)
 
     def delete_file(self, file_id: str) -> None:
         """Jobs keep their own copy of prompts, but read pairs while they train. Raises Conflict while one does."""
         with self.database.writing() as session:
-            active = select(Job).where(Job.state.in_(ACTIVE), Job.training_file == file_id)
+            active = select(JobRow).where(JobRow.state.in_(ACTIVE_STATES), JobRow.training_file == file_id)
             for job in session.scalars(active):
                 if job.summary.get("pairs_file") == file_id:
                     raise Conflict(
                         f"file {file_id} is trained on by job {job.id}, which is {job.state}: cancel it first"
                     )
-            found(session.scalar(delete(File).where(File.id == file_id).returning(File.id)), file_id, "file")
+            require(session.scalar(delete(FileRow).where(FileRow.id == file_id).returning(FileRow.id)), file_id, "file")

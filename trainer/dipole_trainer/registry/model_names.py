@@ -23,123 +23,124 @@ from typing import Any
 from sqlalchemy import Select, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole.broker.messages import CheckpointRef
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import Checkpoint, Job
+from dipole_trainer.database.tables import CheckpointRow, JobRow
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.spec import LoraSpec
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.spec import GENERATOR_FIELDS, LoraSpec
+from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.weights import base_models
 
-BUILDS = ("model", "revision", "tune", "lora", "resolution")  # fields of a job's spec that its generator depends on
-OPTIMIZER = "optimizer.safetensors"
-_JOB = re.compile(r"(?P<job>ftjob-\w+)(:(?P<step>\d+))?")
-_TUNED = re.compile(r"ft:(?P<model>[^:]+):dipole:(?P<suffix>[^:]*):(?P<job>\w{8})(:ckpt-step-(?P<step>\d+))?")
-_FOLDER = re.compile(r"checkpoint-\d+")
+_JOB_NAME = re.compile(r"(?P<job>ftjob-\w+)(:(?P<step>\d+))?")
+_FINE_TUNED_NAME = re.compile(
+    r"(?P<job_name>ft:[^:]*:dipole:[^:]*:(?P<job>[0-9a-f]{8}))(:ckpt-step-(?P<step>[0-9]{1,9}))?"
+)
 
 
 @dataclass(frozen=True)
-class NamedModel:
+class ModelRef:
     """A model to be evaluated: a base, and weights trained on it where `folder` is."""
 
     given: str
     label: str
-    build: dict[str, Any]  # BUILDS, those that are known
+    generator_fields: dict[str, Any]  # GENERATOR_FIELDS, those that are known, but for the precision
     folder: Path | None = None
     step: int | None = None
     precision: str | None = None  # that it was trained in, where that is known
-    trained: tuple[str, ...] = ()  # rewards that its job was trained on
+    trained_rewards: tuple[str, ...] = ()  # rewards that its job was trained on
 
     @property
     def base(self) -> tuple[Any, Any]:
-        return self.build["model"], self.build.get("revision")
+        return self.generator_fields["model"], self.generator_fields.get("revision")
 
 
-class NamedModels:
+class ModelResolver:
     """Finds models over one platform; checkpoints are copied below `scratch`."""
 
-    def __init__(self, store: JobStore, artifacts: Artifacts, models_dir: Path, scratch: Path) -> None:
+    def __init__(self, store: JobStore, artifacts: ArtifactStore, models_dir: Path, scratch: Path) -> None:
         self.store, self.artifacts, self.models_dir, self.scratch = store, artifacts, models_dir, scratch
 
-    def find(self, given: Sequence[str]) -> list[NamedModel]:
+    def resolve_models(self, given: Sequence[str]) -> list[ModelRef]:
         """Every model, with labels that tell them apart. Raises InvalidInput that names the first that is not there."""
         for name in given:
             if given.count(name) > 1:
                 raise InvalidInput(f"--model {name} is given {given.count(name)} times", field="model")
-        found = [self._find(name) for name in given]
+        found = [self._resolve_model(name) for name in given]
         labels = [each.label for each in found]
         return [each if labels.count(each.label) == 1 else replace(each, label=each.given) for each in found]
 
-    def _find(self, name: str) -> NamedModel:
-        if match := _JOB.fullmatch(name):
-            return self._of_job(name, select(Job).where(Job.id == match["job"]), match["step"])
-        if match := _TUNED.fullmatch(name):
-            job = select(Job).where(
-                Job.id.startswith(f"ftjob-{match['job']}", autoescape=True), Job.model == match["model"]
-            )
-            suffix = match["suffix"]
-            return self._of_job(name, job, match["step"], lambda row: (row.summary.get("suffix") or "") == suffix)
+    def _resolve_model(self, name: str) -> ModelRef:
+        if match := _JOB_NAME.fullmatch(name):
+            return self._resolve_job(name, select(JobRow).where(JobRow.id == match["job"]), match["step"])
+        if match := _FINE_TUNED_NAME.fullmatch(name):
+            like = select(JobRow).where(JobRow.id.startswith(f"ftjob-{match['job']}"))
+            named = match["job_name"]
+            return self._resolve_job(name, like, match["step"], lambda row: fine_tuned_name(row) == named)
         if name.startswith("ftckpt-"):
-            return self._of_job(name, select(Job).join(Checkpoint).where(Checkpoint.id == name), None, id_=name)
-        if _FOLDER.fullmatch(Path(name).name):
-            return _of_folder(name, Path(name))
-        base_models.check_name(name, self.models_dir)
-        return NamedModel(name, name, {"model": name})
+            return self._resolve_job(
+                name, select(JobRow).join(CheckpointRow).where(CheckpointRow.id == name), None, id_=name
+            )
+        if job_layout.step_of_checkpoint(Path(name).name) is not None:
+            return _model_of_folder(name, Path(name))
+        base_models.check_model_name(name, self.models_dir)
+        return ModelRef(name, name, {"model": name})
 
-    def _of_job(
+    def _resolve_job(
         self,
         name: str,
-        query: Select[Job],
+        query: Select[JobRow],
         step: str | None,
-        is_it: Callable[[Job], bool] = lambda row: True,
+        is_it: Callable[[JobRow], bool] = lambda row: True,
         *,
         id_: str | None = None,
-    ) -> NamedModel:
+    ) -> ModelRef:
         """The newest checkpoint of the job that `query` and `is_it` choose, or the one of that step or id."""
-        with reading(self.store.database), self.store.database.reading() as session:
+        with explain_database_errors(self.store.database), self.store.database.reading() as session:
             job = next((row for row in session.scalars(query) if is_it(row)), None)
             if job is None:
                 raise InvalidInput(f"--model {name}: there is no such job or checkpoint", field="model")
             rows = session.scalars(
-                select(Checkpoint).where(Checkpoint.job_id == job.id).order_by(Checkpoint.step.desc())
+                select(CheckpointRow).where(CheckpointRow.job_id == job.id).order_by(CheckpointRow.step.desc())
             ).all()
         chosen = [row for row in rows if id_ in (None, row.id) and step in (None, str(row.step))]
         if not chosen:
             there = f"it has those of steps {', '.join(str(row.step) for row in rows)}" if rows else "it has none yet"
             raise InvalidInput(f"--model {name}: job {job.id} has no such checkpoint; {there}", field="model")
-        spec, row = self.store.spec(job.id), chosen[0]
+        spec, row = self.store.load_spec(job.id), chosen[0]
         folder = self.scratch / job.id / row.path
-        if not self._copy(f"jobs/{job.id}/{row.path}", folder):
+        if not self._copy_checkpoint(job_layout.job_path(job.id, row.path), folder):
             raise InvalidInput(
                 f"--model {name}: its files are not in DIPOLE_ARTIFACTS_URL of this machine", field="model"
             )
-        return NamedModel(
+        return ModelRef(
             given=name,
             label=f"{job.summary.get('suffix') or job.id.removeprefix('ftjob-')[:8]}:{row.step}",
-            build={field: getattr(spec, field) for field in BUILDS},
+            generator_fields={field: getattr(spec, field) for field in GENERATOR_FIELDS if field != "precision"},
             folder=folder,
             step=row.step,
             precision=spec.precision,
-            trained=tuple(reward.name for reward in spec.rewards if reward.weight > 0),
+            trained_rewards=tuple(reward.name for reward in spec.rewards if reward.weight > 0),
         )
 
-    def _copy(self, stored: str, target: Path) -> bool:
+    def _copy_checkpoint(self, stored: str, target: Path) -> bool:
         """Whether there was anything to copy."""
-        names = [artifact.path for artifact in self.artifacts.list(stored) if artifact.path != OPTIMIZER]
+        names = [each.path for each in self.artifacts.list_files(stored) if each.path != job_layout.OPTIMIZER_FILE]
         for name in names:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
-            with self.artifacts.open(f"{stored}/{name}") as source, (target / name).open("wb") as copy:
+            with self.artifacts.open_file(f"{stored}/{name}") as source, (target / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         return bool(names)
 
 
-def _of_folder(name: str, folder: Path) -> NamedModel:
+def _model_of_folder(name: str, folder: Path) -> ModelRef:
     """A checkpoint's folder says which base it is of, and its adapter's shape; not which rewards it was trained on."""
     try:
-        state = json.loads((folder / "training_state.json").read_text())
+        state = json.loads((folder / job_layout.TRAINING_STATE_FILE).read_text())
         build = {"model": state["model"], "revision": state.get("revision"), "tune": "full"}
-        if (adapter := folder / "unet_lora/adapter_config.json").is_file():
-            config = json.loads(adapter.read_text())
+        if (component := job_layout.adapted_component(job_layout.files_below(folder))) is not None:
+            config = json.loads((folder / job_layout.adapter_config_file(component)).read_text())
             modules = sorted(config["target_modules"])
             lora = LoraSpec(rank=config["r"], alpha=config["lora_alpha"], target_modules=tuple(modules))
             build |= {"tune": "lora", "lora": lora}
@@ -150,11 +151,75 @@ def _of_folder(name: str, folder: Path) -> NamedModel:
         raise InvalidInput(f"--model {name} is no checkpoint of this version: {error!r}", field="model") from error
     own = {field: state[field] for field in ("resolution",) if state.get(field)}
     label = f"{folder.resolve().parent.name}/{folder.name}"
-    return NamedModel(name, label, {**build, **own}, folder, step, state.get("precision"))
+    return ModelRef(name, label, {**build, **own}, folder, step, state.get("precision"))
+
+
+# ---- names as the API has them --------------------------------------------------------------------------------------
+
+
+def fine_tuned_name(row: JobRow) -> str:
+    """As OpenAI names a job's model: ft:<model>:<organisation>:<suffix>:<id>."""
+    return f"ft:{row.model}:dipole:{row.summary.get('suffix') or ''}:{row.id.removeprefix('ftjob-')[:8]}"
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """What draws: the fields of a spec that make its generator, and where the trained weights are."""
+
+    generator: dict[str, Any]
+    checkpoint: CheckpointRef | None = None
+
+
+def find_model_source(name: str, database: Database, models_dir: Path) -> ModelSource:
+    """What a caller's `model` means: a base, a job's `fine_tuned_model`, or a checkpoint by name or id.
+
+    Raises InvalidInput on `model`.
+    """
+    if name.startswith("ftckpt-"):
+        row, job = _latest_checkpoint(database, CheckpointRow.id == name, f"checkpoint {name}")
+    elif name.startswith("ft:"):
+        row, job = _checkpoint_of_name(database, name)
+    else:
+        base_models.check_model_name(name, models_dir)
+        return ModelSource({"model": name})
+    generator = {field: job.summary[field] for field in GENERATOR_FIELDS if field in job.summary}
+    return ModelSource(generator, CheckpointRef(id=row.id, job=job.id, path=row.path))
+
+
+def _checkpoint_of_name(database: Database, name: str) -> tuple[CheckpointRow, JobRow]:
+    """The checkpoint of a name that `fine_tuned_name` begins; without a step the job's last."""
+    match = _FINE_TUNED_NAME.fullmatch(name)
+    job = None
+    if match is not None:
+        with database.reading() as session:
+            like = session.scalars(select(JobRow).where(JobRow.id.startswith(f"ftjob-{match['job']}")))
+            job = next((each for each in like if fine_tuned_name(each) == match["job_name"]), None)
+    if match is None or job is None:
+        raise InvalidInput(
+            f"unknown model {name!r}: no job has this fine_tuned_model or fine_tuned_model_checkpoint", field="model"
+        )
+    if match["step"] is not None:
+        of_step = (CheckpointRow.job_id == job.id) & (CheckpointRow.step == int(match["step"]))
+        return _latest_checkpoint(database, of_step, name)
+    if job.state != "succeeded":
+        raise InvalidInput(
+            f"job {job.id} is {job.state} and has no fine-tuned model: name one of its checkpoints", field="model"
+        )
+    return _latest_checkpoint(database, CheckpointRow.job_id == job.id, name)
+
+
+def _latest_checkpoint(database: Database, which: Any, name: str) -> tuple[CheckpointRow, JobRow]:
+    """The latest such checkpoint and its job."""
+    query = select(CheckpointRow, JobRow).join(JobRow, JobRow.id == CheckpointRow.job_id).where(which)
+    with database.reading() as session:
+        found = session.execute(query.order_by(CheckpointRow.step.desc()).limit(1)).first()
+    if found is None:
+        raise InvalidInput(f"{name} is not there: it may have been pruned; a job lists its checkpoints", field="model")
+    return found[0], found[1]
 
 
 @contextmanager
-def reading(database: Database) -> Iterator[None]:
+def explain_database_errors(database: Database) -> Iterator[None]:
     """A jobs database that does not answer is told in a sentence: an evaluation may do without one."""
     try:
         yield

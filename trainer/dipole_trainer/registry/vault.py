@@ -1,6 +1,6 @@
 """Endpoints' keys at rest: encrypted with DIPOLE_SECRETS_KEY where it is set, plain text where it is not.
 
-    vault = Vault.of_process()
+    vault = Vault.from_environment()
     vault.open(vault.seal("the key")) == "the key"
 
 The setting holds Fernet keys, separated by commas: the first seals, any of them opens, which is how they are rotated.
@@ -10,9 +10,9 @@ What was stored before it was set still opens.
 from __future__ import annotations
 
 from dipole.errors import ConfigurationError
-from dipole.settings import SecretsSettings, load
+from dipole.settings import SecretsSettings, load_settings
 
-SEALED = "fernet:"
+SEALED_PREFIX = "fernet:"
 
 
 class Vault:
@@ -35,24 +35,24 @@ class Vault:
             ) from None
 
     @classmethod
-    def of_process(cls) -> Vault:
-        key = load(SecretsSettings).secrets_key
+    def from_environment(cls) -> Vault:
+        key = load_settings(SecretsSettings).secrets_key
         return cls(key.get_secret_value() if key else None)
 
     def seal(self, text: str) -> str:
         """What is stored for it."""
-        return text if self._fernet is None else SEALED + self._fernet.encrypt(text.encode()).decode()
+        return text if self._fernet is None else SEALED_PREFIX + self._fernet.encrypt(text.encode()).decode()
 
     def open(self, stored: str) -> str:
         """The text again. Raises ConfigurationError when no key here opens it."""
-        if not stored.startswith(SEALED):
+        if not stored.startswith(SEALED_PREFIX):
             return stored
         if self._fernet is None:
             raise ConfigurationError("a stored key is encrypted: set DIPOLE_SECRETS_KEY to what it was encrypted with")
         from cryptography.fernet import InvalidToken
 
         try:
-            return self._fernet.decrypt(stored.removeprefix(SEALED)).decode()
+            return self._fernet.decrypt(stored.removeprefix(SEALED_PREFIX)).decode()
         except InvalidToken:
             raise ConfigurationError(
                 "a stored key does not open with DIPOLE_SECRETS_KEY: add its own, or register it again"

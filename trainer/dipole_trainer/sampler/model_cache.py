@@ -19,7 +19,7 @@ import structlog
 import torch
 from cachetools import LRUCache
 
-from dipole.broker.image_requests import Place
+from dipole.broker.messages import CheckpointRef
 from dipole.errors import InvalidInput, NotFound, Overloaded
 from dipole.protocol import images
 from dipole.settings import SamplerSettings
@@ -27,107 +27,109 @@ from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.storage import job_layout
-from dipole_trainer.storage.artifacts import Artifacts, safe
+from dipole_trainer.storage.artifacts import ArtifactStore, check_safe_path
 from dipole_trainer.weights import base_models
 
 log = structlog.get_logger()
 
-STATE = "training_state.json"
-STAND_INS: Any = {"prompts": [{"prompt": "none"}], "rewards": [{"name": "none"}]}  # a spec wants them, no generator
-
 
 @dataclass
-class _Loaded:
+class _LoadedModel:
     generator: OneStepGenerator
-    base: str  # fingerprint of its base weights
-    weights: str | None = None  # id of the checkpoint it holds; none: untrained, which draws as the base does
+    base_fingerprint: str  # fingerprint of its base weights
+    checkpoint_id: str | None = None  # id of the checkpoint it holds; none: untrained, which draws as the base does
 
 
-class Models:
+class ModelCache:
     """For one thread. Images are PNG files."""
 
     def __init__(self, settings: SamplerSettings) -> None:
         self._settings = settings
-        self._artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
-        self._loaded: LRUCache[str, _Loaded] = LRUCache(settings.sampler_models)
+        self._artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
+        self._loaded: LRUCache[str, _LoadedModel] = LRUCache(settings.sampler_models)
 
-    def draw(self, model: Mapping[str, Any], place: Place | None, prompt: str, seeds: list[int]) -> Iterator[bytes]:
+    def draw_images(
+        self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]
+    ) -> Iterator[bytes]:
         """An image a seed, as it is drawn: alone, because its bytes must not depend on its neighbours in a batch.
 
         Raises InvalidInput for weights that are not here or do not fit, Overloaded where memory does not suffice.
         """
         try:
             for seed in seeds:
-                yield self._image(model, place, prompt, seed)
+                yield self._draw_image(model, checkpoint, prompt, seed)
             return
         except torch.OutOfMemoryError:
             log.warning("out_of_memory", models=len(self._loaded))
         finally:
             for each in self._loaded.values():  # kept for a run's prompts; every order has its own, and they add up
                 each.generator.forget_prompts()
-        self._free()  # not in the except block: its traceback holds tensors
+        self._free_memory()  # not in the except block: its traceback holds tensors
         raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
 
-    def _image(self, model: Mapping[str, Any], place: Place | None, prompt: str, seed: int) -> bytes:
-        generator = self._ready(model, place)
-        with torch.no_grad(), generator.base() if place is None else nullcontext():
-            x = generator(generator.noise([seed]), prompt)  # (1, c, h, w)
+    def _draw_image(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seed: int) -> bytes:
+        generator = self._load_model(model, checkpoint)
+        with torch.no_grad(), generator.base_weights() if checkpoint is None else nullcontext():
+            x = generator(generator.draw_noise([seed]), prompt)  # (1, c, h, w)
             try:
-                return images.encode_png(generator.decode(x)[0])
+                return images.encode_png(generator.decode_images(x)[0])
             except FloatingPointError as error:
                 raise InvalidInput(f"this model's latents are not finite: {error}", field="model") from error
 
-    def _free(self) -> None:
+    def _free_memory(self) -> None:
         self._loaded.clear()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
     # ---- loading ----------------------------------------------------------------------------------------------------
 
-    def _ready(self, model: Mapping[str, Any], place: Place | None) -> OneStepGenerator:
+    def _load_model(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None) -> OneStepGenerator:
         """The generator with the right weights in place."""
         key = json.dumps(model, sort_keys=True)
         found = self._loaded.pop(key, None)  # back in its place when nothing failed: half-loaded weights are dropped
         if found is None:
-            spec = self._spec(model)
+            spec = self._check_spec(model)
             while len(self._loaded) >= self._settings.sampler_models:  # first, or both need memory at once
                 self._loaded.popitem()
             log.info("model_loading", model=spec.model)
-            generator = generators.build(spec, models_dir=self._settings.models_dir, device=gpu.default_device())
-            found = _Loaded(generator, resume_state.fingerprint(generator))
-        if place is not None and found.weights != place["id"]:
-            self._load(found, place)
+            generator = generators.build_generator(
+                spec, models_dir=self._settings.models_dir, device=gpu.default_device()
+            )
+            found = _LoadedModel(generator, resume_state.fingerprint_base(generator))
+        if checkpoint is not None and found.checkpoint_id != checkpoint["id"]:
+            self._load_checkpoint(found, checkpoint)
         self._loaded[key] = found
         return found.generator
 
-    def _spec(self, model: Mapping[str, Any]) -> TrainSpec:
+    def _check_spec(self, model: Mapping[str, Any]) -> GeneratorSpec:
         """Looks whether the weights are here too, before anything that works is given up for them."""
-        spec = TrainSpec.stored(json.dumps({**model, **STAND_INS}))
-        base_models.locate(spec.model, self._settings.models_dir, spec.revision)
+        spec = GeneratorSpec.from_stored(json.dumps(model))
+        base_models.locate_pipeline(spec.model, self._settings.models_dir, spec.revision)
         return spec
 
-    def _load(self, loaded: _Loaded, place: Place) -> None:
+    def _load_checkpoint(self, loaded: _LoadedModel, checkpoint: CheckpointRef) -> None:
         try:
-            with self._folder(place, loaded.generator) as folder:
-                resume_state.load(folder, loaded.generator, base=loaded.base)
+            with self._checkpoint_folder(checkpoint, loaded.generator) as folder:
+                resume_state.load_checkpoint(folder, loaded.generator, base=loaded.base_fingerprint)
         except (NotFound, FileNotFoundError) as error:
-            gone = f"{place['path']} of {place['job']} is no longer there: it was pruned, or its files were removed"
+            gone = f"{checkpoint['path']} of {checkpoint['job']} is no longer there: "
+            gone += "it was pruned, or its files were removed"
             raise InvalidInput(gone, field="model") from error
-        loaded.weights = place["id"]
+        loaded.checkpoint_id = checkpoint["id"]
 
     @contextmanager
-    def _folder(self, place: Place, generator: OneStepGenerator) -> Iterator[Path]:
+    def _checkpoint_folder(self, checkpoint: CheckpointRef, generator: OneStepGenerator) -> Iterator[Path]:
         """The checkpoint's folder: the artifacts' own, or a copy of what is needed for as long as it is."""
-        stored = safe(f"jobs/{place['job']}/{place['path']}")
+        stored = check_safe_path(job_layout.job_path(checkpoint["job"], checkpoint["path"]))
         if self._artifacts.folder is not None:
             yield self._artifacts.folder / stored
             return
         with tempfile.TemporaryDirectory(prefix="dipole-checkpoint-") as scratch:
-            folder = Path(scratch) / place["path"]
-            for name in (STATE, job_layout.LORA if generator.lora else job_layout.FULL):
+            folder = Path(scratch) / checkpoint["path"]
+            for name in resume_state.weight_files(generator):
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
-                with self._artifacts.open(f"{stored}/{name}") as source, (folder / name).open("wb") as target:
+                with self._artifacts.open_file(f"{stored}/{name}") as source, (folder / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
             yield folder

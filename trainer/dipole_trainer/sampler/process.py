@@ -19,104 +19,99 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import structlog
 from celery import Celery, Task
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
 from dipole import logs
-from dipole.broker.connection import celery_app, connect
+from dipole.broker.connection import connect_redis, create_celery_app
 from dipole.broker.image_requests import (
-    BEAT_TTL_S,
     IMAGE_QUEUE,
     IMAGE_TASK,
-    ORDER_CLAIM_S,
-    ImageBoard,
-    Place,
-    board_of,
+    REQUEST_CLAIM_TTL_S,
+    ImageRequestStore,
+    image_coordination,
 )
-from dipole.errors import DipoleError, InvalidInput, Overloaded
+from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
+from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
+from dipole.errors import InvalidInput, Overloaded
 from dipole.settings import SamplerSettings
 
 log = structlog.get_logger()
 
-STUCK_S = 600.0  # past an order's deadline: what has not come back by then never will, and the process must go
-PROBE_S = 3.0  # for Redis to answer a probe, which has seconds itself
+STUCK_AFTER_S = 600.0  # past an order's deadline: what has not come back by then never will, and the process must go
 
 
-class NotHealthy(DipoleError):
-    """The sampler of this host does not beat."""
-
-    slug = "not-healthy"
-
-
-class Draws(Protocol):
+class DrawsImages(Protocol):
     """sampler_models.Models.draw."""
 
-    def draw(self, model: Mapping[str, Any], place: Place | None, prompt: str, seeds: list[int]) -> Iterator[bytes]: ...
+    def draw_images(
+        self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]
+    ) -> Iterator[bytes]: ...
 
 
 class Sampler:
     """One order at a time. A thread of its own beats and renews the claim meanwhile."""
 
     def __init__(
-        self, settings: SamplerSettings, make_models: Callable[[SamplerSettings], Draws] | None = None
+        self, settings: SamplerSettings, make_models: Callable[[SamplerSettings], DrawsImages] | None = None
     ) -> None:
-        self._settings, self._make_models = settings, make_models or _load_models
-        client = connect(settings.redis_url)
-        self._board, self._images = board_of(client), ImageBoard(client)
-        self._models: Draws | None = None
+        self._settings, self._make_models = settings, make_models or load_model_cache
+        client = connect_redis(settings.redis_url)
+        self._coordination, self._image_requests = image_coordination(client), ImageRequestStore(client)
+        self._models: DrawsImages | None = None
         self._host = socket.gethostname()
-        self._claimed: str | None = None
+        self._claimed_key: str | None = None
         self._stuck_at = float("inf")
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._beat, name="beat", daemon=True)
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._heartbeat_loop, name="beat", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
         """Say good-bye, so that the API does not send orders to nobody."""
-        self._ended.set()
+        self._stopping.set()
         self._thread.join()
         try:
-            self._images.leave(self._host)
+            self._image_requests.remove_heartbeat(self._host)
         except RedisError as error:
             log.warning("redis_unreachable", error=str(error))
 
-    def handle(self, message: Mapping[str, Any]) -> None:
-        """Draw one order and push its answer, or drop it."""
-        order, left = message["order"], message["deadline"] - self._board.now()
-        if left <= 0 or not self._images.is_open(order):
-            log.info("order_dropped", order=order, why="past its deadline" if left <= 0 else "nobody waits for it")
+    def answer_message(self, message: ImageRequest) -> None:
+        """Draw the images of one request and push its answer, or drop it."""
+        request_id, left = message["order"], message["deadline"] - self._coordination.server_time()
+        if left <= 0 or not self._image_requests.is_open(request_id):
+            log.info("order_dropped", order=request_id, why="past its deadline" if left <= 0 else "nobody waits for it")
             return
-        self._models = self._models or self._make_models(self._settings)  # before the claim: see ORDER_CLAIM_S
-        if not self._board.claim(order):
-            log.info("order_dropped", order=order, why="another sampler draws it")
+        self._models = self._models or self._make_models(self._settings)  # before the claim: see REQUEST_CLAIM_TTL_S
+        if not self._coordination.claim_task(request_id):
+            log.info("order_dropped", order=request_id, why="another sampler draws it")
             return
         began = time.monotonic()
-        self._claimed, self._stuck_at = order, began + left + STUCK_S
+        self._claimed_key, self._stuck_at = request_id, began + left + STUCK_AFTER_S
         try:
-            answer = self._answer(self._models, message, began + left)
+            answer = self._draw_answer(self._models, message, began + left)
             if answer is not None:
-                self._board.push(order, answer)
+                self._coordination.push_answer(request_id, answer)
         finally:
-            self._claimed, self._stuck_at = None, float("inf")
-            self._board.release(order)
+            self._claimed_key, self._stuck_at = None, float("inf")
+            self._coordination.release_claim(request_id)
         status = "given up" if answer is None else answer["status"]
-        log.info("order_answered", order=order, status=status, seconds=round(time.monotonic() - began, 3))
+        log.info("order_answered", order=request_id, status=status, seconds=round(time.monotonic() - began, 3))
 
-    def _answer(self, models: Draws, message: Mapping[str, Any], deadline: float) -> dict[str, Any] | None:
+    def _draw_answer(self, models: DrawsImages, message: ImageRequest, deadline: float) -> ImageAnswer | None:
         """What the API is told; nothing when it has given up meanwhile."""
         drawn: list[str] = []
         try:
-            for image in models.draw(message["model"], message["checkpoint"], message["prompt"], message["seeds"]):
-                drawn.append(self._images.put(message["order"], len(drawn), image))
-                if time.monotonic() > deadline or not self._images.is_open(message["order"]):
+            for image in models.draw_images(
+                message["model"], message["checkpoint"], message["prompt"], message["seeds"]
+            ):
+                drawn.append(self._image_requests.put_image(message["order"], len(drawn), image))
+                if time.monotonic() > deadline or not self._image_requests.is_open(message["order"]):
                     return None
         except InvalidInput as error:
             return {"status": "refused", "message": str(error), "field": error.field}
@@ -129,43 +124,43 @@ class Sampler:
             return {"status": "failed"}
         return {"status": "drawn", "images": drawn}
 
-    def _beat(self) -> None:
+    def _heartbeat_loop(self) -> None:
         beat_at = 0.0
-        while not self._ended.is_set():
+        while not self._stopping.is_set():
             now = time.monotonic()
             try:
-                if (claimed := self._claimed) is not None:
-                    self._board.renew([claimed])
+                if (claimed := self._claimed_key) is not None:
+                    self._coordination.renew_claims([claimed])
                 if now >= beat_at and now < self._stuck_at:
-                    self._images.beat(self._host, now=self._board.now())
-                    beat_at = now + BEAT_TTL_S / 4
+                    self._image_requests.record_heartbeat(self._host, now=self._coordination.server_time())
+                    beat_at = now + HEARTBEAT_TTL_S / 4
             except RedisError as error:
                 log.warning("redis_unreachable", error=str(error))
-            self._ended.wait(ORDER_CLAIM_S / 8)
+            self._stopping.wait(REQUEST_CLAIM_TTL_S / 8)
 
 
-def _load_models(settings: SamplerSettings) -> Draws:
-    models: Draws = importlib.import_module("dipole_trainer.sampler.model_cache").Models(settings)
+def load_model_cache(settings: SamplerSettings) -> DrawsImages:
+    models: DrawsImages = importlib.import_module("dipole_trainer.sampler.model_cache").ModelCache(settings)
     return models
 
 
-def register(app: Celery, sampler: Sampler) -> None:
+def register_draw_task(app: Celery, sampler: Sampler) -> None:
     """Give the app its one task."""
 
     @app.task(name=IMAGE_TASK, bind=True)  # type: ignore[untyped-decorator]
-    def draw(self: Task, **message: Any) -> None:
+    def draw_request(self: Task, **message: Any) -> None:
         request_id = str((self.request.headers or {}).get("request_id", ""))
         with structlog.contextvars.bound_contextvars(request_id=request_id):
-            sampler.handle(message)
+            sampler.answer_message(cast(ImageRequest, message))
 
 
 # ---- the process ----------------------------------------------------------------------------------------------------
 
 
-def main(settings: SamplerSettings) -> None:
+def run_sampler(settings: SamplerSettings) -> None:
     """Until SIGTERM or SIGINT; the order under way is finished first."""
-    app, sampler = celery_app(settings.redis_url), Sampler(settings)
-    register(app, sampler)
+    app, sampler = create_celery_app(settings.redis_url), Sampler(settings)
+    register_draw_task(app, sampler)
     worker = app.Worker(
         hostname=f"sampler@{socket.gethostname()}.{os.getpid()}",
         queues=[IMAGE_QUEUE],
@@ -177,7 +172,7 @@ def main(settings: SamplerSettings) -> None:
         quiet=True,
         loglevel="WARNING",
     )
-    logs.configure("sampler")  # after the worker was made, which sets the root logger's level to its own
+    logs.configure_logging("sampler")  # after the worker was made, which sets the root logger's level to its own
     logging.getLogger("celery").setLevel(logging.WARNING)
     sampler.start()
     log.info("sampler_started", models=settings.sampler_models)
@@ -188,16 +183,10 @@ def main(settings: SamplerSettings) -> None:
     sys.exit(worker.exitcode)
 
 
-def check(settings: SamplerSettings, *, live: bool = False) -> None:
-    """Raises NotHealthy unless this host's sampler beats, or with `live` may do so unseen: Redis is away."""
-    client = Redis.from_url(
-        settings.redis_url, socket_connect_timeout=PROBE_S, socket_timeout=PROBE_S, retry=Retry(NoBackoff(), 0)
-    )
-    try:
-        if ImageBoard(client).beats(socket.gethostname(), now=board_of(client).now()):
-            return
-    except RedisError as error:
-        if live:
-            return
-        raise NotHealthy(f"Redis does not answer: {error}") from error
-    raise NotHealthy(f"no sampler on {socket.gethostname()} within the last {BEAT_TTL_S:g} s")
+def check_health(settings: SamplerSettings, *, live: bool = False) -> None:
+    """Raises ProcessUnhealthy unless this host's sampler beats; with `live` it may do so unseen: Redis is away."""
+
+    def has_heartbeat(client: Redis, host: str) -> bool:
+        return ImageRequestStore(client).has_heartbeat(host, now=image_coordination(client).server_time())
+
+    check_heartbeat("sampler", settings.redis_url, has_heartbeat, live=live)

@@ -1,7 +1,6 @@
 """Where files are kept: uploads, checkpoints, samples, exports, under DIPOLE_ARTIFACTS_URL.
 
-    files/<file id>.jsonl                     uploads
-    jobs/<job id>/checkpoint-N/ export/ samples/ …     a job's working folder
+What lies where is job_layout.py's to say.
 
 A plain folder (the default) is the working folder itself: nothing is copied. Any other fsspec URL (s3://bucket/path)
 gets a copy at each checkpoint, and a worker that takes a job over fetches the whole ones first. Callers name files by
@@ -26,9 +25,10 @@ from fsspec.implementations.local import LocalFileSystem
 
 from dipole.errors import DipoleError, InvalidInput, NotFound
 from dipole_trainer.spec import TrainSpec
-from dipole_trainer.storage.job_layout import _CHECKPOINT, CANDIDATES, MARK, checkpoint_steps, upload_path
+from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, COMPLETE_MARK, checkpoint_name, step_of_checkpoint
 
-_SAFE = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
+_SAFE_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
 @dataclass(frozen=True)
@@ -39,14 +39,14 @@ class Artifact:
     bytes: int
 
 
-def safe(path: str) -> str:
+def check_safe_path(path: str) -> str:
     """The path, if it is plain names joined by slashes (none begins with a dot). Raises NotFound otherwise."""
-    if len(path) > 1024 or not _SAFE.fullmatch(path):
+    if len(path) > 1024 or not _SAFE_PATH.fullmatch(path):
         raise NotFound("there is no such file")
     return path
 
 
-class Artifacts:
+class ArtifactStore:
     """The store behind one fsspec URL."""
 
     def __init__(self, url: str, scratch: Path) -> None:
@@ -61,19 +61,19 @@ class Artifacts:
 
     # ---- files by path ------------------------------------------------------------------------------------------
 
-    def write(self, path: str, source: Path) -> None:
+    def write_file(self, path: str, source: Path) -> None:
         """Store a finished local file."""
-        self._fs.makedirs(safe(path).rpartition("/")[0], exist_ok=True)
+        self._fs.makedirs(check_safe_path(path).rpartition("/")[0], exist_ok=True)
         self._fs.put_file(str(source), path)
 
-    def delete(self, path: str) -> None:
-        if self._fs.exists(safe(path)):
+    def delete_file(self, path: str) -> None:
+        if self._fs.exists(check_safe_path(path)):
             self._fs.rm_file(path)
 
     @contextmanager
-    def open(self, path: str) -> Iterator[BinaryIO]:
+    def open_file(self, path: str) -> Iterator[BinaryIO]:
         """A stored file for reading. Raises NotFound, also for a link that leads out of the store."""
-        safe(path)
+        check_safe_path(path)
         if self.folder is not None and not (self.folder / path).resolve().is_relative_to(self.folder):
             raise NotFound("there is no such file")
         if not self._fs.isfile(path):
@@ -81,52 +81,53 @@ class Artifacts:
         with self._fs.open(path, "rb") as file:
             yield file
 
-    def size(self, path: str) -> int:
-        with self.open(path):
+    def file_size(self, path: str) -> int:
+        with self.open_file(path):
             return int(self._fs.size(path))
 
-    def list(self, folder: str) -> list[Artifact]:
+    def list_files(self, folder: str) -> list[Artifact]:
         """Every file below a folder, by path relative to it; hidden and partial ones left out."""
-        prefix = safe(folder) + "/"
+        prefix = check_safe_path(folder) + "/"
         if not self._fs.isdir(folder):
             return []
         found = self._fs.find(folder, detail=True)
         names = ((str(path).removeprefix(prefix), int(info["size"] or 0)) for path, info in found.items())
         return sorted(
-            (Artifact(name, size) for name, size in names if _SAFE.fullmatch(name)), key=lambda artifact: artifact.path
+            (Artifact(name, size) for name, size in names if _SAFE_PATH.fullmatch(name)),
+            key=lambda artifact: artifact.path,
         )
 
     @contextmanager
-    def local(self, path: str) -> Iterator[Path]:
+    def local_path(self, path: str) -> Iterator[Path]:
         """A stored file or folder as a path on this machine, to be read while the context lasts. Raises NotFound."""
         if self.folder is not None:
-            found = (self.folder / safe(path)).resolve()
+            found = (self.folder / check_safe_path(path)).resolve()
             if not found.is_relative_to(self.folder) or not found.exists():
                 raise NotFound("there is no such file")
             yield found
             return
-        if not self._fs.exists(safe(path)):
+        if not self._fs.exists(check_safe_path(path)):
             raise NotFound("there is no such file")
         self._scratch.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch) as copy:
             target = Path(copy) / path.rpartition("/")[2]
             if self._fs.isfile(path):
                 self._fs.get_file(path, str(target))
-            for artifact in self.list(path):
+            for artifact in self.list_files(path):
                 (target / artifact.path).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{path}/{artifact.path}", str(target / artifact.path))
             yield target
 
     @contextmanager
-    def data(self, spec: TrainSpec) -> Iterator[Path | None]:
+    def offline_data(self, spec: TrainSpec) -> Iterator[Path | None]:
         """What an offline job trains on: its pairs file, or the folder that another job recorded. None for others.
 
         Raises InvalidInput when it is no longer there.
         """
         if spec.pairs_file is not None:
-            field, path = "pairs_file", upload_path(spec.pairs_file)
+            field, path = "pairs_file", job_layout.upload_path(spec.pairs_file)
         elif spec.replay_job is not None:
-            field, path = "replay_job", f"jobs/{spec.replay_job}/{CANDIDATES}"
+            field, path = "replay_job", job_layout.job_path(spec.replay_job, CANDIDATES_FOLDER)
         else:
             yield None
             return
@@ -134,36 +135,36 @@ class Artifacts:
             try:
                 for attempt in stamina.retry_context(on=lambda error: not isinstance(error, DipoleError), attempts=5):
                     with attempt:
-                        found = stack.enter_context(self.local(path))
+                        found = stack.enter_context(self.local_path(path))
             except NotFound as error:
                 raise InvalidInput(f"{field}: what the job trains on is no longer stored", field=field) from error
             yield found
 
     # ---- a job's working folder ---------------------------------------------------------------------------------
 
-    def workdir(self, job_id: str) -> Path:
+    def job_workdir(self, job_id: str) -> Path:
         """The local folder that a job trains in."""
-        return (self.folder or self._scratch) / safe(f"jobs/{job_id}")
+        return (self.folder or self._scratch) / check_safe_path(job_layout.job_path(job_id))
 
-    def checkout(self, job_id: str) -> None:
+    def checkout_job(self, job_id: str) -> None:
         """Make the working folder, holding whatever the store has of the job that a resume needs."""
-        job, workdir = safe(f"jobs/{job_id}"), self.workdir(job_id)
+        job, workdir = check_safe_path(job_layout.job_path(job_id)), self.job_workdir(job_id)
         if self.folder is not None:
             workdir.mkdir(parents=True, exist_ok=True)
             return
         shutil.rmtree(workdir, ignore_errors=True)  # whatever an earlier hold left may be behind the store
         self._sent.clear()
         workdir.mkdir(parents=True)
-        names = [artifact.path for artifact in self.list(job)]
-        whole = _whole(names)
+        names = [artifact.path for artifact in self.list_files(job)]
+        whole = _complete_checkpoints(names)
         for name in names:
             top = name.partition("/")[0]
-            needed = top in whole or not _CHECKPOINT.fullmatch(top)
-            if needed and top != CANDIDATES and not name.endswith(f"/{MARK}"):
+            needed = top in whole or step_of_checkpoint(top) is None
+            if needed and top != CANDIDATES_FOLDER and not name.endswith(f"/{COMPLETE_MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
 
-    def sync(self, job_id: str, workdir: Path) -> None:
+    def sync_job(self, job_id: str, workdir: Path) -> None:
         """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none.
 
         A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Of those that are
@@ -171,11 +172,11 @@ class Artifacts:
         """
         if self.folder is not None:
             return
-        job = safe(f"jobs/{job_id}")
-        there = [artifact.path for artifact in self.list(job)]
-        whole = _whole(there)
+        job = check_safe_path(job_layout.job_path(job_id))
+        there = [artifact.path for artifact in self.list_files(job)]
+        whole = _complete_checkpoints(there)
         here = {path.relative_to(workdir).as_posix(): path for path in workdir.rglob("*") if path.is_file()}
-        here = {name: path for name, path in here.items() if _SAFE.fullmatch(name)}
+        here = {name: path for name, path in here.items() if _SAFE_PATH.fullmatch(name)}
         for name, path in here.items():
             found = path.stat()
             stamp = (found.st_mtime_ns, found.st_size)
@@ -183,17 +184,17 @@ class Artifacts:
                 self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(path), f"{job}/{name}")
                 self._sent[path] = stamp
-        ours = checkpoint_steps(workdir)
+        ours = job_layout.checkpoint_steps(workdir)
         for step in ours:
-            if f"checkpoint-{step}" not in whole:
-                self._fs.pipe_file(f"{job}/checkpoint-{step}/{MARK}", b"")
+            if checkpoint_name(step) not in whole:
+                self._fs.pipe_file(f"{job}/{checkpoint_name(step)}/{COMPLETE_MARK}", b"")
         for top in {name.partition("/")[0] for name in there}:
-            match = _CHECKPOINT.fullmatch(top)
-            if match and ours and int(match[1]) < ours[-1] and int(match[1]) not in ours:
+            step_there = step_of_checkpoint(top)
+            if step_there is not None and ours and step_there < ours[-1] and step_there not in ours:
                 self._fs.rm(f"{job}/{top}", recursive=True)
 
 
-def _whole(names: Iterable[str]) -> set[str]:
+def _complete_checkpoints(names: Iterable[str]) -> set[str]:
     """The checkpoints among a job's stored files that have their mark."""
-    tops = {name.removesuffix(f"/{MARK}") for name in names if name.endswith(f"/{MARK}")}
-    return {top for top in tops if _CHECKPOINT.fullmatch(top)}
+    tops = {name.removesuffix(f"/{COMPLETE_MARK}") for name in names if name.endswith(f"/{COMPLETE_MARK}")}
+    return {top for top in tops if step_of_checkpoint(top) is not None}

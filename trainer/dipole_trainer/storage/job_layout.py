@@ -1,13 +1,39 @@
-"""The names of the files in a job's folder, and in the store beside it."""
+"""A job's folder, and the store around it: the one place that names their files.
+
+    files/<file id>.jsonl                       uploads
+    jobs/<job id>/
+      checkpoint-N/                             what a run resumes from (checkpoints/resume_state.py)
+        training_state.json  optimizer.safetensors
+        <component>_lora/adapter_model.safetensors, adapter_config.json     an adapter; with `tune: full` instead
+        <component>/diffusion_pytorch_model.safetensors                     every weight
+        complete                                in a copy only, written last: without it the copy was cut short
+      candidates/step-N.safetensors             what was ranked, with `record_candidates` (datasets/recordings.py)
+      evaluation/step-N.json                    figures, and every score behind them
+      samples/step-N.png  prompts.json          an evaluation's images; a row a prompt, a column a noise
+      export/                                   what other people's tools load (checkpoints/export.py)
+
+<component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
+to the folder that their function says.
+"""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from pathlib import Path
 
-_CHECKPOINT = re.compile(r"checkpoint-(\d+)")
-CANDIDATES = "candidates"  # recorded.py: large, and of no use to the job itself
-MARK = "complete"  # written last into a copied checkpoint: without it the copy was cut short
+CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
+MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
+TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
+ADAPTER_CONFIG_NAME = "adapter_config.json"
+
+_CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
+_STEP_NAME = re.compile(r"step-(\d+)\.\w+")
+_ADAPTER_CONFIG_PATH = re.compile(rf"(?P<component>\w+)_lora/{re.escape(ADAPTER_CONFIG_NAME)}")
+_FULL_WEIGHTS_PATH = re.compile(r"(?P<component>\w+)/diffusion_pytorch_model\.safetensors")
+
+
+# ---- in the store ---------------------------------------------------------------------------------------------------
 
 
 def upload_path(file_id: str) -> str:
@@ -15,23 +41,93 @@ def upload_path(file_id: str) -> str:
     return f"files/{file_id}.jsonl"
 
 
-def checkpoint_steps(workdir: Path) -> list[int]:
-    """Steps that have a checkpoint in a working folder, ascending."""
-    return sorted(int(match[1]) for path in workdir.iterdir() if (match := _CHECKPOINT.fullmatch(path.name)))
+def job_path(job_id: str, name: str = "") -> str:
+    """A job's folder, or what is called `name` in it."""
+    return f"jobs/{job_id}/{name}".rstrip("/")
 
 
-NAME = re.compile(r"^checkpoint-(\d+)$")
-LORA, FULL = "unet_lora/adapter_model.safetensors", "unet/diffusion_pytorch_model.safetensors"
+# ---- in a job's folder ----------------------------------------------------------------------------------------------
 
 
-def newest(folder: Path) -> Path | None:
-    """The checkpoint with the highest step, if there is one."""
-    found = steps(folder)
-    return folder / f"checkpoint-{found[-1]}" if found else None
+def checkpoint_name(step: int) -> str:
+    return f"checkpoint-{step}"
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps that have a whole checkpoint, ascending."""
+def step_of_checkpoint(name: str) -> int | None:
+    """The step of a checkpoint's name; None where it is no checkpoint's."""
+    match = _CHECKPOINT_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def checkpoint_steps(folder: Path) -> list[int]:
+    """Steps that have a whole checkpoint in a job's folder, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(match[1]) for path in folder.iterdir() if (match := NAME.match(path.name)))
+    steps = (step_of_checkpoint(path.name) for path in folder.iterdir())
+    return sorted(step for step in steps if step is not None)
+
+
+def newest_checkpoint(folder: Path) -> Path | None:
+    """The checkpoint with the highest step, if there is one."""
+    steps = checkpoint_steps(folder)
+    return folder / checkpoint_name(steps[-1]) if steps else None
+
+
+def evaluation_file(step: int) -> str:
+    return f"{EVALUATION_FOLDER}/step-{step}.json"
+
+
+def samples_file(step: int) -> str:
+    return f"{SAMPLES_FOLDER}/step-{step}.png"
+
+
+def sample_prompts_file() -> str:
+    """The prompts of the rows of every sheet of samples."""
+    return f"{SAMPLES_FOLDER}/prompts.json"
+
+
+def candidates_file_name(step: int) -> str:
+    """A step's file in CANDIDATES_FOLDER."""
+    return f"step-{step}.safetensors"
+
+
+def step_of_file(name: str) -> int | None:
+    """The step of a file called step-N; None where it is called otherwise."""
+    match = _STEP_NAME.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def sort_candidate_files(names: Iterable[str]) -> list[str]:
+    """Those of the names that are steps in CANDIDATES_FOLDER, by number."""
+    steps = {step: name for name in names if name.endswith(".safetensors") and (step := step_of_file(name)) is not None}
+    return [steps[step] for step in sorted(steps)]
+
+
+# ---- in a checkpoint ------------------------------------------------------------------------------------------------
+
+
+def adapter_weights_file(component: str) -> str:
+    return f"{component}_lora/adapter_model.safetensors"
+
+
+def adapter_config_file(component: str) -> str:
+    return f"{component}_lora/{ADAPTER_CONFIG_NAME}"
+
+
+def full_weights_file(component: str) -> str:
+    return f"{component}/diffusion_pytorch_model.safetensors"
+
+
+def adapted_component(names: Iterable[str]) -> str | None:
+    """The component that a checkpoint of these files has an adapter for; None where it has none."""
+    return next((match["component"] for name in names if (match := _ADAPTER_CONFIG_PATH.fullmatch(name))), None)
+
+
+def fully_trained_component(names: Iterable[str]) -> str | None:
+    """The component that a checkpoint of these files has every weight of; None where it has not."""
+    return next((match["component"] for name in names if (match := _FULL_WEIGHTS_PATH.fullmatch(name))), None)
+
+
+def files_below(folder: Path) -> list[str]:
+    """Every file in a local folder, by path relative to it."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())

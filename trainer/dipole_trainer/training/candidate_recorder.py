@@ -1,6 +1,6 @@
-"""Keeps what a job ranked, step by step, for replays (recorded.py says in which form).
+"""Keeps what a job ranked, step by step, for replays (datasets/recordings.py says in which form).
 
-Each process makes `entry`s of its groups, which are JSON and travel in the loop's own messages; one writes them.
+Each process makes entries of its groups, which are JSON and travel in the loop's own messages; one writes them.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from typing import Any
 import safetensors.torch
 
 from dipole_trainer.datasets import recordings
-from dipole_trainer.datasets.recordings import Recorded, RecordedGroup, RecordedJob
+from dipole_trainer.datasets.recordings import RecordedGroup, RecordedJob, RecordedStep
 from dipole_trainer.generators.one_step import DTYPES
 from dipole_trainer.ranking.groups import RankedGroup
 from dipole_trainer.spec import RewardSpec, TrainSpec
-from dipole_trainer.storage.job_layout import CANDIDATES
-from dipole_trainer.training.rollout import Drawn
+from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, candidates_file_name
+from dipole_trainer.training.rollout import SampledGroup
 
 
-class Recorder:
+class CandidateRecorder:
     """Writes below `workdir`. Latents are kept in the precision that the job computes in."""
 
     def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path) -> None:
-        self.folder, self._dtype = workdir / CANDIDATES, DTYPES[spec.precision]
-        facts = {name: getattr(spec, name) for name in (*recordings.FITTED, "method")}
+        self.folder, self._dtype = workdir / CANDIDATES_FOLDER, DTYPES[spec.precision]
+        facts = {name: getattr(spec, name) for name in (*recordings.MATCHED_FIELDS, "method")}
         self._job = RecordedJob(**facts, rewards=tuple(rewards))
 
-    def forget_from(self, step: int) -> None:
+    def remove_steps_from(self, step: int) -> None:
         """Remove this step and later ones: a run that goes on from there will have its own ranked."""
         for path in self.folder.glob("step-*.safetensors"):
             if int(path.stem.removeprefix("step-")) >= step:
                 path.unlink()
 
-    def entry(self, drawn: Drawn, ranked: RankedGroup) -> dict[str, Any]:
+    def make_entry(self, drawn: SampledGroup, ranked: RankedGroup) -> dict[str, Any]:
         """A group that was ranked, as JSON."""
         group = RecordedGroup(
             index=drawn.index, prompt=drawn.prompt, seeds=tuple(drawn.seeds), results=dict(ranked.results)
         )
-        latents = safetensors.torch.save({"ranked": drawn.ranked.to("cpu", self._dtype).contiguous()})
+        latents = safetensors.torch.save({"ranked": drawn.ranked_latents.to("cpu", self._dtype).contiguous()})
         return {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
 
-    def write(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
+    def write_step(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
         """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced."""
         ordered = sorted(entries, key=lambda entry: int(entry["group"]["index"]))
         tensors = {
@@ -52,11 +52,11 @@ class Recorder:
             for entry in ordered
         }
         groups = tuple(RecordedGroup.model_validate(entry["group"]) for entry in ordered)
-        told = Recorded(step=step, job=self._job, groups=groups).model_dump_json()
+        told = RecordedStep(step=step, job=self._job, groups=groups).model_dump_json()
         self.folder.mkdir(exist_ok=True)
-        target, partial = self.folder / recordings.name(step), self.folder / f".step-{step}.partial"
+        target, partial = self.folder / candidates_file_name(step), self.folder / f".step-{step}.partial"
         with partial.open("wb") as file:
-            file.write(safetensors.torch.save(tensors, metadata={recordings.METADATA: told}))
+            file.write(safetensors.torch.save(tensors, metadata={recordings.METADATA_KEY: told}))
             file.flush()
             os.fsync(file.fileno())
         partial.replace(target)

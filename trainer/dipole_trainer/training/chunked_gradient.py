@@ -19,25 +19,25 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from dipole_trainer.compute.micro_batches import Chunks
-from dipole_trainer.methods.base import Loss, Phi, RankedSamples
+from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 
-HEADROOM_TRIES = 4
+LOSS_SCALE_TRIES = 4
 
 
 @dataclass(frozen=True)
-class Cotangents:
+class OutputGradients:
     """The loss's gradient in x (K, c, h, w) and in φ {key: (K, T, D)}; None and empty where the loss has none."""
 
     x: Tensor | None
     phi: Mapping[str, Tensor]
 
-    def rows(self) -> list[int]:
+    def nonzero_rows(self) -> list[int]:
         """Samples that have any gradient."""
         parts = [each.flatten(1).ne(0).any(1) for each in (self.x, *self.phi.values()) if each is not None]
         return torch.stack(parts).any(0).nonzero()[:, 0].tolist() if parts else []
 
-    def largest(self) -> float:
+    def largest_magnitude(self) -> float:
         """Of their magnitudes. Raises FloatingPointError when one is not finite."""
         largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
         found = torch.stack(largest).max().item() if largest else 0.0
@@ -48,20 +48,22 @@ class Cotangents:
         return found
 
 
-class Headroom:
+class LossScale:
     """How large cotangents may be on their way back through float16: 1, or less since they overflowed."""
 
     def __init__(self) -> None:
         self.value = 1.0
 
-    def overflowed(self) -> None:
+    def halve_after_overflow(self) -> None:
         self.value /= 2**8
 
-    def sufficed(self) -> None:
+    def grow_after_success(self) -> None:
         self.value = min(1.0, 2 * self.value)
 
 
-def cotangents(loss: Callable[[RankedSamples], Loss], group: RankedSamples) -> tuple[Loss, Cotangents]:
+def output_gradients(
+    loss: Callable[[RankedSamples], MethodLoss], group: RankedSamples
+) -> tuple[MethodLoss, OutputGradients]:
     """Evaluate the loss on leaves in place of x and φ, and differentiate it there."""
     x = group.x.detach().requires_grad_()
     phi = {key: value.detach().requires_grad_() for key, value in group.phi.items()}
@@ -69,17 +71,17 @@ def cotangents(loss: Callable[[RankedSamples], Loss], group: RankedSamples) -> t
     wanted = [x, *phi.values()]
     in_x, *in_phi = torch.autograd.grad(found.total, wanted, allow_unused=True)
     by_key = {key: value for key, value in zip(phi, in_phi, strict=True) if value is not None}
-    return replace(found, total=found.total.detach()), Cotangents(in_x, by_key)
+    return replace(found, total=found.total.detach()), OutputGradients(in_x, by_key)
 
 
-def gradient(
-    found: Cotangents,
-    sample: Callable[[list[int]], tuple[Tensor, Phi]],
+def parameter_gradient(
+    outputs: OutputGradients,
+    sample: Callable[[list[int]], tuple[Tensor, FeatureSets]],
     parameters: Sequence[Tensor],
-    chunks: Chunks,
+    micro_batches: MicroBatches,
     *,
     scale: float = 1.0,
-    half: Headroom | None = None,
+    half: LossScale | None = None,
 ) -> list[Tensor] | None:
     """The loss's gradient times `scale`, one tensor a parameter; None when no sample has any.
 
@@ -88,38 +90,38 @@ def gradient(
     headroom, and by less when that overflows. Raises FloatingPointError when the loss's gradient is not finite, or in
     float16 the weights'.
     """
-    largest, rows = found.largest(), found.rows()
+    largest, rows = outputs.largest_magnitude(), outputs.nonzero_rows()
     if not rows:
         return None
     if half is None:
-        return [each.mul_(scale) for each in _carried(found, rows, sample, parameters, chunks, 1.0)]
-    for _ in range(HEADROOM_TRIES):
+        return [each.mul_(scale) for each in _backward(outputs, rows, sample, parameters, micro_batches, 1.0)]
+    for _ in range(LOSS_SCALE_TRIES):
         up = half.value * 2.0 ** -math.ceil(math.log2(largest))
-        total = _carried(found, rows, sample, parameters, chunks, up)
+        total = _backward(outputs, rows, sample, parameters, micro_batches, up)
         if all(bool(each.isfinite().all()) for each in total):
-            half.sufficed()
+            half.grow_after_success()
             return [each.mul_(scale / up) for each in total]
-        half.overflowed()
+        half.halve_after_overflow()
     raise FloatingPointError("the gradient is not finite in fp16: use bf16 or fp32, or lower optimizer.lr")
 
 
-def _carried(
-    found: Cotangents,
+def _backward(
+    outputs: OutputGradients,
     rows: Sequence[int],
-    sample: Callable[[list[int]], tuple[Tensor, Phi]],
+    sample: Callable[[list[int]], tuple[Tensor, FeatureSets]],
     parameters: Sequence[Tensor],
-    chunks: Chunks,
-    up: float,
+    micro_batches: MicroBatches,
+    loss_scale: float,
 ) -> list[Tensor]:
-    """The cotangents times `up`, carried back to the parameters."""
+    """The cotangents times `loss_scale`, carried back to the parameters."""
     total: list[Tensor] = []
 
-    def add(piece: list[int]) -> None:
+    def add_micro_batch(piece: list[int]) -> None:
         x, phi = sample(piece)
-        outputs = ([x] if found.x is not None else []) + [phi[key] for key in found.phi]
-        weights = [each[piece] * up for each in (found.x, *found.phi.values()) if each is not None]
-        part = torch.autograd.grad(outputs, list(parameters), weights)
+        values = ([x] if outputs.x is not None else []) + [phi[key] for key in outputs.phi]
+        weights = [each[piece] * loss_scale for each in (outputs.x, *outputs.phi.values()) if each is not None]
+        part = torch.autograd.grad(values, list(parameters), weights)
         total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
 
-    chunks.over(rows, add)
+    micro_batches.map(rows, add_micro_batch)
     return total

@@ -1,46 +1,52 @@
-"""Where a step's groups come from, and who says how they rank. Online here; recorded preferences in offline.py."""
+"""Where a step's groups come from, and who says how they rank. OnlineSource here; recorded preferences in
+offline_sources.py.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Protocol
 
-from dipole_trainer.distributed.group import World
-from dipole_trainer.ranking.groups import Group, Ranker
-from dipole_trainer.seeds import window
+from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.ranking.groups import CandidateGroup, Ranker
+from dipole_trainer.seeds import prompts_of_step
 from dipole_trainer.spec import RewardSpec, TrainSpec
-from dipole_trainer.training.rollout import Drawn, Rollout
+from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 
-class Source(Protocol):
-    """A step's groups. `rank` answers for the groups that `draw` returned, `rewards` says how answers are combined."""
+class GroupSource(Protocol):
+    """A step's groups. `ranker` answers for the groups that `draw_groups` returned, `rewards` says how answers are
+    combined.
+    """
 
     @property
     def rewards(self) -> Sequence[RewardSpec]: ...
 
     @property
-    def rank(self) -> Ranker: ...
+    def ranker(self) -> Ranker: ...
 
-    def draw(self, step: int) -> dict[str, Drawn]:
+    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights."""
 
 
-class Online:
+class OnlineSource:
     """Samples of the present weights, ranked by the job's rewards."""
 
-    def __init__(self, spec: TrainSpec, rollout: Rollout, rank: Ranker, world: World, job_id: str) -> None:
-        self.spec, self.rollout, self.rank, self.world, self.job_id = spec, rollout, rank, world, job_id
+    def __init__(self, spec: TrainSpec, rollout: Rollout, ranker: Ranker, processes: ProcessGroup, job_id: str) -> None:
+        self.spec, self.rollout, self.ranker, self.processes, self.job_id = spec, rollout, ranker, processes, job_id
         self.rewards = spec.rewards
 
-    def draw(self, step: int) -> dict[str, Drawn]:
+    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         groups = {}
-        for index, prompt in enumerate(window(self.spec.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
-            if self.world.mine(index):
-                drawn = self.rollout.draw(step, index, prompt)
-                images = self.rollout.images(drawn.ranked)
-                group = Group(
+        for index, prompt in enumerate(
+            prompts_of_step(self.spec.prompts, step, self.spec.prompts_per_step, self.spec.seed)
+        ):
+            if self.processes.owns(index):
+                drawn = self.rollout.sample_group(step, index, prompt)
+                images = self.rollout.decode_images(drawn.ranked_latents)
+                group = CandidateGroup(
                     f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds
                 )
-                self.rank.submit(group)
+                self.ranker.submit(group)
                 groups[group.id] = drawn
         return groups

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
+from dipole.protocol.job_events import OnEvent
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.spec import TrainSpec
 
-Outcome = Literal["succeeded", "paused", "cancelled"]
-OnEvent = Callable[[str, dict[str, Any]], None]
-Control = Callable[[], Literal["run", "pause", "cancel"]]
+RunOutcome = Literal["succeeded", "paused", "cancelled"]
+RunControl = Callable[[], Literal["run", "pause", "cancel"]]
 
 
-class Session(Protocol):
+class RunSession(Protocol):
     """dipole_trainer.training.session.run: trains a job to its end, or until `control` stops it."""
 
     def __call__(
@@ -24,8 +24,8 @@ class Session(Protocol):
         job_id: str,
         workdir: Path,
         models_dir: Path,
-        rank: Ranker,
+        ranker: Ranker,
         on_event: OnEvent,
-        control: Control,
+        control: RunControl,
         data: Path | None,
-    ) -> Outcome: ...
+    ) -> RunOutcome: ...

@@ -3,8 +3,8 @@
 x is drawn by the present weights, as online, and moves with them; what it is compared with (`ranked`) stays: images
 that people chose and rejected, or the samples that the other job had ranked. No reward is asked.
 
-    Pairs    a prompt's rows are one group: encoded chosen images score 1, rejected ones 0
-    Replay   the recorded latents and scores, under the same or other weights of the rewards, with any method
+    PairsSource    a prompt's rows are one group: encoded chosen images score 1, rejected ones 0
+    ReplaySource   the recorded latents and scores, under the same or other weights of the rewards, with any method
 """
 
 from __future__ import annotations
@@ -21,28 +21,29 @@ from torch import Tensor
 
 from dipole.errors import InvalidInput
 from dipole_trainer.datasets import pairs, recordings
-from dipole_trainer.datasets.recordings import Recorded, RecordedGroup
-from dipole_trainer.distributed.group import World
-from dipole_trainer.ranking.groups import Group, RankedGroup, RewardResult
-from dipole_trainer.seeds import seeds_for, window
-from dipole_trainer.spec import DpoSpec, DrpoSpec, PromptSpec, RewardSpec, TrainSpec
-from dipole_trainer.training.rollout import Drawn, Rollout
+from dipole_trainer.datasets.recordings import RecordedGroup, RecordedStep
+from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.seeds import derive_seeds, prompts_of_step
+from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.storage import job_layout
+from dipole_trainer.training.rollout import Rollout, SampledGroup
 
-CACHED_ROWS = 1024  # encoded pairs kept, least recently used first out: 128 KB each at 512²
-PREFERENCE = "preference"  # the one reward of a pairs file
+MAX_CACHED_PAIRS = 1024  # encoded pairs kept, least recently used first out: 128 KB each at 512²
+PREFERENCE_REWARD = "preference"  # the one reward of a pairs file
 
 
-class Told:
+class KnownAnswersRanker:
     """A groups.Ranker for answers that are there already. Of a group that is submitted it knows no scores."""
 
     def __init__(self) -> None:
         self._answers: deque[RankedGroup] = deque()
 
-    def tell(self, group_id: str, results: dict[str, RewardResult]) -> None:
+    def put_answer(self, group_id: str, results: dict[str, RewardResult]) -> None:
         self._answers.append(RankedGroup(group_id, results))
 
-    def submit(self, group: Group) -> None:
-        self.tell(group.id, {})
+    def submit(self, group: CandidateGroup) -> None:
+        self.put_answer(group.id, {})
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return self._answers.popleft() if self._answers else None
@@ -50,75 +51,79 @@ class Told:
     def cancel(self) -> None:
         self._answers.clear()
 
+    def close(self) -> None:
+        self.cancel()
 
-class Pairs:
-    """A pairs file as a sources.Source; the window walks over its prompts."""
 
-    def __init__(self, spec: TrainSpec, rollout: Rollout, world: World, job_id: str, data: Path) -> None:
-        self.spec, self.rollout, self.world, self.job_id, self.data = spec, rollout, world, job_id, data
-        self.rows = pairs.index(data)  # offsets by prompt
+class PairsSource:
+    """A pairs file as a group_sources.GroupSource; the window walks over its prompts."""
+
+    def __init__(self, spec: TrainSpec, rollout: Rollout, processes: ProcessGroup, job_id: str, data: Path) -> None:
+        self.spec, self.rollout, self.processes, self.job_id, self.data = spec, rollout, processes, job_id, data
+        self.rows = pairs.index_pairs(data)  # offsets by prompt
         self.prompts = [PromptSpec(prompt=prompt) for prompt in self.rows]
-        self.rewards, self.rank = (RewardSpec(name=PREFERENCE),), Told()
-        sides = spec.method.settings
-        self._most = max(sides.positives, sides.negatives) if isinstance(sides, DrpoSpec | DpoSpec) else 1
-        self._latents: LRUCache[int, Tensor] = LRUCache(CACHED_ROWS)
+        self.rewards, self.ranker = (RewardSpec(name=PREFERENCE_REWARD),), KnownAnswersRanker()
+        self._max_pairs = max(spec.method.settings.sides())
+        self._latents: LRUCache[int, Tensor] = LRUCache(MAX_CACHED_PAIRS)
 
-    def draw(self, step: int) -> dict[str, Drawn]:
+    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         groups = {}
-        for index, prompt in enumerate(window(self.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
-            if self.world.mine(index):
+        for index, prompt in enumerate(prompts_of_step(self.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
+            if self.processes.owns(index):
                 group_id = f"{self.job_id}.{step}.{index}"
-                groups[group_id] = self._group(group_id, self.rollout.draw(step, index, prompt), step)
+                groups[group_id] = self._add_pairs(group_id, self.rollout.sample_group(step, index, prompt), step)
         return groups
 
-    def _group(self, group_id: str, drawn: Drawn, step: int) -> Drawn:
+    def _add_pairs(self, group_id: str, drawn: SampledGroup, step: int) -> SampledGroup:
         """The drawn samples beside as many of the prompt's pairs, at random, as one update has use for."""
         rows = self.rows[drawn.prompt.prompt]
-        (seed,) = seeds_for(self.spec.seed, "pairs", step, drawn.index, count=1)
-        chosen = np.random.default_rng(seed).permutation(len(rows))[: self._most]
-        latents = torch.stack([self._encode(rows[row]) for row in chosen], dim=1)  # (2, rows, c, h, w)
+        (seed,) = derive_seeds(self.spec.seed, "pairs", step, drawn.index, count=1)
+        chosen = np.random.default_rng(seed).permutation(len(rows))[: self._max_pairs]
+        latents = torch.stack([self._encode_pair(rows[row]) for row in chosen], dim=1)  # (2, rows, c, h, w)
         count = len(chosen)
         order = RewardResult(scores=(1.0,) * count + (0.0,) * count, ordinal=True)
-        self.rank.tell(group_id, {PREFERENCE: order})
-        return replace(drawn, ranked=latents.flatten(0, 1).to(drawn.noise.device), own=False)
+        self.ranker.put_answer(group_id, {PREFERENCE_REWARD: order})
+        return replace(drawn, ranked_latents=latents.flatten(0, 1).to(drawn.noise.device), ranks_itself=False)
 
-    def _encode(self, row: int) -> Tensor:
+    def _encode_pair(self, row: int) -> Tensor:
         """A row's chosen and rejected, (2, c, h, w) on the CPU; encoded once while it is in use."""
         if (latents := self._latents.get(row)) is not None:
             return latents
-        images = pairs.load(self.data, row)
-        encode = self.rollout.generator.encode
-        parts = self.rollout.chunks.over(range(2), lambda sides: encode([images[side] for side in sides]))
+        images = pairs.load_pair_images(self.data, row)
+        encode = self.rollout.generator.encode_images
+        parts = self.rollout.micro_batches.map(range(2), lambda sides: encode([images[side] for side in sides]))
         self._latents[row] = torch.cat(parts).cpu()
         return self._latents[row]
 
 
-class Replay:
-    """A job's recorded steps as a sources.Source; after the last comes the first again, on its old noises."""
+class ReplaySource:
+    """A job's recorded steps as a GroupSource; after the last comes the first again, on its old noises."""
 
-    def __init__(self, spec: TrainSpec, rollout: Rollout, world: World, job_id: str, data: Path) -> None:
-        self.spec, self.rollout, self.world, self.job_id, self.data = spec, rollout, world, job_id, data
-        self.steps = recordings.in_order(path.name for path in data.iterdir())
+    def __init__(self, spec: TrainSpec, rollout: Rollout, processes: ProcessGroup, job_id: str, data: Path) -> None:
+        self.spec, self.rollout, self.processes, self.job_id, self.data = spec, rollout, processes, job_id, data
+        self.steps = job_layout.sort_candidate_files(path.name for path in data.iterdir())
         if not self.steps:
-            raise InvalidInput(f"the replayed job has recorded no step: {recordings.NEEDS}", field="replay_job")
-        first = self._read(self.steps[0])
-        recordings.check_fit(spec, first.job)
-        self.rewards, self.rank = recordings.rewards(spec, first.job), Told()
+            raise InvalidInput(
+                f"the replayed job has recorded no step: {recordings.NEEDS_RECORDING}", field="replay_job"
+            )
+        first = self._read_step(self.steps[0])
+        recordings.check_replay_fits(spec, first.job)
+        self.rewards, self.ranker = recordings.rewards_of_replay(spec, first.job), KnownAnswersRanker()
 
-    def draw(self, step: int) -> dict[str, Drawn]:
+    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         name = self.steps[step % len(self.steps)]
-        told, groups = self._read(name), {}
+        told, groups = self._read_step(name), {}
         with safe_open(str(self.data / name), framework="pt") as latents:
             for group in told.groups:
-                if self.world.mine(group.index):
+                if self.processes.owns(group.index):
                     group_id = f"{self.job_id}.{step}.{group.index}"
-                    groups[group_id] = self._group(told.step, group, latents.get_tensor(str(group.index)))
-                    self.rank.tell(group_id, dict(group.results))
+                    groups[group_id] = self._replay_group(told.step, group, latents.get_tensor(str(group.index)))
+                    self.ranker.put_answer(group_id, dict(group.results))
         return groups
 
-    def _group(self, step: int, group: RecordedGroup, ranked: Tensor) -> Drawn:
+    def _replay_group(self, step: int, group: RecordedGroup, ranked: Tensor) -> SampledGroup:
         """x on the recorded noises. While the weights are those that drew what was ranked, x is that, to rounding."""
-        drawn = self.rollout.draw(step, group.index, group.prompt)
+        drawn = self.rollout.sample_group(step, group.index, group.prompt)
         if tuple(drawn.seeds) != group.seeds:
             raise InvalidInput("the recorded candidates were drawn from other seeds", field="seed")
         if ranked.shape != drawn.x.shape:
@@ -128,10 +133,10 @@ class Replay:
             )
         rounding = 1e-4 if ranked.dtype == torch.float32 else 1e-2
         ranked = ranked.to(drawn.x.device, drawn.x.dtype)
-        if drawn.own and torch.allclose(ranked, drawn.x, rtol=rounding, atol=rounding):
+        if drawn.ranks_itself and torch.allclose(ranked, drawn.x, rtol=rounding, atol=rounding):
             return drawn
-        return replace(drawn, ranked=ranked, own=False)
+        return replace(drawn, ranked_latents=ranked, ranks_itself=False)
 
-    def _read(self, name: str) -> Recorded:
+    def _read_step(self, name: str) -> RecordedStep:
         with (self.data / name).open("rb") as file:
-            return recordings.read(file)
+            return recordings.read_recorded_step(file)

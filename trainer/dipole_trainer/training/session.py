@@ -10,87 +10,99 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from dipole.protocol import job_events
+from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
 from dipole_trainer.checkpoints import export
-from dipole_trainer.compute.micro_batches import Chunks
-from dipole_trainer.distributed.group import World
-from dipole_trainer.distributed.launch import join
-from dipole_trainer.evaluation.schedule import Evaluations
+from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.distributed.launch import current_group
+from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators import pipelines
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import interface, loop
-from dipole_trainer.training.candidate_recorder import Recorder
-from dipole_trainer.training.group_sources import Online, Source
-from dipole_trainer.training.offline_sources import Pairs, Replay, Told
+from dipole_trainer.training.candidate_recorder import CandidateRecorder
+from dipole_trainer.training.group_sources import GroupSource, OnlineSource
+from dipole_trainer.training.offline_sources import KnownAnswersRanker, PairsSource, ReplaySource
 from dipole_trainer.training.rollout import Rollout
 
 
-def run(
+def run_session(
     spec: TrainSpec,
     *,
     job_id: str,
     workdir: Path,
     models_dir: Path,
-    rank: Ranker,
-    on_event: interface.OnEvent,
-    control: interface.Control,
+    ranker: Ranker,
+    on_event: OnEvent,
+    control: interface.RunControl,
     data: Path | None = None,
-    world: World | None = None,
-) -> interface.Outcome:
+    processes: ProcessGroup | None = None,
+) -> interface.RunOutcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
 
     `data` is what an offline job trains on: the pairs file, or the `candidates` folder of the job that is replayed.
-    Then `rank` serves evaluations alone; without rewards they give samples and diversity, and no scores.
+    Then `ranker` serves evaluations alone; without rewards they give samples and diversity, and no scores.
 
     Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
     names something that is not there, and whatever `control` or `on_event` raises.
     """
     workdir.mkdir(parents=True, exist_ok=True)
-    world = world or join()
-    if world.leads and (advice := faster(spec, world.device)):
-        on_event("slow_precision", {"what": advice})
-    _, kind = pipelines.find(spec, models_dir)
-    features.locate(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
-    generator = generators.build(spec, models_dir=models_dir, device=world.device)
+    processes = processes or current_group()
+    if processes.is_main and (advice := precision_advice(spec, processes.device)):
+        job_events.PrecisionIsSlow(what=advice).report(on_event)
+    _, kind = pipelines.find_pipeline(spec, models_dir)
+    features.locate_weights(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
+    generator = generators.build_generator(spec, models_dir=models_dir, device=processes.device)
     spec.check_side(generator.side)
-    phi = features.build(spec.features, generator, models_dir=models_dir)
-    features.check_fit(phi, generator)
-    chunks = Chunks(spec.chunk_size, lambda size: on_event("out_of_memory", {"chunk_size": size}))
+    phi = features.build_features(spec.features, generator, models_dir=models_dir)
+    features.check_features_fit(phi, generator)
+    chunks = MicroBatches(spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event))
     rollout = Rollout(spec, generator, phi, chunks)
-    source = _source(spec, rollout, rank, world, job_id, data)
-    judge = rank if spec.rewards else Told()
-    evaluations = Evaluations(_evaluated(spec), generator, phi, chunks, judge, on_event, workdir, job_id)
-    recorder = Recorder(spec, source.rewards, workdir) if spec.record_candidates else None
+    source = _build_source(spec, rollout, ranker, processes, job_id, data)
+    judge = ranker if spec.rewards else KnownAnswersRanker()
+    evaluations = EvaluationSchedule(_evaluation_spec(spec), generator, phi, chunks, judge, on_event, workdir, job_id)
+    recorder = CandidateRecorder(spec, source.rewards, workdir) if spec.record_candidates else None
     trainer = loop.Trainer(
-        spec, rollout, source, evaluations, on_event, workdir=workdir, control=control, world=world, recorder=recorder
+        spec,
+        rollout,
+        source,
+        evaluations,
+        on_event,
+        workdir=workdir,
+        control=control,
+        processes=processes,
+        recorder=recorder,
     )
     outcome = trainer.run()
     if outcome == "succeeded":
-        trained = job_layout.newest(workdir)
+        trained = job_layout.newest_checkpoint(workdir)
         assert trained is not None, "a run that succeeded has its last checkpoint"
-        for path in export.export(trained, workdir, spec, generator):
-            on_event("export", {"step": spec.steps, "path": str(path.relative_to(workdir))})
+        for path in export.export_checkpoint(trained, workdir, spec, generator):
+            job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
     return outcome
 
 
-def faster(spec: TrainSpec, device: str) -> str | None:
+def precision_advice(spec: TrainSpec, device: str) -> str | None:
     """What to say of a precision that is slow on this device; whoever asks for it for exactness is not overruled."""
     if spec.precision != "fp32" or not device.startswith("cuda"):
         return None
     return "precision fp32 is slow on a GPU: bf16 computes faster, and what is trained stays fp32"
 
 
-def _source(spec: TrainSpec, rollout: Rollout, rank: Ranker, world: World, job_id: str, data: Path | None) -> Source:
+def _build_source(
+    spec: TrainSpec, rollout: Rollout, ranker: Ranker, processes: ProcessGroup, job_id: str, data: Path | None
+) -> GroupSource:
     """Where the job's groups come from."""
-    if not spec.offline:
-        return Online(spec, rollout, rank, world, job_id)
+    if not spec.is_offline:
+        return OnlineSource(spec, rollout, ranker, processes, job_id)
     assert data is not None, "whoever runs an offline job brings its data"
-    return (Pairs if spec.pairs_file is not None else Replay)(spec, rollout, world, job_id, data)
+    return (PairsSource if spec.pairs_file is not None else ReplaySource)(spec, rollout, processes, job_id, data)
 
 
-def _evaluated(spec: TrainSpec) -> TrainSpec:
+def _evaluation_spec(spec: TrainSpec) -> TrainSpec:
     """The job as evaluations see it: where pairs are trained on, no reward is, whatever its weight; all are watched."""
     if spec.pairs_file is None:
         return spec

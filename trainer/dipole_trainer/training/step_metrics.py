@@ -13,7 +13,7 @@ from dipole_trainer.spec import RewardSpec
 
 
 @dataclass
-class Tally:
+class StepMetrics:
     """Values by name, one a group."""
 
     rewards: dict[str, list[float]] = field(default_factory=dict)
@@ -21,7 +21,7 @@ class Tally:
     losses: dict[str, list[float]] = field(default_factory=dict)
     skipped: int = 0
 
-    def ranked(self, group: RankedGroup, rewards: Sequence[RewardSpec]) -> None:
+    def add_ranked(self, group: RankedGroup, rewards: Sequence[RewardSpec]) -> None:
         """Mean and spread of each reward's scores; ranks compare only within their group, so theirs tell nothing."""
         for reward in rewards:
             result = group.results[reward.name]
@@ -30,18 +30,18 @@ class Tally:
                 self.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
                 self.spread.setdefault(reward.name, []).append(float(np.std(values)))
 
-    def loss(self, total: float, parts: Mapping[str, float]) -> None:
+    def add_loss(self, total: float, parts: Mapping[str, float]) -> None:
         for name, value in {"loss": total, **parts}.items():
             self.losses.setdefault(name, []).append(value)
 
-    def add(self, other: Mapping[str, Any]) -> None:
+    def merge(self, other: Mapping[str, Any]) -> None:
         """Another process's tally, as `asdict` gave it."""
         self.skipped += other["skipped"]
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
             for name, values in theirs.items():
                 mine.setdefault(name, []).extend(values)
 
-    def plain(self) -> dict[str, Any]:
+    def to_plain(self) -> dict[str, Any]:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:

@@ -16,17 +16,17 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.safetensors_header import METADATA, read_header
 
-_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
-_NAME = re.compile(rf"(?:{_PART}/)?{_PART}")
+_NAME_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+_WEIGHTS_NAME = re.compile(rf"(?:{_NAME_PART}/)?{_NAME_PART}")
 _REVISION = re.compile(r"[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What its authors publish on ModelScope alone, and the file of it.
-MODELSCOPE = {"jiangzhou130v1/drpo-mae-latent-256": "mae_latent_256_torch.pth"}
-MAX_HEADER_BYTES = 100 * 2**20  # safetensors' own limit
+MODELSCOPE_FILES = {"jiangzhou130v1/drpo-mae-latent-256": "mae_latent_256_torch.pth"}
 
 
-def locate(name: str, models_dir: Path, *, revision: str | None, field: str, files: Sequence[str]) -> Path:
+def locate_weights(name: str, models_dir: Path, *, revision: str | None, field: str, files: Sequence[str]) -> Path:
     """The folder, or the single file, that holds the weights `name`. Raises InvalidInput on `field`.
 
     `name` is one under `models_dir` or a hub id `org/name`. A hub id is looked for as `models_dir/name`, where the
@@ -36,45 +36,45 @@ def locate(name: str, models_dir: Path, *, revision: str | None, field: str, fil
     """
     _check_name(name, revision, field)
     own = models_dir / name.rpartition("/")[2]
-    cached = _cached(name, revision) if "/" in name and (revision or not own.exists()) else None
+    cached = _cached_snapshot(name, revision) if "/" in name and (revision or not own.exists()) else None
     found = cached or (own if own.exists() else None)
-    fetch = _command(name, models_dir, revision)
+    fetch = _download_command(name, models_dir, revision)
     if found is None:
         where = f"looked for {own}"
         if "/" in name:
             where += f" and in the Hugging Face cache {constants.HF_HUB_CACHE}"
         raise InvalidInput(f"{field}: {name!r} is not on this machine ({where}); {fetch}", field=field)
     _check_commit(found, name, revision, field)
-    if (flaw := _flaw(found, files)) is not None:
+    if (flaw := _describe_flaw(found, files)) is not None:
         raise InvalidInput(f"{field}: {name!r} at {found} is not complete: {flaw}; {fetch}", field=field)
     return found.resolve() if found == own else found
 
 
-def matching(found: Path, pattern: str) -> list[Path]:
-    """The files that `pattern` of `locate` stands for, in what it returned, by name."""
+def matching_files(found: Path, pattern: str) -> list[Path]:
+    """The files that `pattern` of `locate_weights` stands for, in what it returned, by name."""
     if found.is_file():
         return [found] if any(Path(each).suffix == found.suffix for each in pattern.split("|")) else []
     return sorted(path for each in pattern.split("|") for path in found.glob(each) if path.is_file())
 
 
 def _check_name(name: str, revision: str | None, field: str) -> None:
-    if not _NAME.fullmatch(name):
+    if not _WEIGHTS_NAME.fullmatch(name):
         raise InvalidInput(
             f"{field}: {name!r} is neither a name under DIPOLE_MODELS_DIR nor a hub id org/name", field=field
         )
     if revision is not None and not _REVISION.fullmatch(revision):
-        raise _not_that_revision(field, f"{revision!r} is not one: give a branch, a tag or a commit")
+        raise _wrong_revision(field, f"{revision!r} is not one: give a branch, a tag or a commit")
     if revision is not None and "/" not in name:
-        raise _not_that_revision(field, f"{name!r} is not a hub id and has none: leave it out, or give org/name")
+        raise _wrong_revision(field, f"{name!r} is not a hub id and has none: leave it out, or give org/name")
 
 
-def _not_that_revision(field: str, message: str) -> InvalidInput:
+def _wrong_revision(field: str, message: str) -> InvalidInput:
     """On the knob beside `field`: `model` has `revision`, `features.weights` has `features.revision`."""
     beside = ".".join([*field.split(".")[:-1], "revision"])
     return InvalidInput(f"{beside}: {message}", field=beside)
 
 
-def _cached(name: str, revision: str | None) -> Path | None:
+def _cached_snapshot(name: str, revision: str | None) -> Path | None:
     """The snapshot folder in the Hugging Face cache, or none."""
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
@@ -93,31 +93,31 @@ def _check_commit(found: Path, name: str, revision: str | None, field: str) -> N
     notes = (found / ".cache/huggingface/download").rglob("*.metadata")
     other = {note.read_text().partition("\n")[0] for note in notes} - {revision}
     if other:
-        raise _not_that_revision(
+        raise _wrong_revision(
             field,
             f"{found} holds commit {min(other)} of {name!r}, not {revision}: change it, or fetch that commit there",
         )
 
 
-def _command(name: str, models_dir: Path, revision: str | None) -> str:
+def _download_command(name: str, models_dir: Path, revision: str | None) -> str:
     folder = models_dir / name.rpartition("/")[2]
     if "/" not in name:
         return "put it there, or name a hub id org/name"
-    if name in MODELSCOPE:
-        return f"fetch it with `modelscope download --model {name} {MODELSCOPE[name]} --local_dir {folder}`"
+    if name in MODELSCOPE_FILES:
+        return f"fetch it with `modelscope download --model {name} {MODELSCOPE_FILES[name]} --local_dir {folder}`"
     pinned = f" --revision {revision}" if revision else ""
     return f"fetch it with `hf download {name}{pinned} --local-dir {folder}`"
 
 
-def _flaw(found: Path, files: Sequence[str]) -> str | None:
+def _describe_flaw(found: Path, files: Sequence[str]) -> str | None:
     """What is missing or broken, in words."""
     if found.is_file() and len(files) > 1:
         return f"it is a single file, and a folder with {', '.join(files)} is needed"
     for pattern in files:
-        matched = matching(found, pattern)
+        matched = matching_files(found, pattern)
         if not matched:
             return f"{pattern.replace('|', ' or ')} is missing"
-        flaws = [*_missing_shards(matched), *(flaw for path in matched if (flaw := _broken(path)))]
+        flaws = [*_missing_shards(matched), *(flaw for path in matched if (flaw := _describe_broken_file(path)))]
         if flaws:
             return flaws[0]
     return None
@@ -136,7 +136,7 @@ def _missing_shards(matched: Sequence[Path]) -> Iterator[str]:
                 yield from (f"{shard} is missing" for shard in sorted(shards) if not (index.parent / shard).is_file())
 
 
-def _broken(path: Path) -> str | None:
+def _describe_broken_file(path: Path) -> str | None:
     """Why this file cannot be what it is called: a pointer of Git LFS, or cut short."""
     with path.open("rb") as opened:
         if opened.read(24) == b"version https://git-lfs.":
@@ -144,22 +144,16 @@ def _broken(path: Path) -> str | None:
     if path.suffix != ".safetensors":
         return None if path.stat().st_size else f"{path.name} is empty"
     try:
-        expected = _safetensors_bytes(path)
+        expected = _safetensors_size(path)
     except (ValueError, LookupError, TypeError, AttributeError):
         return f"{path.name} is not a safetensors file"
     size = path.stat().st_size
     return None if size == expected else f"{path.name} has {size} of {expected} bytes"
 
 
-def _safetensors_bytes(path: Path) -> int:
-    """Bytes that a safetensors file has by its own header: 8 of length, the header, the tensors."""
+def _safetensors_size(path: Path) -> int:
+    """Bytes that a safetensors file has by its own header."""
     with path.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if length > MAX_HEADER_BYTES:
-            raise ValueError("not a header")
-        header = json.loads(opened.read(length))
-    return (
-        8
-        + length
-        + max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-    )
+        header, begin = read_header(opened)
+    ends = (entry["data_offsets"][1] for name, entry in header.items() if name != METADATA)
+    return begin + max(ends, default=0)

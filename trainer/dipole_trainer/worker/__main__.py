@@ -5,12 +5,15 @@ The check imports neither the worker nor torch: orchestrators run it every few s
 
 import sys
 
-from dipole.settings import PlatformSettings, load
-from dipole_trainer.worker.health import healthy
+from dipole.settings import PlatformSettings, load_settings
+from dipole_trainer.worker.health import WorkerUnhealthy, check_health
 
 if sys.argv[1:] == ["--check"]:
-    sys.exit(0 if healthy(load(PlatformSettings)) else 1)
+    try:
+        check_health(load_settings(PlatformSettings))
+    except WorkerUnhealthy as error:
+        sys.exit(str(error))
+else:
+    from dipole_trainer.worker.process import run_worker
 
-from dipole_trainer.worker.process import main
-
-main()
+    run_worker()

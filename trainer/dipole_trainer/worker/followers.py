@@ -18,48 +18,50 @@ import structlog
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
-from dipole_trainer.distributed.failures import Over, ProcessLost
-from dipole_trainer.distributed.group import World
-from dipole_trainer.jobs.ranking_ledger import entry
-from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import Group, Ranker, RewardResult
+from dipole_trainer.distributed.failures import PeerLost, RunEnded
+from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.jobs.ranking_ledger import LEDGER_REPORT, make_ledger_entry
+from dipole_trainer.ranking.celery_ranker import ResolvedReward
+from dipole_trainer.ranking.groups import CandidateGroup, Ranker, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.spec import RewardSpec, TrainSpec
-from dipole_trainer.storage.artifacts import Artifacts
+from dipole_trainer.storage.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
-    from dipole_trainer.distributed.torch_group import Together
-    from dipole_trainer.training.interface import Session
+    from dipole_trainer.distributed.torch_group import TorchProcessGroup
+    from dipole_trainer.training.interface import RunSession
 
 MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
 
 log = structlog.get_logger()
 
 
-def job(job_id: str, spec: TrainSpec, rewards: Sequence[ResolvedReward]) -> dict[str, Any]:
+def job_message(job_id: str, spec: TrainSpec, rewards: Sequence[ResolvedReward]) -> dict[str, Any]:
     """What rank 0 says when it begins one."""
     endpoints = [
         {
             "spec": reward.spec.model_dump(mode="json"),
-            "endpoint": reward.endpoint.record(),
+            "endpoint": reward.endpoint.to_record(),
         }
         for reward in rewards
     ]
     return {"job": {"id": job_id, "spec": spec.model_dump_json(), "rewards": endpoints}}
 
 
-END = {"end": True}  # what it says when there will be no other
+END_MESSAGE = {"end": True}  # what it says when there will be no other
 
 
-def follow(world: Together, settings: PlatformSettings, session: Session, make_ranker: MakeRanker) -> None:
-    """Train whatever rank 0 begins, until it says END."""
-    while (said := world.exchange({})[0]) != END:
+def follow_main(
+    processes: TorchProcessGroup, settings: PlatformSettings, session: RunSession, make_ranker: MakeRanker
+) -> None:
+    """Train whatever rank 0 begins, until it says END_MESSAGE."""
+    while (said := processes.all_gather({})[0]) != END_MESSAGE:
         if "job" in said:
-            _train(world, settings, session, make_ranker, said["job"])
-            gpu.free()
+            _train_job(processes, settings, session, make_ranker, said["job"])
+            gpu.free_memory()
 
 
-def take_part(world: World, train: Callable[[], object]) -> None:
+def run_as_follower(processes: ProcessGroup, train: Callable[[], object]) -> None:
     """`train`, until rank 0 leaves the run; or until it raises, which all are told.
 
     A process whose GPU is lost tells nothing: it ends, and all meet again in new processes.
@@ -67,50 +69,58 @@ def take_part(world: World, train: Callable[[], object]) -> None:
     problem = None
     try:
         train()
-    except Over:
+    except RunEnded:
         pass
-    except ProcessLost:
+    except PeerLost:
         raise
     except Exception as error:
-        log.exception("run_failed", process=world.rank)
-        if gpu.lost():
+        log.exception("run_failed", process=processes.rank)
+        if gpu.is_context_lost():
             raise
         problem = error
-    world.leave(problem)
+    processes.leave_run(problem)
 
 
-def _reward(said: Mapping[str, Any]) -> ResolvedReward:
+def _resolved_reward(said: Mapping[str, Any]) -> ResolvedReward:
     return ResolvedReward(RewardSpec.model_validate(said["spec"]), Endpoint(**said["endpoint"]))
 
 
-def _data(spec: TrainSpec, settings: PlatformSettings) -> AbstractContextManager[Path | None]:
+def _offline_data(spec: TrainSpec, settings: PlatformSettings) -> AbstractContextManager[Path | None]:
     """What an offline job trains on, from the store that this process has settings for."""
-    return Artifacts(settings.artifacts_url, settings.home / "work").data(spec) if spec.offline else nullcontext()
+    return (
+        ArtifactStore(settings.artifacts_url, settings.home / "work").offline_data(spec)
+        if spec.is_offline
+        else nullcontext()
+    )
 
 
-def _train(
-    world: Together, settings: PlatformSettings, session: Session, make_ranker: MakeRanker, said: Mapping[str, Any]
+def _train_job(
+    processes: TorchProcessGroup,
+    settings: PlatformSettings,
+    session: RunSession,
+    make_ranker: MakeRanker,
+    said: Mapping[str, Any],
 ) -> None:
-    def on_ranked(group: Group, reward: str, result: RewardResult) -> None:
-        world.tell("ranked", entry(group, reward, result))
+    def report_ranking(group: CandidateGroup, reward: str, result: RewardResult) -> None:
+        processes.report(LEDGER_REPORT, make_ledger_entry(group, reward, result))
 
-    def train() -> None:
-        spec = TrainSpec.stored(said["spec"])
-        ranker = make_ranker(settings, said["id"], [_reward(each) for each in said["rewards"]], on_ranked)
+    def run_session() -> None:
+        spec = TrainSpec.from_stored(said["spec"])
+        ranker = make_ranker(settings, said["id"], [_resolved_reward(each) for each in said["rewards"]], report_ranking)
         try:
-            with _data(spec, settings) as data, tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
+            with _offline_data(spec, settings) as data, tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
                 session(
                     spec,
                     job_id=said["id"],
                     workdir=Path(nothing),
                     models_dir=settings.models_dir,
-                    rank=ranker,
-                    on_event=world.tell,
+                    ranker=ranker,
+                    on_event=processes.report,
                     control=lambda: "run",
                     data=data,
                 )
         finally:
-            (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()
+            ranker.close()
 
-    with structlog.contextvars.bound_contextvars(job_id=said["id"], process=world.rank):
-        take_part(world, train)
+    with structlog.contextvars.bound_contextvars(job_id=said["id"], process=processes.rank):
+        run_as_follower(processes, run_session)

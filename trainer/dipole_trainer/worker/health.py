@@ -1,4 +1,4 @@
-"""Whether this host's worker lives: a file that it touches."""
+"""Whether this host's worker lives: a file that it touches. No torch, and nothing of the worker."""
 
 from __future__ import annotations
 
@@ -6,26 +6,31 @@ import json
 import os
 import socket
 import time
-from pathlib import Path
 
+from dipole.errors import DipoleError
 from dipole.settings import PlatformSettings
 
-HEALTHY_S = 120.0
+HEALTH_TIMEOUT_S = 120.0
 
 
-def health_file(settings: PlatformSettings) -> Path:
-    return settings.home / f"worker-{socket.gethostname()}.health"
+class WorkerUnhealthy(DipoleError):
+    """The worker of this host has not touched its file lately."""
+
+    slug = "not-healthy"
 
 
-def touch(settings: PlatformSettings) -> None:
+def touch_health_file(settings: PlatformSettings) -> None:
     """Say that this worker lives."""
-    path = health_file(settings)
+    path = settings.worker_health_file
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
 
 
-def healthy(settings: PlatformSettings) -> bool:
+def check_health(settings: PlatformSettings) -> None:
+    """Raises WorkerUnhealthy unless this host's worker touched its file within HEALTH_TIMEOUT_S seconds."""
     try:
-        return time.time() - health_file(settings).stat().st_mtime < HEALTHY_S
+        if time.time() - settings.worker_health_file.stat().st_mtime < HEALTH_TIMEOUT_S:
+            return
     except FileNotFoundError:
-        return False
+        pass
+    raise WorkerUnhealthy(f"no worker on {socket.gethostname()} within the last {HEALTH_TIMEOUT_S:g} s")

@@ -13,9 +13,8 @@ that jobs wait for are back (GET /readyz of the endpoint, or what its kind has f
 Under `accelerate launch` every process runs main(), and the first is the worker; followers.py tells what the others do.
 
 Health, for orchestrators: a worker touches `DIPOLE_HOME/worker-HOSTNAME.health` every heartbeat and every idle look.
-`python -m dipole_trainer.worker --check` exits 0 while that is younger than HEALTHY_S; use it as an exec probe, for
-liveness and readiness alike, with a period of 15 s or more and a timeout of 10 s. It does not import torch.
-"""
+`python -m dipole_trainer.worker --check` exits 0 while that is younger than HEALTH_TIMEOUT_S; use it as an exec probe,
+for liveness and readiness alike, with a period of 15 s or more and a timeout of 10 s. It does not import torch."""
 
 from __future__ import annotations
 
@@ -34,24 +33,25 @@ from sqlalchemy.exc import SQLAlchemyError
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
+from dipole.protocol import job_events
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.database.engine import Database
-from dipole_trainer.distributed.failures import ProcessLost
-from dipole_trainer.distributed.group import World
+from dipole_trainer.distributed.failures import PeerLost
+from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.jobs.leases import Claim
-from dipole_trainer.jobs.ranking_ledger import Ledger
+from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec, asks_rewards
-from dipole_trainer.storage.artifacts import Artifacts
-from dipole_trainer.training.interface import Session
+from dipole_trainer.storage.artifacts import ArtifactStore
+from dipole_trainer.training.interface import RunSession
 from dipole_trainer.weights import base_models
 from dipole_trainer.worker import followers
-from dipole_trainer.worker.claimed_job import Hold
+from dipole_trainer.worker.claimed_job import ClaimedJob
 from dipole_trainer.worker.followers import MakeRanker
-from dipole_trainer.worker.health import touch
+from dipole_trainer.worker.health import touch_health_file
 
 if TYPE_CHECKING:
     pass
@@ -59,7 +59,7 @@ if TYPE_CHECKING:
 log = structlog.get_logger()
 
 IDLE_S = 1.0
-LOOK_TIMEOUT_S = 5.0
+PROBE_TIMEOUT_S = 5.0
 MAX_ERROR_CHARS = 2000
 
 Outcome = Literal["succeeded", "paused", "cancelled"]
@@ -68,162 +68,164 @@ Outcome = Literal["succeeded", "paused", "cancelled"]
 class Worker:
     """One worker over one database. `session`, `make_ranker` and `transport` are the seams for tests.
 
-    `world` has the other processes that train with it.
+    `processes` has the other processes that train with it.
     """
 
     def __init__(
         self,
         settings: PlatformSettings,
-        session: Session,
+        session: RunSession,
         make_ranker: MakeRanker = CeleryRanker,
         *,
-        world: World | None = None,
+        processes: ProcessGroup | None = None,
         transport: httpx.BaseTransport | None = None,
         idle_s: float = IDLE_S,
     ) -> None:
-        self.world = world or World()
+        self.processes = processes or ProcessGroup()
         self.settings, self._session, self._make_ranker = settings, session, make_ranker
         self._transport, self._idle_s = transport, idle_s
         self.name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self.database = Database(settings.database_url)
-        self.store, self.ledger = JobStore(self.database), Ledger(self.database)
+        self.store, self.ledger = JobStore(self.database), RankingLedger(self.database)
         self.rewards = RewardRegistry(self.database)
-        self.artifacts = Artifacts(settings.artifacts_url, settings.home / "work")
-        self.stopping = threading.Event()
+        self.artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
+        self.stop_requested = threading.Event()
 
     def run(self) -> None:
-        """Work until `stopping` is set."""
+        """Work until `stop_requested` is set."""
         log.info("worker_started", worker=self.name)
-        while not self.stopping.is_set():
+        while not self.stop_requested.is_set():
             try:
-                self.resume_waiting()
-                worked = self.work()
+                self.requeue_waiting_jobs()
+                worked = self.train_next_job()
             except SQLAlchemyError as error:  # the database is away: so is everybody's
                 log.warning("database_unreachable", error=str(error))
                 worked = False
             if not worked:
-                touch(self.settings)
-                self.world.exchange({})  # nothing to do; and so an idle worker learns that a process of its own died
-                self.stopping.wait(self._idle_s)
-        self.world.exchange(followers.END)
+                touch_health_file(self.settings)
+                self.processes.all_gather(
+                    {}
+                )  # nothing to do; and so an idle worker learns that a process of its own died
+                self.stop_requested.wait(self._idle_s)
+        self.processes.all_gather(followers.END_MESSAGE)
         self.database.close()
         log.info("worker_stopped", worker=self.name)
 
-    def work(self) -> bool:
+    def train_next_job(self) -> bool:
         """Claim a job and train it for as long as this worker holds it; False when there was none."""
-        claim = self.store.claim(self.name, self.settings.lease_s)
+        claim = self.store.claim_job(self.name, self.settings.lease_s)
         if claim is None:
             return False
-        touch(self.settings)
+        touch_health_file(self.settings)
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id):
             log.info("job_claimed", fence=claim.fence)
             try:
-                state = self._train(claim)
+                state = self._train_claimed(claim)
             except LeaseLost as error:
                 log.warning("lease_lost", reason=str(error))
             else:
                 log.info("job_left", state=state)
-        gpu.free()
+        gpu.free_memory()
         return True
 
-    def resume_waiting(self) -> None:
+    def requeue_waiting_jobs(self) -> None:
         """Queue the jobs whose reward has come back."""
-        for job_id, reward in self.store.due_waits():
+        for job_id, reward in self.store.take_due_waits():
             try:
-                spec = next((each for each in self.store.spec(job_id).rewards if each.name == reward), None)
-                back = spec is not None and self._is_back(spec)
+                spec = next((each for each in self.store.load_spec(job_id).rewards if each.name == reward), None)
+                back = spec is not None and self._is_reward_back(spec)
             except InvalidInput:
                 back = True  # let the job run into it, and fail with that sentence
             if back:
-                self.store.reward_is_back(job_id, reward)
+                self.store.requeue_waiting_job(job_id, reward)
 
     # ---- one job ------------------------------------------------------------------------------------------------
 
-    def _train(self, claim: Claim) -> str:
+    def _train_claimed(self, claim: Claim) -> str:
         """Train, and write how it ended; the job's state then."""
-        workdir = self.artifacts.workdir(claim.job_id)
-        hold = Hold(
+        workdir = self.artifacts.job_workdir(claim.job_id)
+        claimed = ClaimedJob(
             claim,
             self.store,
             self.ledger,
             self.artifacts,
             workdir,
             lease_s=self.settings.lease_s,
-            stopping=self.stopping,
-            on_beat=lambda: touch(self.settings),
+            stopping=self.stop_requested,
+            on_heartbeat=lambda: touch_health_file(self.settings),
         )
-        with hold:
+        with claimed:
             try:
-                hold.checkout()
-                outcome = self._run_session(claim, hold)
-                hold.sync()
-            except (LeaseLost, ProcessLost, SQLAlchemyError):  # not its fault: the lease runs out, another goes on
+                claimed.checkout_files()
+                outcome = self._run_session(claim, claimed)
+                claimed.sync_files()
+            except (LeaseLost, PeerLost, SQLAlchemyError):  # not its fault: the lease runs out, another goes on
                 raise
             except RewardUnavailable as error:  # the session has written a checkpoint, which is in the store
                 return self.store.wait_for_reward(claim, error.reward, str(error))
             except (KeyboardInterrupt, SystemExit):
-                self.store.release(claim, "the worker was stopped")
+                self.store.release_job(claim, "the worker was stopped")
                 raise
             except Exception as error:
                 log.exception("job_failed")
-                explained = _explain(error)
-                if gpu.lost():  # ends as by kill -9, which is counted: no job does this for ever
-                    hold.on_event("accelerator_lost", {"reason": explained["message"]})
+                explained = _explain_failure(error)
+                if gpu.is_context_lost():  # ends as by kill -9, which is counted: no job does this for ever
+                    job_events.AcceleratorLost(reason=str(explained["message"])).report(claimed.store_event)
                     raise
-                return self.store.finish(claim, "failed", error=explained)
-            if outcome == "paused" and self.stopping.is_set():
-                return self.store.release(claim, "the worker was stopped")
-            return self.store.finish(claim, outcome)
+                return self.store.finish_job(claim, "failed", error=explained)
+            if outcome == "paused" and self.stop_requested.is_set():
+                return self.store.release_job(claim, "the worker was stopped")
+            return self.store.finish_job(claim, outcome)
 
-    def _run_session(self, claim: Claim, hold: Hold) -> Outcome:
+    def _run_session(self, claim: Claim, claimed: ClaimedJob) -> Outcome:
         spec = claim.spec
-        base_models.check_name(spec.model, self.settings.models_dir)
-        rewards = [self._resolve(reward) for reward in spec.rewards] if asks_rewards(spec) else []
-        with self.artifacts.data(spec) as data:
-            return self._with_ranker(claim, hold, spec, rewards, data)
+        base_models.check_model_name(spec.model, self.settings.models_dir)
+        rewards = [self._resolve_reward(reward) for reward in spec.rewards] if asks_rewards(spec) else []
+        with self.artifacts.offline_data(spec) as data:
+            return self._run_with_ranker(claim, claimed, spec, rewards, data)
 
-    def _with_ranker(
-        self, claim: Claim, hold: Hold, spec: TrainSpec, rewards: Sequence[ResolvedReward], data: Path | None
+    def _run_with_ranker(
+        self, claim: Claim, claimed: ClaimedJob, spec: TrainSpec, rewards: Sequence[ResolvedReward], data: Path | None
     ) -> Outcome:
-        ranker = self._make_ranker(self.settings, claim.job_id, rewards, hold.on_ranked)
-        self.world.exchange(followers.job(claim.job_id, spec, rewards))
+        ranker = self._make_ranker(self.settings, claim.job_id, rewards, claimed.store_ranking)
+        self.processes.all_gather(followers.job_message(claim.job_id, spec, rewards))
         try:
             return self._session(
                 spec,
                 job_id=claim.job_id,
-                workdir=hold.workdir,
+                workdir=claimed.workdir,
                 models_dir=self.settings.models_dir,
-                rank=ranker,
-                on_event=hold.on_event,
-                control=hold.control,
+                ranker=ranker,
+                on_event=claimed.store_event,
+                control=claimed.check_control,
                 data=data,
             )
         finally:
-            (ranker.close if isinstance(ranker, CeleryRanker) else ranker.cancel)()
-            self.world.leave()
+            ranker.close()
+            self.processes.leave_run()
 
-    def _resolve(self, spec: RewardSpec) -> ResolvedReward:
+    def _resolve_reward(self, spec: RewardSpec) -> ResolvedReward:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
         try:
             return ResolvedReward(
-                spec, self.rewards.resolve(spec, self.settings.reward_hosts, field=f"reward {spec.name}")
+                spec, self.rewards.resolve_endpoint(spec, self.settings.reward_hosts, field=f"reward {spec.name}")
             )
         except NotFound as error:
             raise InvalidInput(f"reward {spec.name} is no longer registered", field="rewards") from error
 
-    def _is_back(self, spec: RewardSpec) -> bool:
+    def _is_reward_back(self, spec: RewardSpec) -> bool:
         """Whether the endpoint is ready; one without /readyz is, when it answers at all. Raises InvalidInput."""
         try:
-            endpoint = self._resolve(spec).endpoint
+            endpoint = self._resolve_reward(spec).endpoint
             with RankClient(endpoint, tls_dir=self.settings.tls_dir, transport=self._transport) as client:
-                return client.ready(deadline_s=LOOK_TIMEOUT_S)[0] < 500
+                return client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)[0] < 500
         except EndpointError:
             return False
         except ConfigurationError:  # its key or certificates are elsewhere: let the job try, or fail with that sentence
             return True
 
 
-def _explain(error: Exception) -> dict[str, str | None]:
+def _explain_failure(error: Exception) -> dict[str, str | None]:
     """A failed job's `error`: our own errors speak for themselves, others need their type to be understood."""
     ours = isinstance(error, DipoleError)
     message = str(error) if ours else f"{type(error).__name__}: {error}"

@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from typing import Any, Final, Literal, NamedTuple
 
-from dipole.client.adapters.base import Adapter, Options
+from dipole.client.adapters.base import EndpointAdapter, EndpointOptions
 from dipole.client.adapters.dipole import DipoleAdapter, DipoleOptions
 from dipole.client.adapters.unirl import UnirlAdapter, UnirlOptions
 from dipole.client.adapters.vllm import VllmAdapter, VllmOptions
 
-Kind = Literal["dipole", "vllm-score", "unirl-score"]
+EndpointKind = Literal["dipole", "vllm-score", "unirl-score"]
 
 
-class _Known(NamedTuple):
-    options: type[Options]
-    adapter: type[Adapter[Any]]
+class _KnownKind(NamedTuple):
+    options: type[EndpointOptions]
+    adapter: type[EndpointAdapter[Any]]
 
 
-KINDS: Final[dict[Kind, _Known]] = {
-    "dipole": _Known(DipoleOptions, DipoleAdapter),
-    "vllm-score": _Known(VllmOptions, VllmAdapter),
-    "unirl-score": _Known(UnirlOptions, UnirlAdapter),
+KINDS: Final[dict[EndpointKind, _KnownKind]] = {
+    "dipole": _KnownKind(DipoleOptions, DipoleAdapter),
+    "vllm-score": _KnownKind(VllmOptions, VllmAdapter),
+    "unirl-score": _KnownKind(UnirlOptions, UnirlAdapter),
 }

@@ -12,11 +12,11 @@ from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
 
-from dipole.client.connection import Answer, Connection, Deadline, Message, invalid
+from dipole.client.connection import BoundedResponse, Deadline, EndpointConnection, Message, invalid_response
 from dipole.protocol.schemas import MAX_CANDIDATES, Ranking, RewardInfo, Version
 
 
-class Job(Protocol):
+class RankCall(Protocol):
     """One group on its way, as the client has it. `location` and `poll_after` are of a ranking that is pending."""
 
     prompt: str
@@ -27,58 +27,62 @@ class Job(Protocol):
 
     def __len__(self) -> int: ...
 
-    def body(self, *, multipart: bool) -> dict[str, Any]:
+    def request_body(self, *, multipart: bool) -> dict[str, Any]:
         """The ranking protocol's own request, as httpx's arguments."""
 
-    def pngs(self) -> list[str]:
+    def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""
 
 
-class Options(BaseModel):
+class EndpointOptions(BaseModel):
     """What a kind of server needs to be told beside its URL, key and certificates."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-class ForeignOptions(Options):
+class ForeignEndpointOptions(EndpointOptions):
     """Options of servers that say little of themselves."""
 
-    revision: Version = Field(default="unknown", description="Of the model, kept with every score: it does not say.")
-    max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, le=MAX_CANDIDATES, description="Images in one request.")
+    revision: Version = Field(
+        default="unknown", description="Revision of the model, kept with every score, as the server does not say it."
+    )
+    max_candidates: int = Field(
+        default=MAX_CANDIDATES, ge=1, le=MAX_CANDIDATES, description="Most images in one request."
+    )
 
 
-OptionsT = TypeVar("OptionsT", bound=Options)
-ForeignOptionsT = TypeVar("ForeignOptionsT", bound=ForeignOptions)
+OptionsT = TypeVar("OptionsT", bound=EndpointOptions)
+ForeignOptionsT = TypeVar("ForeignOptionsT", bound=ForeignEndpointOptions)
 
 
-class Adapter(ABC, Generic[OptionsT]):
+class EndpointAdapter(ABC, Generic[OptionsT]):
     """One kind of server at one address. `ready_path` answers 200 when it can be asked."""
 
     ready_path: ClassVar[str]
 
-    def __init__(self, connection: Connection, options: OptionsT) -> None:
+    def __init__(self, connection: EndpointConnection, options: OptionsT) -> None:
         self.connection, self.options = connection, options
 
     @abstractmethod
-    def info(self, deadline: Deadline) -> RewardInfo:
+    def fetch_info(self, deadline: Deadline) -> RewardInfo:
         """Ask the server what it offers. Raises EndpointError, also when it is not what was registered."""
 
     @abstractmethod
-    def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
+    def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         """(path, httpx's arguments) of the POST that asks."""
 
     @abstractmethod
-    def read(self, job: Job, status: int, answer: Answer) -> Ranking | None:
+    def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking | None:
         """The checked ranking; None while it is pending, with `job.location` saying where to look."""
 
 
-class ForeignAdapter(Adapter[ForeignOptionsT]):
+class ForeignAdapter(EndpointAdapter[ForeignOptionsT]):
     """A server of somebody else's with `/score`, which answers at once and takes images as PNG."""
 
     ready_path = "/health"
     recipe: ClassVar[str]
 
-    def described(self, name: str, model: str) -> RewardInfo:
+    def describe_server(self, name: str, model: str) -> RewardInfo:
         """What it is, as far as it says and was told at registration."""
         return RewardInfo(
             name=name,
@@ -90,8 +94,8 @@ class ForeignAdapter(Adapter[ForeignOptionsT]):
             multipart=False,
         )
 
-    def scored(self, message: type[Message], status: int, answer: Answer) -> Message:
+    def parse_scores(self, message: type[Message], status: int, answer: BoundedResponse) -> Message:
         """The answer of `POST /score`, in its own words."""
         if status != 200:
-            raise invalid(f"{self.connection.base_url} answered {status}, which /score never does")
-        return self.connection.parsed(message, answer)
+            raise invalid_response(f"{self.connection.base_url} answered {status}, which /score never does")
+        return self.connection.parse_message(message, answer)

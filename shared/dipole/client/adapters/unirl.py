@@ -17,60 +17,62 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.client.adapters.base import ForeignAdapter, ForeignOptions, Job
-from dipole.client.connection import Answer, Deadline, EndpointError, invalid
-from dipole.protocol.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, ranks
+from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall
+from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
+from dipole.protocol.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, rank_scores
 
-PROTOCOL = "1"
+UNIRL_PROTOCOL_VERSION = "1"
 MAX_REASON_CHARS = 500
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Metrics = Annotated[dict[str, Number | None], Field(max_length=64)]
+UnirlNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+UnirlMetrics = Annotated[dict[str, UnirlNumber | None], Field(max_length=64)]
 
 
-class UnirlOptions(ForeignOptions):
-    reward: Version = Field(min_length=1, description="Which of the service's rewards scores, as GET /rewards has it.")
+class UnirlOptions(ForeignEndpointOptions):
+    reward: Version = Field(
+        min_length=1, description="Name of the service's reward that scores, as GET /rewards has it."
+    )
     metric: str | None = Field(
         default=None,
         min_length=1,
         max_length=255,
-        description="Which of the reward's metrics is the score; absent: the one named as the reward, or the only one.",
+        description="Metric of the reward that is the score; if absent, the one named as the reward, or the only one.",
     )
 
 
-class _Rewards(BaseModel):
+class _UnirlRewards(BaseModel):
     """`GET /rewards`."""
 
     rewards: Many[Version]
 
 
-class _Identity(BaseModel):
+class _UnirlIdentity(BaseModel):
     request_id: str | None = None
     scorer_version: Version | None = None
 
 
-class _Scores(BaseModel):
+class _UnirlScores(BaseModel):
     """The answer of `POST /score`."""
 
-    results: Many[dict[str, Metrics]]
+    results: Many[dict[str, UnirlMetrics]]
     errors: Many[dict[str, str]] = []
-    identities: Many[_Identity] = []
-    protocol_version: str = PROTOCOL
+    identities: Many[_UnirlIdentity] = []
+    protocol_version: str = UNIRL_PROTOCOL_VERSION
 
 
 class UnirlAdapter(ForeignAdapter[UnirlOptions]):
     recipe = "unirl-score/1"
 
-    def info(self, deadline: Deadline) -> RewardInfo:
+    def fetch_info(self, deadline: Deadline) -> RewardInfo:
         url, wanted = self.connection.base_url, self.options.reward
-        _, answer = self.connection.send("GET", f"{url}/rewards", deadline)
-        offered = self.connection.parsed(_Rewards, answer).rewards
+        _, answer = self.connection.send_request("GET", f"{url}/rewards", deadline)
+        offered = self.connection.parse_message(_UnirlRewards, answer).rewards
         if wanted not in offered:
             known = ", ".join(offered[:16]) or "nothing"
             message = f"{url} offers {known}, not {wanted}: register it with another options.reward"
-            raise EndpointError(message, code="invalid_response", sick=False)
-        return self.described(wanted, wanted)
+            raise EndpointError(message, code="invalid_response", counts_as_failure=False)
+        return self.describe_server(wanted, wanted)
 
-    def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
+    def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         requests = [
             {
                 "history": [{"text": job.prompt, "image_b64": png}],
@@ -79,25 +81,27 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
                 "request_id": f"c{index}",
                 "idempotency_key": f"{job.key}.{index}",
             }
-            for index, png in enumerate(job.pngs())
+            for index, png in enumerate(job.base64_pngs())
         ]
-        return "/score", {"json": {"protocol_version": PROTOCOL, "requests": requests}}
+        return "/score", {"json": {"protocol_version": UNIRL_PROTOCOL_VERSION, "requests": requests}}
 
-    def read(self, job: Job, status: int, answer: Answer) -> Ranking:
+    def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking:
         url, count = self.connection.base_url, len(job)
-        found = self.scored(_Scores, status, answer)
-        if found.protocol_version != PROTOCOL:
-            raise invalid(f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {PROTOCOL!r}")
+        found = self.parse_scores(_UnirlScores, status, answer)
+        if found.protocol_version != UNIRL_PROTOCOL_VERSION:
+            raise invalid_response(
+                f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {UNIRL_PROTOCOL_VERSION!r}"
+            )
         sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(found.identities)}
         for name, size in sizes.items():
             if size != count and (size or name == "results"):
-                raise invalid(f"{url} answered {size} {name} for {count} candidates")
+                raise invalid_response(f"{url} answered {size} {name} for {count} candidates")
         echoed = [each.request_id for each in found.identities]
         if echoed and echoed != [f"c{index}" for index in range(count)]:
-            raise invalid(f"{url} answered identities that are not those of the candidates, in their order")
+            raise invalid_response(f"{url} answered identities that are not those of the candidates, in their order")
         errors = found.errors or [{}] * count
-        items = [self._item(index, *each) for index, each in enumerate(zip(found.results, errors, strict=True))]
-        placed = zip(items, ranks([item.score for item in items]), strict=True)
+        items = [self._ranked_item(index, *each) for index, each in enumerate(zip(found.results, errors, strict=True))]
+        placed = zip(items, rank_scores([item.score for item in items]), strict=True)
         versions = {each.scorer_version for each in found.identities if each.scorer_version}
         return Ranking(
             id=job.key,
@@ -108,16 +112,20 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             results=[item.model_copy(update={"rank": rank}) for item, rank in placed],
         )
 
-    def _item(self, index: int, result: dict[str, dict[str, float | None]], errors: dict[str, str]) -> RankedItem:
+    def _ranked_item(
+        self, index: int, result: dict[str, dict[str, float | None]], errors: dict[str, str]
+    ) -> RankedItem:
         """One candidate's metrics, or why there are none."""
         reward, name = self.options.reward, f"c{index}"
         metrics = result.get(reward)
         if metrics is None:
             if reward not in errors:
-                raise invalid(f"{self.connection.base_url} answered neither {reward} nor why for candidate {index}")
+                raise invalid_response(
+                    f"{self.connection.base_url} answered neither {reward} nor why for candidate {index}"
+                )
             reason = ItemError(code="reward-failed", message=errors[reward][:MAX_REASON_CHARS])
             return RankedItem(id=name, score=None, error=reason)
-        score = metrics[self._metric(metrics)]
+        score = metrics[self._score_metric(metrics)]
         return RankedItem(
             id=name,
             score=score,
@@ -125,11 +133,11 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             error=ItemError(code="not-finite", message="the score is not a number") if score is None else None,
         )
 
-    def _metric(self, metrics: dict[str, float | None]) -> str:
+    def _score_metric(self, metrics: dict[str, float | None]) -> str:
         """Which of them is the score. More than one and none named as the reward: nothing is guessed."""
         chosen = self.options.metric or (next(iter(metrics)) if len(metrics) == 1 else self.options.reward)
         if chosen not in metrics:
             offered = ", ".join(sorted(metrics)[:16]) or "none"
             message = f"{self.connection.base_url} answered the metrics {offered}: register one as options.metric"
-            raise EndpointError(message, code="invalid_response", sick=False)
+            raise EndpointError(message, code="invalid_response", counts_as_failure=False)
         return chosen

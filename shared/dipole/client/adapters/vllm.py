@@ -16,71 +16,71 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
-from dipole.client.adapters.base import ForeignAdapter, ForeignOptions, Job
-from dipole.client.connection import Answer, Deadline, EndpointError, invalid
-from dipole.protocol.schemas import Many, RankedItem, Ranking, RewardInfo, Version, ranks
+from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall
+from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
+from dipole.protocol.schemas import Many, RankedItem, Ranking, RewardInfo, Version, rank_scores
 
-Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-Index = Annotated[int, Field(strict=True)]
+VllmNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+VllmIndex = Annotated[int, Field(strict=True)]
 
 
-class VllmOptions(ForeignOptions):
+class VllmOptions(ForeignEndpointOptions):
     model: Version | None = Field(
-        default=None, min_length=1, description="Which of the served models scores; absent: the first."
+        default=None, min_length=1, description="Name of the served model that scores; the first if absent."
     )
 
 
-class _Model(BaseModel):
+class _VllmModel(BaseModel):
     id: Version
 
 
-class _Models(BaseModel):
+class _VllmModels(BaseModel):
     """`GET /v1/models`; whatever else it says is its own."""
 
-    data: Many[_Model] = Field(min_length=1)
+    data: Many[_VllmModel] = Field(min_length=1)
 
 
-class _Score(BaseModel):
-    index: Index
-    score: Number
+class _VllmScore(BaseModel):
+    index: VllmIndex
+    score: VllmNumber
 
 
-class _Scores(BaseModel):
+class _VllmScores(BaseModel):
     """The answer of `POST /score`."""
 
     id: str = Field(max_length=255)
-    created: Index
+    created: VllmIndex
     model: Version
-    data: Many[_Score]
+    data: Many[_VllmScore]
     usage: dict[str, Any] = {}
 
 
 class VllmAdapter(ForeignAdapter[VllmOptions]):
     recipe = "vllm-score/1"
 
-    def info(self, deadline: Deadline) -> RewardInfo:
+    def fetch_info(self, deadline: Deadline) -> RewardInfo:
         url, wanted = self.connection.base_url, self.options.model
-        _, answer = self.connection.send("GET", f"{url}/v1/models", deadline)
-        served = [model.id for model in self.connection.parsed(_Models, answer).data]
+        _, answer = self.connection.send_request("GET", f"{url}/v1/models", deadline)
+        served = [model.id for model in self.connection.parse_message(_VllmModels, answer).data]
         if wanted is not None and wanted not in served:
             message = f"{url} serves {', '.join(served[:8])}, not {wanted}: register it with another options.model"
-            raise EndpointError(message, code="invalid_response", sick=False)
-        return self.described("vllm-score", wanted or served[0])
+            raise EndpointError(message, code="invalid_response", counts_as_failure=False)
+        return self.describe_server("vllm-score", wanted or served[0])
 
-    def request(self, job: Job, info: RewardInfo) -> tuple[str, dict[str, Any]]:
+    def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         documents = [
             {"content": [{"type": "image_url", "image_url": {"url": f"data:image/png;base64,{png}"}}]}
-            for png in job.pngs()
+            for png in job.base64_pngs()
         ]
         return "/score", {"json": {"model": info.model, "queries": job.prompt, "documents": documents}}
 
-    def read(self, job: Job, status: int, answer: Answer) -> Ranking:
+    def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking:
         url = self.connection.base_url
-        found = self.scored(_Scores, status, answer)
+        found = self.parse_scores(_VllmScores, status, answer)
         if len(found.data) != len(job):
-            raise invalid(f"{url} answered {len(found.data)} scores for {len(job)} candidates")
+            raise invalid_response(f"{url} answered {len(found.data)} scores for {len(job)} candidates")
         if [each.index for each in found.data] != list(range(len(job))):
-            raise invalid(f"{url} answered indices that are not those of the candidates, in their order")
+            raise invalid_response(f"{url} answered indices that are not those of the candidates, in their order")
         scores = [each.score for each in found.data]
         return Ranking(
             id=found.id,
@@ -90,7 +90,7 @@ class VllmAdapter(ForeignAdapter[VllmOptions]):
             recipe_version=self.recipe,
             results=[
                 RankedItem(id=f"c{index}", score=score, rank=rank)
-                for index, (score, rank) in enumerate(zip(scores, ranks(scores), strict=True))
+                for index, (score, rank) in enumerate(zip(scores, rank_scores(scores), strict=True))
             ],
             usage=found.usage,
         )

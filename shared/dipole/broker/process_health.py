@@ -1,0 +1,49 @@
+"""Whether a process of the platform on this host lives, as the probes of orchestrators ask.
+
+The rank worker and the sampler prove it by a heartbeat in Redis, without which they can do nothing; the trainer worker,
+which may train for days without Redis, by a file (dipole_trainer.worker.health).
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+from redis.retry import Retry
+
+from dipole.errors import DipoleError
+
+HEARTBEAT_TTL_S = 30.0  # a heartbeat older than this is none
+PROBE_TIMEOUT_S = 3.0  # for Redis to answer a probe, which has seconds itself
+
+
+class ProcessUnhealthy(DipoleError):
+    """The process of this host that was asked for gives no sign of life."""
+
+    slug = "not-healthy"
+
+
+def check_heartbeat(
+    process: str, redis_url: str, has_heartbeat: Callable[[Redis, str], bool], *, live: bool = False
+) -> None:
+    """Raise ProcessUnhealthy unless `has_heartbeat(client, this host)`. With `live` Redis may be away: a restart of the
+    process would not bring it back.
+    """
+    client = Redis.from_url(
+        redis_url,
+        socket_connect_timeout=PROBE_TIMEOUT_S,
+        socket_timeout=PROBE_TIMEOUT_S,
+        retry=Retry(NoBackoff(), 0),
+    )
+    host = socket.gethostname()
+    try:
+        if has_heartbeat(client, host):
+            return
+    except RedisError as error:
+        if live:
+            return
+        raise ProcessUnhealthy(f"Redis does not answer: {error}") from error
+    raise ProcessUnhealthy(f"no {process} on {host} within the last {HEARTBEAT_TTL_S:g} s")

@@ -1,0 +1,303 @@
+"""The events of a job: one type a kind, with what it says in a sentence, its level and its data.
+
+Whoever trains reports `kind` and `data`, which is JSON and travels between processes and into the database; whoever
+shows them (REST, command line, pages) finds the kinds here. The store writes what becomes of a job in the same way.
+
+    StepFinished(step=3, steps=60, figures={"loss": 0.1}).report(on_event)    # on_event("step", {"step": 3, ...})
+    describe_event("step", data)                               # "Step 3/60: training loss 0.1", "info"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, ClassVar, Literal
+
+EventLevel = Literal["info", "warn", "error"]
+OnEvent = Callable[[str, dict[str, Any]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobEvent:
+    """Base class. `message` is a format string of the data; `has_figures`: its data are numbers to plot."""
+
+    kind: ClassVar[str]
+    message: ClassVar[str]
+    level: ClassVar[EventLevel] = "info"
+    has_figures: ClassVar[bool] = False
+
+    figures: Mapping[str, Any] = field(default_factory=dict)
+    """Whatever else there is to say; it stands in `data` beside the fields."""
+
+    def data(self) -> dict[str, Any]:
+        """The fields, and `figures` beside them."""
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "figures"}
+        return {**named, **self.figures}
+
+    def text(self) -> str:
+        """What it says, in a sentence."""
+        return format_message(self.message, self.data(), _name_kind(self.kind))
+
+    def report(self, on_event: OnEvent) -> None:
+        on_event(self.kind, self.data())
+
+
+# ---- what a training session reports --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepFinished(JobEvent):
+    """`figures`: the loss and its parts, rewards and their spread by name, skipped groups, lr, rate, ETA, seconds."""
+
+    kind = "step"
+    message = "Step {step}/{steps}: training loss {loss}"
+    has_figures = True
+    step: int
+    steps: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointWritten(JobEvent):
+    """`path` is relative to the job's folder; the store adds the checkpoint's id."""
+
+    kind = "checkpoint"
+    message = "Checkpoint at step {step}"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunResumed(JobEvent):
+    kind = "resumed"
+    message = "Going on from the checkpoint at step {step}"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationProgress(JobEvent):
+    kind = "evaluating"
+    message = "Evaluating at step {step}: {prompts_done} of {prompts} prompts"
+    step: int
+    prompts_done: int
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFinished(JobEvent):
+    """`figures`: scores by name, categories, diversities, seconds; `path` has every score behind them."""
+
+    kind = "evaluation"
+    message = "Evaluation at step {step}"
+    has_figures = True
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesWritten(JobEvent):
+    kind = "samples"
+    message = "Samples at step {step}"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BestStepFound(JobEvent):
+    kind = "best"
+    message = "The best is step {step}: {score} {value}"
+    step: int
+    score: str
+    value: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileExported(JobEvent):
+    kind = "export"
+    message = "LoRA written to {path}"
+    step: int
+    path: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardHackingFound(JobEvent):
+    """`figures`: `what` in a sentence, and the scores that rose and fell."""
+
+    kind = "reward_hacking"
+    message = "Reward hacking: {what}"
+    level = "warn"
+    step: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardLeftOut(JobEvent):
+    kind = "reward_failure"
+    message = "Reward {reward} was left out of a group: {reason}"
+    level = "warn"
+    step: int
+    reward: str
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupSkipped(JobEvent):
+    kind = "skipped_group"
+    message = "A group was skipped: {reason}"
+    level = "warn"
+    step: int
+    group: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryRanOut(JobEvent):
+    kind = "out_of_memory"
+    message = "Out of memory: {chunk_size} samples are worked on at once from here on"
+    level = "warn"
+    chunk_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionIsSlow(JobEvent):
+    kind = "slow_precision"
+    message = "Advice: {what}"
+    level = "warn"
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class AcceleratorLost(JobEvent):
+    kind = "accelerator_lost"
+    message = "The GPU computes nothing more in this worker, which starts anew: {reason}"
+    level = "warn"
+    reason: str
+
+
+# ---- what becomes of a job ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCreated(JobEvent):
+    kind = "created"
+    message = "Job created: {steps} steps on {prompts} prompts"
+    steps: int
+    prompts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobQueued(JobEvent):
+    kind = "queued"
+    message = "{reason}"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobStarted(JobEvent):
+    """`fence` is the lease's number, which grows with every claim."""
+
+    kind = "running"
+    message = "Training"
+    worker: str
+    fence: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class PauseRequested(JobEvent):
+    kind = "pause_requested"
+    message = "Pause asked for: stops at the next step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class CancelRequested(JobEvent):
+    kind = "cancel_requested"
+    message = "Cancel asked for: stops at the next step"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LeaseExpired(JobEvent):
+    kind = "lease_expired"
+    message = "Worker {worker} has gone silent"
+    level = "warn"
+    worker: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobReleased(JobEvent):
+    """Given back unfinished; `state` is what the job is in then."""
+
+    kind = "released"
+    message = "Job {state}: {reason}"
+    state: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobPaused(JobEvent):
+    kind = "paused"
+    message = "Job paused: {reason}"
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobWaitsForReward(JobEvent):
+    """A pause of ours, and not of a caller: a required reward is away."""
+
+    kind = "paused"
+    message = "Paused: reward {reward} is unavailable ({reason}); {then}"
+    level = "warn"
+    reward: str
+    reason: str
+    then: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobSucceeded(JobEvent):
+    kind = "succeeded"
+    message = "Job succeeded"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCancelled(JobEvent):
+    """`reason` says why no worker ended it, where none did."""
+
+    kind = "cancelled"
+    message = "Job cancelled: {reason}"
+    reason: str | None = None
+
+    def text(self) -> str:
+        return super().text() if self.reason else "Job cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobFailed(JobEvent):
+    """`figures`: the job's `error`."""
+
+    kind = "failed"
+    message = "Job failed: {message}"
+    level = "error"
+
+
+SESSION_EVENTS: tuple[type[JobEvent], ...] = (
+    StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
+    FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, MemoryRanOut, PrecisionIsSlow, AcceleratorLost,
+)  # fmt: skip
+_BY_KIND = {event.kind: event for event in SESSION_EVENTS}
+
+
+def describe_event(kind: str, data: Mapping[str, Any]) -> tuple[str, EventLevel]:
+    """What a session's report says in a sentence, and its level; a kind that is not known is named by itself."""
+    event, plain = _BY_KIND.get(kind), _name_kind(kind)
+    return format_message(event.message if event else plain, data, plain), event.level if event else "info"
+
+
+def format_message(message: str, data: Mapping[str, Any], otherwise: str) -> str:
+    """The sentence with its numbers short; `otherwise` where `data` lacks one that it names."""
+    shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in data.items()}
+    try:
+        return message.format_map(shown)
+    except (KeyError, ValueError):
+        return otherwise
+
+
+def _name_kind(kind: str) -> str:
+    return kind.replace("_", " ").capitalize()
