@@ -7,7 +7,7 @@ Two services of the same network with random weights run side by side, each a pr
 settings and one with DIPOLE_REWARD_BATCH_IMAGES=1. Every caller sends request after request over HTTP, each with a
 prompt of its own, as multipart npy. The two take turns, round by round, so that a busy moment hits both; a round counts
 from its first request to its last answer, and the median round is printed as images a second, with the ratio, and with
-how many groups shared a forward. One caller alone shows what the wait for company costs.
+how many groups shared a forward. A single caller shows the cost of waiting for a batch.
 """
 
 from __future__ import annotations

@@ -127,7 +127,7 @@ class Draft:
         if self.checkpoint:
             qwen.gradient_checkpointing_enable({"use_reentrant": False})
             vae.enable_gradient_checkpointing()
-            qwen.train(), vae.train()  # both heed it only then; neither has dropout
+            qwen.train(), vae.train()  # both honour it in train mode alone; neither has dropout
         try:
             yield
         finally:

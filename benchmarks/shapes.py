@@ -57,7 +57,7 @@ def generator(size: str, spec: TrainSpec, device: str) -> OneStepGenerator:
 
 
 def disturb(generator: OneStepGenerator) -> None:
-    """Make both halves of every adapter differ from nought."""
+    """Make both halves of every adapter non-zero: with B = 0 the gradient of A is zero."""
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in generator.parameters():

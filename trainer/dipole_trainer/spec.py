@@ -21,7 +21,7 @@ AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
 T = TypeVar("T")
-Many = Annotated[tuple[T, ...], FailFast()]  # one error is enough: a body of a megabyte may hold a million
+Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
 
 
 class SpecModel(BaseModel):
@@ -212,7 +212,7 @@ class MethodSpec(SpecModel):
     @model_validator(mode="before")
     @classmethod
     def _fill_settings(cls, values: Any) -> Any:
-        """Fill in the defaults of the chosen method; another's settings are a mistake, not a wish."""
+        """Fill in the defaults of the chosen method; another method's settings are refused."""
         if not isinstance(values, dict) or not isinstance(chosen := values.get("type", "drpo"), str):
             return values
         for name in cls.model_fields.keys() - {"type", chosen}:
@@ -406,11 +406,12 @@ class TrainSpec(GeneratorSpec):
         return self
 
     def _check_group_size(self) -> None:
-        if self.pairs_file is None:  # groups of pairs are as large as their prompt has pairs
+        # groups of pairs are as large as their prompt has pairs
+        if self.pairs_file is None:
             self.method.settings.check_candidates(self.candidates, field=f"method.{self.method.type}")
 
     def _check_settings_used(self) -> None:
-        """What nothing would look at is a mistake, not a wish."""
+        """Refuse settings that nothing would look at: they are a mistake."""
         space = self.features.type
         unused = ["weights", "revision"] if space in ("latents", "tiny", "teacher_unet") else []
         unused += ["timestep", "noise", "pool"] if space != "teacher_unet" else []

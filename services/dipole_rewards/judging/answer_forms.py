@@ -46,7 +46,8 @@ class AnswerForm(Generic[AnswerT]):
         fenced = CODE_FENCE.fullmatch(stripped)
         try:
             return self.parse_json(fenced[1] if fenced else stripped)
-        except ValueError:  # pydantic's are ValueErrors
+        except ValueError:
+            # pydantic's are ValueErrors
             shown = stripped[:MAX_QUOTED_CHARS] + ("…" if len(stripped) > MAX_QUOTED_CHARS else "")
             raise CallFailed("no_parse", f"the judge answered {shown!r}, not {self.example}") from None
 

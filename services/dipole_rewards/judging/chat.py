@@ -154,7 +154,8 @@ class ChatClient:
         try:
             async with asyncio.timeout_at(budget.deadline):
                 return [model.id for model in (await self._client.models.list(extra_headers=self._headers)).data]
-        except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):  # whatever stands there
+        except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):
+            # whatever stands there
             return []
 
     async def _complete_with_retries(
@@ -163,7 +164,8 @@ class ChatClient:
         """Ask until there is an answer, no hope, or no time."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
         if loop.time() >= budget.deadline:
-            raise CallFailed("timeout", "the group's deadline had passed")  # a request would be sent and given up
+            # a request would be sent and given up
+            raise CallFailed("timeout", "the group's deadline had passed")
         try:
             async with asyncio.timeout_at(budget.deadline):
                 for attempt in itertools.count():
@@ -199,7 +201,8 @@ class ChatClient:
                 )
             return _ChatCompletion.model_validate_json(raw.content)
         except TimeoutError:
-            if not limit.expired():  # the group's deadline, which is the caller's to tell
+            # the group's deadline, which is the caller's to tell
+            if not limit.expired():
                 raise
             raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", is_transient=True) from None
         except openai.APIStatusError as error:

@@ -23,7 +23,8 @@ ZERO_TO_100 = (
     "nothing of what the rubric above calls good, to 100, all of it."
 )
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
-MIN_ANSWER_MASS = 0.1  # of the first token on yes and no together; below it the model was about to say something else
+# of the first token on yes and no together; below it the model was about to say something else
+MIN_ANSWER_MASS = 0.1
 STRIPPED_CHARS = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one token
 
 
@@ -77,7 +78,8 @@ def probability_of_yes(first_token: Sequence[TokenLogprob]) -> float:
         if word in mass:
             mass[word] += math.exp(min(each.logprob, 0.0))
     total = mass["yes"] + mass["no"]
-    if not total >= MIN_ANSWER_MASS:  # not a number is not enough either
+    # not a number is not enough either
+    if not total >= MIN_ANSWER_MASS:
         seen = ", ".join(repr(each.token) for each in first_token[:5]) or "no log probabilities"
         raise CallFailed("no_parse", f"the judge's first token is hardly yes or no: {seen}")
     return mass["yes"] / total

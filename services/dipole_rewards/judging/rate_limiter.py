@@ -25,7 +25,8 @@ class RateLimiter:
         async with self._slots:
             async with self._start_lock:  # one waits for the time, the others behind it
                 loop = asyncio.get_running_loop()
-                while (wait := self._next_start - loop.time()) > 0:  # again, because `pause_all` may have put it off
+                # again, because `pause_all` may have put it off
+                while (wait := self._next_start - loop.time()) > 0:
                     await asyncio.sleep(wait)
                 self._next_start = loop.time() + self._interval_s
             yield

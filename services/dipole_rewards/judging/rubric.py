@@ -56,7 +56,8 @@ def load_rubric(name_or_path: str) -> Rubric:
     """A rubric that comes with Dipole, by its name, or any text file. Raises ConfigurationError."""
     shipped = {path.stem: path for path in SHIPPED_RUBRICS.glob("*.md")}
     path = shipped.get(name_or_path, Path(name_or_path))
-    if not os.path.isfile(path):  # pathlib's own raises where the name is too long, as a rubric put there itself is
+    # pathlib's own raises where the name is too long, as a rubric put there itself is
+    if not os.path.isfile(path):
         known = ", ".join(sorted(shipped))
         raise ConfigurationError(f"DIPOLE_JUDGE_RUBRIC={name_or_path[:80]!r} is neither a file nor one of {known}")
     try:

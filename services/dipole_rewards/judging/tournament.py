@@ -47,7 +47,8 @@ class Tournament:
             first = waiting.pop(0)
             second = next((each for each in waiting if _ordered_pair(first, each) not in self._compared), None)
             if second is None:
-                continue  # it has met all that are left
+                # it has met all that are left
+                continue
             waiting.remove(second)
             pairs.append(_ordered_pair(first, second))
         self._compared.update(pairs)

@@ -67,7 +67,8 @@ class MicroBatches:
             except torch.OutOfMemoryError:
                 if len(piece) == 1:
                     raise
-            self.batch_size = len(piece) // 2  # not in the except block: its traceback holds the batch's tensors
+            # not in the except block: its traceback holds the batch's tensors
+            self.batch_size = len(piece) // 2
             torch.cuda.empty_cache()
             log.warning("batch_halved", reward=self.reward, batch=self.batch_size)
         return results

@@ -80,7 +80,8 @@ class ImageRewardNetwork(nn.Module):
     def forward(self, pixels: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
         """Pixels (B, 3, side, side), token ids and their mask (B, T), 1 where there is a token → (B,)"""
         seen = self.vision(pixel_values=pixels.to(self.vision.dtype)).last_hidden_state  # (B, N, D)
-        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state  # (B, T, D)
+        # (B, T, D)
+        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen).last_hidden_state
         scores: Tensor = self.head(read[:, 0].float())[:, 0]
         return scores
 
@@ -102,7 +103,8 @@ def load_imagereward_network(
         )
         network = ImageRewardNetwork(vision, load_exactly(BlipTextTower, text_config, parts["text"], dtype))
         network.head.load_state_dict(parts["head"])
-    except (RuntimeError, ValueError) as error:  # ValueError: heads that do not divide the width
+    except (RuntimeError, ValueError) as error:
+        # ValueError: heads that do not divide the width
         raise ConfigurationError(f"{weights} is not ImageReward as {config} describes it: {error}") from error
     return network.eval().requires_grad_(False).to(device)
 
@@ -210,7 +212,8 @@ def load_prompt_tokenizer(path: Path, config: Path) -> BertPromptTokenizer:
     """The tokenizer of bert-base-uncased. Raises ConfigurationError unless it has the tokens that `config` counts."""
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers has no narrower one
+    except Exception as error:
+        # tokenizers has no narrower one
         raise ConfigurationError(f"{path} cannot be read as a tokenizer: {error}") from error
     tokenizer.add_special_tokens(list(ADDED_TOKENS))
     tokens, known, padding = (

@@ -72,7 +72,8 @@ def load_encoder(
     Raises ConfigurationError where the files do not belong together.
     """
     described = read_json(config)
-    own = {name: value for name, value in state.items() if not name.endswith(".position_ids")}  # 0, 1, 2 … once stored
+    # 0, 1, 2 … once stored
+    own = {name: value for name, value in state.items() if not name.endswith(".position_ids")}
     try:
         shape: Any = CLIPConfig.from_dict(described)
         network: Any = load_exactly(CLIPModel, shape, own, DTYPES[settings.reward_dtype])
@@ -90,6 +91,7 @@ def load_encoder(
 def _read_tokenizer(path: Path) -> CLIPTokenizer:
     try:
         words: CLIPTokenizer = CLIPTokenizer.from_pretrained(str(path.parent), local_files_only=True)
-    except Exception as error:  # of any kind, by what is damaged in it or in tokenizer_config.json
+    except Exception as error:
+        # of any kind, by what is damaged in it or in tokenizer_config.json
         raise ConfigurationError(f"{path}, with what lies beside it, cannot be read as a tokenizer: {error}") from error
     return words

@@ -85,7 +85,8 @@ def _load_question_tokenizer(tokenizer: Path, instruction: str) -> QuestionToken
             AutoTokenizer.from_pretrained(str(tokenizer.parent), local_files_only=True), instruction
         )
         words.tokenize("", image_tokens=1)
-    except Exception as error:  # of any kind, by what is missing or damaged
+    except Exception as error:
+        # of any kind, by what is missing or damaged
         raise ConfigurationError(
             f"{tokenizer}, with config.json and tokenizer_config.json (the chat template) beside it, "
             f"is not {QWEN_REPOSITORY}'s "

@@ -52,7 +52,8 @@ def check_device(device: str) -> str:
     """The device, or ConfigurationError, before anything is read for it."""
     try:
         torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:  # AssertionError: torch was built without it
+    except (RuntimeError, AssertionError) as error:
+        # AssertionError: torch was built without it
         raise ConfigurationError(f"DIPOLE_REWARD_DEVICE={device!r} cannot be used here: {error}") from error
     return device
 
@@ -125,7 +126,8 @@ class WeightsFolder:
         path = self.find_file("golden.json")
         try:
             return GoldenScore(**{"tolerance": tolerance, **json.loads(path.read_bytes())})
-        except (ValueError, TypeError) as error:  # pydantic's and json's are ValueErrors; TypeError: not an object
+        except (ValueError, TypeError) as error:
+            # pydantic's and json's are ValueErrors; TypeError: not an object
             reason = first_error(error).message if isinstance(error, ValidationError) else error
             raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {reason}') from error
 
@@ -143,7 +145,8 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object. Raises ConfigurationError that names the file."""
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:  # no JSON, or no UTF-8
+    except ValueError as error:
+        # no JSON, or no UTF-8
         raise ConfigurationError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
         raise ConfigurationError(f"{path} holds no JSON object")
@@ -165,7 +168,8 @@ def read_torch(path: Path, *, within: str | None = None) -> dict[str, Tensor]:
         raise ConfigurationError(
             f"{path} holds more than tensors, or is damaged; reading the rest could run anything, so it is refused"
         ) from error
-    except (RuntimeError, EOFError, ValueError, KeyError) as error:  # a zip or an old file that breaks off
+    except (RuntimeError, EOFError, ValueError, KeyError) as error:
+        # a zip or an old file that breaks off
         raise ConfigurationError(f"{path} is not a whole PyTorch file: {error}") from error
     if within is not None:
         content = content.get(within) if isinstance(content, Mapping) else None

@@ -37,5 +37,6 @@ class PickScore(ClipReward):
         state = read_safetensors(weights)
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
         reward = cls(encoder, golden, weights_revision(weights))
-        reward.scale = state["logit_scale"].float().exp().item()  # before bfloat16 takes one part in a hundred of it
+        # before bfloat16 takes one part in a hundred of it
+        reward.scale = state["logit_scale"].float().exp().item()
         return reward

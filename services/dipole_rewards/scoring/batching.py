@@ -93,7 +93,8 @@ class Batcher:
             waiting = list(self._queue)
             self._queue.clear()
             self._changed.notify_all()
-        for work in waiting:  # outside the lock: whoever waits for an answer is called back here
+        # outside the lock: whoever waits for an answer is called back here
+        for work in waiting:
             work.answer.cancel()
 
     # ---- a reward's thread ------------------------------------------------------------------------------------------
@@ -153,7 +154,8 @@ class Batcher:
             if not isinstance(answers, BaseException):
                 return answers
             log.warning("merged_forward_failed", reward=self._reward.name, groups=len(groups), error=repr(answers))
-            del answers  # its traceback holds the batch's tensors
+            # its traceback holds the batch's tensors
+            del answers
         return [self._score_alone(group) for group in groups]
 
     def _score_merged(self, groups: Sequence[CandidateImages]) -> Sequence[Scores]:

@@ -53,7 +53,8 @@ class RewardService:
         try:
             reward = self.reward_class.load(self.settings.reward_device)
             check_golden(reward)
-        except Exception as error:  # any plug-in, any reason: the service says so instead of dying without a word
+        except Exception as error:
+            # any plug-in, any reason: the service says so instead of dying without a word
             self.failure = error
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
@@ -122,7 +123,8 @@ class RewardService:
             raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
         try:
             scores = answer.result()
-        except Exception as error:  # whatever the plug-in raised
+        except Exception as error:
+            # whatever the plug-in raised
             log.exception("scoring_failed", reward=self.name)
             detail = str(error) if isinstance(error, RewardFault) else type(error).__name__
             raise ScoringFailed(f"the reward failed: {detail}") from error

@@ -95,7 +95,8 @@ class PendingRankings:
         except asyncio.CancelledError:
             self._states[identifier] = PendingRanking(id=identifier, status="cancelled")
             raise
-        except Exception as error:  # the failure is the caller's answer: it waits in the state
+        except Exception as error:
+            # the failure is the caller's answer: it waits in the state
             document, _ = problems.problem_of(error)
             log.warning("pending_ranking_failed", ranking=identifier, error=repr(error))
             reason = ItemError(code=document.type.rpartition(":")[2], message=document.detail or document.title)

@@ -31,7 +31,8 @@ GAINS = {  # or nothing is confident, and every query sees the same
     "class_predictor.weight": 1.5, "queries_embedder": 2.0, "queries_features": 2.0, "cross_attn.in_proj_weight": 2.0,
     "mask_embedder.2.0.weight": 4.0,
 }  # fmt: skip
-FREQUENT_CLASSES = ("stop sign", "dog", "car", "bench")  # or a class that somebody asks for is hardly ever found
+# or a class that somebody asks for is hardly ever found
+FREQUENT_CLASSES = ("stop sign", "dog", "car", "bench")
 # times what the queries give, these are the masks
 PIXEL_PROJECTION = "model.pixel_level_module.decoder.mask_projection"
 QUERY_PREDICTOR = "model.transformer_module.decoder.mask_predictor.mask_embedder.2.0"

@@ -15,7 +15,8 @@ from dipole.errors import DipoleError, InvalidInput, TooLarge
 from dipole.protocol.images import hash_all, pixel_bytes
 from dipole.protocol.schemas import MAX_BODY_BYTES
 
-READ_CHUNK_BYTES = 2**20  # read at once: memory for so much is at hand, megabytes more would be mapped page by page
+# read at once: memory for so much is at hand, megabytes more would be mapped page by page
+READ_CHUNK_BYTES = 2**20
 
 
 class MissingCandidates(DipoleError):

@@ -1,7 +1,12 @@
 """What travels through Redis between the API and the samplers: requests, claims, answers, and images by reference.
 
-    API       opens a request while fewer than the limit are open, sends its message on the queue `images`, waits
-    sampler   takes a message, claims the request, draws, stores each image, pushes a small JSON answer
+| who                 | does                                           | waits for, woken by                         |
+|---------------------|------------------------------------------------|---------------------------------------------|
+| the API             | opens a request below the limit, sends its     | the answer: a push, or its poll's interval; |
+|                     | message on the queue `images`                  | its deadline or a hang-up ends it           |
+| sampler             | claims and draws it, stores each image, pushes | messages: Redis                             |
+|                     | a small JSON answer                            |                                             |
+| sampler's heartbeat | renews the claim; says that it lives           | its own clock, also while a model is loaded |
 
 Claims and answers are RankCoordination's, under the request's id. A request is open until the API has its answer or
 gives up; a sampler draws nothing for one that is not, so a message that comes again, or too late, is void. What nobody
@@ -21,7 +26,8 @@ from dipole.broker.rankings import RankCoordination
 IMAGE_TASK = "dipole.images"
 IMAGE_QUEUE = "images"
 RESULT_TTL_S = 300  # for images and answers that nobody fetched
-REQUEST_CLAIM_TTL_S = 10.0  # a killed sampler is noticed after this; a living one renews, also while it loads a model
+# a killed sampler is noticed after this; a living one renews, also while it loads a model
+REQUEST_CLAIM_TTL_S = 10.0
 
 _OPEN_KEY = "dipole:images:open"  # request id -> deadline
 _SAMPLERS_KEY = "dipole:samplers"  # host -> until when its last beat counts

@@ -81,7 +81,8 @@ def run_demo(
             job = _create_job(client, out, build_demo_job(steps=steps, reward=reward, seed=seed, method=method))
             try:
                 _follow_job(client, job)
-            except KeyboardInterrupt:  # or the next demo's worker would take this job up first
+            except KeyboardInterrupt:
+                # or the next demo's worker would take this job up first
                 client.post(f"/v1/fine_tuning/jobs/{job['id']}/cancel")
                 raise
             _show_results(client, job, out, reward, "random ranks" if control else "DrPO")
@@ -209,7 +210,8 @@ def _add_row(table: Table, label: str, base: Any, tuned: Any, *, style: str = ""
 
 
 def _format_figure(value: dict[str, Any], *, sign: bool = False) -> str:
-    if value["low"] is None:  # one prompt has no interval
+    # one prompt has no interval
+    if value["low"] is None:
         return f"{value['mean']:+.3f}" if sign else f"{value['mean']:.3f}"
     half = (value["high"] - value["low"]) / 2
     return f"{value['mean']:+.3f} ± {half:.3f}" if sign else f"{value['mean']:.3f} ± {half:.3f}"

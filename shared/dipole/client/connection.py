@@ -220,7 +220,8 @@ class EndpointConnection:
         except ValidationError as error:
             first = first_error(error)
             why = f"{self.base_url} answered an invalid {message.__name__}: {first.path}: {first.message}"
-            if first.kind == "finite_number":  # it works, and cannot score these candidates
+            # it works, and cannot score these candidates
+            if first.kind == "finite_number":
                 raise EndpointError(why, code="not_finite", counts_as_failure=False) from None
             raise invalid_response(why) from None
 

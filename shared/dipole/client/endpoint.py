@@ -143,7 +143,8 @@ def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
 def _host_matches(allowed: str, host: str, port: int) -> bool:
     """`*.` stands for any host below a domain, `:port` for one port only; nothing else is a pattern."""
     name, _, only = allowed.rpartition(":")
-    if not only.isdecimal() or (":" in name and not name.endswith("]")):  # no port, or an IPv6 address without one
+    # no port, or an IPv6 address without one
+    if not only.isdecimal() or (":" in name and not name.endswith("]")):
         name, only = allowed, ""
     name, host = _canonical_host(name), _canonical_host(host)
     fits = host.endswith(name[1:]) and len(host) > len(name) - 1 if name.startswith("*.") else host == name

@@ -56,7 +56,8 @@ class LeastBusyTransport(httpx.BaseTransport):
         self._inner, self._resolve, self._resolve_interval_s = inner, resolve, resolve_interval_s
         self._resolved: dict[str, tuple[float, list[str]]] = {}  # host -> (when to look again, addresses)
         self._in_flight: Counter[str] = Counter()
-        self._requests_served: Counter[str] = Counter()  # breaks ties: copies with equally much to do take turns
+        # breaks ties: copies with equally much to do take turns
+        self._requests_served: Counter[str] = Counter()
         self._unreachable_until: dict[str, float] = {}  # address -> until when
         self._lock = threading.Lock()
 

@@ -171,7 +171,8 @@ class RankClient:
             try:
                 status, answer = self._connection.send_request("GET", job.location, deadline)
             except EndpointError as error:
-                if error.http_status == 404:  # a restart forgot it: the same key asks again
+                # a restart forgot it: the same key asks again
+                if error.http_status == 404:
                     job.location, error.retryable = None, True
                 raise
             return self._adapter.read_answer(job, status, answer)

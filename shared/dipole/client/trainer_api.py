@@ -136,7 +136,8 @@ class TrainerApi:
                 answer.read()
                 raise error_of_response(answer)
             for event in EventSource(answer).iter_sse():
-                if event.data and event.id:  # a ping has neither
+                # a ping has neither
+                if event.data and event.id:
                     yield event.id, json.loads(event.data)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:

@@ -18,7 +18,8 @@ class FetchTrap:
         self.visits: list[bytes] = []
         try:
             self._socket = _open_listener(_route_address(host, port))
-        except OSError:  # as a link-local address, which needs more than its digits
+        except OSError:
+            # as a link-local address, which needs more than its digits
             self._socket = _open_listener("127.0.0.1")
         self._socket.settimeout(0.1)
         self._stopping = threading.Event()

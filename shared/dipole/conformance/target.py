@@ -148,7 +148,8 @@ class Target:
             where = self.location_of(reply, known=where)
             asked = parse_retry_after(reply.headers.get("retry-after"))
             pause = min(patience, max(FIRST_POLL_S, 1.0 if asked is None else asked))
-            patience = min(2 * patience, LONGEST_POLL_S)  # sooner than asked at first: a check shall not take minutes
+            # sooner than asked at first: a check shall not take minutes
+            patience = min(2 * patience, LONGEST_POLL_S)
             if self.answers_late or time.monotonic() + pause > ends:
                 self.answers_late = True
                 self.cancel_ranking(where)
@@ -178,4 +179,5 @@ class Target:
         try:
             self.send("DELETE", where, timeout_s=CANCEL_RANKING_TIMEOUT_S)
         except CheckFailed:
-            return  # whether cancelling works is another check's question
+            # whether cancelling works is another check's question
+            return

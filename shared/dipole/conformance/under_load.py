@@ -115,7 +115,8 @@ def pending_finishes(target: Target) -> None:
         ranking = target.parse_ranking(request, reply)
     except CheckSkipped as late:
         if target.post_rank(request).status == 202:
-            raise  # it always answers later: people, batch judges
+            # it always answers later: people, batch judges
+            raise
         raise CheckFailed(f"{late}, though it answers plain requests at once") from None
     if ranking.id != promised.id:
         raise CheckFailed(f"the ranking's id is {ranking.id}, the 202 said {promised.id}")

@@ -152,7 +152,8 @@ def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
         image = Image.open(io.BytesIO(data), formats=[_PIL_FORMATS[media_type]])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise TooLarge(f"{field} is refused before decoding: {_first_sentence(error)}", field=field) from None
-    except Exception as error:  # as in decode: a damaged header raises anything
+    except Exception as error:
+        # as in decode: a damaged header raises anything
         what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_sentence(error)}"
         raise InvalidInput(f"{field} says {media_type} but {what}", field=field) from None
     if getattr(image, "is_animated", False):
@@ -162,7 +163,8 @@ def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
 
 
 def _convert_to_rgb(image: Image.Image) -> Pixels:
-    if image.mode.startswith("I") or image.mode == "F":  # 16-bit greyscale: Pillow's convert would clip, not scale
+    # 16-bit greyscale: Pillow's convert would clip, not scale
+    if image.mode.startswith("I") or image.mode == "F":
         grey = np.asarray(image).astype(np.float64)
         grey8 = np.clip(np.rint(grey / 257.0), 0, 255).astype(np.uint8)
         return np.repeat(grey8[:, :, None], 3, axis=2)

@@ -21,7 +21,8 @@ MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"
 T = TypeVar("T")
 Many = Annotated[list[T], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
-Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]  # a number: neither true nor "0.5" becomes one
+# a number: neither true nor "0.5" becomes one
+Score = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 RankNumber = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")]  # of a reward, for one
 Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it

@@ -24,7 +24,8 @@ def die_with_parent(parent: int) -> None:
     if sys.platform != "linux":
         return
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before we asked
+    # it ended before we asked
+    if os.getppid() != parent:
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -158,7 +158,8 @@ class Stack:
         chosen = self._settings.model_fields_set
         database, artifacts = f"sqlite:///{self.home / 'dipole.db'}", str(self.home / "artifacts")
         models = self._settings.models_dir if "models_dir" in chosen else self.home / "models"
-        hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])  # our own rewards are there, whatever is chosen
+        # our own rewards are there, whatever is chosen
+        hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])
         return {
             "DIPOLE_HOME": str(self.home),
             "DIPOLE_REDIS_URL": self.redis_url,

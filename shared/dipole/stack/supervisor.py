@@ -119,7 +119,8 @@ class _ProcessThread(threading.Thread):
 
     def _signal_group(self, number: signal.Signals) -> None:
         if self.process is not None:
-            with contextlib.suppress(ProcessLookupError, PermissionError):  # gone; macOS says EPERM for zombies
+            # gone; macOS says EPERM for zombies
+            with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(self.process.pid, number)
 
     def tail_log(self, lines: int = 25) -> str:

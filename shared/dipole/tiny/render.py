@@ -58,7 +58,8 @@ def signed_distance(shape: str, dx: Floats, dy: Floats, radius: Floats) -> Float
         distance = np.sqrt(dx**2 + dy**2) - radius
     elif shape == "square":
         distance = np.maximum(ax, ay) - 0.88 * radius
-    elif shape == "triangle":  # equilateral, point up
+    elif shape == "triangle":
+        # equilateral, point up
         distance = np.maximum(dy, 0.8660254 * ax - 0.5 * dy) - 0.55 * radius
     elif shape == "cross":
         across = np.maximum(ax - radius, ay - 0.34 * radius)

@@ -63,7 +63,8 @@ class _BoundedBody:
 
     async def receive(self) -> Message:
         if self._complete:
-            return await self._receive()  # only a disconnect can follow
+            # only a disconnect can follow
+            return await self._receive()
         if self.refusal is None:
             try:
                 async with asyncio.timeout(self._deadline - time.monotonic()):

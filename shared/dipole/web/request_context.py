@@ -52,7 +52,8 @@ class RequestContext:
                 await self.app(scope, receive, tagged_send)
             except Exception as error:
                 log.exception("request_failed", method=scope["method"], path=scope["path"])
-                if status:  # the answer has begun: only the connection can be broken off
+                # the answer has begun: only the connection can be broken off
+                if status:
                     raise
                 await ProblemResponse(*problem_of(error))(scope, receive, tagged_send)
             quiet = scope["path"] in OPEN_PATHS

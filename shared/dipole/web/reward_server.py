@@ -33,7 +33,8 @@ def prepare_app(
     app.add_api_route("/livez", lambda: "alive")
     app.add_api_route("/readyz", lambda: "ready")
     app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo)
-    for kind in [*app.exception_handlers, DipoleError]:  # the framework's own refusals too
+    # the framework's own refusals too
+    for kind in [*app.exception_handlers, DipoleError]:
         app.add_exception_handler(kind, asgi.answer_problem)
     app.add_middleware(body_limit.BodyLimit, max_bytes=max_body_bytes)
     app.add_middleware(auth.KeyGuard, keys=[key] if key else [])

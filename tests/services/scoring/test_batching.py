@@ -116,7 +116,7 @@ def batching(reward: Reward, **bounds: Any) -> Iterator[tuple[Batcher, Forwards]
     forwards: Forwards = []
     batcher = Batcher(
         reward,
-        QueueBounds(**{"depth": 64, "max_bytes": 2**20, "batch_images": 8, "wait_s": 0.0, **bounds}),
+        QueueBounds(**{"max_groups": 64, "max_bytes": 2**20, "batch_images": 8, "wait_s": 0.0, **bounds}),
         observe=lambda seconds, groups: forwards.append((seconds, list(groups))),
     )
     try:
@@ -310,7 +310,7 @@ def test_time_behind_a_running_forward_is_time_waited() -> None:
 def test_who_gives_up_is_never_scored_and_takes_no_place() -> None:
     """A cancelled group leaves the queue to others, its bytes too, and the forward to its neighbours."""
     reward = Merging()
-    with batching(reward, depth=3, max_bytes=36) as (batcher, _):
+    with batching(reward, max_groups=3, max_bytes=36) as (batcher, _):
         first, gone, last = behind_a_running_one(batcher, reward, [group(name, 1) for name in ("a", "gone", "b")])
         with pytest.raises(Overloaded):
             batcher.submit_group(group("c", 1))
@@ -346,7 +346,7 @@ def test_a_queue_of_groups_that_were_given_up_is_passed_over() -> None:
     assert reward.calls == [["first"], ["c"]]
 
 
-@pytest.mark.parametrize("bounds", [{"depth": 2}, {"max_bytes": 24}])
+@pytest.mark.parametrize("bounds", [{"max_groups": 2}, {"max_bytes": 24}])
 def test_past_its_bounds_the_caller_is_told_when_to_come_back(bounds: dict[str, int]) -> None:
     """Two groups of 12 bytes wait, the third is refused; an idle queue takes a group of any size."""
     reward = Merging()
@@ -364,7 +364,7 @@ def test_past_its_bounds_the_caller_is_told_when_to_come_back(bounds: dict[str, 
 def test_retry_after_is_the_time_that_half_the_queue_takes() -> None:
     """By the moving average of what a group took, from a second on; merged groups share their forward's time."""
     reward = Merging()
-    with batching(reward, depth=40, batch_images=4) as (batcher, forwards):
+    with batching(reward, max_groups=40, batch_images=4) as (batcher, forwards):
         done = behind_a_running_one(batcher, reward, [group(name, 1) for name in "abcd"])
         reward.go_on.set()
         for answer in done:

@@ -2,9 +2,8 @@
 
     create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, images, rewards and health
 
-It writes what is wanted into SQL and reads what happened from it; trainer workers do the rest. Images alone are asked
-for through Redis, of samplers. Replicas share these and the artifacts and need nothing else of each other.
-"""
+Routes write the desired state of a job to SQL and read its events from there; workers train. Only image requests go
+through Redis, to samplers. Replicas share these and the artifacts and need nothing else of each other."""
 
 from __future__ import annotations
 
@@ -52,7 +51,8 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     settings = settings or load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     database = Database(settings.database_url)
-    if database.is_sqlite():  # one machine: nobody else would run the migrations first
+    # one machine: nobody else would run the migrations first
+    if database.is_sqlite():
         upgrade_database(settings.database_url)
     state = _build_state(settings, database, reward_transport)
     if settings.rewards_file is not None:

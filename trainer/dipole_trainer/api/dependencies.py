@@ -1,4 +1,4 @@
-"""What every route of the API works with, and how a request proves that it may.
+"""Dependencies of the routes: the stores, authentication, scopes.
 
 ApiState                  the stores behind the routes, made once by create_app
 AuthenticationMiddleware  ASGI: who calls, decided before any body is read; 401 without a valid key

@@ -1,4 +1,6 @@
-"""Tells event streams that there is something new: one small query a tick however many wait, and none when none do."""
+"""Polls the highest event id and wakes every waiting event stream: one query an interval for all of them, none while no
+one waits.
+"""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ from dipole_trainer.database.tables import TERMINAL_STATES
 
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 PING_INTERVAL_S = 15.0
-MAX_WAIT_S = 5.0  # look even when nothing was announced: PostgreSQL may commit a lower event id after a higher one
+# query at least this often, even without a notification: PostgreSQL may commit a lower event id after a higher one
+MAX_WAIT_S = 5.0
 
 
 async def stream_events(
@@ -22,7 +23,8 @@ async def stream_events(
 ) -> AsyncIterator[bytes]:
     """The stream after `cursor`. The job's state is read before its events, which commit together with it."""
     quiet_since = time.monotonic()
-    yield KEEPALIVE_COMMENT  # headers reach the caller at once, also through proxies that wait for a first byte
+    # headers reach the caller at once, also through proxies that wait for a first byte
+    yield KEEPALIVE_COMMENT
     while True:
         job = await run_in_threadpool(state.jobs.get_job, job_id)
         events = await run_in_threadpool(state.jobs.events_since, job_id, cursor)

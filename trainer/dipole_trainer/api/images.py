@@ -100,7 +100,8 @@ def create_router(orders: SamplerClient) -> APIRouter:
         seeds = [first + index for index in range(body.n)]
         try:
             images = await orders.draw_images(generator, source.checkpoint, body.prompt, seeds, request.is_disconnected)
-        except InvalidInput as error:  # the sampler speaks of a spec's fields
+        except InvalidInput as error:
+            # the sampler speaks of a spec's fields
             raise InvalidInput(str(error), field="size" if error.field == "resolution" else "model") from error
         return await run_in_threadpool(_images_response, body, source, seeds, images)
 

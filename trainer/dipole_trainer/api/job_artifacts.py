@@ -107,7 +107,8 @@ def download_artifact(state: State, job_id: JobId, path: Annotated[str, Path(max
 def _zip_weights(state: ApiState, folder: str, target: IO[bytes]) -> None:
     """Zip a checkpoint's LoRA, or every weight. Raises NotFound when the checkpoint is no longer there."""
     names = [artifact.path for artifact in state.artifacts.list_files(folder)]
-    with zipfile.ZipFile(target, "w") as archive:  # stored as it is: weights hardly shrink
+    # stored as it is: weights hardly shrink
+    with zipfile.ZipFile(target, "w") as archive:
         if (component := job_layout.adapted_component(names)) is not None:
             with state.artifacts.open_file(f"{folder}/{job_layout.adapter_config_file(component)}") as file:
                 config = json.load(file)

@@ -69,7 +69,8 @@ class JobRequest(TrainSpec):
 
     @model_validator(mode="after")
     def _check_consistency(self) -> JobRequest:
-        return self  # what the files hold decides too: queue_job checks the TrainSpec that comes of it
+        # what the files hold decides too: queue_job checks the TrainSpec that comes of it
+        return self
 
 
 @dataclass(frozen=True)
@@ -97,13 +98,15 @@ def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) ->
     spec = _build_spec(state, body, source)
     base_models.check_model_name(spec.model, state.settings.models_dir)
     _check_rewards(state, spec)
-    if spec.resolution is not None:  # else the session asks, which knows the model's own
+    # else the session asks, which knows the model's own
+    if spec.resolution is not None:
         spec.check_side(spec.resolution)
     if source.replayed is not None:
         recordings.check_replay_fits(spec, source.replayed)
         recordings.rewards_of_replay(spec, source.replayed)
     training_file = source.file
-    if training_file is None:  # inline prompts become a file, so that every job has one
+    # inline prompts become a file, so that every job has one
+    if training_file is None:
         lines = io.BytesIO(prompts.dump_prompts(source.prompts))
         training_file = files.store_file(state, lines, "inline-prompts.jsonl", field="prompts").id
     return state.jobs.create_job(

@@ -152,5 +152,6 @@ def _probe_reward(state: ApiState, name: str) -> tuple[bool, RewardInfo | None, 
             if endpoint.kind != "dipole":
                 client.rank("a grey square", [np.full((64, 64, 3), 128, np.uint8)], deadline_s=SCORE_TIMEOUT_S)
             return True, info, None
-    except (EndpointError, ConfigurationError, InvalidInput) as error:  # the latter: what another version registered
+    except (EndpointError, ConfigurationError, InvalidInput) as error:
+        # InvalidInput: a row that another version wrote
         return ready, info, str(error)

@@ -26,13 +26,13 @@ from dipole.settings import ApiSettings
 log = structlog.get_logger()
 T = TypeVar("T")
 
-POLL_INTERVAL_S = 1.0  # one look for an answer, well within a claim's life
+POLL_INTERVAL_S = 1.0  # longest blocking read for an answer; shorter than a claim's TTL
 RETRY_AFTER_S = 10.0  # Retry-After, where nothing better is known
 START_HINT = "start one with `dipole serve sampler`"
 
 
 class SamplerFailed(DipoleError):
-    """The sampler met what nobody thought of. Its log has the reason, this answer has not."""
+    """The sampler failed unexpectedly. The reason is in its log only."""
 
     def __init__(self) -> None:
         super().__init__("the sampler failed; its log has the reason under this answer's X-Request-ID")
@@ -53,7 +53,8 @@ class SamplerClient:
         self._redis = connect_redis(settings.redis_url)
         self._app = create_celery_app(settings.redis_url)
         self._coordination, self._image_requests = image_coordination(self._redis), ImageRequestStore(self._redis)
-        self._threads = CapacityLimiter(settings.sampler_queue + 1)  # more requests than this are not open at once
+        # more requests than this are not open at once
+        self._threads = CapacityLimiter(settings.sampler_queue + 1)
 
     def close(self) -> None:
         self._app.close()
@@ -91,7 +92,7 @@ class SamplerClient:
     # What is done in a thread
 
     def _send_request(self, image_request: ImageRequest) -> None:
-        """Raises Overloaded when nobody would draw it soon."""
+        """Raises Overloaded when no sampler runs, or the queue is full."""
         limit, now = self._settings.sampler_queue, self._coordination.server_time()
         if not self._image_requests.count_samplers(now=now):
             raise Overloaded(f"no sampler runs: {START_HINT}", retry_after=RETRY_AFTER_S)
@@ -128,7 +129,8 @@ class SamplerClient:
     def _discard_request(self, request_id: str, images: list[str]) -> None:
         try:
             self._image_requests.close(request_id, images)
-        except RedisError as error:  # what is left there expires
+        except RedisError as error:
+            # what is left there expires
             log.warning("redis_unreachable", error=str(error))
 
     # Waiting
@@ -140,7 +142,8 @@ class SamplerClient:
         while (left := deadline - time.monotonic()) > 0:
             wait_s = min(POLL_INTERVAL_S, left)
             answer, is_open, is_claimed = await self._run_in_pool(lambda: self._poll_answer(request_id, wait_s))  # noqa: B023 (awaited here)
-            if answer is None and claimed and not is_claimed:  # pushed just now, or never
+            # A claim expires when a sampler dies, but also right after it pushed its answer: poll once more.
+            if answer is None and claimed and not is_claimed:
                 answer, _, _ = await self._run_in_pool(lambda: self._poll_answer(request_id, 0))
                 if answer is None:
                     raise ImageRequestLost("the sampler that drew this ended")

@@ -1,4 +1,6 @@
-"""What the API answers: OpenAI's fine-tuning objects with our fields beside theirs, made from rows."""
+"""Response models of the REST API, and how rows become them: OpenAI's fine-tuning objects with our fields beside
+theirs, made from rows.
+"""
 
 from __future__ import annotations
 

@@ -138,7 +138,9 @@ def _restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tens
 
 
 def _rename_for_removal(path: Path) -> Path:
-    """Out of the checkpoints at once, for it takes a while to remove; returns where it is now."""
+    """Rename first: deleting takes time, and a half-deleted folder must not look like a checkpoint; returns where it is
+    now.
+    """
     gone = path.with_name(f".{path.name}.gone")
     shutil.rmtree(gone, ignore_errors=True)
     os.replace(path, gone)

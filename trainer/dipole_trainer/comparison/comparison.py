@@ -45,7 +45,8 @@ from dipole_trainer.storage.artifacts import ArtifactStore
 
 ORDINAL_REASON = "it only ranks, and ranks of one prompt's images compare with no others"
 
-OnProgress = Callable[[str, int, int], None]  # model's label, images drawn and prompts ranked so far, over all models
+# model's label, images drawn and prompts ranked so far, over all models
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,9 @@ class ModelEvaluation:
 
 
 class ObservedRanker:
-    """A Ranker on which is seen what goes through it, over all models, and what goes missing, of the present one."""
+    """Wraps a Ranker: counts images and prompts over all models, and missing scores of the present one, over all
+    models, and what goes missing, of the present one.
+    """
 
     def __init__(self, ranker: Ranker, on_progress: OnProgress) -> None:
         self.ranker, self.on_progress = ranker, on_progress

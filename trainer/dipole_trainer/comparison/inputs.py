@@ -1,4 +1,4 @@
-"""What an evaluation needs before anything is generated: its prompts, its rewards, and somebody to ask them.
+"""What an evaluation needs before anything is generated: its prompts, its rewards, and a running rank worker.
 
 Each mistake is a sentence that names the option.
 """

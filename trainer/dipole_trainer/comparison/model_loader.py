@@ -58,7 +58,8 @@ class ModelLoader:
     def check_models(self) -> None:
         """Load each model once. Raises InvalidInput: weights are not here, do not fit, or are of another base."""
         kinds = set()
-        for model in reversed(self.models):  # the first one is then there for its evaluation
+        # the first one is then there for its evaluation
+        for model in reversed(self.models):
             kinds.add(self._check_model(model))
         asked = self.features.type
         spaces = {features.PUBLISHED_SPACES[kind] for kind in kinds} if asked == "auto" else {asked}
@@ -129,6 +130,7 @@ class ModelLoader:
 def _check_device(device: str) -> str:
     try:
         torch.zeros(1, device=device)
-    except (RuntimeError, AssertionError) as error:  # torch asserts that it was built with CUDA
+    except (RuntimeError, AssertionError) as error:
+        # torch asserts that it was built with CUDA
         raise InvalidInput(f"--device {device}: {str(error).splitlines()[0]}", field="device") from error
     return device

@@ -114,7 +114,7 @@ def _scored_cell(figures: Sequence[Figure], images: int) -> TableCell:
 
 
 def _is_complete(evaluation: Evaluation) -> bool:
-    """Whether every score is there: then nobody needs to be told how many are."""
+    """Whether every score is there: then the column of counts is left out."""
     images = len(evaluation["prompts"]) * evaluation["images_per_prompt"]
     return all(
         model["figures"]["scores"].get(name, {}).get("scored") == images

@@ -85,10 +85,13 @@ def _create_engine(url: str) -> Engine:
 
 def _configure_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
     assert isinstance(connection, sqlite3.Connection)
-    connection.isolation_level = None  # the driver must not begin by itself: _begin_sqlite does, with the right lock
+    # the driver must not begin by itself: _begin_sqlite does, with the right lock
+    connection.isolation_level = None
     for pragma in (f"busy_timeout={BUSY_TIMEOUT_S * 1000}", "synchronous=NORMAL", "foreign_keys=ON"):
         connection.execute(f"PRAGMA {pragma}")
-    _retry_while_locked(connection.execute, "PRAGMA journal_mode=WAL")  # of a new file it waits for nobody
+    _retry_while_locked(
+        connection.execute, "PRAGMA journal_mode=WAL"
+    )  # busy_timeout does not apply to switching a new file to WAL, so retry
 
 
 _retry_while_locked = tenacity.Retrying(

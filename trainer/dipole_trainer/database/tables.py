@@ -1,4 +1,5 @@
-"""The tables of the jobs database. Truth about a job lives here; a queue's message is only a wake-up.
+"""The tables of the jobs database. The database is the source of truth about a job; a queue's message is only a
+wake-up.
 
     files ─┐
            ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
@@ -81,7 +82,7 @@ class JobRow(Base):
     lease_expires: Mapped[float | None] = mapped_column(Float)
     fence: Mapped[int] = mapped_column(BigInteger, default=0)
     crashes: Mapped[int] = mapped_column(Integer, default=0)
-    # Paused for a reward: which, why, looks since the last step, resumes in vain, and when to look again.
+    # Paused for a reward: which, why, polls since the last step, resumes without a step, and when to poll next.
     waiting_reward: Mapped[str | None] = mapped_column(String(64))
     waiting_reason: Mapped[str | None] = mapped_column(Text)
     waiting_tries: Mapped[int] = mapped_column(Integer, default=0)

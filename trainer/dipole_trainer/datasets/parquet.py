@@ -27,7 +27,7 @@ MAX_IMAGE_BYTES = 32 * 2**20
 MAX_MEMORY_BYTES = 2 * 2**30
 MAX_CPU_S = 900
 READER_COMMAND = (sys.executable, "-I", "-m", "dipole_trainer.datasets.parquet")
-_REFUSED_EXIT_CODE = 3  # exit status of a reader that has said why
+_REFUSED_EXIT_CODE = 3  # exit status of a reader that wrote a refusal (JSON) to stderr
 
 
 @contextmanager
@@ -72,7 +72,7 @@ def _main(path: str) -> None:
         for row in _read_rows(path):
             sys.stdout.write(json.dumps(row, separators=(",", ":")) + "\n")
     except BrokenPipeError:
-        os._exit(1)  # whoever reads has found a broken row and gone
+        os._exit(1)  # the parent stopped reading: it found a broken row
     except _ParquetRefused as refused:
         print(json.dumps({"message": str(refused), "row": refused.row, "side": refused.side}), file=sys.stderr)
         sys.exit(_REFUSED_EXIT_CODE)
@@ -100,7 +100,8 @@ def _read_rows(path: str) -> Iterator[dict[str, Any]]:
             }
     except _ParquetRefused:
         raise
-    except Exception as error:  # pyarrow raises anything on damaged files: its own errors, OSError, MemoryError …
+    except Exception as error:
+        # pyarrow raises anything on damaged files: its own errors, OSError, MemoryError …
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
         raise _ParquetRefused(f"the Parquet file cannot be read: {reason}") from None
 

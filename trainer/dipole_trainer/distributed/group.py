@@ -1,5 +1,11 @@
 """The processes that train one job together: one alone, or as many as `accelerate launch` started (torch_group.py).
 
+| who                     | waits for                            | woken by                                           |
+|-------------------------|--------------------------------------|----------------------------------------------------|
+| every process of a run  | the others' messages, once a step    | the last one's all_gather                          |
+| whoever awaits rankings | rankings, in its loop's poll         | check_stop, which looks whether a process has left |
+| a follower between runs | rank 0's next job (worker/followers) | rank 0's all_gather                                |
+
 Every process draws its share of a window's prompts and has them ranked; gradients are summed, so all take the same
 step. Rank 0 alone talks to the API and touches files. What processes tell each other is JSON, through `all_gather`, and
 tensors, through `all_reduce_`; nothing is pickled. All must meet in the same order, so a run has one way out:
@@ -9,7 +15,8 @@ tensors, through `all_reduce_`; nothing is pickled. All must meet in the same or
     a process dies                         PeerLost; the launcher ends the others, the job's lease runs out
 
 Whoever leaves says so first, and `check_stop` hears it: nobody goes on waiting for rankings that may take days. This
-module needs no torch."""
+module needs no torch.
+"""
 
 from __future__ import annotations
 

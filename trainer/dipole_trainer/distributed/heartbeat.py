@@ -17,7 +17,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]  # document
 log = structlog.get_logger()
 
 HEARTBEAT_INTERVAL_S = 10.0
-SILENCE_TIMEOUT_S = 600.0  # a thread does not run while another holds the interpreter, as reading large files may do
+# a thread does not run while another holds the interpreter, as reading large files may do
+SILENCE_TIMEOUT_S = 600.0
 
 
 def connect_store() -> TCPStore:
@@ -37,7 +38,8 @@ class HeartbeatThread(threading.Thread):
     def run(self) -> None:
         try:
             silent = self._find_silent_rank(connect_store())
-        except RuntimeError as error:  # the store, and the machine of rank 0 with it
+        except RuntimeError as error:
+            # the store, and the machine of rank 0 with it
             silent = None if self._stop_requested.is_set() else f"the launcher's store: {error}"
         if silent is not None:
             log.error("process_silent", who=silent)

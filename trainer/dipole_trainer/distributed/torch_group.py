@@ -1,7 +1,7 @@
 """One of several processes that train together, over torch.distributed as `accelerate launch` sets it up.
 
-Messages are gathered over gloo, which any network carries; there processes wait for each other. A bell, a key in the
-launcher's store, is rung by whoever leaves a run, and heard by those who wait for something else. A run's end is a
+Messages are gathered over gloo, which any network carries; there processes wait for each other. A stop flag, a key in
+the launcher's store, is set by whoever leaves a run, and seen by those who wait for something else. A run's end is a
 message like any other: all processes see it at the same place, and the next run finds them in step. What goes over
 these connections is neither encrypted nor authenticated, as is usual between training processes.
 """
@@ -44,10 +44,11 @@ class TorchProcessGroup(ProcessGroup):
             self._store = connect_store()
         self._heartbeat = HeartbeatThread(self.rank, self.size, silence_s=silence_s)
         self._heartbeat.start()
-        self._run = 0  # number of this run: a bell is of one run
+        self._run = 0  # number of this run: a stop flag is of one run
         self._run_ended = self._peer_lost = self._pending_reports = False
         self._stop: Exception | None = None  # what `check_stop` raised while this process waited
-        self._reports: list[tuple[str, dict[str, Any]]] = []  # on rank 0 of the others, on the others not yet told
+        # on rank 0 of the others, on the others not yet told
+        self._reports: list[tuple[str, dict[str, Any]]] = []
 
     # ---- meeting ----------------------------------------------------------------------------------------------------
 
@@ -73,7 +74,8 @@ class TorchProcessGroup(ProcessGroup):
         distributed.destroy_process_group()
 
     def check_stop(self) -> None:
-        if self._pending_reports:  # it is where all meet already
+        # it is where all meet already
+        if self._pending_reports:
             return
         if self._stop is not None:
             raise self._stop
@@ -81,7 +83,7 @@ class TorchProcessGroup(ProcessGroup):
             rung = self._store.check([self._stop_key])
         if rung:
             self._barrier({"heard": True})
-            raise AssertionError("whoever rings leaves")
+            raise AssertionError("whoever sets the stop flag has left")
 
     def _barrier(self, message: Mapping[str, Any], check_stop: StopCheck = lambda: None) -> list[dict[str, Any]]:
         """What everybody says, where all go on; raises the same on all where somebody does not."""
@@ -91,7 +93,8 @@ class TorchProcessGroup(ProcessGroup):
         for rank, each in enumerate(told):
             if "problem" in each:
                 raise exception_from_json(each["problem"], f"process {rank} of {self.size}")
-        if any("heard" in each for each in told):  # rank 0 rang while it waited here: it leaves, and tells then
+        # rank 0 set the flag while it waited here: it leaves, and tells then
+        if any("heard" in each for each in told):
             raise self._stop or RunEnded()
         return told
 
@@ -118,7 +121,8 @@ class TorchProcessGroup(ProcessGroup):
             work = distributed.all_gather(out, tensor, group=self._messages, async_op=True)
             assert work is not None
             while True:
-                with suppress(RuntimeError):  # not yet; or a failure, which is raised below
+                # not yet; or a failure, which is raised below
+                with suppress(RuntimeError):
                     work.wait(POLL_INTERVAL)
                 if work.is_completed():
                     break
@@ -132,16 +136,16 @@ class TorchProcessGroup(ProcessGroup):
                     self._pending_reports = False
             work.wait()
 
-    # ---- the bell ---------------------------------------------------------------------------------------------------
+    # ---- the stop flag ----------------------------------------------------------------------------------------------
 
     @property
     def _stop_key(self) -> str:
-        return f"dipole/run/{self._run}/bell"
+        return f"dipole/run/{self._run}/stop"
 
     def _signal_stop(self) -> None:
         """Call the others to where all meet."""
         with self._peer_errors():
-            self._store.set(self._stop_key, "rung")
+            self._store.set(self._stop_key, "set")
 
     @contextmanager
     def _peer_errors(self) -> Iterator[None]:

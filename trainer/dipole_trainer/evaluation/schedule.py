@@ -1,7 +1,12 @@
-"""A run's evaluations: when they are due, what they compare with, which step was best, and what is said of them.
+"""A run's evaluations: when they are due, what they compare with, which step was best, and which events are reported.
 
 Each process of the run evaluates its share of the prompts: generating and waiting for rewards cost as much as some
 steps, and what comes back is small. Rank 0 puts the shares together.
+
+| who       | waits for                                      | woken by                                     |
+|-----------|------------------------------------------------|----------------------------------------------|
+| process r | scores of its prompts, those with i % size = r | its ranker; ended by check_stop              |
+| rank 0    | everybody's scores                             | the last all_gather; then it writes, reports |
 """
 
 from __future__ import annotations
@@ -57,7 +62,7 @@ class EvaluationSchedule:
     def forget_after(self, step: int) -> None:
         """Forget what later steps left: a run that goes on from `step` will make its own.
 
-        Whoever died after writing this step's evaluation may not have said so: it is said again.
+        The events are reported again: the process may have crashed after writing the file and before reporting.
         """
         results.remove_results_after(self.workdir, step)
         if self._results_path(step).is_file():
@@ -162,7 +167,7 @@ def _gather_results(
     check_stop: StopCheck,
     processes: ProcessGroup,
 ) -> tuple[list[results.ScoredPrompt], list[NDArray[np.uint8]]]:
-    """Everybody's results and images in the order of the prompts, which `World.mine` deals out in turn."""
+    """Everybody's results and images in the order of the prompts, which `ProcessGroup.owns` deals out in turn."""
     mine = {
         "scored": [vars(item) for item in scored],
         "sheet": [[base64.b64encode(images.encode_png(image)).decode() for image in row] for row in sheet],

@@ -21,7 +21,7 @@ from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import EvalSpec
 
-MAX_BATCH_IMAGES = 32  # images drawn before the first of them are sent off
+MAX_BATCH_IMAGES = 32  # images generated at once, before their groups are submitted
 MAX_GROUPS_IN_FLIGHT = 16  # groups sent and not answered, so that images do not pile up in Redis
 SHEET_PROMPTS = 12
 

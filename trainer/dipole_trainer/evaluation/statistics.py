@@ -119,7 +119,7 @@ def _summarize_diversity(
 
 
 def _clip_to_unit(rate: Estimate) -> Estimate:
-    """Student's interval knows no bounds; a share has them."""
+    """Student's interval may leave [0, 1]; a rate cannot."""
     low, high = (None if end is None else min(max(end, 0.0), 1.0) for end in (rate.low, rate.high))
     return Estimate(rate.mean, low, high, rate.prompts)
 
@@ -138,7 +138,8 @@ def significant_sign(figure: Mapping[str, Any], middle: float = 0.0) -> int:
 def reward_hacking(
     figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
 ) -> dict[str, Any] | None:
-    """Reward hacking: a trained reward surely rose while a held-out one, or diversity, surely fell. Else None.
+    """Reward hacking: a trained reward rose significantly (95 % interval excludes 0) while a held-out one, or
+    diversity, surely fell. Else None.
 
     Diversity must have lost MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more
     alike."""

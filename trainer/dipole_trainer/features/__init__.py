@@ -36,7 +36,8 @@ class FeatureExtractor(Protocol):
 
 LoadFeatures = Callable[[FeaturesSpec, OneStepGenerator, Path], FeatureExtractor]
 
-PUBLISHED_SPACES = {"tiny": "tiny", "sd": "latent_mae", "sdxl": "vit_mae"}  # what `auto` is, by the generator's kind
+# what `auto` is, by the generator's kind
+PUBLISHED_SPACES = {"tiny": "tiny", "sd": "latent_mae", "sdxl": "vit_mae"}
 SPACES: dict[str, LoadFeatures] = {
     "tiny": tiny.load_tiny_features,
     "latents": latents.load_latent_features,
@@ -80,7 +81,7 @@ def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_di
 
 @torch.no_grad()
 def check_features_fit(features: FeatureExtractor, generator: OneStepGenerator) -> None:
-    """Raise InvalidInput where a key does not fit the size of the generator's latents: φ is asked once, of noise."""
+    """Raise InvalidInput where a key does not fit the size of the generator's latents: runs φ once on noise."""
     features(generator.draw_noise([0]), prompt="a photograph", seeds=[0])
 
 

@@ -1,4 +1,4 @@
-"""Which keys of a space a job uses."""
+"""The feature keys a job uses: its own, or the published defaults."""
 
 from __future__ import annotations
 

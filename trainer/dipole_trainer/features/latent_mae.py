@@ -133,7 +133,7 @@ def load_latent_mae(spec: FeaturesSpec, generator: OneStepGenerator, models_dir:
 
 
 def build_from_tensors(tensors: Mapping[str, Tensor]) -> LatentResNet:
-    """The encoder that these tensors describe; a decoder's beside them is left. Raises InvalidInput."""
+    """The encoder that these tensors describe; a decoder's in the same file are ignored. Raises InvalidInput."""
     state = {_rename_tensor(name): tensor for name, tensor in tensors.items()}
     try:
         stem = state["gn1.weight"].numel()

@@ -1,4 +1,4 @@
-"""The latents themselves as a feature space: nothing is loaded, and nothing but their own distances is known.
+"""The latents themselves as a feature space: nothing is loaded, and without a network.
 
 `latents` is all of them as one vector a sample; the other keys are their mean and spread, whole and on patches.
 """

@@ -1,8 +1,9 @@
 """The frozen base's own U-Net as a feature space: what its blocks put out for lightly noised latents and the prompt.
 
-As published, the noise is simply added, `x + noise · ε`, and the timestep is only told: no scheduler mixes them. Each
-block's map is averaged over squares and taken as one vector a sample. ε comes from the sample's seed, so that a
-sample, its reference and its copies among the anchors share it, and gathering features is exact (METHOD).
+As published, the noise is simply added, `x + noise · ε`, and the timestep is passed to the U-Net, but no scheduler
+scales x and the noise. Each block's map is averaged over squares and taken as one vector a sample. ε comes from the
+sample's seed, so that a sample, its reference and its copies among the anchors share it, and gathering features is
+exact (METHOD).
 
 Legend: K samples, C channels, h', w' size of a block's map.
 """
@@ -21,7 +22,8 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
 PUBLISHED_BLOCKS = ("down_blocks.2", "mid_block", "up_blocks.0")
-NOISE_SALT = 0x5DEECE66D5DEECE6  # changes both halves of a seed: the sample itself was drawn from the seed as it is
+# changes both halves of a seed: the sample itself was drawn from the seed as it is
+NOISE_SALT = 0x5DEECE66D5DEECE6
 
 ExtractActivations = Callable[[Tensor, int, str, Sequence[str]], dict[str, Tensor]]
 

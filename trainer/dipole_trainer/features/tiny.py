@@ -84,7 +84,8 @@ class TinyFeatures:
         quadrants = self.encoder(x)  # (K, 4, 64)
         shapes, colours = self.encoder.shape_head(quadrants), self.encoder.colour_head(quadrants)
         classes = torch.cat([shapes.softmax(-1), colours.softmax(-1)], -1)
-        objects = (shapes.softmax(-1)[..., 1:, None] * colours.softmax(-1)[..., None, 1:]).sum(1).flatten(1)  # (K, 24)
+        # (K, 24)
+        objects = (shapes.softmax(-1)[..., 1:, None] * colours.softmax(-1)[..., None, 1:]).sum(1).flatten(1)
         found = {
             "mean": quadrants.mean(1, keepdim=True),
             "layout": quadrants.flatten(1)[:, None],

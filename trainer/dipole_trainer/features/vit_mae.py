@@ -33,6 +33,7 @@ def load_vit_mae_features(spec: FeaturesSpec, generator: OneStepGenerator, model
     order = torch.arange(model.embeddings.patch_embeddings.num_patches, device=generator.device).float()
 
     def run_model(images: Tensor) -> object:
-        return model(images, noise=order.expand(len(images), -1))  # patches are sorted by it: each stays in its place
+        # patches are sorted by it: each stays in its place
+        return model(images, noise=order.expand(len(images), -1))
 
     return VisionFeatures(model, run_model, prepare, generator.decode_pixels, spec.keys, space="vit_mae")

@@ -1,4 +1,6 @@
-"""Tensors by name out of one file, without unpickling anything else: a weights file must not be able to run code."""
+"""Reads named tensors from one weight file, without unpickling anything else: a weights file must not be able to run
+code.
+"""
 
 from __future__ import annotations
 

@@ -39,4 +39,4 @@ def capture_outputs(network: nn.Module, blocks: Sequence[str], call: Callable[[]
 
 
 class _AllCaptured(Exception):
-    """Every block has put something out."""
+    """Ends the forward pass early: every requested output is captured."""

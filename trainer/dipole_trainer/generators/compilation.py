@@ -1,4 +1,4 @@
-"""torch.compile for a U-Net, with a look at whether what it makes has the plain network's gradient."""
+"""torch.compile for a U-Net, and a check that the compiled network has the same gradient as the plain one."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
 
-# With its layout optimisation inductor fuses what must not be fused: torch 2.13 on a CPU gives this U-Net's mid block a
-# gradient of nought, without a word.
+# With its layout optimisation inductor fuses what must not be fused: torch 2.13 on a CPU silently gives this U-Net's
+# mid block a zero gradient.
 COMPILE_OPTIONS: dict[str, Any] = {"options": {"layout_optimization": False}}
 GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 
@@ -23,7 +23,7 @@ def compile_unet(unet: nn.Module) -> None:
 
 
 def mark_dynamic_batch(inputs: Sequence[Tensor | dict[str, Tensor]]) -> None:
-    """Say that these tensors' first size varies: else each chunk's size is compiled for anew."""
+    """Mark the batch dimension as dynamic: otherwise every micro-batch size triggers a recompilation."""
     for value in inputs:
         for tensor in value.values() if isinstance(value, dict) else (value,):
             torch._dynamo.maybe_mark_dynamic(tensor, 0)

@@ -53,7 +53,7 @@ class OneStepGenerator:
 
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
     component: ClassVar[str] = "unet"  # the pipeline's part that is trained
-    unused_parts: ClassVar[dict[str, Any]] = {  # parts of a pipeline that a generator has no use for
+    unused_parts: ClassVar[dict[str, Any]] = {  # pipeline components that are not loaded
         "safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
     }  # fmt: skip
 
@@ -125,7 +125,8 @@ class OneStepGenerator:
     def write_pipeline(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """The pipeline with these weights in its trained part, as `from_pretrained` loads it."""
         network = self._component()
-        with torch.device("meta"):  # no memory and no time for weights that are replaced at once
+        # no memory and no time for weights that are replaced at once
+        with torch.device("meta"):
             written = type(network).from_config(network.config)
         written.load_state_dict(state, assign=True)
         pipeline = copy.copy(self.pipeline)
@@ -134,7 +135,8 @@ class OneStepGenerator:
 
     def webui_metadata(self) -> dict[str, str]:
         """By which A1111 knows what a LoRA fits: it takes a file with other metadata for one of SD 1, and hides it."""
-        if self.unet.config.cross_attention_dim == 1024:  # SD 2's text encoder, which SD-Turbo has
+        # SD 2's text encoder, which SD-Turbo has
+        if self.unet.config.cross_attention_dim == 1024:
             return {"ss_base_model_version": "sd_v2", "ss_v2": "True"}
         return {"ss_base_model_version": "sd_v1"}
 
@@ -205,13 +207,17 @@ class OneStepGenerator:
         return {name: value.float() for name, value in found.items()}
 
     def _conditioning(self, prompts: Sequence[str], count: int) -> dict[str, Any]:
-        """What the U-Net is told beside latents and timestep, for `count` samples of one prompt or one each."""
+        """The U-Net's conditioning: prompt embedding, and the guidance embedding if it has one, for `count` samples of
+        one prompt or one each.
+        """
         embedded = [self.embed_prompt(prompt) for prompt in prompts]
         condition: dict[str, Any] = {
             "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1).contiguous()
         }
         width = self.unet.config.time_cond_proj_dim
-        if width is not None:  # a distilled model that is told its guidance scale: w = 0, given as w - 1
+        if (
+            width is not None
+        ):  # a guidance-distilled U-Net takes its guidance scale w as an embedding; w = 0 is passed as w - 1
             told = self.pipeline.get_guidance_scale_embedding(torch.tensor([-1.0]), embedding_dim=width)
             condition["timestep_cond"] = told.to(self.device, self._dtype).repeat(count, 1)
         return condition

@@ -40,7 +40,8 @@ class SdxlGenerator(OneStepGenerator):
             [each.pooled for prompt in prompts if (each := self.embed_prompt(prompt)).pooled is not None]
         )
         side = self.side
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)  # original, crop's corner, target
+        # original, crop's corner, target
+        sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)
         added = {
             "text_embeds": pooled.expand(count, -1).contiguous(),
             "time_ids": sizes.to(self.device).repeat(count, 1),

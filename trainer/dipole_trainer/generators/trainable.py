@@ -1,4 +1,4 @@
-"""What a run trains in a U-Net: a LoRA adapter, or every weight. Both know how to be the frozen base for a while.
+"""What a run trains in a U-Net: a LoRA adapter, or every weight. Both can act as the frozen base inside a `with` block.
 
 Master weights are float32 whatever the network runs in, and have a fixed order and fixed names.
 """
@@ -52,7 +52,8 @@ class LoraAdapter:
 
     @contextmanager
     def base_weights(self) -> Iterator[None]:
-        if self.parameters[0].requires_grad is False:  # inside already: the outer one switches on again
+        # inside already: the outer one switches on again
+        if self.parameters[0].requires_grad is False:
             yield
             return
         self.network.disable_adapters()
@@ -68,7 +69,8 @@ class FullWeights:
     lora = None
 
     def __init__(self, unet: Any, dtype: torch.dtype, *, compile: bool) -> None:
-        self._frozen = nn.Module.to(copy.deepcopy(unet), dtype)  # diffusers' own `to` warns of what it does not do
+        # diffusers' own `to` warns of what it does not do
+        self._frozen = nn.Module.to(copy.deepcopy(unet), dtype)
         self._trained = self.network = unet.float().requires_grad_(True)
         self.parameters = list(unet.parameters())
         if compile:

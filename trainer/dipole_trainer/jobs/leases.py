@@ -35,7 +35,14 @@ from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.spec import TrainSpec
 
 DesiredState = Literal["run", "pause", "cancel"]
-REWARD_POLL_DELAYS_S = (2.0, 4.0, 8.0, 16.0, 32.0, 60.0)  # seconds between looks at a reward that is away
+REWARD_POLL_DELAYS_S = (
+    2.0,
+    4.0,
+    8.0,
+    16.0,
+    32.0,
+    60.0,
+)  # seconds between readiness polls of an unavailable reward; the last repeats
 MAX_FRUITLESS_RESUMES = 5  # resumes without a step between, after which a job no longer resumes by itself
 
 
@@ -69,7 +76,8 @@ class LeaseStore:
         ready = or_(JobRow.state == "queued", _lease_expired())
         if job_id is not None:
             ready = and_(ready, JobRow.id == job_id)
-        with self.database.reading() as session:  # idle workers ask often: do not take SQLite's write lock for it
+        # idle workers ask often: do not take SQLite's write lock for it
+        with self.database.reading() as session:
             if not session.scalar(select(exists().where(ready))):
                 return None
         with self.database.writing() as session:
@@ -159,17 +167,18 @@ class LeaseStore:
             _schedule_next_look(session, job)
             drop_lease(job)
             then = "goes on by itself when it is back"
-            if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:  # the endpoint says it is ready, yet ranks nothing
+            # the endpoint says it is ready, yet ranks nothing
+            if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:
                 job.waiting_until = None
                 then = f"it was resumed {MAX_FRUITLESS_RESUMES} times without one step: "
-                then += "mend the cause, then resume the job"
+                then += "fix the cause, then resume the job"
             record_event(session, job, job_events.JobWaitsForReward(reward=reward, reason=reason, then=then))
             return job.state
 
     # ---- jobs that wait for a reward ----------------------------------------------------------------------------
 
     def take_due_waits(self) -> list[tuple[str, str]]:
-        """(job, reward) whose endpoint should be looked at now; the next look is booked, so one worker does it."""
+        """(job, reward) whose endpoint should be looked at now; says when to poll it."""
         due = and_(JobRow.state == "paused", JobRow.waiting_reward.is_not(None), JobRow.waiting_until < now())
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):

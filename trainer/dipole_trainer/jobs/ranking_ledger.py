@@ -1,7 +1,7 @@
 """The ledger: every ranking that a job trained on, enough to audit it, to replay it, and to export it as preferences.
 
 A group is kept once (prompt, metadata, seeds, a hash per candidate), with a row for each reward's scores and the
-revision that gave them. A resumed job asks some questions again: the later answer replaces the earlier.
+revision that gave them. A resumed job ranks some groups again: the later answer replaces the earlier.
 """
 
 from __future__ import annotations

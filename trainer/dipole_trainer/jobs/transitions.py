@@ -1,4 +1,6 @@
-"""Steps of a job's life inside a transaction that has locked its row; JobStore and LeaseStore are made of them."""
+"""State transitions of a job, for callers whose transaction has locked its row; JobStore and LeaseStore are made of
+them.
+"""
 
 from __future__ import annotations
 
@@ -65,7 +67,7 @@ def request_stop(session: Session, job: JobRow, desired: Literal["pause", "cance
 
 
 def settle_unheld(session: Session, job: JobRow, reason: str, *, released: bool = False) -> str:
-    """Take a job that nobody trains to the state it should have; the state. `released`: a worker gave it back."""
+    """Move a job without a worker to its desired state; returns the new state. `released`: a worker gave it back."""
     if job.desired == "cancel":
         end_job(session, job, "cancelled", job_events.JobCancelled(reason=reason))
         return job.state

@@ -13,17 +13,18 @@ import torch
 from torch import Tensor
 
 FeatureSets = Mapping[str, Tensor]  # {key: (samples, T, D)}
-DrawNoise = Callable[[str], Tensor]  # unit noise (K, c, h, w) for a purpose: a function of job, step and group alone
+# unit noise (K, c, h, w) for a purpose: a function of job, step and group alone
+DrawNoise = Callable[[str], Tensor]
 
 
 @dataclass(frozen=True)
 class RankedSamples:
     """One group, as a method sees it.
 
-    `x` and `phi` are what the current weights make of the group's noises: leaves, whose gradients the loop carries on
-    to the weights (training/chunked_gradient.py). `ranked_latents` are the samples that have an order: x itself as a
-    rule, then `ranks_itself` is true. They are others when rankings are stale, replayed, or pairs from a file, or when
-    a method explores. All but x and phi is constant."""
+    `x` and `phi` are what the current weights make of the group's noises: leaf tensors; the loop backpropagates their
+    gradients through the generator (training/chunked_gradient.py). `ranked_latents` are the samples that have an order:
+    x itself as a rule, then `ranks_itself` is true. They are others when rankings are stale, replayed, or pairs from a
+    file, or when a method explores. All but x and phi is constant."""
 
     x: Tensor  # (K, c, h, w)
     phi: FeatureSets  # {key: (K, T, D)}; empty unless the method wants features
@@ -56,7 +57,7 @@ class Method:
     make_noises: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None
     # what is ranked, from x (K, …); None: x itself
     explore_around: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None
-    shuffles_scores: bool = False  # the scores are handed to other candidates at random
+    shuffles_scores: bool = False  # scores are permuted among the candidates (control experiment)
 
 
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:

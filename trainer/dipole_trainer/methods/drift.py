@@ -1,8 +1,8 @@
 """The drift loss of DrPO: where each sample should move in feature space, and the loss that moves it there.
 
 High-ranked samples attract, low-ranked ones and the batch itself repel; the product of the two forces is the dipole:
-no pull without a push. Source: "Drifting Preference Optimization for One-Step Generative Models" (arXiv 2606.02521),
-checked against numbers of its published implementation in tests/trainer/test_drift.py.
+either force vanishes when the other side is empty. Source: "Drifting Preference Optimization for One-Step Generative
+Models" (arXiv 2606.02521), checked against numbers of its published implementation in tests/trainer/test_drift.py.
 
 Legend: B prompts, N generated vectors, P positives, M negatives, T = N + M + P targets, D features.
 """
@@ -96,7 +96,9 @@ def _dipole_field(logits: Tensor, weights: Tensor, x: Tensor, targets: Tensor, f
 
 
 def _pairwise_distances(x: Tensor, targets: Tensor) -> Tensor:
-    """(B, N, T). By einsum: a vector's distance to itself is rounding noise, and this noise is the published one's."""
+    """(B, N, T). By einsum: a vector's distance to itself is rounding noise, and the published code has the same
+    rounding noise.
+    """
     squares = [torch.einsum("bnd,bnd->bn", vectors, vectors) for vectors in (x, targets)]
     squared = squares[0][:, :, None] + squares[1][:, None] - 2 * torch.einsum("bnd,btd->bnt", x, targets)
     return squared.clamp_min(MIN_SQUARED_DISTANCE).sqrt()

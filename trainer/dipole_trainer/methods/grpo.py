@@ -27,7 +27,8 @@ def grpo_loss(group: RankedSamples, spec: GrpoSpec) -> MethodLoss:
     """`ratio` is the mean ratio to the policy that drew the group; 1 while rankings are fresh."""
     rows = scored_rows(group)
     anchors = rows[: spec.anchors]
-    now = _log_softmax_policy(group.ranked_latents[rows], group.x[anchors], spec.temperature)  # (scored, anchors)
+    # (scored, anchors)
+    now = _log_softmax_policy(group.ranked_latents[rows], group.x[anchors], spec.temperature)
     then = _log_softmax_policy(group.ranked_latents[rows], group.ranked_latents[anchors], spec.temperature)
     ratio = (now - then).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     advantage = quasi_norm_advantages(group.scores[rows], spec)[:, None]

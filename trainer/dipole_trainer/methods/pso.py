@@ -21,7 +21,7 @@ def explore_gaussian(x: Tensor, draw: DrawNoise, spec: PsoSpec) -> Tensor:
 
 
 def pso_loss(group: RankedSamples, spec: PsoSpec) -> MethodLoss:
-    """Pairs are the scored candidates two by two, as they were drawn; a pair with equal scores tells nothing."""
+    """Pairs are the scored candidates two by two, as they were drawn; pairs with equal scores are left out."""
     assert group.x_ref is not None
     rows = scored_rows(group)
     first, second = rows[0 : len(rows) // 2 * 2 : 2], rows[1::2]

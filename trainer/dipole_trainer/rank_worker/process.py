@@ -4,6 +4,12 @@ The parent forks a lane, a Celery worker with a few threads on the queue `rank.<
 wants, also for those first wanted while it runs; restarts a lane that dies; ends lanes nobody wanted for a while.
 Replicas share the queues. Lanes die with the parent, also when it is killed.
 
+| who            | waits for                      | woken by                                               |
+|----------------|--------------------------------|--------------------------------------------------------|
+| the parent     | new runs, dead lanes, a signal | a publish on the lanes' channel, or LOOP_INTERVAL_S    |
+| a lane         | messages on its reward's queue | Redis; a thread runs Lane.answer_message (task.py)     |
+| a lane's claim | CLAIM_TTL_S without renewal    | the lane's renewing thread; else the ranker asks again |
+
 Health, for orchestrators: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within the
 last HEARTBEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand: an exec probe for
 readiness, with a period of 15 s or more and a timeout of 10 s. For liveness add `--live`: it exits 0 also while Redis

@@ -2,7 +2,7 @@
 
 Repeats are harmless. An answer already known is pushed again; a question another thread works on is not asked twice;
 what is past its deadline, or of a closed run, is dropped. Nothing is retried or waited for here, so that an endpoint
-that fails holds no thread: the ranker that asked decides what comes next (ranking.py).
+that fails holds no thread: the ranker that asked decides what comes next (ranking/celery_ranker.py).
 """
 
 from __future__ import annotations
@@ -96,11 +96,14 @@ class Lane:
                 retry_after=error.retry_after,
                 http_status=error.http_status,
             )
-        except ConfigurationError as error:  # certificates that are not here: put there, they will be found
+        except ConfigurationError as error:
+            # certificates that are not here: put there, they will be found
             return failure_answer("configuration", str(error), retryable=True)
-        except InvalidInput as error:  # a trainer of another version describes what this one cannot ask
+        except InvalidInput as error:
+            # a trainer of another version describes what this one cannot ask
             return failure_answer("configuration", str(error), retryable=False)
-        except Exception as error:  # a bug of ours: the run shall know, not wait
+        except Exception as error:
+            # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
             return failure_answer("internal", why, retryable=False)
@@ -137,7 +140,8 @@ class Lane:
             try:
                 if keys:
                     self._coordination.renew_claims(keys)
-            except Exception as error:  # Redis is away: the claims run out and are asked again, which is harmless
+            except Exception as error:
+                # Redis is away: the claims run out and are asked again, which is harmless
                 log.warning("claims_not_renewed", error=str(error))
 
 

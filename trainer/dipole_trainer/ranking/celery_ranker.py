@@ -3,6 +3,12 @@
 submit() stores a group's images once and sends a message per reward to that reward's own queue; a rank lane
 (rank_worker/task.py) asks the endpoint and pushes a small answer to this run's list, on which collect() blocks.
 
+| who                   | waits for                                     | woken by                                  |
+|-----------------------|-----------------------------------------------|-------------------------------------------|
+| collect(), one thread | any answer to any of this run's requests      | a push to the run's list, or its timeout  |
+| a request             | its answer; `next_send_at`, when to send anew | collect(), which resends what is due      |
+| a lane                | messages on `rank.<reward>`                   | send_task; nothing is scheduled in Celery |
+
 The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: a message (Redis was
 restarted), a lane (kill -9; its claim runs out), the images (their time was up). A pending ranking (202) and a
 retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
@@ -189,7 +195,8 @@ class CeleryRanker:
         due = [request for request in self._requests.values() if request.next_send_at <= now]
         silent = [request.key for request in due if not request.is_scheduled]
         working = self._if_redis_answers(lambda: self._coordination.claimed_keys(silent))
-        if silent:  # perhaps Redis was restarted: then rank workers know neither this run nor its lanes
+        # perhaps Redis was restarted: then rank workers know neither this run nor its lanes
+        if silent:
             self._refresh_run(now, force=True)
         for request in due:
             if working is None:
@@ -207,7 +214,8 @@ class CeleryRanker:
         """Take every answer there is, waiting at most `wait_s` for the first."""
         started = time.monotonic()
         answers = self._if_redis_answers(lambda: self._coordination.pop_answers(self._run_id, wait_s))
-        if answers is None:  # Redis is away: neither spin nor give up before the deadlines do
+        # Redis is away: neither spin nor give up before the deadlines do
+        if answers is None:
             time.sleep(max(0.0, min(0.5, wait_s) - (time.monotonic() - started)))
         for answer in answers or []:
             self._handle_answer(cast(RankAnswer, answer))
@@ -216,7 +224,8 @@ class CeleryRanker:
         at = (str(answer["group"]), str(answer["reward"]))
         request = self._requests.get(at)
         if request is None or answer["key"] != request.key:
-            return  # a duplicate, or of a group that nobody waits for
+            # a duplicate, or of a group that nobody waits for
+            return
         now = time.monotonic()
         if answer["status"] == "pending":
             request.location = answer.get("location") or request.location
@@ -225,7 +234,8 @@ class CeleryRanker:
                 now + min(max(answer["retry_after"] or 0.0, 0.2), MAX_RESEND_PAUSE_S),
                 True,
             )
-        elif answer["status"] == "claimed":  # by a lane that answers another run of ours, or a repeated delivery
+        elif answer["status"] == "claimed":
+            # by a lane that answers another run of ours, or a repeated delivery
             request.next_send_at, request.is_scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
             request.next_send_at, request.is_scheduled = now, True
@@ -234,7 +244,8 @@ class CeleryRanker:
         elif answer["status"] == "failed" and answer["retryable"]:
             request.failures += 1
             request.reason = f"{answer['code']}: {answer['message']}"
-            if answer["http_status"] == 404:  # a restart forgot the pending ranking: post the group anew
+            # a restart forgot the pending ranking: post the group anew
+            if answer["http_status"] == 404:
                 request.location = None
             backoff = min(10.0, 0.5 * 2 ** min(request.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
             pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_RESEND_PAUSE_S)

@@ -100,7 +100,8 @@ class InProcessRanker:
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
             judged = apply_policy(self._in_flight.specs[name], count, given.scores)
             result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
-        except Exception as error:  # a scorer is a caller's function: whatever it raises is its answer
+        except Exception as error:
+            # a scorer is a caller's function: whatever it raises is its answer
             result = failed_result(count, f"invalid_response: {type(error).__name__}: {error}")
         seconds = time.monotonic() - started
         self._answers.put((run, group.id, name, replace(result, model=name, seconds=seconds)))

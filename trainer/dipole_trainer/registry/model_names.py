@@ -220,7 +220,7 @@ def _latest_checkpoint(database: Database, which: Any, name: str) -> tuple[Check
 
 @contextmanager
 def explain_database_errors(database: Database) -> Iterator[None]:
-    """A jobs database that does not answer is told in a sentence: an evaluation may do without one."""
+    """A jobs database that does not answer becomes a ConfigurationError that names the ways without a database."""
     try:
         yield
     except SQLAlchemyError as error:

@@ -46,7 +46,7 @@ class RewardRegistry:
         return row, changed
 
     def _stored_value(self, row: RewardRow, field: str) -> Any:
-        """A field as it was given; a key that nothing here opens is no key that was given."""
+        """A field as it was given; None for a key that cannot be decrypted, so that it counts as changed."""
         try:
             return self._vault.open(row.key) if field == "key" and row.key else getattr(row, field)
         except ConfigurationError:

@@ -39,7 +39,8 @@ log = structlog.get_logger()
 class _LoadedModel:
     generator: OneStepGenerator
     base_fingerprint: str  # fingerprint of its base weights
-    checkpoint_id: str | None = None  # id of the checkpoint it holds; none: untrained, which draws as the base does
+    # id of the checkpoint it holds; none: untrained, which draws as the base does
+    checkpoint_id: str | None = None
 
 
 class ModelCache:
@@ -64,7 +65,8 @@ class ModelCache:
         except torch.OutOfMemoryError:
             log.warning("out_of_memory", models=len(self._loaded))
         finally:
-            for each in self._loaded.values():  # kept for a run's prompts; every order has its own, and they add up
+            # kept for a run's prompts; every order has its own, and they add up
+            for each in self._loaded.values():
                 each.generator.forget_prompts()
         self._free_memory()  # not in the except block: its traceback holds tensors
         raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
@@ -88,10 +90,12 @@ class ModelCache:
     def _load_model(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None) -> OneStepGenerator:
         """The generator with the right weights in place."""
         key = json.dumps(model, sort_keys=True)
-        found = self._loaded.pop(key, None)  # back in its place when nothing failed: half-loaded weights are dropped
+        # back in its place when nothing failed: half-loaded weights are dropped
+        found = self._loaded.pop(key, None)
         if found is None:
             spec = self._check_spec(model)
-            while len(self._loaded) >= self._settings.sampler_models:  # first, or both need memory at once
+            # first, or both need memory at once
+            while len(self._loaded) >= self._settings.sampler_models:
                 self._loaded.popitem()
             log.info("model_loading", model=spec.model)
             generator = generators.build_generator(

@@ -42,7 +42,8 @@ from dipole.settings import SamplerSettings
 
 log = structlog.get_logger()
 
-STUCK_AFTER_S = 600.0  # past an order's deadline: what has not come back by then never will, and the process must go
+# past an order's deadline: what has not come back by then never will, and the process must go
+STUCK_AFTER_S = 600.0
 
 
 class DrawsImages(Protocol):
@@ -87,7 +88,8 @@ class Sampler:
         if left <= 0 or not self._image_requests.is_open(request_id):
             log.info("order_dropped", order=request_id, why="past its deadline" if left <= 0 else "nobody waits for it")
             return
-        self._models = self._models or self._make_models(self._settings)  # before the claim: see REQUEST_CLAIM_TTL_S
+        # before the claim: see REQUEST_CLAIM_TTL_S
+        self._models = self._models or self._make_models(self._settings)
         if not self._coordination.claim_task(request_id):
             log.info("order_dropped", order=request_id, why="another sampler draws it")
             return
@@ -119,7 +121,8 @@ class Sampler:
             return {"status": "busy", "message": str(error), "retry_after": error.retry_after}
         except RedisError:
             raise
-        except Exception:  # a bug of ours, or a broken file: the caller shall know, not wait
+        except Exception:
+            # a bug of ours, or a broken file: the caller shall know, not wait
             log.exception("order_failed", order=message["order"])
             return {"status": "failed"}
         return {"status": "drawn", "images": drawn}

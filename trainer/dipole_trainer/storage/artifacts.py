@@ -152,7 +152,7 @@ class ArtifactStore:
         if self.folder is not None:
             workdir.mkdir(parents=True, exist_ok=True)
             return
-        shutil.rmtree(workdir, ignore_errors=True)  # whatever an earlier hold left may be behind the store
+        shutil.rmtree(workdir, ignore_errors=True)  # files of an earlier claim may be older than the store's
         self._sent.clear()
         workdir.mkdir(parents=True)
         names = [artifact.path for artifact in self.list_files(job)]
@@ -165,7 +165,8 @@ class ArtifactStore:
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
 
     def sync_job(self, job_id: str, workdir: Path) -> None:
-        """Bring the store up to the working folder: new files in, pruned checkpoints out. A plain folder needs none.
+        """Upload what is new in the working folder and delete checkpoints that were pruned there. A plain folder needs
+        none.
 
         A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Of those that are
         not here only older ones than our newest go: later ones may be those of a worker that took the job over.

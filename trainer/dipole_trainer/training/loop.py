@@ -1,4 +1,10 @@
-"""The training loop: draw, have ranked, update. It never sees the network, only a Source and its Ranker.
+"""The training loop: draw, have ranked, update. It never sees the network, only a GroupSource and its Ranker.
+
+| who                  | waits for                                  | woken by                                       |
+|----------------------|--------------------------------------------|------------------------------------------------|
+| the loop             | an answer for the current step's groups    | the ranker, or POLL_INTERVAL_S: is it to stop? |
+| rewards              | groups, sent for every step drawn so far   | their own queues                               |
+| processes of the run | each other, once a step, before the update | the last to have added its gradients           |
 
 One optimiser step reads a window of prompts. Within it the weights do not change, so all its groups are drawn and sent
 at once, and each is turned into gradients when its answer comes, in whichever order. Gradients are then added up in the
@@ -98,7 +104,8 @@ class Trainer:
         Raises RewardUnavailable, after writing a checkpoint, when a required reward is past its deadline. On all but
         rank 0 it never returns: processes.py says what it raises.
         """
-        if self.generator.device.type == "cuda":  # or `gpu_gib` is that of this process's largest job so far
+        # or `gpu_gib` is that of this process's largest job so far
+        if self.generator.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.generator.device)
         try:
             self._resume_run()

@@ -56,7 +56,7 @@ class KnownAnswersRanker:
 
 
 class PairsSource:
-    """A pairs file as a group_sources.GroupSource; the window walks over its prompts."""
+    """A pairs file as a GroupSource; the window walks over its prompts."""
 
     def __init__(self, spec: TrainSpec, rollout: Rollout, processes: ProcessGroup, job_id: str, data: Path) -> None:
         self.spec, self.rollout, self.processes, self.job_id, self.data = spec, rollout, processes, job_id, data

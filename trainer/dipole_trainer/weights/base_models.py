@@ -19,7 +19,8 @@ from dipole.errors import InvalidInput
 
 BUILT_IN_MODELS = ("tiny-turbo",)
 PUBLISHED_MODELS = {"sd-turbo": "stabilityai/sd-turbo", "sdxl-turbo": "stabilityai/sdxl-turbo"}
-UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")  # parts of a pipeline that no generator loads
+# parts of a pipeline that no generator loads
+UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 _NAME_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
 _MODEL_NAME = re.compile(_NAME_PART)
 _HUB_ID = re.compile(f"{_NAME_PART}/{_NAME_PART}")

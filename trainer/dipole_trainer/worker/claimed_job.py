@@ -88,7 +88,8 @@ class ClaimedJob:
     def store_event(self, kind: str, data: Mapping[str, Any]) -> None:
         """Store what the session reports; copy its files where callers find them."""
         self.check_control()
-        if kind == LEDGER_REPORT:  # on another process of this worker
+        # on another process of this worker
+        if kind == LEDGER_REPORT:
             self._write_with_retries(lambda: self.ledger.keep_ranking(self.claim, data))
             return
         if kind == job_events.CheckpointWritten.kind:

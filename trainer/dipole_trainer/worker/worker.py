@@ -98,7 +98,8 @@ class Worker:
             try:
                 self.requeue_waiting_jobs()
                 worked = self.train_next_job()
-            except SQLAlchemyError as error:  # the database is away: so is everybody's
+            except SQLAlchemyError as error:
+                # the database is away: so is everybody's
                 log.warning("database_unreachable", error=str(error))
                 worked = False
             if not worked:
@@ -159,9 +160,11 @@ class Worker:
                 claimed.checkout_files()
                 outcome = self._run_session(claim, claimed)
                 claimed.sync_files()
-            except (LeaseLost, PeerLost, SQLAlchemyError):  # not its fault: the lease runs out, another goes on
+            except (LeaseLost, PeerLost, SQLAlchemyError):
+                # not its fault: the lease runs out, another goes on
                 raise
-            except RewardUnavailable as error:  # the session has written a checkpoint, which is in the store
+            except RewardUnavailable as error:
+                # the session has written a checkpoint, which is in the store
                 return self.store.wait_for_reward(claim, error.reward, str(error))
             except (KeyboardInterrupt, SystemExit):
                 self.store.release_job(claim, "the worker was stopped")
@@ -169,7 +172,8 @@ class Worker:
             except Exception as error:
                 log.exception("job_failed")
                 explained = _explain_failure(error)
-                if gpu.is_context_lost():  # ends as by kill -9, which is counted: no job does this for ever
+                # ends as by kill -9, which is counted: no job does this for ever
+                if gpu.is_context_lost():
                     job_events.AcceleratorLost(reason=str(explained["message"])).report(claimed.store_event)
                     raise
                 return self.store.finish_job(claim, "failed", error=explained)
@@ -221,7 +225,8 @@ class Worker:
                 return client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)[0] < 500
         except EndpointError:
             return False
-        except ConfigurationError:  # its key or certificates are elsewhere: let the job try, or fail with that sentence
+        except ConfigurationError:
+            # its key or certificates are elsewhere: let the job try, or fail with that sentence
             return True
 
 
