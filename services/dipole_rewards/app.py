@@ -1,7 +1,8 @@
 """The one HTTP app of every reward: create_app(settings) serves whichever class DIPOLE_REWARD names.
 
-POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics. The wiring is here; reading a
-request is `reading`, scoring `service`, repeats `idempotency`, 202 answers `pending`, the documents `documents`.
+POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics. The wiring is here;
+scoring.service scores; of `server`, request_parsing reads a request, idempotency answers repeats, pending_rankings
+keeps 202 answers, and openapi describes it all.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """One bounded HTTP exchange with an endpoint that is not trusted: deadline, circuit, size, type; never a redirect.
 
-`client` and the adapters build on it. Every failure is an EndpointError that knows whether trying again can help and
-whether the endpoint's circuit should hear of it. An endpoint that repeats its key is not heard saying it.
+rank_client.py and the adapters build on it. Every failure is an EndpointError that knows whether trying again can help
+and whether the endpoint's circuit should hear of it. An endpoint that repeats its key is not heard saying it.
 """
 
 from __future__ import annotations

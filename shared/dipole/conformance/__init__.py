@@ -1,11 +1,11 @@
 """The conformance suite of the ranking protocol, against any endpoint in any language: `dipole rewards check URL`.
 
-    results = conformance.run("http://127.0.0.1:8401")
+    results = conformance.run_checks("http://127.0.0.1:8401")
     failed = [result for result in results if result.outcome == "failed"]
 
 Each check states a fact; docs/protocol.md lists them. `must` is what a trainer relies on and what safety asks. `should`
-is good manners: with `strict=False` such a failure is a warning. `inputs` holds what is sent, `target` asks, `rules`
-judges, `answers`, `refusals` and `under_load` are the checks, `report` prints.
+is good manners: with `strict=False` such a failure is a warning. `inputs` holds what is sent, `target` asks,
+`assertions` judge, `answers`, `refusals` and `under_load` are the checks, `report` prints.
 """
 
 from __future__ import annotations

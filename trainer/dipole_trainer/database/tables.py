@@ -7,7 +7,7 @@ wake-up.
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
     api_keys
 
-Times are Unix seconds by the database's clock (`database.now`), so that machines with wrong clocks agree on leases.
+Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
 
 from __future__ import annotations

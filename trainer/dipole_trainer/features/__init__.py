@@ -48,9 +48,8 @@ SPACES: dict[str, LoadFeatures] = {
     "teacher_unet": teacher_unet.load_teacher_unet,
 }
 _VISION_FILES = ("config.json", PROCESSOR_FILE)
-SPACE_WEIGHTS: dict[
-    str, tuple[str, Sequence[str]]
-] = {  # of the spaces that load any: the published ones, and their files
+# of the spaces that load any: the published weights, and their files
+SPACE_WEIGHTS: dict[str, tuple[str, Sequence[str]]] = {
     "latent_mae": (latent_mae.LATENT_MAE_WEIGHTS, (latent_mae.LATENT_MAE_FILES,)),
     "vit_mae": (vit_mae.VIT_MAE_WEIGHTS, (*_VISION_FILES, f"{SAFETENSORS_PATTERN}|pytorch_model.bin")),
     "dinov2": (dinov2.DINOV2_WEIGHTS, (*_VISION_FILES, SAFETENSORS_PATTERN)),

@@ -66,7 +66,7 @@ def locate_pipeline(name: str, models_dir: Path, revision: str | None = None) ->
 
 
 def _pipeline_files(index: dict[str, object]) -> Iterator[str]:
-    """Files that a pipeline's model_index.json asks for, as patterns of `weights.locate`."""
+    """Files that a pipeline's model_index.json asks for, as patterns of `locate_weights`."""
     for name, value in index.items():
         if name.startswith("_") or name in UNUSED_PARTS or not isinstance(value, list) or value[-1] is None:
             continue

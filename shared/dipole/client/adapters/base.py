@@ -1,7 +1,7 @@
 """The seam between the ranking client and a kind of server: what it offers, how it is asked, how its answer is read.
 
 An adapter turns one group into that server's request and its answer into a checked `Ranking`. Deadline, circuit, size,
-type and retries are the connection's and the same for all kinds (`exchange`, `client`).
+type and retries are the connection's and the client's, and the same for all kinds (connection.py, rank_client.py).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Alembic's entry: runs inside the transaction that `database.upgrade` opened and locked."""
+"""Alembic's entry: runs inside the transaction that `upgrade_database` opened and locked."""
 
 from alembic import context
 
