@@ -81,7 +81,7 @@ def create_app(
     app.add_middleware(request_context.RequestContext)
     _add_ranking_routes(app, service, pending, IdempotencyStore(settings.reward_idempotency_entries, pending.is_lost))
     _add_health_routes(app, service, registry)
-    openapi.describe_app(app)
+    openapi.install_openapi(app)
     return app
 
 
@@ -129,7 +129,7 @@ def _add_ranking_routes(
 
 
 def _stored_response(state: Ranking | PendingRanking) -> StoredResponse:
-    """200 for what is decided, 202 with the place to look for what is not."""
+    """200 with a finished ranking; 202, Location and Retry-After while it is pending."""
     body = state.model_dump_json().encode()
     if isinstance(state, PendingRanking) and state.status == "pending":
         headers = {"Location": f"/v1/rankings/{state.id}", "Retry-After": str(POLL_INTERVAL_S)}

@@ -70,7 +70,7 @@ class Golden:
 
 
 class Reward(ABC):
-    """Base class of every reward. Set the attributes on the class, or in `load` when the weights tell them."""
+    """Base class of every reward. Set the attributes on the class, or in `load` when they depend on the weights."""
 
     name: ClassVar[str]
     slow: ClassVar[bool] = False
@@ -109,7 +109,7 @@ class Reward(ABC):
         """The readiness check."""
 
     def close(self) -> None:
-        """Let go of whatever `load` took hold of; nothing is scored any more."""
+        """Release what `load` acquired; nothing is scored any more."""
         return
 
 
@@ -134,7 +134,7 @@ class RewardFault(Exception):
 
 
 def import_reward(path: str) -> type[Reward]:
-    """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to mend."""
+    """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to fix."""
     module_name, _, class_name = path.partition(":")
     if not module_name or not class_name:
         raise ConfigurationError(

@@ -91,7 +91,7 @@ def test_the_lora_downloads_and_is_the_trained_generator_in_diffusers(
     from dipole_trainer.spec import TrainSpec
 
     newest = platform.api.get(f"/v1/fine_tuning/jobs/{undisturbed}/checkpoints")["data"][0]
-    platform.api.download(newest["download"], tmp_path / "lora.zip")
+    platform.api.download_file(newest["download"], tmp_path / "lora.zip")
     zipfile.ZipFile(tmp_path / "lora.zip").extractall(tmp_path / "lora")
     pipe: Any = StableDiffusionPipeline.from_pretrained(  # type: ignore[no-untyped-call]
         str(TINY_TURBO), dtype=torch.float32, safety_checker=None

@@ -1,4 +1,4 @@
-"""`geneval`'s sense of colour: CLIP ViT-L/14, asked which of ten colours an object has, zero-shot.
+"""`geneval`'s colour classifier: CLIP ViT-L/14, asked which of ten colours an object has, zero-shot.
 
 The object is cut out with its mask; what is around it in its box becomes the grey #999. Cosines with "a photo of a red
 car" and the like decide, three sentences a colour whose unit embeddings are averaged. It is GenEval's recipe, except

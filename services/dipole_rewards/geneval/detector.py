@@ -1,4 +1,4 @@
-"""`geneval`'s eyes: Mask2Former with a Swin-S backbone, trained on COCO's 80 classes; objects with masks and boxes.
+"""`geneval`'s object detector: Mask2Former with a Swin-S backbone, trained on COCO's 80 classes.
 
     image → shortest side 800, longest at most 1333 → zeros up to multiples of 32 → Q queries with class and mask logits
     confidence = softmax of the class × mean probability of the pixels inside; mask: logit > 0; box: around the mask
@@ -61,7 +61,7 @@ def resized_shape(height: int, width: int) -> tuple[int, int]:
 def padded_shape(height: int, width: int) -> tuple[int, int]:
     """What the network takes for an image (H, W). Images of one such size share a forward pass.
 
-    Others do not: more zeros beside an image change what is seen in it, and its score must not depend on its company.
+    Others do not: more zeros beside an image change what is seen in it, and the rest of a batch must not matter.
     """
     h, w = (-(-side // SIDE_DIVISOR) * SIDE_DIVISOR for side in resized_shape(height, width))
     return h, w
@@ -170,7 +170,7 @@ def load_detector(weights: Path, config: Path, device: str) -> ObjectDetector:
 
 
 def _select_weights(state: dict[str, Tensor], shape: Any) -> dict[str, Tensor]:
-    """The weights without what is none; what nothing reads is not in every file, so it is made up."""
+    """The file's weights, without integer buffers; those that no forward reads are ones: not every file has them."""
     with torch.device("meta"):
         names = Mask2FormerForUniversalSegmentation(shape).state_dict()
     made_up = {name: torch.ones(value.shape) for name, value in names.items() if UNUSED_WEIGHTS.search(name)}

@@ -2,7 +2,7 @@
 
 A form is sent as a JSON schema where the endpoint enforces one, and checked here all the same, because some endpoints
 take the schema and ignore it. The whole answer must be the JSON object, bare or in one code fence: an object
-somewhere inside a text may as well be quoted from the prompt.
+somewhere inside a text could be text quoted from the prompt.
 """
 
 from __future__ import annotations

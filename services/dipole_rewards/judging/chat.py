@@ -54,7 +54,7 @@ class CallFailed(Exception):
 
 @dataclass
 class CallBudget:
-    """What one group may still take, and has used. `deadline` is in the loop's time."""
+    """One group's deadline, in the loop's time, and what it has used so far."""
 
     deadline: float
     calls: int = 0
@@ -138,7 +138,7 @@ class ChatClient:
         """For a group that begins now."""
         return CallBudget(asyncio.get_running_loop().time() + (seconds or self._settings.judge_deadline_s))
 
-    async def ask_once(self, messages: list[ChatMessage], budget: CallBudget, **fields: Any) -> ChatReply:
+    async def ask_model(self, messages: list[ChatMessage], budget: CallBudget, **fields: Any) -> ChatReply:
         """One answer, or CallFailed. `fields` go into the request, such as `response_format`."""
         fields = {"temperature": 0, **fields, **self._settings.judge_extra}
         fields = {name: value for name, value in fields.items() if value is not None}
@@ -155,13 +155,13 @@ class ChatClient:
             async with asyncio.timeout_at(budget.deadline):
                 return [model.id for model in (await self._client.models.list(extra_headers=self._headers)).data]
         except (openai.OpenAIError, TimeoutError, ValueError, AttributeError, TypeError):
-            # whatever stands there
+            # a server's malformed list counts as none
             return []
 
     async def _complete_with_retries(
         self, messages: list[ChatMessage], fields: dict[str, Any], budget: CallBudget
     ) -> _ChatCompletion:
-        """Ask until there is an answer, no hope, or no time."""
+        """Ask until there is an answer, a permanent failure, the last retry or the deadline."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
         if loop.time() >= budget.deadline:
             # a request would be sent and given up
@@ -187,7 +187,7 @@ class ChatClient:
                         await asyncio.sleep(backoff_s * random.uniform(0.75, 1.25))  # noqa: S311
         except TimeoutError:
             raise CallFailed("timeout", f"no judgement before the group's deadline{before}") from None
-        raise AssertionError("counted to the end")
+        raise AssertionError("itertools.count() does not end")
 
     async def _complete(self, messages: list[ChatMessage], fields: dict[str, Any]) -> _ChatCompletion:
         seconds = self._settings.judge_call_timeout_s
@@ -224,7 +224,7 @@ class ChatClient:
             raise CallFailed("invalid_response", message, is_transient=True) from None
 
     def _redact_line(self, text: str) -> str:
-        """An endpoint's own words in a line, without the key that some of them repeat."""
+        """An endpoint's message on one line, with the API key redacted."""
         text = " ".join(text.split())
         return (text.replace(self._key, "[key]") if self._key else text)[:MAX_ERROR_CHARS]
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from dipole_rewards.judging import answer_forms, rubric
 from dipole_rewards.judging.chat import CallBudget, CallFailed
-from dipole_rewards.judging.mode import JudgingMode, answer_both_orders, item_error_of
+from dipole_rewards.judging.mode import JudgingMode, ask_both_orders, item_error_of
 from dipole_rewards.reward import Scores
 
 LISTWISE_TASK = (
@@ -52,7 +52,7 @@ class ListwiseMode(JudgingMode):
         self, prompt: str, uris: Sequence[str], order: list[int], budget: CallBudget
     ) -> tuple[list[int], list[int]] | CallFailed:
         """Each image's place (0 the best) in two rankings."""
-        return await answer_both_orders(
+        return await ask_both_orders(
             self._ask_places(prompt, uris, order, budget), self._ask_places(prompt, uris, order[::-1], budget)
         )
 

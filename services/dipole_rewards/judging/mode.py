@@ -1,4 +1,4 @@
-"""What the three modes have in common: one judge, one rubric, and what this endpoint was found able to do."""
+"""What the three modes have in common: one judge, one rubric, and the capabilities that `probe` found."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Scores
 
 AnswerT = TypeVar("AnswerT")
-FORMAT_REFUSED_STATUSES = (400, 422, 501)
+UNSUPPORTED_STATUSES = (400, 422, 501)
 RECIPE_NUMBER = 1  # goes up when the code changes what a judgement means
 
 
@@ -54,7 +54,7 @@ class JudgingMode(ABC):
         """Version of everything around the model, as in pairwise:aesthetics:0f3a…"""
         settings = self.settings
         asked = [settings.judge_max_side, settings.judge_max_tokens, settings.judge_extra, self.sends_response_format]
-        digest = rubric.fingerprint_texts(
+        digest = rubric.fingerprint_parts(
             [self.rubric.system_message(task) for task in self.task_texts()], asked, RECIPE_NUMBER
         )
         return f"{self.recipe_title()}:{self.rubric.name[:64]}:{digest}"
@@ -66,7 +66,7 @@ class JudgingMode(ABC):
         self, task: str, form: AnswerForm[AnswerT], prompt: str, labelled: Mapping[str, str], budget: CallBudget
     ) -> AnswerT:
         """One JSON answer in this form, or CallFailed."""
-        reply = await self.chat.ask_once(
+        reply = await self.chat.ask_model(
             self.build_messages(task, prompt, labelled),
             budget,
             max_completion_tokens=self.settings.judge_max_tokens,
@@ -82,16 +82,14 @@ class JudgingMode(ABC):
         try:
             return await self.ask_form(task, form, prompt, labelled, budget)
         except CallFailed as failure:
-            if failure.status not in FORMAT_REFUSED_STATUSES:
+            if failure.status not in UNSUPPORTED_STATUSES:
                 raise
         self.sends_response_format = False
         return await self.ask_form(task, form, prompt, labelled, budget)
 
 
-async def answer_both_orders(
-    there: Awaitable[AnswerT], back: Awaitable[AnswerT]
-) -> tuple[AnswerT, AnswerT] | CallFailed:
-    """Both orders of one question, or why one of them failed: half of it would be a judgement of positions."""
+async def ask_both_orders(there: Awaitable[AnswerT], back: Awaitable[AnswerT]) -> tuple[AnswerT, AnswerT] | CallFailed:
+    """Both orders of one question, or why one of them failed: one order alone would measure position bias."""
     first, second = await asyncio.gather(there, back, return_exceptions=True)
     for each in (first, second):
         if isinstance(each, CallFailed):

@@ -18,7 +18,7 @@ from dipole.protocol.schemas import ItemError
 from dipole_rewards.judging import bradley_terry, rubric
 from dipole_rewards.judging.answer_forms import VERDICT
 from dipole_rewards.judging.chat import CallBudget, CallFailed
-from dipole_rewards.judging.mode import JudgingMode, answer_both_orders, item_error_of
+from dipole_rewards.judging.mode import JudgingMode, ask_both_orders, item_error_of
 from dipole_rewards.judging.tournament import Pair, Tournament
 from dipole_rewards.reward import Scores
 
@@ -75,7 +75,7 @@ class PairwiseMode(JudgingMode):
             return {"A": first, "B": second, "tie": None}[verdict]
 
         i, j = pair
-        return await answer_both_orders(ask_better(i, j), ask_better(j, i))
+        return await ask_both_orders(ask_better(i, j), ask_better(j, i))
 
 
 def _record_result(better: int | None, pair: Pair, wins: NDArray[np.float64], ties: NDArray[np.float64]) -> None:
@@ -88,7 +88,7 @@ def _record_result(better: int | None, pair: Pair, wins: NDArray[np.float64], ti
 
 
 def _largest_connected(compared: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which candidates (K,) belong to the largest set that comparisons hold together; none to a set of one.
+    """Which candidates (K,) are in the largest connected component of the comparisons; none where it is of one.
 
     Strengths of two sets that never met do not compare.
     """

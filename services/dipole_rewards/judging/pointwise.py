@@ -14,7 +14,7 @@ from typing import Literal
 
 from dipole_rewards.judging.answer_forms import SCORE
 from dipole_rewards.judging.chat import CallBudget, CallFailed, TokenLogprob
-from dipole_rewards.judging.mode import FORMAT_REFUSED_STATUSES, JudgingMode, item_error_of
+from dipole_rewards.judging.mode import UNSUPPORTED_STATUSES, JudgingMode, item_error_of
 from dipole_rewards.reward import Scores
 
 YES_OR_NO = "You are shown one image. Is it good by the rubric above? Answer with one word, yes or no."
@@ -23,7 +23,7 @@ ZERO_TO_100 = (
     "nothing of what the rubric above calls good, to 100, all of it."
 )
 TOP_LOGPROBS = 20  # as many as OpenAI and vLLM give
-# of the first token on yes and no together; below it the model was about to say something else
+# the least probability of yes and no together at the first token; below it the answer is unusable
 MIN_ANSWER_MASS = 0.1
 STRIPPED_CHARS = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one token
 
@@ -37,7 +37,7 @@ class PointwiseMode(JudgingMode):
         try:
             await self._score_image("two squares", uris[0], budget)
         except CallFailed as failure:
-            if failure.code != "no_parse" and failure.status not in FORMAT_REFUSED_STATUSES:
+            if failure.code != "no_parse" and failure.status not in UNSUPPORTED_STATUSES:
                 raise
             self.answer_kind = "json"
             await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
@@ -63,7 +63,7 @@ class PointwiseMode(JudgingMode):
         if self.answer_kind == "json":
             return await self.ask_form(ZERO_TO_100, SCORE, prompt, {"Image": uri}, budget)
         messages = self.build_messages(YES_OR_NO, prompt, {"Image": uri})
-        reply = await self.chat.ask_once(
+        reply = await self.chat.ask_model(
             messages, budget, max_completion_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS
         )
         self.fingerprint = reply.fingerprint or self.fingerprint

@@ -1,4 +1,4 @@
-"""How fast an endpoint is asked: so many requests in flight, so many a minute, and none before it said.
+"""Limits how fast an endpoint is asked: requests in flight, requests a minute, and none before its Retry-After.
 
     async with pace.turn():
         ...  # one request
@@ -23,7 +23,8 @@ class RateLimiter:
     async def acquire_slot(self) -> AsyncIterator[None]:
         """Wait for a turn and hold it; cancelled while waiting, it takes none."""
         async with self._slots:
-            async with self._start_lock:  # one waits for the time, the others behind it
+            # one sleeps until the next start, the others queue on the lock
+            async with self._start_lock:
                 loop = asyncio.get_running_loop()
                 # again, because `pause_all` may have put it off
                 while (wait := self._next_start - loop.time()) > 0:

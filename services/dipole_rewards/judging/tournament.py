@@ -41,7 +41,8 @@ class Tournament:
             waiting.remove(out)
             self._byes[out] += 1
         if self._rounds_left % 2:
-            waiting.reverse()  # whoever is left over is at the other end each time
+            # pair from the bottom every other round: who is left over alternates between top and bottom
+            waiting.reverse()
         pairs = []
         while waiting:
             first = waiting.pop(0)

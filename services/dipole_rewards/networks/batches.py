@@ -1,4 +1,4 @@
-"""Images on their way through a network: too thin ones are set aside, the rest goes in pieces that fit."""
+"""Forwards over images: too thin ones are rejected, the rest goes in batches that fit into memory."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def _is_thin(image: Pixels) -> bool:
 
 
 class MicroBatches:
-    """Runs everything at once where memory allows: running out of it halves the batch, for good, and says so."""
+    """Runs everything at once where memory allows: running out of it halves the batch for good, with a log entry."""
 
     def __init__(self, reward: str, *, batch: int = MAX_CANDIDATES) -> None:
         self.reward, self.batch_size = reward, batch

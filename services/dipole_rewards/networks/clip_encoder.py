@@ -42,7 +42,7 @@ class ClipEncoder:
         """N prompts → (N, D), in one forward.
 
         They are padded behind their ends, and no token sees what comes after it: what the padding is does not matter,
-        but that it is no end, whose place is looked for by its id.
+        except that it must not be the end token, which the network finds by its id.
         """
         ids = pad_sequence([self.tokenize(prompt)[0] for prompt in prompts], batch_first=True)
         return _normalize_rows(self.network.get_text_features(input_ids=ids))

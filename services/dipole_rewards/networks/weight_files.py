@@ -39,7 +39,7 @@ ModelT = TypeVar("ModelT", bound=PreTrainedModel)
 
 
 class GoldenScore(BaseModel):
-    """What golden.json holds; it is finite, because nothing differs from NaN by too much."""
+    """What golden.json holds; it is finite: a comparison with NaN would always pass."""
 
     score: FiniteFloat
     tolerance: FiniteFloat = Field(ge=0)
@@ -66,17 +66,17 @@ def make_golden_image() -> Pixels:
 
 
 class WeightedReward(Reward):
-    """A reward with weights: `load_weights` says where they lie, and its instances know their golden score."""
+    """A reward with weights: `from_settings` says where they lie, and its instances know their golden score."""
 
     golden_score: GoldenScore
 
     @classmethod
     def load(cls, device: str) -> Self:
-        return cls.load_weights(load_settings(WeightSettings), check_device(device))
+        return cls.from_settings(load_settings(WeightSettings), check_device(device))
 
     @classmethod
     @abstractmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
 
     def golden(self) -> Golden:

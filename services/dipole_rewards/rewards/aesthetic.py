@@ -36,7 +36,7 @@ class Aesthetic(ClipReward):
     head: nn.Sequential
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder, clip = (
             WeightsFolder.from_settings(settings, cls.name, explained=__name__),
             "openai/clip-vit-large-patch14",

@@ -26,7 +26,7 @@ class Clip(ClipReward):
     tolerance = 0.005
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
         weights, config, tokenizer = (
             folder.find_file(name, cls.model) for name in ("model.safetensors", "config.json", "tokenizer.json")

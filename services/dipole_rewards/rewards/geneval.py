@@ -83,10 +83,12 @@ class GenEval(BatchedReward, WeightedReward):
         self.micro_batches = MicroBatches(self.name, batch=BATCH_IMAGES)
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
-        eyes, clip = (replace(folder, path=folder.path / name) for name in ("detector", "clip"))
-        detector, shape = (eyes.find_file(name, DETECTOR_REPOSITORY) for name in ("model.safetensors", "config.json"))
+        detector_folder, clip = (replace(folder, path=folder.path / name) for name in ("detector", "clip"))
+        detector, shape = (
+            detector_folder.find_file(name, DETECTOR_REPOSITORY) for name in ("model.safetensors", "config.json")
+        )
         weights, config, tokenizer = (
             clip.find_file(name, CLIP_REPOSITORY) for name in ("model.safetensors", "config.json", "tokenizer.json")
         )

@@ -37,7 +37,7 @@ class HPSv2(ClipReward):
     tolerance = 0.005
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
         weights = folder.find_file(WEIGHTS_FILE, "xswu/HPSv2")
         config, tokenizer = (folder.find_file(name, NETWORK_REPOSITORY) for name in ("config.json", "tokenizer.json"))

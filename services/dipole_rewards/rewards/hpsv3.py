@@ -28,7 +28,7 @@ class HPSv3(BatchedReward, WeightedReward):
         self.scorer, self.golden_score = scorer, golden
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         found = hpsv3_files.load_hpsv3(settings, instruction_sha256=cls.instruction_sha256, device=device)
         reward = cls(HPSv3Scorer(found.network, found.tokenizer), found.golden)
         reward.model_revision = found.revision

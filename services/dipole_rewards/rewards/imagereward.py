@@ -56,7 +56,7 @@ class ImageReward(BatchedReward, WeightedReward):
         self.micro_batches = MicroBatches(self.name)
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
         weights, config = (folder.find_file(name, cls.model) for name in (WEIGHTS_FILE, "med_config.json"))
         tokenizer = folder.find_file("tokenizer.json", TOKENIZER_REPOSITORY)

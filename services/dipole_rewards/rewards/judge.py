@@ -83,7 +83,7 @@ class Judge(Reward):
         return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5)
 
     def close(self) -> None:
-        """Hang up. Nothing may be scored any more."""
+        """Close the HTTP client and stop the event loop; nothing may be scored any more."""
         self._loop.run(self._mode.chat.close())
         self._loop.close()
 
@@ -130,7 +130,7 @@ def _describe_usage(budget: CallBudget, settings: JudgeSettings) -> dict[str, fl
 
 
 class _EventLoopThread:
-    """An event loop in a thread of its own, which all groups' requests share and with it one pace."""
+    """An event loop in a thread of its own, which all groups' requests share, and one rate limiter with it."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()

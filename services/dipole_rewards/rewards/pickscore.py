@@ -29,7 +29,7 @@ class PickScore(ClipReward):
     tolerance = 0.5
 
     @classmethod
-    def load_weights(cls, settings: WeightSettings, device: str) -> Self:
+    def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         folder = WeightsFolder.from_settings(settings, cls.name, explained=__name__)
         weights, config = (folder.find_file(name, cls.model) for name in ("model.safetensors", "config.json"))
         tokenizer = folder.find_file("tokenizer.json", PROCESSOR_REPOSITORY)

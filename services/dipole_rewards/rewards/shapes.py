@@ -94,10 +94,10 @@ def shape_overlaps(mask: NDArray[np.bool_]) -> dict[str, float]:
 
 def score_objects(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> tuple[float, float]:
     """`strict` and `graded` of what is seen against what was asked for."""
-    return is_strictly_right(things, metadata), mean_likeness(things, metadata)
+    return score_objects_strictly(things, metadata), mean_likeness(things, metadata)
 
 
-def is_strictly_right(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> float:
+def score_objects_strictly(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> float:
     groups = [[thing for thing in things if thing.matches(wanted)] for wanted in metadata["include"]]
     enough = all(len(group) >= wanted["count"] for group, wanted in zip(groups, metadata["include"], strict=True))
     placed = all(
@@ -115,7 +115,7 @@ def is_strictly_right(things: Sequence[SeenObject], metadata: Mapping[str, Any])
 
 
 def mean_likeness(things: Sequence[SeenObject], metadata: Mapping[str, Any]) -> float:
-    """Mean likeness over what was asked for; clutter counts as something asked for and missing."""
+    """Mean likeness over what was asked for; an object too many counts as one that is missing."""
     left = list(things)
     total, wanted_count, best = 0.0, 0, []
     for wanted in metadata["include"]:

@@ -3,7 +3,7 @@
 Forwards never run on the event loop, never more at a time than the reward allows (`Reward.threads`, one for a model
 on a device), and never pile up: past `max_groups` waiting groups, or `max_bytes` of their pixels, the caller is told to
 come back. Groups are merged, in the order they came, where the reward overrides `score_groups`, up to `batch_images`.
-A group that comes to an idle model waits `wait_s` for company, from its arrival on and only while fewer than half a
+A group that comes to an idle model waits `wait_s` for others, from its arrival on and only while fewer than half a
 batch's images wait: a group of 16 to 24 is already a batch. What a group is answered is what it alone would be: a
 merged forward that fails is repeated group by group, so that a bad one fails alone.
 """
@@ -52,7 +52,7 @@ class QueuedGroup:
 
 
 class Batcher:
-    """Owns the reward's threads. `observe(seconds, groups)` is told of every forward, before anybody has its answer."""
+    """Owns the reward's threads. `observe(seconds, groups)` is called after every forward, before its answers."""
 
     def __init__(self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward) -> None:
         self._reward, self._bounds, self._observe = reward, bounds, observe
@@ -60,7 +60,7 @@ class Batcher:
         self._queue: deque[QueuedGroup] = deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
         self._closing = False
-        self._seconds_per_group = 1.0  # moving average, to tell an honest Retry-After
+        self._seconds_per_group = 1.0  # moving average, for Retry-After
         for number in range(reward.threads):
             threading.Thread(target=self._run_forwards, name=f"reward-{reward.name}-{number}", daemon=True).start()
 
@@ -104,7 +104,7 @@ class Batcher:
             pass
 
     def _forward_next(self) -> bool:
-        """Answer the groups of one forward; False when closing. What it held is gone before the next is waited for."""
+        """Answer the groups of one forward; False when closing. Returning frees their images before the next wait."""
         works = self._take_batch()
         for work, answer in zip(works, self._score_batch([work.group for work in works]), strict=True):
             if isinstance(answer, BaseException):
@@ -125,7 +125,7 @@ class Batcher:
             return []
 
     def _seconds_to_wait(self) -> float | None:
-        """Seconds that the queue may still wait for company; None while it is empty."""
+        """Seconds that the queue may still wait for others; None while it is empty."""
         if not self._queue:
             return None
         images = sum(len(work.group.images) for work in self._queue)
@@ -143,12 +143,12 @@ class Batcher:
         return [work for work in works if work.answer.set_running_or_notify_cancel()]
 
     def _drop_cancelled(self) -> None:
-        """Whoever gave up takes no place, and is never scored."""
+        """Remove groups whose future was cancelled: they do not count against the bounds, and are never scored."""
         if any(work.answer.cancelled() for work in self._queue):
             self._queue = deque(work for work in self._queue if not work.answer.cancelled())
 
     def _score_batch(self, groups: Sequence[CandidateImages]) -> Sequence[Scores | BaseException]:
-        """What each group alone is answered; an exception is an answer too."""
+        """One outcome a group, the same as alone: its scores, or the exception that its caller gets."""
         if len(groups) > 1:
             answers = self._measure_forward(groups, self._score_merged)
             if not isinstance(answers, BaseException):

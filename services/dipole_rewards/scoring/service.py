@@ -54,7 +54,7 @@ class RewardService:
             reward = self.reward_class.load(self.settings.reward_device)
             check_golden(reward)
         except Exception as error:
-            # any plug-in, any reason: the service says so instead of dying without a word
+            # any plug-in, any reason: /readyz and `on_failure` tell it, and the process stays up
             self.failure = error
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
@@ -119,7 +119,8 @@ class RewardService:
         began = time.monotonic()
         done, _ = await asyncio.wait([answer], timeout=wait_s)
         if not done:
-            answer.cancel()  # the model passes it over; a running forward cannot be stopped
+            # dropped where it still waits; a running forward cannot be stopped
+            answer.cancel()
             raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
         try:
             scores = answer.result()

@@ -22,7 +22,7 @@ CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
 
 
 def check_callback_url(url: str | None, settings: RewardSettings) -> None:
-    """Raises InvalidInput unless `url` names an allowed host, plainly."""
+    """Raises InvalidInput unless `url` names an allowed host, over http(s) and without user or password."""
     if url is None:
         return
     if not settings.reward_callback_hosts:

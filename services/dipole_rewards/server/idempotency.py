@@ -28,7 +28,7 @@ class StoredResponse:
 
 
 class IdempotencyStore:
-    """`is_lost` tells of a promised ranking whether nothing can be had of it any more."""
+    """`is_lost` says whether a promised ranking will never give a result."""
 
     def __init__(self, entries: int, is_lost: Callable[[str], bool]) -> None:
         self._limit, self._is_lost = entries, is_lost
@@ -61,7 +61,7 @@ class IdempotencyStore:
         return await asyncio.shield(task)
 
     def _is_reusable(self, task: asyncio.Task[StoredResponse]) -> bool:
-        """Whether the answer, or the one being made, is as good as a new one."""
+        """Whether the answer may be repeated: it is still being made, or its ranking is still kept."""
         if not task.done():
             return True
         if task.cancelled() or task.exception() is not None:

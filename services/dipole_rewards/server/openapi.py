@@ -144,7 +144,7 @@ INFO_ROUTE: dict[str, Any] = {
 }
 
 
-def describe_app(app: FastAPI) -> None:
+def install_openapi(app: FastAPI) -> None:
     """Make `app.openapi()` complete: the request's schema, and problems as what they are."""
 
     def build_document() -> dict[str, Any]:

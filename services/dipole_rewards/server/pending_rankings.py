@@ -1,6 +1,6 @@
 """Rankings that were answered with 202: their state, their result, their cancellation, and the signed callback.
 
-The state is the truth and a callback only a courtesy: it is tried a few times, then a poll still finds the result.
+The stored state is what counts. A callback is tried a few times; if it never arrives, a poll still finds the result.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class PendingRankings:
         return self._states[identifier]
 
     def is_lost(self, identifier: str) -> bool:
-        """Whether nothing can be had of it any more: it failed, was cancelled, or made room for another."""
+        """Whether it will never give a result: it failed, was cancelled, or made room for another."""
         state = self._states.get(identifier)
         return state is None or state.status in ("failed", "cancelled")
 

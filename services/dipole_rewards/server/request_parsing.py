@@ -1,4 +1,4 @@
-"""A request's way in: bytes to a RankRequest and its decoded images, every bound checked before the work it bounds.
+"""Parse a request: bytes to a RankRequest and its decoded images, every bound checked before the work it bounds.
 
 Order: media type, body size (dipole.web.body_limit.BodyLimit, while it streams), schema, candidate count, base64,
 each image's size from its header, all images' size together, and only then pixels. Parsing and decoding run in a

@@ -48,7 +48,7 @@ def write_weights(folder: Path, reward: str, *, seed: int = 0) -> Path:
         files(folder)
     golden = folder / "golden.json"
     golden.write_text('{"score": 0}')
-    opened = kind.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    opened = kind.from_settings(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
     known = opened.golden()
     (score,) = opened.score(prompt=known.prompt, images=[known.image], metadata=known.metadata).scores
     golden.write_text(json.dumps({"score": score}))

@@ -64,7 +64,7 @@ def write_mask2former(folder: Path) -> None:
 
 
 def _amplify_weight(name: str, value: Tensor) -> Tensor:
-    """Fresh weights see the same in every image."""
+    """Larger weights than the default initialisation, with which outputs would not depend on the image."""
     if value.ndim == 1:
         norm = "norm" in name or name.startswith("criterion") or ".adapter_1.1." in name or ".layer_1.1." in name
         return value if norm else torch.randn_like(value) * BIAS_STD

@@ -317,7 +317,7 @@ def folder(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def opened(folder: Path) -> GenEval:
-    return GenEval.load_weights(tiny_weights.WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    return GenEval.from_settings(tiny_weights.WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
 
 
 def theirs(image: Pixels) -> Tensor:

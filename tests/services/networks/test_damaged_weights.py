@@ -21,7 +21,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def open_reward(reward: str, folder: Path) -> None:
-    tiny_weights.WRITERS[reward][1].load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    tiny_weights.WRITERS[reward][1].from_settings(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
 
 
 @pytest.mark.parametrize("content", ["", "[]", "null", "<html>404</html>", "\xff"])

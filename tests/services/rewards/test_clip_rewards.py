@@ -490,7 +490,7 @@ def test_tiny_weights_of_hpsv3_are_scored(tmp_path: Path, monkeypatch: pytest.Mo
     """They load in the default precision and give their golden score; HPSv3 itself refuses their instruction."""
     tiny_weights.write_weights(tmp_path, "hpsv3")
     settings = WeightSettings(reward_weights=tmp_path)
-    check_golden(tiny_weights.TinyHPSv3.load_weights(settings, "cpu"))
+    check_golden(tiny_weights.TinyHPSv3.from_settings(settings, "cpu"))
     monkeypatch.setenv("DIPOLE_REWARD_WEIGHTS", str(tmp_path))
     with pytest.raises(ConfigurationError, match="to the last blank"):
         HPSv3.load("cpu")

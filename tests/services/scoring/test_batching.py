@@ -443,7 +443,7 @@ def pictures(count: int) -> list[Pixels]:
 
 def test_a_merged_forward_without_room_is_halved(folder: Path) -> None:
     """Six images of three groups, room for two: the same scores in pieces that fit, and no group by itself."""
-    reward, sizes = Clip.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu"), []
+    reward, sizes = Clip.from_settings(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu"), []
     groups = [CandidateImages(prompt, pictures(6)[n : n + 2]) for n, prompt in enumerate(("red", "a blue one", "red"))]
     expected = [reward.score(prompt=one.prompt, images=one.images, metadata=None) for one in groups]
     roomy = reward.encoder.encode_images
@@ -479,7 +479,7 @@ def counted(url: str, metric: str) -> float:
 
 def test_concurrent_requests_over_http_share_forwards(served: str, folder: Path) -> None:
     """Eight callers with an image each: fewer than eight forwards, and each gets the score that it gets alone."""
-    reward = Clip.load_weights(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
+    reward = Clip.from_settings(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
     asked = [(f"prompt {'x' * n}", image) for n, image in enumerate(pictures(8))]
     expected = [reward.score(prompt=prompt, images=[image], metadata=None).scores[0] for prompt, image in asked]
 

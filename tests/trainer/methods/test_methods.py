@@ -27,8 +27,8 @@ def group(scores: list[float], x: Tensor | None = None, ranked: Tensor | None = 
     order = sorted((k for k in range(len(scores)) if math.isfinite(scores[k])), key=lambda k: -scores[k])
     values: dict[str, Any] = {
         "x": x, "phi": {"latents": x.flatten(1)[:, None]}, "x_ref": x, "phi_ref": {"latents": x.flatten(1)[:, None]},
-        "ranked": x if ranked is None else ranked, "phi_ranked": {"latents": x.flatten(1)[:, None]},
-        "scores": torch.tensor(scores), "positives": (order[0],), "negatives": (order[-1],), "own": ranked is None,
+        "ranked_latents": x if ranked is None else ranked, "phi_ranked": {"latents": x.flatten(1)[:, None]},
+        "scores": torch.tensor(scores), "positives": (order[0],), "negatives": (order[-1],), "ranks_itself": ranked is None,
     }  # fmt: skip
     return RankedSamples(**{**values, **changes})
 

@@ -29,8 +29,8 @@ from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.sampler import process
-from dipole_trainer.sampler.model_cache import PLACEHOLDER_FIELDS, ModelCache
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.sampler.model_cache import ModelCache
+from dipole_trainer.spec import GeneratorSpec
 
 PROMPT = "a photo of a red square"
 TINY = {"model": "tiny-turbo", "lora": {"rank": 4, "alpha": 4.0}}
@@ -44,9 +44,7 @@ def models(folder: Path, **more: Any) -> ModelCache:
 
 def save(workdir: Path, model: dict[str, Any], models_dir: Path = Path("none")) -> np.ndarray[Any, Any]:
     """Write checkpoint-1 of a model with weights of its own; the image that it draws from seed 5."""
-    generator = generators.build_generator(
-        TrainSpec.model_validate({**model, **PLACEHOLDER_FIELDS}), models_dir=models_dir
-    )
+    generator = generators.build_generator(GeneratorSpec.model_validate(model), models_dir=models_dir)
     state = {"model": model["model"], "base": resume_state.fingerprint_base(generator)}
     draws = torch.Generator().manual_seed(1)
     with torch.no_grad():

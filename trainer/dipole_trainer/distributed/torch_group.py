@@ -80,8 +80,8 @@ class TorchProcessGroup(ProcessGroup):
         if self._stop is not None:
             raise self._stop
         with self._peer_errors():
-            rung = self._store.check([self._stop_key])
-        if rung:
+            flag_is_set = self._store.check([self._stop_key])
+        if flag_is_set:
             self._barrier({"heard": True})
             raise AssertionError("whoever sets the stop flag has left")
 
