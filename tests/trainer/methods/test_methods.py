@@ -28,7 +28,8 @@ def group(scores: list[float], x: Tensor | None = None, ranked: Tensor | None = 
     values: dict[str, Any] = {
         "x": x, "phi": {"latents": x.flatten(1)[:, None]}, "x_ref": x, "phi_ref": {"latents": x.flatten(1)[:, None]},
         "ranked_latents": x if ranked is None else ranked, "phi_ranked": {"latents": x.flatten(1)[:, None]},
-        "scores": torch.tensor(scores), "positives": (order[0],), "negatives": (order[-1],), "ranks_itself": ranked is None,
+        "scores": torch.tensor(scores), "positives": (order[0],), "negatives": (order[-1],),
+        "ranks_itself": ranked is None,
     }  # fmt: skip
     return RankedSamples(**{**values, **changes})
 
