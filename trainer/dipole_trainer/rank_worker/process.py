@@ -1,4 +1,4 @@
-"""The rank worker: one process a reward, so that a reward that hangs fills its own lane and no other (ADR 0003).
+"""The rank worker: one process a reward, so that a reward that hangs fills its own lane and no other (ADR 4).
 
 The parent forks a lane, a Celery worker with a few threads on the queue `rank.<reward>`, for every reward that a run
 wants, also for those first wanted while it runs; restarts a lane that dies; ends lanes nobody wanted for a while.
