@@ -150,7 +150,7 @@ class Platform:
 
     def events(self, job_id: str, *kinds: str) -> list[dict[str, Any]]:
         """Events so far, oldest first."""
-        found = list(self.api.iterate_pages(f"/v1/fine_tuning/jobs/{job_id}/events"))[::-1]
+        found = list(self.api.iterate_items(f"/v1/fine_tuning/jobs/{job_id}/events"))[::-1]
         return [event for event in found if not kinds or event["kind"] in kinds]
 
     def until(self, job_id: str, *states: str) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def create(api: TrainerApi, **changes: Any) -> str:
 
 
 def events(api: TrainerApi, job: str, kind: str) -> list[dict[str, Any]]:
-    found = list(api.iterate_pages(f"/v1/fine_tuning/jobs/{job}/events"))[::-1]
+    found = list(api.iterate_items(f"/v1/fine_tuning/jobs/{job}/events"))[::-1]
     return [event["data"] for event in found if event["kind"] == kind]
 
 
@@ -91,7 +91,7 @@ def test_two_processes_train_jobs_and_survive_kill_9(stack: Stack, tmp_path: Pat
             finished(api, job, log)
             assert [data["step"] for data in events(api, job, "step")] == [1, 2, 3]
             assert [data["step"] for data in events(api, job, "evaluation")] == [0, 3]
-            groups = [each["group"] for each in api.iterate_pages(f"/v1/fine_tuning/jobs/{job}/rankings")]
+            groups = [each["group"] for each in api.iterate_items(f"/v1/fine_tuning/jobs/{job}/rankings")]
             trained = {f"{job}.{step}.{index}" for step in range(3) for index in range(4)}
             assert sorted(groups) == sorted(trained | {f"{job}.eval{step}.{i}" for step in (0, 3) for i in range(3)})
 

@@ -164,7 +164,7 @@ def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: st
     console.print(_results_table(base, tuned, name))
     if tuned["diversity_ratio"] is not None:
         console.print(f"diversity: {tuned['diversity_ratio']:.2f} of the base's")
-    events = list(client.iterate_pages(f"/v1/fine_tuning/jobs/{job['id']}/events"))
+    events = list(client.iterate_items(f"/v1/fine_tuning/jobs/{job['id']}/events"))
     for event in events:
         if event["kind"] == job_events.RewardHackingFound.kind:
             console.print(f"[bold yellow]{event['message']}[/]")

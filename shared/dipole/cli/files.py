@@ -36,7 +36,7 @@ def list_files(url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """List uploaded files, newest first."""
     table = plain_table("id", "name", "prompts", "bytes", "created")
     with TrainerApi(url, key) as api:
-        for file in api.iterate_pages("/v1/files"):
+        for file in api.iterate_items("/v1/files"):
             table.add_row(
                 file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), format_time(file["created_at"])
             )

@@ -198,7 +198,7 @@ def cancel_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = 
 def list_checkpoints(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """List a job's checkpoints, newest first."""
     with TrainerApi(url, key) as api:
-        found = list(api.iterate_pages(f"{_job_path(job)}/checkpoints"))
+        found = list(api.iterate_items(f"{_job_path(job)}/checkpoints"))
     table = plain_table("id", "step", "created")
     for each in found:
         table.add_row(each["id"], str(each["step_number"]), format_time(each["created_at"]))
@@ -220,7 +220,7 @@ def download_checkpoint(
     dipole jobs download ftjob-… -o lora.zip
     """  # fmt: skip
     with TrainerApi(url, key) as api:
-        found = api.iterate_pages(f"{_job_path(job)}/checkpoints")
+        found = api.iterate_items(f"{_job_path(job)}/checkpoints")
         chosen = [each for each in found if checkpoint in (None, each["id"])]
         if not chosen:
             raise InvalidInput(

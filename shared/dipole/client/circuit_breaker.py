@@ -34,8 +34,8 @@ class CircuitBreaker:
                 return "closed"
             return "open" if self._clock() < self._opened_at + self.cool_off_s else "half-open"
 
-    def seconds_until_allowed(self) -> float:
-        """0 when a request may go now, else seconds until asking again is worth it.
+    def reserve_request(self) -> float:
+        """0 when a request may go now and counts as begun, else seconds until asking again is worth it.
 
         Whoever got 0 reports with `record_success`, `record_failure` or `record_neutral`; from a half-open circuit only
         one gets it."""

@@ -111,7 +111,7 @@ class EndpointConnection:
     @contextmanager
     def guard_circuit(self) -> Iterator[None]:
         """Whatever happens inside is the endpoint's health. Raises circuit_open without entering while it is open."""
-        wait = self.breaker.seconds_until_allowed()
+        wait = self.breaker.reserve_request()
         if wait > 0:
             raise EndpointError(
                 f"{self.base_url}: circuit open after repeated failures",

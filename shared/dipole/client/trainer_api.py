@@ -94,7 +94,7 @@ class TrainerApi:
             partial.unlink(missing_ok=True)
         return size
 
-    def iterate_pages(self, path: str, *, limit: int = 100) -> Iterator[Any]:
+    def iterate_items(self, path: str, *, limit: int = 100) -> Iterator[Any]:
         """Every object of a list, following its cursor."""
         after: str | None = None
         while True:

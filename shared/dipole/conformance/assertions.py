@@ -14,7 +14,7 @@ from dipole.protocol.schemas import Problem, Ranking
 from dipole.protocol.validation import first_error
 
 if TYPE_CHECKING:
-    from dipole.conformance.reply import CheckedReply
+    from dipole.conformance.reply import EndpointReply
 
 SCORE_TOLERANCE = 5e-3  # of the group's largest score: bf16 rounds as much when a batch has another shape
 
@@ -80,7 +80,7 @@ def check_same_scores(first: Ranking, second: Ranking, what: str) -> None:
             )
 
 
-def check_refusal(reply: CheckedReply, what: str, names: str | None = None) -> None:
+def check_refusal(reply: EndpointReply, what: str, names: str | None = None) -> None:
     """4xx, in a body of any shape that names the field to blame."""
     if not 400 <= reply.status < 500:
         raise CheckFailed(f"{what}: answered {reply.status}, not 4xx: {reply.excerpt()}")
@@ -94,7 +94,7 @@ def mentions_field(text: str, field: str) -> bool:
     return re.search(r"\b" + r"\W+".join(words) + r"\b", text) is not None
 
 
-def check_problem(reply: CheckedReply, what: str, *statuses: int) -> Problem:
+def check_problem(reply: EndpointReply, what: str, *statuses: int) -> Problem:
     """4xx, or one of `statuses`, as RFC 9457 problem+json."""
     allowed = reply.status in statuses if statuses else 400 <= reply.status < 500
     if not allowed:

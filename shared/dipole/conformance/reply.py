@@ -15,7 +15,7 @@ Message = TypeVar("Message", bound=BaseModel)
 
 
 @dataclass(frozen=True)
-class CheckedReply:
+class EndpointReply:
     """An answer as it came."""
 
     status: int

@@ -15,7 +15,7 @@ import httpx
 
 from dipole.conformance.assertions import check_results
 from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
-from dipole.conformance.reply import CheckedReply
+from dipole.conformance.reply import EndpointReply
 from dipole.errors import InvalidInput
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.schemas import Ranking, RewardInfo
@@ -60,7 +60,7 @@ class Target:
 
     def send(
         self, method: str, path: str, *, key: str | None = "", timeout_s: float | None = None, **kw: Any
-    ) -> CheckedReply:
+    ) -> EndpointReply:
         """One request. `key` replaces the endpoint's own; None sends none."""
         timeout_s = timeout_s or self.timeout_s
         headers = dict(kw.pop("headers", {}))
@@ -79,9 +79,9 @@ class Target:
             raise EndpointUnreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise EndpointUnreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
-        return CheckedReply(response.status_code, response.headers, bytes(body))
+        return EndpointReply(response.status_code, response.headers, bytes(body))
 
-    def post_rank(self, request: Any, **kw: Any) -> CheckedReply:
+    def post_rank(self, request: Any, **kw: Any) -> EndpointReply:
         """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs.
 
         Comes back when it is told to, as a trainer does: a rate limit is no fault.
@@ -97,7 +97,7 @@ class Target:
                 return reply
             time.sleep(max(asked, FIRST_POLL_S))
 
-    def announce_body(self, declared_bytes: int, timeout_s: float) -> CheckedReply:
+    def announce_body(self, declared_bytes: int, timeout_s: float) -> EndpointReply:
         """POST /v1/rank with a Content-Length of `declared_bytes`, of which one byte comes."""
         parts = urlsplit(f"{self.url}/v1/rank")
         connection = (
@@ -114,7 +114,7 @@ class Target:
             connection.endheaders(b"{")
             answer = connection.getresponse()
             headers = {name.lower(): value for name, value in answer.getheaders()}
-            return CheckedReply(answer.status, headers, answer.read(MAX_REPLY_BYTES))
+            return EndpointReply(answer.status, headers, answer.read(MAX_REPLY_BYTES))
         except TimeoutError:
             raise CheckFailed(f"waits for a body of {declared_bytes} bytes: no answer within {timeout_s:g} s") from None
         except (OSError, http.client.HTTPException) as error:
@@ -133,14 +133,14 @@ class Target:
         """The checked ranking of a right request, polled for if need be. `kw` sends it otherwise than as JSON."""
         return self.parse_ranking(request, self.send("POST", "v1/rank", **kw) if kw else self.post_rank(request))
 
-    def parse_ranking(self, request: Mapping[str, Any], reply: CheckedReply) -> Ranking:
+    def parse_ranking(self, request: Mapping[str, Any], reply: EndpointReply) -> Ranking:
         """The checked ranking that a reply is, or that becomes of it."""
         ranking = self.poll_ranking(reply)
         ids = [candidate["id"] for candidate in request["candidates"]]
         check_results(ranking, ids, calibrated=self.info.calibrated)
         return ranking
 
-    def poll_ranking(self, reply: CheckedReply, timeout_s: float | None = None) -> Ranking:
+    def poll_ranking(self, reply: EndpointReply, timeout_s: float | None = None) -> Ranking:
         """Poll until a ranking is there. Raises CheckSkipped, and cancels, where it is not within `timeout_s`."""
         timeout_s = timeout_s or self.timeout_s
         ends, where, patience = time.monotonic() + timeout_s, "", FIRST_POLL_S
@@ -160,7 +160,7 @@ class Target:
             raise CheckFailed(f"answered {reply.status} to a valid request: {reply.excerpt()}")
         return reply.parse(Ranking)
 
-    def location_of(self, reply: CheckedReply, known: str = "") -> str:
+    def location_of(self, reply: EndpointReply, known: str = "") -> str:
         """Where a 202 says to look; while polling it may keep silent."""
         given = reply.headers.get("location")
         if given is None and known:

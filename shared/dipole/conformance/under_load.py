@@ -11,7 +11,7 @@ from dipole.conformance import inputs
 from dipole.conformance.assertions import check_same_scores
 from dipole.conformance.checks import must, should
 from dipole.conformance.failures import CheckFailed, CheckSkipped
-from dipole.conformance.reply import CheckedReply
+from dipole.conformance.reply import EndpointReply
 from dipole.conformance.target import ASYNC_HEADERS, BUSY_STATUSES, Target
 from dipole.protocol.schemas import PendingRanking, Ranking
 
@@ -92,7 +92,7 @@ def healthy_under_load(target: Target) -> None:
 # ---- answers that come later
 
 
-def request_pending(target: Target, request: dict[str, Any]) -> tuple[PendingRanking, CheckedReply]:
+def request_pending(target: Target, request: dict[str, Any]) -> tuple[PendingRanking, EndpointReply]:
     """What answers 202 when asked to. Raises CheckSkipped where everything is answered at once."""
     reply = target.post_rank(request, headers=ASYNC_HEADERS)
     if reply.status == 200:

@@ -89,9 +89,7 @@ def decode_image(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, 
     except (
         Exception
     ) as error:  # decoders raise anything on damaged data: OSError, SyntaxError, struct.error, IndexError …
-        raise InvalidInput(
-            f"{field} cannot be decoded as {media_type}: {_first_sentence(error)}", field=field
-        ) from None
+        raise InvalidInput(f"{field} cannot be decoded as {media_type}: {_first_line(error)}", field=field) from None
 
 
 def encode_png(pixels: Pixels) -> bytes:
@@ -118,7 +116,7 @@ def _too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
     return TooLarge(f"{field} has {found} pixels; at most {limit} are accepted: send a smaller image", field=field)
 
 
-def _first_sentence(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
@@ -134,7 +132,7 @@ def _parse_npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
     except (
         Exception
     ) as error:  # the header is parsed as a Python literal: ValueError, but also TokenError, RecursionError …
-        raise InvalidInput(f"{field} is not a .npy file: {_first_sentence(error)}", field=field) from None
+        raise InvalidInput(f"{field} is not a .npy file: {_first_line(error)}", field=field) from None
     if dtype != np.dtype(np.uint8) or len(shape) != 3 or shape[2] != 3 or fortran or min(shape) < 1:
         order = "Fortran" if fortran else "C"
         raise InvalidInput(
@@ -151,10 +149,10 @@ def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(data), formats=[_PIL_FORMATS[media_type]])
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"{field} is refused before decoding: {_first_sentence(error)}", field=field) from None
+        raise TooLarge(f"{field} is refused before decoding: {_first_line(error)}", field=field) from None
     except Exception as error:
         # as in decode: a damaged header raises anything
-        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_sentence(error)}"
+        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_line(error)}"
         raise InvalidInput(f"{field} says {media_type} but {what}", field=field) from None
     if getattr(image, "is_animated", False):
         image.close()

@@ -15,7 +15,7 @@ class Clock:
 def broken(clock: Clock) -> CircuitBreaker:
     breaker = CircuitBreaker(failures=3, cool_off_s=10, clock=clock)
     for _ in range(3):
-        assert breaker.seconds_until_allowed() == 0
+        assert breaker.reserve_request() == 0
         breaker.record_failure()
     return breaker
 
@@ -35,7 +35,7 @@ def test_an_open_circuit_tells_how_long() -> None:
     clock = Clock()
     breaker = broken(clock)
     clock.now = 4
-    assert breaker.seconds_until_allowed() == 6
+    assert breaker.reserve_request() == 6
 
 
 def test_one_probe_at_a_time() -> None:
@@ -44,11 +44,11 @@ def test_one_probe_at_a_time() -> None:
     breaker = broken(clock)
     clock.now = 10
     assert str(breaker.state) == "half-open"
-    assert breaker.seconds_until_allowed() == 0
-    assert breaker.seconds_until_allowed() > 0
+    assert breaker.reserve_request() == 0
+    assert breaker.reserve_request() > 0
     breaker.record_success()
     assert str(breaker.state) == "closed"
-    assert breaker.seconds_until_allowed() == 0
+    assert breaker.reserve_request() == 0
 
 
 def test_a_failed_probe_opens_it_again_and_a_released_one_lets_the_next_try() -> None:
@@ -56,12 +56,12 @@ def test_a_failed_probe_opens_it_again_and_a_released_one_lets_the_next_try() ->
     clock = Clock()
     breaker = broken(clock)
     clock.now = 10
-    assert breaker.seconds_until_allowed() == 0
+    assert breaker.reserve_request() == 0
     breaker.record_neutral()
-    assert breaker.seconds_until_allowed() == 0
+    assert breaker.reserve_request() == 0
     breaker.record_failure()
     assert str(breaker.state) == "open"
-    assert breaker.seconds_until_allowed() == 10
+    assert breaker.reserve_request() == 10
 
 
 def test_a_probe_that_never_reports_does_not_block_for_ever() -> None:
@@ -69,6 +69,6 @@ def test_a_probe_that_never_reports_does_not_block_for_ever() -> None:
     clock = Clock()
     breaker = broken(clock)
     clock.now = 10
-    assert breaker.seconds_until_allowed() == 0
+    assert breaker.reserve_request() == 0
     clock.now = 21
-    assert breaker.seconds_until_allowed() == 0
+    assert breaker.reserve_request() == 0
