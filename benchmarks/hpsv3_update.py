@@ -100,7 +100,7 @@ class Draft:
 
     def __init__(self, generator: OneStepGenerator, reward: Reward, microbatch: int, *, checkpoint: bool) -> None:
         self.generator, self.reward, self.checkpoint = generator, reward, checkpoint
-        self.chunks = MicroBatches(microbatch)
+        self.micro_batches = MicroBatches(microbatch)
 
     def __call__(self, noise: Tensor, meter: Meter) -> list[Tensor]:
         total: list[Tensor] = []
@@ -118,7 +118,7 @@ class Draft:
                 total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
 
         with self._recomputing():
-            self.chunks.map(range(len(noise)), microbatch)
+            self.micro_batches.map(range(len(noise)), microbatch)
         return total
 
     @contextmanager
@@ -142,7 +142,7 @@ class Ours:
 
     def __init__(self, rollout: Rollout, reward: Reward) -> None:
         self.rollout, self.reward = rollout, reward
-        self.reward_chunks = MicroBatches(64)
+        self.reward_micro_batches = MicroBatches(64)
 
     def __call__(self, meter: Meter, known: Sequence[float] | None = None) -> list[Tensor]:
         """The gradient. With `known` scores the reward is elsewhere."""
@@ -170,7 +170,7 @@ class Ours:
             pixels = torch.from_numpy(images[rows]).to(self.rollout.generator.device)
             return self.reward(pixels.permute(0, 3, 1, 2).float() / 255)
 
-        found: list[float] = torch.cat(self.reward_chunks.map(range(len(images)), score)).tolist()
+        found: list[float] = torch.cat(self.reward_micro_batches.map(range(len(images)), score)).tolist()
         return found
 
     def _gradient(self, drawn: SampledGroup, chosen: Selection, meter: Meter) -> list[Tensor]:
@@ -264,7 +264,7 @@ def report(
     taken: dict[str, dict[str, float]],
 ) -> dict[str, Any]:
     """Print one comparison, and return it."""
-    print(f"\nDRaFT in microbatches of {draft.chunks.size}{', recomputing' if draft.checkpoint else ''}")
+    print(f"\nDRaFT in microbatches of {draft.micro_batches.size}{', recomputing' if draft.checkpoint else ''}")
     print(f"{'':>18} {'DRaFT s':>9} {'ours s':>9}  {'DRaFT GFLOP':>12} {'ours GFLOP':>12}")
     for stage in STAGES:
         print(f"{stage:>18} {taken[name][stage]:9.3f} {taken['ours'][stage]:9.3f}  "
@@ -283,7 +283,7 @@ def report(
     print(f"{'peak MiB':>30} DRaFT {memory[name] / 2**20:.0f}, ours {memory['ours'] / 2**20:.0f}, "
           f"of which the trainer's alone {memory['trainer'] / 2**20:.0f}")  # fmt: skip
     return {
-        "microbatch": draft.chunks.size, "checkpoint": draft.checkpoint, "ratios": ratios,
+        "microbatch": draft.micro_batches.size, "checkpoint": draft.checkpoint, "ratios": ratios,
         "draft_s": taken[name], "ours_s": taken["ours"], "draft_flop": spent[name], "ours_flop": spent["ours"],
         "draft_bytes": memory[name], "ours_bytes": memory["ours"], "trainer_bytes": memory["trainer"],
     }  # fmt: skip

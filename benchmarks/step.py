@@ -13,10 +13,10 @@ of them are in one graph; positives and negatives are decoded, and encoded by th
 anchors and the base's samples apart. With `--recompute` its U-Net recomputes activations on the way back, as the
 published loop has it for SDXL-Turbo: less memory, one more pass.
 
-Ours, as dipole_trainer.rollout does it: the prompt is encoded once and kept; K samples are drawn without a graph;
-features are taken once, anchors gathered from them; the base is the same network with its adapter off; the loss's
-cotangents are taken without a graph of G; then G and φ run again with a graph. Every pass takes `chunk` samples at a
-time, and the VAE is channels-last. That is one pass of G more than the plain loop has.
+Ours, as dipole_trainer.training.rollout does it: the prompt is encoded once and kept; K samples are drawn without a
+graph; features are taken once, anchors gathered from them; the base is the same network with its adapter off; the
+loss's cotangents are taken without a graph of G; then G and φ run again with a graph. Every pass takes `chunk` samples
+at a time, and the VAE is channels-last. That is one pass of G more than the plain loop has.
 
 With one chunk of all K the gradients must agree to 1e-4 in float32. Chunks round φ differently, which the published
 narrow radii magnify; the table shows by how much, and in float64 it is nought

@@ -1,7 +1,7 @@
 """Structured logs for every process: readable lines on a terminal, one JSON object a line anywhere else.
 
     log = structlog.get_logger()
-    logs.configure("rank-worker")          # once, at the start of a process
+    logs.configure_logging("rank-worker")  # once, at the start of a process
     log.info("group_sent", group=group.id)
 
 Fields bound with `structlog.contextvars` (request_id, job_id) appear on every line that follows. The standard library's

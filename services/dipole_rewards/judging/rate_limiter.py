@@ -1,6 +1,6 @@
 """Limits how fast an endpoint is asked: requests in flight, requests a minute, and none before its Retry-After.
 
-    async with pace.turn():
+    async with limiter.acquire_slot():
         ...  # one request
 
 One RateLimiter serves every group of a process, in the order in which their requests came.

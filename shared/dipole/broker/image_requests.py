@@ -8,7 +8,7 @@
 |                     | a small JSON answer                            |                                             |
 | sampler's heartbeat | renews the claim; says that it lives           | its own clock, also while a model is loaded |
 
-Claims and answers are RankCoordination's, under the request's id. A request is open until the API has its answer or
+Claims and answers are TaskCoordination's, under the request's id. A request is open until the API has its answer or
 gives up; a sampler draws nothing for one that is not, so a message that comes again, or too late, is void. What nobody
 fetches expires.
 """
@@ -21,7 +21,7 @@ from typing import cast
 import redis
 
 from dipole.broker.process_health import HEARTBEAT_TTL_S
-from dipole.broker.rankings import RankCoordination
+from dipole.broker.rankings import TaskCoordination
 
 IMAGE_TASK = "dipole.images"
 IMAGE_QUEUE = "images"
@@ -33,15 +33,15 @@ _OPEN_KEY = "dipole:images:open"  # request id -> deadline
 _SAMPLERS_KEY = "dipole:samplers"  # host -> until when its last beat counts
 
 
-def image_coordination(client: redis.Redis) -> RankCoordination:
+def image_coordination(client: redis.Redis) -> TaskCoordination:
     """Claims and answers of requests."""
-    return RankCoordination(client, RESULT_TTL_S, claim_ttl_s=REQUEST_CLAIM_TTL_S)
+    return TaskCoordination(client, RESULT_TTL_S, claim_ttl_s=REQUEST_CLAIM_TTL_S)
 
 
 class ImageRequestStore:
     """Open requests, drawn images, and who draws.
 
-    Times are Unix seconds by Redis's clock (RankCoordination.server_time).
+    Times are Unix seconds by Redis's clock (TaskCoordination.server_time).
     """
 
     def __init__(self, client: redis.Redis) -> None:

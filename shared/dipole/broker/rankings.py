@@ -22,7 +22,7 @@ def queue_name(reward: str) -> str:
     return f"rank.{reward}"
 
 
-class RankCoordination:
+class TaskCoordination:
     """Runs, claims, answers and lanes: the small keys around the queues."""
 
     def __init__(self, client: redis.Redis, ttl_s: int, *, claim_ttl_s: float = CLAIM_TTL_S) -> None:

@@ -283,7 +283,7 @@ def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
         if value is not None
     ]
     if data.get("images_per_s"):
-        parts.append(f"{data['images_per_s']:.1f} images/s")
+        parts.append(f"{data['images_per_s']:.1f} img/s")
     if data.get("eta_s") is not None:
         minutes, seconds = divmod(round(data["eta_s"]), 60)
         parts.append(f"ETA {minutes}:{seconds:02d}")

@@ -17,6 +17,11 @@ EventLevel = Literal["info", "warn", "error"]
 OnEvent = Callable[[str, dict[str, Any]], None]
 
 
+def in_text_only() -> Any:
+    """A field that feeds the sentence and is not stored: what it says stands elsewhere in the job."""
+    return field(metadata={"stored": False})
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobEvent:
     """Base class. `message` is a format string of the data; `has_figures`: its data are numbers to plot."""
@@ -30,13 +35,14 @@ class JobEvent:
     """Whatever else there is to say; it stands in `data` beside the fields."""
 
     def data(self) -> dict[str, Any]:
-        """The fields, and `figures` beside them."""
-        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "figures"}
-        return {**named, **self.figures}
+        """What is stored and sent: the fields but those that are only in the sentence, and `figures` beside them."""
+        stored = [each.name for each in fields(self) if each.name != "figures" and each.metadata.get("stored", True)]
+        return {**{name: getattr(self, name) for name in stored}, **self.figures}
 
     def text(self) -> str:
         """What it says, in a sentence."""
-        return format_message(self.message, self.data(), _name_kind(self.kind))
+        named = {each.name: getattr(self, each.name) for each in fields(self) if each.name != "figures"}
+        return format_message(self.message, {**named, **self.figures}, _name_kind(self.kind))
 
     def report(self, on_event: OnEvent) -> None:
         on_event(self.kind, self.data())
@@ -180,15 +186,15 @@ class AcceleratorLost(JobEvent):
 class JobCreated(JobEvent):
     kind = "created"
     message = "Job created: {steps} steps on {prompts} prompts"
-    steps: int
-    prompts: int
+    steps: int = in_text_only()
+    prompts: int = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobQueued(JobEvent):
     kind = "queued"
     message = "{reason}"
-    reason: str
+    reason: str = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -218,7 +224,7 @@ class LeaseExpired(JobEvent):
     kind = "lease_expired"
     message = "Worker {worker} has gone silent"
     level = "warn"
-    worker: str | None
+    worker: str | None = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,15 +233,15 @@ class JobReleased(JobEvent):
 
     kind = "released"
     message = "Job {state}: {reason}"
-    state: str
-    reason: str
+    state: str = in_text_only()
+    reason: str = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobPaused(JobEvent):
     kind = "paused"
     message = "Job paused: {reason}"
-    reason: str
+    reason: str = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -247,7 +253,7 @@ class JobWaitsForReward(JobEvent):
     level = "warn"
     reward: str
     reason: str
-    then: str
+    then: str = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -258,23 +264,31 @@ class JobSucceeded(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class JobCancelled(JobEvent):
-    """`reason` says why no worker ended it, where none did."""
+    """A worker stopped for it."""
+
+    kind = "cancelled"
+    message = "Job cancelled"
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnheldJobCancelled(JobEvent):
+    """`reason` says why no worker had to stop for it."""
 
     kind = "cancelled"
     message = "Job cancelled: {reason}"
-    reason: str | None = None
-
-    def text(self) -> str:
-        return super().text() if self.reason else "Job cancelled"
+    reason: str = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
 class JobFailed(JobEvent):
-    """`figures`: the job's `error`."""
+    """`figures`: the job's `error`, where one is known."""
 
     kind = "failed"
     message = "Job failed: {message}"
     level = "error"
+
+    def text(self) -> str:
+        return super().text() if "message" in self.figures else "Job failed"
 
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (

@@ -33,7 +33,7 @@ import redis
 
 from dipole.broker.connection import connect_redis
 from dipole.broker.image_requests import ImageRequestStore, image_coordination
-from dipole.broker.rankings import RankCoordination
+from dipole.broker.rankings import TaskCoordination
 from dipole.errors import ConfigurationError, Conflict
 from dipole.settings import ApiSettings, PlatformSettings, load_settings
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
@@ -230,7 +230,7 @@ class Stack:
 
     def _is_rank_worker_up(self) -> bool:
         with contextlib.suppress(redis.RedisError), connect_redis(self.redis_url) as client:
-            return RankCoordination(client, ttl_s=60).has_heartbeat(socket.gethostname())
+            return TaskCoordination(client, ttl_s=60).has_heartbeat(socket.gethostname())
         return False
 
     def _is_sampler_up(self) -> bool:

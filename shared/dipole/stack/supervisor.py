@@ -154,11 +154,11 @@ class Supervisor:
         self._catch_signals()
         try:
             waiting: list[_ProcessThread] = []
-            for keeper in self._threads:
-                _rotate_log(keeper.log_file)
-                keeper.start()
-                waiting.append(keeper)
-                if keeper.program.barrier:
+            for thread in self._threads:
+                _rotate_log(thread.log_file)
+                thread.start()
+                waiting.append(thread)
+                if thread.program.barrier:
                     self._wait_ready(waiting)
                     waiting = []
             self._wait_ready(waiting)
@@ -175,7 +175,7 @@ class Supervisor:
     @property
     def pids(self) -> dict[str, int]:
         """Process ids by program; one that is just being restarted is absent."""
-        running = {keeper.program.name: keeper.process for keeper in self._threads}
+        running = {thread.program.name: thread.process for thread in self._threads}
         return {name: process.pid for name, process in running.items() if process and process.returncode is None}
 
     def stop_all(self) -> None:
@@ -184,11 +184,11 @@ class Supervisor:
             signal.signal(number, signal.SIG_IGN)
         until = time.monotonic() + self._stop_s
         stage: list[_ProcessThread] = []
-        for keeper in reversed(self._threads):
-            if keeper.program.barrier:
+        for thread in reversed(self._threads):
+            if thread.program.barrier:
                 _stop_threads(stage, max(until, time.monotonic() + 1))
                 stage = []
-            stage.append(keeper)
+            stage.append(thread)
         _stop_threads(stage, max(until, time.monotonic() + 1))
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
@@ -201,14 +201,14 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
             self._previous_handlers[number] = signal.signal(number, _raise_interrupt)
 
-    def _wait_ready(self, keepers: list[_ProcessThread]) -> None:
+    def _wait_ready(self, threads: list[_ProcessThread]) -> None:
         until = time.monotonic() + self._start_s
-        left = list(keepers)
+        left = list(threads)
         while left:
-            for keeper in list(left):
-                self._check_running(keeper)
-                if keeper.process is not None and (keeper.program.ready is None or keeper.program.ready()):
-                    left.remove(keeper)
+            for thread in list(left):
+                self._check_running(thread)
+                if thread.process is not None and (thread.program.ready is None or thread.program.ready()):
+                    left.remove(thread)
             if left and time.monotonic() > until:
                 name = left[0].program.name
                 raise StartFailed(
@@ -216,29 +216,29 @@ class Supervisor:
                 )
             if left:
                 time.sleep(0.1)
-        for keeper in keepers:
-            self._check_running(keeper)
+        for thread in threads:
+            self._check_running(thread)
 
-    def _check_running(self, keeper: _ProcessThread) -> None:
-        if keeper.exit_codes:
-            name, code = keeper.program.name, keeper.exit_codes[0]
+    def _check_running(self, thread: _ProcessThread) -> None:
+        if thread.exit_codes:
+            name, code = thread.program.name, thread.exit_codes[0]
             raise StartFailed(
-                f"{name} ended with exit code {code} before it was ready:\n{self._describe_failure(keeper)}"
+                f"{name} ended with exit code {code} before it was ready:\n{self._describe_failure(thread)}"
             )
 
-    def _describe_failure(self, keeper: _ProcessThread) -> str:
-        return f"{keeper.tail_log() or '(it wrote nothing)'}\n(from {keeper.log_file})"
+    def _describe_failure(self, thread: _ProcessThread) -> str:
+        return f"{thread.tail_log() or '(it wrote nothing)'}\n(from {thread.log_file})"
 
 
 def _raise_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _stop_threads(keepers: list[_ProcessThread], until: float) -> None:
-    for keeper in keepers:
-        keeper.request_stop()
-    for keeper in keepers:
-        keeper.wait_stopped(until)
+def _stop_threads(threads: list[_ProcessThread], until: float) -> None:
+    for thread in threads:
+        thread.request_stop()
+    for thread in threads:
+        thread.wait_stopped(until)
 
 
 def _rotate_log(log_file: Path) -> None:

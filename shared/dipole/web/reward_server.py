@@ -1,11 +1,12 @@
 """For a reward server of one's own on FastAPI: all that is around the scoring. examples/fastapi_reward.py is one.
 
     app = FastAPI()
-    serving.prepare(app, INFO)
+    reward_server.prepare_app(app, INFO)
 
     @app.post("/v1/rank")
     def rank(request: RankRequest) -> Ranking:
-        return serving.ranking(request, INFO, [score(pixels) for pixels in serving.decoded(request, INFO)])
+        images = reward_server.decode_candidates(request, INFO)
+        return reward_server.make_ranking(request, INFO, [score(pixels) for pixels in images])
 
 What it leaves out (idempotency, 202, metrics, multipart, a queue) the services of `dipole rewards serve` have.
 """

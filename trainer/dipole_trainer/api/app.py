@@ -57,14 +57,14 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     state = _build_state(settings, database, reward_transport)
     if settings.rewards_file is not None:
         rewards.apply_rewards_file(state, settings.rewards_file)
-    orders = SamplerClient(settings)
+    sampler_client = SamplerClient(settings)
     key = settings.api_key.get_secret_value() if settings.api_key else None
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         async with state.event_notifier.run_in_background():
             yield
-        orders.close()
+        sampler_client.close()
         database.close()
 
     metrics = health.ApiMetrics(database)
@@ -81,7 +81,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     errors.install_error_handlers(app)
     for router in (files.router, jobs.router, job_artifacts.router, rewards.router, api_keys.router, health.router):
         app.include_router(router)
-    app.include_router(images.create_router(orders))
+    app.include_router(images.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)

@@ -63,7 +63,7 @@ class SamplerClient:
     async def draw_images(
         self,
         model: Mapping[str, Any],
-        place: CheckpointRef | None,
+        checkpoint: CheckpointRef | None,
         prompt: str,
         seeds: list[int],
         is_disconnected: Callable[[], Awaitable[bool]],
@@ -72,7 +72,7 @@ class SamplerClient:
         request: ImageRequest = {
             "order": uuid.uuid4().hex,
             "model": dict(model),
-            "checkpoint": place,
+            "checkpoint": checkpoint,
             "prompt": prompt,
             "seeds": seeds,
             "deadline": 0.0,

@@ -29,7 +29,7 @@ Images = Sequence[NDArray[np.uint8]]  # (K, H, W, 3) a prompt
 
 
 def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) -> Image.Image:
-    """The first prompts of a comparison.report; `images` holds each model's, (K, H, W, 3) a prompt."""
+    """The first prompts of a comparison.build_report; `images` holds each model's, (K, H, W, 3) a prompt."""
     models, prompts = evaluation["models"], evaluation["prompts"][:MAX_PROMPTS]
     shown, cell = _fit_cells(len(models), evaluation["images_per_prompt"])
     score = _shown_score(evaluation)

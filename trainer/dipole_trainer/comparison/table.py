@@ -8,7 +8,7 @@ from typing import Any
 
 from dipole_trainer.evaluation.statistics import significant_sign
 
-Evaluation = Mapping[str, Any]  # comparison.report
+Evaluation = Mapping[str, Any]  # comparison.build_report
 Figure = Mapping[str, Any]
 
 

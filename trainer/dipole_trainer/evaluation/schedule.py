@@ -59,7 +59,7 @@ class EvaluationSchedule:
         )
         self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
 
-    def forget_after(self, step: int) -> None:
+    def resume_at(self, step: int) -> None:
         """Forget what later steps left: a run that goes on from `step` will make its own.
 
         The events are reported again: the process may have crashed after writing the file and before reporting.

@@ -171,14 +171,14 @@ class LeaseStore:
             if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:
                 job.waiting_until = None
                 then = f"it was resumed {MAX_FRUITLESS_RESUMES} times without one step: "
-                then += "fix the cause, then resume the job"
+                then += "mend the cause, then resume the job"
             record_event(session, job, job_events.JobWaitsForReward(reward=reward, reason=reason, then=then))
             return job.state
 
     # ---- jobs that wait for a reward ----------------------------------------------------------------------------
 
     def take_due_waits(self) -> list[tuple[str, str]]:
-        """(job, reward) whose endpoint should be looked at now; says when to poll it."""
+        """(job, reward) whose endpoint is to be looked at now; the next look is scheduled here, so one worker looks."""
         due = and_(JobRow.state == "paused", JobRow.waiting_reward.is_not(None), JobRow.waiting_until < now())
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):

@@ -69,7 +69,7 @@ def request_stop(session: Session, job: JobRow, desired: Literal["pause", "cance
 def settle_unheld(session: Session, job: JobRow, reason: str, *, released: bool = False) -> str:
     """Move a job without a worker to its desired state; returns the new state. `released`: a worker gave it back."""
     if job.desired == "cancel":
-        end_job(session, job, "cancelled", job_events.JobCancelled(reason=reason))
+        end_job(session, job, "cancelled", job_events.UnheldJobCancelled(reason=reason))
         return job.state
     drop_lease(job)
     job.state = "paused" if job.desired == "pause" else "queued"

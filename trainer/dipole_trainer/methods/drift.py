@@ -2,7 +2,8 @@
 
 High-ranked samples attract, low-ranked ones and the batch itself repel; the product of the two forces is the dipole:
 either force vanishes when the other side is empty. Source: "Drifting Preference Optimization for One-Step Generative
-Models" (arXiv 2606.02521), checked against numbers of its published implementation in tests/trainer/test_drift.py.
+Models" (arXiv 2606.02521), checked against numbers of its published implementation in
+tests/trainer/methods/test_drift.py.
 
 Legend: B prompts, N generated vectors, P positives, M negatives, T = N + M + P targets, D features.
 """

@@ -37,7 +37,7 @@ from redis.exceptions import RedisError
 from dipole import logs
 from dipole.broker.connection import connect_redis, create_celery_app
 from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
-from dipole.broker.rankings import RankCoordination, queue_name
+from dipole.broker.rankings import TaskCoordination, queue_name
 from dipole.settings import RankWorkerSettings
 from dipole.stack.parent_death import die_with_parent
 from dipole.stack.supervisor import STEADY_RUN_S, restart_delay_s
@@ -88,7 +88,7 @@ class RankWorker:
 
     def __init__(self, settings: RankWorkerSettings) -> None:
         self._settings = settings
-        self._coordination = RankCoordination(connect_redis(settings.redis_url), settings.candidate_ttl_s)
+        self._coordination = TaskCoordination(connect_redis(settings.redis_url), settings.candidate_ttl_s)
         self._context: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lane_processes: dict[str, _LaneProcess] = {}
         self._stopping = False
@@ -165,7 +165,7 @@ def check_health(settings: RankWorkerSettings, *, live: bool = False) -> None:
     """Raises ProcessUnhealthy unless this host's rank worker beats; with `live` it may do so unseen: Redis is away."""
 
     def has_heartbeat(client: Redis, host: str) -> bool:
-        return RankCoordination(client, settings.candidate_ttl_s).has_heartbeat(host)
+        return TaskCoordination(client, settings.candidate_ttl_s).has_heartbeat(host)
 
     check_heartbeat("rank worker", settings.redis_url, has_heartbeat, live=live)
 

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.broker.connection import connect_redis
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
-from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, RankCoordination
+from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination
 from dipole.client import tls
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
@@ -39,7 +39,7 @@ class Lane:
     def __init__(self, settings: PlatformSettings) -> None:
         client = connect_redis(settings.redis_url)
         self._store = CandidateStore(client, settings.candidate_ttl_s)
-        self._coordination = RankCoordination(client, settings.candidate_ttl_s)
+        self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
         self._tls_dir = settings.tls_dir
         self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()

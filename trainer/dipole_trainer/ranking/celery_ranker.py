@@ -33,7 +33,7 @@ from redis.exceptions import RedisError
 from dipole.broker.candidates import CandidateStore
 from dipole.broker.connection import connect_redis, create_celery_app
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
-from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_TIMEOUT_S, RANK_TASK, RankCoordination, queue_name
+from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_TIMEOUT_S, RANK_TASK, TaskCoordination, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
@@ -91,7 +91,7 @@ class CeleryRanker:
         self._app = create_celery_app(settings.redis_url)
         self._redis = connect_redis(settings.redis_url)
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
-        self._coordination = RankCoordination(self._redis, settings.candidate_ttl_s)
+        self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
         self._requests: dict[tuple[str, str], _Request] = {}
         self._stored_references: dict[str, str] = {}  # group id -> reference of its images
         self._run_id = uuid.uuid4().hex

@@ -78,6 +78,8 @@ class ModelResolver:
             like = select(JobRow).where(JobRow.id.startswith(f"ftjob-{match['job']}"))
             named = match["job_name"]
             return self._resolve_job(name, like, match["step"], lambda row: fine_tuned_name(row) == named)
+        if name.startswith("ft:"):
+            raise InvalidInput(f"--model {name}: there is no such job or checkpoint", field="model")
         if name.startswith("ftckpt-"):
             return self._resolve_job(
                 name, select(JobRow).join(CheckpointRow).where(CheckpointRow.id == name), None, id_=name

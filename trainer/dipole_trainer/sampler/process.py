@@ -1,4 +1,4 @@
-"""The sampler: draws images for the API, from base models and checkpoints. `dipole serve sampler` runs main().
+"""The sampler: draws images for the API, from base models and checkpoints. `dipole serve sampler` runs run_sampler().
 
 A Celery worker with one thread on the queue `images`. An order that nobody waits for any more is dropped; an order is
 claimed while it is worked on, so that a message that comes again draws nothing twice, and the API sees at once when a
@@ -47,7 +47,7 @@ STUCK_AFTER_S = 600.0
 
 
 class DrawsImages(Protocol):
-    """sampler_models.Models.draw."""
+    """model_cache.ModelCache.draw_images."""
 
     def draw_images(
         self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]

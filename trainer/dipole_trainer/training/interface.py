@@ -15,7 +15,7 @@ RunControl = Callable[[], Literal["run", "pause", "cancel"]]
 
 
 class RunSession(Protocol):
-    """dipole_trainer.training.session.run: trains a job to its end, or until `control` stops it."""
+    """dipole_trainer.training.session.run_session: trains a job to its end, or until `control` stops it."""
 
     def __call__(
         self,

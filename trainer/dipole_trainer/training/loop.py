@@ -293,15 +293,16 @@ class Trainer:
             state = resume_state.load_checkpoint(path, self.generator, self.optimizer, base=self.base_fingerprint)
             self.finished_steps = self.saved_step = int(state["step"])
             self.steps_without_update = int(state.get("barren", 0))
-            chunks = self.rollout.micro_batches
-            chunks.size = min(chunks.size, int(state.get("chunk_size", chunks.size)))  # what memory taught
+            micro_batches = self.rollout.micro_batches
+            # what memory taught
+            micro_batches.size = min(micro_batches.size, int(state.get("chunk_size", micro_batches.size)))
         self.finished_steps = self.started_at = self.processes.broadcast_state(
             self.optimizer, step=self.finished_steps, base=self.base_fingerprint
         )
         if path is not None:
             job_events.RunResumed(step=self.finished_steps).report(self.on_event)
             job_events.CheckpointWritten(step=self.finished_steps, path=path.name).report(self.on_event)
-        self.evaluations.forget_after(self.finished_steps)
+        self.evaluations.resume_at(self.finished_steps)
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
 

@@ -59,11 +59,15 @@ def run_session(
     spec.check_side(generator.side)
     phi = features.build_features(spec.features, generator, models_dir=models_dir)
     features.check_features_fit(phi, generator)
-    chunks = MicroBatches(spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event))
-    rollout = Rollout(spec, generator, phi, chunks)
+    micro_batches = MicroBatches(
+        spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
+    )
+    rollout = Rollout(spec, generator, phi, micro_batches)
     source = _build_source(spec, rollout, ranker, processes, job_id, data)
     judge = ranker if spec.rewards else KnownAnswersRanker()
-    evaluations = EvaluationSchedule(_evaluation_spec(spec), generator, phi, chunks, judge, on_event, workdir, job_id)
+    evaluations = EvaluationSchedule(
+        _evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id
+    )
     recorder = CandidateRecorder(spec, source.rewards, workdir) if spec.record_candidates else None
     trainer = loop.Trainer(
         spec,

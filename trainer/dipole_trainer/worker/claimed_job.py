@@ -1,8 +1,8 @@
 """A worker's hold on one job while it trains: the heartbeat thread, and what the training session may call.
 
-control() answers what is desired, on_event() and on_ranked() write into the store under the claim's fence. When the
-lease is lost, or may be (no heartbeat came through for its length), all of them raise LeaseLost: the session ends where
-it stands and nothing more is written.
+check_control() answers what is desired, store_event() and store_ranking() write into the store under the claim's
+fence. When the lease is lost, or may be (no heartbeat came through for its length), all of them raise LeaseLost: the
+session ends where it stands and nothing more is written.
 """
 
 from __future__ import annotations

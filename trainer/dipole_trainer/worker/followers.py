@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from dipole_trainer.training.interface import RunSession
 
 MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
+"""Makes a job's ranker. Whoever made it calls its `close()` once the job has left this process, however it left."""
 
 log = structlog.get_logger()
 

@@ -27,7 +27,7 @@ def run_worker(
 ) -> None:
     """Run a worker until SIGTERM or SIGINT, or take part in the one that rank 0 runs.
 
-    Without `session`, dipole_trainer.training.session.run, which imports torch.
+    Without `session`, dipole_trainer.training.session.run_session, which imports torch.
     """
     logs.configure_logging("worker")
     settings = settings or load_settings(PlatformSettings)

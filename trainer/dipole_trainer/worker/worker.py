@@ -1,4 +1,4 @@
-"""The trainer worker: claims one job at a time, trains it, releases it. `dipole serve worker` runs main().
+"""The trainer worker: claims one job at a time, trains it, releases it. process.run_worker() runs it.
 
 SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether rewards
 that jobs wait for are back (GET /readyz of the endpoint, or what its kind has for it). A job ends in one of these ways:
@@ -10,7 +10,7 @@ that jobs wait for are back (GET /readyz of the endpoint, or what its kind has f
 - kill -9, power, also of one of several processes: the lease runs out, another worker goes on from the last checkpoint;
 - the lease is lost (this machine slept, or lost the database): nothing more is written.
 
-Under `accelerate launch` every process runs main(), and the first is the worker; followers.py tells what the others do.
+Under `accelerate launch` every process runs run_worker(), and the first is the worker; followers.py has the others.
 
 Health, for orchestrators: a worker touches `DIPOLE_HOME/worker-HOSTNAME.health` every heartbeat and every idle look.
 `python -m dipole_trainer.worker --check` exits 0 while that is younger than HEALTH_TIMEOUT_S; use it as an exec probe,
@@ -24,7 +24,7 @@ import socket
 import threading
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import httpx
 import structlog
@@ -52,9 +52,6 @@ from dipole_trainer.worker import followers
 from dipole_trainer.worker.claimed_job import ClaimedJob
 from dipole_trainer.worker.followers import MakeRanker
 from dipole_trainer.worker.health import touch_health_file
-
-if TYPE_CHECKING:
-    pass
 
 log = structlog.get_logger()
 
