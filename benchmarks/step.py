@@ -1,4 +1,4 @@
-"""One group's update, ours against the plain loop as published: same seeds, same gradient; time and peak memory.
+"""One group's update, ours against a plain loop: same seeds, same gradient; time and peak memory.
 
     python benchmarks/step.py                                      small, K 8 to 64
     python benchmarks/step.py --candidates 24 --chunk 8 --repeats 5 --json out/step.json
@@ -8,10 +8,11 @@
 Both draw K images of one prompt, decode them for the reward (whose own time is not part of this: the order is given),
 and end with the gradient of DrPO's loss in the adapter's parameters. Features are the latent MAE's.
 
-The plain loop, as published: the prompt is encoded K times; the frozen base is a copy of the U-Net; G's K samples and φ
-of them are in one graph; positives and negatives are decoded, and encoded by the VAE again; φ is taken of samples,
-anchors and the base's samples apart. With `--recompute` its U-Net recomputes activations on the way back, as the
-published loop has it for SDXL-Turbo: less memory, one more pass.
+The plain loop is written straight down from the formulas: the prompt is encoded K times; the frozen base is a copy of
+the U-Net; G's K samples and φ of them are in one graph; positives and negatives are decoded, and encoded by the VAE
+again; φ is taken of samples, anchors and the base's samples apart. With `--recompute` its U-Net recomputes activations
+on the way back: less memory, one more pass. It is not the released loop, which gathers its anchors by index and always
+recomputes: ratios here say nothing of that one.
 
 Ours, as dipole_trainer.training.rollout does it: the prompt is encoded once and kept; K samples are drawn without a
 graph; features are taken once, anchors gathered from them; the base is the same network with its adapter off; the
@@ -38,7 +39,7 @@ import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import measuring
 import numpy as np
@@ -52,7 +53,7 @@ from dipole_trainer.generators import vae
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods.drift import drift_loss
 from dipole_trainer.ranking.selection import GroupOrder, Selection
-from dipole_trainer.spec import PromptSpec, TrainSpec
+from dipole_trainer.spec import DrpoSpec, PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
 
 PROMPT = PromptSpec(prompt="a red circle")
@@ -99,10 +100,11 @@ class Stages:
 
 
 class Plain:
-    """The published loop's update; see the module's docstring."""
+    """The plain loop's update; see the module's docstring."""
 
     def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec, recompute: bool) -> None:
-        self.generator, self.phi, self.spec, self.recompute = generator, phi, spec.method.settings, recompute
+        self.generator, self.phi, self.recompute = generator, phi, recompute
+        self.spec = cast(DrpoSpec, spec.method.settings)
         self.reference = copy.deepcopy(generator.unet)
         self.reference.disable_adapters()
         self.vae = copy.deepcopy(generator.vae).to(memory_format=torch.contiguous_format)
