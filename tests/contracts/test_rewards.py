@@ -125,7 +125,7 @@ def test_an_extra_of_its_name_brings_what_a_reward_imports(name: str) -> None:
 def test_a_judge_and_programs_need_no_torch() -> None:
     """What computes nothing with weights is installed without gigabytes; the others have torch."""
     without = {each for each in REWARDS if "torch" not in brought(each)}
-    assert without == {"shapes", "colourfulness", "judge"}
+    assert without >= {"shapes", "colourfulness", "judge"}
     for each in REWARDS:
         assert ("torch" in distributions(REWARDS[each].__module__)) == (each not in without)
 

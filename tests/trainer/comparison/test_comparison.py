@@ -149,6 +149,7 @@ def test_the_newest_checkpoint_is_a_jobs_own(platform: Platform) -> None:
         ("ftjob-000000000000", "no such job"),
         ("ftckpt-000000000000", "no such job"),
         ("ft:tiny-turbo:dipole:other:{id8}", "no such job"),
+        ("ft:tiny-turbo:dipole:x:not-an-id", "no such job"),
         ("{job}:77", "it has those of steps 2, 1"),
         ("out/checkpoint-3", "training_state.json is not there"),
         ("no-such-model", "unknown model"),
