@@ -318,7 +318,8 @@ class GeneratorSpec(SpecModel):
     lora: LoraSpec = LoraSpec()
     precision: Literal["fp32", "bf16", "fp16"] = Field(
         default="fp32",
-        description="Precision of the frozen base: fp32 is exact, and slow on GPUs. What is trained stays fp32.",
+        description="Precision of the frozen base: fp32 is exact, and slow on GPUs: there take bf16. "
+        "What is trained stays fp32.",
     )
     resolution: int | None = Field(
         default=None,

@@ -2,7 +2,7 @@
 
 with TrainerApi("http://127.0.0.1:8400", key=None) as api:
     job = api.post("/v1/fine_tuning/jobs", {...})
-    for event in api.follow(job["id"]): ...
+    for event in api.follow_events(job["id"]): ...
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 from urllib.parse import urlsplit
 
 import httpx
-from httpx_sse import EventSource
+from httpx_sse import EventSource, SSEError
 
 from dipole.errors import DipoleError
 from dipole.web.auth import is_loopback
@@ -28,7 +29,7 @@ RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 
 class TrainerApiError(DipoleError):
-    """The API refused, or could not be reached; the message is for people. `status` is 0 when nothing answered."""
+    """The API refused, or could not be reached; the message is for people. `http_status` is 0 when nothing answered."""
 
     slug = "api"
 
@@ -135,10 +136,12 @@ class TrainerApi:
             if answer.is_error:
                 answer.read()
                 raise error_of_response(answer)
-            for event in EventSource(answer).iter_sse():
-                # a ping has neither
-                if event.data and event.id:
-                    yield event.id, json.loads(event.data)
+            # an answer of something between us and the API is no stream: the job's status says what to do next
+            with suppress(SSEError):
+                for event in EventSource(answer).iter_sse():
+                    # a ping has neither
+                    if event.data and event.id:
+                        yield event.id, json.loads(event.data)
 
     def _request(self, method: str, path: str, **options: Any) -> Any:
         try:
