@@ -10,6 +10,7 @@ DipoleError
 ├── Overloaded                  come back after `retry_after` seconds                    503
 ├── ConfigurationError          wrong settings, found at start
 ├── NothingToLearn              no reward told candidates apart for many steps: the job fails
+├── NotFinite                   numbers overflowed; says where, and in which precision
 ├── LeaseLost                   another worker owns the job now: stop at once
 └── RewardError                 a ranking endpoint failed; `code` says how
     └── RewardUnavailable       a required reward failed past its deadline: the job pauses
@@ -89,6 +90,12 @@ class NothingToLearn(DipoleError):
     """Step after step no group could be trained on; going on would only pretend to train."""
 
     slug = "nothing-to-learn"
+
+
+class NotFinite(DipoleError, FloatingPointError):
+    """Infinity or NaN where a number was needed. The sentence names what computed it, in which precision."""
+
+    slug = "not-finite"
 
 
 class LeaseLost(DipoleError):

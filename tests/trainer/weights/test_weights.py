@@ -114,7 +114,7 @@ def test_what_is_not_here_is_refused_with_the_command_that_fetches_it(models: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../vit", "/etc", "a/../b", "a/b/c", "org/..", ".hidden", "org/.git", "a\\b", "~", "a\n", "a b"]
+    "name", ["", "..", "../vit", "/etc", "a/../b", "a/b/c", "org/..", ".hidden", "org/.git", "a\\b", "~", "a\n", "a:b", " a"]
 )
 def test_a_name_is_never_a_path(models: Path, name: str) -> None:
     """Nothing outside models_dir and the cache can be named, whatever lies there."""
@@ -137,10 +137,10 @@ def test_an_id_that_the_hub_would_refuse_is_not_found(models: Path) -> None:
 def test_a_missing_file_is_named(models: Path, cache: Path) -> None:
     """In a folder and in a snapshot alike, also when the hub's client knows that the snapshot is partial."""
     (write_model(models / "vit") / "config.json").unlink()
-    assert "config.json is missing; put it there" in refusal("vit", models)
+    assert "config.json is missing (in vit there is model.safetensors); put it there" in refusal("vit", models)
     snapshot = write_snapshot(cache, "org/clip", COMMIT)
     (snapshot / "model.safetensors").unlink()
-    assert "*.safetensors is missing; fetch it with `hf download org/clip" in refusal("org/clip", models)
+    assert "*.safetensors is missing (in aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa there is config.json); fetch it with `hf" in refusal("org/clip", models)
     assert "*.safetensors or *.bin is missing" in refusal("org/clip", models, files=["*.safetensors|*.bin"])
     (snapshot / "model.safetensors").symlink_to("../../blobs/gone")
     assert "*.safetensors is missing" in refusal("org/clip", models)

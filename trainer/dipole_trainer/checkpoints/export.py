@@ -20,6 +20,7 @@ from pathlib import Path
 from safetensors.torch import load_file
 from torch import Tensor
 
+from dipole.errors import NotFinite
 from dipole_trainer.checkpoints import model_card
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.spec import TrainSpec
@@ -46,8 +47,14 @@ def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: 
         shutil.copyfile(sheet, partial / job_layout.EXPORTED_SAMPLES_FILE)
     written = sorted(path.name for path in partial.iterdir())
     step = int(json.loads((trained / job_layout.TRAINING_STATE_FILE).read_text())["step"])
-    card = model_card.render_model_card(spec, step=step, pipeline=generator.pipeline_class.__name__, files=written)
-    (partial / job_layout.MODEL_CARD_FILE).write_text(card)
+    card = model_card.render_model_card(
+        spec,
+        step=step,
+        pipeline=generator.pipeline_class.__name__,
+        files=written,
+        schedule_change=generator.schedule_change,
+    )
+    (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return sorted(folder.iterdir())
@@ -67,7 +74,7 @@ def _write_loras(trained: Path, folder: Path, spec: TrainSpec, generator: OneSte
 
 
 def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenerator) -> dict[str, Tensor]:
-    """The trained part's state_dict on the CPU, in the precision that the run computed in."""
+    """The trained part's state_dict on the CPU, in the precision that the run computed in. Raises NotFinite."""
     dtype, component = DTYPES[spec.precision], generator.component
     if spec.tune == "full":
         state: Mapping[str, Tensor] = load_file(trained / job_layout.full_weights_file(component))
@@ -76,7 +83,10 @@ def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenera
         config = json.loads((trained / job_layout.adapter_config_file(component)).read_text())
         adapter = load_file(trained / job_layout.adapter_weights_file(component))
         state = merge_adapter(base, adapter, config["lora_alpha"] / config["r"])
-    return {name: value.to(dtype).contiguous() for name, value in state.items()}
+    written = {name: value.to(dtype).contiguous() for name, value in state.items()}
+    if broken := [name for name, value in written.items() if not value.isfinite().all()]:
+        raise NotFinite(f"{broken[0]} is not finite in {spec.precision}: export with precision bf16 or fp32")
+    return written
 
 
 def merge_adapter(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:

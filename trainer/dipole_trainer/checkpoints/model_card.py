@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -39,8 +40,13 @@ FILE_DESCRIPTIONS = {
 }
 
 
-def render_model_card(spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str]) -> str:
-    """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`."""
+def render_model_card(
+    spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str], schedule_change: str | None = None
+) -> str:
+    """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`.
+
+    `schedule_change` says what the base's scheduler needs to draw in one step; who loads the base has to do it too.
+    """
     name = Path(spec.model).name
     what = "LoRA for" if spec.tune == "lora" else "Every weight of the network of"
     return CARD_TEMPLATE.format(
@@ -52,15 +58,15 @@ def render_model_card(spec: TrainSpec, *, step: int, pipeline: str, files: Seque
             tags=[*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"],
         ).to_yaml(),
         picture=f"![Samples]({EXPORTED_SAMPLES_FILE})\n\n" if EXPORTED_SAMPLES_FILE in files else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step)),
-        snippet=_usage_snippet(spec, pipeline),
+        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, schedule_change)),
+        snippet=_usage_snippet(spec, pipeline, trailing=schedule_change is not None),
         files="\n".join(
             f"- `{file}`: {told}" for file in files for end, told in FILE_DESCRIPTIONS.items() if file.endswith(end)
         ),
     )
 
 
-def _card_facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
+def _card_facts(spec: TrainSpec, step: int, schedule_change: str | None) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     yield "method", spec.method.type
     if spec.is_offline:
@@ -71,9 +77,11 @@ def _card_facts(spec: TrainSpec, step: int) -> Iterator[tuple[str, str]]:
     if spec.tune == "lora":
         yield "adapter", f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
     yield "precision, seed", f"{spec.precision}, {spec.seed}"
+    if schedule_change:
+        yield "scheduler", schedule_change
 
 
-def _usage_snippet(spec: TrainSpec, pipeline: str) -> str:
+def _usage_snippet(spec: TrainSpec, pipeline: str, *, trailing: bool) -> str:
     """Python that draws an image, run in the export's folder."""
     imports, base = _base_expression(spec, pipeline)
     dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
@@ -87,6 +95,11 @@ def _usage_snippet(spec: TrainSpec, pipeline: str) -> str:
         f"base = {base}",
         f"pipe = {pipeline}.from_pretrained(base{_revision_argument(spec)}, dtype=dtype).to(device)",
     ]
+    if trailing and spec.tune == "lora":
+        lines += [
+            "scheduler = pipe.scheduler",
+            'pipe.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")',
+        ]
     if spec.tune == "lora":
         lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}")  # of this folder')
     size = f", height={spec.resolution}, width={spec.resolution}" if spec.resolution else ""
@@ -108,7 +121,7 @@ def _base_expression(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
         return usual, f'"{hub_id}"'
     if name == "tiny-turbo":
         return [*usual, "from dipole_trainer.generators.one_step import TINY_TURBO"], "TINY_TURBO"
-    return ["import os", "", *usual], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], "{name}")'
+    return ["import os", "", *usual], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], {json.dumps(name, ensure_ascii=False)})'
 
 
 def _revision_argument(spec: TrainSpec) -> str:

@@ -8,7 +8,6 @@ Legend: K images, H, W their size, s the model's.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.json_files import read_json_object
 
 PROCESSOR_FILE = "preprocessor_config.json"
 
@@ -29,8 +29,8 @@ class ImagePreprocessor:
     @classmethod
     def from_folder(cls, folder: Path, *, device: torch.device) -> ImagePreprocessor:
         """From the model's `preprocessor_config.json`. Raises InvalidInput."""
+        config = read_json_object(folder / PROCESSOR_FILE, field="features.weights")
         try:
-            config = json.loads((folder / PROCESSOR_FILE).read_text())
             mean, std = (
                 torch.tensor(config[name], device=device).view(3, 1, 1) for name in ("image_mean", "image_std")
             )

@@ -8,7 +8,6 @@ Legend: K samples, n patches, D features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,11 +20,13 @@ from dipole_trainer.features import pooling
 from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.features.preprocessing import PROCESSOR_FILE, ImagePreprocessor
 from dipole_trainer.generators import activations
+from dipole_trainer.generators.loading import explain_loading_errors
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-from dipole_trainer.weights import local_weights
+from dipole_trainer.weights import base_models, local_weights
+from dipole_trainer.weights.json_files import read_json_object
 
-SAFETENSORS_PATTERN = "*.safetensors"
+SAFETENSORS_PATTERN = "model*.safetensors"
 TOKEN_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # of a layer's tokens (K, 1 + n, D), the class token first
     "patch_mean": lambda tokens: pooling.token_mean(tokens[:, 1:], 1)[:, None],
     "patch_std": lambda tokens: pooling.token_std(tokens[:, 1:], 1)[:, None],
@@ -88,12 +89,17 @@ def load_pretrained(
         field="features.weights",
         files=["config.json", PROCESSOR_FILE, files],
     )
-    kind = json.loads((folder / "config.json").read_text()).get("model_type")
+    kind = read_json_object(folder / "config.json", field="features.weights").get("model_type")
     if kind not in kinds:
         raise InvalidInput(f"features.weights: {folder} is a {kind}, not a {kinds[0]}", field="features.weights")
-    model, told = model_class.from_pretrained(
-        str(folder), local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
+    with explain_loading_errors(folder, field="features.weights"):
+        model, told = model_class.from_pretrained(
+            str(folder),
+            variant=base_models.find_variant(folder, "model") or None,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+        )
     if absent := [*told["missing_keys"], *told["mismatched_keys"]]:
         raise InvalidInput(
             f"features.weights: {folder} lacks {len(absent)} of the model's weights, such as {min(map(str, absent))}",

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -21,9 +22,9 @@ def read_weight_file(path: Path, *, field: str) -> dict[str, Tensor]:
     """A .safetensors file, or a PyTorch file of tensors by name, bare or under one of WRAPPER_KEYS. Raises
     InvalidInput.
     """
-    if path.suffix == ".safetensors":
-        return load_file(path)
     try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
         content: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError:
         raise InvalidInput(
@@ -31,7 +32,9 @@ def read_weight_file(path: Path, *, field: str) -> dict[str, Tensor]:
             "save its state_dict alone, best as .safetensors",
             field=field,
         ) from None
-    except (RuntimeError, EOFError, ValueError) as error:
+    except SafetensorError as error:
+        raise InvalidInput(f"{field}: {path.name} is not a whole safetensors file: {error}", field=field) from None
+    except (RuntimeError, EOFError, ValueError, LookupError) as error:
         raise InvalidInput(f"{field}: {path.name} is not a whole PyTorch file: {error}", field=field) from None
     for wrapper in WRAPPER_KEYS:
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -10,7 +10,7 @@ Legend: K candidates, c latent channels, h, w latent size, T tokens, D the width
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,9 +25,12 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
-from dipole.errors import InvalidInput
-from dipole_trainer.generators import activations, vae
+from dipole.errors import InvalidInput, NotFinite
+from dipole_trainer.generators import activations, prompt_limits, vae
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
+from dipole_trainer.generators.loading import load_pipeline
+from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
+from dipole_trainer.generators.prompt_limits import CutPrompts
 from dipole_trainer.generators.trainable import FullWeights, LoraAdapter, check_same_shapes
 from dipole_trainer.spec import GeneratorSpec
 
@@ -58,15 +61,23 @@ class OneStepGenerator:
     }  # fmt: skip
 
     def __init__(self, pipeline: Any, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu") -> None:
-        """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above."""
+        """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above.
+
+        Raises InvalidInput where it does not draw in one step. `schedule_change` says what was set so that it does.
+        """
         self.device, self.kind = torch.device(device), kind
-        self.pipeline, self.scheduler = pipeline, pipeline.scheduler
-        self.unet, self.vae = pipeline.unet, pipeline.vae
+        schedule = make_one_step_schedule(pipeline.scheduler)
+        pipeline.register_modules(scheduler=schedule.scheduler)
+        self.scheduler, self.schedule_change = schedule.scheduler, schedule.change
+        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        self._tokenizers = prompt_limits.bound_tokenizers(pipeline)
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.to(self.device).eval().requires_grad_(False)
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
-        self._dtype = DTYPES[spec.precision]
+        if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
+            self.vae.float()  # overflows in float16, as its config says
+        self.precision, self._dtype = spec.precision, DTYPES[spec.precision]
         self.side = _image_side(pipeline, spec.resolution)
         if spec.tune == "full":
             self._trained: LoraAdapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
@@ -82,16 +93,17 @@ class OneStepGenerator:
     def load(
         cls, folder: Path, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu"
     ) -> OneStepGenerator:
-        """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled."""
+        """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled.
+
+        Raises InvalidInput where it cannot be loaded, or its one step draws nothing.
+        """
         dtype = DTYPES[spec.precision]
-        pipeline = cls.pipeline_class.from_pretrained(
-            str(folder),
-            dtype={"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype},
-            local_files_only=True,
-            use_safetensors=True,
-            **cls.unused_parts,
-        )
-        return cls(pipeline, spec, kind=kind, device=device)
+        dtypes = {"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype}
+        pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts)
+        generator = cls(pipeline, spec, kind=kind, device=device)
+        noise = generator.draw_noise([0])
+        check_sample_is_no_noise(generator.draw_reference(noise, "a photograph"), noise)
+        return generator
 
     # ---- what is trained --------------------------------------------------------------------------------------------
 
@@ -160,6 +172,10 @@ class OneStepGenerator:
     def forget_prompts(self) -> None:
         """Free their embeddings."""
         self._prompt_cache.clear()
+
+    def find_cut_prompts(self, prompts: Iterable[str]) -> CutPrompts | None:
+        """Those of the prompts that a text encoder does not read to their end."""
+        return prompt_limits.find_cut_prompts(self._tokenizers, prompts)
 
     @torch.no_grad()
     def _encode_prompt(self, prompt: str) -> PromptEmbedding:
@@ -243,28 +259,57 @@ class OneStepGenerator:
     # ---- images -----------------------------------------------------------------------------------------------------
 
     def decode_pixels(self, x: Tensor) -> Tensor:
-        """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x."""
-        return vae.decode_latents(self.vae, x) / 2 + 0.5
+        """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x.
+
+        One with a number that is not finite is NaN all over: a clamp would make an infinite pixel a white one.
+        """
+        images = vae.decode_latents(self.vae, x) / 2 + 0.5
+        return torch.where(vae.finite_rows(images, x).view(-1, 1, 1, 1), images, torch.nan)
+
+    def decode_images(self, x: Tensor) -> NDArray[np.uint8]:
+        """Images, uint8 (K, H, W, 3) RGB. Raises NotFinite where one of them is not finite."""
+        images, flaws = self.decode_candidates(x)
+        if flaws:
+            raise NotFinite(self.describe_flaws(flaws, len(x)))
+        return images
 
     @torch.no_grad()
-    def decode_images(self, x: Tensor) -> NDArray[np.uint8]:
-        """Images, uint8 (K, H, W, 3) RGB. Raises FloatingPointError for latents that are not finite."""
-        if not torch.isfinite(x).all():
-            raise FloatingPointError(
-                "the generator made latents that are not finite: lower the learning rate or use bf16"
-            )
-        scaled = ((vae.decode_latents(self.vae, x) + 1) * 127.5).round().clamp(0, 255)
-        return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy())
+    def decode_candidates(self, x: Tensor) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Images, uint8 (K, H, W, 3) RGB, and by row why there is none of it: it is black then."""
+        decoded = vae.decode_latents(self.vae, x)
+        sound, drawn = vae.finite_rows(decoded, x), vae.finite_rows(x)
+        flaws = {
+            row: f"not_finite: {f'pixels of {self._vae_name()}' if drawn[row] else f'latents in {self.precision}'}"
+            for row in (~sound).nonzero()[:, 0].tolist()
+        }
+        scaled = ((torch.where(sound.view(-1, 1, 1, 1), decoded, -1.0) + 1) * 127.5).round().clamp(0, 255)
+        return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()), flaws
+
+    def describe_flaws(self, flaws: Mapping[int, str], count: int) -> str:
+        """What `decode_candidates` says of `count` latents, and what to do about it, in a sentence."""
+        (first, *_) = flaws.values()
+        return (
+            f"{len(flaws)} of {count} images are not finite, {first.partition(': ')[2]} (precision {self.precision}, "
+            f"{self._vae_name()}): use precision bf16 or fp32, or lower optimizer.lr if it happens while training"
+        )
+
+    def _vae_name(self) -> str:
+        return f"the VAE {type(self.vae).__name__} in {str(self.vae.dtype).removeprefix('torch.')}"
 
     @torch.no_grad()
     def encode_images(self, images: NDArray[np.uint8] | Sequence[NDArray[np.uint8]]) -> Tensor:
         """Latents (n, c, h, w) of images (H, W, 3); those of another size are cut to their central square and resized.
 
-        The mode of the VAE's Gaussian, not a draw: the same image always has the same latents.
+        The mode of the VAE's Gaussian, not a draw: the same image always has the same latents. Raises NotFinite.
         """
         fitted = np.stack([vae.fit_to_square(image, self.side) for image in images])
         values = torch.from_numpy(fitted).to(self.device).permute(0, 3, 1, 2).float() / 127.5 - 1
-        return vae.encode_to_latents(self.vae, values.contiguous(memory_format=torch.channels_last))
+        latents = vae.encode_to_latents(self.vae, values.contiguous(memory_format=torch.channels_last))
+        if not vae.finite_rows(latents).all():
+            raise NotFinite(
+                f"{self._vae_name()} encodes an image as latents that are not finite: use precision bf16 or fp32"
+            )
+        return latents
 
 
 def _image_side(pipeline: Any, resolution: int | None) -> int:
@@ -272,7 +317,13 @@ def _image_side(pipeline: Any, resolution: int | None) -> int:
     factor: int = pipeline.vae_scale_factor
     if resolution is None:
         own = pipeline.unet.config.sample_size
-        return factor * int(own if isinstance(own, int) else min(own))
+        try:
+            return factor * int(own if isinstance(own, int) else min(own))
+        except (TypeError, ValueError):
+            raise InvalidInput(
+                f"resolution: this model's U-Net does not say the size it draws (sample_size is {own!r}): give one",
+                field="resolution",
+            ) from None
     if resolution % factor:
         raise InvalidInput(f"resolution {resolution} is no multiple of this model's {factor}", field="resolution")
     return resolution

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from dipole.errors import InvalidInput
@@ -18,7 +17,7 @@ def find_pipeline(spec: GeneratorSpec, models_dir: Path) -> tuple[Path, Pipeline
     located = base_models.locate_pipeline(spec.model, models_dir, spec.revision)
     if located in base_models.BUILT_IN_MODELS:
         return TINY_TURBO, "tiny"
-    name = json.loads((Path(located) / "model_index.json").read_text()).get("_class_name")
-    if name not in PIPELINE_KINDS:
+    name = base_models.read_pipeline_index(Path(located)).get("_class_name")
+    if not isinstance(name, str) or name not in PIPELINE_KINDS:
         raise InvalidInput(f"{spec.model} is a {name}: {' and '.join(PIPELINE_KINDS)} can be trained", field="model")
     return Path(located), PIPELINE_KINDS[name]

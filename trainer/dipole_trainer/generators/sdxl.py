@@ -1,4 +1,4 @@
-"""SDXL's differences: two text encoders with a pooled embedding, the image's size as a condition, a VAE for float32."""
+"""SDXL's differences: two text encoders with a pooled embedding, the image's size as a condition."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Any, ClassVar
 import torch
 from diffusers import StableDiffusionXLPipeline
 
-from dipole_trainer.generators.one_step import OneStepGenerator, PipelineKind, PromptEmbedding
-from dipole_trainer.spec import GeneratorSpec
+from dipole_trainer.generators.one_step import OneStepGenerator, PromptEmbedding
 
 
 class SdxlGenerator(OneStepGenerator):
@@ -19,11 +18,6 @@ class SdxlGenerator(OneStepGenerator):
         "image_encoder": None,
         "add_watermarker": False,
     }
-
-    def __init__(self, pipeline: Any, spec: GeneratorSpec, *, kind: PipelineKind = "sdxl", device: str = "cpu") -> None:
-        super().__init__(pipeline, spec, kind=kind, device=device)
-        if self.vae.dtype == torch.float16 and self.vae.config.force_upcast:
-            self.vae.float()  # overflows in float16, as its config says
 
     def webui_metadata(self) -> dict[str, str]:
         return {"ss_base_model_version": "sdxl_base_v1-0"}

@@ -23,8 +23,15 @@ def decode_latents(vae: Any, x: Tensor) -> Tensor:
 
 def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
     """Latents (K, c, h, w) in float32 of images (K, 3, H, W) from -1 to 1: the mode of the VAE's Gaussian."""
-    mode = vae.encode(images.to(vae.dtype)).latent_dist.mode()
+    encoded = vae.encode(images.to(vae.dtype))
+    # AutoencoderTiny's have no distribution
+    mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     return _scale_for_unet(vae.config, mode.float())
+
+
+def finite_rows(*parts: Tensor) -> Tensor:
+    """Of tensors (K, …), which rows have finite numbers alone in all of them: (K,), bool."""
+    return torch.stack([each.flatten(1).isfinite().all(1) for each in parts]).all(0)
 
 
 def _scale_for_vae(config: Any, x: Tensor) -> Tensor:
@@ -41,9 +48,9 @@ def _scale_for_unet(config: Any, z: Tensor) -> Tensor:
 
 def _latent_statistics(config: Any, like: Tensor) -> tuple[Tensor | float, Tensor | float]:
     """The VAE's `latents_mean` and `latents_std` as (1, c, 1, 1) where it has both, else its shift and 1."""
-    values = (config.latents_mean, config.latents_std)
+    values = (config.get("latents_mean"), config.get("latents_std"))
     if None in values:
-        return config.shift_factor or 0.0, 1.0
+        return config.get("shift_factor") or 0.0, 1.0
     mean, std = (torch.tensor(value).view(1, -1, 1, 1).to(like) for value in values)
     return mean, std
 

@@ -103,8 +103,10 @@ class CeleryRanker:
     def submit(self, group: CandidateGroup) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
         now = time.monotonic()
+        if not self._in_flight.add_group(group, now):
+            return
+        group = group.without_flaws()
         reference = CandidateStore.reference_of(group.images)
-        self._in_flight.add_group(group, now)
         self._stored_references[group.id] = reference
         self._refresh_run(now)
         stored = self._if_redis_answers(lambda: self._store.put(reference, group.images))
@@ -284,7 +286,7 @@ class CeleryRanker:
 
     def _delete_images(self, group_ids: Sequence[str]) -> None:
         """Free the images of groups that nobody waits for; should another group have the same, they are sent again."""
-        gone = [self._stored_references.pop(group_id) for group_id in group_ids]
+        gone = [self._stored_references.pop(each) for each in group_ids if each in self._stored_references]
         self._if_redis_answers(
             lambda: self._store.delete(
                 [reference for reference in gone if reference not in self._stored_references.values()]

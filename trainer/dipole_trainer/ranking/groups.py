@@ -6,7 +6,7 @@ The loop knows a Ranker and nothing of queues; `ranking` implements one over Cel
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -19,7 +19,8 @@ class CandidateGroup:
     """K candidates of one prompt, on their way to the rewards.
 
     `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
-    `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise.
+    `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise. `flaws` says of candidates that have no
+    image why, by row: rewards are asked for the others, and these get no score.
     """
 
     id: str
@@ -28,6 +29,14 @@ class CandidateGroup:
     metadata: Mapping[str, JsonValue] | None
     images: NDArray[np.uint8]
     seeds: Sequence[int]
+    flaws: Mapping[int, str] = field(default_factory=dict)
+
+    def without_flaws(self) -> CandidateGroup:
+        """The candidates that have an image."""
+        if not self.flaws:
+            return self
+        rows = [row for row in range(len(self.images)) if row not in self.flaws]
+        return replace(self, images=self.images[rows], seeds=[self.seeds[row] for row in rows], flaws={})
 
 
 @dataclass(frozen=True)
@@ -49,6 +58,32 @@ class RewardResult:
     recipe_version: str = ""
     seconds: float = 0.0
 
+    def with_flaws(self, flaws: Mapping[int, str]) -> RewardResult:
+        """The answer for a group `without_flaws` as one for the whole: null, with its reason, where a flaw is."""
+        if not flaws:
+            return self
+        rows = [row for row in range(len(self.scores) + len(flaws)) if row not in flaws]
+
+        def spread(values: Sequence[float | None]) -> tuple[float | None, ...]:
+            placed = dict(zip(rows, values, strict=True))
+            return tuple(placed.get(row) for row in range(len(rows) + len(flaws)))
+
+        return replace(
+            self,
+            scores=spread(self.scores),
+            sub_scores={name: spread(values) for name, values in self.sub_scores.items()},
+            errors={**{rows[row]: why for row, why in self.errors.items()}, **flaws},
+        )
+
+    def of_rows(self, rows: Sequence[int]) -> RewardResult:
+        """The answer for some of the candidates."""
+        return replace(
+            self,
+            scores=tuple(self.scores[row] for row in rows),
+            sub_scores={name: tuple(values[row] for row in rows) for name, values in self.sub_scores.items()},
+            errors={place: self.errors[row] for place, row in enumerate(rows) if row in self.errors},
+        )
+
 
 @dataclass(frozen=True)
 class RankedGroup:
@@ -56,6 +91,10 @@ class RankedGroup:
 
     group_id: str
     results: Mapping[str, RewardResult]
+
+    def of_rows(self, rows: Sequence[int]) -> RankedGroup:
+        """The answers for some of the candidates."""
+        return replace(self, results={name: result.of_rows(rows) for name, result in self.results.items()})
 
 
 class Ranker(Protocol):

@@ -6,7 +6,8 @@ Both rankers keep their books here, so a policy means the same in a test and ove
 - a required one that fails for good, or is past its deadline, raises RewardUnavailable;
 - an answer that came but scores too few candidates is a failure of that group alone, also of a required reward: a
   resumed job would get the same answer.
-Deadlines count from the group's submission. The first answer wins; later ones, and answers of forgotten groups, are
+A candidate without an image is a null with its reason, and a group that has no other a failure of its own: no reward is
+asked, and none is to blame. Deadlines count from the group's submission. The first answer wins; later ones, and answers of forgotten groups, are
 ignored.
 """
 
@@ -72,10 +73,16 @@ class GroupsInFlight:
         self._open_groups: dict[str, _OpenGroup] = {}
         self._finished: deque[RankedGroup] = deque()
 
-    def add_group(self, group: CandidateGroup, now: float) -> None:
+    def add_group(self, group: CandidateGroup, now: float) -> bool:
+        """Whether rewards are to be asked for it."""
         if group.id in self._open_groups:
             raise ValueError(f"group {group.id} is in flight already")
         self._open_groups[group.id] = _OpenGroup(group, now)
+        if len(group.flaws) < len(group.images):
+            return True
+        for reward in self.specs:
+            self.put_result(group.id, reward, failed_result(0, next(iter(group.flaws.values()))))
+        return False
 
     def waiting_group(self, group_id: str, reward: str) -> CandidateGroup | None:
         """The group, while it still waits for this reward."""
@@ -83,7 +90,7 @@ class GroupsInFlight:
         return None if entry is None or reward in entry.results or reward not in self.specs else entry.group
 
     def put_result(self, group_id: str, reward: str, result: RewardResult) -> bool:
-        """Take an answer; False when it is a duplicate or of a group that nobody waits for.
+        """Take an answer for the group `without_flaws`; False when it is a duplicate or of a group that nobody waits for.
 
         Raises RewardUnavailable when a required reward failed and not by this group's scores alone.
         """
@@ -93,7 +100,7 @@ class GroupsInFlight:
         code = (result.failure or "").partition(":")[0]
         if result.failure is not None and self.specs[reward].required and code not in GROUP_FAILURES:
             raise RewardUnavailable(f"reward {reward}: {result.failure}", reward=reward, code=code)
-        entry.results[reward] = result
+        entry.results[reward] = result = result.with_flaws(entry.group.flaws)
         if result.failure is None and self._on_ranked is not None:
             self._on_ranked(entry.group, reward, result)
         if len(entry.results) == len(self.specs):
@@ -110,9 +117,8 @@ class GroupsInFlight:
             last = (reasons or {}).get((group_id, reward))
             why = f"timeout: no ranking within {self.specs[reward].timeout_s:g} s" + (f" ({last})" if last else "")
             entry = self._open_groups[group_id]
-            self.put_result(
-                group_id, reward, failed_result(len(entry.group.images), why, seconds=now - entry.submitted)
-            )
+            asked = len(entry.group.images) - len(entry.group.flaws)
+            self.put_result(group_id, reward, failed_result(asked, why, seconds=now - entry.submitted))
 
     def deadlines(self) -> Iterator[tuple[str, str, float]]:
         """(group id, reward, when) of every answer still missing."""

@@ -53,9 +53,10 @@ class InProcessRanker:
         self._run = 0  # answers of cancelled runs carry an older number
 
     def submit(self, group: CandidateGroup) -> None:
-        self._in_flight.add_group(group, time.monotonic())
+        if not self._in_flight.add_group(group, time.monotonic()):
+            return
         for name in self._in_flight.specs:
-            self._pool.submit(self._score_group, self._run, group, name)
+            self._pool.submit(self._score_group, self._run, group.without_flaws(), name)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         until = time.monotonic() + timeout_s

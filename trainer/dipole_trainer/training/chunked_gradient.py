@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 
@@ -38,11 +39,11 @@ class OutputGradients:
         return torch.stack(parts).any(0).nonzero()[:, 0].tolist() if parts else []
 
     def largest_magnitude(self) -> float:
-        """Of their magnitudes. Raises FloatingPointError when one is not finite."""
+        """Of their magnitudes. Raises NotFinite when one is not finite."""
         largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
         found = torch.stack(largest).max().item() if largest else 0.0
         if not math.isfinite(found):
-            raise FloatingPointError(
+            raise NotFinite(
                 "the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32"
             )
         return found
@@ -64,11 +65,13 @@ class LossScale:
 def output_gradients(
     loss: Callable[[RankedSamples], MethodLoss], group: RankedSamples
 ) -> tuple[MethodLoss, OutputGradients]:
-    """Evaluate the loss on leaves in place of x and φ, and differentiate it there."""
+    """Evaluate the loss on leaves in place of x and φ, and differentiate it there. Raises NotFinite."""
     x = group.x.detach().requires_grad_()
     phi = {key: value.detach().requires_grad_() for key, value in group.phi.items()}
     found = loss(replace(group, x=x, phi=phi))
     wanted = [x, *phi.values()]
+    if not math.isfinite(found.total.item()):
+        raise NotFinite("the loss is not finite: lower optimizer.lr, or use precision bf16 or fp32")
     in_x, *in_phi = torch.autograd.grad(found.total, wanted, allow_unused=True)
     by_key = {key: value for key, value in zip(phi, in_phi, strict=True) if value is not None}
     return replace(found, total=found.total.detach()), OutputGradients(in_x, by_key)
@@ -87,7 +90,7 @@ def parameter_gradient(
 
     `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` is given where
     they run in float16: cotangents are then scaled by a power of two on their way back, so that the largest is near its
-    headroom, and by less when that overflows. Raises FloatingPointError when the loss's gradient is not finite, or in
+    headroom, and by less when that overflows. Raises NotFinite when the loss's gradient is not finite, or in
     float16 the weights'.
     """
     largest, rows = outputs.largest_magnitude(), outputs.nonzero_rows()
@@ -102,7 +105,7 @@ def parameter_gradient(
             half.grow_after_success()
             return [each.mul_(scale / up) for each in total]
         half.halve_after_overflow()
-    raise FloatingPointError("the gradient is not finite in fp16: use bf16 or fp32, or lower optimizer.lr")
+    raise NotFinite("the gradient is not finite in fp16: use bf16 or fp32, or lower optimizer.lr")
 
 
 def _backward(

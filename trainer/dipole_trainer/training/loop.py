@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole.errors import NothingToLearn, RewardUnavailable
+from dipole.errors import NotFinite, NothingToLearn, RewardUnavailable
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
@@ -239,7 +239,7 @@ class Trainer:
                 parameter.grad = gradient
             norm = torch.nn.utils.clip_grad_norm_(parameters, self.spec.optimizer.max_grad_norm)
             if not norm.isfinite():
-                raise FloatingPointError("the gradient is not finite: lower optimizer.lr, or use bf16 or fp32")
+                raise NotFinite("the gradient is not finite: lower optimizer.lr, or use bf16 or fp32")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
         self.finished_steps += 1
@@ -310,7 +310,7 @@ class Trainer:
         if self.saved_step == self.finished_steps or not self.processes.is_main:
             return
         if not all(bool(parameter.isfinite().all()) for parameter in self.generator.parameters()):
-            raise FloatingPointError("the last update made weights that are not finite: lower optimizer.lr")
+            raise NotFinite("the last update made weights that are not finite: lower optimizer.lr")
         known = ("model", "revision", "precision", "resolution")
         state = {
             **{name: getattr(self.spec, name) for name in known},

@@ -10,19 +10,24 @@ The API checks a name (`check_model_name`): the weights may lie on the worker's 
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.json_files import read_json_object
+from dipole_trainer.weights.names import is_folder_name
 
 BUILT_IN_MODELS = ("tiny-turbo",)
 PUBLISHED_MODELS = {"sd-turbo": "stabilityai/sd-turbo", "sdxl-turbo": "stabilityai/sdxl-turbo"}
+PUBLISHED_SIDES = {name: 512 for name in (*PUBLISHED_MODELS, *PUBLISHED_MODELS.values())}
+BUILT_IN_FOLDER = Path(__file__).parents[1] / "tiny_turbo"
 # parts of a pipeline that no generator loads
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
+PREFERRED_VARIANTS = ("fp16", "bf16", "fp32")  # before others, such as `ema`
+INDEX_FILE = "model_index.json"
 _NAME_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
-_MODEL_NAME = re.compile(_NAME_PART)
 _HUB_ID = re.compile(f"{_NAME_PART}/{_NAME_PART}")
 
 
@@ -37,7 +42,7 @@ def check_model_name(name: str, models_dir: Path) -> None:
     """Raise InvalidInput unless a job may give this name; weights of known names and hub ids are not looked for."""
     if name in BUILT_IN_MODELS or name in PUBLISHED_MODELS or _HUB_ID.fullmatch(name):
         return
-    if not _MODEL_NAME.fullmatch(name) or not _is_pipeline(models_dir / name):
+    if not is_folder_name(name) or not _is_pipeline(models_dir / name):
         raise InvalidInput(
             f"unknown model {name!r}: known are {', '.join(available_models(models_dir))} "
             "(folders under DIPOLE_MODELS_DIR), "
@@ -59,28 +64,69 @@ def locate_pipeline(name: str, models_dir: Path, revision: str | None = None) ->
             raise InvalidInput(f"revision: {name} is built in and has none; leave it out", field="revision")
         return name
     repository = PUBLISHED_MODELS.get(name, name)
-    index = ["model_index.json"]
-    folder = local_weights.locate_weights(repository, models_dir, revision=revision, field="model", files=index)
-    parts = [*index, *_pipeline_files(json.loads((folder / "model_index.json").read_text()))]
+    folder = local_weights.locate_weights(repository, models_dir, revision=revision, field="model", files=[INDEX_FILE])
+    parts = [INDEX_FILE, *_pipeline_files(folder, read_pipeline_index(folder))]
     return str(local_weights.locate_weights(repository, models_dir, revision=revision, field="model", files=parts))
 
 
-def _pipeline_files(index: dict[str, object]) -> Iterator[str]:
-    """Files that a pipeline's model_index.json asks for, as patterns of `locate_weights`."""
+def read_pipeline_index(folder: Path) -> dict[str, Any]:
+    """A pipeline's model_index.json. Raises InvalidInput."""
+    return read_json_object(folder / INDEX_FILE, field="model")
+
+
+def weighted_parts(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str], str]]:
+    """Of each part that has weights: its name, the library and class that the index names, how its files begin."""
+    for name, (library, kind) in _used_parts(index):
+        if name != "scheduler" and not name.startswith("tokenizer"):
+            yield name, (library, kind), "diffusion_pytorch_model" if library == "diffusers" else "model"
+
+
+def find_variant(folder: Path, stem: str) -> str | None:
+    """Which variant of its weights a part's folder has: `fp16` of `model.fp16.safetensors`, "" of plain ones, which
+    come first; None where there are no safetensors.
+    """
+    pattern = re.compile(rf"{stem}(?:\.(\w+))?\.safetensors|{stem}\.safetensors\.index(?:\.(\w+))?\.json")
+    names = sorted(path.name for path in folder.glob(f"{stem}.*") if path.is_file())
+    found = [match[1] or match[2] or "" for name in names if (match := pattern.fullmatch(name))]
+    return next((each for each in ("", *PREFERRED_VARIANTS) if each in found), found[0] if found else None)
+
+
+def image_side(name: str, models_dir: Path) -> int | None:
+    """The side of a model's own images in pixels, where its folder lies here and says so. Needs no hub and no torch."""
+    folder = BUILT_IN_FOLDER if name in BUILT_IN_MODELS else models_dir / name.rpartition("/")[2]
+    try:
+        size = read_json_object(folder / "unet/config.json", field="model")["sample_size"]
+        levels = len(read_json_object(folder / "vae/config.json", field="model")["block_out_channels"])
+        return int(size) * 2 ** (levels - 1)
+    except (InvalidInput, LookupError, TypeError, ValueError):
+        return PUBLISHED_SIDES.get(name)
+
+
+def _used_parts(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str]]]:
+    """The parts that are loaded, with the library and class that the index names. Raises InvalidInput."""
     for name, value in index.items():
-        if name.startswith("_") or name in UNUSED_PARTS or not isinstance(value, list) or value[-1] is None:
+        if name.startswith("_") or name in UNUSED_PARTS or not isinstance(value, list) or value[-1:] == [None]:
             continue
+        if len(value) != 2 or not all(isinstance(each, str) for each in value) or not is_folder_name(name):
+            raise InvalidInput(f"model: {INDEX_FILE} names no library and class for {name!r}", field="model")
+        yield name, (value[0], value[1])
+
+
+def _pipeline_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
+    """Files that a pipeline's model_index.json asks for, as patterns of `locate_weights`."""
+    for name, _ in _used_parts(index):
         if name == "scheduler":
             yield f"{name}/scheduler_config.json"
         elif name.startswith("tokenizer"):
             yield f"{name}/tokenizer_config.json"
             yield f"{name}/tokenizer.json|{name}/vocab.json"
-        else:
-            weight = "diffusion_pytorch_model" if value[0] == "diffusers" else "model"
-            yield f"{name}/config.json"
-            yield f"{name}/{weight}.safetensors|{name}/{weight}.safetensors.index.json"
-            yield f"{name}/{weight}.safetensors|{name}/{weight}-*.safetensors"
+    for name, _, stem in weighted_parts(index):
+        variant = find_variant(folder / name, stem)
+        ending = f".{variant}" if variant else ""
+        yield f"{name}/config.json"
+        yield f"{name}/{stem}{ending}.safetensors|{name}/{stem}.safetensors.index{ending}.json"
+        yield f"{name}/{stem}{ending}.safetensors|{name}/{stem}{ending}-*.safetensors"
 
 
 def _is_pipeline(path: Path) -> bool:
-    return _MODEL_NAME.fullmatch(path.name) is not None and (path / "model_index.json").is_file()
+    return is_folder_name(path.name) and (path / INDEX_FILE).is_file()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -16,10 +17,12 @@ from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.names import is_folder_name
 from dipole_trainer.weights.safetensors_header import METADATA, read_header
 
 _NAME_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
-_WEIGHTS_NAME = re.compile(rf"(?:{_NAME_PART}/)?{_NAME_PART}")
+_HUB_ID = re.compile(rf"{_NAME_PART}/{_NAME_PART}")
+_SHOWN_FILES = 5
 _REVISION = re.compile(r"[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 # What its authors publish on ModelScope alone, and the file of it.
@@ -47,7 +50,8 @@ def locate_weights(name: str, models_dir: Path, *, revision: str | None, field: 
     _check_commit(found, name, revision, field)
     if (flaw := _describe_flaw(found, files)) is not None:
         raise InvalidInput(f"{field}: {name!r} at {found} is not complete: {flaw}; {fetch}", field=field)
-    return found.resolve() if found == own else found
+    # absolute: the loaders take a relative path for a hub id. Not resolved: a link may lead to a name without suffix
+    return found.absolute()
 
 
 def matching_files(found: Path, pattern: str) -> list[Path]:
@@ -58,7 +62,7 @@ def matching_files(found: Path, pattern: str) -> list[Path]:
 
 
 def _check_name(name: str, revision: str | None, field: str) -> None:
-    if not _WEIGHTS_NAME.fullmatch(name):
+    if not _HUB_ID.fullmatch(name) and not is_folder_name(name):
         raise InvalidInput(
             f"{field}: {name!r} is neither a name under DIPOLE_MODELS_DIR nor a hub id org/name", field=field
         )
@@ -100,13 +104,13 @@ def _check_commit(found: Path, name: str, revision: str | None, field: str) -> N
 
 
 def _download_command(name: str, models_dir: Path, revision: str | None) -> str:
-    folder = models_dir / name.rpartition("/")[2]
+    quoted = shlex.quote(str(models_dir / name.rpartition("/")[2]))
     if "/" not in name:
         return "put it there, or name a hub id org/name"
     if name in MODELSCOPE_FILES:
-        return f"fetch it with `modelscope download --model {name} {MODELSCOPE_FILES[name]} --local_dir {folder}`"
+        return f"fetch it with `modelscope download --model {name} {MODELSCOPE_FILES[name]} --local_dir {quoted}`"
     pinned = f" --revision {revision}" if revision else ""
-    return f"fetch it with `hf download {name}{pinned} --local-dir {folder}`"
+    return f"fetch it with `hf download {name}{pinned} --local-dir {quoted}`"
 
 
 def _describe_flaw(found: Path, files: Sequence[str]) -> str | None:
@@ -116,24 +120,41 @@ def _describe_flaw(found: Path, files: Sequence[str]) -> str | None:
     for pattern in files:
         matched = matching_files(found, pattern)
         if not matched:
-            return f"{pattern.replace('|', ' or ')} is missing"
+            return f"{pattern.replace('|', ' or ')} is missing{_describe_seen_files(found, pattern)}"
         flaws = [*_missing_shards(matched), *(flaw for path in matched if (flaw := _describe_broken_file(path)))]
         if flaws:
             return flaws[0]
     return None
 
 
+def _describe_seen_files(found: Path, pattern: str) -> str:
+    """What lies where a file was looked for: weights under another name or in another format, a link to nothing."""
+    folder = (found / pattern.partition("|")[0]).parent if found.is_dir() else found
+    if not folder.is_dir():
+        return f", {found.name} is a file" if found.is_file() else f", there is no folder {folder.name}"
+    names = sorted(path.name + ("" if path.exists() else ", a link to nothing") for path in folder.iterdir())
+    shown = ", ".join(names[:_SHOWN_FILES]) + (", …" if len(names) > _SHOWN_FILES else "")
+    pickled = any(name.endswith((".bin", ".ckpt", ".pt", ".pth")) for name in names)
+    advice = ": pickled weights could run anything and are not read, save them as safetensors" if pickled else ""
+    return f" (in {folder.name} there is {shown or 'nothing'}{advice})"
+
+
 def _missing_shards(matched: Sequence[Path]) -> Iterator[str]:
-    """Shards that an index beside these files lists. Where the whole file is there too, loaders take that one."""
-    folders = {path.parent for path in matched if path.suffix == ".safetensors"}
-    for index in sorted(index for folder in folders for index in folder.glob("*.safetensors.index.json")):
-        if not (index.parent / index.name.removesuffix(".index.json")).is_file():
+    """Shards that an index beside these files lists, of the same variant. Where the whole file is there too, loaders
+    take that one.
+    """
+    shards = {path for path in matched if path.suffix == ".safetensors"}
+    for index in sorted({index for path in shards for index in path.parent.glob("*.safetensors.index*.json")}):
+        whole, _, variant = index.name.removesuffix(".json").partition(".safetensors.index")
+        parts = {path for path in shards if path.parent == index.parent and path.name.startswith(whole + variant)}
+        if parts and not (index.parent / f"{whole}{variant}.safetensors").is_file():
             try:
-                shards = set(json.loads(index.read_text())["weight_map"].values())
-            except (ValueError, LookupError, TypeError, AttributeError):
+                listed = set(json.loads(index.read_bytes())["weight_map"].values())
+                missing = sorted(shard for shard in listed if not (index.parent / shard).is_file())
+            except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
                 yield f"{index.name} is not an index of shards"
             else:
-                yield from (f"{shard} is missing" for shard in sorted(shards) if not (index.parent / shard).is_file())
+                yield from (f"{shard} is missing" for shard in missing)
 
 
 def _describe_broken_file(path: Path) -> str | None:
@@ -145,7 +166,7 @@ def _describe_broken_file(path: Path) -> str | None:
         return None if path.stat().st_size else f"{path.name} is empty"
     try:
         expected = _safetensors_size(path)
-    except (ValueError, LookupError, TypeError, AttributeError):
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
         return f"{path.name} is not a safetensors file"
     size = path.stat().st_size
     return None if size == expected else f"{path.name} has {size} of {expected} bytes"

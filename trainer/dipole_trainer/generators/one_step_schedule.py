@@ -1,0 +1,79 @@
+"""A scheduler's single step: from the last timestep, where there is nothing but noise, to the image.
+
+Not every configuration begins there. `leading` and `linspace` spacing, which many pipelines have and Euler's default is,
+put a single step at timestep 0 or 1, where the U-Net has next to no noise to remove: the noise would come out again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional
+
+from dipole.errors import InvalidInput
+
+MIN_SHARE_OF_LAST = 0.95  # LCM's own schedule may end a few timesteps short of the last
+MAX_LIKENESS_TO_NOISE = 0.999  # cosine; even a network with random weights leaves less of its noise
+
+
+@dataclass(frozen=True)
+class OneStepSchedule:
+    """A scheduler whose single step begins at the last timestep; `change` says what was changed for that, if anything.
+    """
+
+    scheduler: Any
+    change: str | None = None
+
+
+def make_one_step_schedule(scheduler: Any) -> OneStepSchedule:
+    """The scheduler as it is, or with trailing spacing where only that makes its single step begin at the last
+    timestep. Raises InvalidInput where nothing does.
+    """
+    found = _single_step(scheduler)
+    if _begins_at_last(scheduler, found):
+        return OneStepSchedule(scheduler)
+    spacing = scheduler.config.get("timestep_spacing")
+    if spacing is not None:
+        trailing = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")
+        if _begins_at_last(trailing, _single_step(trailing)):
+            return OneStepSchedule(
+                trailing,
+                f"the model's scheduler ({type(scheduler).__name__}, timestep_spacing {spacing!r}) begins a single "
+                f"step at timestep {_timestep_names(found)}, where there is hardly any noise: "
+                "it is used with timestep_spacing 'trailing'",
+            )
+    raise InvalidInput(
+        f"model: one step of its scheduler, {type(scheduler).__name__}, is timestep {_timestep_names(found)} and not "
+        f"the last, {scheduler.config.num_train_timesteps - 1}: give it the scheduler of a one-step model, such as "
+        "EulerDiscreteScheduler with timestep_spacing 'trailing'",
+        field="model",
+    )
+
+
+def check_sample_is_no_noise(sample: Tensor, noise: Tensor) -> None:
+    """Raise InvalidInput where a sample (1, c, h, w) is, up to its size, the noise that it was made from."""
+    likeness = functional.cosine_similarity(sample.flatten().float(), noise.flatten().float(), dim=0).abs().item()
+    if likeness > MAX_LIKENESS_TO_NOISE:
+        raise InvalidInput(
+            "model: one step gives back the noise that it began with: this pipeline does not draw in one step",
+            field="model",
+        )
+
+
+def _single_step(scheduler: Any) -> list[float]:
+    """The timesteps of one step: several where the scheduler makes more of it, none where its spacing is unknown."""
+    try:
+        scheduler.set_timesteps(1)
+    except ValueError:
+        return []
+    return [float(timestep) for timestep in scheduler.timesteps]
+
+
+def _begins_at_last(scheduler: Any, timesteps: list[float]) -> bool:
+    return len(timesteps) == 1 and timesteps[0] >= MIN_SHARE_OF_LAST * (scheduler.config.num_train_timesteps - 1)
+
+
+def _timestep_names(timesteps: list[float]) -> str:
+    return ", ".join(f"{timestep:g}" for timestep in timesteps) or "none"

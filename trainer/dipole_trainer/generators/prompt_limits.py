@@ -1,0 +1,63 @@
+"""Prompts that a pipeline's text encoders do not read to their end: each reads so many tokens, CLIP's 77.
+
+Rewards are given the whole text, so that a longer prompt's candidates are judged by what the model was never told.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+TOKENIZED_TOGETHER = 1024
+_SPECIAL_TOKENS = 2  # begin and end
+
+
+@dataclass(frozen=True)
+class CutPrompts:
+    """`count` of the prompts are longer than `limit` tokens; of the `example`, `unread` is what the model never sees."""
+
+    count: int
+    limit: int
+    example: str
+    unread: str
+
+
+def bound_tokenizers(pipeline: Any) -> list[Any]:
+    """The pipeline's tokenizers, none of which gives more tokens than its encoder has places for.
+
+    A tokenizer's folder may name no length, or one of another encoder.
+    """
+    found = []
+    for ending in ("", "_2"):
+        tokenizer = getattr(pipeline, f"tokenizer{ending}", None)
+        encoder = getattr(pipeline, f"text_encoder{ending}", None)
+        if tokenizer is not None and encoder is not None:
+            places = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
+            tokenizer.model_max_length = min(tokenizer.model_max_length, places)
+            found.append(tokenizer)
+    return found
+
+
+def find_cut_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> CutPrompts | None:
+    """Those of which any of the tokenizers drops the end; None where all are read whole."""
+    distinct, cut, limits = list(dict.fromkeys(prompts)), set[str](), []
+    first: tuple[str, str] | None = None
+    for tokenizer in tokenizers:
+        limit = tokenizer.model_max_length
+        for prompt, tokens in _tokenize_long(tokenizer, distinct, limit):
+            cut.add(prompt)
+            limits.append(limit)
+            first = first or (prompt, tokenizer.decode(tokens[limit - 1 : -1]).strip())
+    return CutPrompts(len(cut), min(limits), *first) if first else None
+
+
+def _tokenize_long(tokenizer: Any, prompts: Sequence[str], limit: int) -> Iterable[tuple[str, list[int]]]:
+    """Prompts of more than `limit` tokens, with their tokens. A byte makes one token at most, which spares most prompts
+    the tokenizer.
+    """
+    long = [each for each in prompts if len(each) > limit - _SPECIAL_TOKENS or not each.isascii()]
+    for begin in range(0, len(long), TOKENIZED_TOGETHER):
+        some = long[begin : begin + TOKENIZED_TOGETHER]
+        found = tokenizer(some, truncation=False, padding=False, verbose=False)["input_ids"]
+        yield from ((prompt, tokens) for prompt, tokens in zip(some, found, strict=True) if len(tokens) > limit)
