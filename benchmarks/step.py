@@ -179,7 +179,7 @@ class Ours:
         with stages.of("draw"):
             drawn = self.rollout.sample_group(0, 0, PROMPT)
         with stages.of("decode for the reward"):
-            self.rollout.decode_images(drawn.ranked_latents)
+            self.rollout.decode_candidates(drawn.ranked_latents)[0]
         with stages.of("reference and features"):
             self.rollout.prepare_features(drawn)
         with stages.of("backward"):

@@ -41,6 +41,11 @@ class PlatformSettings(BaseSettings):
         default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples."
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
+    candidates_max_gib: float = Field(
+        default=3.0,
+        gt=0,
+        description="Most GiB of a job's candidates in flight; Redis needs as much, and so does the trainer.",
+    )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"], description="Hosts a reward URL may name, comma-separated; `*.` allowed."
     )

@@ -443,6 +443,22 @@ class TrainSpec(GeneratorSpec):
                     field=field,
                 )
 
+    def check_window(self, side: int, limit_gib: float) -> None:
+        """Raises InvalidInput where the candidates in flight, of images of this side, take more than `limit_gib`."""
+        windows, gib = self.max_staleness + 1, 2**30
+        # noise and sample are 4 float32 for each square of 8×8 pixels; an offline job sends no images
+        each = side**2 // 2 + (0 if self.is_offline else 3 * side**2)
+        window = self.prompts_per_step * self.candidates * each
+        if windows * window > limit_gib * gib:
+            field = "max_staleness" if window <= limit_gib * gib else "prompts_per_step"
+            raise InvalidInput(
+                f"{field}: {windows} windows (max_staleness + 1) × {self.prompts_per_step} prompts × {self.candidates} "
+                f"candidates × {each} bytes (latents and image of {side}×{side} pixels) = {windows * window / gib:.1f} "
+                f"GiB in flight, and {limit_gib:g} may be (DIPOLE_CANDIDATES_MAX_GIB): lower max_staleness, "
+                "prompts_per_step, candidates or resolution",
+                field=field,
+            )
+
     def _check_source(self) -> None:
         if self.pairs_file is not None and self.replay_job is not None:
             raise InvalidInput("give pairs_file or replay_job, not both", field="replay_job")

@@ -127,10 +127,13 @@ class ImageRequest(TypedDict):
 
 
 class ImageAnswer(TypedDict):
-    """drawn: references of `images`. refused: the caller's `field` is wrong. busy: `retry_after`. failed: our fault."""
+    """drawn: references of `images`, and a `warning` where not all was done as asked. refused: the caller's `field` is
+    wrong. busy: `retry_after`. failed: our fault.
+    """
 
     status: Literal["drawn", "refused", "busy", "failed"]
     images: NotRequired[list[str]]
+    warning: NotRequired[str | None]
     message: NotRequired[str]
     field: NotRequired[str | None]
     retry_after: NotRequired[float]

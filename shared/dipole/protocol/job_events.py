@@ -156,6 +156,45 @@ class GroupSkipped(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class CandidatesNotFinite(JobEvent):
+    """The first group that has any; the steps' `not_finite` counts them all."""
+
+    kind = "candidates_not_finite"
+    message = "{count} of {candidates} candidates of a group are left out, as others will be: {reason}"
+    level = "warn"
+    step: int
+    group: str
+    count: int
+    candidates: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptsCut(JobEvent):
+    """Prompts that are longer than the model's text encoder reads. `unread` is the end of `example`."""
+
+    kind = "prompts_cut"
+    message = (
+        "{count} of {prompts} prompts are longer than the {limit} tokens that the model's text encoder reads; rewards "
+        "judge the whole text. Of {example!r} the model never reads {unread!r}"
+    )
+    level = "warn"
+    count: int
+    prompts: int
+    limit: int
+    example: str
+    unread: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerChanged(JobEvent):
+    kind = "scheduler_changed"
+    message = "Advice: {what}"
+    level = "warn"
+    what: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class MemoryRanOut(JobEvent):
     kind = "out_of_memory"
     message = "Out of memory: {chunk_size} samples are worked on at once from here on"
@@ -293,7 +332,8 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, MemoryRanOut, PrecisionIsSlow, AcceleratorLost,
+    FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
+    MemoryRanOut, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 

@@ -154,6 +154,9 @@ class Hangs:
         self.let.wait(30)
         yield from (b"image" for _ in seeds)
 
+    def describe_unread(self, model: Mapping[str, Any], prompt: str) -> str | None:
+        return None
+
 
 def wait_for(condition: Callable[[], object]) -> None:
     until = time.monotonic() + 30

@@ -192,7 +192,7 @@ def test_a_prompt_s_pairs_are_one_group(tmp_path: Path) -> None:
             *sides,
         )
         bright = (
-            rollout.decode_images(drawn.ranked_latents).mean((1, 2, 3)) > 200
+            rollout.decode_candidates(drawn.ranked_latents)[0].mean((1, 2, 3)) > 200
         )  # its VAE was not made for grey images
         assert bright[list(chosen.selection.positives)].all()
         assert not bright[list(chosen.selection.negatives)].any()
@@ -283,7 +283,9 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     for index, prompt in enumerate(spec.prompts[:2]):
         drawn = rollout.sample_group(0, index, prompt)
         ranker.submit(
-            CandidateGroup(str(index), 0, prompt.prompt, None, rollout.decode_images(drawn.ranked_latents), drawn.seeds)
+            CandidateGroup(
+                str(index), 0, prompt.prompt, None, rollout.decode_candidates(drawn.ranked_latents)[0], drawn.seeds
+            )
         )
         ranked = ranker.collect(30)
         assert ranked is not None

@@ -114,7 +114,8 @@ def test_what_is_not_here_is_refused_with_the_command_that_fetches_it(models: Pa
 
 
 @pytest.mark.parametrize(
-    "name", ["", "..", "../vit", "/etc", "a/../b", "a/b/c", "org/..", ".hidden", "org/.git", "a\\b", "~", "a\n", "a:b", " a"]
+    "name",
+    ["", "..", "../vit", "/etc", "a/../b", "a/b/c", "org/..", ".hidden", "org/.git", "a\\b", "~", "a\n", "a:b", " a"],
 )
 def test_a_name_is_never_a_path(models: Path, name: str) -> None:
     """Nothing outside models_dir and the cache can be named, whatever lies there."""
@@ -140,7 +141,10 @@ def test_a_missing_file_is_named(models: Path, cache: Path) -> None:
     assert "config.json is missing (in vit there is model.safetensors); put it there" in refusal("vit", models)
     snapshot = write_snapshot(cache, "org/clip", COMMIT)
     (snapshot / "model.safetensors").unlink()
-    assert "*.safetensors is missing (in aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa there is config.json); fetch it with `hf" in refusal("org/clip", models)
+    assert (
+        "*.safetensors is missing (in aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa there is config.json); fetch it with `hf"
+        in refusal("org/clip", models)
+    )
     assert "*.safetensors or *.bin is missing" in refusal("org/clip", models, files=["*.safetensors|*.bin"])
     (snapshot / "model.safetensors").symlink_to("../../blobs/gone")
     assert "*.safetensors is missing" in refusal("org/clip", models)

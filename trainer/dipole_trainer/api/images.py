@@ -16,7 +16,7 @@ from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import State
-from dipole_trainer.api.sampler_client import SamplerClient
+from dipole_trainer.api.sampler_client import DrawnImages, SamplerClient
 from dipole_trainer.registry.model_names import ModelSource, find_model_source
 
 MAX_SEED = 2**53 - 16  # seeds are exact in JSON
@@ -99,11 +99,11 @@ def create_router(orders: SamplerClient) -> APIRouter:
         first = secrets.randbelow(MAX_SEED) if body.seed is None else body.seed
         seeds = [first + index for index in range(body.n)]
         try:
-            images = await orders.draw_images(generator, source.checkpoint, body.prompt, seeds, request.is_disconnected)
+            drawn = await orders.draw_images(generator, source.checkpoint, body.prompt, seeds, request.is_disconnected)
         except InvalidInput as error:
             # the sampler speaks of a spec's fields
             raise InvalidInput(str(error), field="size" if error.field == "resolution" else "model") from error
-        return await run_in_threadpool(_images_response, body, source, seeds, images)
+        return await run_in_threadpool(_images_response, body, source, seeds, drawn)
 
     return routes
 
@@ -114,8 +114,9 @@ def _check_side(side: int | None, limit: int) -> None:
 
 
 def _images_response(
-    body: ImageGenerationRequest, source: ModelSource, seeds: list[int], images: list[bytes]
+    body: ImageGenerationRequest, source: ModelSource, seeds: list[int], drawn: DrawnImages
 ) -> schemas.ImagesResponse:
+    images = drawn.images
     width, height = (int.from_bytes(images[0][at : at + 4], "big") for at in (16, 20))  # of a PNG's first chunk
     data = [
         schemas.ImageObject(b64_json=base64.b64encode(image).decode(), seed=seed)
@@ -123,5 +124,10 @@ def _images_response(
     ]
     checkpoint = source.checkpoint["id"] if source.checkpoint else None
     return schemas.ImagesResponse(
-        created=int(time.time()), data=data, size=f"{width}x{height}", model=body.model, checkpoint=checkpoint
+        created=int(time.time()),
+        data=data,
+        size=f"{width}x{height}",
+        model=body.model,
+        checkpoint=checkpoint,
+        warning=drawn.warning,
     )

@@ -98,9 +98,11 @@ def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) ->
     spec = _build_spec(state, body, source)
     base_models.check_model_name(spec.model, state.settings.models_dir)
     _check_rewards(state, spec)
-    # else the session asks, which knows the model's own
-    if spec.resolution is not None:
-        spec.check_side(spec.resolution)
+    # where the model's own side is not known here, the session asks
+    side = spec.resolution or base_models.image_side(spec.model, state.settings.models_dir)
+    if side is not None:
+        spec.check_side(side)
+        spec.check_window(side, state.settings.candidates_max_gib)
     if source.replayed is not None:
         recordings.check_replay_fits(spec, source.replayed)
         recordings.rewards_of_replay(spec, source.replayed)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import structlog
 from anyio import CapacityLimiter, to_thread
@@ -45,6 +45,13 @@ class ImageRequestLost(Overloaded):
         super().__init__(f"{why}: send the request again", retry_after=1)
 
 
+class DrawnImages(NamedTuple):
+    """PNG files, and what was not done as asked."""
+
+    images: list[bytes]
+    warning: str | None
+
+
 class SamplerClient:
     """One per API process. `draw_images` may be awaited by many requests at once."""
 
@@ -67,7 +74,7 @@ class SamplerClient:
         prompt: str,
         seeds: list[int],
         is_disconnected: Callable[[], Awaitable[bool]],
-    ) -> list[bytes]:
+    ) -> DrawnImages:
         """A PNG file a seed. Raises InvalidInput, Overloaded or SamplerFailed as the sampler said, or Overloaded."""
         request: ImageRequest = {
             "order": uuid.uuid4().hex,
@@ -85,7 +92,7 @@ class SamplerClient:
                 request["order"], began + self._settings.sampler_timeout_s, is_disconnected
             )
             images = _image_references(answer)
-            return await self._run_in_pool(lambda: self._fetch_images(images))
+            return DrawnImages(await self._run_in_pool(lambda: self._fetch_images(images)), answer.get("warning"))
         finally:
             await self._run_in_pool(lambda: self._discard_request(request["order"], images))
 

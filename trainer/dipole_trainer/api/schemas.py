@@ -303,3 +303,6 @@ class ImagesResponse(ApiModel):
     # ours
     model: str = Field(examples=["tiny-turbo"], description="The model as it was asked for.")
     checkpoint: str | None
+    warning: str | None = Field(
+        default=None, description="What of the prompt the model's text encoder did not read: it is too long for it."
+    )

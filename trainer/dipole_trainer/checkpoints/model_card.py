@@ -121,7 +121,11 @@ def _base_expression(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
         return usual, f'"{hub_id}"'
     if name == "tiny-turbo":
         return [*usual, "from dipole_trainer.generators.one_step import TINY_TURBO"], "TINY_TURBO"
-    return ["import os", "", *usual], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], {json.dumps(name, ensure_ascii=False)})'
+    return [
+        "import os",
+        "",
+        *usual,
+    ], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], {json.dumps(name, ensure_ascii=False)})'
 
 
 def _revision_argument(spec: TrainSpec) -> str:

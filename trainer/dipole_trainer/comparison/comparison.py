@@ -13,7 +13,7 @@ import secrets
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +32,7 @@ from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.database.engine import Database
 from dipole_trainer.evaluation import scoring, statistics
 from dipole_trainer.evaluation.results import ScoredPrompt
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
@@ -143,11 +144,12 @@ class Comparison:
         """Evaluate one model after the other; the report, and what it was made from."""
         name = f"eval-{secrets.token_hex(8)}"  # no ranking of an earlier evaluation is taken for this one's
         observed = ObservedRanker(self.ranker, on_progress)
-        found = []
+        found, notes = [], []
         for number, model in enumerate(self.model_loader.models):
             began = time.monotonic()
             observed.begin_model(model.label)
             with self.model_loader.loaded(model) as (generator, phi):
+                notes += _model_notes(model, generator, self.spec)
                 scored, images = scoring.score_prompts(
                     self.spec,
                     generator,
@@ -170,9 +172,18 @@ class Comparison:
         }
         names = [each.spec.name for each in self.rewards]
         said = build_report(found, self.spec, names, trained=self.trained, more=more)
+        said["notes"] += notes
         if (size := self.model_loader.micro_batches.size) < scoring.MAX_BATCH_IMAGES:
             said["notes"].append(f"memory ran out, so that in the end {size} images were worked on at once")
         return said, found
+
+
+def _model_notes(model: ModelRef, generator: OneStepGenerator, spec: EvalSpec) -> Iterator[str]:
+    """What the model does otherwise than its folder or the prompts say."""
+    if generator.schedule_change is not None:
+        yield f"{model.label}: {generator.schedule_change}"
+    if (cut := generator.find_cut_prompts(each.prompt for each in spec.prompts)) is not None:
+        yield f"{model.label}: {cut.count} of {len(spec.prompts)} prompts are longer than it reads: {cut}"
 
 
 def prepare_comparison(

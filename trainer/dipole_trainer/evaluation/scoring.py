@@ -13,10 +13,12 @@ import torch
 from numpy.typing import NDArray
 from torch.nn import functional
 
+from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.features import FeatureExtractor, extract_features
-from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator, join_candidates
+from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import EvalSpec
@@ -60,9 +62,8 @@ def score_prompts(
         on_progress(len(scored), len(indices))
 
     for index, group, x in _draw_groups(spec, generator, indices, step, job_id, micro_batches):
-        with torch.no_grad():
-            phi = extract_features(features, x, micro_batches, prompt=group.prompt, seeds=group.seeds)
-            waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
+        phi = _finite_features(features, group, x, micro_batches)
+        waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
         ranker.submit(group)
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
@@ -90,28 +91,48 @@ def _draw_groups(
         seeds = [derive_seeds(spec.seed, "evaluation", index, count=count) for index in here]
         noise = generator.draw_noise([seed for drawn in seeds for seed in drawn])
         texts = [spec.prompts[index].prompt for index in here for _ in range(count)]
-        latents, images = _sample_images(generator, noise, texts, micro_batches)
+        latents, images, flaws = _sample_images(generator, noise, texts, micro_batches)
         for i, index in enumerate(here):
             rows, prompt = slice(i * count, (i + 1) * count), spec.prompts[index]
             name = f"{job_id}.eval{step}.{index}"
+            here_flaws = {row - rows.start: why for row, why in flaws.items() if rows.start <= row < rows.stop}
             yield (
                 index,
-                CandidateGroup(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i]),
+                CandidateGroup(name, step, prompt.prompt, prompt.metadata, images[rows], seeds[i], here_flaws),
                 latents[rows],
             )
 
 
 def _sample_images(
     generator: OneStepGenerator, noise: torch.Tensor, prompts: Sequence[str], micro_batches: MicroBatches
-) -> tuple[torch.Tensor, NDArray[np.uint8]]:
-    """Latents and images, as many at once as memory allows."""
+) -> tuple[torch.Tensor, NDArray[np.uint8], dict[int, str]]:
+    """Latents, images, and why there is no image by row; as many at once as memory allows. Raises NotFinite where
+    there is none at all.
+    """
 
-    def sample_rows(rows: list[int]) -> tuple[torch.Tensor, NDArray[np.uint8]]:
+    def sample_rows(rows: list[int]) -> tuple[torch.Tensor, tuple[NDArray[np.uint8], dict[int, str]]]:
         latents = generator(noise[rows], [prompts[row] for row in rows])
-        return latents, generator.decode_images(latents)
+        return latents, generator.decode_candidates(latents)
 
-    latents, images = zip(*micro_batches.map(range(len(noise)), sample_rows), strict=True)
-    return torch.cat(latents), np.concatenate(images)
+    latents, decoded = zip(*micro_batches.map(range(len(noise)), sample_rows), strict=True)
+    images, flaws = join_candidates(decoded)
+    if len(flaws) == len(images):
+        raise NotFinite(generator.describe_flaws(flaws, len(images)))
+    return torch.cat(latents), images, flaws
+
+
+@torch.no_grad()
+def _finite_features(
+    features: FeatureExtractor, group: CandidateGroup, x: torch.Tensor, micro_batches: MicroBatches
+) -> dict[str, torch.Tensor]:
+    """φ of the group's images, without those that have none."""
+    rows = [row for row in range(len(x)) if row not in group.flaws]
+    if not rows:
+        return {}
+    seeds = [group.seeds[row] for row in rows]
+    phi = extract_features(features, x[rows], micro_batches, prompt=group.prompt, seeds=seeds)
+    sound = finite_rows(*phi.values())
+    return {key: value[sound] for key, value in phi.items()}
 
 
 def _collect_answers(
@@ -136,7 +157,7 @@ def vendi_score(phi: Mapping[str, torch.Tensor]) -> float | None:
     cosine, averaged over keys, so that each counts the same. None for a single sample.
     """
     units = [functional.normalize(value.flatten(1).cpu().double()) for value in phi.values()]
-    count = len(units[0])
+    count = len(units[0]) if units else 0
     if count < 2:
         return None
     kernel = torch.stack([unit @ unit.T for unit in units]).mean(0).fill_diagonal_(1)

@@ -73,6 +73,4 @@ def explain_loading_errors(folder: Path, *, field: str) -> Iterator[None]:
         raise
     except Exception as error:
         why = (str(error).strip().splitlines() or [""])[0][:300]
-        raise InvalidInput(
-            f"{field}: {folder} cannot be loaded: {type(error).__name__}: {why}", field=field
-        ) from error
+        raise InvalidInput(f"{field}: {folder} cannot be loaded: {type(error).__name__}: {why}", field=field) from error

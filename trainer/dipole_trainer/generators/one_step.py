@@ -307,9 +307,19 @@ class OneStepGenerator:
         latents = vae.encode_to_latents(self.vae, values.contiguous(memory_format=torch.channels_last))
         if not vae.finite_rows(latents).all():
             raise NotFinite(
-                f"{self._vae_name()} encodes an image as latents that are not finite: use precision bf16 or fp32"
+                f"{self._vae_name()} encodes an image as latents that are not finite (precision {self.precision}): "
+                "use precision bf16 or fp32"
             )
         return latents
+
+
+def join_candidates(
+    parts: Sequence[tuple[NDArray[np.uint8], dict[int, str]]],
+) -> tuple[NDArray[np.uint8], dict[int, str]]:
+    """Micro-batches of `decode_candidates` as one."""
+    begins = np.cumsum([0, *(len(images) for images, _ in parts)]).tolist()
+    flaws = {begin + row: why for begin, (_, flaws) in zip(begins, parts, strict=False) for row, why in flaws.items()}
+    return np.concatenate([images for images, _ in parts]), flaws
 
 
 def _image_side(pipeline: Any, resolution: int | None) -> int:

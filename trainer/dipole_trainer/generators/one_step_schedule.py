@@ -20,8 +20,7 @@ MAX_LIKENESS_TO_NOISE = 0.999  # cosine; even a network with random weights leav
 
 @dataclass(frozen=True)
 class OneStepSchedule:
-    """A scheduler whose single step begins at the last timestep; `change` says what was changed for that, if anything.
-    """
+    """A scheduler whose single step begins at the last timestep; `change` says what was changed for that, if anything."""
 
     scheduler: Any
     change: str | None = None

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 TOKENIZED_TOGETHER = 1024
+SHOWN_CHARS = 300  # of a prompt that serves as the example
 _SPECIAL_TOKENS = 2  # begin and end
 
 
@@ -21,6 +22,12 @@ class CutPrompts:
     limit: int
     example: str
     unread: str
+
+    def __str__(self) -> str:
+        return (
+            f"the model's text encoder reads {self.limit} tokens, and never reads {self.unread!r} of the prompt "
+            f"{self.example!r}"
+        )
 
 
 def bound_tokenizers(pipeline: Any) -> list[Any]:
@@ -48,8 +55,12 @@ def find_cut_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> CutPr
         for prompt, tokens in _tokenize_long(tokenizer, distinct, limit):
             cut.add(prompt)
             limits.append(limit)
-            first = first or (prompt, tokenizer.decode(tokens[limit - 1 : -1]).strip())
+            first = first or (_shorten(prompt), _shorten(tokenizer.decode(tokens[limit - 1 : -1]).strip()))
     return CutPrompts(len(cut), min(limits), *first) if first else None
+
+
+def _shorten(text: str) -> str:
+    return text if len(text) <= SHOWN_CHARS else f"{text[:SHOWN_CHARS]}…"
 
 
 def _tokenize_long(tokenizer: Any, prompts: Sequence[str], limit: int) -> Iterable[tuple[str, list[int]]]:

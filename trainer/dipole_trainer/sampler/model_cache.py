@@ -20,7 +20,7 @@ import torch
 from cachetools import LRUCache
 
 from dipole.broker.messages import CheckpointRef
-from dipole.errors import InvalidInput, NotFound, Overloaded
+from dipole.errors import InvalidInput, NotFinite, NotFound, Overloaded
 from dipole.protocol import images
 from dipole.settings import SamplerSettings
 from dipole_trainer import generators
@@ -71,14 +71,20 @@ class ModelCache:
         self._free_memory()  # not in the except block: its traceback holds tensors
         raise Overloaded("the sampler's memory does not suffice now: ask for a smaller size", retry_after=30)
 
+    def describe_unread(self, model: Mapping[str, Any], prompt: str) -> str | None:
+        """What the text encoder of a model that has drawn did not read of the prompt, in a sentence."""
+        loaded = self._loaded.get(json.dumps(model, sort_keys=True))
+        cut = loaded.generator.find_cut_prompts([prompt]) if loaded else None
+        return None if cut is None else str(cut)
+
     def _draw_image(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seed: int) -> bytes:
         generator = self._load_model(model, checkpoint)
         with torch.no_grad(), generator.base_weights() if checkpoint is None else nullcontext():
             x = generator(generator.draw_noise([seed]), prompt)  # (1, c, h, w)
             try:
                 return images.encode_png(generator.decode_images(x)[0])
-            except FloatingPointError as error:
-                raise InvalidInput(f"this model's latents are not finite: {error}", field="model") from error
+            except NotFinite as error:
+                raise InvalidInput(f"model: {error}", field="model") from error
 
     def _free_memory(self) -> None:
         self._loaded.clear()
@@ -101,6 +107,8 @@ class ModelCache:
             generator = generators.build_generator(
                 spec, models_dir=self._settings.models_dir, device=gpu.default_device()
             )
+            if generator.schedule_change is not None:
+                log.warning("scheduler_changed", model=spec.model, what=generator.schedule_change)
             found = _LoadedModel(generator, resume_state.fingerprint_base(generator))
         if checkpoint is not None and found.checkpoint_id != checkpoint["id"]:
             self._load_checkpoint(found, checkpoint)

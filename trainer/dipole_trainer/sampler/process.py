@@ -47,11 +47,13 @@ STUCK_AFTER_S = 600.0
 
 
 class DrawsImages(Protocol):
-    """model_cache.ModelCache.draw_images."""
+    """model_cache.ModelCache."""
 
     def draw_images(
         self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]
     ) -> Iterator[bytes]: ...
+
+    def describe_unread(self, model: Mapping[str, Any], prompt: str) -> str | None: ...
 
 
 class Sampler:
@@ -125,7 +127,10 @@ class Sampler:
             # a bug of ours, or a broken file: the caller shall know, not wait
             log.exception("order_failed", order=message["order"])
             return {"status": "failed"}
-        return {"status": "drawn", "images": drawn}
+        warning = models.describe_unread(message["model"], message["prompt"])
+        if warning is not None:
+            log.warning("prompt_cut", order=message["order"], what=warning)
+        return {"status": "drawn", "images": drawn, "warning": warning}
 
     def _heartbeat_loop(self) -> None:
         beat_at = 0.0

@@ -43,9 +43,7 @@ class OutputGradients:
         largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
         found = torch.stack(largest).max().item() if largest else 0.0
         if not math.isfinite(found):
-            raise NotFinite(
-                "the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32"
-            )
+            raise NotFinite("the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32")
         return found
 
 

@@ -10,7 +10,7 @@ from typing import Protocol
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.ranking.groups import CandidateGroup, Ranker
 from dipole_trainer.seeds import prompts_of_step
-from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 
@@ -25,6 +25,10 @@ class GroupSource(Protocol):
     @property
     def ranker(self) -> Ranker: ...
 
+    @property
+    def prompts(self) -> Sequence[PromptSpec]:
+        """What the groups are drawn for."""
+
     def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights."""
 
@@ -34,7 +38,7 @@ class OnlineSource:
 
     def __init__(self, spec: TrainSpec, rollout: Rollout, ranker: Ranker, processes: ProcessGroup, job_id: str) -> None:
         self.spec, self.rollout, self.ranker, self.processes, self.job_id = spec, rollout, ranker, processes, job_id
-        self.rewards = spec.rewards
+        self.rewards, self.prompts = spec.rewards, spec.prompts
 
     def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         groups = {}
@@ -43,10 +47,11 @@ class OnlineSource:
         ):
             if self.processes.owns(index):
                 drawn = self.rollout.sample_group(step, index, prompt)
-                images = self.rollout.decode_images(drawn.ranked_latents)
+                images, flaws = self.rollout.decode_candidates(drawn.ranked_latents)
                 group = CandidateGroup(
-                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds
+                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws
                 )
                 self.ranker.submit(group)
+                drawn.leave_out(flaws)
                 groups[group.id] = drawn
         return groups

@@ -28,4 +28,5 @@ class RunSession(Protocol):
         on_event: OnEvent,
         control: RunControl,
         data: Path | None,
+        candidates_max_gib: float,
     ) -> RunOutcome: ...

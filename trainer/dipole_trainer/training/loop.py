@@ -23,7 +23,7 @@ steps.
 from __future__ import annotations
 
 import time
-from collections import deque
+from collections import Counter, deque
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -52,6 +52,8 @@ from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
 MAX_STEPS_WITHOUT_UPDATE = 25  # steps without an update after which a job fails rather than pretend to train
+MAX_REASONS = 16  # of groups that gave no gradient, kept in a checkpoint
+SHOWN_REASONS = 3
 POLL_INTERVAL_S = 0.5  # how often a waiting loop looks whether it should stop
 
 
@@ -95,6 +97,8 @@ class Trainer:
         self.finished_steps = 0  # finished updates
         self.saved_step: int | None = None  # step of the newest checkpoint
         self.steps_without_update = 0  # steps in a row without an update
+        self.untrained: Counter[str] = Counter()  # why their groups gave none
+        self.has_told_flaws = False
         self.windows: deque[_StepGroups] = deque()
         self.started, self.started_at = time.monotonic(), 0
 
@@ -134,8 +138,11 @@ class Trainer:
             self.windows.append(self._draw_step(self._next_step_to_draw()))
         current, tally = self.windows.popleft(), StepMetrics()
         total = self._sum_gradients(current, tally)
-        self._apply_update(self._reduce_gradients(total, tally, current))
+        self._apply_update(self._reduce_gradients(total, tally, current), tally)
         self._report_step(current, tally)
+        # a run of fewer steps, none of which updated anything, has trained nothing either
+        if self.steps_without_update == min(MAX_STEPS_WITHOUT_UPDATE, self.spec.steps):
+            raise NothingToLearn(describe_untrained(self.steps_without_update, self.untrained))
 
     def _next_step_to_draw(self) -> int:
         return self.windows[-1].step + 1 if self.windows else self.finished_steps
@@ -189,6 +196,10 @@ class Trainer:
                     step=current.step, reward=name, group=ranked.group_id, reason=result.failure
                 )
                 left_out.report(self.on_event)
+        self.rollout.prepare_features(drawn)
+        self._report_flaws(drawn, ranked.group_id, current.step, tally)
+        if drawn.ranks_candidates:
+            ranked = ranked.of_rows(drawn.rows)
         tally.add_ranked(ranked, self.source.rewards)
         if self.recorder is not None:
             current.recorded.append(self.recorder.make_entry(drawn, ranked))
@@ -200,12 +211,28 @@ class Trainer:
         found = order_group(ranked, self.source.rewards, positives=positives, negatives=negatives, shuffle=shuffle)
         if isinstance(found, SkippedGroup):
             tally.skipped += 1
+            tally.add_untrained(found.reason)
             skipped = job_events.GroupSkipped(step=current.step, group=ranked.group_id, reason=found.reason)
             skipped.report(self.on_event)
             return None
         loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=current.drawn_at == self.finished_steps)
         tally.add_loss(loss.total.item(), loss.parts)
+        if gradient is None:
+            tally.add_untrained("its loss has no gradient")
         return gradient
+
+    def _report_flaws(self, drawn: SampledGroup, group_id: str, step: int, tally: StepMetrics) -> None:
+        """Count candidates that are not finite, and say it of the first."""
+        tally.not_finite += len(drawn.flaws)
+        if not drawn.flaws or self.has_told_flaws:
+            return
+        self.has_told_flaws = True
+        count = len(drawn.flaws)
+        reason = self.generator.describe_flaws(drawn.flaws, self.spec.candidates)
+        told = job_events.CandidatesNotFinite(
+            step=step, group=group_id, count=count, candidates=self.spec.candidates, reason=reason
+        )
+        told.report(self.on_event)
 
     def _reduce_gradients(
         self, total: list[Tensor] | None, tally: StepMetrics, current: _StepGroups
@@ -223,16 +250,15 @@ class Trainer:
         self.processes.all_reduce_(total)
         return total
 
-    def _apply_update(self, total: list[Tensor] | None) -> None:
+    def _apply_update(self, total: list[Tensor] | None, tally: StepMetrics) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.finished_steps)
-        self.steps_without_update = self.steps_without_update + 1 if total is None else 0
-        if self.steps_without_update == MAX_STEPS_WITHOUT_UPDATE:
-            raise NothingToLearn(
-                f"{MAX_STEPS_WITHOUT_UPDATE} steps in a row had no group to train on: a trained reward is failing, "
-                "or gives every "
-                "candidate the same score; the skipped_group and reward_failure events say which"
-            )
+        if total is None:
+            self.steps_without_update += 1
+            self.untrained.update(tally.untrained)
+        else:
+            self.steps_without_update = 0
+            self.untrained.clear()
         if total is not None:
             parameters = self.generator.parameters()
             for parameter, gradient in zip(parameters, total, strict=True):
@@ -293,6 +319,7 @@ class Trainer:
             state = resume_state.load_checkpoint(path, self.generator, self.optimizer, base=self.base_fingerprint)
             self.finished_steps = self.saved_step = int(state["step"])
             self.steps_without_update = int(state.get("barren", 0))
+            self.untrained = Counter(state.get("untrained", {}))
             micro_batches = self.rollout.micro_batches
             # what memory taught
             micro_batches.size = min(micro_batches.size, int(state.get("chunk_size", micro_batches.size)))
@@ -316,6 +343,7 @@ class Trainer:
             **{name: getattr(self.spec, name) for name in known},
             "base": self.base_fingerprint,
             "barren": self.steps_without_update,
+            "untrained": dict(self.untrained.most_common(MAX_REASONS)),
             "chunk_size": self.rollout.micro_batches.size,
         }
         path = resume_state.save_checkpoint(self.workdir, self.finished_steps, self.generator, self.optimizer, state)
@@ -343,6 +371,17 @@ class RunStopped(Exception):
     def __init__(self, outcome: Literal["paused", "cancelled"]) -> None:
         super().__init__(outcome)
         self.outcome = outcome
+
+
+def describe_untrained(steps: int, reasons: Counter[str]) -> str:
+    """Why so many steps in a row updated nothing, with the reasons of their groups counted."""
+    shown = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common(SHOWN_REASONS))
+    rest = len(reasons) - SHOWN_REASONS
+    return (
+        f"nothing was trained in {steps} steps in a row: of their {reasons.total()} groups "
+        f"{shown or 'none gave a gradient'}{f'; and {rest} other reasons' if rest > 0 else ''}. The rewards that are "
+        "trained on must tell a prompt's candidates apart; the skipped_group and reward_failure events have more"
+    )
 
 
 def learning_rate(spec: TrainSpec, step: int) -> float:

@@ -83,7 +83,12 @@ class PairsSource:
         count = len(chosen)
         order = RewardResult(scores=(1.0,) * count + (0.0,) * count, ordinal=True)
         self.ranker.put_answer(group_id, {PREFERENCE_REWARD: order})
-        return replace(drawn, ranked_latents=latents.flatten(0, 1).to(drawn.noise.device), ranks_itself=False)
+        return replace(
+            drawn,
+            ranked_latents=latents.flatten(0, 1).to(drawn.noise.device),
+            ranks_itself=False,
+            ranks_candidates=False,
+        )
 
     def _encode_pair(self, row: int) -> Tensor:
         """A row's chosen and rejected, (2, c, h, w) on the CPU; encoded once while it is in use."""
@@ -109,6 +114,7 @@ class ReplaySource:
         first = self._read_step(self.steps[0])
         recordings.check_replay_fits(spec, first.job)
         self.rewards, self.ranker = recordings.rewards_of_replay(spec, first.job), KnownAnswersRanker()
+        self.prompts = spec.prompts
 
     def draw_groups(self, step: int) -> dict[str, SampledGroup]:
         name = self.steps[step % len(self.steps)]
@@ -124,8 +130,10 @@ class ReplaySource:
     def _replay_group(self, step: int, group: RecordedGroup, ranked: Tensor) -> SampledGroup:
         """x on the recorded noises. While the weights are those that drew what was ranked, x is that, to rounding."""
         drawn = self.rollout.sample_group(step, group.index, group.prompt)
-        if tuple(drawn.seeds) != group.seeds:
+        if not set(group.seeds) <= set(drawn.seeds):
             raise InvalidInput("the recorded candidates were drawn from other seeds", field="seed")
+        drawn.leave_out({row: "it was not recorded" for row in drawn.rows if drawn.seeds[row] not in group.seeds})
+        drawn = replace(drawn, rows=range(len(drawn.seeds)), flaws={})
         if ranked.shape != drawn.x.shape:
             raise InvalidInput(
                 f"the recorded latents are {tuple(ranked.shape)}, and this model makes {tuple(drawn.x.shape)}",

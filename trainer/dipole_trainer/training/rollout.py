@@ -8,7 +8,7 @@ Legend: K samples of the current weights, R ranked samples, c, h, w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,9 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import FeatureExtractor, extract_features
-from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators.one_step import OneStepGenerator, join_candidates
+from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.selection import GroupOrder
@@ -29,19 +31,39 @@ from dipole_trainer.training.chunked_gradient import LossScale, output_gradients
 
 @dataclass
 class SampledGroup:
-    """A group on its way: what is needed to turn its order into gradients."""
+    """A group on its way: what is needed to turn its order into gradients.
+
+    A candidate that is not finite leaves it: `rows` are those of the K that are still there, `flaws` why others are not.
+    """
 
     index: int  # its place in the window
     prompt: PromptSpec
+    rows: Sequence[int]
     seeds: Sequence[int]
     noise: Tensor  # (K, c, h, w)
     ranked_latents: Tensor  # (R, c, h, w), what the rewards see
     x: Tensor  # (K, c, h, w) of the weights that drew it
     ranks_itself: bool  # ranked is x
+    ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
+    flaws: dict[int, str] = field(default_factory=dict)
     is_prepared: bool = False
     x_ref: Tensor | None = None
     phi_ref: FeatureSets = field(default_factory=dict)
     phi_ranked: FeatureSets = field(default_factory=dict)
+
+    def leave_out(self, flaws: Mapping[int, str]) -> None:
+        """Remove these of the K candidates, each for its reason."""
+        self.flaws.update(flaws)
+        kept = [place for place, row in enumerate(self.rows) if row not in flaws]
+        if len(kept) == len(self.rows):
+            return
+        self.rows, self.seeds = ([each[place] for place in kept] for each in (self.rows, self.seeds))
+        self.noise, self.x = self.noise[kept], self.x[kept]
+        self.x_ref = None if self.x_ref is None else self.x_ref[kept]
+        self.phi_ref = {key: value[kept] for key, value in self.phi_ref.items()}
+        if self.ranks_candidates:
+            self.ranked_latents = self.ranked_latents[kept]
+            self.phi_ranked = {key: value[kept] for key, value in self.phi_ranked.items()}
 
 
 class Rollout:
@@ -68,14 +90,16 @@ class Rollout:
             noise = self.method.make_noises(noise, draw_noise, self.settings)
         x = self._sample(noise, prompt.prompt)
         ranked = self.method.explore_around(x, draw_noise, self.settings) if self.method.explore_around else x
-        return SampledGroup(index, prompt, seeds, noise, ranked, x, ranks_itself=ranked is x)
+        return SampledGroup(index, prompt, range(len(seeds)), seeds, noise, ranked, x, ranks_itself=ranked is x)
 
-    @torch.no_grad()
-    def decode_images(self, latents: Tensor) -> NDArray[np.uint8]:
-        """Decoded, (R, H, W, 3)."""
-        return np.concatenate(
-            self.micro_batches.map(range(len(latents)), lambda rows: self.generator.decode_images(latents[rows]))
+    def decode_candidates(self, latents: Tensor) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Images (R, H, W, 3), and by row why there is none. Raises NotFinite where there is none at all."""
+        images, flaws = join_candidates(
+            self.micro_batches.map(range(len(latents)), lambda rows: self.generator.decode_candidates(latents[rows]))
         )
+        if len(flaws) == len(images):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+        return images, flaws
 
     @torch.no_grad()
     def prepare_features(self, drawn: SampledGroup) -> None:
@@ -97,7 +121,19 @@ class Rollout:
             drawn.phi_ranked = self._extract_features(drawn.ranked_latents, prompt, ranked_seeds)
             if drawn.x_ref is not None:
                 drawn.phi_ref = self._extract_features(drawn.x_ref, prompt, seeds)
+        self._leave_out_flawed(drawn)
         drawn.is_prepared = True
+
+    def _leave_out_flawed(self, drawn: SampledGroup) -> None:
+        """A candidate with images may have no features: those of its reference or of a network in half precision."""
+        parts = [drawn.x, *drawn.phi_ref.values(), *([] if drawn.x_ref is None else [drawn.x_ref])]
+        if drawn.ranks_candidates:
+            parts += [drawn.ranked_latents, *drawn.phi_ranked.values()]
+        sound = finite_rows(*parts).tolist()
+        flaws = {row: "not_finite: features" for row, fine in zip(drawn.rows, sound, strict=True) if not fine}
+        if len(flaws) == len(drawn.rows):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(sound)))
+        drawn.leave_out(flaws)
 
     def group_gradient(
         self, drawn: SampledGroup, order: GroupOrder, *, on_policy: bool

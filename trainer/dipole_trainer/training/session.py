@@ -8,6 +8,8 @@ workdir/
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from pathlib import Path
 
 from dipole.protocol import job_events
@@ -19,8 +21,9 @@ from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators import pipelines
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import interface, loop
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
@@ -39,6 +42,7 @@ def run_session(
     on_event: OnEvent,
     control: interface.RunControl,
     data: Path | None = None,
+    candidates_max_gib: float = math.inf,
     processes: ProcessGroup | None = None,
 ) -> interface.RunOutcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
@@ -57,6 +61,7 @@ def run_session(
     features.locate_weights(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
     generator = generators.build_generator(spec, models_dir=models_dir, device=processes.device)
     spec.check_side(generator.side)
+    spec.check_window(generator.side, candidates_max_gib)
     phi = features.build_features(spec.features, generator, models_dir=models_dir)
     features.check_features_fit(phi, generator)
     micro_batches = MicroBatches(
@@ -64,6 +69,9 @@ def run_session(
     )
     rollout = Rollout(spec, generator, phi, micro_batches)
     source = _build_source(spec, rollout, ranker, processes, job_id, data)
+    # a run that is resumed has said it
+    if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
+        _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
     judge = ranker if spec.rewards else KnownAnswersRanker()
     evaluations = EvaluationSchedule(
         _evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id
@@ -94,6 +102,17 @@ def precision_advice(spec: TrainSpec, device: str) -> str | None:
     if spec.precision != "fp32" or not device.startswith("cuda"):
         return None
     return "precision fp32 is slow on a GPU: bf16 computes faster, and what is trained stays fp32"
+
+
+def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSpec], on_event: OnEvent) -> None:
+    """What the model does otherwise than its folder or the prompts say."""
+    if generator.schedule_change is not None:
+        job_events.SchedulerChanged(what=generator.schedule_change).report(on_event)
+    texts = {each.prompt for each in prompts}
+    if (cut := generator.find_cut_prompts(each.prompt for each in prompts)) is not None:
+        job_events.PromptsCut(
+            count=cut.count, prompts=len(texts), limit=cut.limit, example=cut.example, unread=cut.unread
+        ).report(on_event)
 
 
 def _build_source(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -20,6 +21,8 @@ class StepMetrics:
     spread: dict[str, list[float]] = field(default_factory=dict)
     losses: dict[str, list[float]] = field(default_factory=dict)
     skipped: int = 0
+    not_finite: int = 0  # candidates
+    untrained: dict[str, int] = field(default_factory=dict)  # why groups gave no gradient: how many
 
     def add_ranked(self, group: RankedGroup, rewards: Sequence[RewardSpec]) -> None:
         """Mean and spread of each reward's scores; ranks compare only within their group, so theirs tell nothing."""
@@ -30,6 +33,9 @@ class StepMetrics:
                 self.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
                 self.spread.setdefault(reward.name, []).append(float(np.std(values)))
 
+    def add_untrained(self, reason: str) -> None:
+        self.untrained[reason] = self.untrained.get(reason, 0) + 1
+
     def add_loss(self, total: float, parts: Mapping[str, float]) -> None:
         for name, value in {"loss": total, **parts}.items():
             self.losses.setdefault(name, []).append(value)
@@ -37,6 +43,8 @@ class StepMetrics:
     def merge(self, other: Mapping[str, Any]) -> None:
         """Another process's tally, as `asdict` gave it."""
         self.skipped += other["skipped"]
+        self.not_finite += other["not_finite"]
+        self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
             for name, values in theirs.items():
                 mine.setdefault(name, []).extend(values)
@@ -45,10 +53,10 @@ class StepMetrics:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:
-        """`loss` and its parts, `rewards`, `spread`, `skipped`."""
+        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`."""
         losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
         by_reward = {
             part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
             for part in ("rewards", "spread")
         }
-        return {**losses, **by_reward, "skipped": self.skipped}
+        return {**losses, **by_reward, "skipped": self.skipped, "not_finite": self.not_finite}

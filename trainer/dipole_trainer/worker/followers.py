@@ -119,6 +119,7 @@ def _train_job(
                     on_event=processes.report,
                     control=lambda: "run",
                     data=data,
+                    candidates_max_gib=settings.candidates_max_gib,
                 )
         finally:
             ranker.close()

@@ -200,6 +200,7 @@ class Worker:
                 on_event=claimed.store_event,
                 control=claimed.check_control,
                 data=data,
+                candidates_max_gib=self.settings.candidates_max_gib,
             )
         finally:
             ranker.close()
