@@ -50,6 +50,8 @@ def generate_images(
         body["seed"] = seed
     with TrainerApi(url, key) as api:
         answer = api.post("/v1/images/generations", body, timeout=GENERATE_TIMEOUT_S)
+    if answer.get("warning"):
+        typer.echo(f"warning: {answer['warning']}", err=True)
     folder.mkdir(parents=True, exist_ok=True)
     for image in answer["data"]:
         path = folder / f"{slugify(model)}_{slugify(prompt)}_{image['seed']}.png"

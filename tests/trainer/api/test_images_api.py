@@ -192,6 +192,13 @@ def test_an_image_has_the_size_that_was_asked_for(platform: Platform) -> None:
         assert images.decode_image(data, "image/png").shape == (side, side, 3)
 
 
+def test_a_prompt_that_is_not_read_to_its_end_is_told(platform: Platform) -> None:
+    """With what the model never read; a prompt that fits has no warning."""
+    long = " ".join(["red"] * 20)
+    assert "never reads 'red red red red red red circle'" in platform.post(prompt=f"{long} circle").json()["warning"]
+    assert platform.post().json()["warning"] is None
+
+
 def test_the_command_writes_files(platform: Platform, tmp_path: Path) -> None:
     """`dipole images generate` writes a PNG a seed under a name that tells model, prompt and seed, and prints where."""
     words = ["images", "generate", "--api", platform.url, "--out", str(tmp_path), "--prompt", PROMPT, "--n", "2"]
@@ -201,6 +208,9 @@ def test_the_command_writes_files(platform: Platform, tmp_path: Path) -> None:
     assert written == [tmp_path / f"{platform.checkpoints[0]}_a-photo-of-a-red-square_{seed}.png" for seed in (8, 9)]
     drawn = platform.draw(model=platform.checkpoints[0], seed=8, n=2, size="32x32")
     assert [path.read_bytes() for path in written] == drawn
+    assert done.stderr == ""
+    words[words.index(PROMPT)] = "red " * 20
+    assert "never reads" in CliRunner().invoke(cli, [*words, "--model", "tiny-turbo"]).stderr
     failed = CliRunner().invoke(cli, [*words, "--model", "sd-turbi"])
     assert failed.exit_code == 1
     assert "unknown model" in failed.stderr

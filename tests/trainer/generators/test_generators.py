@@ -134,7 +134,7 @@ def test_a_prompt_is_encoded_once(build: Callable[..., Any]) -> None:
 @pytest.mark.parametrize("tune", ["lora", "full"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_half_precision_is_near_full(build: Callable[..., Any], kind: str, tune: str, precision: str) -> None:
-    """Master weights stay in float32, samples are near the float32 ones, gradients finite; a VAE that asks is upcast."""
+    """Master weights stay in float32, samples are near the float32 ones, gradients finite; a VAE may be upcast."""
     whole, half = (build(f"tiny-{kind}", tune=tune, precision=each) for each in ("fp32", precision))
     noise = whole.draw_noise([1, 2])
     x = half(noise, PROMPT)

@@ -16,6 +16,7 @@ import pytest
 import redis
 import structlog
 import torch
+from safetensors.torch import load_file, save_file
 
 from dipole.broker import image_requests
 from dipole.broker.connection import connect_redis
@@ -136,6 +137,24 @@ def test_without_memory_everything_is_freed(tmp_path: Path, monkeypatch: pytest.
     with structlog.testing.capture_logs() as logs:
         draw(drawing, TINY)
     assert loaded(logs) == ["tiny-turbo"]
+
+
+def test_images_that_are_not_finite_are_refused_with_the_vae(tmp_path: Path) -> None:
+    """No black picture is sent for one that there is not."""
+    folder = tiny_pipelines.write_pipeline(tmp_path / "models/tiny-sd", "sd")
+    weights = load_file(folder / "vae/diffusion_pytorch_model.safetensors")
+    weights["decoder.conv_out.bias"].fill_(torch.inf)
+    save_file(weights, folder / "vae/diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InvalidInput, match=r"precision fp32, the VAE AutoencoderKL in float32") as caught:
+        draw(models(tmp_path), {"model": "tiny-sd"})
+    assert caught.value.field == "model"
+
+
+def test_what_a_model_did_not_read_is_known_while_it_is_loaded(tmp_path: Path) -> None:
+    drawing = models(tmp_path)
+    draw(drawing, TINY)
+    assert drawing.describe_unread(TINY, PROMPT) is None
+    assert "never reads 'circle'" in str(drawing.describe_unread(TINY, "red " * 14 + "circle"))
 
 
 # ---- the process --------------------------------------------------------------------------------------------------

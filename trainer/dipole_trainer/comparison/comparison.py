@@ -144,7 +144,8 @@ class Comparison:
         """Evaluate one model after the other; the report, and what it was made from."""
         name = f"eval-{secrets.token_hex(8)}"  # no ranking of an earlier evaluation is taken for this one's
         observed = ObservedRanker(self.ranker, on_progress)
-        found, notes = [], []
+        found: list[ModelEvaluation] = []
+        notes: list[str] = []
         for number, model in enumerate(self.model_loader.models):
             began = time.monotonic()
             observed.begin_model(model.label)

@@ -1,7 +1,7 @@
 """A scheduler's single step: from the last timestep, where there is nothing but noise, to the image.
 
-Not every configuration begins there. `leading` and `linspace` spacing, which many pipelines have and Euler's default is,
-put a single step at timestep 0 or 1, where the U-Net has next to no noise to remove: the noise would come out again.
+Not every configuration begins there. `leading` and `linspace` spacing, which many pipelines have and Euler has by
+default, put a single step at timestep 0 or 1, where there is next to no noise to remove: the noise comes out again.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ MAX_LIKENESS_TO_NOISE = 0.999  # cosine; even a network with random weights leav
 
 @dataclass(frozen=True)
 class OneStepSchedule:
-    """A scheduler whose single step begins at the last timestep; `change` says what was changed for that, if anything."""
+    """A scheduler whose single step begins at the last timestep; `change` says what was set for it, if anything."""
 
     scheduler: Any
     change: str | None = None

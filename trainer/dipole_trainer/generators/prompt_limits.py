@@ -16,7 +16,7 @@ _SPECIAL_TOKENS = 2  # begin and end
 
 @dataclass(frozen=True)
 class CutPrompts:
-    """`count` of the prompts are longer than `limit` tokens; of the `example`, `unread` is what the model never sees."""
+    """`count` of the prompts are longer than `limit` tokens; of the `example`, `unread` is what no one reads."""
 
     count: int
     limit: int

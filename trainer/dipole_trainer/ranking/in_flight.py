@@ -6,9 +6,9 @@ Both rankers keep their books here, so a policy means the same in a test and ove
 - a required one that fails for good, or is past its deadline, raises RewardUnavailable;
 - an answer that came but scores too few candidates is a failure of that group alone, also of a required reward: a
   resumed job would get the same answer.
-A candidate without an image is a null with its reason, and a group that has no other a failure of its own: no reward is
-asked, and none is to blame. Deadlines count from the group's submission. The first answer wins; later ones, and answers of forgotten groups, are
-ignored.
+A candidate without an image is a null with its reason, and a group that has no other a failure of its own: no reward
+is asked, and none is to blame. Deadlines count from the group's submission. The first answer wins; later ones, and
+answers of forgotten groups, are ignored.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class GroupsInFlight:
         return None if entry is None or reward in entry.results or reward not in self.specs else entry.group
 
     def put_result(self, group_id: str, reward: str, result: RewardResult) -> bool:
-        """Take an answer for the group `without_flaws`; False when it is a duplicate or of a group that nobody waits for.
+        """Take an answer for the group `without_flaws`; False when it is a duplicate or nobody waits for the group.
 
         Raises RewardUnavailable when a required reward failed and not by this group's scores alone.
         """

@@ -33,7 +33,7 @@ from dipole_trainer.training.chunked_gradient import LossScale, output_gradients
 class SampledGroup:
     """A group on its way: what is needed to turn its order into gradients.
 
-    A candidate that is not finite leaves it: `rows` are those of the K that are still there, `flaws` why others are not.
+    A candidate that is not finite leaves it: `rows` are those of the K that are there, `flaws` why others are not.
     """
 
     index: int  # its place in the window

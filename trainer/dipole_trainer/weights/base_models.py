@@ -21,7 +21,7 @@ from dipole_trainer.weights.names import is_folder_name
 
 BUILT_IN_MODELS = ("tiny-turbo",)
 PUBLISHED_MODELS = {"sd-turbo": "stabilityai/sd-turbo", "sdxl-turbo": "stabilityai/sdxl-turbo"}
-PUBLISHED_SIDES = {name: 512 for name in (*PUBLISHED_MODELS, *PUBLISHED_MODELS.values())}
+PUBLISHED_SIDES: dict[str, int] = dict.fromkeys((*PUBLISHED_MODELS, *PUBLISHED_MODELS.values()), 512)
 BUILT_IN_FOLDER = Path(__file__).parents[1] / "tiny_turbo"
 # parts of a pipeline that no generator loads
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -97,7 +97,7 @@ def image_side(name: str, models_dir: Path) -> int | None:
     try:
         size = read_json_object(folder / "unet/config.json", field="model")["sample_size"]
         levels = len(read_json_object(folder / "vae/config.json", field="model")["block_out_channels"])
-        return int(size) * 2 ** (levels - 1)
+        return int(size) * int(2 ** (levels - 1))
     except (InvalidInput, LookupError, TypeError, ValueError):
         return PUBLISHED_SIDES.get(name)
 

@@ -1,4 +1,4 @@
-"""JSON of folders that others made: a model's index and configs. Whatever it holds, a caller is told which file is odd."""
+"""JSON of folders that others made: a model's index and configs. Whatever it holds, a caller is told which is odd."""
 
 from __future__ import annotations
 
