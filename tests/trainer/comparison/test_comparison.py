@@ -289,6 +289,20 @@ def test_models_see_the_same_prompts_and_noises(platform: Platform) -> None:
     assert with_adapter_off == [{key: list(values) for key, values in each.scores.items()} for each in alone]
 
 
+def test_prompts_that_a_model_does_not_read_whole_are_noted(platform: Platform) -> None:
+    """Each model reads its own: rewards judged the whole text of all."""
+    spec = EvalSpec(images_per_prompt=2, prompts=(PromptSpec(prompt="red " * 20), PromptSpec(prompt="a red circle")))
+    bench = platform.bench("tiny-turbo")
+    bench.check_models()
+    ranker = InProcessRanker({"bright": brightness})
+    resolved = [ResolvedReward(RewardSpec(name="bright"), Endpoint(url="http://127.0.0.1:9"))]
+    with comparison.Comparison(bench, spec, resolved, ranker) as each:
+        report, _ = each.run()
+    ranker.close()
+    (note,) = [note for note in report["notes"] if "longer" in note]
+    assert note.startswith("tiny-turbo: 1 of 2 prompts are longer than it reads: ")
+
+
 def test_a_reward_that_fails_for_some_images_gives_null_there_and_is_counted(platform: Platform) -> None:
     """Every other image has its score; a whole failure, and ranks without scores, are told with the reason."""
 

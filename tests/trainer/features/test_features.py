@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -633,3 +634,68 @@ def refused(call: Callable[[], object], field: str) -> str:
         call()
     assert caught.value.field == field
     return str(caught.value)
+
+
+# ---- files as others leave them -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_linked_file_of_weights_is_read(sd: OneStepGenerator, models: Path, tmp_path: Path, suffix: str) -> None:
+    """The link has the name; what it leads to may be called anything."""
+    blob = tmp_path / "0123456789abcdef"
+    if suffix == ".pth":
+        shutil.copyfile(models / "drpo-mae-latent-256/mae_latent_256_torch.pth", blob)
+    else:
+        save_file({name: value.contiguous() for name, value in mae_tensors().items()}, blob)
+    (tmp_path / f"mae{suffix}").symlink_to(blob)
+    spec = FeaturesSpec(type="latent_mae", weights=f"mae{suffix}")
+    phi = features.build_features(spec, sd, models_dir=tmp_path)
+    theirs = features.build_features(FeaturesSpec(type="latent_mae"), sd, models_dir=models)
+    x = sd.draw_noise(SEEDS)
+    one, other = (each(x, prompt=PROMPT, seeds=SEEDS) for each in (phi, theirs))
+    assert all(torch.allclose(one[key], other[key]) for key in other)
+
+
+def copy_model(models: Path, folder: Path) -> Path:
+    """dinov2 under a name that people give."""
+    return shutil.copytree(models / "dinov2-base", folder / "mein Modell é")
+
+
+def load(sd: OneStepGenerator, folder: Path) -> Any:
+    spec = FeaturesSpec(type="dinov2", weights=folder.name)
+    return features.build_features(spec, sd, models_dir=folder.parent)
+
+
+def test_a_variant_of_a_vision_model_is_read(sd: OneStepGenerator, models: Path, tmp_path: Path) -> None:
+    """What was found is what is loaded."""
+    folder = copy_model(models, tmp_path)
+    (folder / "model.safetensors").rename(folder / "model.fp16.safetensors")
+    x = sd.draw_noise(SEEDS)
+    plain = features.build_features(FeaturesSpec(type="dinov2"), sd, models_dir=models)
+    one, other = (each(x, prompt=PROMPT, seeds=SEEDS) for each in (load(sd, folder), plain))
+    assert all(torch.allclose(one[key], other[key]) for key in other)
+
+
+@pytest.mark.parametrize("name", ["config.json", "preprocessor_config.json"])
+@pytest.mark.parametrize(
+    "content", [b"{", b"[1]", b"\xff\xfe{}", b"[" * 10**5, b'{"model_type": ["dinov2"]}', b'{"model_type": "dinov2", '
+                b'"hidden_size": "wide"}', b'{"image_mean": "red", "image_std": [1], "size": 3}'],
+)  # fmt: skip
+def test_odd_json_of_a_vision_model_is_its_folders_fault(
+    sd: OneStepGenerator, models: Path, tmp_path: Path, name: str, content: bytes
+) -> None:
+    folder = copy_model(models, tmp_path)
+    (folder / name).write_bytes(content)
+    with pytest.raises(InvalidInput) as caught:
+        load(sd, folder)
+    assert caught.value.field == "features.weights"
+
+
+def test_a_safetensors_file_of_unknown_numbers_is_told(sd: OneStepGenerator, tmp_path: Path) -> None:
+    """Its length is right, and what it calls its numbers is not."""
+    header = json.dumps({"gn1.weight": {"dtype": "Q7", "shape": [1], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "mae.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    spec = FeaturesSpec(type="latent_mae", weights="mae.safetensors")
+    with pytest.raises(InvalidInput, match="not a whole safetensors file") as caught:
+        features.build_features(spec, sd, models_dir=tmp_path)
+    assert caught.value.field == "features.weights"

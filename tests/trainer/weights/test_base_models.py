@@ -138,3 +138,44 @@ def test_what_is_built_in_has_no_revision(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="tiny-turbo is built in") as caught:
         base_models.locate_pipeline("tiny-turbo", tmp_path, "main")
     assert caught.value.field == "revision"
+
+
+# ---- names and sizes ------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["my model (v2)", "モデル", "modèle", 'say "red"', "a b.c+d"])
+def test_a_folder_is_called_as_people_call_it(pipeline: Path, tmp_path: Path, name: str) -> None:
+    """For API and worker alike, and it is listed."""
+    put(pipeline, tmp_path / name)
+    base_models.check_model_name(name, tmp_path)
+    assert base_models.locate_pipeline(name, tmp_path) == str(tmp_path / name)
+    assert name in base_models.available_models(tmp_path)
+
+
+def test_a_relative_folder_of_models_gives_an_absolute_path(
+    pipeline: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loaders take `models/mine` for a repository on the hub; a link is not followed to another name."""
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models/mine").symlink_to(pipeline)
+    monkeypatch.chdir(tmp_path)
+    assert base_models.locate_pipeline("mine", Path("models")) == str(tmp_path / "models/mine")
+
+
+def test_the_command_that_fetches_is_quoted(tmp_path: Path) -> None:
+    folder = tmp_path / "my models"
+    with pytest.raises(InvalidInput, match=f"--local-dir '{folder}/sd-turbo'"):
+        base_models.locate_pipeline("sd-turbo", folder)
+
+
+def test_the_side_of_a_models_images_is_read_from_its_configs(pipeline: Path, tmp_path: Path) -> None:
+    """Without torch or hub, where the folder is here; of published models it is known."""
+    put(pipeline, tmp_path / "mine")
+    assert base_models.image_side("mine", tmp_path) == 64
+    assert base_models.image_side("org/mine", tmp_path) == 64
+    assert base_models.image_side("tiny-turbo", tmp_path) == 64
+    assert base_models.image_side("sd-turbo", tmp_path) == 512
+    assert base_models.image_side("org/other", tmp_path) is None
+    (tmp_path / "odd/unet").mkdir(parents=True)
+    (tmp_path / "odd/unet/config.json").write_text("[]")
+    assert base_models.image_side("odd", tmp_path) is None
