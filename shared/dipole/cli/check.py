@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 
 from dipole.errors import InvalidInput
+from dipole.protocol.validation import check_storable
 
 
 def check_endpoint(
@@ -64,4 +65,5 @@ def parse_json_object(text: str | None) -> dict[str, Any] | None:
         raise InvalidInput(f"--metadata is not JSON: {error}", field="metadata") from None
     if found is not None and not isinstance(found, dict):
         raise InvalidInput("--metadata must be a JSON object", field="metadata")
+    check_storable(found, "--metadata")
     return found

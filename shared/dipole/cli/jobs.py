@@ -18,6 +18,7 @@ from dipole.cli.options import KeyOption, UrlOption
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 from dipole.errors import InvalidInput
 from dipole.protocol.job_events import EvaluationProgress, StepFinished
+from dipole.protocol.validation import check_storable
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
 
@@ -256,11 +257,12 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     if path is None:
         return {}
     try:
-        body = json.loads(path.read_text())
+        body = json.loads(path.read_bytes())
     except ValueError as error:
         raise InvalidInput(f"{path} is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidInput(f"{path} must hold a JSON object with fields of a job")
+    check_storable(body)
     return body
 
 

@@ -19,16 +19,33 @@ from typing import Any, Final
 import numpy as np
 from numpy.lib import format as npy
 from numpy.typing import NDArray
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
+from dipole.protocol import file_kinds
 from dipole.protocol.schemas import MAX_PIXELS, MediaType
 
 Pixels = NDArray[np.uint8]
 
 NPY: Final = "application/x-npy"
 MEDIA_TYPES: Final[tuple[MediaType, ...]] = ("image/png", "image/webp", "image/jpeg", NPY)
-_PIL_FORMATS: Final = {"image/png": "PNG", "image/webp": "WEBP", "image/jpeg": "JPEG"}
+# Not by Image.open: that makes a phone's JPEG with a depth map or a second view behind it an animation (MPO).
+_DECODERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
+    "image/png": PngImagePlugin.PngImageFile,
+    "image/webp": WebPImagePlugin.WebPImageFile,
+    "image/jpeg": JpegImagePlugin.JpegImageFile,
+}
+# what a PNG's pixels are made of, which way up they are, and whether there are several
+_PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL"))
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
 def hash_all(parts: Sequence[bytes | memoryview]) -> list[bytes]:
@@ -83,7 +100,7 @@ def decode_image(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, 
         return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
     try:
         with _open_image(data, media_type, field) as image:
-            return _convert_to_rgb(ImageOps.exif_transpose(image))
+            return _convert_to_rgb(_turn_upright(image))
     except InvalidInput:
         raise
     except (
@@ -145,19 +162,46 @@ def _parse_npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
 
 
 def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
-    """Pillow's lazy open, with the one decoder that the media type names."""
+    """Pillow's lazy open, with the one decoder that the media type names; its caller judges the size."""
     try:
-        image = Image.open(io.BytesIO(data), formats=[_PIL_FORMATS[media_type]])
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooLarge(f"{field} is refused before decoding: {_first_line(error)}", field=field) from None
+        if file_kinds.recognize_image(data) != media_type:
+            found = file_kinds.recognize_file(data[: file_kinds.HEAD_BYTES])
+            raise InvalidInput(f"{field} says {media_type} but is {found}", field=field)
+        if media_type == "image/png":
+            data = _drop_side_chunks(data)
+        image = _DECODERS[media_type](io.BytesIO(data))
+    except InvalidInput:
+        raise
     except Exception as error:
         # as in decode: a damaged header raises anything
-        what = "is not one" if isinstance(error, UnidentifiedImageError) else f"is damaged: {_first_line(error)}"
-        raise InvalidInput(f"{field} says {media_type} but {what}", field=field) from None
+        raise InvalidInput(f"{field} says {media_type} but is damaged: {_first_line(error)}", field=field) from None
     if getattr(image, "is_animated", False):
         image.close()
         raise InvalidInput(f"{field} is an animation; send a single still image", field=field)
     return image
+
+
+def _drop_side_chunks(data: bytes) -> bytes:
+    """A PNG without what no pixel is made of: workflows as text, colour profiles. They may unpack to any size, or be
+    damaged, and Pillow would refuse the image for it.
+    """
+    kept, at = [data[:8]], 8
+    while at < len(data):
+        end = at + 12 + int.from_bytes(data[at : at + 4], "big")
+        if data[at + 4 : at + 8] in _PIXEL_CHUNKS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join(kept)
+
+
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """As EXIF says that it is to be shown. Damaged EXIF says nothing: Pillow's own exif_transpose would raise."""
+    image.load()
+    try:
+        turn = _TURNS.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:
+        return image
+    return image if turn is None else image.transpose(turn)
 
 
 def _convert_to_rgb(image: Image.Image) -> Pixels:

@@ -13,12 +13,12 @@ from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from dipole.errors import InvalidInput, NotFound, TooLarge
+from dipole.errors import InvalidInput, NotFound
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, State
 from dipole_trainer.database.tables import FileRow as FileRow
-from dipole_trainer.datasets import pairs, prompts
+from dipole_trainer.datasets import pairs, prompts, uploads
 from dipole_trainer.registry.files import FileKind
 from dipole_trainer.spec import PromptSpec
 from dipole_trainer.storage.job_layout import upload_path
@@ -27,8 +27,10 @@ router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[require_sco
 FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
 CHUNK_BYTES = 2**20
 FILE_DESCRIPTION = (
-    "JSON lines of {prompt, metadata?}; or pairs to train on without a reward: JSON lines of {prompt, chosen, "
-    "rejected, metadata?} with base64 of PNG, WebP or JPEG, or Parquet with these columns and images as binary."
+    "Prompts: JSON lines of {prompt, metadata?}, GenEval's evaluation_metadata.jsonl, or a .txt file with a prompt on "
+    "each line. Or pairs to train on without a reward: JSON lines of {prompt, chosen, rejected, metadata?} with base64 "
+    "of PNG, WebP or JPEG, Parquet with these columns, or a zip or tar of JSON lines with the images that they name. "
+    "Kept as JSON lines."
 )
 
 
@@ -91,20 +93,13 @@ def delete_file(state: State, file_id: FileId) -> schemas.Deleted:
 
 def store_file(state: ApiState, source: BinaryIO, filename: str, *, field: str) -> FileRow:
     """Check a file and keep it as what it is recognised as. Raises InvalidInput that names the broken line."""
-    file_id, limit = f"file-{secrets.token_hex(12)}", state.settings.api_max_file_bytes
-    kind: FileKind = "pairs" if pairs.looks_like_pairs(source.read(pairs.MAX_HEAD_BYTES)) else "prompts"
-    source.seek(0)
+    file_id = f"file-{secrets.token_hex(12)}"
     with tempfile.TemporaryDirectory(prefix="dipole-upload-") as folder:
         path = Path(folder) / "lines.jsonl"
         with path.open("wb") as target:
-            if kind == "pairs":
-                checked = pairs.check_pairs_file(
-                    source, target, field=field, max_bytes=2 * limit
-                )  # base64 takes a third more
-            else:
-                checked = prompts.check_prompts_file(source, target, field=field)
-        if kind == "prompts" and checked.bytes > limit:
-            raise TooLarge(f"the file exceeds {limit} bytes", field=field)
+            kind, checked = uploads.check_upload(
+                source, target, filename=filename, field=field, max_bytes=state.settings.api_max_file_bytes
+            )
         state.artifacts.write_file(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
     return state.files.add_file(

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_valida
 
 from dipole.client.endpoint import check_reward_url
 from dipole.errors import InvalidInput, NotFound
+from dipole.protocol.validation import check_storable
 from dipole_trainer.api import files
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.database.tables import TERMINAL_STATES, JobRow
@@ -85,8 +86,7 @@ class _TrainingData:
 
 def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) -> JobRow:
     """Check a request and queue its job; a repeat with the same key returns the first job."""
-    if not prompts.is_storable(body.model_dump()):
-        raise InvalidInput(prompts.UNSTORABLE, field="body")
+    check_storable(body.model_dump())
     text = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
     if idempotency_key is not None:

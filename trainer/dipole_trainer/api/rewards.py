@@ -18,10 +18,10 @@ from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Name, RewardInfo
+from dipole.protocol.validation import check_storable
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, State
-from dipole_trainer.datasets import prompts
 
 log = structlog.get_logger()
 
@@ -100,8 +100,7 @@ def register_reward(state: State, body: RewardRegistration) -> schemas.Registere
 def _check_endpoint(state: ApiState, endpoint: Endpoint, *, field: str = "") -> Endpoint:
     """As it is stored. Raises InvalidInput that names the wrong field below `field`."""
     url = check_reward_url(endpoint.url, state.settings.reward_hosts, field=f"{field}url")
-    if not prompts.is_storable(endpoint.options):
-        raise InvalidInput(f"{field}options: {prompts.UNSTORABLE}", field=f"{field}options")
+    check_storable(endpoint.options, f"{field}options")
     return endpoint.model_copy(update={"url": url})
 
 

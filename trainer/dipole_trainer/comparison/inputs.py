@@ -5,6 +5,7 @@ Each mistake is a sentence that names the option.
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -18,7 +19,7 @@ from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
 from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
-from dipole_trainer.datasets import prompts
+from dipole_trainer.datasets import prompts, uploads
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import explain_database_errors
@@ -27,12 +28,13 @@ from dipole_trainer.spec import PromptSpec, RewardSpec
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 PROBE_TIMEOUT_S = 5.0
+MAX_FILE_BYTES = 2**30
 
 
 def read_prompts(
     given: str, files: FileRegistry, artifacts: ArtifactStore, limit: int | None = None
 ) -> list[PromptSpec]:
-    """The first `limit` prompts of a JSONL file on this machine, or of an uploaded one by its id."""
+    """The first `limit` prompts of a file on this machine, as /v1/files takes it, or of an uploaded one by its id."""
     if given.startswith("file-") and not Path(given).exists():
         with explain_database_errors(files.database):
             files.get_file(given)
@@ -40,8 +42,12 @@ def read_prompts(
             found = list(prompts.read_prompts(source, field="prompts"))
     else:
         try:
-            with Path(given).open("rb") as source:
-                found = list(prompts.read_prompts(source, field="prompts"))
+            with Path(given).open("rb") as source, tempfile.TemporaryFile() as lines:
+                kind, _ = uploads.check_upload(source, lines, filename=given, field="prompts", max_bytes=MAX_FILE_BYTES)
+                if kind != "prompts":
+                    raise InvalidInput(f"--prompts {given} holds {kind}, and prompts are needed", field="prompts")
+                lines.seek(0)
+                found = list(prompts.read_prompts(lines, field="prompts"))
         except OSError as error:
             raise InvalidInput(f"--prompts {given}: {error.strerror}", field="prompts") from error
     if not found:

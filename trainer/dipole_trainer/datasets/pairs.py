@@ -3,39 +3,38 @@ one is named. No torch.
 
     {"prompt": "a red square", "chosen": "<base64 of a PNG, WebP or JPEG>", "rejected": "…", "metadata": {"rater": 7}}
 
-Parquet (parquet.py) is rewritten as these lines when it comes, so that everything after the upload knows one form.
+The base64 may be of the URL-safe kind, have line breaks, lack its padding, be a data: URL, or stand as `bytes` in an
+object, as Hugging Face's datasets writes images.
 """
 
 from __future__ import annotations
 
 import base64
-import binascii
-import shutil
-import tempfile
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO, Final
+from typing import Any, BinaryIO, Final
 
 import numpy as np
 import pydantic_core
 from numpy.typing import NDArray
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from dipole.errors import InvalidInput, TooLarge
-from dipole.protocol import images
-from dipole.protocol.schemas import MediaType
-from dipole_trainer.datasets import parquet, prompts
+from dipole.errors import InvalidInput
+from dipole.protocol import file_kinds, images
+from dipole_trainer.datasets import prompts
+from dipole_trainer.datasets.containers import SIDES
+from dipole_trainer.datasets.lines import MAX_PAIR_LINE_BYTES, Lines, numbered_lines
 from dipole_trainer.datasets.prompts import CheckedFile
 from dipole_trainer.spec import PromptSpec
 
 MAX_PAIR_PIXELS: Final = 2048 * 2048  # a job's resolution goes no further
-MAX_LINE_BYTES = 48 * 2**20  # two images of MAX_PIXELS that hardly compress, in base64
-MAX_HEAD_BYTES = 2**20  # enough of a file to tell its kind
-_MAGIC_NUMBERS: Final[tuple[tuple[bytes, int, MediaType], ...]] = (
-    (b"\x89PNG\r\n\x1a\n", 0, "image/png"),
-    (b"\xff\xd8\xff", 0, "image/jpeg"),
-    (b"WEBP", 8, "image/webp"),
+_URL: Final = re.compile(r"\s*(https?|s3|gs|hf|ftp|file):", re.IGNORECASE)
+_DATA_URL: Final = re.compile(r"\s*data:(?P<type>[^,]{0,200}),", re.IGNORECASE)
+_IMAGE_PATH: Final = re.compile(
+    r"[^\n]{1,4096}\.(png|jpe?g|jfif|webp|gif|bmp|tiff?|hei[cf]|avif|jxl)\s*", re.IGNORECASE
 )
+_STANDARD_ALPHABET: Final = str.maketrans("-_", "+/", " \t\r\n")
 
 
 class PairSpec(PromptSpec):
@@ -44,42 +43,38 @@ class PairSpec(PromptSpec):
     chosen: str = Field(min_length=1)
     rejected: str = Field(min_length=1)
 
+    @field_validator("chosen", "rejected", mode="before")
+    @classmethod
+    def _unwrap_image(cls, value: Any) -> Any:
+        """An object of {bytes, path} is what its bytes are, or else its path."""
+        if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+            return value.get("bytes") or value.get("path")
+        return value
+
 
 def looks_like_pairs(head: bytes) -> bool:
-    """Whether a file that begins so holds pairs: it is Parquet, or its first line has an image, however long it is."""
-    if head.startswith(parquet.PARQUET_MAGIC):
-        return True
-    first = head.lstrip().partition(b"\n")[0]
+    """Whether JSON lines that begin so hold pairs: the first line has an image, however long it is."""
+    first = re.split(rb"[\r\n]", head.removeprefix(b"\xef\xbb\xbf").lstrip(), maxsplit=1)[0]
     try:
         found = pydantic_core.from_json(first, allow_partial="trailing-strings")
     except ValueError:
         return False
-    return isinstance(found, dict) and ("chosen" in found or "rejected" in found)
+    return isinstance(found, dict) and any(side in found for side in SIDES)
 
 
-def check_pairs_file(source: BinaryIO, target: BinaryIO, *, field: str, max_bytes: int) -> CheckedFile:
-    """Write a file to `target` as JSON lines of at most `max_bytes`, every image decoded once on the way.
+def check_pairs(source: Lines, target: BinaryIO, *, field: str, max_bytes: int) -> CheckedFile:
+    """Copy lines of at most `max_bytes` to `target`, every image decoded once on the way.
 
     Raises InvalidInput that names the first broken row.
     """
-    is_parquet = source.read(len(parquet.PARQUET_MAGIC)) == parquet.PARQUET_MAGIC
-    source.seek(0)
-    if is_parquet:
-        with tempfile.NamedTemporaryFile(suffix=".parquet") as file:
-            shutil.copyfileobj(source, file)
-            file.flush()
-            with parquet.parquet_as_json_lines(Path(file.name), field=field) as lines:
-                checked = _copy_checked(lines, target, field, max_bytes)
-    else:
-        checked = _copy_checked(source, target, field, max_bytes)
-    if checked.lines == 0:
-        raise InvalidInput(f"{field} holds no pairs", field=field)
-    return checked
+    return prompts.copy_checked_lines(
+        source, target, _check_pair, field=field, max_bytes=max_bytes, max_line_bytes=MAX_PAIR_LINE_BYTES
+    )
 
 
-def read_pairs(source: BinaryIO, *, field: str) -> Iterator[PairSpec]:
+def read_pairs(source: Lines, *, field: str) -> Iterator[PairSpec]:
     """The rows of a stored file, images as they are kept."""
-    for number, line in prompts.numbered_lines(source, field, MAX_LINE_BYTES):
+    for number, line in numbered_lines(source, field, MAX_PAIR_LINE_BYTES):
         yield prompts.parse_line(PairSpec, line, number, field)
 
 
@@ -88,7 +83,7 @@ def index_pairs(path: Path) -> dict[str, list[int]]:
     found: dict[str, list[int]] = {}
     with path.open("rb") as source:
         start = 0
-        for number, line in prompts.numbered_lines(source, "pairs_file", MAX_LINE_BYTES, empty=True):
+        for number, line in numbered_lines(source, "pairs_file", MAX_PAIR_LINE_BYTES, empty=True):
             if line.strip():
                 found.setdefault(prompts.parse_line(PairSpec, line, number, "pairs_file").prompt, []).append(start)
             start += len(line)
@@ -99,43 +94,41 @@ def load_pair_images(path: Path, start: int) -> list[NDArray[np.uint8]]:
     """The images of the row that begins there: chosen, rejected; (H, W, 3) each."""
     with path.open("rb") as source:
         source.seek(start)
-        row = PairSpec.model_validate_json(source.readline(MAX_LINE_BYTES + 1))
-    return [
-        _decode_pair_image(_decode_base64(getattr(row, side), f"pairs_file.{side}"), f"pairs_file.{side}")
-        for side in ("chosen", "rejected")
-    ]
+        row = PairSpec.model_validate_json(source.readline(MAX_PAIR_LINE_BYTES + 1))
+    return [_decode_pair_image(getattr(row, side), f"pairs_file.{side}") for side in SIDES]
 
 
-def _copy_checked(source: BinaryIO, target: BinaryIO, field: str, max_bytes: int) -> CheckedFile:
-    written = 0
-
-    def check_line(number: int, line: bytes) -> None:
-        nonlocal written
-        written += len(line)
-        if written > max_bytes:
-            raise TooLarge(f"the file exceeds {max_bytes} bytes as JSON lines", field=field)
-        _check_pair(prompts.parse_line(PairSpec, line, number, field), number, field)
-
-    return prompts.copy_checked_lines(source, target, check_line, field=field, max_line_bytes=MAX_LINE_BYTES)
+def _check_pair(line: bytes, number: int, field: str) -> bytes:
+    row = prompts.parse_line(PairSpec, line, number, field)
+    for side in SIDES:
+        _decode_pair_image(getattr(row, side), f"{field}[{number}].{side}")
+    return line
 
 
-def _check_pair(row: PairSpec, number: int, field: str) -> None:
-    for side in ("chosen", "rejected"):
-        where = f"{field}[{number}].{side}"
-        _decode_pair_image(_decode_base64(getattr(row, side), where), where)
+def _decode_pair_image(text: str, where: str) -> NDArray[np.uint8]:
+    data = _decode_base64(text, where)
+    media_type = file_kinds.recognize_image(data)
+    if media_type is None:
+        found = file_kinds.recognize_file(data[: file_kinds.HEAD_BYTES])
+        raise InvalidInput(f"{where} is {found}: PNG, WebP and JPEG are taken", field=where)
+    return images.decode_image(data, media_type, max_pixels=MAX_PAIR_PIXELS, field=where)
 
 
 def _decode_base64(text: str, where: str) -> bytes:
-    if text[:8].lower().startswith(("http:", "https:", "data:", "s3:", "file:")):
+    if _URL.match(text):
         raise InvalidInput(f"{where} is a URL: nothing is fetched, send base64 of the image's bytes", field=where)
+    if _IMAGE_PATH.fullmatch(text):
+        raise InvalidInput(
+            f"{where} is the path of an image, {text[:200]!r}: send a zip or tar that holds the file of pairs and the "
+            "images that it names, or base64 of the image's bytes",
+            field=where,
+        )
+    if (url := _DATA_URL.match(text)) is not None:
+        if not url["type"].lower().endswith(";base64"):
+            raise InvalidInput(f"{where} is a data: URL without ;base64: send base64", field=where)
+        text = text[url.end() :]
+    text = text.translate(_STANDARD_ALPHABET)
     try:
-        return base64.b64decode(text, validate=True)
-    except (binascii.Error, ValueError) as error:
+        return base64.b64decode(text + "=" * (-len(text) % 4), validate=True)
+    except ValueError as error:
         raise InvalidInput(f"{where} is not valid base64: {error}", field=where) from None
-
-
-def _decode_pair_image(data: bytes, where: str) -> NDArray[np.uint8]:
-    for magic, at, media_type in _MAGIC_NUMBERS:
-        if data[at : at + len(magic)] == magic:
-            return images.decode_image(data, media_type, max_pixels=MAX_PAIR_PIXELS, field=where)
-    raise InvalidInput(f"{where} is not an image: PNG, WebP and JPEG are taken", field=where)

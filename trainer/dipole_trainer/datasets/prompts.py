@@ -1,70 +1,104 @@
 """Prompt files: JSON lines of {prompt, metadata?}, checked line by line, so that a broken one is named.
 
 {"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}
+
+GenEval's own evaluation_metadata.jsonl, whose fields stand beside the prompt, and text of a prompt a line are rewritten
+as these lines when they come, so that everything after the upload knows one form.
 """
 
 from __future__ import annotations
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO, TypeVar
+from typing import BinaryIO, TypeVar
 
-from pydantic import ValidationError
+from pydantic import JsonValue, ValidationError
 
 from dipole.errors import InvalidInput, TooLarge
-from dipole.protocol.validation import first_error
-from dipole_trainer.spec import PromptSpec
-
-MAX_LINE_BYTES = 2**20
-MAX_LINES = 1_000_000
-UNSTORABLE = "NUL characters, and numbers that are not finite, cannot be stored"
+from dipole.protocol.validation import check_storable, first_error
+from dipole_trainer.datasets.lines import MAX_LINE_BYTES, Lines, numbered_lines
+from dipole_trainer.spec import PromptSpec, SpecModel
 
 LineT = TypeVar("LineT", bound=PromptSpec)
 
 
 @dataclass(frozen=True)
 class CheckedFile:
-    """What a whole, correct file is."""
+    """What a whole, correct file is, as it is kept."""
 
     bytes: int
     lines: int
     sha256: str
 
 
-def read_prompts(source: BinaryIO, *, field: str) -> Iterator[PromptSpec]:
-    """The prompts of a file. Raises InvalidInput that names the first broken line."""
+class _GenEvalLine(SpecModel):
+    """A line of evaluation_metadata.jsonl."""
+
+    prompt: str
+    tag: str | None = None
+    include: tuple[JsonValue, ...]
+    exclude: tuple[JsonValue, ...] = ()
+
+
+def read_prompts(source: Lines, *, field: str) -> Iterator[PromptSpec]:
+    """The prompts of a kept file. Raises InvalidInput that names the first broken line."""
     for number, line in numbered_lines(source, field):
         yield parse_line(PromptSpec, line, number, field)
 
 
-def check_prompts_file(source: BinaryIO, target: BinaryIO, *, field: str) -> CheckedFile:
-    """Copy a file to `target`, checking it on the way. Raises InvalidInput that names the first broken line."""
-    checked = copy_checked_lines(
-        source, target, lambda number, line: parse_line(PromptSpec, line, number, field), field=field
-    )
-    if checked.lines == 0:
-        raise InvalidInput(f"{field} holds no prompts: write one JSON object with a `prompt` on each line", field=field)
-    return checked
+def check_prompt_line(line: bytes, number: int, field: str) -> bytes:
+    """A line as it is kept. Raises InvalidInput that names it."""
+    try:
+        parse_line(PromptSpec, line, number, field)
+    except InvalidInput:
+        try:
+            found = _GenEvalLine.model_validate_json(line)
+        except ValidationError:
+            found = None
+        if found is None:
+            raise
+        metadata = found.model_dump(mode="json", exclude={"prompt"}, exclude_unset=True)
+        return _check_prompt(found.prompt, number, field, metadata)
+    return line
+
+
+def check_text_line(line: bytes, number: int, field: str) -> bytes:
+    """A line of plain text, a prompt, as it is kept. Raises InvalidInput that names it."""
+    try:
+        return _check_prompt(line.decode().strip(), number, field)
+    except UnicodeDecodeError as error:
+        raise InvalidInput(
+            f"line {number} is not in UTF-8 ({error.reason}): save the file as UTF-8", field=f"{field}[{number}]"
+        ) from None
+
+
+def _check_prompt(prompt: str, number: int, field: str, metadata: dict[str, JsonValue] | None = None) -> bytes:
+    kept = dump_prompts([PromptSpec.model_construct(prompt=prompt, metadata=metadata)])
+    parse_line(PromptSpec, kept, number, field)
+    return kept
 
 
 def copy_checked_lines(
-    source: BinaryIO,
+    source: Lines,
     target: BinaryIO,
-    check_line: Callable[[int, bytes], object],
+    check_line: Callable[[bytes, int, str], bytes],
     *,
     field: str,
+    max_bytes: int,
     max_line_bytes: int = MAX_LINE_BYTES,
 ) -> CheckedFile:
-    """Copy byte for byte, with a look at each line that is not empty; what the look raises ends it."""
+    """Copy what `check_line` makes of each line that is not empty, at most `max_bytes`; what it raises ends it."""
     digest, size, count = hashlib.sha256(), 0, 0
     for number, line in numbered_lines(source, field, max_line_bytes, empty=True):
-        digest.update(line)
-        size += target.write(line)
         if line.strip():
-            check_line(number, line)
+            line = check_line(line, number, field)
             count += 1
+        size += len(line)
+        if size > max_bytes:
+            raise TooLarge(f"the file exceeds {max_bytes} bytes as JSON lines", field=field)
+        digest.update(line)
+        target.write(line)
     return CheckedFile(bytes=size, lines=count, sha256=digest.hexdigest())
 
 
@@ -72,38 +106,24 @@ def dump_prompts(prompts: Iterable[PromptSpec]) -> bytes:
     return b"".join(prompt.model_dump_json(exclude_none=True).encode() + b"\n" for prompt in prompts)
 
 
-def is_storable(value: Any) -> bool:
-    """Whether any database can hold a JSON value: PostgreSQL has no place for NUL, JSON none for NaN."""
-    if isinstance(value, str):
-        return "\x00" not in value
-    if isinstance(value, float):
-        return math.isfinite(value)
-    if isinstance(value, dict):
-        return all(is_storable(key) and is_storable(each) for key, each in value.items())
-    return not isinstance(value, list | tuple) or all(is_storable(each) for each in value)
-
-
-def numbered_lines(
-    source: BinaryIO, field: str, max_bytes: int = MAX_LINE_BYTES, *, empty: bool = False
-) -> Iterator[tuple[int, bytes]]:
-    """Lines with their numbers, from 1. Raises TooLarge before a line beyond `max_bytes` is read to its end."""
-    number = 0
-    while line := source.readline(max_bytes + 1):
-        number += 1
-        if len(line) > max_bytes:
-            raise TooLarge(f"line {number} exceeds {max_bytes} bytes", field=f"{field}[{number}]")
-        if number > MAX_LINES:
-            raise TooLarge(f"the file has more than {MAX_LINES} lines", field=field)
-        if empty or line.strip():
-            yield number, line
-
-
 def parse_line(kind: type[LineT], line: bytes, number: int, field: str) -> LineT:
     """A line as a `kind`. Raises InvalidInput that names it and what is wrong there."""
+    where = f"{field}[{number}]"
     try:
         found = kind.model_validate_json(line)
+        check_storable(found.model_dump(include={"prompt", "metadata"}))
     except ValidationError as error:
-        raise InvalidInput(f"line {number}: {first_error(error).sentence}", field=f"{field}[{number}]") from error
-    if not is_storable(found.model_dump(include={"prompt", "metadata"})):
-        raise InvalidInput(f"line {number}: {UNSTORABLE}", field=f"{field}[{number}]")
+        raise InvalidInput(f"line {number}: {_explain(error, line)}", field=where) from error
+    except InvalidInput as error:
+        raise InvalidInput(f"line {number}: {error}", field=where) from error
     return found
+
+
+def _explain(error: ValidationError, line: bytes) -> str:
+    """The first error, and what it comes of where pydantic's own words do not say."""
+    said = first_error(error).sentence
+    if line.rstrip().endswith(b"},"):
+        return f"{said}: no comma ends a JSON line, nothing is between them"
+    if "hex escape" in said:
+        return rf"{said}: half of a character (a lone surrogate, as in \ud83d) cannot be stored, leave it out"
+    return said
