@@ -29,8 +29,7 @@ from dipole.settings import ApiSettings, load_settings
 from dipole_trainer.api import event_stream
 from dipole_trainer.api.app import create_app
 from dipole_trainer.api.dependencies import ApiState
-from dipole_trainer.datasets import parquet as reading
-from dipole_trainer.datasets import recordings
+from dipole_trainer.datasets import containers, recordings
 from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
@@ -259,8 +258,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"training_file": "file-x"}, "prompts"),
     ({"prompts": ..., "training_file": "file-x"}, "training_file"),
     ({"validation_file": "../x"}, "validation_file"),
-    ({"prompts": [{"prompt": "a\x00b"}]}, "body"),
-    ({"prompts": [{"prompt": "a", "metadata": {"k": "\x00"}}]}, "body"),
+    ({"prompts": [{"prompt": "a\x00b"}]}, "prompts[0].prompt"),
+    ({"prompts": [{"prompt": "a", "metadata": {"k": "\x00"}}]}, "prompts[0].metadata.k"),
     ({"metadata": {"k": 1}}, "metadata.k"),
     ({"integrations": [{"type": "wandb"}]}, "integrations"),
     ({"hyperparameters": {"n_epochs": 2}}, "hyperparameters.n_epochs"),
@@ -923,10 +922,10 @@ def test_broken_parquet_is_named(tmp_path: Path) -> None:
 
 def test_a_parquet_reader_that_crashes_is_a_refusal(tmp_path: Path) -> None:
     """pyarrow ends its process on some damaged files: one that reads for the API, and never the API's own."""
-    reader = [sys.executable, "-c", "import os; print('{}', flush=True); os.abort()"]
+    reader = [sys.executable, "-c", "import os; print('started\\n{}', flush=True); os.abort()"]
     with (
-        pytest.raises(InvalidInput, match="crashed"),
-        reading.parquet_as_json_lines(tmp_path, field="file", reader=reader) as lines,
+        pytest.raises(InvalidInput, match="damaged"),
+        containers.container_as_json_lines(tmp_path, field="file", reader=reader) as lines,
     ):
         assert lines.read() == b"{}\n"
 

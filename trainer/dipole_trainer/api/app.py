@@ -1,6 +1,6 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
-    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, images, rewards and health
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health
 
 Routes write the desired state of a job to SQL and read its events from there; workers train. Only image requests go
 through Redis, to samplers. Replicas share these and the artifacts and need nothing else of each other."""
@@ -16,7 +16,7 @@ from sqlalchemy import func, select
 
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
-from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, rewards
+from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, rewards
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
@@ -31,9 +31,10 @@ from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 OPENAPI_TAGS = [
-    {"name": "files", "description": "Prompts, as JSON lines."},
+    {"name": "files", "description": "Prompts and pairs, kept as JSON lines."},
     {"name": "jobs", "description": "Training jobs, as OpenAI's fine-tuning API has them."},
     {"name": "outputs", "description": "What a job makes: checkpoints, samples, exports."},
+    {"name": "models", "description": "Base models and what was made of them, by name."},
     {"name": "images", "description": "Images of base models and of what was made of them, as OpenAI's images API."},
     {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
     {"name": "keys", "description": "Callers' keys and what they may do."},
@@ -79,8 +80,8 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     )
     app.state.api = state
     errors.install_error_handlers(app)
-    for router in (files.router, jobs.router, job_artifacts.router, rewards.router, api_keys.router, health.router):
-        app.include_router(router)
+    for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
+        app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
     app.add_middleware(_BodyLimits, settings=settings)

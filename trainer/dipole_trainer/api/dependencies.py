@@ -49,10 +49,18 @@ State = Annotated[ApiState, Depends(_api_state)]
 JobId = Annotated[str, Path(max_length=64, description="The job's id.", examples=["ftjob-0b5e7f2c9a4d1e8f63b7c2a5"])]
 
 
-class PageQuery(BaseModel):
-    """Cursor pagination, as OpenAI's: `after` is the id of the last object of the page before."""
+class ListQuery(BaseModel):
+    """What every list is asked with: a misspelt name is an error, and no page of something else."""
 
     model_config = ConfigDict(extra="forbid")
+
+    api_version: str | None = Field(
+        default=None, alias="api-version", max_length=64, description="Sent by Azure's clients; it is not used."
+    )
+
+
+class PageQuery(ListQuery):
+    """Cursor pagination, as OpenAI's: `after` is the id of the last object of the page before."""
 
     after: str | None = Field(default=None, max_length=64, description="Id of the last object already seen.")
     limit: int = Field(default=20, ge=1, le=100, description="Number of objects on a page.")

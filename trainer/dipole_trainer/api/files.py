@@ -1,4 +1,6 @@
-"""/v1/files: prompts, or pairs of images, checked line by line while they are taken in and kept as JSON lines."""
+"""/v1/files: prompts, or pairs of images, checked line by line while they are taken in and kept as JSON lines; until
+they are deleted or, where their caller says so, expire.
+"""
 
 from __future__ import annotations
 
@@ -8,15 +10,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
-from fastapi import APIRouter, File, Form, Query, UploadFile
+from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from dipole.errors import InvalidInput, NotFound
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
-from dipole_trainer.api.dependencies import ApiState, State
+from dipole_trainer.api.dependencies import ApiState, ListQuery, State
 from dipole_trainer.database.tables import FileRow as FileRow
 from dipole_trainer.datasets import pairs, prompts, uploads
 from dipole_trainer.registry.files import FileKind
@@ -34,10 +36,8 @@ FILE_DESCRIPTION = (
 )
 
 
-class FilePageQuery(BaseModel):
+class FilePageQuery(ListQuery):
     """Pagination of files, as OpenAI's client asks for it."""
-
-    model_config = ConfigDict(extra="forbid")
 
     after: str | None = Field(default=None, max_length=64)
     limit: int = Field(default=100, ge=1, le=10_000)
@@ -45,15 +45,41 @@ class FilePageQuery(BaseModel):
     purpose: str | None = None
 
 
-@router.post("", summary="Upload prompts or pairs")
+async def _refuse_repeated_parts(request: Request) -> None:
+    """Starlette would take the last part of a name, and leave the others without a word."""
+    form = await request.form()
+    for name in form:
+        if len(form.getlist(name)) > 1:
+            raise InvalidInput(f"{name} is there {len(form.getlist(name))} times: send one in a request", field=name)
+
+
+@router.post("", summary="Upload prompts or pairs", dependencies=[Depends(_refuse_repeated_parts)])
 def upload_file(
     state: State,
     file: Annotated[UploadFile, File(description=FILE_DESCRIPTION)],
     purpose: Annotated[str, Form(description="Purpose of the files; only fine-tune is known.", examples=["fine-tune"])],
+    anchor: Annotated[
+        Literal["created_at"] | None,
+        Form(alias="expires_after[anchor]", description="From when `seconds` are counted."),
+    ] = None,
+    seconds: Annotated[
+        int | None,
+        Form(
+            alias="expires_after[seconds]",
+            ge=3600,
+            le=2_592_000,
+            description="The file goes after so many; absent: when it is deleted.",
+        ),
+    ] = None,
 ) -> schemas.FileObject:
     if purpose != "fine-tune":
         raise InvalidInput("purpose must be fine-tune", field="purpose")
-    return schemas.to_file_object(store_file(state, file.file, file.filename or "prompts.jsonl", field="file"))
+    if (anchor is None) != (seconds is None):
+        raise InvalidInput("expires_after needs both anchor and seconds", field="expires_after")
+    for expired in state.files.delete_expired_files():
+        state.artifacts.delete_file(upload_path(expired))
+    name = file.filename or "prompts.jsonl"
+    return schemas.to_file_object(store_file(state, file.file, name, field="file", expires_after_s=seconds))
 
 
 @router.get("", summary="List files")
@@ -91,7 +117,9 @@ def delete_file(state: State, file_id: FileId) -> schemas.Deleted:
     return schemas.Deleted(id=file_id, object="file")
 
 
-def store_file(state: ApiState, source: BinaryIO, filename: str, *, field: str) -> FileRow:
+def store_file(
+    state: ApiState, source: BinaryIO, filename: str, *, field: str, expires_after_s: int | None = None
+) -> FileRow:
     """Check a file and keep it as what it is recognised as. Raises InvalidInput that names the broken line."""
     file_id = f"file-{secrets.token_hex(12)}"
     with tempfile.TemporaryDirectory(prefix="dipole-upload-") as folder:
@@ -103,7 +131,13 @@ def store_file(state: ApiState, source: BinaryIO, filename: str, *, field: str) 
         state.artifacts.write_file(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
     return state.files.add_file(
-        file_id, name, size=checked.bytes, lines=checked.lines, sha256=checked.sha256, kind=kind
+        file_id,
+        name,
+        size=checked.bytes,
+        lines=checked.lines,
+        sha256=checked.sha256,
+        kind=kind,
+        expires_after_s=expires_after_s,
     )
 
 

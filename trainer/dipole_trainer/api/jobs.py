@@ -7,13 +7,13 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
-from dipole_trainer.api.dependencies import JobId, PageQuery, State
+from dipole_trainer.api.dependencies import JobId, ListQuery, PageQuery, State
 from dipole_trainer.api.event_stream import STREAM_HEADERS, stream_events
 from dipole_trainer.api.job_requests import JobRequest, queue_job
 from dipole_trainer.database.tables import TERMINAL_STATES
@@ -95,8 +95,8 @@ async def stream_job_events(
     )
 
 
-class RankingsPageQuery(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+class RankingsPageQuery(ListQuery):
+    """Pagination of the ledger."""
 
     after: int = Field(default=0, ge=0, le=2**62, description="`cursor` of the last group already seen.")
     limit: int = Field(default=100, ge=1, le=1000)

@@ -11,7 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.protocol.job_events import SESSION_EVENTS
 from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
-from dipole_trainer.registry.model_names import fine_tuned_name
+from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
 from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 T = TypeVar("T")
@@ -44,7 +44,7 @@ class FileObject(ApiModel):
     purpose: str = "fine-tune"
     status: Literal["processed"] = "processed"
     status_details: None = None
-    expires_at: None = None
+    expires_at: int | None = Field(default=None, description="When the file goes, if its caller wanted it to.")
     lines: int
     sha256: str
     kind: Literal["prompts", "pairs"]
@@ -200,6 +200,7 @@ def to_file_object(row: FileRow) -> FileObject:
         lines=row.lines,
         sha256=row.sha256,
         kind=row.kind,
+        expires_at=_whole_seconds(row.expires_at),
     )
 
 
@@ -248,7 +249,7 @@ def to_checkpoint_object(row: CheckpointRow, job: JobRow) -> JobCheckpoint:
     return JobCheckpoint(
         id=row.id,
         created_at=int(row.created_at),
-        fine_tuned_model_checkpoint=f"{fine_tuned_name(job)}:ckpt-step-{row.step}",
+        fine_tuned_model_checkpoint=checkpoint_name(job, row.step),
         fine_tuning_job_id=row.job_id,
         metrics={**row.metrics, "step": row.step},
         step_number=row.step,
@@ -284,6 +285,20 @@ def to_key_object(row: ApiKeyRow, text: str | None = None) -> KeyObject:
 
 def _whole_seconds(time_: float | None) -> int | None:
     return None if time_ is None else int(time_)
+
+
+class ModelObject(ApiModel):
+    """A name that jobs and image requests may give as `model`. `created` is 0 for a base."""
+
+    id: str = Field(examples=["tiny-turbo"])
+    object: Literal["model"] = "model"
+    created: int
+    owned_by: str = Field(examples=["system"], description="`system` for a base, `dipole` for what was made of one.")
+
+
+def to_model_object(model: NamedModel) -> ModelObject:
+    owner = "system" if model.is_base else "dipole"
+    return ModelObject(id=model.name, created=int(model.created_at), owned_by=owner)
 
 
 class ImageObject(ApiModel):

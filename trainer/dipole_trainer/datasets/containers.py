@@ -83,8 +83,7 @@ def container_as_json_lines(path: Path, *, field: str, reader: Sequence[str] = R
         raise InvalidInput(f"{where} {told['message']}", field=where)
     if status != 0:
         raise InvalidInput(
-            f"{field} cannot be read: its reader ended, for the file is damaged, or asks for too much time or memory",
-            field=field,
+            f"{field} cannot be read: it is damaged, or takes too much memory or time (its reader ended)", field=field
         )
 
 
@@ -229,8 +228,8 @@ def _read_archive(kind: str, members: dict[str, OpenMember]) -> Iterator[bytes]:
     with members[name]() as file:
         if (inside := file_kinds.recognize_file(file.read(file_kinds.HEAD_BYTES))) != file_kinds.JSON_LINES:
             raise _ContainerRefused(f"is {kind} whose {name} is {inside}: JSON lines of pairs are wanted there")
-    with members[name]() as file:
-        lines, number = Utf8Lines(cast(BinaryIO, file)), 0
+    with members[name]() as file, Utf8Lines(cast(BinaryIO, file)) as lines:
+        number = 0
         while line := lines.readline(MAX_PAIR_LINE_BYTES + 1):
             number += 1
             yield _inline_images(line, number, members, posixpath.dirname(name))

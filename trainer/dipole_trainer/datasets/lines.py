@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterator
-from typing import BinaryIO, Protocol
+from typing import BinaryIO, Protocol, Self
 
 from dipole.errors import TooLarge
 
@@ -22,11 +22,17 @@ class Lines(Protocol):
 class Utf8Lines:
     r"""A text file's lines, ended by \n where they were by \r\n or \r, without a byte order mark.
 
-    Bytes that are not UTF-8 stay as they are: who reads a line can name it.
+    Bytes that are not UTF-8 stay as they are: who reads a line can name it. The file stays open.
     """
 
     def __init__(self, source: BinaryIO) -> None:
         self._text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline=None)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._text.detach()
 
     def readline(self, limit: int, /) -> bytes:
         """At most about `limit` bytes of a line: four a character, at worst."""

@@ -58,8 +58,7 @@ def check_prompt_line(line: bytes, number: int, field: str) -> bytes:
             found = None
         if found is None:
             raise
-        metadata = found.model_dump(mode="json", exclude={"prompt"}, exclude_unset=True)
-        return _check_prompt(found.prompt, number, field, metadata)
+        return _check_prompt(found.prompt, number, field, found.model_dump(exclude={"prompt"}, exclude_unset=True))
     return line
 
 
@@ -74,6 +73,11 @@ def check_text_line(line: bytes, number: int, field: str) -> bytes:
 
 
 def _check_prompt(prompt: str, number: int, field: str, metadata: dict[str, JsonValue] | None = None) -> bytes:
+    try:
+        # before it is dumped: that makes null of NaN
+        check_storable(metadata, "metadata")
+    except InvalidInput as error:
+        raise InvalidInput(f"line {number}: {error}", field=f"{field}[{number}]") from error
     kept = dump_prompts([PromptSpec.model_construct(prompt=prompt, metadata=metadata)])
     parse_line(PromptSpec, kept, number, field)
     return kept

@@ -39,17 +39,16 @@ def check_upload(
     head = source.read(file_kinds.HEAD_BYTES)
     source.seek(0)
     found = file_kinds.recognize_file(head, filename)
-    kind: UploadKind
+    kind: UploadKind = "pairs"
     if found in containers.CONTAINERS:
-        kind, checked = "pairs", _check_container(source, target, field, 2 * max_bytes)
+        checked = _check_container(source, target, field, 2 * max_bytes)
     elif found == file_kinds.JSON_LINES and pairs.looks_like_pairs(head):
-        kind, checked = "pairs", pairs.check_pairs(Utf8Lines(source), target, field=field, max_bytes=2 * max_bytes)
+        with Utf8Lines(source) as lines:
+            checked = pairs.check_pairs(lines, target, field=field, max_bytes=2 * max_bytes)
     else:
-        check_line = _prompt_check(found, filename, field)
-        kind, checked = (
-            "prompts",
-            prompts.copy_checked_lines(Utf8Lines(source), target, check_line, field=field, max_bytes=max_bytes),
-        )
+        kind, check_line = "prompts", _prompt_check(found, filename, field)
+        with Utf8Lines(source) as lines:
+            checked = prompts.copy_checked_lines(lines, target, check_line, field=field, max_bytes=max_bytes)
     if checked.lines == 0:
         raise InvalidInput(f"{field} holds no {kind}", field=field)
     return kind, checked

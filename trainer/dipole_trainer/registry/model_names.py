@@ -164,6 +164,11 @@ def fine_tuned_name(row: JobRow) -> str:
     return f"ft:{row.model}:dipole:{row.summary.get('suffix') or ''}:{row.id.removeprefix('ftjob-')[:8]}"
 
 
+def checkpoint_name(row: JobRow, step: int) -> str:
+    """As OpenAI names a job's checkpoint."""
+    return f"{fine_tuned_name(row)}:ckpt-step-{step}"
+
+
 @dataclass(frozen=True)
 class ModelSource:
     """What draws: the fields of a spec that make its generator, and where the trained weights are."""
@@ -177,15 +182,53 @@ def find_model_source(name: str, database: Database, models_dir: Path) -> ModelS
 
     Raises InvalidInput on `model`.
     """
-    if name.startswith("ftckpt-"):
-        row, job = _latest_checkpoint(database, CheckpointRow.id == name, f"checkpoint {name}")
-    elif name.startswith("ft:"):
-        row, job = _checkpoint_of_name(database, name)
-    else:
-        base_models.check_model_name(name, models_dir)
+    found = _find_checkpoint(name, database, models_dir)
+    if found is None:
         return ModelSource({"model": name})
+    row, job = found
     generator = {field: job.summary[field] for field in GENERATOR_FIELDS if field in job.summary}
     return ModelSource(generator, CheckpointRef(id=row.id, job=job.id, path=row.path))
+
+
+@dataclass(frozen=True)
+class NamedModel:
+    """A name that a caller's `model` may have; `created_at` is in Unix seconds, 0 for a base."""
+
+    name: str
+    created_at: float = 0.0
+
+    @property
+    def is_base(self) -> bool:
+        return self.created_at == 0
+
+
+def find_model(name: str, database: Database, models_dir: Path) -> NamedModel:
+    """As `find_model_source` finds it. Raises InvalidInput on `model`."""
+    found = _find_checkpoint(name, database, models_dir)
+    return NamedModel(name) if found is None else NamedModel(name, found[0].created_at)
+
+
+def list_models(database: Database, models_dir: Path, limit: int = 1000) -> list[NamedModel]:
+    """Bases; then of the newest `limit` checkpoints the names, and those of the jobs that ended with them."""
+    query = select(CheckpointRow, JobRow).join(JobRow, JobRow.id == CheckpointRow.job_id)
+    with database.reading() as session:
+        rows = session.execute(query.order_by(CheckpointRow.created_at.desc(), CheckpointRow.step.desc()).limit(limit))
+        tuned: dict[str, NamedModel] = {}
+        for row, job in rows:
+            names = (*((fine_tuned_name(job),) if job.state == "succeeded" else ()), checkpoint_name(job, row.step))
+            for name in names:
+                tuned.setdefault(name, NamedModel(name, row.created_at))
+    return [*map(NamedModel, base_models.available_models(models_dir)), *tuned.values()]
+
+
+def _find_checkpoint(name: str, database: Database, models_dir: Path) -> tuple[CheckpointRow, JobRow] | None:
+    """A checkpoint and its job, None for a base. Raises InvalidInput on `model`."""
+    if name.startswith("ftckpt-"):
+        return _latest_checkpoint(database, CheckpointRow.id == name, f"checkpoint {name}")
+    if name.startswith("ft:"):
+        return _checkpoint_of_name(database, name)
+    base_models.check_model_name(name, models_dir)
+    return None
 
 
 def _checkpoint_of_name(database: Database, name: str) -> tuple[CheckpointRow, JobRow]:
