@@ -5,6 +5,8 @@ from __future__ import annotations
 import base64
 import contextlib
 import io
+import struct
+import zlib
 from typing import Any
 
 import numpy as np
@@ -129,14 +131,71 @@ def test_only_plain_uint8_npy_passes(data: bytes) -> None:
 
 
 def test_the_media_type_decides_the_decoder() -> None:
-    """A JPEG that claims to be a PNG, a GIF, and an animation are refused."""
-    with pytest.raises(InvalidInput, match="says image/png"):
+    """A JPEG that claims to be a PNG is refused as a JPEG; a GIF, and animations of either kind, are refused."""
+    with pytest.raises(InvalidInput, match="image says image/png but is a JPEG image"):
         images.decode_image(saved(Image.fromarray(NOISE), "JPEG"), "image/png")
+    with pytest.raises(InvalidInput, match="image says image/jpeg but is a HEIC image"):
+        images.measure_image(b"\x00\x00\x00\x18ftypheic" + bytes(30), "image/jpeg")
     with pytest.raises(UnsupportedMediaType, match="image/gif"):
         images.decode_image(b"GIF89a", "image/gif")
     frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
     with pytest.raises(InvalidInput, match="animation"):
         images.decode_image(saved(frames[0], "WEBP", save_all=True, append_images=frames[1:]), "image/webp")
+    with pytest.raises(InvalidInput, match="animation"):
+        images.decode_image(saved(frames[0], "PNG", save_all=True, append_images=frames[1:]), "image/png")
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+@pytest.mark.parametrize(
+    "side",
+    [
+        chunk(b"zTXt", b"workflow\0\0" + zlib.compress(bytes(8 * 2**20))),
+        chunk(b"iTXt", b"prompt\0\1\0\0\0" + zlib.compress(bytes(8 * 2**20))),
+        chunk(b"iCCP", b"display\0\0" + zlib.compress(bytes(8 * 2**20))),
+        chunk(b"tEXt", b"parameters\0" + b"x" * 70 * 2**20),
+        chunk(b"tEXt", b"parameters\0" + b"x" * 2**19) * 160,
+        chunk(b"iCCP", b"display\0\0not deflated"),
+        chunk(b"iTXt", b"x"),
+        struct.pack(">I", 4) + b"zTXtabcd" + b"wrong checksum"[:4],
+        chunk(b"acTL", struct.pack(">II", 1, 0)) + chunk(b"fcTL", struct.pack(">IIIIIHHBB", 0, 9, 6, 0, 0, 1, 1, 0, 0)),
+    ],
+)
+def test_a_png_is_its_pixels_whatever_is_beside_them(side: bytes) -> None:
+    """Text and profiles that unpack to any size, or are damaged, before the pixels or after them."""
+    good = saved(Image.fromarray(NOISE), "PNG")
+    for data in (good[:33] + side + good[33:], *([good[:-12] + side + good[-12:]] if b"fcTL" not in side else [])):
+        assert images.measure_image(data, "image/png") == (6, 9)
+        assert np.array_equal(images.decode_image(data, "image/png"), NOISE)
+
+
+def test_a_phone_s_jpeg_is_its_first_frame() -> None:
+    """MPO: a second view, a depth map or a gain map lies behind the picture that everybody sees."""
+    red, blue = (Image.new("RGB", (16, 8), colour) for colour in ("red", "blue"))
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = saved(red, "MPO", save_all=True, append_images=[blue, blue], exif=exif, quality=95)
+    assert b"MPF" in data
+    back = images.decode_image(data, "image/jpeg")
+    assert back.shape == (16, 8, 3)
+    assert back[..., 0].min() > 240
+    assert back[..., 1:].max() < 15
+    with pytest.raises(TooLarge):
+        images.measure_image(data, "image/jpeg", max_pixels=100)
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+def test_damaged_exif_does_not_damage_the_picture() -> None:
+    """It says nothing of which way up the picture is; the rest of EXIF does not matter where it does."""
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    good = saved(Image.new("RGB", (16, 8)), "JPEG", exif=exif)
+    at = good.index(b"Exif\0\0") + 6
+    for damage in (b"\xff" * 14, b"MM\0*\xff\xff\xff\xff", b""):
+        data = good[:at] + damage + good[at + len(damage) :]
+        assert images.decode_image(data, "image/jpeg").shape == ((8, 16, 3) if damage else (16, 8, 3))
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "JPEG"])

@@ -23,12 +23,14 @@ import pytest
 from PIL import Image
 from pyarrow import parquet
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import ApiSettings, load_settings
 from dipole_trainer.api import event_stream
 from dipole_trainer.api.app import create_app
 from dipole_trainer.api.dependencies import ApiState
+from dipole_trainer.database.tables import FileRow
 from dipole_trainer.datasets import containers, recordings
 from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.spec import TrainSpec
@@ -188,6 +190,82 @@ def test_files_are_bounded_while_they_stream(tmp_path: Path) -> None:
     run(tmp_path, test, api_max_file_bytes=2_000_000)
 
 
+def test_a_second_part_of_a_name_is_refused(tmp_path: Path) -> None:
+    """One of them would be taken, and the other left without a word."""
+
+    async def test(server: Server) -> None:
+        two = [("file", ("a.jsonl", PROMPTS)), ("file", ("b.jsonl", PROMPTS))]
+        post = server.client.post
+        named(await post("/v1/files", files=two, data={"purpose": "fine-tune"}), 422, "file")
+        one = {"file": ("a.jsonl", PROMPTS)}
+        named(await post("/v1/files", files=one, data={"purpose": ["fine-tune"] * 2}), 422, "purpose")
+        assert (await ok(server.client.get("/v1/files")))["data"] == []
+
+    run(tmp_path, test)
+
+
+def test_a_file_goes_when_its_caller_said(tmp_path: Path) -> None:
+    """Found by nobody from then on, its bytes gone with the next upload; pairs in use stay until their job ends."""
+
+    async def test(server: Server) -> None:
+        expiry = {"expires_after[anchor]": "created_at", "expires_after[seconds]": "3600"}
+        prompts, used = [await ok(upload(server.client, data, **expiry)) for data in (PROMPTS, PAIRS)]
+        assert prompts["expires_at"] == prompts["created_at"] + 3600
+        job = await server.job(training_file=used["id"], prompts=..., rewards=..., steps=1)
+        kept = await ok(upload(server.client, PROMPTS))
+        assert kept["expires_at"] is None
+        with server.state.database.writing() as session:
+            session.execute(update(FileRow).values(expires_at=FileRow.expires_at - 3601))
+        assert [each["id"] for each in (await ok(server.client.get("/v1/files")))["data"]] == [kept["id"]]
+        assert (await server.client.get(f"/v1/files/{prompts['id']}")).status_code == 404
+        named(await server.client.post(JOBS, json=body(prompts=..., training_file=prompts["id"])), 422, "training_file")
+        stored = tmp_path / "artifacts/files"
+        await ok(upload(server.client, PROMPTS))
+        assert not (stored / f"{prompts['id']}.jsonl").exists()
+        assert (stored / f"{used['id']}.jsonl").exists()
+        await ok(server.client.post(f"{JOBS}/{job['id']}/cancel"))
+        await ok(upload(server.client, PROMPTS))
+        assert not (stored / f"{used['id']}.jsonl").exists()
+
+    run(tmp_path, test)
+
+
+@pytest.mark.parametrize(
+    ("expiry", "field"),
+    [
+        ({"expires_after[seconds]": "3600"}, "expires_after"),
+        ({"expires_after[anchor]": "created_at"}, "expires_after"),
+        ({"expires_after[anchor]": "last_used", "expires_after[seconds]": "3600"}, "expires_after[anchor]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "1"}, "expires_after[seconds]"),
+        ({"expires_after[anchor]": "created_at", "expires_after[seconds]": "soon"}, "expires_after[seconds]"),
+    ],
+)
+def test_an_expiry_that_means_nothing_is_refused(expiry: dict[str, str], field: str, tmp_path: Path) -> None:
+    async def test(server: Server) -> None:
+        named(await upload(server.client, PROMPTS, **expiry), 422, field)
+
+    run(tmp_path, test)
+
+
+def test_an_installation_that_cannot_read_a_file_does_not_blame_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """500, and the sentence says whose fault it is; JSON lines are taken all the same."""
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken/pyarrow.py").write_text("raise ImportError('libarrow.so: no such file')")
+    monkeypatch.syspath_prepend(tmp_path / "broken")
+
+    async def test(server: Server) -> None:
+        table = pa.table({"prompt": ["a"], "chosen": [b""], "rejected": [b""]})
+        answer = await upload(server.client, parquet_of(table))
+        assert answer.status_code == 500
+        assert "the file was not looked at" in answer.json()["detail"]
+        assert "libarrow.so: no such file" in answer.json()["detail"]
+        await ok(upload(server.client, PROMPTS))
+
+    run(tmp_path, test)
+
+
 # ---- jobs -----------------------------------------------------------------------------------------------------------
 
 
@@ -260,6 +338,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"validation_file": "../x"}, "validation_file"),
     ({"prompts": [{"prompt": "a\x00b"}]}, "prompts[0].prompt"),
     ({"prompts": [{"prompt": "a", "metadata": {"k": "\x00"}}]}, "prompts[0].metadata.k"),
+    ({"prompts": [{"prompt": "a"}, {"prompt": "a", "metadata": {"k": ["\ud83d"]}}]}, "prompts[1].metadata.k[0]"),
+    ({"prompts": [{"prompt": "a", "metadata": {"\ud83d": 1}}]}, "prompts[0].metadata"),
+    ({"evaluation": {"prompts": [{"prompt": "a", "metadata": {"k": "\udc00"}}]}}, "evaluation.prompts[0].metadata.k"),
     ({"metadata": {"k": 1}}, "metadata.k"),
     ({"integrations": [{"type": "wandb"}]}, "integrations"),
     ({"hyperparameters": {"n_epochs": 2}}, "hyperparameters.n_epochs"),

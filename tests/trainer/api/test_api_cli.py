@@ -168,3 +168,28 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:
     with TrainerApi(transport=whole) as client:
         assert client.download_file("/x", tmp_path / "lora.zip") == 5
     assert (tmp_path / "lora.zip").read_bytes() == b"whole"
+
+
+def test_a_config_of_another_editor_is_read(api: Any, tmp_path: Path) -> None:
+    """A byte order mark, or UTF-16; half of a character is named, and no traceback."""
+    config = {"prompts": [{"prompt": "é"}], "rewards": [{"name": "shapes"}], "steps": 1}
+    path = tmp_path / "job.json"
+    for encoding in ("utf-8-sig", "utf-16"):
+        path.write_text(json.dumps(config, ensure_ascii=False), encoding=encoding)
+        job = dipole(api, "jobs", "create", "--config", str(path)).strip()
+        dipole(api, "jobs", "cancel", job)
+    path.write_text(json.dumps({**config, "metadata": {"a": "\ud83d"}}))
+    said = " ".join(dipole(api, "jobs", "create", "--config", str(path), status=1).split())
+    assert "metadata.a: half of a character" in said
+
+
+def test_prompts_of_a_text_file_are_taken(api: Any, tmp_path: Path) -> None:
+    """`files upload` and `jobs create` send the name along: .txt is a prompt a line, .csv is told as CSV."""
+    path = tmp_path / "prompts.txt"
+    path.write_text("a red square\n\na blue circle\n")
+    assert dipole(api, "files", "upload", str(path)).startswith("file-")
+    job = dipole(api, "jobs", "create", "--prompts", str(path), "--reward", "shapes", "--steps", "1").strip()
+    assert json.loads(dipole(api, "jobs", "show", job))["prompt_count"] == 2
+    dipole(api, "jobs", "cancel", job)
+    csv = path.rename(tmp_path / "prompts.csv")
+    assert "is a CSV file" in " ".join(dipole(api, "files", "upload", str(csv), status=1).split())

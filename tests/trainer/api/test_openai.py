@@ -60,6 +60,56 @@ def test_files(client: openai.OpenAI) -> None:
         client.files.retrieve(files[0].id)
 
 
+def test_a_file_that_expires(client: openai.OpenAI) -> None:
+    """What the client is told is when the file goes."""
+    file = client.files.create(
+        file=("p.jsonl", PROMPTS), purpose="fine-tune", expires_after={"anchor": "created_at", "seconds": 7200}
+    )
+    assert file.expires_at == file.created_at + 7200
+    assert client.files.retrieve(file.id).expires_at == file.expires_at
+
+
+def test_azure_s_client_asks_with_its_version(api: Any) -> None:
+    """`api-version` stands in every query, and is no misspelt field of a list."""
+    with openai.AzureOpenAI(
+        base_url=f"{api.url}/v1", api_key="none", api_version="2025-04-01-preview", max_retries=0, timeout=60
+    ) as client:
+        file = client.files.create(file=("p.jsonl", PROMPTS), purpose="fine-tune")
+        assert file.id in {each.id for each in client.files.list(limit=2)}
+        job = create(client)
+        assert job.id in {each.id for each in client.fine_tuning.jobs.list(limit=2)}
+        assert list(client.fine_tuning.jobs.list_events(job.id))
+        assert "tiny-turbo" in {each.id for each in client.models.list()}
+        client.fine_tuning.jobs.cancel(job.id)
+
+
+def test_models(client: openai.OpenAI, store: JobStore) -> None:
+    """Bases, then a job's checkpoints and the model it ended with; each is retrieved by its name, and draws by it."""
+    for job in client.fine_tuning.jobs.list():
+        if job.status == "queued":
+            client.fine_tuning.jobs.cancel(job.id)
+    job = create(client, suffix="mine")
+    claim = store.claim_job("worker", 60)
+    assert claim is not None
+    for step in (1, 2):
+        store.add_checkpoint(claim, step, f"checkpoint-{step}", {}, kept=[1, 2])
+    store.finish_job(claim, "succeeded")
+    tuned = client.fine_tuning.jobs.retrieve(job.id).fine_tuned_model
+    checkpoints = list(client.fine_tuning.jobs.checkpoints.list(job.id))
+    models = {each.id: each for each in client.models.list()}
+    assert next(iter(models)) == "tiny-turbo"
+    for name in (tuned, *(each.fine_tuned_model_checkpoint for each in checkpoints)):
+        assert name is not None
+        assert client.models.retrieve(name) == models[name]
+        assert models[name].owned_by == "dipole"
+        assert models[name].created >= job.created_at
+    assert client.models.retrieve(checkpoints[0].id).created == models[tuned or ""].created
+    assert client.models.retrieve("org/name").owned_by == "system"
+    for name in ("gpt-4o-mini", "ft:tiny-turbo:dipole:mine:00000000", "ftckpt-none", "a/b/c"):
+        with pytest.raises(openai.NotFoundError):
+            client.models.retrieve(name)
+
+
 def test_a_job_s_life(client: openai.OpenAI) -> None:
     """Create with our method, list, retrieve, pause, resume, events, cancel."""
     job = create(client, seed=5, suffix="mine", metadata={"team": "a"})
