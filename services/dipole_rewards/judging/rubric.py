@@ -61,7 +61,7 @@ def load_rubric(name_or_path: str) -> Rubric:
         known = ", ".join(sorted(shipped))
         raise ConfigurationError(f"DIPOLE_JUDGE_RUBRIC={name_or_path[:80]!r} is neither a file nor one of {known}")
     try:
-        text = path.read_bytes()[: MAX_RUBRIC_BYTES + 1].decode().strip()
+        text = path.read_bytes()[: MAX_RUBRIC_BYTES + 1].decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ConfigurationError(f"DIPOLE_JUDGE_RUBRIC: {path} is not UTF-8 text: {error}") from error
     if not text or len(text.encode()) > MAX_RUBRIC_BYTES:

@@ -16,14 +16,18 @@ files_app = typer.Typer(no_args_is_help=True, help="Upload and list prompt files
 
 @files_app.command("upload")
 def upload_file(
-    path: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="JSON lines, or Parquet of pairs.")],
+    path: Annotated[
+        Path,
+        typer.Argument(exists=True, dir_okay=False, help="JSON lines, .txt of prompts, Parquet, zip or tar of pairs."),
+    ],
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
     """Upload prompts or pairs, and print the file's id; on standard error, what it was taken for.
 
     Each line is a JSON object: `{"prompt": "a photo of a red square", "metadata": {"tag": "single_object"}}`, or with
-    the base64 of two images `{"prompt": "a red square", "chosen": "…", "rejected": "…"}`
+    the base64 of two images `{"prompt": "a red square", "chosen": "…", "rejected": "…"}`. Where `chosen` and `rejected`
+    are paths, upload a zip or tar of the lines and their images.
     """
     with TrainerApi(url, key) as api:
         file = api.upload_file(path)

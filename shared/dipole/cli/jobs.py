@@ -53,7 +53,8 @@ def parse_reward(text: str) -> dict[str, Any]:
 @app.command("create")
 def create_job(
     prompts: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL file: {prompt, metadata?} a line.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="JSON lines of {prompt, metadata?}, or a .txt of prompts."),
     ] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME[=URL][:WEIGHT]; repeat it. Weight 0 only watches.")
@@ -62,7 +63,7 @@ def create_job(
     steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Number of images per prompt and update.")] = None,
     validation: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="JSONL file of held-out prompts.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="File of held-out prompts, alike.")
     ] = None,
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSON file with any field of the job; options win.")

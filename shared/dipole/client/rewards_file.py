@@ -53,7 +53,7 @@ class DeclaredReward:
 def read_rewards_file(path: Path, environment: Mapping[str, str] = os.environ) -> dict[str, DeclaredReward]:
     """Everything the file declares, by name. Raises ConfigurationError that names file, entry, field and fix."""
     try:
-        said = tomllib.loads(path.read_text(encoding="utf-8"))
+        said = tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except OSError as error:
         raise ConfigurationError(f"{path}: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

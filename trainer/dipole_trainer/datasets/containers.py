@@ -58,7 +58,7 @@ def container_as_json_lines(path: Path, *, field: str, reader: Sequence[str] = R
         "OMP_NUM_THREADS": "1",
         "PATH": os.defpath,
         # this process's own: it may not run in a virtual environment, nor from where its packages are
-        "PYTHONPATH": os.pathsep.join(os.path.abspath(each) for each in sys.path if each),
+        "PYTHONPATH": os.pathsep.join(map(os.path.abspath, sys.path)),
     }
     with (
         tempfile.TemporaryFile() as complaints,
