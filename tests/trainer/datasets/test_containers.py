@@ -81,3 +81,14 @@ def test_it_keeps_to_bounds_that_are_tighter_than_its_own(table: Path) -> None:
     limited = ["bash", "-c", 'ulimit -t 60 && exec "$@"', "bash", *containers.READER_COMMAND]
     with containers.container_as_json_lines(table, field="file", reader=limited) as lines:
         assert len(lines.read().splitlines()) == 3
+
+
+def test_it_is_given_what_loads_python_and_no_secret(table: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Python's own library lies may stand in the environment; so do keys."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/opt/python/lib")
+    monkeypatch.setenv("DIPOLE_SECRETS_KEY", "secret")
+    reader = [sys.executable, "-c", "import os; print('started'); print(dict(os.environ))"]
+    with containers.container_as_json_lines(table, field="file", reader=reader) as lines:
+        said = lines.read()
+    assert b"/opt/python/lib" in said
+    assert b"secret" not in said

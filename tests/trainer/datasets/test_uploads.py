@@ -147,7 +147,19 @@ def test_text_is_prompts_when_it_is_named_so() -> None:
     assert take_prompts(LINES, "p.txt") == PROMPTS
     for name in ("p.jsonl", "p", "p.md"):
         assert refusal(text, name).startswith("file is plain text: send JSON lines")
-    assert "line 2 is not in UTF-8" in refusal("fine\nein Löwe\n".encode("latin-1"), "p.txt")
+    odd = [
+        "BMW on a road",
+        "[V] dog",
+        "{red|blue} car",
+        "<lora:x:1> cat",
+        "Rar! a poster",
+        "II*",
+        '"quoted"',
+        "1, 2, 3",
+    ]
+    for first in odd:
+        assert take_prompts(f"{first}\nx\n".encode(), "p.txt") == [{"prompt": first}, {"prompt": "x"}]
+    assert "line 2: the line is not in UTF-8" in refusal("fine\nein Löwe\n".encode("latin-1"), "p.txt")
     assert "line 2" in refusal(b"fine\n" + b"x" * 10_001, "p.txt")
     assert refusal(text.decode().encode("utf-16"), "p.txt").startswith("file is text in UTF-16: ")
 
@@ -205,7 +217,8 @@ def test_what_is_not_taken_is_named(data: bytes, name: str, what: str) -> None:
 
 def test_a_line_that_is_no_json_says_why() -> None:
     assert "no comma ends a JSON line" in refusal(b'{"prompt": "a"},\n{"prompt": "b"}\n')
-    assert refusal(LINES + b'{"prompt": "L\xf6we"}\n').startswith("line 3: ")
+    assert refusal(LINES + b'{"prompt": "L\xf6we"}\n') == "line 3: the line is not in UTF-8: save the file as UTF-8"
+    assert refusal(b"{prompt: 'x'}\n").startswith("line 1: Invalid JSON")
     assert refusal(b'{"prompt": "x", "metadata": {"a": "\\u0000"}}').startswith("line 1: metadata.a: a NUL character")
     assert "metadata: a key with a NUL" in refusal(b'{"prompt": "x", "metadata": {"a\\u0000": 1}}')
     assert "not finite" in refusal(b'{"prompt": "x", "metadata": {"a": [1e999]}}')

@@ -25,7 +25,7 @@ import tarfile
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, BinaryIO, cast
@@ -41,6 +41,11 @@ MAX_IMAGE_BYTES = 32 * 2**20
 MAX_MEMORY_BYTES = 2 * 2**30
 MAX_CPU_S = 900
 READER_COMMAND = (sys.executable, "-P", "-m", "dipole_trainer.datasets.containers")
+LOADER_VARIABLES = (
+    "LD_LIBRARY_PATH",
+    "DYLD_LIBRARY_PATH",
+    "PYTHONHOME",
+)  # of ours, no other: there are keys among them
 STARTED = b"started\n"  # the reader's first line: whatever ends it before that is no fault of the file
 _REFUSED_EXIT_CODE = 3  # exit status of a reader that wrote a refusal (JSON) to stderr
 
@@ -54,6 +59,7 @@ def container_as_json_lines(path: Path, *, field: str, reader: Sequence[str] = R
     Raises ConfigurationError when the reader does not start: this installation is broken, and not the file.
     """
     environment = {
+        **{name: os.environ[name] for name in LOADER_VARIABLES if name in os.environ},
         "ARROW_DEFAULT_MEMORY_POOL": "system",
         "OMP_NUM_THREADS": "1",
         "PATH": os.defpath,
@@ -126,7 +132,9 @@ def _main(path: str) -> None:
     ):
         _, most = resource.getrlimit(bound)
         least = limit if most == resource.RLIM_INFINITY else min(limit, most)
-        resource.setrlimit(bound, (least, least))
+        # macOS refuses a bound on address space
+        with suppress(ValueError, OSError):
+            resource.setrlimit(bound, (least, least))
     sys.stdout.buffer.write(STARTED)
     sys.stdout.flush()
     try:

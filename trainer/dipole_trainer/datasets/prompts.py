@@ -20,6 +20,8 @@ from dipole.protocol.validation import check_storable, first_error
 from dipole_trainer.datasets.lines import MAX_LINE_BYTES, Lines, numbered_lines
 from dipole_trainer.spec import PromptSpec, SpecModel
 
+_NOT_UTF8 = "the line is not in UTF-8: save the file as UTF-8"
+
 LineT = TypeVar("LineT", bound=PromptSpec)
 
 
@@ -67,9 +69,7 @@ def check_text_line(line: bytes, number: int, field: str) -> bytes:
     try:
         return _check_prompt(line.decode().strip(), number, field)
     except UnicodeDecodeError as error:
-        raise InvalidInput(
-            f"line {number} is not in UTF-8 ({error.reason}): save the file as UTF-8", field=f"{field}[{number}]"
-        ) from None
+        raise InvalidInput(f"line {number}: {_NOT_UTF8}", field=f"{field}[{number}]") from error
 
 
 def _check_prompt(prompt: str, number: int, field: str, metadata: dict[str, JsonValue] | None = None) -> bytes:
@@ -125,6 +125,10 @@ def parse_line(kind: type[LineT], line: bytes, number: int, field: str) -> LineT
 
 def _explain(error: ValidationError, line: bytes) -> str:
     """The first error, and what it comes of where pydantic's own words do not say."""
+    try:
+        line.decode()
+    except UnicodeDecodeError:
+        return _NOT_UTF8
     said = first_error(error).sentence
     if line.rstrip().endswith(b"},"):
         return f"{said}: no comma ends a JSON line, nothing is between them"
