@@ -261,7 +261,7 @@ def test_a_declared_file_is_registered_at_the_start_and_again_without_change(
         ('[rewards.judge]\nurl = "http://127.0.0.1:1"\nkind = "x"\n', "rewards.judge: kind"),
         (
             '[rewards.judge]\nurl = "http://127.0.0.1:1"\nkind = "unirl-score"\noptions = { reward = "a\\u0000b" }\n',
-            "rewards.judge.options: NUL characters",
+            "rewards.judge.options.reward: a NUL character",
         ),
     ],
 )
