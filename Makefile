@@ -19,16 +19,20 @@ $(BIN)/python:
 		{ echo "make: Python 3.11 or newer is needed; name one with PYTHON=python3.11" >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); echo "make: python3 -m venv failed: apt-get install python3-venv" >&2; exit 1; }
 
+# pip in its own words, so that a long download or a build is seen, and the time that each step took
+timed_install = @echo "== installing $(1) into $(VENV)"; began=$$(date +%s); \
+	$(BIN)/pip install $(2) && echo "== installed $(1) in $$(($$(date +%s) - began)) s"
+
 $(VENV)/.torch: constraints.txt | $(BIN)/python
-	$(BIN)/pip install --quiet --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+	$(call timed_install,$(TORCH),--no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)')
 	@touch $@
 
 $(VENV)/.embedded: pyproject.toml constraints.txt $(VENV)/.torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[embedded]'
+	$(call timed_install,the platform,-c constraints.txt -e '.[embedded]')
 	@touch $@
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[dev]'
+	$(call timed_install,the platform and what tests it,-c constraints.txt -e '.[dev]')
 	@touch $(VENV)/.embedded $@
 
 install: $(VENV)/.dev ## Make .venv with everything, pinned; does nothing when nothing changed

