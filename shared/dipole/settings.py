@@ -13,6 +13,7 @@ from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.errors import ConfigurationError
+from dipole.redis_url import parse_redis_url
 
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
@@ -22,7 +23,10 @@ def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
     try:
         return kind(**overrides)
     except ValidationError as error:
-        wrong = [f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg']}" for each in error.errors()]
+        wrong = [
+            f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg'].removeprefix('Value error, ')}"
+            for each in error.errors()
+        ]
         raise ConfigurationError("; ".join(wrong)) from error
 
 
@@ -34,7 +38,9 @@ class PlatformSettings(BaseSettings):
     home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
-        description="URL of the Redis that holds messages, answers and candidates in flight.",
+        description="URL of the Redis that holds messages, answers and images in flight: "
+        "`redis://[user]:[password]@host:6379/0`, `rediss://…` over TLS, or `unix:///path?db=0`. Certificates are verified: `?ssl_ca_certs=FILE` names a CA of "
+        "one's own, `ssl_certfile` and `ssl_keyfile` a client's, and `ssl_cert_reqs=none` verifies nothing.",
     )
     database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
     artifacts_url: str = Field(
@@ -47,7 +53,8 @@ class PlatformSettings(BaseSettings):
         description="Most GiB of a job's candidates in flight; Redis needs as much, and so does the trainer.",
     )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
-        default=["127.0.0.1", "localhost"], description="Hosts a reward URL may name, comma-separated; `*.` allowed."
+        default=["127.0.0.1", "localhost"],
+        description="Hosts a reward URL may name, comma-separated; `*.` allowed. Rank workers ask no other.",
     )
     tls_dir: Path | None = Field(
         default=None, description="Folder of certificates: an endpoint's `tls` names a folder in it (docs/rewards.md)."
@@ -58,6 +65,12 @@ class PlatformSettings(BaseSettings):
     models_dir: Path = Field(
         default=Path(".dipole/models"), description="Folder whose subfolders are base models that a job may name."
     )
+
+    @field_validator("redis_url")
+    @classmethod
+    def _check_redis_url(cls, value: str) -> str:
+        parse_redis_url(value)
+        return value
 
     @property
     def worker_health_file(self) -> Path:
@@ -71,14 +84,14 @@ class PlatformSettings(BaseSettings):
 
 
 class SecretsSettings(BaseSettings):
-    """Whoever reads registered rewards: the API, the trainer worker, `dipole eval`."""
+    """Whoever reads endpoints' keys: the API, the trainer worker, the rank worker, `dipole eval`."""
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
     secrets_key: SecretStr | None = Field(
         default=None,
         min_length=1,
-        description="Fernet key that endpoints' keys are encrypted with at rest; comma-separated to rotate it.",
+        description="Fernet key that endpoints' keys lie encrypted with, in database and Redis; commas rotate it.",
     )
 
 

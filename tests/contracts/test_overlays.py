@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from dipole_trainer.registry.vault import Vault
+from dipole.vault import Vault
 
 from .kustomize import Object, build, kustomization
 

@@ -14,7 +14,7 @@ from dipole.protocol.schemas import Ranking
 
 
 class RunRecord(TypedDict):
-    """One ranker's record in Redis: where its work goes, as `Endpoint.to_record` has it, keys too."""
+    """One ranker's record in Redis: where its work goes, as `Endpoint.to_record` has it, keys sealed by a Vault."""
 
     rewards: dict[str, dict[str, Any]]
 

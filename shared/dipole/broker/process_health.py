@@ -10,10 +10,9 @@ import socket
 from collections.abc import Callable
 
 from redis import Redis
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
-from redis.retry import Retry
 
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.errors import DipoleError
 
 HEARTBEAT_TTL_S = 30.0  # a heartbeat older than this is none
@@ -32,12 +31,7 @@ def check_heartbeat(
     """Raise ProcessUnhealthy unless `has_heartbeat(client, this host)`. With `live` Redis may be away: a restart of the
     process would not bring it back.
     """
-    client = Redis.from_url(
-        redis_url,
-        socket_connect_timeout=PROBE_TIMEOUT_S,
-        socket_timeout=PROBE_TIMEOUT_S,
-        retry=Retry(NoBackoff(), 0),
-    )
+    client = connect_redis(redis_url, connect_timeout_s=PROBE_TIMEOUT_S, timeout_s=PROBE_TIMEOUT_S)
     host = socket.gethostname()
     try:
         if has_heartbeat(client, host):
@@ -45,5 +39,5 @@ def check_heartbeat(
     except RedisError as error:
         if live:
             return
-        raise ProcessUnhealthy(f"Redis does not answer: {error}") from error
+        raise ProcessUnhealthy(describe_redis_error(error)) from error
     raise ProcessUnhealthy(f"no {process} on {host} within the last {HEARTBEAT_TTL_S:g} s")

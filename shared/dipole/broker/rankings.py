@@ -36,7 +36,7 @@ class TaskCoordination:
     # Runs: a ranker opens one, its messages name it; when it is closed, messages still queued are void.
 
     def open_run(self, run_id: str, run: RunRecord) -> bool:
-        """Write or refresh the record, and tell rank workers which lanes are needed."""
+        """Write the record, and tell rank workers which lanes are needed."""
         now = self.server_time()
         pipe = self._redis.pipeline(transaction=False)
         pipe.set(f"dipole:run:{run_id}", json.dumps(run), ex=self._ttl_s)
@@ -44,6 +44,17 @@ class TaskCoordination:
         pipe.publish(_LANE_CHANNEL, "lanes")
         pipe.execute()
         return True
+
+    def renew_run(self, run_id: str, rewards: Sequence[str]) -> bool:
+        """Keep the record and its lanes for as long again; False where Redis has lost any of them."""
+        now = self.server_time()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.expire(f"dipole:run:{run_id}", self._ttl_s)
+        for reward in rewards:
+            pipe.zscore(_LANES_KEY, reward)
+        pipe.zadd(_LANES_KEY, dict.fromkeys(rewards, now), xx=True)
+        has_record, *lanes, _ = pipe.execute()
+        return bool(has_record) and None not in lanes
 
     def get_run(self, run_id: str) -> RunRecord | None:
         data = cast("bytes | None", self._redis.get(f"dipole:run:{run_id}"))

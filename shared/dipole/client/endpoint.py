@@ -3,7 +3,7 @@
     Endpoint(url="https://judge.lan:8000", kind="vllm-score", options={"model": "Qwen/Qwen3-VL-Reranker-2B"}, tls="lan")
 
 REST, the command line, rewards.toml, the database, a run's record in Redis and the client carry these fields. `key` is
-shown by none of them but the record.
+shown by none of them but the record, where it is sealed (dipole.vault).
 """
 
 from __future__ import annotations

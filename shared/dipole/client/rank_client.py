@@ -32,7 +32,7 @@ from dipole.client.adapters import KINDS
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.connection import Deadline, EndpointConnection, EndpointError, retry_until
 from dipole.client.endpoint import Endpoint, check_url, parse_options
-from dipole.errors import DipoleError
+from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import images
 from dipole.protocol.schemas import Ranking, RewardInfo
 
@@ -120,8 +120,11 @@ class RankClient:
         Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. Raises RewardError with `code`
         timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number), circuit_open,
         cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with its
-        `location` looks again. With `retry=False` there is one attempt; a retryable error leaves what is pending alone.
+        `location` looks again; InvalidInput where that is not the endpoint's own, for the key is sent along. With
+        `retry=False` there is one attempt; a retryable error leaves what is pending alone.
         """
+        if location is not None and _origin(location) != _origin(self.base_url):
+            raise InvalidInput(f"location is not on {self.base_url}", field="location")
         deadline = Deadline(deadline_s)
         job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
         try:
@@ -200,6 +203,11 @@ class RankClient:
             self._connection.http.stream("DELETE", location, timeout=CANCEL_TIMEOUT_S),
         ):
             pass  # whatever it answers, nobody reads it
+
+
+def _origin(url: str) -> tuple[str, str, int | None]:
+    parsed = httpx.URL(url)
+    return parsed.scheme, parsed.host, parsed.port
 
 
 @dataclass

@@ -31,10 +31,11 @@ from typing import Self
 import httpx
 import redis
 
-from dipole.broker.connection import connect_redis
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import ImageRequestStore, image_coordination
 from dipole.broker.rankings import TaskCoordination
 from dipole.errors import ConfigurationError, Conflict
+from dipole.redis_url import parse_redis_url
 from dipole.settings import ApiSettings, PlatformSettings, load_settings
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
@@ -128,7 +129,7 @@ class Stack:
 
     def process_rows(self) -> list[ProcessRow]:
         pids = self.processes
-        urls = {"redis": self.redis_url, "api": self.api_url, **self.reward_urls}
+        urls = {"redis": str(parse_redis_url(self.redis_url)), "api": self.api_url, **self.reward_urls}
         names = [*(["redis"] if "redis" not in pids else []), *pids]
         return [
             ProcessRow(name, urls.get(name, ""), pids.get(name), self.log_dir / f"{name}.log" if name in pids else None)
@@ -196,8 +197,18 @@ class Stack:
     def _redis_program(self) -> Program:
         folder = self.home / "redis"
         folder.mkdir(parents=True, exist_ok=True)
-        port = self.redis_url.rpartition(":")[2].partition("/")[0]
-        options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
+        options = [
+            "--port",
+            str(parse_redis_url(self.redis_url).port),
+            "--bind",
+            LOOPBACK,
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+        ]
         command = [_find_redis_server(), *options, "--daemonize", "no"]
         ready = partial(_answers_ping, self.redis_url)
         return Program("redis", command, env=HUGE_PAGES_ENVIRONMENT, url=self.redis_url, ready=ready, barrier=True)
@@ -305,9 +316,9 @@ def _check_redis(url: str) -> None:
     try:
         with connect_redis(url) as client:
             client.ping()
-    except (redis.RedisError, ValueError) as error:
-        why = "is not a Redis URL" if isinstance(error, ValueError) else f"does not answer ({type(error).__name__})"
-        raise ConfigurationError(f"DIPOLE_REDIS_URL {why}: mend it, or unset it for an embedded Redis") from error
+    except redis.RedisError as error:
+        why = describe_redis_error(error)
+        raise ConfigurationError(f"DIPOLE_REDIS_URL: {why}. Mend it, or unset it for an embedded Redis") from error
 
 
 def _answers_ping(url: str) -> bool:

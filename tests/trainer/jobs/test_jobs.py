@@ -22,6 +22,7 @@ from pydantic import SecretStr
 
 from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
+from dipole.vault import Vault
 from dipole_trainer.database.engine import Database, _alembic_config, upgrade_database
 from dipole_trainer.database.tables import Base, JobRow
 from dipole_trainer.jobs import transitions
@@ -31,7 +32,6 @@ from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.rewards import RewardRegistry
-from dipole_trainer.registry.vault import Vault
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 
 POSTGRES = os.environ.get("DIPOLE_TEST_POSTGRES_URL")

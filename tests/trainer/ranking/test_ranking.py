@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import base64
+import contextlib
 import json
 import os
 import re
 import signal
+import ssl
 import subprocess
 import sys
 import threading
@@ -19,12 +22,15 @@ import numpy as np
 import psutil
 import pytest
 import redis
+import trustme
+from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.client.endpoint import Endpoint as Described
 from dipole.errors import RewardUnavailable
 from dipole.settings import PlatformSettings
+from dipole.vault import Vault
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.spec import RewardSpec
@@ -79,6 +85,8 @@ class Endpoint:
     behave: Behaviour
     port: int = 0
     calibrated: bool = True
+    host: str = "127.0.0.1"
+    hosts: list[str] = field(default_factory=list)  # of requests that carried a key, GETs too
     calls: list[Call] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
 
@@ -87,6 +95,12 @@ class Endpoint:
 
         class Handler(BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
+
+            def parse_request(self) -> bool:
+                parsed = super().parse_request()
+                if parsed and "Authorization" in self.headers:
+                    endpoint.hosts.append(self.headers["Host"])
+                return parsed
 
             def do_GET(self) -> None:
                 info = {"name": "r", "model": "m", "model_revision": "r1", "recipe_version": "v1"}
@@ -127,7 +141,7 @@ class Endpoint:
             def log_message(self, *_: object) -> None:
                 return
 
-        self.server = ThreadingHTTPServer(("127.0.0.1", self.port), Handler)
+        self.server = ThreadingHTTPServer((self.host, self.port), Handler)
         self.server.daemon_threads = True
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True).start()
@@ -157,9 +171,18 @@ def endpoint() -> Iterator[Endpoints]:
 # ---- ranker and rank worker ---------------------------------------------------------------------------------------
 
 
-def start_rank_worker(redis_url: str) -> subprocess.Popen[bytes]:
+def start_rank_worker(redis_url: str, **environment: str) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "dipole.cli", "serve", "rank-worker"]
-    return subprocess.Popen(command, env={**os.environ, "DIPOLE_REDIS_URL": redis_url})
+    return subprocess.Popen(command, env={**os.environ, "DIPOLE_REDIS_URL": redis_url, **environment})
+
+
+@contextlib.contextmanager
+def running_rank_worker(redis_url: str, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    with start_rank_worker(redis_url, **environment) as process:
+        try:
+            yield process
+        finally:
+            process.terminate()
 
 
 @pytest.fixture(scope="module")
@@ -177,13 +200,16 @@ class Harness:
     ranked: list[tuple[str, str, RewardResult]] = field(default_factory=list)
     rankers: list[CeleryRanker] = field(default_factory=list)
 
-    def ranker(self, *rewards: ResolvedReward, job: str = "job", resend_s: float = 2.0) -> CeleryRanker:
+    def ranker(
+        self, *rewards: ResolvedReward, job: str = "job", resend_s: float = 2.0, vault: Vault | None = None
+    ) -> CeleryRanker:
         ranker = CeleryRanker(
             self.settings,
             job,
             rewards,
             on_ranked=lambda group, reward, result: self.ranked.append((group.id, reward, result)),
             resend_s=resend_s,
+            vault=vault,
         )
         self.rankers.append(ranker)
         return ranker
@@ -210,6 +236,11 @@ def group(name: str, value: int = 7) -> CandidateGroup:
     return CandidateGroup(
         id=name, step=0, prompt=f"prompt {name}", metadata={"tag": "counting"}, images=images, seeds=range(K)
     )
+
+
+def reasons(ranker: CeleryRanker) -> list[str]:
+    """Why what is in flight has no answer yet."""
+    return [request.reason for request in ranker._requests.values()]
 
 
 def collect(ranker: CeleryRanker, count: int = 1, seconds: float = 90) -> list[RankedGroup]:
@@ -531,6 +562,59 @@ def test_messages_are_json_and_carry_references(harness: Harness) -> None:
     client.close()
 
 
+def test_keys_lie_sealed_in_redis_and_open_in_the_rank_worker(endpoint: Endpoints, harness: Harness) -> None:
+    """With DIPOLE_SECRETS_KEY nothing in Redis holds a key, and the endpoint gets it.
+
+    A rank worker without the setting says so, and the ranking is asked again: another may have it.
+    """
+    url, server, secret = other_database(harness.settings.redis_url, 6), endpoint(), Fernet.generate_key().decode()
+    harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+    ranker = harness.ranker(reward(server, "sealed", timeout_s=120), vault=Vault(secret))
+    ranker.submit(group("g"))
+    with redis.Redis.from_url(url) as client:
+        stored = b"".join(client.dump(key) or b"" for key in client.scan_iter())
+        assert b"fernet:" in stored
+        assert b"a-key-of-the-endpoint" not in stored
+        with running_rank_worker(url):
+            until = time.monotonic() + 60
+            while not any("DIPOLE_SECRETS_KEY" in reason for reason in reasons(ranker)):
+                assert ranker.collect(0.2) is None
+                assert time.monotonic() < until, reasons(ranker)
+        with running_rank_worker(url, DIPOLE_SECRETS_KEY=secret):
+            collect(ranker)
+        client.flushdb()
+    assert {call.headers["authorization"] for call in server.calls} == {"Bearer a-key-of-the-endpoint"}
+
+
+def test_redis_sends_no_key_to_a_host_that_is_not_allowed(endpoint: Endpoints, harness: Harness) -> None:
+    """Whoever can write to Redis names no host to a rank worker: neither by a run's record nor by a message.
+
+    127.0.0.2 is reached here as 127.0.0.1 is, and is not in DIPOLE_REWARD_HOSTS.
+    """
+    server = endpoint(host="0.0.0.0")
+    elsewhere = f"http://127.0.0.2:{server.server.server_port}"
+    url = other_database(harness.settings.redis_url, 7)
+    harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+    by_record = harness.ranker(reward(elsewhere, "foreign"))
+    by_message = harness.ranker(reward(server, "own"))
+    by_record.submit(group("record"))
+    by_message.submit(group("message"))
+    with redis.Redis.from_url(url) as client:
+        (message,) = client.lrange("rank.own", 0, -1)
+        envelope = json.loads(message)
+        args, kwargs, options = json.loads(base64.b64decode(envelope["body"]))
+        kwargs["location"] = f"{elsewhere}/v1/rankings/rk_1"
+        envelope["body"] = base64.b64encode(json.dumps([args, kwargs, options]).encode()).decode()
+        client.lset("rank.own", 0, json.dumps(envelope))
+        with running_rank_worker(url):
+            with pytest.raises(RewardUnavailable, match=r"rank worker: url names 127\.0\.0\.2 .* DIPOLE_REWARD_HOSTS"):
+                collect(by_record)
+            with pytest.raises(RewardUnavailable, match="the rank worker: location is not on"):
+                collect(by_message)
+        client.flushdb()
+    assert server.hosts == []
+
+
 def test_lost_images_and_lost_messages_are_sent_again(endpoint: Endpoints, harness: Harness) -> None:
     """Images whose time was up are stored anew, and messages that vanished are sent anew."""
     harness.settings = PlatformSettings(redis_url=other_database(harness.settings.redis_url, 2), candidate_ttl_s=60)
@@ -670,6 +754,97 @@ def test_a_restarted_redis_loses_nothing(
         ranker.close()
         worker.terminate()
         worker.wait()
+
+
+def test_a_redis_that_restarts_twice_costs_seconds(
+    endpoint: Endpoints, harness: Harness, redis_server: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Twice emptied while a group is asked for: it is asked again when Redis is back, not after a silence.
+
+    The first silence would be longer than the deadline here, and each message is sent but once as far as Redis knows.
+    """
+    reached = threading.Event()
+
+    def slow(call: Call) -> Answer:
+        reached.set()
+        time.sleep(1)
+        return good(call)
+
+    server = endpoint(slow)
+    with contextlib.ExitStack() as stack:
+        living = stack.enter_context(contextlib.ExitStack())
+        url = living.enter_context(redis_server(tmp_path))
+        port = int(url.rpartition(":")[2].partition("/")[0])
+        harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+        ranker = harness.ranker(reward(server, "twice-restarted", timeout_s=50), resend_s=60)
+        stack.enter_context(running_rank_worker(url))
+        ranker.submit(group("before"))
+        collect(ranker)
+        reached.clear()
+        ranker.submit(group("g"))
+        assert reached.wait(60)
+        living.close()
+        ranked = [ranker.collect(1)]
+        living.enter_context(redis_server(tmp_path, port))
+        ranked.append(ranker.collect(1.5))
+        living.close()
+        ranked.append(ranker.collect(1))
+        ranker.submit(group("h", 1))
+        living.enter_context(redis_server(tmp_path, port))
+        early = [each.group_id for each in ranked if each is not None]
+        late = [each.group_id for each in collect(ranker, 2 - len(early))]
+        assert sorted(early + late) == ["g", "h"]
+        ranker.close()
+
+
+def test_a_redis_without_memory_is_not_said_to_be_silent(
+    harness: Harness, redis_server: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Whoever waited for a ranking reads what Redis refused, and what helps."""
+    with redis_server(tmp_path, None, "--maxmemory", "1") as url:
+        harness.settings = PlatformSettings(redis_url=url)
+        ranker = harness.ranker(reward("http://127.0.0.1:1", "r", timeout_s=2))
+        ranker.submit(group("g"))
+        with pytest.raises(RewardUnavailable, match=r"Redis answers with an error \(OutOfMemoryError.*maxmemory"):
+            collect(ranker)
+
+
+def test_what_redis_did_not_take_was_not_sent(
+    harness: Harness, redis_server: Callable[..., Any], tmp_path: Any
+) -> None:
+    """However often it was tried meanwhile: the first message that lies on the queue is the first."""
+    with redis_server(tmp_path) as url:
+        port = int(url.rpartition(":")[2].partition("/")[0])
+    harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+    ranker = harness.ranker(reward("http://127.0.0.1:1", "r", timeout_s=60))
+    ranker.submit(group("g"))
+    for _ in range(3):
+        assert ranker.collect(1.1) is None
+    with redis_server(tmp_path, port), redis.Redis(port=port) as client:
+        until = time.monotonic() + 30
+        while not client.llen("rank.r") and time.monotonic() < until:
+            ranker.collect(0.2)
+        (message,) = client.lrange("rank.r", 0, -1)
+        assert json.loads(message)["headers"]["id"].endswith(".1")
+        ranker.close()
+
+
+def test_rankings_come_back_over_tls(
+    endpoint: Endpoints, harness: Harness, redis_url: str, tls_proxy: Callable[..., Any], tmp_path: Any
+) -> None:
+    """Ranker, rank worker and its lane speak TLS to a Redis whose certificate is of an authority of one's own."""
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    with tls_proxy(context, int(redis_url.rpartition(":")[2].partition("/")[0])) as port:
+        url = f"rediss://127.0.0.1:{port}/8?ssl_ca_certs={tmp_path}/ca.pem"
+        harness.settings = PlatformSettings(redis_url=url, candidate_ttl_s=60)
+        with running_rank_worker(url):
+            ranker = harness.ranker(reward(endpoint(), "secret"))
+            ranker.submit(group("g"))
+            assert collect(ranker)[0].results["secret"].scores == (0.0, 1.0, 2.0, 3.0)
+            ranker.close()
 
 
 def test_without_redis_a_required_reward_is_unavailable(harness: Harness) -> None:

@@ -17,7 +17,8 @@ from anyio import CapacityLimiter, to_thread
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.celery_app import create_celery_app
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, ImageRequestStore, image_coordination
 from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
 from dipole.errors import DipoleError, InvalidInput, Overloaded
@@ -138,7 +139,7 @@ class SamplerClient:
             self._image_requests.close(request_id, images)
         except RedisError as error:
             # what is left there expires
-            log.warning("redis_unreachable", error=str(error))
+            log.warning("redis_failed", error=describe_redis_error(error))
 
     # Waiting
 
@@ -174,10 +175,9 @@ class SamplerClient:
         try:
             return await to_thread.run_sync(call, limiter=self._threads)
         except (RedisError, OperationalError) as error:
-            log.warning("redis_unreachable", error=str(error))
-            raise Overloaded(
-                "Redis does not answer, through which samplers are asked", retry_after=RETRY_AFTER_S
-            ) from error
+            said = describe_redis_error(error)
+            log.warning("redis_failed", error=said)
+            raise Overloaded(f"samplers are asked through Redis. {said}", retry_after=RETRY_AFTER_S) from error
 
 
 def _image_references(answer: ImageAnswer) -> list[str]:

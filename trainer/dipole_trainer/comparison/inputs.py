@@ -13,7 +13,7 @@ import httpx
 from pydantic import ValidationError
 from redis.exceptions import RedisError
 
-from dipole.broker.connection import connect_redis
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
@@ -111,7 +111,7 @@ def check_rank_worker(settings: PlatformSettings) -> None:
     try:
         with connect_redis(settings.redis_url) as client:
             lives = next(iter(client.scan_iter(match="dipole:rank-worker:*", count=1000)), None) is not None
-    except (RedisError, ValueError) as error:
-        raise ConfigurationError(f"DIPOLE_REDIS_URL does not answer ({type(error).__name__})") from error
+    except RedisError as error:
+        raise ConfigurationError(f"DIPOLE_REDIS_URL: {describe_redis_error(error)}") from error
     if not lives:
         raise ConfigurationError("no rank worker beats in DIPOLE_REDIS_URL: start `dipole serve rank-worker`")

@@ -35,12 +35,14 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dipole import logs
-from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.celery_app import create_celery_app
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
 from dipole.broker.rankings import TaskCoordination, queue_name
 from dipole.settings import RankWorkerSettings
 from dipole.stack.parent_death import die_with_parent
 from dipole.stack.supervisor import STEADY_RUN_S, restart_delay_s
+from dipole.vault import Vault
 from dipole_trainer.rank_worker.task import Lane, register_rank_task
 
 log = structlog.get_logger()
@@ -48,6 +50,9 @@ log = structlog.get_logger()
 MAX_LANES = 64
 LOOP_INTERVAL_S = 1.0  # a blocking read on the announcements; a dead lane is seen within it
 LANES_REFRESH_S = 10.0  # between looks at the wanted lanes when nothing is announced
+# A lane is kept for so long after it was last wanted: a Redis that was restarted wants none until runs announce theirs
+# anew, and requests under way need not be cut off for that.
+LANE_GRACE_S = 30.0
 STOP_TIMEOUT_S = 3.0  # for the requests under way; what is cut off is asked again
 
 
@@ -58,6 +63,7 @@ class _LaneProcess:
     process: BaseProcess
     started: float
     deaths: int = 0
+    last_wanted: float = 0.0
 
 
 def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
@@ -92,7 +98,6 @@ class RankWorker:
         self._context: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lane_processes: dict[str, _LaneProcess] = {}
         self._stopping = False
-        self._next_heartbeat = 0.0
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -104,7 +109,7 @@ class RankWorker:
                 try:
                     self._follow_announcements()
                 except RedisError as error:
-                    log.warning("redis_unreachable", error=str(error))
+                    log.warning("redis_failed", error=describe_redis_error(error))
                     time.sleep(LOOP_INTERVAL_S)
         finally:
             self._end_lanes(list(self._lane_processes))
@@ -119,16 +124,18 @@ class RankWorker:
                     wanted, look_at = self._coordination.wanted_lanes(), time.monotonic() + LANES_REFRESH_S
 
     def _adjust_lanes(self, wanted: list[str]) -> None:
-        """Start, restart and end lanes so that exactly the wanted ones stand; beat when they do."""
+        """Start, restart and end lanes so that the wanted ones stand; beat when they do."""
         if len(wanted) > MAX_LANES:
             log.error("too_many_rewards", wanted=len(wanted), limit=MAX_LANES)
         for reward in wanted[:MAX_LANES]:
             self._ensure_lane(reward)
-        self._end_lanes([reward for reward in self._lane_processes if reward not in wanted])
         now = time.monotonic()
-        if now >= self._next_heartbeat and all(slot.process.is_alive() for slot in self._lane_processes.values()):
+        for reward in wanted[:MAX_LANES]:
+            self._lane_processes[reward].last_wanted = now
+        self._end_lanes([name for name, slot in self._lane_processes.items() if now - slot.last_wanted > LANE_GRACE_S])
+        if all(slot.process.is_alive() for slot in self._lane_processes.values()):
+            # each time: a Redis that was restarted forgot it
             self._coordination.record_heartbeat(socket.gethostname(), HEARTBEAT_TTL_S)
-            self._next_heartbeat = now + HEARTBEAT_TTL_S / 4
 
     def _ensure_lane(self, reward: str) -> None:
         slot, now = self._lane_processes.get(reward), time.monotonic()
@@ -172,4 +179,5 @@ def check_health(settings: RankWorkerSettings, *, live: bool = False) -> None:
 
 def run_rank_worker(settings: RankWorkerSettings) -> None:
     logs.configure_logging("rank-worker")
+    Vault.from_environment()  # a key that is none is said here, not by lanes that die of it
     RankWorker(settings).run()

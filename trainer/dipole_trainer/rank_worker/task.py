@@ -23,10 +23,11 @@ from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, rank
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination
 from dipole.client import tls
 from dipole.client.connection import EndpointError
-from dipole.client.endpoint import Endpoint
+from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.client.rank_client import RankClient, StillPending
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import PlatformSettings
+from dipole.vault import Vault
 
 log = structlog.get_logger()
 
@@ -36,8 +37,10 @@ MAX_CLIENTS = 64
 class Lane:
     """What the threads of one lane share: connections, clients with their circuits, and the claims being worked on."""
 
-    def __init__(self, settings: PlatformSettings) -> None:
+    def __init__(self, settings: PlatformSettings, vault: Vault | None = None) -> None:
         client = connect_redis(settings.redis_url)
+        self._vault = vault or Vault.from_environment()
+        self._reward_hosts = settings.reward_hosts
         self._store = CandidateStore(client, settings.candidate_ttl_s)
         self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
         self._tls_dir = settings.tls_dir
@@ -72,7 +75,7 @@ class Lane:
 
     def _ask_endpoint(self, record: Mapping[str, Any], message: RankMessage, remaining: float) -> RankAnswer:
         try:
-            client = self._client_of(Endpoint.from_values(record))
+            client = self._client_of(self._endpoint_of(record))
             ranking = client.rank(
                 message["prompt"],
                 LazyCandidates(self._store, message["candidates"], message["count"]),
@@ -97,16 +100,25 @@ class Lane:
                 http_status=error.http_status,
             )
         except ConfigurationError as error:
-            # certificates that are not here: put there, they will be found
-            return failure_answer("configuration", str(error), retryable=True)
+            # certificates or a key that are not here: put there, they will be found
+            return failure_answer("configuration", f"the rank worker: {error}", retryable=True)
         except InvalidInput as error:
-            # a trainer of another version describes what this one cannot ask
-            return failure_answer("configuration", str(error), retryable=False)
+            # a trainer of another version, or somebody else with access to Redis, describes what this one does not ask
+            return failure_answer("configuration", f"the rank worker: {error}", retryable=False)
         except Exception as error:
             # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
             return failure_answer("internal", why, retryable=False)
+
+    def _endpoint_of(self, record: Mapping[str, Any]) -> Endpoint:
+        """The endpoint that a run's record means. Redis is believed no more than a caller is: its host must be allowed.
+
+        Raises ConfigurationError when its key does not open, InvalidInput for what may not be asked.
+        """
+        key = record.get("key")
+        endpoint = Endpoint.from_values({**record, "key": self._vault.open(key) if key else None})
+        return endpoint.model_copy(update={"url": check_reward_url(endpoint.url, self._reward_hosts, field="url")})
 
     def _client_of(self, endpoint: Endpoint) -> RankClient:
         """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""

@@ -9,8 +9,9 @@ submit() stores a group's images once and sends a message per reward to that rew
 | a request             | its answer; `next_send_at`, when to send anew | collect(), which resends what is due      |
 | a lane                | messages on `rank.<reward>`                   | send_task; nothing is scheduled in Celery |
 
-The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: a message (Redis was
-restarted), a lane (kill -9; its claim runs out), the images (their time was up). A pending ranking (202) and a
+The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: all of Redis (it was
+restarted, which the run's missing record tells), a message, a lane (kill -9; its claim runs out), the images (their
+time was up). Only a message that Redis took counts as sent. A pending ranking (202) and a
 retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 """
@@ -31,11 +32,13 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dipole.broker.candidates import CandidateStore
-from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.celery_app import create_celery_app
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
-from dipole.broker.rankings import CLAIM_TTL_S, LANE_IDLE_TIMEOUT_S, RANK_TASK, TaskCoordination, queue_name
+from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
+from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
@@ -45,6 +48,7 @@ T = TypeVar("T")
 
 RESEND_AFTER_S = 10.0  # silence after which a request that no lane works on is asked again; doubles each time
 MAX_RESEND_PAUSE_S = 60.0  # longest wait between two tasks of one request
+RUN_CHECK_INTERVAL_S = 1.0  # between looks whether Redis still has the run
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class CeleryRanker:
         on_ranked: OnRanked | None = None,
         *,
         resend_s: float = RESEND_AFTER_S,
+        vault: Vault | None = None,
     ) -> None:
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
@@ -95,8 +100,8 @@ class CeleryRanker:
         self._requests: dict[tuple[str, str], _Request] = {}
         self._stored_references: dict[str, str] = {}  # group id -> reference of its images
         self._run_id = uuid.uuid4().hex
-        self._refresh_at = 0.0
-        self._refresh_s = min(settings.candidate_ttl_s, LANE_IDLE_TIMEOUT_S) / 4
+        self._run_record = _build_run_record(rewards, vault or Vault.from_environment())
+        self._check_run_at = 0.0
 
     # The seam: groups.Ranker
 
@@ -108,7 +113,7 @@ class CeleryRanker:
         group = group.without_flaws()
         reference = CandidateStore.reference_of(group.images)
         self._stored_references[group.id] = reference
-        self._refresh_run(now)
+        self._ensure_run(now)
         stored = self._if_redis_answers(lambda: self._store.put(reference, group.images))
         for name, reward in self._rewards.items():
             request = _Request(
@@ -129,7 +134,7 @@ class CeleryRanker:
         self._receive_answers(0)
         while True:
             now = time.monotonic()
-            self._refresh_run(now)
+            self._ensure_run(now)
             self._resend_due(now)
             if (ranked := self._in_flight.pop_finished()) is not None:
                 self._delete_images([ranked.group_id])
@@ -139,14 +144,14 @@ class CeleryRanker:
             if now >= until:
                 return None
             dues = [min(request.next_send_at, request.deadline) for request in self._requests.values()]
-            self._receive_answers(min([until, *dues]) - now)
+            self._receive_answers(min([until, self._check_run_at, *dues]) - now)
 
     def cancel(self) -> None:
         """Forget every group in flight: queued messages become void, late answers go nowhere."""
         self._in_flight.clear()
         self._requests.clear()
         self._delete_images(list(self._stored_references))
-        old, self._run_id, self._refresh_at = self._run_id, uuid.uuid4().hex, 0.0
+        old, self._run_id, self._check_run_at = self._run_id, uuid.uuid4().hex, 0.0
         self._if_redis_answers(lambda: self._coordination.close_run(old))
 
     def close(self) -> None:
@@ -161,10 +166,12 @@ class CeleryRanker:
         substance = [self._job_id, group.id, *asked, reference, group.prompt, group.metadata]
         return hashlib.sha256(json.dumps(substance, sort_keys=True, default=dict).encode()).hexdigest()
 
-    def _send_task(self, request: _Request, now: float) -> None:
-        """Put one task on the reward's queue; the next look at it is after a silence that doubles each time."""
-        request.times_sent += 1
-        pause = min(self._resend_s * 2 ** (request.times_sent - 1), max(MAX_RESEND_PAUSE_S, self._resend_s))
+    def _send_task(self, request: _Request, now: float) -> bool:
+        """Put one task on the reward's queue; the next look at it is after a silence that doubles each time.
+
+        False when Redis did not take it: it was not sent, and is tried again in a second.
+        """
+        number = request.times_sent + 1
         message: RankMessage = {
             "run": self._run_id,
             "group": request.group.id,
@@ -184,22 +191,23 @@ class CeleryRanker:
                 RANK_TASK,
                 kwargs=message,
                 queue=queue_name(request.reward),
-                task_id=f"{request.key[:32]}.{request.times_sent}",
+                task_id=f"{request.key[:32]}.{number}",
                 headers={"request_id": request.key[:32], "job_id": self._job_id},
                 retry=False,
             )
 
-        sent = self._if_redis_answers(send)
-        request.next_send_at, request.is_scheduled = (now + 1, True) if sent is None else (now + pause, False)
+        if self._if_redis_answers(send) is None:
+            request.next_send_at, request.is_scheduled = now + 1, True
+            return False
+        pause = min(self._resend_s * 2 ** (number - 1), max(MAX_RESEND_PAUSE_S, self._resend_s))
+        request.times_sent, request.next_send_at, request.is_scheduled = number, now + pause, False
+        return True
 
     def _resend_due(self, now: float) -> None:
         """Send what is due, and what has been silent though no lane claims it."""
         due = [request for request in self._requests.values() if request.next_send_at <= now]
         silent = [request.key for request in due if not request.is_scheduled]
         working = self._if_redis_answers(lambda: self._coordination.claimed_keys(silent))
-        # perhaps Redis was restarted: then rank workers know neither this run nor its lanes
-        if silent:
-            self._refresh_run(now, force=True)
         for request in due:
             if working is None:
                 request.next_send_at = now + 1
@@ -208,7 +216,8 @@ class CeleryRanker:
             else:
                 if not request.is_scheduled:
                     log.info("rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent)
-                self._send_task(request, now)
+                # what one could not be sent for, the others need not try
+                working = working if self._send_task(request, now) else None
 
     # Answers
 
@@ -293,20 +302,35 @@ class CeleryRanker:
             )
         )
 
-    def _refresh_run(self, now: float, *, force: bool = False) -> None:
-        """Keep the run's record, with endpoints and keys, alive while the run is."""
-        if now < self._refresh_at and not force:
+    def _ensure_run(self, now: float) -> None:
+        """Keep the run's record, with endpoints and keys, alive while the run is.
+
+        Where Redis has lost it, it has lost the messages too: whatever is unanswered is sent as if for the first time.
+        """
+        if now < self._check_run_at:
             return
-        run: RunRecord = {"rewards": {name: reward.endpoint.to_record() for name, reward in self._rewards.items()}}
-        done = self._if_redis_answers(lambda: self._coordination.open_run(self._run_id, run))
-        self._refresh_at = now + (self._refresh_s if done else 1)
+        self._check_run_at = now + RUN_CHECK_INTERVAL_S
+        rewards = list(self._rewards)
+        if self._if_redis_answers(lambda: self._coordination.renew_run(self._run_id, rewards)) is not False:
+            return
+        if self._if_redis_answers(lambda: self._coordination.open_run(self._run_id, self._run_record)):
+            for request in self._requests.values():
+                request.times_sent, request.next_send_at, request.is_scheduled = 0, now, True
 
     def _if_redis_answers(self, call: Callable[[], T]) -> T | None:
-        """None when Redis cannot be reached; the deadlines decide how long that is survived."""
+        """None when Redis cannot be reached or refuses; the deadlines decide how long that is survived."""
         try:
             return call()
         except (RedisError, OperationalError) as error:
+            said = describe_redis_error(error)
             for request in self._requests.values():
-                request.reason = f"transport: Redis does not answer ({type(error).__name__})"
-            log.warning("redis_unreachable", error=str(error))
+                request.reason = f"transport: {said}"
+            log.warning("redis_failed", error=said)
             return None
+
+
+def _build_run_record(rewards: Sequence[ResolvedReward], vault: Vault) -> RunRecord:
+    records = {reward.spec.name: reward.endpoint.to_record() for reward in rewards}
+    for record in records.values():
+        record["key"] = vault.seal(record["key"]) if record["key"] else None
+    return {"rewards": records}

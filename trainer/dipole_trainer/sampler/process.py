@@ -27,7 +27,8 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dipole import logs
-from dipole.broker.connection import connect_redis, create_celery_app
+from dipole.broker.celery_app import create_celery_app
+from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import (
     IMAGE_QUEUE,
     IMAGE_TASK,
@@ -36,7 +37,7 @@ from dipole.broker.image_requests import (
     image_coordination,
 )
 from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
-from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
+from dipole.broker.process_health import check_heartbeat
 from dipole.errors import InvalidInput, Overloaded
 from dipole.settings import SamplerSettings
 
@@ -82,7 +83,7 @@ class Sampler:
         try:
             self._image_requests.remove_heartbeat(self._host)
         except RedisError as error:
-            log.warning("redis_unreachable", error=str(error))
+            log.warning("redis_failed", error=describe_redis_error(error))
 
     def answer_message(self, message: ImageRequest) -> None:
         """Draw the images of one request and push its answer, or drop it."""
@@ -133,17 +134,15 @@ class Sampler:
         return {"status": "drawn", "images": drawn, "warning": warning}
 
     def _heartbeat_loop(self) -> None:
-        beat_at = 0.0
         while not self._stopping.is_set():
-            now = time.monotonic()
             try:
                 if (claimed := self._claimed_key) is not None:
                     self._coordination.renew_claims([claimed])
-                if now >= beat_at and now < self._stuck_at:
+                if time.monotonic() < self._stuck_at:
+                    # each time: a Redis that was restarted forgot it
                     self._image_requests.record_heartbeat(self._host, now=self._coordination.server_time())
-                    beat_at = now + HEARTBEAT_TTL_S / 4
             except RedisError as error:
-                log.warning("redis_unreachable", error=str(error))
+                log.warning("redis_failed", error=describe_redis_error(error))
             self._stopping.wait(REQUEST_CLAIM_TTL_S / 8)
 
 

@@ -1,4 +1,5 @@
-"""Endpoints' keys at rest: encrypted with DIPOLE_SECRETS_KEY where it is set, plain text where it is not.
+"""Endpoints' keys where they lie, in database and Redis: encrypted with DIPOLE_SECRETS_KEY where it is set, plain text
+where it is not.
 
     vault = Vault.from_environment()
     vault.open(vault.seal("the key")) == "the key"
