@@ -39,8 +39,9 @@ class PlatformSettings(BaseSettings):
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
         description="URL of the Redis that holds messages, answers and images in flight: "
-        "`redis://[user]:[password]@host:6379/0`, `rediss://…` over TLS, or `unix:///path?db=0`. Certificates are verified: `?ssl_ca_certs=FILE` names a CA of "
-        "one's own, `ssl_certfile` and `ssl_keyfile` a client's, and `ssl_cert_reqs=none` verifies nothing.",
+        "`redis://[user]:[password]@host:6379/0`, `rediss://…` over TLS, or `unix:///path?db=0`. Certificates are "
+        "verified: `?ssl_ca_certs=FILE` names a CA of one's own, `ssl_certfile` and `ssl_keyfile` a client's; "
+        "`ssl_cert_reqs=none` verifies nothing.",
     )
     database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
     artifacts_url: str = Field(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ssl
 
 import pytest
+from celery.backends.base import DisabledBackend
 from kombu.transport.redis import Channel
 
 from dipole.broker.celery_app import create_celery_app
@@ -115,12 +116,13 @@ def test_what_both_cannot_be_given_is_a_settings_error(url: str) -> None:
 
 
 def test_celerys_own_variable_moves_no_half_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
-    """CELERY_BROKER_URL, which somebody else's Celery on this machine has, is not ours."""
-    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL"):
+    """Somebody else's Celery on this machine may have CELERY_BROKER_URL; it is not ours."""
+    for name in ("CELERY_BROKER_URL", "CELERY_BROKER_READ_URL", "CELERY_BROKER_WRITE_URL", "CELERY_RESULT_BACKEND"):
         monkeypatch.setenv(name, "redis://elsewhere:1/9")
     with create_celery_app("redis://here:2/3") as app:
         for connection in (app.connection_for_read(), app.connection_for_write()):
             assert (connection.hostname, connection.port, connection.virtual_host) == ("here", 2, "3")
+        assert isinstance(app.backend, DisabledBackend)
 
 
 def test_an_address_is_shown_without_its_password() -> None:

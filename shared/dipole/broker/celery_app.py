@@ -15,7 +15,9 @@ VISIBILITY_TIMEOUT_S = 60
 
 
 class BrokerApp(Celery):  # type: ignore[misc]
-    """A Celery app that has one broker, whatever CELERY_BROKER_URL says to others on this machine."""
+    """A Celery app of one broker and no results, whatever CELERY_… variables say to others on this machine."""
+
+    backend_cls = "disabled"
 
     def __init__(self, address: RedisAddress) -> None:
         super().__init__("dipole", broker=_kombu_url(address), set_as_current=False)
@@ -37,7 +39,6 @@ def create_celery_app(redis_url: str) -> Celery:
         task_serializer="json",
         accept_content=["json"],
         task_ignore_result=True,
-        result_backend=None,
         task_acks_late=True,
         worker_prefetch_multiplier=1,
         broker_connection_retry_on_startup=True,

@@ -220,8 +220,7 @@ def test_a_message_that_comes_twice_is_drawn_once(redis_url: str) -> None:
 
 def test_a_stuck_sampler_stops_beating(redis_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """It beats while it draws, not past an order's deadline and grace, and again when that order has ended."""
-    for module in (process, image_requests):
-        monkeypatch.setattr(module, "HEARTBEAT_TTL_S", 0.4)
+    monkeypatch.setattr(image_requests, "HEARTBEAT_TTL_S", 0.4)
     monkeypatch.setattr(process, "REQUEST_CLAIM_TTL_S", 0.4)
     monkeypatch.setattr(process, "STUCK_AFTER_S", 0.0)
     hangs = Hangs()

@@ -101,10 +101,10 @@ class Lane:
             )
         except ConfigurationError as error:
             # certificates or a key that are not here: put there, they will be found
-            return failure_answer("configuration", f"the rank worker: {error}", retryable=True)
+            return failure_answer("configuration", str(error), retryable=True)
         except InvalidInput as error:
             # a trainer of another version, or somebody else with access to Redis, describes what this one does not ask
-            return failure_answer("configuration", f"the rank worker: {error}", retryable=False)
+            return failure_answer("configuration", str(error), retryable=False)
         except Exception as error:
             # a bug of ours: the run shall know, not wait
             log.exception("rank_crashed")
@@ -117,8 +117,12 @@ class Lane:
         Raises ConfigurationError when its key does not open, InvalidInput for what may not be asked.
         """
         key = record.get("key")
-        endpoint = Endpoint.from_values({**record, "key": self._vault.open(key) if key else None})
-        return endpoint.model_copy(update={"url": check_reward_url(endpoint.url, self._reward_hosts, field="url")})
+        try:
+            endpoint = Endpoint.from_values({**record, "key": self._vault.open(key) if key else None})
+        except ConfigurationError as error:
+            raise ConfigurationError(f"in the rank worker, {error}") from error
+        url = check_reward_url(endpoint.url, self._reward_hosts, field="in the rank worker, url")
+        return endpoint.model_copy(update={"url": url})
 
     def _client_of(self, endpoint: Endpoint) -> RankClient:
         """The endpoint's client, with its circuit; a new one when its certificates have been renewed."""
