@@ -189,6 +189,12 @@ def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
         assert not waits & {"postgres", "migrate"}
 
 
+def test_whoever_handles_endpoints_has_their_secrets_and_hosts(name: str) -> None:
+    """API, worker and rank worker: the rank worker opens the keys that the worker sealed, and asks allowed hosts alone."""
+    told = {"DIPOLE_SECRETS_KEY", "DIPOLE_REWARD_HOSTS"} & set(SERVICES[name].get("environment", {}))
+    assert len(told) == (2 if name in {"api", "worker", "rank-worker"} else 0)
+
+
 def test_the_gpu_override_changes_services_that_exist() -> None:
     """docker-compose.gpu.yml adds to services of docker-compose.yml."""
     assert GPU.keys() <= SERVICES.keys()

@@ -219,6 +219,13 @@ def test_a_pod_gets_the_stores_that_it_uses(container: Container) -> None:
         assert callers == {each for each in USED if store in USED[each] and each != "migrate"}
 
 
+def test_whoever_handles_endpoints_opens_their_keys(container: Container) -> None:
+    """The rank worker opens what the worker sealed; which hosts it asks is in the ConfigMap of all."""
+    variables = {each["name"] for each in container.spec.get("env", [])}
+    if container.is_ours:
+        assert ("DIPOLE_SECRETS_KEY" in variables) == (container.spec["name"] in {"api", "worker", "rank-worker"})
+
+
 def test_what_a_reward_takes_fits_its_memory(container: Container) -> None:
     """Eight of the largest requests at once, a full queue and 256 MiB for the rest stay within the limit."""
     if container.spec["name"] != "reward":
