@@ -190,7 +190,7 @@ def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
 
 
 def test_whoever_handles_endpoints_has_their_secrets_and_hosts(name: str) -> None:
-    """API, worker and rank worker: the rank worker opens the keys that the worker sealed, and asks allowed hosts alone."""
+    """API, worker and rank worker: the last opens keys that the worker sealed, and asks allowed hosts alone."""
     told = {"DIPOLE_SECRETS_KEY", "DIPOLE_REWARD_HOSTS"} & set(SERVICES[name].get("environment", {}))
     assert len(told) == (2 if name in {"api", "worker", "rank-worker"} else 0)
 
