@@ -9,15 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import json
 import random
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlsplit
 
+import httpx
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from dipole.protocol.foreign_answers import OrNone, find_error_message
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.web.auth import is_loopback
 from dipole_rewards.judging.rate_limiter import RateLimiter
@@ -25,6 +28,8 @@ from dipole_rewards.judging.settings import JudgeSettings
 
 BUSY_STATUSES = (429, 503)
 TRANSIENT_STATUSES = (408, 409, 425, 429)  # and everything from 500
+# statuses that say nothing of what was asked for: of a key, of a server that is busy, and of what stands before it
+UNRELATED_STATUSES = (401, 402, *TRANSIENT_STATUSES, 502, 503, 504)
 QUOTA_CODE = "insufficient_quota"  # OpenAI's 429 that no waiting helps
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 8.0
 MAX_ERROR_CHARS = 300
@@ -36,7 +41,8 @@ class CallFailed(Exception):
     """A request that gave no judgement; `code` and the message become the candidate's error.
 
     `code` is one of: timeout, transport, http_status, invalid_response, refused, no_parse. `status` is the HTTP status
-    where there was one; `is_transient` says whether the same request may succeed later.
+    of an error where there was one, 200 of an error that came as if it were none; `is_transient` says whether the same
+    request may succeed later.
     """
 
     def __init__(
@@ -50,6 +56,22 @@ class CallFailed(Exception):
     ) -> None:
         super().__init__(message)
         self.code, self.status, self.retry_after_s, self.is_transient = code, status, retry_after_s, is_transient
+
+    @property
+    def may_be_unsupported(self) -> bool:
+        """Whether the endpoint may lack what was asked for: servers say so with 400, and with most other statuses."""
+        refused = self.status is not None and (self.status >= 400 or self.status == httpx.codes.OK)
+        return refused and self.status not in UNRELATED_STATUSES
+
+    def after(self, earlier: CallFailed) -> CallFailed:
+        """The same failure, which also tells of the one that led to this request."""
+        return CallFailed(
+            self.code,
+            f"{self}; before that, {earlier}",
+            status=self.status,
+            retry_after_s=self.retry_after_s,
+            is_transient=self.is_transient,
+        )
 
 
 @dataclass
@@ -68,36 +90,70 @@ class TokenLogprob(BaseModel):
     logprob: float
 
 
+def _list_logprobs(given: Any) -> Any:
+    """`{token: logprob}`, as older servers write it, as a list of both."""
+    return (
+        [{"token": token, "logprob": logprob} for token, logprob in given.items()] if isinstance(given, dict) else given
+    )
+
+
+def _join_text_parts(given: Any) -> Any:
+    """A content of parts as the text in them; thoughts and whatever else is no text are left out."""
+    if not isinstance(given, list):
+        return given
+    texts = [part.get("text") if isinstance(part, dict) else part for part in given]
+    return "".join(text for text in texts if isinstance(text, str))
+
+
+def _take_first(given: Any) -> Any:
+    """Only the first choice is read: one was asked for."""
+    return given[:1] if isinstance(given, list) else given
+
+
+_TopLogprobs = Annotated[list[OrNone[TokenLogprob]], BeforeValidator(_list_logprobs)]
+
+
 class _TokenPosition(BaseModel):
-    top_logprobs: list[TokenLogprob] | None = None
+    top_logprobs: OrNone[_TopLogprobs] = None
 
 
 class _Logprobs(BaseModel):
-    content: list[_TokenPosition] | None = None
+    """`content` is OpenAI's; `top_logprobs` beside it is that of servers which answer as to /completions."""
+
+    content: OrNone[list[OrNone[_TokenPosition]]] = None
+    top_logprobs: OrNone[list[OrNone[_TopLogprobs]]] = None
+
+    def first_token(self) -> list[TokenLogprob]:
+        """The likeliest first tokens; none where there is nothing to be read."""
+        positions = [*(each and each.top_logprobs for each in self.content or []), *(self.top_logprobs or [])]
+        readable = ([one for one in each or [] if one is not None] for each in positions)
+        return next(filter(None, readable), [])
 
 
 class _AssistantMessage(BaseModel):
-    content: str | None = None
-    refusal: str | None = None
+    content: OrNone[Annotated[str, BeforeValidator(_join_text_parts)]] = None
+    refusal: OrNone[str] = None
 
 
 class _CompletionChoice(BaseModel):
     message: _AssistantMessage
-    finish_reason: str | None = None
-    logprobs: _Logprobs | None = None
+    finish_reason: OrNone[str] = None
+    logprobs: OrNone[_Logprobs] = None
 
 
 class _CompletionUsage(BaseModel):
-    prompt_tokens: int | None = None
-    completion_tokens: int | None = None
+    prompt_tokens: OrNone[int] = None
+    completion_tokens: OrNone[int] = None
 
 
 class _ChatCompletion(BaseModel):
-    """What is read of an answer; other fields differ from server to server."""
+    """What is read of an answer; other fields, and the types of what is only nice to have, differ between servers."""
 
-    choices: list[_CompletionChoice]
-    usage: _CompletionUsage | None = None
-    system_fingerprint: str | None = None
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    choices: Annotated[list[_CompletionChoice], Field(min_length=1), BeforeValidator(_take_first)]
+    usage: OrNone[_CompletionUsage] = None
+    system_fingerprint: OrNone[str] = None
 
 
 @dataclass(frozen=True)
@@ -147,7 +203,7 @@ class ChatClient:
         budget.prompt_tokens += usage.prompt_tokens or 0
         budget.completion_tokens += usage.completion_tokens or 0
         budget.has_usage &= None not in (usage.prompt_tokens, usage.completion_tokens)
-        return _parse_completion(completion)
+        return _reply_of_completion(completion)
 
     async def list_models(self, budget: CallBudget) -> list[str]:
         """The names that the endpoint offers; none where it does not say."""
@@ -199,29 +255,48 @@ class ChatClient:
                     extra_body=fields,  # not all servers' fields are arguments
                     extra_headers=self._headers,
                 )
-            return _ChatCompletion.model_validate_json(raw.content)
+            return self._parse_completion(raw.content)
         except TimeoutError:
             # the group's deadline, which is the caller's to tell
             if not limit.expired():
                 raise
             raise CallFailed("timeout", f"the judge did not answer within {seconds:g} s", is_transient=True) from None
         except openai.APIStatusError as error:
-            said = error.message.removeprefix(f"Error code: {error.status_code} - ")
-            raise CallFailed(
-                "http_status",
-                f"the judge's endpoint answered {error.status_code}: {self._redact_line(said)}",
-                status=error.status_code,
+            said = find_error_message(error.response.content) or error.response.text or "nothing"
+            raise self._failure_of_status(
+                error.status_code,
+                f"answered {error.status_code}: {said}",
                 retry_after_s=parse_retry_after(error.response.headers.get("retry-after")),
-                is_transient=(error.status_code >= 500 or error.status_code in TRANSIENT_STATUSES)
-                and error.code != QUOTA_CODE,
+                is_quota=error.code == QUOTA_CODE,
             ) from None
         except openai.OpenAIError as error:
-            reason = self._redact_line(str(error.__cause__ or error))
+            cause = error.__cause__ or error
+            reason = self._redact_line(str(cause) or type(cause).__name__)
             message = f"the judge's endpoint could not be asked: {reason}"
             raise CallFailed("transport", message, is_transient=True) from None
+
+    def _parse_completion(self, body: bytes) -> _ChatCompletion:
+        """Raises CallFailed for what is none; an error that came with status 200 is told in the server's words."""
+        try:
+            return _ChatCompletion.model_validate_json(body)
         except ValidationError:
+            said = find_error_message(body)
+        if said is None:
             message = "the judge's endpoint did not answer with a chat completion"
-            raise CallFailed("invalid_response", message, is_transient=True) from None
+            raise CallFailed("invalid_response", message, is_transient=True)
+        raise self._failure_of_status(_status_in_body(body), f"answered an error: {said}")
+
+    def _failure_of_status(
+        self, status: int, message: str, *, retry_after_s: float | None = None, is_quota: bool = False
+    ) -> CallFailed:
+        passes = status == httpx.codes.OK or status >= 500 or status in TRANSIENT_STATUSES
+        return CallFailed(
+            "invalid_response" if status == httpx.codes.OK else "http_status",
+            f"the judge's endpoint {self._redact_line(message)}",
+            status=status,
+            retry_after_s=retry_after_s,
+            is_transient=passes and not is_quota,
+        )
 
     def _redact_line(self, text: str) -> str:
         """An endpoint's message on one line, with the API key redacted."""
@@ -229,14 +304,19 @@ class ChatClient:
         return (text.replace(self._key, "[key]") if self._key else text)[:MAX_ERROR_CHARS]
 
 
-def _parse_completion(completion: _ChatCompletion) -> ChatReply:
-    if not completion.choices:
-        raise CallFailed("invalid_response", "the judge's endpoint answered without a choice")
+def _status_in_body(body: bytes) -> int:
+    """The HTTP status that an error in a 200 names as its `code`, else 200."""
+    said = json.loads(body)
+    error = said.get("error")
+    named = [each.get("code") for each in (error, said) if isinstance(each, dict)]
+    return next((code for code in named if isinstance(code, int) and 400 <= code < 600), httpx.codes.OK.value)
+
+
+def _reply_of_completion(completion: _ChatCompletion) -> ChatReply:
     choice = completion.choices[0]
     if choice.message.refusal or choice.finish_reason == "content_filter":
         raise CallFailed(
             "refused", f"the judge refused: {(choice.message.refusal or 'content filter')[:MAX_ERROR_CHARS]}"
         )
-    positions = (choice.logprobs and choice.logprobs.content) or []
-    first = (positions and positions[0].top_logprobs) or []
+    first = choice.logprobs.first_token() if choice.logprobs else []
     return ChatReply(choice.message.content or "", first, completion.system_fingerprint)

@@ -16,7 +16,6 @@ from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Scores
 
 AnswerT = TypeVar("AnswerT")
-UNSUPPORTED_STATUSES = (400, 422, 501)
 RECIPE_NUMBER = 1  # goes up when the code changes what a judgement means
 
 
@@ -30,8 +29,8 @@ class JudgingMode(ABC):
 
     def __init__(self, chat: ChatClient, rubric: Rubric, settings: JudgeSettings) -> None:
         self.chat, self.rubric, self.settings = chat, rubric, settings
-        self.sends_response_format = True
-        """Whether requests carry `response_format`; `probe` finds out."""
+        self.sends_response_format = settings.judge_json_schema is not False
+        """Whether requests carry `response_format`; `probe` finds out where the settings do not say."""
         self.fingerprint: str | None = None
 
     @abstractmethod
@@ -82,10 +81,14 @@ class JudgingMode(ABC):
         try:
             return await self.ask_form(task, form, prompt, labelled, budget)
         except CallFailed as failure:
-            if failure.status not in UNSUPPORTED_STATUSES:
+            if self.settings.judge_json_schema is not None or not failure.may_be_unsupported:
                 raise
+            with_schema = failure
         self.sends_response_format = False
-        return await self.ask_form(task, form, prompt, labelled, budget)
+        try:
+            return await self.ask_form(task, form, prompt, labelled, budget)
+        except CallFailed as failure:
+            raise failure.after(with_schema) from None
 
 
 async def ask_both_orders(there: Awaitable[AnswerT], back: Awaitable[AnswerT]) -> tuple[AnswerT, AnswerT] | CallFailed:

@@ -14,7 +14,7 @@ from typing import Literal
 
 from dipole_rewards.judging.answer_forms import SCORE
 from dipole_rewards.judging.chat import CallBudget, CallFailed, TokenLogprob
-from dipole_rewards.judging.mode import UNSUPPORTED_STATUSES, JudgingMode, item_error_of
+from dipole_rewards.judging.mode import JudgingMode, item_error_of
 from dipole_rewards.reward import Scores
 
 YES_OR_NO = "You are shown one image. Is it good by the rubric above? Answer with one word, yes or no."
@@ -34,13 +34,16 @@ class PointwiseMode(JudgingMode):
     answer_kind: Literal["logprobs", "json"] = "logprobs"
 
     async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
+        known = self.settings.judge_logprobs
         try:
-            await self._score_image("two squares", uris[0], budget)
+            if known is not False:
+                await self._score_image("two squares", uris[0], budget)
+                return
         except CallFailed as failure:
-            if failure.code != "no_parse" and failure.status not in UNSUPPORTED_STATUSES:
+            if known or not (failure.code == "no_parse" or failure.may_be_unsupported):
                 raise
-            self.answer_kind = "json"
-            await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
+        self.answer_kind = "json"
+        await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
 
     def recipe_title(self) -> str:
         return f"{self.name}-{self.answer_kind}"

@@ -49,6 +49,13 @@ class JudgeSettings(BaseSettings):
         description="Most pixels of an image's longer side; larger images are scaled down.",
     )
     judge_max_tokens: int = Field(default=512, ge=1, description="Most tokens of one JSON answer, thoughts included.")
+    judge_logprobs: bool | None = Field(
+        default=None,
+        description="Whether pointwise reads log probabilities, or numbers that the judge writes; tried out if unset.",
+    )
+    judge_json_schema: bool | None = Field(
+        default=None, description="Whether the form of answers is sent as `response_format`; tried out if unset."
+    )
     judge_extra: Annotated[dict[str, Any], NoDecode] = Field(
         default={},
         description='JSON object added to every request, as {"reasoning_effort": "low"}; null leaves a field out.',

@@ -101,13 +101,13 @@ async def _probe_mode(mode: JudgingMode, uris: Sequence[str], settings: JudgeSet
         hint = ""
         if failure.status in (401, 403):
             hint = "; DIPOLE_JUDGE_KEY must be a key that may use this model"
-        elif failure.status == 400:
+        elif failure.status in (400, 422):
             hint = '; DIPOLE_JUDGE_EXTRA leaves out a field that this model refuses, as {"temperature": null}'
         elif failure.status == 404:
             offered = await mode.chat.list_models(mode.chat.open_budget(seconds=settings.judge_call_timeout_s))
             names = ", ".join(offered[:10]) or "nothing that it would list"
             hint = f"; DIPOLE_JUDGE_URL must end where /chat/completions follows, DIPOLE_JUDGE_MODEL is one of: {names}"
-        elif failure.code in ("transport", "invalid_response"):
+        elif failure.code in ("transport", "invalid_response") and failure.status is None:
             hint = "; DIPOLE_JUDGE_URL must be the base URL of an OpenAI-compatible endpoint, up to /v1"
         elif failure.code == "no_parse":
             hint = "; this model does not keep to the form of answers: take another, or raise DIPOLE_JUDGE_MAX_TOKENS"

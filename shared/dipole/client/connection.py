@@ -22,6 +22,7 @@ from dipole.client import deadline_transport
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.load_balancing import LeastBusyTransport
 from dipole.errors import RewardError
+from dipole.protocol.foreign_answers import find_error_message
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.validation import first_error
 from dipole.web import request_context
@@ -70,15 +71,8 @@ class BoundedResponse:
     retry_after: float | None
 
     def detail(self) -> str:
-        """The problem's own words, shortened; otherwise nothing of a body nobody checked.
-
-        They stand under `detail` (RFC 9457, FastAPI) or `error.message` (OpenAI's shape, as vLLM's).
-        """
-        try:
-            said = json.loads(self.body)
-            return str(said["detail"] if "detail" in said else said["error"]["message"])[:500]
-        except (ValueError, KeyError, TypeError, RecursionError):
-            return "without a problem document"
+        """The server's own words, shortened; otherwise nothing of a body nobody checked."""
+        return find_error_message(self.body) or "without a problem document"
 
 
 class EndpointConnection:
@@ -219,10 +213,14 @@ class EndpointConnection:
             return message.model_validate_json(answer.body)
         except ValidationError as error:
             first = first_error(error)
-            why = f"{self.base_url} answered an invalid {message.__name__}: {first.path}: {first.message}"
+            name = message.__name__.lstrip("_")
+            why = f"{self.base_url} answered an invalid {name}: {first.sentence}"
             # it works, and cannot score these candidates
             if first.kind == "finite_number":
                 raise EndpointError(why, code="not_finite", counts_as_failure=False) from None
+            # an error that came with status 200
+            if first.kind != "extra_forbidden" and (said := find_error_message(answer.body)) is not None:
+                raise invalid_response(f"{self.base_url} answered an error: {said}") from None
             raise invalid_response(why) from None
 
 

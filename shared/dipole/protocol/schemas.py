@@ -6,10 +6,11 @@ unknown fields, so a misspelt one is an error and not a silence.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, JsonValue, model_validator
 
 PROTOCOL_VERSION = "1"
 MAX_PROMPT_CHARS = 10_000
@@ -88,18 +89,27 @@ def rank_scores(scores: Sequence[float | None]) -> list[int | None]:
     return [None if one is None else 1 + sum(other is not None and other > one for other in scores) for one in scores]
 
 
+def _drop_fraction(value: Any) -> Any:
+    """As clocks of most languages give the time."""
+    return int(value) if isinstance(value, float) and math.isfinite(value) else value
+
+
+def _empty_if_null(value: Any) -> Any:
+    return {} if value is None else value
+
+
 class Ranking(ProtocolMessage):
     """The answer to a RankRequest; `results` stand in the order of its candidates."""
 
     id: str
     object: Literal["ranking"] = "ranking"
-    created: int = Field(description="Unix time, seconds.")
+    created: Annotated[int, BeforeValidator(_drop_fraction)] = Field(description="Unix time, seconds.")
     model: Version
     model_revision: Version
     recipe_version: Version
     status: Literal["completed"] = "completed"
     results: Many[RankedItem]
-    usage: dict[str, Any] = Field(default_factory=dict)
+    usage: Annotated[dict[str, Any], BeforeValidator(_empty_if_null)] = Field(default_factory=dict)
 
 
 class PendingRanking(ProtocolMessage):

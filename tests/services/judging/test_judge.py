@@ -109,7 +109,7 @@ def test_pointwise_is_a_number_where_they_are_not(judging: Judging, is_structure
         (Answer(b"<html>ha</html>"), "invalid_response"),
         (Answer(b"\xff\x00"), "invalid_response"),
         (Answer({"choices": []}), "invalid_response"),
-        (Answer({"choices": [{"message": {"content": ["x"]}}]}), "invalid_response"),
+        (Answer({"choices": [{"message": {"content": ["x"]}}]}), "no_parse"),
         (Answer({"error": "overloaded"}), "invalid_response"),
         (refusal(400, "context too long"), "http_status"),
         (refusal(500), "http_status"),

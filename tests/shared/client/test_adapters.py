@@ -272,6 +272,53 @@ def test_whatever_is_not_a_score_of_each_image_in_order_is_refused(kind: Endpoin
     assert breaker.state == ("closed" if closed else "open")
 
 
+SAME: list[tuple[str, EndpointKind, Body]] = [
+    ("usage null", "vllm-score", vllm([1, 2, 3], usage=None)),
+    ("usage of text", "vllm-score", vllm([1, 2, 3], usage="none")),
+    ("nothing but scores", "vllm-score", lambda _: {"data": RIGHT}),
+    ("odd names", "vllm-score", vllm([1, 2, 3], id=7, created="today", model=None, object=None)),
+    ("a fraction of a second", "vllm-score", vllm([1, 2, 3], created=1.5)),
+    ("other fields", "vllm-score", vllm([1, 2, 3], data=[{**each, "object": None, "text": [1]} for each in RIGHT])),
+    ("nulls for lists", "unirl-score", unirl([1, 2, 3], errors=None, identities=None, protocol_version=None)),
+    ("nulls in lists", "unirl-score", unirl([1, 2, 3], errors=[None] * 3, identities=[None] * 3)),
+    ("a number for a version", "unirl-score", unirl([1, 2, 3], protocol_version=1)),
+    ("identities without ids", "unirl-score", unirl([1, 2, 3], identities=[{"scorer_version": 9}] * 3)),
+    ("other rewards' results", "unirl-score",
+     unirl([], errors=[{}] * 3, results=[{"clip": "off", "hpsv3": {"hpsv3": k}} for k in (1, 2, 3)])),
+    ("metrics that are no numbers", "unirl-score",
+     unirl([], errors=[{}] * 3,
+           results=[{"hpsv3": {"hpsv3": k, "why": "blurred", "x": [1], "y": None, "z": True}} for k in (1, 2, 3)])),
+    ("errors of other rewards", "unirl-score", unirl([1, 2, 3], errors=[{"clip": {"type": "x"}}, {"hpsv3": None}, {}])),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "score"), [row[1:] for row in SAME], ids=[f"{row[1]}: {row[0]}" for row in SAME])
+def test_only_what_is_used_of_an_answer_must_be_right(kind: EndpointKind, score: Body) -> None:
+    """Whatever stands beside the scores may be absent, null or of any type."""
+    ranking, _ = ask(kind, score)
+    assert [(item.score, item.rank) for item in ranking.results] == [(1, 3), (2, 2), (3, 1)]
+    assert (ranking.model, ranking.created > 0) == (OPTIONS[kind].get("model", "hpsv3"), True)
+    assert all(set(item.sub_scores or ()) <= {"hpsv3"} for item in ranking.results)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(
+    "said",
+    [
+        {"object": "error", "message": "no such model", "type": "NotFoundError", "code": 404},
+        {"error": {"message": "no such model"}},
+        {"error": "no such model"},
+        {"detail": [{"loc": ["body", "model"], "msg": "no such model"}]},
+    ],
+)
+def test_an_error_is_told_in_the_servers_words(kind: EndpointKind, said: dict[str, Any]) -> None:
+    """Wherever they stand, also where the error comes with status 200."""
+    for status in (200, 400):
+        error = str(refused(kind, lambda _: said, status=status))
+        assert "no such model" in error
+        assert "{" not in error
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_html_and_huge_answers_and_other_states_are_refused(kind: EndpointKind) -> None:
     """The same bounds as for Dipole's own protocol: type, size, JSON, status."""

@@ -12,19 +12,20 @@ alone. `GET /rewards` lists the rewards, `GET /health` answers 200 once all are 
 
 from __future__ import annotations
 
+import contextlib
+import math
 import time
-from typing import Annotated, Any
+from typing import Any
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall
 from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
+from dipole.protocol.foreign_answers import ManyOrNull, OrNone
 from dipole.protocol.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, rank_scores
 
 UNIRL_PROTOCOL_VERSION = "1"
 MAX_REASON_CHARS = 500
-UnirlNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-UnirlMetrics = Annotated[dict[str, UnirlNumber | None], Field(max_length=64)]
 
 
 class UnirlOptions(ForeignEndpointOptions):
@@ -47,16 +48,18 @@ class _UnirlRewards(BaseModel):
 
 class _UnirlIdentity(BaseModel):
     request_id: str | None = None
-    scorer_version: Version | None = None
+    scorer_version: OrNone[Version] = None
 
 
 class _UnirlScores(BaseModel):
-    """The answer of `POST /score`."""
+    """The answer of `POST /score`. Of each result only the asked reward's score must be right."""
 
-    results: Many[dict[str, UnirlMetrics]]
-    errors: Many[dict[str, str]] = []
-    identities: Many[_UnirlIdentity] = []
-    protocol_version: str = UNIRL_PROTOCOL_VERSION
+    model_config = ConfigDict(coerce_numbers_to_str=True)
+
+    results: Many[dict[str, Any]]
+    errors: ManyOrNull[dict[str, Any] | None] = []
+    identities: ManyOrNull[_UnirlIdentity | None] = []
+    protocol_version: str | None = None
 
 
 class UnirlAdapter(ForeignAdapter[UnirlOptions]):
@@ -88,21 +91,21 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
     def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking:
         url, count = self.connection.base_url, len(job)
         found = self.parse_scores(_UnirlScores, status, answer)
-        if found.protocol_version != UNIRL_PROTOCOL_VERSION:
+        if found.protocol_version not in (None, UNIRL_PROTOCOL_VERSION):
             raise invalid_response(
                 f"{url} answered protocol_version {found.protocol_version[:40]!r}, not {UNIRL_PROTOCOL_VERSION!r}"
             )
-        sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(found.identities)}
+        identities = [each or _UnirlIdentity() for each in found.identities]
+        sizes = {"results": len(found.results), "errors": len(found.errors), "identities": len(identities)}
         for name, size in sizes.items():
             if size != count and (size or name == "results"):
                 raise invalid_response(f"{url} answered {size} {name} for {count} candidates")
-        echoed = [each.request_id for each in found.identities]
-        if echoed and echoed != [f"c{index}" for index in range(count)]:
+        if any(each.request_id not in (None, f"c{index}") for index, each in enumerate(identities)):
             raise invalid_response(f"{url} answered identities that are not those of the candidates, in their order")
-        errors = found.errors or [{}] * count
+        errors = [each or {} for each in found.errors or [None] * count]
         items = [self._ranked_item(index, *each) for index, each in enumerate(zip(found.results, errors, strict=True))]
         placed = zip(items, rank_scores([item.score for item in items]), strict=True)
-        versions = {each.scorer_version for each in found.identities if each.scorer_version}
+        versions = {each.scorer_version for each in identities if each.scorer_version}
         return Ranking(
             id=job.key,
             created=int(time.time()),
@@ -112,28 +115,35 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             results=[item.model_copy(update={"rank": rank}) for item, rank in placed],
         )
 
-    def _ranked_item(
-        self, index: int, result: dict[str, dict[str, float | None]], errors: dict[str, str]
-    ) -> RankedItem:
+    def _ranked_item(self, index: int, result: dict[str, Any], errors: dict[str, Any]) -> RankedItem:
         """One candidate's metrics, or why there are none."""
-        reward, name = self.options.reward, f"c{index}"
+        url, reward, name = self.connection.base_url, self.options.reward, f"c{index}"
         metrics = result.get(reward)
         if metrics is None:
-            if reward not in errors:
-                raise invalid_response(
-                    f"{self.connection.base_url} answered neither {reward} nor why for candidate {index}"
-                )
-            reason = ItemError(code="reward-failed", message=errors[reward][:MAX_REASON_CHARS])
+            if not errors.get(reward):
+                raise invalid_response(f"{url} answered neither {reward} nor why for candidate {index}")
+            reason = ItemError(code="reward-failed", message=str(errors[reward])[:MAX_REASON_CHARS])
             return RankedItem(id=name, score=None, error=reason)
-        score = metrics[self._score_metric(metrics)]
+        if not isinstance(metrics, dict):
+            raise invalid_response(f"{url} answered no metrics of {reward} for candidate {index}")
+        metric = self._score_metric(metrics)
+        numbers = {part: _finite_number(value) for part, value in metrics.items()}
+        score = numbers[metric]
+        if score is None and metrics[metric] is not None:
+            why = f"{url} answered {metrics[metric]!r:.40} as {metric} of candidate {index}, which is no finite number"
+            raise (
+                EndpointError(why, code="not_finite", counts_as_failure=False)
+                if isinstance(metrics[metric], float)
+                else invalid_response(why)
+            )
         return RankedItem(
             id=name,
             score=score,
-            sub_scores={part: value for part, value in metrics.items() if value is not None},
+            sub_scores={part: value for part, value in numbers.items() if value is not None},
             error=ItemError(code="not-finite", message="the score is not a number") if score is None else None,
         )
 
-    def _score_metric(self, metrics: dict[str, float | None]) -> str:
+    def _score_metric(self, metrics: dict[str, Any]) -> str:
         """Which of them is the score. More than one and none named as the reward: nothing is guessed."""
         chosen = self.options.metric or (next(iter(metrics)) if len(metrics) == 1 else self.options.reward)
         if chosen not in metrics:
@@ -141,3 +151,12 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             message = f"{self.connection.base_url} answered the metrics {offered}: register one as options.metric"
             raise EndpointError(message, code="invalid_response", counts_as_failure=False)
         return chosen
+
+
+def _finite_number(value: Any) -> float | None:
+    """The value as a number, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None

@@ -12,16 +12,19 @@ held texts only: those versions refuse this request. `GET /v1/models` lists what
 
 from __future__ import annotations
 
+import time
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field
 
 from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall
 from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
+from dipole.protocol.foreign_answers import OrNone
 from dipole.protocol.schemas import Many, RankedItem, Ranking, RewardInfo, Version, rank_scores
 
 VllmNumber = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 VllmIndex = Annotated[int, Field(strict=True)]
+UNNAMED_MODEL = "unknown"
 
 
 class VllmOptions(ForeignEndpointOptions):
@@ -46,13 +49,13 @@ class _VllmScore(BaseModel):
 
 
 class _VllmScores(BaseModel):
-    """The answer of `POST /score`."""
+    """The answer of `POST /score`. Only its scores must be right; proxies in front of vLLM leave out or change the rest."""
 
-    id: str = Field(max_length=255)
-    created: VllmIndex
-    model: Version
+    id: OrNone[Version] = None
+    created: OrNone[int] = None
+    model: OrNone[Version] = None
     data: Many[_VllmScore]
-    usage: dict[str, Any] = {}
+    usage: OrNone[dict[str, Any]] = None
 
 
 class VllmAdapter(ForeignAdapter[VllmOptions]):
@@ -83,14 +86,14 @@ class VllmAdapter(ForeignAdapter[VllmOptions]):
             raise invalid_response(f"{url} answered indices that are not those of the candidates, in their order")
         scores = [each.score for each in found.data]
         return Ranking(
-            id=found.id,
-            created=found.created,
-            model=found.model,
+            id=found.id or job.key,
+            created=found.created or int(time.time()),
+            model=found.model or self.options.model or UNNAMED_MODEL,
             model_revision=self.options.revision,
             recipe_version=self.recipe,
             results=[
                 RankedItem(id=f"c{index}", score=score, rank=rank)
                 for index, (score, rank) in enumerate(zip(scores, rank_scores(scores), strict=True))
             ],
-            usage=found.usage,
+            usage=found.usage or {},
         )
