@@ -71,7 +71,14 @@ def create_app(
         await loading
         service.close()
 
-    app = FastAPI(title=f"Dipole reward: {service.name}", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = FastAPI(
+        title=f"Dipole reward: {service.name}",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # such a redirect would leave out a proxy's path prefix
+    )
     for kind in (DipoleError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, asgi.answer_problem)
     app.add_middleware(
@@ -114,7 +121,8 @@ def _add_ranking_routes(
 
     @app.get("/v1/rankings/{ranking_id}", **openapi.GET_RANKING_ROUTE)
     async def get_ranking(ranking_id: Annotated[str, Path(max_length=128)]) -> Response:
-        answer = _stored_response(pending.get(ranking_id))
+        # where it is, whoever asks knows already
+        answer = _stored_response(pending.get(ranking_id), with_location=False)
         return Response(answer.body, answer.status, answer.headers, "application/json")
 
     @app.delete("/v1/rankings/{ranking_id}", **openapi.DELETE_RANKING_ROUTE)
@@ -128,11 +136,15 @@ def _add_ranking_routes(
         return service.describe()
 
 
-def _stored_response(state: Ranking | PendingRanking) -> StoredResponse:
-    """200 with a finished ranking; 202, Location and Retry-After while it is pending."""
+def _stored_response(state: Ranking | PendingRanking, *, with_location: bool = True) -> StoredResponse:
+    """200 with a finished ranking; 202, Location and Retry-After while it is pending.
+
+    The Location is relative to /v1/rank: a proxy may have put a path prefix before it that nobody here knows.
+    """
     body = state.model_dump_json().encode()
     if isinstance(state, PendingRanking) and state.status == "pending":
-        headers = {"Location": f"/v1/rankings/{state.id}", "Retry-After": str(POLL_INTERVAL_S)}
+        headers = {"Retry-After": str(POLL_INTERVAL_S)}
+        headers |= {"Location": f"rankings/{state.id}"} if with_location else {}
         return StoredResponse(202, body, headers, promised_ranking=state.id)
     return StoredResponse(200, body)
 

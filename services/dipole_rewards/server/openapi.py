@@ -64,14 +64,15 @@ def _json_content(example: dict[str, Any]) -> dict[str, Any]:
     return {"application/json": {"example": example}}
 
 
+_PENDING_HEADERS = {
+    "Location": {"description": "The ranking, relative to this URL.", "schema": {"type": "string"}},
+    "Retry-After": {"description": "Seconds to wait before looking.", "schema": {"type": "integer"}},
+}
 _PENDING = {
     "model": PendingRanking,
     "description": "Accepted: look at Location after Retry-After seconds.",
     "content": _json_content(PENDING_EXAMPLE),
-    "headers": {
-        "Location": {"description": "Path of the ranking.", "schema": {"type": "string"}},
-        "Retry-After": {"description": "Seconds to wait before looking.", "schema": {"type": "integer"}},
-    },
+    "headers": _PENDING_HEADERS,
 }
 _RANKED = {"model": Ranking, "description": "The ranking, in request order.", "content": _json_content(RANKING_EXAMPLE)}
 _ERRORS: dict[int | str, dict[str, Any]] = {
@@ -118,7 +119,7 @@ GET_RANKING_ROUTE: dict[str, Any] = {
     "tags": ["ranking"],
     "responses": {
         200: {**_RANKED, "model": Ranking | PendingRanking, "description": "Completed, failed or cancelled."},
-        202: _PENDING,
+        202: {**_PENDING, "headers": {"Retry-After": _PENDING_HEADERS["Retry-After"]}},
         **_MISSING,
         **_error_responses(401, 422),
     },

@@ -17,6 +17,7 @@ from dipole.conformance.assertions import check_results
 from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
 from dipole.conformance.reply import EndpointReply
 from dipole.errors import InvalidInput
+from dipole.protocol.locations import resolve_location
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.schemas import Ranking, RewardInfo
 
@@ -161,16 +162,12 @@ class Target:
         return reply.parse(Ranking)
 
     def location_of(self, reply: EndpointReply, known: str = "") -> str:
-        """Where a 202 says to look; while polling it may keep silent."""
-        given = reply.headers.get("location")
-        if given is None and known:
+        """Where a 202 says to look. It stays `known`: while polling it may keep silent."""
+        if known:
             return known
-        try:
-            location: str = urljoin(f"{self.url}/v1/rank", given or "")
-            here = urlsplit(location)[:2] == urlsplit(self.url)[:2]
-        except ValueError:
-            here = False
-        if given is None or not here:
+        given = reply.headers.get("location")
+        location = resolve_location(given, self.url) if given else None
+        if location is None:
             raise CheckFailed(f"202 with Location {given!r}, which is not on this endpoint")
         return location
 

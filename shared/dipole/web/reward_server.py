@@ -34,6 +34,7 @@ def prepare_app(
     app.add_api_route("/livez", lambda: "alive")
     app.add_api_route("/readyz", lambda: "ready")
     app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo)
+    app.router.redirect_slashes = False  # the protocol knows no redirects
     # the framework's own refusals too
     for kind in [*app.exception_handlers, DipoleError]:
         app.add_exception_handler(kind, asgi.answer_problem)

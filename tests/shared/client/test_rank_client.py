@@ -262,6 +262,15 @@ def test_a_pending_ranking_is_polled() -> None:
     ]
 
 
+@pytest.mark.parametrize("location", ["rankings/rank_1", "/v1/rankings/rank_1", "/gate/way/v1/rankings/rank_1"])
+def test_a_pending_ranking_is_polled_below_the_endpoints_path(location: str) -> None:
+    """Also where the server does not know of the prefix, and says at each look where it believes to be."""
+    fake = Fake(pending(location), pending(location), ok())
+    with fake.client("http://fake/gate/way") as client:
+        client.rank("p", IMAGES, deadline_s=5)
+    assert [request.url.path for request in fake.seen[1:]] == ["/gate/way/v1/rankings/rank_1"] * 2
+
+
 def test_a_pending_ranking_is_cancelled_at_the_deadline() -> None:
     """Nobody waits any more, so the endpoint is told, and the error says timeout."""
     fake = Fake(pending())

@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import urljoin
 
 import httpx
 import numpy as np
@@ -597,7 +598,7 @@ def test_a_checkpoint_downloads_as_a_diffusers_lora(tmp_path: Path) -> None:
         server.state.jobs.add_checkpoint(claim, 2, "checkpoint-2", {"train_loss": 0.5}, kept=[1, 2])
         newest, gone = (await ok(server.client.get(f"{JOBS}/{job_id}/checkpoints")))["data"]
         assert (newest["step_number"], newest["metrics"]) == (2, {"train_loss": 0.5, "step": 2})
-        response = await server.client.get(newest["download"])
+        response = await server.client.get(urljoin(f"{server.client.base_url}/", newest["download"]))
         assert response.headers["content-type"] == "application/zip"
         data = zipfile.ZipFile(io.BytesIO(response.content)).read(LORA_WEIGHTS_FILE)
         length = int.from_bytes(data[:8], "little")

@@ -77,6 +77,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         lifespan=lifespan,
         docs_url=None,
         redoc_url=None,
+        redirect_slashes=False,  # such a redirect would leave out a proxy's path prefix
     )
     app.state.api = state
     errors.install_error_handlers(app)

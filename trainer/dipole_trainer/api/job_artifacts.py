@@ -73,7 +73,7 @@ def list_artifacts(state: State, job_id: JobId) -> schemas.Paged[schemas.Artifac
     state.jobs.get_job(job_id)
     found = [
         schemas.ArtifactObject(
-            path=each.path, bytes=each.bytes, url=f"/v1/fine_tuning/jobs/{job_id}/artifacts/{each.path}"
+            path=each.path, bytes=each.bytes, url=f"v1/fine_tuning/jobs/{job_id}/artifacts/{each.path}"
         )
         for each in state.artifacts.list_files(job_layout.job_path(job_id))
         if not _is_private(each.path)

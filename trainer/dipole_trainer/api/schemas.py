@@ -144,14 +144,14 @@ class JobCheckpoint(ApiModel):
     fine_tuning_job_id: str
     metrics: dict[str, Any]
     step_number: int
-    download: str
+    download: str = Field(description="Where its weights are, relative to the API's base URL.")
 
 
 class ArtifactObject(ApiModel):
     object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
     path: str = Field(examples=["samples/step-100.png"])
     bytes: int
-    url: str
+    url: str = Field(description="Where it is, relative to the API's base URL.")
 
 
 class RewardObject(ApiModel):
@@ -253,7 +253,7 @@ def to_checkpoint_object(row: CheckpointRow, job: JobRow) -> JobCheckpoint:
         fine_tuning_job_id=row.job_id,
         metrics={**row.metrics, "step": row.step},
         step_number=row.step,
-        download=f"/v1/fine_tuning/jobs/{row.job_id}/checkpoints/{row.id}/download",
+        download=f"v1/fine_tuning/jobs/{row.job_id}/checkpoints/{row.id}/download",
     )
 
 

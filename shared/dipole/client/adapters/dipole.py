@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from typing import Any
-from urllib.parse import urljoin, urlsplit
-
-import httpx
 
 from dipole.client.adapters.base import EndpointAdapter, EndpointOptions, RankCall
 from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
 from dipole.protocol import images
+from dipole.protocol.locations import resolve_location
 from dipole.protocol.schemas import PendingRanking, Ranking, RewardInfo
 
 
@@ -40,21 +38,13 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
             reason = state.error.message if state.error else "no reason given"
             code = "cancelled" if state.status == "cancelled" else "http_status"
             raise EndpointError(f"{url}: the ranking was {state.status}: {reason}", code=code, counts_as_failure=False)
-        if answer.location is not None or job.location is None:
-            job.location = _resolve_location(answer.location, url)
+        # it stays where it was promised, whatever later answers say
+        if job.location is None:
+            job.location = resolve_location(answer.location, url) if answer.location else None
+            if job.location is None:
+                raise invalid_response(f"{url} answered 202 with Location {answer.location!r:.200}, which is not its own")
         job.poll_after = 1.0 if answer.retry_after is None else answer.retry_after
         return None
-
-
-def _resolve_location(said: str | None, url: str) -> str:
-    """Where to look for a pending ranking: on the endpoint itself, and an address that can be asked."""
-    try:
-        location = urljoin(f"{url}/v1/rank", said or "")
-        if said and urlsplit(location)[:2] == urlsplit(url)[:2]:
-            return str(httpx.URL(location))
-    except (ValueError, httpx.InvalidURL):
-        pass
-    raise invalid_response(f"{url} answered 202 with Location {said!r:.200}, which is not its own")
 
 
 def _check_ranking(ranking: Ranking, count: int, url: str) -> None:
