@@ -7,7 +7,17 @@ from __future__ import annotations
 
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, JsonValue, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    FailFast,
+    Field,
+    JsonValue,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from dipole.client.adapters import EndpointKind
 from dipole.client.endpoint import Endpoint, parse_options
@@ -43,7 +53,9 @@ class RewardSpec(SpecModel):
     )
     weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
     required: bool = Field(
-        default=True, description="A required reward pauses the job when it fails past its deadline."
+        default=True,
+        validate_default=True,
+        description="A required reward pauses the job when it fails past its deadline; one of weight 0 is never required.",
     )
     timeout_s: PositiveFloat = Field(
         default=60.0,
@@ -56,6 +68,12 @@ class RewardSpec(SpecModel):
         ge=1,
         description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
     )
+
+    @field_validator("required")
+    @classmethod
+    def _never_require_held_out(cls, required: bool, others: ValidationInfo) -> bool:
+        """Also where `true` was given: clients send the default of the schema, and older jobs have it stored."""
+        return required and others.data.get("weight") != 0
 
     def inline_endpoint(self) -> Endpoint | None:
         """The endpoint that a `url` describes. It has no key and no certificates: those are for registered ones."""
@@ -395,6 +413,14 @@ class TrainSpec(GeneratorSpec):
     def is_offline(self) -> bool:
         """Whether it trains on recorded preferences, and asks no reward."""
         return self.pairs_file is not None or self.replay_job is not None
+
+    @property
+    def asked_rewards(self) -> tuple[RewardSpec, ...]:
+        """The rewards as they are asked: an offline job's only watch its evaluations, so none of them is required."""
+        if not asks_rewards(self):
+            return ()
+        watched = {"required": False} if self.is_offline else {}
+        return tuple(each.model_copy(update=watched) for each in self.rewards)
 
     @model_validator(mode="after")
     def _check_consistency(self) -> TrainSpec:

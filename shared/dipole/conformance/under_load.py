@@ -107,7 +107,8 @@ def request_pending(target: Target, request: dict[str, Any]) -> tuple[PendingRan
 def pending_finishes(target: Target) -> None:
     """A 202 names its Location on this endpoint, and polling it ends in the ranking of the same id
 
-    Answer Location: rankings/ID, relative to /v1/rank; GET it is 202 until the ranking is there, then 200 with the ranking.
+    Answer Location: rankings/ID, relative to /v1/rank; GET it is 202 until the ranking is there, then 200 with the
+    ranking.
     """
     request = inputs.rank_request()
     promised, reply = request_pending(target, request)

@@ -136,6 +136,8 @@ class RewardHackingFound(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class RewardLeftOut(JobEvent):
+    """Of a step's group, or of an evaluation's."""
+
     kind = "reward_failure"
     message = "Reward {reward} was left out of a group: {reason}"
     level = "warn"

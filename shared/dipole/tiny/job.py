@@ -31,7 +31,7 @@ def build_demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method:
     return {
         "model": "tiny-turbo",
         "features": {"type": "tiny"},
-        "rewards": [{"name": reward}, {"name": watched, "weight": 0, "required": False}],
+        "rewards": [{"name": reward}, {"name": watched, "weight": 0}],
         "method": {
             "type": method,
             method: {"positives": 8, "negatives": 8, "radii": [0.2, 0.5, 1.0], "mask_self": True},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Iterator
@@ -79,6 +80,22 @@ def test_a_failure_is_left_out_or_stops_the_job(scorer: Scorer, reason: str, ran
         strict.collect(30)
     assert caught.value.reward == "bad"
     assert caught.value.code == "invalid_response"
+
+
+@pytest.mark.parametrize("given", [{}, {"required": True}, {"required": False}])
+def test_a_held_out_reward_is_never_required(given: dict[str, bool], rankers: list[InProcessRanker]) -> None:
+    """Whatever the job says, and as older jobs have it stored: one that fails, or is silent, leaves the others alone."""
+    watched = RewardSpec.model_validate_json(json.dumps({"name": "watched", "weight": 0, "timeout_s": 0.2, **given}))
+    assert not watched.required
+    assert RewardSpec(name="trained", weight=0.1).required
+    for scorer, delays in ((boom, {}), (by_index, {"watched": 2.0})):
+        scorers = {"good": by_index, "watched": scorer}
+        rankers.append(ranker := InProcessRanker(scorers, [RewardSpec(name="good"), watched], delays=delays))
+        ranker.submit(group("g"))
+        ranked = ranker.collect(30)
+        assert ranked is not None
+        assert ranked.results["good"].scores == (0.0, 1.0, 2.0, 3.0)
+        assert ranked.results["watched"].failure is not None
 
 
 def test_too_few_scores_fail_that_group_alone(rankers: list[InProcessRanker]) -> None:

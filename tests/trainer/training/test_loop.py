@@ -208,6 +208,22 @@ def test_an_optional_reward_that_fails_is_left_out_and_said(tmp_path: Path) -> N
     assert [data["reward"] for kind, data in events if kind == "reward_failure"] == ["broken", "broken"]
 
 
+def test_a_watched_reward_that_dies_is_told_and_stops_nothing(tmp_path: Path) -> None:
+    """By its weight alone: the job trains to its end, and says of each group, also of evaluations, who was away."""
+
+    def dead(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        raise RuntimeError("killed")
+
+    held_out = {"prompts": [{"prompt": "a blue circle"}], "images_per_prompt": 2}
+    spec = make_spec(steps=1, rewards=[{"name": "bright"}, {"name": "watched", "weight": 0}], evaluation=held_out)
+    ranker = InProcessRanker({"bright": brightness, "watched": dead}, spec.rewards)
+    state, events, outcome = train(spec, tmp_path / "b", ranker)
+    assert outcome == "succeeded"
+    assert same(state, train(make_spec(steps=1), tmp_path / "alone")[0])
+    away = [(data["step"], data["reward"]) for kind, data in events if kind == "reward_failure"]
+    assert away == [(0, "watched")] * 3 + [(1, "watched")]
+
+
 def test_a_required_reward_that_fails_stops_with_a_checkpoint(tmp_path: Path) -> None:
     """Nothing is lost: the finished steps are on disk, and the same job goes on when the reward is back."""
     calls = []

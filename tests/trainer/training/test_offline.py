@@ -173,6 +173,19 @@ def test_pairs_move_samples_towards_what_was_chosen(tmp_path: Path, method: dict
     assert all(data["skipped"] == 0 and data["rewards"] == {} for data in steps)
 
 
+def test_an_offline_job_waits_for_no_reward() -> None:
+    """Its rewards only watch its evaluations, whatever their weight; without evaluations they are not asked at all."""
+    rewards = [{"name": "bright"}, {"name": "watched", "weight": 0}]
+    held_out = {"prompts": [{"prompt": PROMPTS[0]}]}
+    pairs = pairs_spec(rewards=rewards, evaluation=held_out)
+    assert [(each.name, each.weight, each.required) for each in pairs.asked_rewards] == [
+        ("bright", 1, False), ("watched", 0, False),
+    ]  # fmt: skip
+    assert pairs_spec(rewards=rewards).asked_rewards == ()
+    online = TrainSpec(prompts=[{"prompt": PROMPTS[0]}], rewards=rewards)
+    assert [each.required for each in online.asked_rewards] == [True, False]
+
+
 def test_a_prompt_s_pairs_are_one_group(tmp_path: Path) -> None:
     """Chosen rows are the positives and rejected ones the negatives, as many as there are and as are wanted."""
     rows = [("few", 200, 10), ("few", 210, 20), *[("many", 200 + row, row) for row in range(9)]]

@@ -90,6 +90,7 @@ class EvaluationSchedule:
             micro_batches=self.micro_batches,
             is_ours=processes.owns,
             on_progress=lambda count, total: self._report_progress(step, count, total, processes),
+            on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
             check_stop=check_stop,
         )
         if processes.size > 1:

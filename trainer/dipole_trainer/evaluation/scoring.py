@@ -39,6 +39,7 @@ def score_prompts(
     micro_batches: MicroBatches | None = None,
     is_ours: Callable[[int], bool] = lambda index: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
+    on_ranked: Callable[[RankedGroup], None] = lambda ranked: None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[list[ScoredPrompt], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
@@ -54,6 +55,7 @@ def score_prompts(
     indices = [index for index in range(len(spec.prompts)) if is_ours(index)]
 
     def take_answer(ranked: RankedGroup) -> None:
+        on_ranked(ranked)
         index, *diversity = waiting.pop(ranked.group_id)
         prompt = spec.prompts[index]
         scored[index] = ScoredPrompt(

@@ -13,6 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from dipole.protocol import job_events
+from dipole.protocol.job_events import OnEvent
+
 
 @dataclass(frozen=True)
 class CandidateGroup:
@@ -95,6 +98,14 @@ class RankedGroup:
     def of_rows(self, rows: Sequence[int]) -> RankedGroup:
         """The answers for some of the candidates."""
         return replace(self, results={name: result.of_rows(rows) for name, result in self.results.items()})
+
+    def report_failures(self, step: int, on_event: OnEvent) -> None:
+        """Tell of each reward that gave nothing, and why."""
+        for name, result in self.results.items():
+            if result.failure is not None:
+                job_events.RewardLeftOut(step=step, reward=name, group=self.group_id, reason=result.failure).report(
+                    on_event
+                )
 
 
 class Ranker(Protocol):

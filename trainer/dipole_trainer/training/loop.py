@@ -190,12 +190,7 @@ class Trainer:
         self, drawn: SampledGroup, ranked: RankedGroup, current: _StepGroups, tally: StepMetrics
     ) -> list[Tensor] | None:
         """The group's gradient, one tensor a parameter; None when it cannot be trained on."""
-        for name, result in ranked.results.items():
-            if result.failure is not None:
-                left_out = job_events.RewardLeftOut(
-                    step=current.step, reward=name, group=ranked.group_id, reason=result.failure
-                )
-                left_out.report(self.on_event)
+        ranked.report_failures(current.step, self.on_event)
         self.rollout.prepare_features(drawn)
         self._report_flaws(drawn, ranked.group_id, current.step, tally)
         if drawn.ranks_candidates:

@@ -44,7 +44,7 @@ from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.registry.rewards import RewardRegistry
-from dipole_trainer.spec import RewardSpec, TrainSpec, asks_rewards
+from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.training.interface import RunSession
 from dipole_trainer.weights import base_models
@@ -181,7 +181,7 @@ class Worker:
     def _run_session(self, claim: Claim, claimed: ClaimedJob) -> Outcome:
         spec = claim.spec
         base_models.check_model_name(spec.model, self.settings.models_dir)
-        rewards = [self._resolve_reward(reward) for reward in spec.rewards] if asks_rewards(spec) else []
+        rewards = [self._resolve_reward(reward) for reward in spec.asked_rewards]
         with self.artifacts.offline_data(spec) as data:
             return self._run_with_ranker(claim, claimed, spec, rewards, data)
 

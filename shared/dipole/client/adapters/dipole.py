@@ -42,7 +42,9 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
         if job.location is None:
             job.location = resolve_location(answer.location, url) if answer.location else None
             if job.location is None:
-                raise invalid_response(f"{url} answered 202 with Location {answer.location!r:.200}, which is not its own")
+                raise invalid_response(
+                    f"{url} answered 202 with Location {answer.location!r:.200}, which is not its own"
+                )
         job.poll_after = 1.0 if answer.retry_after is None else answer.retry_after
         return None
 

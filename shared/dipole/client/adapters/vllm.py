@@ -49,7 +49,7 @@ class _VllmScore(BaseModel):
 
 
 class _VllmScores(BaseModel):
-    """The answer of `POST /score`. Only its scores must be right; proxies in front of vLLM leave out or change the rest."""
+    """The answer of `POST /score`. Only its scores must be right: proxies in front of vLLM change the rest."""
 
     id: OrNone[Version] = None
     created: OrNone[int] = None
