@@ -22,15 +22,17 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
+from pydantic import JsonValue, ValidationError
 
 from dipole.errors import ConfigurationError
 from dipole.protocol.schemas import ItemError, RankedItem, rank_scores
+from dipole.protocol.validation import first_error
 
+MAX_ATTRIBUTE_CHARS = 255  # as long as a ledger keeps it
 Pixels = NDArray[np.uint8]
 
 
@@ -121,8 +123,11 @@ class BatchedReward(Reward):
         """Score several groups in as few forwards as fit, one Scores each, the same that each alone gets."""
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        (scores,) = self.score_groups([CandidateImages(prompt, images, metadata)])
-        return scores
+        answers = self.score_groups([CandidateImages(prompt, images, metadata)])
+        if not isinstance(answers, Sequence) or len(answers) != 1:
+            given = f"{len(answers)} Scores" if isinstance(answers, Sequence) else _name_type(answers)
+            raise RewardFault(f"score_groups() returned {given} for 1 group: return a list of them", code="wrong_count")
+        return answers[0]
 
 
 class RewardFault(Exception):
@@ -146,15 +151,28 @@ def import_reward(path: str) -> type[Reward]:
         missing = error.name or module_name
         hint = "check the spelling" if module_name.startswith(missing) else f"install what provides {missing}"
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: there is no module {missing!r}; {hint}") from error
+    except Exception as error:
+        # its author's module, and its author's mistake
+        why = f"{module_name} cannot be imported: {type(error).__name__}: {error}"
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {why}") from error
     found = getattr(module, class_name, None)
     if found is None:
         classes = [name for name, value in vars(module).items() if _is_concrete_reward(value)]
         offered = f"it offers {', '.join(classes)}" if classes else "it defines no Reward"
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {module_name} has no {class_name!r}; {offered}")
     if not _is_concrete_reward(found):
-        raise ConfigurationError(f"DIPOLE_REWARD={path!r} is not a concrete subclass of dipole_rewards.reward.Reward")
+        lacks = ", ".join(sorted(getattr(found, "__abstractmethods__", ())))
+        raise ConfigurationError(
+            f"DIPOLE_REWARD={path!r} is not a concrete subclass of dipole_rewards.reward.Reward"
+            + (f": it must define {lacks}" if lacks else "")
+        )
     if not getattr(found, "name", ""):
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name} needs a `name`")
+    try:
+        inspect.signature(found.score).bind(None, prompt="", images=[], metadata=None)
+    except TypeError:
+        wanted = "score(self, *, prompt, images, metadata)"
+        raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name}.score must take {wanted}") from None
     reward: type[Reward] = found
     return reward
 
@@ -163,11 +181,41 @@ def _is_concrete_reward(value: object) -> bool:
     return inspect.isclass(value) and issubclass(value, Reward) and not inspect.isabstract(value)
 
 
-def check_count(scores: Scores, images: int) -> None:
-    """Raises RewardFault unless there are as many scores as images, and as many parts and tiers where there are any."""
+def check_scores(scores: Any, images: int) -> None:
+    """Raises RewardFault, a sentence for the reward's author, unless it is a Scores of so many numbers."""
+    if not isinstance(scores, Scores):
+        wanted = "return Scores([0.5, …]) of dipole_rewards.reward, a number for each image"
+        raise RewardFault(f"score() returned {_name_type(scores)}, not Scores: {wanted}", code="wrong_type")
     for what, values in (("scores", scores.scores), ("sub_scores", scores.sub_scores), ("tiers", scores.tiers)):
-        if values is not None and len(values) != images:
+        if values is None and what != "scores":
+            continue
+        if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):
+            raise RewardFault(
+                f"Scores({what}=…) is {_name_type(values)}, not a list of one for each image", code="wrong_type"
+            )
+        if len(values) != images:
             raise RewardFault(f"the reward gave {len(values)} {what} for {images} images", code="wrong_count")
+    for what, value in (("errors", scores.errors), ("usage", scores.usage)):
+        if not isinstance(value, Mapping):
+            raise RewardFault(f"Scores({what}=…) is {_name_type(value)}, not a dict", code="wrong_type")
+    for index, score in enumerate(scores.scores):
+        to_number(score, f"score {index}")
+
+
+def to_number(value: Any, what: str) -> float | None:
+    """A score as a float: Python's numbers, numpy's, a tensor of one. Raises RewardFault for anything else."""
+    if value is None or isinstance(value, float):
+        return value
+    try:
+        if not isinstance(value, str | bytes):
+            return float(value.item() if hasattr(value, "item") else value)
+    except (TypeError, ValueError, OverflowError, RuntimeError):
+        pass
+    raise RewardFault(f"{what} is {_name_type(value)}, not a number or None", code="wrong_type")
+
+
+def _name_type(value: object) -> str:
+    return "None" if value is None else f"a {type(value).__name__}"
 
 
 def rank_items(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
@@ -175,35 +223,72 @@ def rank_items(ids: Sequence[str], scores: Scores) -> list[RankedItem]:
 
     Raises RewardFault when the reward gave another number of scores than it was given images.
     """
-    check_count(scores, len(ids))
-    finite = [score if score is not None and math.isfinite(score) else None for score in scores.scores]
+    check_scores(scores, len(ids))
+    numbers = [to_number(score, f"score {index}") for index, score in enumerate(scores.scores)]
+    finite = [score if score is not None and math.isfinite(score) else None for score in numbers]
     items = []
     for index, (identifier, score, rank) in enumerate(zip(ids, finite, rank_scores(finite), strict=True)):
-        parts = scores.sub_scores[index] if scores.sub_scores else None
-        items.append(
-            RankedItem(
-                id=identifier,
-                score=None if score is None else float(score),
-                rank=rank,
-                tier=scores.tiers[index] if scores.tiers else None,
-                sub_scores={k: float(v) for k, v in parts.items() if math.isfinite(v)} if parts else None,
-                error=None if score is not None else _item_error(scores, index),
+        try:
+            items.append(
+                RankedItem(
+                    id=identifier,
+                    score=score,
+                    rank=rank,
+                    tier=None if scores.tiers is None else to_number(scores.tiers[index], f"tiers[{index}]"),
+                    sub_scores=_finite_parts(scores, index),
+                    error=None if score is not None else _item_error(scores, index),
+                )
             )
-        )
+        except ValidationError as error:
+            why = f"Scores of image {index} cannot be sent: {first_error(error).sentence}"
+            raise RewardFault(why, code="wrong_type") from None
     return items
+
+
+def _finite_parts(scores: Scores, index: int) -> dict[str, float] | None:
+    """The parts of a score that are numbers; those that are not finite are left out."""
+    parts = scores.sub_scores[index] if scores.sub_scores is not None else None
+    if not parts:
+        return None
+    if not isinstance(parts, Mapping):
+        raise RewardFault(f"sub_scores[{index}] is {_name_type(parts)}, not a dict of names", code="wrong_type")
+    numbers = {name: to_number(value, f"sub_scores[{index}][{name!r}]") for name, value in parts.items()}
+    return {name: value for name, value in numbers.items() if value is not None and math.isfinite(value)}
 
 
 def _item_error(scores: Scores, index: int) -> ItemError:
     if index in scores.errors:
-        return scores.errors[index]
+        error = scores.errors[index]
+        if not isinstance(error, ItemError):
+            wanted = "ItemError(code=…, message=…) of dipole.protocol.schemas"
+            raise RewardFault(f"errors[{index}] is {_name_type(error)}, not {wanted}", code="wrong_type")
+        return error
     if scores.scores[index] is None:
         return ItemError(code="no_score", message="the reward gave no score and no reason")
     return ItemError(code="non_finite", message=f"the reward gave {scores.scores[index]}")
 
 
+def check_attributes(reward: Reward) -> None:
+    """Raises RewardFault unless what the class says of itself can be sent to callers."""
+    for name in ("name", "model", "model_revision", "recipe_version"):
+        value = getattr(reward, name)
+        if not isinstance(value, str) or len(value) > MAX_ATTRIBUTE_CHARS:
+            wanted = f"it must be text of at most {MAX_ATTRIBUTE_CHARS} characters"
+            raise RewardFault(f"{type(reward).__name__}.{name} is {value!r:.40}: {wanted}", code="wrong_type")
+    if not isinstance(reward.calibrated, bool):
+        raise RewardFault(f"{type(reward).__name__}.calibrated must be True or False", code="wrong_type")
+    if not isinstance(reward.threads, int) or reward.threads < 1:
+        raise RewardFault(f"{type(reward).__name__}.threads must be a whole number from 1", code="wrong_type")
+
+
 def check_golden(reward: Reward) -> None:
     """Raises RewardFault unless the golden image gets its score."""
     golden = reward.golden()
+    if not isinstance(golden, Golden):
+        raise RewardFault(
+            f"golden() returned {_name_type(golden)}, not Golden: return Golden(prompt=…, image=…, score=…)",
+            code="wrong_type",
+        )
     image = np.array(golden.image, dtype=np.uint8)
     (item,) = rank_items(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
     if item.score is None or abs(item.score - golden.score) > golden.tolerance:

@@ -55,7 +55,7 @@ class RewardSpec(SpecModel):
     required: bool = Field(
         default=True,
         validate_default=True,
-        description="A required reward pauses the job when it fails past its deadline; one of weight 0 is never required.",
+        description="A required reward pauses the job when it fails past its deadline; at weight 0 none is required.",
     )
     timeout_s: PositiveFloat = Field(
         default=60.0,

@@ -21,7 +21,7 @@ from functools import cached_property
 import structlog
 
 from dipole.errors import Overloaded
-from dipole_rewards.reward import CandidateImages, Reward, Scores, check_count
+from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
 
 log = structlog.get_logger()
 ScoreGroups = Callable[[Sequence[CandidateImages]], Sequence[Scores]]
@@ -161,7 +161,7 @@ class Batcher:
     def _score_merged(self, groups: Sequence[CandidateImages]) -> Sequence[Scores]:
         answers = self._reward.score_groups(groups)
         for scores, group in zip(answers, groups, strict=True):
-            check_count(scores, len(group.images))
+            check_scores(scores, len(group.images))
         return answers
 
     def _score_alone(self, group: CandidateImages) -> Scores | BaseException:

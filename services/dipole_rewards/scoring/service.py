@@ -13,7 +13,16 @@ from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from dipole.errors import DipoleError, Overloaded
 from dipole.protocol.images import MEDIA_TYPES
 from dipole.protocol.schemas import Ranking, RewardInfo
-from dipole_rewards.reward import CandidateImages, Reward, RewardFault, Scores, check_golden, rank_items
+from dipole_rewards.reward import (
+    CandidateImages,
+    Reward,
+    RewardFault,
+    Scores,
+    check_attributes,
+    check_golden,
+    rank_items,
+    to_number,
+)
 from dipole_rewards.scoring.batching import Batcher, QueueBounds
 from dipole_rewards.server.request_parsing import ParsedRequest
 from dipole_rewards.settings import RewardSettings
@@ -52,10 +61,12 @@ class RewardService:
         began = time.monotonic()
         try:
             reward = self.reward_class.load(self.settings.reward_device)
+            check_attributes(reward)
             check_golden(reward)
         except Exception as error:
             # any plug-in, any reason: /readyz and `on_failure` tell it, and the process stays up
-            self.failure = error
+            ours = isinstance(error, DipoleError | RewardFault)
+            self.failure = error if ours else RewardFault(f"{type(error).__name__}: {error}", code="not_loaded")
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
         self._batcher = Batcher(
@@ -127,13 +138,14 @@ class RewardService:
         except Exception as error:
             # whatever the plug-in raised
             log.exception("scoring_failed", reward=self.name)
-            detail = str(error) if isinstance(error, RewardFault) else type(error).__name__
+            detail = str(error) if isinstance(error, RewardFault) else f"{type(error).__name__}, which its log explains"
             raise ScoringFailed(f"the reward failed: {detail}") from error
         return self._make_ranking(incoming, scores, identifier, time.monotonic() - began)
 
     def _make_ranking(self, incoming: ParsedRequest, scores: Scores, identifier: str | None, seconds: float) -> Ranking:
         try:
             results = rank_items([candidate.id for candidate in incoming.request.candidates], scores)
+            usage = {name: to_number(value, f"usage[{name!r}]") for name, value in scores.usage.items()}
         except RewardFault as fault:
             log.error("reward_fault", reward=self.name, code=fault.code, error=str(fault))
             raise ScoringFailed(str(fault)) from fault
@@ -153,7 +165,7 @@ class RewardService:
             model_revision=info.model_revision,
             recipe_version=info.recipe_version,
             results=results,
-            usage={**scores.usage, "images": len(results), "seconds": round(seconds, 4)},
+            usage={**usage, "images": len(results), "seconds": round(seconds, 4)},
         )
 
 

@@ -12,6 +12,7 @@ from dipole.protocol.schemas import FieldError, Problem
 
 PROBLEM_JSON = "application/problem+json"
 MAX_FIELD_ERRORS = 20
+NOT_AN_OBJECT = ("dict_type", "model_attributes_type", "model_type")
 
 
 def format_field_path(location: Sequence[str | int]) -> str:
@@ -42,13 +43,25 @@ def _problem_of_validation(found: Sequence[Mapping[str, Any]]) -> Problem:
         location = list(error["loc"])
         if location and location[0] in ("body", "query", "path", "header"):
             location = location[1:]
-        message = str(error["msg"]).removeprefix("Value error, ")
+        # `loc` of what is no JSON is where its text breaks off
+        if error["type"] == "json_invalid":
+            location = []
+        message = _describe_error(error, is_body=not location)
         errors.append(FieldError(field=format_field_path(location) or "body", message=message))
     more = f" ({len(found) - len(errors)} more errors)" if len(found) > len(errors) else ""
     first = errors[0]
     named = first.message.startswith(f"{first.field}: ")  # our own sentences do that
     detail = first.message if named else f"{first.field}: {first.message}"
     return make_problem(422, detail + more, slug=InvalidInput.slug, errors=errors)
+
+
+def _describe_error(error: Mapping[str, Any], *, is_body: bool) -> str:
+    """A validation's message, in HTTP's words where pydantic's are Python's: a body without Content-Type is no JSON."""
+    if error["type"] == "json_invalid":
+        return f"is not JSON: {error.get('ctx', {}).get('error', error['msg'])}"
+    if is_body and error["type"] in ("missing", *NOT_AN_OBJECT):
+        return "must be a JSON object, sent with Content-Type: application/json"
+    return "must be a JSON object" if error["type"] in NOT_AN_OBJECT else error["msg"].removeprefix("Value error, ")
 
 
 def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:

@@ -84,7 +84,7 @@ def test_a_failure_is_left_out_or_stops_the_job(scorer: Scorer, reason: str, ran
 
 @pytest.mark.parametrize("given", [{}, {"required": True}, {"required": False}])
 def test_a_held_out_reward_is_never_required(given: dict[str, bool], rankers: list[InProcessRanker]) -> None:
-    """Whatever the job says, and as older jobs have it stored: one that fails, or is silent, leaves the others alone."""
+    """Whatever the job says, and as older jobs have it stored: one that fails or is silent leaves others alone."""
     watched = RewardSpec.model_validate_json(json.dumps({"name": "watched", "weight": 0, "timeout_s": 0.2, **given}))
     assert not watched.required
     assert RewardSpec(name="trained", weight=0.1).required
