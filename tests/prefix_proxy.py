@@ -41,7 +41,7 @@ def serve_below(upstream: str, prefix: str = "/team/reward") -> Iterator[str]:
             finally:
                 connection.close()
 
-        do_GET = do_POST = do_DELETE = do_HEAD = do_OPTIONS = do_PUT = forward  # noqa: N815 (http.server's names)
+        do_GET = do_POST = do_DELETE = do_HEAD = do_OPTIONS = do_PUT = forward
 
         def answer(self, status: int, headers: dict[str, str], body: bytes) -> None:
             self.send_response(status)

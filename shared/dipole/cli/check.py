@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import mimetypes
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
 
 import typer
@@ -12,6 +14,9 @@ from rich.console import Console
 
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import check_storable
+
+if TYPE_CHECKING:
+    from dipole.protocol.images import Pixels
 
 
 def check_endpoint(
@@ -22,6 +27,13 @@ def check_endpoint(
     strict: Annotated[bool, typer.Option("--strict", help="Let warnings count as failures.")] = False,
     metadata: Annotated[
         str | None, typer.Option(help="Metadata as JSON, sent along for a reward that scores nothing without it.")
+    ] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Prompt to ask with, for a reward that looks for what it names.")
+    ] = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(help="Image to ask with, as PNG, JPEG or WebP; repeated: images that must not all score alike."),
     ] = None,
     tls: Annotated[
         Path | None, typer.Option(help="Folder with ca.pem to believe, client.pem and client.key to show; any of them.")
@@ -45,6 +57,8 @@ def check_endpoint(
             url,
             key=key,
             metadata=parse_json_object(metadata),
+            prompt=prompt,
+            images=read_images(image or ()),
             verify=verify,
             timeout_s=timeout,
             only=only or (),
@@ -56,6 +70,25 @@ def check_endpoint(
         ElementTree.ElementTree(report.junit_report(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def read_images(paths: Sequence[Path]) -> list[Pixels]:
+    """The images, of which no two are equal. Raises InvalidInput."""
+    from dipole.protocol import images
+
+    found: dict[bytes, Pixels] = {}
+    for path in paths:
+        kind = mimetypes.guess_type(path.name)[0]
+        if kind not in ("image/png", "image/jpeg", "image/webp"):
+            raise InvalidInput(f"--image {path} must be a .png, .jpg or .webp file", field="image")
+        try:
+            pixels = images.decode_image(path.read_bytes(), kind, field=f"--image {path}")
+        except OSError as error:
+            raise InvalidInput(f"--image {path} cannot be read: {error.strerror}", field="image") from None
+        if pixels.tobytes() in found:
+            raise InvalidInput(f"--image {path} shows what another does: give images that differ", field="image")
+        found[pixels.tobytes()] = pixels
+    return list(found.values())
 
 
 def parse_json_object(text: str | None) -> dict[str, Any] | None:

@@ -12,21 +12,26 @@ from __future__ import annotations
 
 import ssl
 import time
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import httpx
 
 from dipole.conformance import answers, refusals, under_load
 from dipole.conformance.checks import CHECKS, Check, CheckOutcome, CheckResult
-from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
+from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointSlow, EndpointUnreachable
 from dipole.conformance.inputs import oversized_png
 from dipole.conformance.target import Target
 from dipole.errors import InvalidInput
+from dipole.protocol.images import Pixels
 
 __all__ = ["CHECKS", "MAX_UNREACHABLE", "Check", "CheckResult", "oversized_png", "run_checks"]
 
 MAX_MESSAGE_CHARS = 1000
+SLOW_REMEDY = (
+    "Answer sooner, or give --timeout the seconds that one answer may take, and a job's reward as much for timeout_s. "
+    "Where answers take minutes, answer 202 at once and be polled: a Reward class sets slow = True."
+)
 MAX_UNREACHABLE = 3  # checks without any answer, after which the rest is not tried
 MODULES = (answers, refusals, under_load)  # importing them filled CHECKS, in this order
 
@@ -36,6 +41,8 @@ def run_checks(
     *,
     key: str | None = None,
     metadata: Mapping[str, Any] | None = None,
+    prompt: str | None = None,
+    images: Sequence[Pixels] = (),
     verify: ssl.SSLContext | bool = True,
     transport: httpx.BaseTransport | None = None,
     timeout_s: float = 30.0,
@@ -45,31 +52,46 @@ def run_checks(
 ) -> list[CheckResult]:
     """Run every check in order, or `only` those named; a check that fails does not stop the next.
 
-    `metadata` is sent along for rewards that score nothing without it; `verify` is whom to believe over TLS.
+    `metadata`, `prompt` and `images` are for rewards that have nothing to say of ours, such as of a drawn square;
+    `verify` is whom to believe over TLS.
     """
     names = [check.name for check in CHECKS]
     if unknown := sorted(set(only) - set(names)):
         raise InvalidInput(f"there is no check {unknown[0]!r}; the checks are {', '.join(names)}", field="only")
-    target = Target(url, key=key, metadata=metadata, verify=verify, transport=transport, timeout_s=timeout_s)
+    target = Target(
+        url,
+        key=key,
+        metadata=metadata,
+        prompt=prompt,
+        images=images,
+        verify=verify,
+        transport=transport,
+        timeout_s=timeout_s,
+    )
     results: list[CheckResult] = []
+    gone = ""  # why the rest is not tried
     try:
         for check in CHECKS:
             if only and check.name not in only:
                 continue
-            gone = sum(result.unreachable for result in results) >= MAX_UNREACHABLE
             result = _run_check(check, target, gone=gone, strict=strict)
             on_result(result)
             results.append(result)
+            # one slow answer is one failure: the next check does not queue behind it
+            if result.slow:
+                gone = target.wait_until_quick()
+            elif sum(each.unreachable for each in results) >= MAX_UNREACHABLE:
+                gone = "the endpoint does not answer"
     finally:
         target.close()
     return results
 
 
-def _run_check(check: Check, target: Target, *, gone: bool, strict: bool) -> CheckResult:
+def _run_check(check: Check, target: Target, *, gone: str, strict: bool) -> CheckResult:
     began = time.monotonic()
 
     def make_result(
-        outcome: CheckOutcome, message: str = "", remedy: str = "", *, unreachable: bool = False
+        outcome: CheckOutcome, message: str = "", remedy: str = "", error: CheckFailed | None = None
     ) -> CheckResult:
         seconds = time.monotonic() - began
         return CheckResult(
@@ -80,19 +102,20 @@ def _run_check(check: Check, target: Target, *, gone: bool, strict: bool) -> Che
             _sanitize_message(message, target.key),
             remedy,
             seconds,
-            unreachable,
+            unreachable=isinstance(error, EndpointUnreachable) and not isinstance(error, EndpointSlow),
+            slow=isinstance(error, EndpointSlow),
         )
 
     try:
         if gone:
-            raise CheckSkipped("the endpoint does not answer")
+            raise CheckSkipped(gone)
         check.run(target)
     except CheckSkipped as skipped:
         return make_result("skipped", str(skipped))
     except CheckFailed as failed:
-        silent = isinstance(failed, EndpointUnreachable)  # which is never a matter of manners
-        outcome: CheckOutcome = "failed" if strict or silent or check.level == "must" else "warning"
-        return make_result(outcome, str(failed), check.remedy, unreachable=silent)
+        outcome: CheckOutcome = "failed" if strict or failed.is_grave or check.level == "must" else "warning"
+        remedy = SLOW_REMEDY if isinstance(failed, EndpointSlow) else check.remedy
+        return make_result(outcome, str(failed), remedy, failed)
     return make_result("passed")
 
 

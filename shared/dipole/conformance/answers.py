@@ -95,13 +95,31 @@ def scores_something(target: Target) -> None:
 
     A trainer learns nothing from groups of nulls; if the reward cannot judge a grey image with a square, ignore this.
     """
-    ranking = target.rank(inputs.rank_request([*map(inputs.make_swatch, range(3)), inputs.make_noise(64)]))
+    ranking = target.rank(inputs.rank_request(target.sample_images()[: target.info.max_candidates]))
     reasons = [item.error for item in ranking.results if item.rank is None and item.error is not None]
     if len(reasons) < len(ranking.results):
         return
     if target.metadata is None and all(reason.code == "missing_metadata" for reason in reasons):
         raise CheckSkipped(f"give --metadata: {reasons[0].message}")
-    raise CheckFailed(f"four images, four nulls: {reasons[0].message}")
+    given = "every image that was given is null" if target.images else "four images, four nulls"
+    raise CheckFailed(f"{given}: {reasons[0].message}", is_grave=bool(target.images))
+
+
+@should
+def tells_images_apart(target: Target) -> None:
+    """Images that differ do not all have the same score
+
+    Look whether the images reach the model: without image tokens in a template, with another model, or with an answer
+    that nobody parses, all score alike. A reward that looks for what the prompt names, such as written words, needs
+    --prompt and --image, the latter twice: an image that has it and one that has not.
+    """
+    ranking = target.rank(inputs.rank_request(target.sample_images()[: target.info.max_candidates]))
+    ranked = [item for item in ranking.results if item.rank is not None]
+    if len(ranked) < 2:
+        raise CheckSkipped(f"{len(ranked)} of {len(ranking.results)} images have a score")
+    if all(item.rank == ranked[0].rank for item in ranked):
+        given = len(target.images) > 1
+        raise CheckFailed(f"{len(ranked)} images that differ have the same score, {ranked[0].score}", is_grave=given)
 
 
 @must
@@ -123,7 +141,7 @@ def ranks_multipart(target: Target) -> None:
     if not target.info.multipart:
         raise CheckSkipped("/v1/info says multipart: false")
     kind = images.NPY if images.NPY in target.info.media_types else "image/png"
-    request, arguments = inputs.multipart_request(kind, target.metadata)
+    request, arguments = inputs.multipart_request(kind, target.metadata, target.prompt)
     target.rank(request, **arguments)
 
 
@@ -143,7 +161,7 @@ def same_scores_in_every_form(target: Target) -> None:
         check_same_scores(first, target.rank({**request, "candidates": candidates}), f"as PNG, then as {kind}")
     if target.info.multipart:
         parts, arguments = inputs.multipart_request(
-            images.NPY if images.NPY in offered else "image/png", target.metadata
+            images.NPY if images.NPY in offered else "image/png", target.metadata, target.prompt
         )
         turned = {**arguments, "files": arguments["files"][::-1]}
         check_same_scores(first, target.rank(parts, **turned), "as JSON, then as multipart")
@@ -235,7 +253,7 @@ def deterministic(target: Target) -> None:
 
     Fix seeds, sample with temperature 0, switch dropout off. People and some judges cannot; then ignore this.
     """
-    request = inputs.rank_request(4)
+    request = inputs.rank_request(target.images or 4)
     check_same_scores(target.rank(request), target.rank(request), "asked twice")
 
 
@@ -245,7 +263,7 @@ def order_independent(target: Target) -> None:
 
     Score each image by itself; let a judge of pairs see each pair in both orders.
     """
-    request = inputs.rank_request(4)
+    request = inputs.rank_request(target.images or 4)
     turned = {**request, "candidates": request["candidates"][::-1]}
     check_same_scores(target.rank(request), target.rank(turned), "sent in another order")
 

@@ -39,6 +39,7 @@ class CheckResult:
     remedy: str = ""
     seconds: float = 0.0
     unreachable: bool = False
+    slow: bool = False
 
 
 CHECKS: list[Check] = []

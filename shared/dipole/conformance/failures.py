@@ -4,11 +4,22 @@ from __future__ import annotations
 
 
 class CheckFailed(Exception):
-    """The fact does not hold; the message says what was seen."""
+    """The fact does not hold; the message says what was seen. `is_grave`: it is no warning, whatever the check's level."""
+
+    def __init__(self, message: str, *, is_grave: bool = False) -> None:
+        super().__init__(message)
+        self.is_grave = is_grave
 
 
 class EndpointUnreachable(CheckFailed):
-    """No answer, or none in time."""
+    """No answer, which is never a matter of manners."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, is_grave=True)
+
+
+class EndpointSlow(EndpointUnreachable):
+    """No answer in time."""
 
 
 class CheckSkipped(Exception):

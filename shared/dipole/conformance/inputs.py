@@ -63,9 +63,11 @@ def request_with_image(image: Mapping[str, Any]) -> dict[str, Any]:
     return asked
 
 
-def multipart_request(kind: str, metadata: Mapping[str, Any] | None) -> tuple[dict[str, Any], dict[str, Any]]:
+def multipart_request(
+    kind: str, metadata: Mapping[str, Any] | None, prompt: str | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """A request, and the httpx arguments that send it as multipart with parts of this media type."""
-    asked = rank_request(metadata=metadata)
+    asked = rank_request(metadata=metadata, prompt=PROMPT if prompt is None else prompt)
     for candidate in asked["candidates"]:
         candidate["image"] = {"media_type": kind}
     files = [

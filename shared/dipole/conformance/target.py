@@ -6,17 +6,19 @@ import http.client
 import json
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any
 from urllib.parse import urljoin, urlsplit
 
 import httpx
 
+from dipole.conformance import inputs
 from dipole.conformance.assertions import check_results
-from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointUnreachable
+from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointSlow, EndpointUnreachable
 from dipole.conformance.reply import EndpointReply
 from dipole.errors import InvalidInput
+from dipole.protocol.images import Pixels
 from dipole.protocol.locations import resolve_location
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.schemas import Ranking, RewardInfo
@@ -24,6 +26,7 @@ from dipole.protocol.schemas import Ranking, RewardInfo
 MAX_REPLY_BYTES = 4 * 2**20  # what a trainer reads at most
 FIRST_POLL_S, LONGEST_POLL_S = 0.05, 5.0
 CANCEL_RANKING_TIMEOUT_S = 3.0
+PATIENCE = 4  # times as long as an answer may take: for one that is late already
 BUSY_STATUSES = (429, 503)
 ASYNC_HEADERS = {"Prefer": "respond-async"}
 
@@ -39,11 +42,14 @@ class Target:
         *,
         key: str | None,
         metadata: Mapping[str, Any] | None,
+        prompt: str | None,
+        images: Sequence[Pixels],
         verify: ssl.SSLContext | bool,
         transport: httpx.BaseTransport | None,
         timeout_s: float,
     ) -> None:
         self.url, self.key, self.metadata, self.timeout_s = url.rstrip("/"), key, metadata, timeout_s
+        self.prompt, self.images = prompt, list(images)
         parts = urlsplit(self.url)
         if parts.scheme not in ("http", "https") or not parts.hostname or parts.username is not None:
             raise InvalidInput(f"the URL must be http(s)://host[:port][/path], not {url!r}", field="url")
@@ -75,20 +81,24 @@ class Target:
                     if len(body) > MAX_REPLY_BYTES:
                         raise CheckFailed(f"{method} {where} answered more than {MAX_REPLY_BYTES} bytes")
                     if time.monotonic() > ends:
-                        raise CheckFailed(f"{method} {where} had not finished answering after {timeout_s:g} s")
+                        raise EndpointSlow(f"{method} {where} had not finished answering after {timeout_s:g} s")
+        except httpx.ConnectTimeout:
+            raise EndpointUnreachable(f"{method} {where}: no connection within {timeout_s:g} s") from None
         except httpx.TimeoutException:
-            raise EndpointUnreachable(f"{method} {where} gave no answer within {timeout_s:g} s") from None
+            raise EndpointSlow(f"{method} {where} gave no answer within {timeout_s:g} s") from None
         except (httpx.HTTPError, httpx.StreamError, httpx.InvalidURL) as error:
             raise EndpointUnreachable(f"{method} {where}: {type(error).__name__}: {error}") from None
         return EndpointReply(response.status_code, response.headers, bytes(body))
 
     def post_rank(self, request: Any, **kw: Any) -> EndpointReply:
-        """POST /v1/rank of any JSON value; what is a request gets the metadata that this reward needs.
+        """POST /v1/rank of any JSON value; what is a request gets the metadata and the prompt that this reward needs.
 
         Comes back when it is told to, as a trainer does: a rate limit is no fault.
         """
         if self.metadata is not None and isinstance(request, dict):
             request = {"metadata": self.metadata, **request}
+        if self.prompt is not None and isinstance(request, dict) and request.get("prompt") == inputs.PROMPT:
+            request = {**request, "prompt": self.prompt}
         headers = {"content-type": "application/json", **kw.pop("headers", {})}
         content, ends = json.dumps(request).encode(), time.monotonic() + self.timeout_s
         while True:
@@ -122,6 +132,26 @@ class Target:
             raise CheckFailed(f"closed without an answer to a body of {declared_bytes} bytes: {error!r}") from None
         finally:
             connection.close()
+
+    def wait_until_quick(self) -> str:
+        """After an answer that came too late: wait until one comes in time. Why to ask no more, where none does."""
+        for _ in range(2):  # the first waits for what the endpoint is still at
+            began = time.monotonic()
+            try:
+                reply = self.post_rank(inputs.rank_request(1), timeout_s=PATIENCE * self.timeout_s)
+                if reply.status == 202:
+                    self.cancel_ranking(self.location_of(reply))
+            except CheckFailed as failed:
+                return f"the endpoint is too slow: {failed}"
+            took = time.monotonic() - began
+            if took <= self.timeout_s:
+                return ""
+        return f"the endpoint is too slow: one image takes it {took:.1f} s, --timeout is {self.timeout_s:g} s"
+
+    def sample_images(self) -> list[Pixels]:
+        """Images that a reward should tell apart: those given, and ours where they are fewer than two."""
+        ours = [*map(inputs.make_swatch, range(3)), inputs.make_noise(64)]
+        return self.images if len(self.images) > 1 else [*self.images, *ours]
 
     @cached_property
     def info(self) -> RewardInfo:

@@ -36,7 +36,7 @@ def distinct_requests() -> list[dict[str, Any]]:
 
 def ranking_unless_busy(target: Target, request: dict[str, Any]) -> Ranking | None:
     """The ranking, or None where the endpoint says politely that it is busy for longer than one waits."""
-    reply = target.post_rank(request)
+    reply = target.post_rank(request, timeout_s=CONCURRENCY * target.timeout_s)  # one may wait for all others
     if reply.status not in BUSY_STATUSES:
         return target.parse_ranking(request, reply)
     if "retry-after" not in reply.headers:

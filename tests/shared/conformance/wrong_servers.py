@@ -96,6 +96,9 @@ WRONG: dict[str, Wrong] = {
         "scores_something",
         "four nulls: no face",
     ),
+    "one score for all": Wrong(
+        results(lambda found: faults.scored(found, [0.5] * len(found))), "tells_images_apart", "the same score, 0.5"
+    ),
     "the same image, other scores": Wrong(results(faults.first_is_best), "ties_are_ties", "the same image three times"),
     "prefers the first": Wrong(results(faults.first_is_best), "order_independent", "sent in another order: id-"),
     "parts by their place": Wrong(

@@ -134,12 +134,18 @@ def test_a_job_keeps_its_inline_endpoint(tmp_path: Path) -> None:
 
 MODELS = {"data": [{"id": "judge-2b"}, {"id": "other"}]}
 SCORED = {"id": "s", "created": 1, "model": "judge-2b", "data": [{"index": 0, "score": 0.5}], "usage": {}}
+BLIND = {**SCORED, "data": [{"index": 0, "score": 0.5}]}
 
 
 @pytest.mark.parametrize(
     ("answers", "problem", "model"),
     [
         ({"/health": (200, {}), "/v1/models": (200, MODELS), "/score": (200, SCORED)}, None, "judge-2b"),
+        (
+            {"/health": (200, {}), "/v1/models": (200, MODELS), "/score": (200, BLIND)},
+            "two images that differ have the same score, 0.5",
+            "judge-2b",
+        ),
         ({"/health": (503, {})}, "GET /health answered 503", None),
         ({"/health": (200, {}), "/v1/models": (200, {"data": [{"id": "x"}]})}, "serves x, not judge-2b", None),
         (
@@ -149,9 +155,9 @@ SCORED = {"id": "s", "created": 1, "model": "judge-2b", "data": [{"index": 0, "s
         ),
         ({"/health": (200, {}), "/v1/models": (401, {"error": f"not {SECRET}"})}, "answered 401", None),
     ],
-    ids=["right", "not ready", "another model", "text only", "key echoed"],
+    ids=["right", "blind", "not ready", "another model", "text only", "key echoed"],
 )
-def test_a_vllm_server_is_asked_what_it_serves_and_for_one_score(
+def test_a_vllm_server_is_asked_what_it_serves_and_for_two_scores(
     tmp_path: Path, answers: dict[str, tuple[int, Any]], problem: str | None, model: str | None
 ) -> None:
     """A check goes to /health, /v1/models and /score, with the key, and says what is wrong."""
@@ -160,6 +166,8 @@ def test_a_vllm_server_is_asked_what_it_serves_and_for_one_score(
     def endpoint(request: httpx.Request) -> httpx.Response:
         keys.add(request.headers["authorization"])
         status, said = answers[request.url.path]
+        if said is SCORED:
+            said = {**SCORED, "data": [{"index": 0, "score": len(request.content) / 1e6}]}
         stream = httpx.ByteStream(json.dumps(said).encode())
         return httpx.Response(status, headers={"content-type": "application/json"}, stream=stream)
 

@@ -56,7 +56,7 @@ class RewardRegistration(Endpoint):
 class RewardCheckResult(BaseModel):
     """What an endpoint said just now. `ok` when it is ready and offers what it was registered for.
 
-    A server of another kind is asked to score one image too: it says too little of itself to be believed without.
+    A server of another kind is asked to score two images too: it says too little of itself to be believed without.
     """
 
     object: str = "reward.check"
@@ -137,6 +137,20 @@ def check_reward(state: State, name: RewardName) -> RewardCheckResult:
     )
 
 
+def _probe_scores(client: RankClient, endpoint: Endpoint) -> str | None:
+    """What is wrong with the scores of two images that differ. Raises EndpointError."""
+    grey, noise = np.full((64, 64, 3), 128, np.uint8), np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    ranked = [client.rank("a grey square", [one], deadline_s=SCORE_TIMEOUT_S) for one in (grey, noise)]
+    scores = [ranking.results[0].score for ranking in ranked]
+    # a reward of UniRL's may look for what neither image has; a reranker always prefers one
+    if endpoint.kind != "vllm-score" or scores[0] != scores[1]:
+        return None
+    return (
+        f"two images that differ have the same score, {scores[0]}: the images do not reach the model; look at its chat "
+        "template, and whether it is a reranker or embedder that sees"
+    )
+
+
 def _probe_reward(state: ApiState, name: str) -> tuple[bool, RewardInfo | None, str | None]:
     """(ready, info, what is wrong)."""
     ready, info = False, None
@@ -148,9 +162,7 @@ def _probe_reward(state: ApiState, name: str) -> tuple[bool, RewardInfo | None, 
             if not ready:
                 return False, None, f"GET {path} answered {status}"
             info = client.fetch_info(deadline_s=CHECK_TIMEOUT_S)
-            if endpoint.kind != "dipole":
-                client.rank("a grey square", [np.full((64, 64, 3), 128, np.uint8)], deadline_s=SCORE_TIMEOUT_S)
-            return True, info, None
+            return True, info, None if endpoint.kind == "dipole" else _probe_scores(client, endpoint)
     except (EndpointError, ConfigurationError, InvalidInput) as error:
         # InvalidInput: a row that another version wrote
         return ready, info, str(error)
