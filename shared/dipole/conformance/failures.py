@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class CheckFailed(Exception):
-    """The fact does not hold; the message says what was seen. `is_grave`: it is no warning, whatever the check's level."""
+    """The fact does not hold; the message says what was seen. `is_grave`: no warning, whatever the check's level."""
 
     def __init__(self, message: str, *, is_grave: bool = False) -> None:
         super().__init__(message)
