@@ -186,7 +186,8 @@ def check_scores(scores: Any, images: int) -> None:
     if not isinstance(scores, Scores):
         wanted = "return Scores([0.5, …]) of dipole_rewards.reward, a number for each image"
         raise RewardFault(f"score() returned {_name_type(scores)}, not Scores: {wanted}", code="wrong_type")
-    for what, values in (("scores", scores.scores), ("sub_scores", scores.sub_scores), ("tiers", scores.tiers)):
+    listed: dict[str, Any] = {"scores": scores.scores, "sub_scores": scores.sub_scores, "tiers": scores.tiers}
+    for what, values in listed.items():
         if values is None and what != "scores":
             continue
         if isinstance(values, str | Mapping) or not hasattr(values, "__len__") or not hasattr(values, "__getitem__"):

@@ -5,9 +5,10 @@
 
 This is not GenEval's published detector. GenEval runs mmdetection's network with mmdetection's weights, of which
 transformers has none. facebook/mask2former-swin-small-coco-instance is the original of the same network, trained apart:
-sizes, post-processing and order of steps are equal; what is found, and how surely, may differ from image to image, by how
-much was not measured. The hub's preprocessor_config.json is not read: sizes are those that both were evaluated with. The network is
-always float32, as GenEval's is: in bfloat16 a tiny one gave NaN behind its deformable attention (transformers 5.23).
+sizes, post-processing and order of steps are equal; what is found, and how surely, may differ from image to image, by
+how much was not measured. The hub's preprocessor_config.json is not read: sizes are those that both were evaluated
+with. The network is always float32, as GenEval's is: in bfloat16 a tiny one gave NaN behind its deformable attention
+(transformers 5.23).
 
 Legend: B images, Q queries, C classes, H W the image, h w resized, always RGB.
 """

@@ -12,10 +12,10 @@ import itertools
 import json
 import random
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Annotated, Any
 from urllib.parse import urlsplit
 
-import httpx
 import openai
 from openai import AsyncOpenAI, DefaultAsyncHttpxClient
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -60,7 +60,7 @@ class CallFailed(Exception):
     @property
     def may_be_unsupported(self) -> bool:
         """Whether the endpoint may lack what was asked for: servers say so with 400, and with most other statuses."""
-        refused = self.status is not None and (self.status >= 400 or self.status == httpx.codes.OK)
+        refused = self.status is not None and (self.status >= 400 or self.status == HTTPStatus.OK)
         return refused and self.status not in UNRELATED_STATUSES
 
     def after(self, earlier: CallFailed) -> CallFailed:
@@ -289,9 +289,9 @@ class ChatClient:
     def _failure_of_status(
         self, status: int, message: str, *, retry_after_s: float | None = None, is_quota: bool = False
     ) -> CallFailed:
-        passes = status == httpx.codes.OK or status >= 500 or status in TRANSIENT_STATUSES
+        passes = status == HTTPStatus.OK or status >= 500 or status in TRANSIENT_STATUSES
         return CallFailed(
-            "invalid_response" if status == httpx.codes.OK else "http_status",
+            "invalid_response" if status == HTTPStatus.OK else "http_status",
             f"the judge's endpoint {self._redact_line(message)}",
             status=status,
             retry_after_s=retry_after_s,
@@ -309,7 +309,7 @@ def _status_in_body(body: bytes) -> int:
     said = json.loads(body)
     error = said.get("error")
     named = [each.get("code") for each in (error, said) if isinstance(each, dict)]
-    return next((code for code in named if isinstance(code, int) and 400 <= code < 600), httpx.codes.OK.value)
+    return next((code for code in named if isinstance(code, int) and 400 <= code < 600), HTTPStatus.OK.value)
 
 
 def _reply_of_completion(completion: _ChatCompletion) -> ChatReply:

@@ -1,12 +1,12 @@
 """`geneval`: does the image show the objects that its prompt asks for, as many, in these colours, in these places?
 
 GenEval (arXiv 2310.11513) looks for them with a detector and asks CLIP for colours: geneval/scoring.py has the rules,
-geneval/detector.py and geneval/colours.py the networks, and each says where it departs. The detector is not the one that
-GenEval publishes: it has the same architecture, and weights of another training. So scores are for training and for
-comparing models with each other; they are not GenEval's, and do not belong beside published ones.
+geneval/detector.py and geneval/colours.py the networks, and each says where it departs. The detector is not the one
+that GenEval publishes: it has the same architecture, and weights of another training. So scores are for training and
+for comparing models with each other; they are not GenEval's, and do not belong beside published ones.
 
-What is asked for comes with the prompt, as metadata; without it, or where it names what no detector of COCO knows, there
-is no score but the reason.
+What is asked for comes with the prompt, as metadata; without it, or where it names what no detector of COCO knows,
+there is no score but the reason.
 
 The score is the mean of `strict`, GenEval's 0 or 1, and `graded`, which moves with every object that is half right;
 both are its sub-scores. DIPOLE_REWARD_WEIGHTS names a folder; what lies in the two folders within may lie in the local
