@@ -219,6 +219,7 @@ class ChatClient:
     ) -> _ChatCompletion:
         """Ask until there is an answer, a permanent failure, the last retry or the deadline."""
         loop, failures, before = asyncio.get_running_loop(), 0, ""
+        answered: CallFailed | None = None  # the last failure that came as an answer
         if loop.time() >= budget.deadline:
             # a request would be sent and given up
             raise CallFailed("timeout", "the group's deadline had passed")
@@ -231,10 +232,12 @@ class ChatClient:
                             return await self._complete(messages, fields)
                     except CallFailed as failure:
                         failures += failure.status not in BUSY_STATUSES
+                        answered = failure if failure.status is not None else answered
                         told = failure.retry_after_s if failure.status in BUSY_STATUSES else None
                         too_late = told is not None and loop.time() + told > budget.deadline
                         if failures > self._settings.judge_retries or not failure.is_transient or too_late:
-                            raise
+                            # a connection that broke says less than the answer before it
+                            raise (answered if answered and failure.code == "transport" else failure) from None
                         before = f"; before that, {failure}"
                     if told is not None:
                         self._rate_limiter.pause_all(max(told, FIRST_BACKOFF_S))

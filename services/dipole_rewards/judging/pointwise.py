@@ -35,6 +35,7 @@ class PointwiseMode(JudgingMode):
 
     async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
         known = self.settings.judge_logprobs
+        refused: CallFailed | None = None
         try:
             if known is not False:
                 await self._score_image("two squares", uris[0], budget)
@@ -42,8 +43,12 @@ class PointwiseMode(JudgingMode):
         except CallFailed as failure:
             if known or not (failure.code == "no_parse" or failure.may_be_unsupported):
                 raise
+            refused = failure if failure.may_be_unsupported else None
         self.answer_kind = "json"
-        await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
+        try:
+            await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
+        except CallFailed as failure:
+            raise (failure.after(refused) if refused else failure) from None
 
     def recipe_title(self) -> str:
         return f"{self.name}-{self.answer_kind}"

@@ -91,6 +91,21 @@ def test_a_judge_that_refuses_everything_is_told_with_its_last_words(start: Star
     assert "{'" not in str(caught.value)
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_server_that_breaks_off_after_its_error_is_told_by_the_error(start: Start) -> None:
+    """And without log probabilities it may still judge: a broken connection says less than the status before it."""
+
+    def breaks(question: Question) -> Answer:
+        if "logprobs" not in question.body:
+            return writes_numbers(question)
+        # every other answer promises more than it sends
+        cut = len(server.questions) % 2 == 0
+        return Answer(b"{}", 500, {"content-length": "9", "connection": "close"}) if cut else refusal(500, "melted")
+
+    server = start(breaks)
+    assert judge(server).recipe_version.startswith("pointwise-json:")
+
+
 # ---- settings that answer instead of trying out ----------------------------------------------------------------------
 
 
