@@ -8,6 +8,7 @@ DipoleError
 ├── NotFound                    no such object                                           404
 ├── Conflict                    the object's state does not allow it                     409
 ├── Overloaded                  come back after `retry_after` seconds                    503
+│   └── DependencyUnavailable   what we stand on is away or full: its name, and why      503
 ├── ConfigurationError          wrong settings, found at start
 ├── NothingToLearn              no reward told candidates apart for many steps: the job fails
 ├── NotFinite                   numbers overflowed; says where, and in which precision
@@ -18,7 +19,10 @@ DipoleError
 
 from __future__ import annotations
 
+import errno
 from typing import ClassVar
+
+_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # no room, none of the user's quota, none in the process's limit
 
 
 class DipoleError(Exception):
@@ -80,6 +84,12 @@ class Overloaded(DipoleError):
         self.retry_after = retry_after
 
 
+class DependencyUnavailable(Overloaded):
+    """The jobs database or the artifact store is away, full or out of connections; the message names it."""
+
+    slug = "dependency-unavailable"
+
+
 class ConfigurationError(DipoleError):
     """Settings that cannot work; raised at start with a sentence that says what to change."""
 
@@ -127,3 +137,13 @@ class RewardUnavailable(RewardError):
     def __init__(self, message: str, *, reward: str, code: str = "timeout") -> None:
         super().__init__(message, code=code, retryable=True)
         self.reward = reward
+
+
+def is_storage_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, says that a disk is full: the same may succeed later."""
+    while error is not None:
+        # safetensors writes in Rust and repeats the system's words alone
+        if getattr(error, "errno", None) in _FULL or "No space left on device" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -186,7 +186,7 @@ def pause_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
 
 @app.command("resume")
 def resume_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
-    """Let a paused job go on from its last checkpoint."""
+    """Let a paused job, or a failed one that has a checkpoint, go on from its last checkpoint."""
     _post_action(job, "resume", url, key)
 
 

@@ -298,6 +298,17 @@ class JobWaitsForReward(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobWaitsForStorage(JobEvent):
+    """A pause of ours, and not of a caller: a disk is full, or the artifact store is away."""
+
+    kind = "paused"
+    message = "Paused: the job's files cannot be kept ({reason}); {then}"
+    level = "warn"
+    reason: str
+    then: str = in_text_only()
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobSucceeded(JobEvent):
     kind = "succeeded"
     message = "Job succeeded"

@@ -7,12 +7,20 @@ from collections.abc import Iterable, Mapping, Sequence
 from http import HTTPStatus
 from typing import Any
 
-from dipole.errors import DipoleError, InvalidInput, Overloaded, Unauthorized
+from dipole.errors import (
+    DependencyUnavailable,
+    DipoleError,
+    InvalidInput,
+    Overloaded,
+    Unauthorized,
+    is_storage_full,
+)
 from dipole.protocol.schemas import FieldError, Problem
 
 PROBLEM_JSON = "application/problem+json"
 MAX_FIELD_ERRORS = 20
 NOT_AN_OBJECT = ("dict_type", "model_attributes_type", "model_type")
+DISK_RETRY_S = 30.0  # a full disk is looked after by somebody
 
 
 def format_field_path(location: Sequence[str | int]) -> str:
@@ -64,8 +72,18 @@ def _describe_error(error: Mapping[str, Any], *, is_body: bool) -> str:
     return "must be a JSON object" if error["type"] in NOT_AN_OBJECT else error["msg"].removeprefix("Value error, ")
 
 
+def problem_of_refusal(error: Exception) -> tuple[Problem, dict[str, str]]:
+    """As `problem_of`, in the handler of a framework's RequestValidationError, and of nothing else that lists errors:
+    a model of ours that is wrong, such as an answer, is no fault of the caller.
+    """
+    listed = getattr(error, "errors", None)
+    return (_problem_of_validation(listed()), {}) if callable(listed) else problem_of(error)
+
+
 def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:
     """The problem and the extra headers that stand for an exception. The unexpected gives nothing of itself away."""
+    if not isinstance(error, DipoleError) and is_storage_full(error):
+        error = DependencyUnavailable("a disk of this server is full: send the request again", retry_after=DISK_RETRY_S)
     if isinstance(error, DipoleError):
         fields = []
         if isinstance(error, InvalidInput) and error.field:
@@ -76,9 +94,6 @@ def problem_of(error: BaseException) -> tuple[Problem, dict[str, str]]:
         if isinstance(error, Unauthorized):
             headers["WWW-Authenticate"] = "Bearer"
         return make_problem(error.status, str(error), slug=error.slug, errors=fields), headers
-    listed = getattr(error, "errors", None)  # pydantic's ValidationError, FastAPI's RequestValidationError
-    if callable(listed):
-        return _problem_of_validation(listed()), {}
     status = getattr(error, "status_code", None)  # Starlette's HTTPException
     if isinstance(status, int):
         detail = str(getattr(error, "detail", "") or HTTPStatus(status).phrase)

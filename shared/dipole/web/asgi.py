@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from typing import Any
 
-from dipole.protocol.problems import PROBLEM_JSON, problem_of
+from dipole.protocol.problems import PROBLEM_JSON, problem_of_refusal
 from dipole.protocol.schemas import Problem
 
 Scope = MutableMapping[str, Any]
@@ -33,5 +33,5 @@ class ProblemResponse:
 
 def answer_problem(_: Any, error: Exception) -> Any:
     """The one exception handler. Returns Any because the framework names its own response type."""
-    document, headers = problem_of(error)
+    document, headers = problem_of_refusal(error)
     return ProblemResponse(document, headers)

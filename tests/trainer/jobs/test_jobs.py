@@ -1,11 +1,7 @@
-"""The job store: leases, fencing, desired states, events. On SQLite always.
-
-On PostgreSQL too when DIPOLE_TEST_POSTGRES_URL names a database that may be wiped; one test says when it was not.
-"""
+"""The job store: leases, fencing, desired states, events. Every test on SQLite and on PostgreSQL."""
 
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 import threading
@@ -34,25 +30,21 @@ from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 
-POSTGRES = os.environ.get("DIPOLE_TEST_POSTGRES_URL")
-ENGINES = ["sqlite", "postgresql"] if POSTGRES else ["sqlite"]
 SPEC = TrainSpec(prompts=(PromptSpec(prompt="a red square"),), rewards=(RewardSpec(name="shapes"),), steps=4)
 
 
-@pytest.fixture(params=ENGINES)
-def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+@pytest.fixture(params=["sqlite", "postgresql"])
+def empty_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """The URL of a database without tables."""
+    found = f"sqlite:///{tmp_path}/jobs.db" if request.param == "sqlite" else request.getfixturevalue("postgres_url")
+    return str(found)
+
+
+@pytest.fixture
+def url(empty_url: str) -> str:
     """The URL of an empty, upgraded database."""
-    if request.param == "sqlite":
-        found = f"sqlite:///{tmp_path}/jobs.db"
-    else:
-        assert POSTGRES is not None
-        found = POSTGRES
-        engine = sa.create_engine(found)
-        with engine.begin() as connection:
-            connection.exec_driver_sql("DROP SCHEMA public CASCADE; CREATE SCHEMA public")
-        engine.dispose()
-    upgrade_database(found)
-    return found
+    upgrade_database(empty_url)
+    return empty_url
 
 
 @pytest.fixture
@@ -72,12 +64,6 @@ def expire(store: JobStore, job_id: str) -> None:
         session.execute(sa.update(JobRow).where(JobRow.id == job_id).values(lease_expires=0.0))
 
 
-@pytest.mark.skipif(not POSTGRES, reason="NOT TESTED ON POSTGRESQL: set DIPOLE_TEST_POSTGRES_URL to a scratch database")
-def test_postgresql_is_among_the_tested_databases() -> None:
-    """Skipped, loudly, where every other test here saw SQLite alone."""
-    assert "postgresql" in ENGINES
-
-
 # ---- migrations -----------------------------------------------------------------------------------------------------
 
 
@@ -91,16 +77,15 @@ def test_migrations_make_what_the_models_declare(store: JobStore) -> None:
         assert compare_metadata(context, Base.metadata) == []
 
 
-def test_upgrade_may_run_again_and_at_once_from_several_processes(tmp_path: Path) -> None:
+def test_upgrade_may_run_again_and_at_once_from_several_processes(empty_url: str) -> None:
     """Every replica may run the migrations when it starts."""
-    url = f"sqlite:///{tmp_path}/jobs.db"
-    threads = [threading.Thread(target=upgrade_database, args=(url,)) for _ in range(3)]
+    threads = [threading.Thread(target=upgrade_database, args=(empty_url,)) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    upgrade_database(url)
-    database = Database(url)
+    upgrade_database(empty_url)
+    database = Database(empty_url)
     assert JobStore(database).list_jobs() == ([], False)
     database.close()
 

@@ -6,11 +6,12 @@ import hmac
 from typing import Any
 
 from fastapi import Depends, Request
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import DipoleError, Forbidden, Unauthorized
-from dipole.protocol import problems
 from dipole.web import asgi, auth
+from dipole_trainer.api.errors import answer_error
 from dipole_trainer.registry.api_keys import ApiKeys, KeyScope
 
 
@@ -30,8 +31,9 @@ class AuthenticationMiddleware:
             return await self.app(scope, receive, send)
         try:
             scope["dipole.scopes"] = await self._scopes(scope)
-        except DipoleError as error:
-            return await asgi.ProblemResponse(*problems.problem_of(error))(scope, receive, send)
+        except (DipoleError, SQLAlchemyError) as error:
+            await answer_error(None, error)(scope, receive, send)
+            return None
         return await self.app(scope, receive, send)
 
     async def _scopes(self, scope: asgi.Scope) -> frozenset[str]:

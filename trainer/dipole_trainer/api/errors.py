@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import structlog
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from fastapi.openapi.utils import get_openapi
+from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
 from dipole.errors import DipoleError, InvalidInput
@@ -14,11 +16,14 @@ from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
 from dipole.web import asgi
 from dipole.web.openapi import document_problems
+from dipole_trainer.database.failures import explain_database_error
+
+log = structlog.get_logger()
 
 
 def install_error_handlers(app: FastAPI) -> None:
-    for kind in (DipoleError, RequestValidationError, HTTPException):
-        app.add_exception_handler(kind, _answer_error)
+    for kind in (DipoleError, RequestValidationError, HTTPException, SQLAlchemyError):
+        app.add_exception_handler(kind, answer_error)
     example = _add_error_object(
         problems.make_problem(
             422,
@@ -53,10 +58,17 @@ def _problem_content(example: Problem) -> dict[str, Any]:
     return {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example.model_dump(exclude_none=True)}
 
 
-def _answer_error(_: Any, error: Exception) -> Any:
+def answer_error(_: Any, error: Exception) -> Any:
+    """The answer to an error. Raises what is a fault of ours, for the log and a 500."""
+    if isinstance(error, SQLAlchemyError):
+        explained = explain_database_error(error)
+        if explained is None:
+            raise error
+        log.warning("database_unavailable", error=str(explained))
+        error = explained
     if isinstance(error, RequestValidationError):
         error = RequestValidationError([_named_error(each) for each in error.errors()])
-    document, headers = problems.problem_of(error)
+    document, headers = problems.problem_of_refusal(error)
     return asgi.ProblemResponse(_add_error_object(document), headers)
 
 

@@ -11,6 +11,8 @@ from collections.abc import AsyncIterator, Callable
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole_trainer.database.failures import describe_database_error
+
 log = structlog.get_logger()
 
 
@@ -53,7 +55,7 @@ class EventNotifier:
             try:
                 newest = await asyncio.to_thread(self._newest)
             except SQLAlchemyError as error:
-                log.warning("database_unreachable", error=str(error))
+                log.warning("database_unreachable", error=describe_database_error(error))
                 continue
             if newest != self._seen:
                 self._seen = newest

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.errors import Overloaded
 from dipole.web import asgi
 from dipole_trainer.api.dependencies import State
 from dipole_trainer.database.engine import Database
+from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRow
 
 log = structlog.get_logger()
@@ -35,14 +35,8 @@ async def livez() -> ApiHealth:
 
 @router.get("/readyz", summary="The database answers and has its tables", responses={503: {}})
 def readyz(state: State) -> ApiHealth:
-    try:
-        with state.database.reading() as session:
-            session.execute(select(JobRow.id).limit(1))
-    except SQLAlchemyError as error:
-        log.warning("not_ready", error=str(error))
-        raise Overloaded(
-            "the jobs database does not answer, or `dipole db upgrade` was not run", retry_after=5
-        ) from error
+    with state.database.reading() as session:
+        session.execute(select(JobRow.id).limit(1))
     return ApiHealth(status="ready")
 
 
@@ -104,7 +98,7 @@ class _JobsCollector(Collector):
             with self._database.reading() as session:
                 rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
         except SQLAlchemyError as error:
-            log.warning("database_unreachable", error=str(error))
+            log.warning("database_unreachable", error=describe_database_error(error))
             return
         for state in (*ACTIVE_STATES, *TERMINAL_STATES):
             family.add_metric([state], next((count for name, count in rows if name == state), 0))

@@ -52,7 +52,7 @@ def pause_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
     return schemas.to_job_object(state.jobs.pause_job(job_id))
 
 
-@router.post("/{job_id}/resume", summary="Resume a paused job from its last checkpoint")
+@router.post("/{job_id}/resume", summary="Resume a paused or failed job from its last checkpoint")
 def resume_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
     return schemas.to_job_object(state.jobs.resume_job(job_id))
 

@@ -75,7 +75,7 @@ class EvaluationSummary(ApiModel):
 
 
 class FineTuningJob(ApiModel):
-    """A job. OpenAI's fields first; `status` may also be `paused`, and `waiting_for` says for which reward and why."""
+    """A job. OpenAI's fields first; `status` may also be `paused`, and `waiting_for` says for what and why."""
 
     model_config = ConfigDict(extra="allow")  # a new knob of TrainSpec shows up by itself
 
@@ -100,7 +100,9 @@ class FineTuningJob(ApiModel):
     method: MethodSpec
     # ours
     desired: Literal["run", "pause", "cancel"] = Field(description="What was asked of the job; it follows soon.")
-    waiting_for: JobError | None = Field(description="The unavailable reward (`param`) a paused job waits for.")
+    waiting_for: JobError | None = Field(
+        description="What a paused job waits for: an unavailable reward (`param`), or room for its files."
+    )
     suffix: str | None
     started_at: int | None
     step: int = Field(description="Number of updates done.")
@@ -207,8 +209,9 @@ def to_file_object(row: FileRow) -> FileObject:
 def to_job_object(row: JobRow) -> FineTuningJob:
     said = dict(row.summary)
     waiting = None
-    if row.waiting_reward is not None:
-        waiting = JobError(code="reward_unavailable", message=row.waiting_reason or "", param=row.waiting_reward)
+    if row.waiting_reason is not None:
+        code = "reward_unavailable" if row.waiting_reward else "storage_unavailable"
+        waiting = JobError(code=code, message=row.waiting_reason, param=row.waiting_reward)
     return FineTuningJob(
         **said,
         id=row.id,

@@ -1,21 +1,25 @@
 """One way to open the jobs database, SQLite or PostgreSQL, and to bring its tables up to date.
 
 SQLite runs in WAL mode with foreign keys on, waits for locks, and takes its write lock when a writing transaction
-begins, so that a read followed by a write cannot fail half-way. `now()` is the database's own clock in Unix seconds.
+begins, so that a read followed by a write cannot fail half-way. Its files are for their owner alone: they hold prompts
+and keys. PostgreSQL is asked without prepared statements, which poolers such as pgbouncer lose between transactions.
+`now()` is the database's own clock in Unix seconds. What errors say of values stays out of logs (failures.py).
 """
 
 from __future__ import annotations
 
+import re
 import sqlite3
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import tenacity
 from alembic import command
 from alembic.config import Config
-from sqlalchemy import Connection, Engine, create_engine, event, make_url
+from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import Session, sessionmaker
 from sqlalchemy.pool import ConnectionPoolEntry
@@ -23,9 +27,16 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
 
 from dipole.errors import ConfigurationError
+from dipole_trainer.database.failures import describe_database_error, hide_values
 
 BUSY_TIMEOUT_S = 30
+CONNECT_TIMEOUT_S = 10  # for PostgreSQL to take a connection, where the URL gives no connect_timeout
+POOL_TIMEOUT_S = 10  # for a connection of the pool: a caller who waits longer is told to come back
 MIGRATIONS = Path(__file__).parent / "migrations"
+_SEVERAL_HOSTS = re.compile(
+    r"(?P<start>[a-z+0-9]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<name>/[^?]*)?(?P<query>\?.*)?"
+)
+_HOST = re.compile(r"\[?(?P<host>[^\]]*?)\]?(:(?P<port>\d*))?")
 
 
 class now(FunctionElement[float]):
@@ -64,23 +75,73 @@ class Database:
 
 
 def _create_engine(url: str) -> Engine:
-    try:
-        parsed = make_url(url)
-    except ArgumentError as error:
-        raise ConfigurationError(f"DIPOLE_DATABASE_URL is not an SQLAlchemy URL: {error}") from error
+    parsed = _parse_url(url)
     match parsed.get_backend_name():
         case "sqlite":
-            if not parsed.database or parsed.database == ":memory:":
-                raise ConfigurationError("DIPOLE_DATABASE_URL: several processes share it, so it cannot be in memory")
-            Path(parsed.database).parent.mkdir(parents=True, exist_ok=True)
-            engine = create_engine(parsed, connect_args={"timeout": BUSY_TIMEOUT_S})
-            event.listen(engine, "connect", _configure_sqlite)
-            event.listen(engine, "begin", _begin_sqlite)
-            return engine
+            engine = _create_sqlite_engine(parsed)
         case "postgresql":
-            return create_engine(parsed.set(drivername="postgresql+psycopg"), pool_pre_ping=True)
+            engine = _create_postgresql_engine(parsed)
         case other:
             raise ConfigurationError(f"DIPOLE_DATABASE_URL names {other}: sqlite and postgresql are supported")
+    event.listen(engine, "handle_error", hide_values)
+    return engine
+
+
+def _parse_url(url: str) -> URL:
+    """SQLAlchemy's URL of one; `postgres://` and several hosts, as libpq takes them, are written as it wants them."""
+    url = re.sub("^postgres(?=://)", "postgresql", url)
+    if url.startswith("postgresql") and (match := _SEVERAL_HOSTS.fullmatch(url)):
+        found = [part for host in match["hosts"].split(",") if (part := _HOST.fullmatch(host))]
+        query = "&".join(f"{name}={','.join(each[name] or '' for each in found)}" for name in ("host", "port"))
+        url = f"{match['start']}{match['name'] or '/'}{match['query'] or '?'}&{query}"
+    try:
+        return make_url(url)
+    except (ArgumentError, ValueError):
+        raise ConfigurationError(
+            "DIPOLE_DATABASE_URL is not an SQLAlchemy URL: write sqlite:///path/to/dipole.db or "
+            "postgresql://user:password@host:5432/database, with %-escapes in the password"
+        ) from None  # what the error says repeats the URL, and so the password
+
+
+def _create_sqlite_engine(url: URL) -> Engine:
+    if not url.database or url.database == ":memory:":
+        raise ConfigurationError("DIPOLE_DATABASE_URL: several processes share it, so it cannot be in memory")
+    if not url.database.startswith("file:"):
+        _make_private_file(Path(url.database))
+    engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _make_private_file(path: Path) -> None:
+    """The file, for its owner alone; SQLite gives -wal and -shm its permissions. Others' files stay as they are."""
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        if not path.exists():
+            path.touch(mode=0o600)
+    except OSError as error:
+        raise ConfigurationError(f"DIPOLE_DATABASE_URL: {path} cannot be written: {error.strerror}") from error
+    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
+        with suppress(FileNotFoundError, PermissionError):
+            file.chmod(0o600)
+
+
+def _create_postgresql_engine(url: URL) -> Engine:
+    """Parameters of the URL are libpq's (sslmode, target_session_attrs, ...), and psycopg's prepare_threshold."""
+    given = url.query.get("prepare_threshold", "none")
+    if given != "none" and not str(given).isdecimal():
+        raise ConfigurationError(f"DIPOLE_DATABASE_URL: prepare_threshold={given} is neither a number nor none")
+    options: dict[str, Any] = {"prepare_threshold": None if given == "none" else int(str(given))}
+    if "connect_timeout" not in url.query:
+        options["connect_timeout"] = CONNECT_TIMEOUT_S
+    return create_engine(
+        url.set(drivername="postgresql+psycopg").difference_update_query(["prepare_threshold"]),
+        connect_args=options,
+        pool_pre_ping=True,
+        pool_timeout=POOL_TIMEOUT_S,
+        hide_parameters=True,
+    )
 
 
 def _configure_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:
@@ -107,13 +168,22 @@ def _begin_sqlite(connection: Connection) -> None:
 
 
 def upgrade_database(database_url: str) -> None:
-    """Bring the tables to this version's shape. Safe to run from several processes at once, and to run again."""
+    """Bring the tables to this version's shape. Safe to run from several processes at once, and to run again.
+
+    Raises ConfigurationError where the database is away, or does not let this user change its tables.
+    """
     database = Database(database_url)
     try:
         with database.engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
             if not database.is_sqlite():
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7046029254386353131)")
             command.upgrade(_alembic_config(connection), "head")
+    except SQLAlchemyError as error:
+        shown = database.engine.url.render_as_string()
+        raise ConfigurationError(
+            f"DIPOLE_DATABASE_URL {shown}: the tables cannot be brought up to date: {describe_database_error(error)}. "
+            "Run `dipole db upgrade` where the database answers, as a user who may create and alter its tables"
+        ) from error
     finally:
         database.close()
 

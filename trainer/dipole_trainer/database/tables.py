@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, BigInteger, Float, ForeignKey, Index, Integer, MetaData, String, Text, UniqueConstraint
+from sqlalchemy import JSON, Float, ForeignKey, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from dipole_trainer.database.column_types import BigInteger, Integer, SerialInteger, String, Text
 
 ACTIVE_STATES = ("validating_files", "queued", "running", "paused")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
-# SQLite autoincrements only a plain INTEGER; PostgreSQL's events may outgrow 32 bits.
-SerialInteger = BigInteger().with_variant(Integer(), "sqlite")
 NullableJson = JSON(none_as_null=True)
 
 

@@ -159,6 +159,13 @@ class LeaseStore:
 
     def wait_for_reward(self, claim: Claim, reward: str, reason: str) -> str:
         """Pause because a required reward is away; `take_due_waits` tells when to look whether it is back."""
+        return self._wait(claim, reward, reason)
+
+    def wait_for_storage(self, claim: Claim, reason: str) -> str:
+        """Pause because the job's files cannot be written or read; `take_due_waits` tells when to look again."""
+        return self._wait(claim, None, reason)
+
+    def _wait(self, claim: Claim, reward: str | None, reason: str) -> str:
         with self.database.writing() as session:
             job = lock_claimed_job(session, claim)
             if job.desired != "run":
@@ -166,20 +173,27 @@ class LeaseStore:
             job.state, job.waiting_reward, job.waiting_reason = "paused", reward, to_jsonable(reason)
             _schedule_next_look(session, job)
             drop_lease(job)
-            then = "goes on by itself when it is back"
-            # the endpoint says it is ready, yet ranks nothing
+            then = "goes on by itself when it is back" if reward else "goes on by itself when there is room"
+            # what is waited for seems to be back, yet no step is made
             if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:
                 job.waiting_until = None
                 then = f"it was resumed {MAX_FRUITLESS_RESUMES} times without one step: "
                 then += "mend the cause, then resume the job"
-            record_event(session, job, job_events.JobWaitsForReward(reward=reward, reason=reason, then=then))
+            event = (
+                job_events.JobWaitsForReward(reward=reward, reason=reason, then=then)
+                if reward
+                else job_events.JobWaitsForStorage(reason=reason, then=then)
+            )
+            record_event(session, job, event)
             return job.state
 
-    # ---- jobs that wait for a reward ----------------------------------------------------------------------------
+    # ---- jobs that wait for a reward, or for their files -----------------------------------------------------------
 
-    def take_due_waits(self) -> list[tuple[str, str]]:
-        """(job, reward) whose endpoint is to be looked at now; the next look is scheduled here, so one worker looks."""
-        due = and_(JobRow.state == "paused", JobRow.waiting_reward.is_not(None), JobRow.waiting_until < now())
+    def take_due_waits(self) -> list[tuple[str, str | None]]:
+        """(job, reward) whose endpoint is to be looked at now, or the files' store where there is no reward; the next
+        look is scheduled here, so one worker looks.
+        """
+        due = and_(JobRow.state == "paused", JobRow.waiting_until < now())
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):
                 return []
@@ -187,18 +201,19 @@ class LeaseStore:
             jobs = session.scalars(select(JobRow).where(due).with_for_update(skip_locked=True)).all()
             for job in jobs:
                 _schedule_next_look(session, job)
-            return [(job.id, str(job.waiting_reward)) for job in jobs]
+            return [(job.id, job.waiting_reward) for job in jobs]
 
-    def requeue_waiting_job(self, job_id: str, reward: str) -> bool:
-        """Queue the job again if it still waits for this reward."""
+    def requeue_waiting_job(self, job_id: str, reward: str | None) -> bool:
+        """Queue the job again if it still waits for this reward, or for its files."""
         with self.database.writing() as session:
             job = lock_job(session, job_id)
-            if job.state != "paused" or job.waiting_reward != reward:
+            if job.state != "paused" or job.waiting_reason is None or job.waiting_reward != reward:
                 return False
             clear_waiting(job)
             job.state, job.waiting_resumes = "queued", job.waiting_resumes + 1
-            back = f"Reward {reward} is back: waiting for a worker"
-            record_event(session, job, job_events.JobQueued(reason=back, figures={"reward": reward}))
+            back = f"Reward {reward} is back" if reward else "There is room for the job's files again"
+            figures = {"reward": reward} if reward else {}
+            record_event(session, job, job_events.JobQueued(reason=f"{back}: waiting for a worker", figures=figures))
             return True
 
 

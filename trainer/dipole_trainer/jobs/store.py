@@ -4,7 +4,8 @@
       ^                │   │
       ├──── release ───┘   │        (a lease that ran out is claimed again, with a higher fence)
       │                    │
-      └─ resume ─ paused <─┘        pause was asked for, or a required reward is away: then it resumes by itself
+      └─ resume ─ paused <─┘        pause was asked for, or a required reward is away, or a disk is full: then it
+                                    resumes by itself. A failed job with a checkpoint is resumed likewise
 
 Truth about a job is here, in SQL; all times are the database's. Each method is one transaction.
 """
@@ -15,8 +16,9 @@ import secrets
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import select
+from sqlalchemy import exists, select
 from sqlalchemy.exc import IntegrityError
+from sqlalchemy.orm import Session
 
 from dipole.errors import Conflict, NotFound
 from dipole.protocol import job_events
@@ -119,7 +121,11 @@ class JobStore(LeaseStore):
         return job
 
     def resume_job(self, job_id: str) -> JobRow:
+        """Queue a paused job again, or a failed one that has a checkpoint to go on from."""
         with self.database.writing() as session:
+            job = lock_job(session, job_id)
+            if job.state == "failed":
+                self._reopen_failed_job(session, job)
             job = lock_open_job(session, job_id, "resumed")
             if job.desired == "cancel":
                 raise Conflict(f"job {job_id} is being cancelled")
@@ -129,6 +135,12 @@ class JobStore(LeaseStore):
                 job.state, job.waiting_tries, job.waiting_resumes = "queued", 0, 0
                 record_event(session, job, job_events.JobQueued(reason="Resumed: waiting for a worker"))
         return job
+
+    def _reopen_failed_job(self, session: Session, job: JobRow) -> None:
+        """As if it had paused at its last checkpoint. Raises Conflict where it has none."""
+        if not session.scalar(select(exists().where(CheckpointRow.job_id == job.id))):
+            raise Conflict(f"job {job.id} has failed without a checkpoint to go on from: create it anew")
+        job.state, job.desired, job.error, job.finished_at, job.crashes = "paused", "run", None, None, 0
 
     def cancel_job(self, job_id: str) -> JobRow:
         with self.database.writing() as session:

@@ -5,6 +5,8 @@ What lies where is job_layout.py's to say.
 A plain folder (the default) is the working folder itself: nothing is copied. Any other fsspec URL (s3://bucket/path)
 gets a copy at each checkpoint, and a worker that takes a job over fetches the whole ones first. Callers name files by
 relative paths; anything that could lead elsewhere is refused before a file system sees it.
+
+Whatever the store's client raises becomes DependencyUnavailable: it is away, or full.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -23,11 +25,13 @@ import stamina
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dipole.errors import DipoleError, InvalidInput, NotFound
+from dipole.errors import DependencyUnavailable, DipoleError, InvalidInput, NotFound, is_storage_full
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, COMPLETE_MARK, checkpoint_name, step_of_checkpoint
 
+RETRY_AFTER_S = 30.0  # a full disk is looked after by somebody, a bucket comes back
+PROBE_BYTES = 2**20
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
 
@@ -54,7 +58,7 @@ class ArtifactStore:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write there too
         self.folder = Path(root).resolve() if isinstance(fs, LocalFileSystem) else None
         if self.folder is not None:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         self._fs: Any = DirFileSystem(path=str(self.folder or root), fs=fs)
         self._scratch = scratch
         self._sent: dict[Path, tuple[int, int]] = {}  # files that sync has sent, and what they were then
@@ -62,13 +66,22 @@ class ArtifactStore:
     # ---- files by path ------------------------------------------------------------------------------------------
 
     def write_file(self, path: str, source: Path) -> None:
-        """Store a finished local file."""
-        self._fs.makedirs(check_safe_path(path).rpartition("/")[0], exist_ok=True)
-        self._fs.put_file(str(source), path)
+        """Store a finished local file, whole or not at all."""
+        check_safe_path(path)
+        with _store_errors():
+            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+            try:
+                self._fs.put_file(str(source), path)
+            except Exception:
+                with suppress(Exception):
+                    self._fs.rm_file(path)
+                raise
 
     def delete_file(self, path: str) -> None:
-        if self._fs.exists(check_safe_path(path)):
-            self._fs.rm_file(path)
+        check_safe_path(path)
+        with _store_errors():
+            if self._fs.exists(path):
+                self._fs.rm_file(path)
 
     @contextmanager
     def open_file(self, path: str) -> Iterator[BinaryIO]:
@@ -76,9 +89,11 @@ class ArtifactStore:
         check_safe_path(path)
         if self.folder is not None and not (self.folder / path).resolve().is_relative_to(self.folder):
             raise NotFound("there is no such file")
-        if not self._fs.isfile(path):
-            raise NotFound("there is no such file")
-        with self._fs.open(path, "rb") as file:
+        with _store_errors():
+            if not self._fs.isfile(path):
+                raise NotFound("there is no such file")
+            opened = self._fs.open(path, "rb")
+        with opened as file, _store_errors(OSError):
             yield file
 
     def file_size(self, path: str) -> int:
@@ -88,9 +103,10 @@ class ArtifactStore:
     def list_files(self, folder: str) -> list[Artifact]:
         """Every file below a folder, by path relative to it; hidden and partial ones left out."""
         prefix = check_safe_path(folder) + "/"
-        if not self._fs.isdir(folder):
-            return []
-        found = self._fs.find(folder, detail=True)
+        with _store_errors():
+            if not self._fs.isdir(folder):
+                return []
+            found = self._fs.find(folder, detail=True)
         names = ((str(path).removeprefix(prefix), int(info["size"] or 0)) for path, info in found.items())
         return sorted(
             (Artifact(name, size) for name, size in names if _SAFE_PATH.fullmatch(name)),
@@ -106,16 +122,19 @@ class ArtifactStore:
                 raise NotFound("there is no such file")
             yield found
             return
-        if not self._fs.exists(check_safe_path(path)):
-            raise NotFound("there is no such file")
-        self._scratch.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch) as copy:
-            target = Path(copy) / path.rpartition("/")[2]
-            if self._fs.isfile(path):
-                self._fs.get_file(path, str(target))
-            for artifact in self.list_files(path):
-                (target / artifact.path).parent.mkdir(parents=True, exist_ok=True)
-                self._fs.get_file(f"{path}/{artifact.path}", str(target / artifact.path))
+        check_safe_path(path)
+        with ExitStack() as stack:
+            with _store_errors():
+                if not self._fs.exists(path):
+                    raise NotFound("there is no such file")
+                self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch))
+                target = Path(copy) / path.rpartition("/")[2]
+                if self._fs.isfile(path):
+                    self._fs.get_file(path, str(target))
+                for artifact in self.list_files(path):
+                    (target / artifact.path).parent.mkdir(parents=True, exist_ok=True)
+                    self._fs.get_file(f"{path}/{artifact.path}", str(target / artifact.path))
             yield target
 
     @contextmanager
@@ -133,7 +152,7 @@ class ArtifactStore:
             return
         with ExitStack() as stack:
             try:
-                for attempt in stamina.retry_context(on=lambda error: not isinstance(error, DipoleError), attempts=5):
+                for attempt in stamina.retry_context(on=DependencyUnavailable, attempts=5):
                     with attempt:
                         found = stack.enter_context(self.local_path(path))
             except NotFound as error:
@@ -146,8 +165,28 @@ class ArtifactStore:
         """The local folder that a job trains in."""
         return (self.folder or self._scratch) / check_safe_path(job_layout.job_path(job_id))
 
+    def has_room(self, job_id: str) -> bool:
+        """Whether the store answers and the job's working folder can take a checkpoint as large as its newest."""
+        workdir = self.job_workdir(job_id)
+        try:
+            workdir.mkdir(parents=True, exist_ok=True)
+            newest = job_layout.newest_checkpoint(workdir)
+            files = newest.rglob("*") if newest else ()
+            needed = sum(path.stat().st_size for path in files if path.is_file())
+            with tempfile.TemporaryFile(dir=workdir) as probe:
+                probe.write(b"\0" * PROBE_BYTES)
+                probe.flush()
+            self.list_files(job_layout.job_path(job_id))
+            return shutil.disk_usage(workdir).free > needed
+        except (OSError, DependencyUnavailable):
+            return False
+
     def checkout_job(self, job_id: str) -> None:
         """Make the working folder, holding whatever the store has of the job that a resume needs."""
+        with _store_errors():
+            self._checkout_job(job_id)
+
+    def _checkout_job(self, job_id: str) -> None:
         job, workdir = check_safe_path(job_layout.job_path(job_id)), self.job_workdir(job_id)
         if self.folder is not None:
             workdir.mkdir(parents=True, exist_ok=True)
@@ -171,8 +210,11 @@ class ArtifactStore:
         A checkpoint without its mark may be any part of a copy that was cut short: all of it is sent. Of those that are
         not here only older ones than our newest go: later ones may be those of a worker that took the job over.
         """
-        if self.folder is not None:
-            return
+        if self.folder is None:
+            with _store_errors():
+                self._sync_job(job_id, workdir)
+
+    def _sync_job(self, job_id: str, workdir: Path) -> None:
         job = check_safe_path(job_layout.job_path(job_id))
         there = [artifact.path for artifact in self.list_files(job)]
         whole = _complete_checkpoints(there)
@@ -193,6 +235,20 @@ class ArtifactStore:
             step_there = step_of_checkpoint(top)
             if step_there is not None and ours and step_there < ours[-1] and step_there not in ours:
                 self._fs.rm(f"{job}/{top}", recursive=True)
+
+
+@contextmanager
+def _store_errors(kind: type[Exception] = Exception) -> Iterator[None]:
+    """Tell what a store's client raises, which is its own affair, as DependencyUnavailable; our own errors pass."""
+    try:
+        yield
+    except DipoleError:
+        raise
+    except kind as error:
+        what = "is full" if is_storage_full(error) else "does not answer"
+        said = str(error) or type(error).__name__
+        message = f"the artifact store (DIPOLE_ARTIFACTS_URL) {what}: {said}"
+        raise DependencyUnavailable(message, retry_after=RETRY_AFTER_S) from error
 
 
 def _complete_checkpoints(names: Iterable[str]) -> set[str]:

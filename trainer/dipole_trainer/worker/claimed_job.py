@@ -17,10 +17,11 @@ from typing import Any, Self, TypeVar
 
 import stamina
 import structlog
-from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.errors import DipoleError, LeaseLost
+from dipole.errors import DependencyUnavailable, DipoleError, LeaseLost
 from dipole.protocol import job_events
+from dipole_trainer.database.failures import AWAY_ERRORS, describe_database_error
 from dipole_trainer.jobs.leases import Claim, DesiredState
 from dipole_trainer.jobs.ranking_ledger import LEDGER_REPORT, RankingLedger, make_ledger_entry
 from dipole_trainer.jobs.store import JobStore
@@ -90,7 +91,7 @@ class ClaimedJob:
         self.check_control()
         # on another process of this worker
         if kind == LEDGER_REPORT:
-            self._write_with_retries(lambda: self.ledger.keep_ranking(self.claim, data))
+            self.write_with_retries(lambda: self.ledger.keep_ranking(self.claim, data))
             return
         if kind == job_events.CheckpointWritten.kind:
             self._store_checkpoint(int(data["step"]), str(data["path"]))
@@ -99,27 +100,34 @@ class ClaimedJob:
             self._metrics = {"train_loss": data.get("loss"), **dict(data.get("rewards") or {})}
         if kind in FILE_EVENTS:
             self.sync_files()
-        self._write_with_retries(lambda: self.store.append_event(self.claim, kind, data))
+        self.write_with_retries(lambda: self.store.append_event(self.claim, kind, data))
 
     def store_ranking(self, group: CandidateGroup, reward: str, result: RewardResult) -> None:
         self.store_event(LEDGER_REPORT, make_ledger_entry(group, reward, result))
 
     def checkout_files(self) -> None:
         """Bring the job's files here. It may take long, so heartbeats run meanwhile; errors are met as by sync."""
-        for attempt in self._retry_attempts(lambda error: not isinstance(error, DipoleError)):
+        for attempt in self._retry_attempts(_may_pass):
             with attempt:
                 self.check_control()
                 self.artifacts.checkout_job(self.claim.job_id)
 
     def sync_files(self) -> None:
-        """Copy files to the store, which knows no fence: the lease is proven right before. Raises LeaseLost.
+        """Copy files to the store, which knows no fence: the lease is proven right before.
 
-        What object stores raise depends on their client, so any error but our own is tried again while the lease holds.
+        Raises LeaseLost, and DependencyUnavailable where the store is away or full for longer than the lease.
         """
-        for attempt in self._retry_attempts(lambda error: not isinstance(error, DipoleError)):
+        for attempt in self._retry_attempts(_may_pass):
             with attempt:
                 self._renew_lease()
                 self.artifacts.sync_job(self.claim.job_id, self.workdir)
+
+    def write_with_retries(self, call: Callable[[], T]) -> T:
+        """Survive a database that restarts or is full; it must be back while the lease holds."""
+        for attempt in self._retry_attempts(AWAY_ERRORS):
+            with attempt:
+                return call()
+        raise AssertionError("stamina either returns or raises")
 
     # ---- inside -------------------------------------------------------------------------------------------------
 
@@ -128,19 +136,10 @@ class ClaimedJob:
         self.sync_files()
         relative = str(Path(path).relative_to(self.workdir)) if Path(path).is_absolute() else path
         kept = checkpoint_steps(self.workdir)
-        self._write_with_retries(
-            lambda: self.store.add_checkpoint(self.claim, step, relative, self._metrics, kept=kept)
-        )
-
-    def _write_with_retries(self, call: Callable[[], T]) -> T:
-        """Survive a database that restarts; it must be back while the lease holds."""
-        for attempt in self._retry_attempts(OperationalError):
-            with attempt:
-                return call()
-        raise AssertionError("stamina either returns or raises")
+        self.write_with_retries(lambda: self.store.add_checkpoint(self.claim, step, relative, self._metrics, kept=kept))
 
     def _retry_attempts(
-        self, on: type[Exception] | Callable[[Exception], bool]
+        self, on: tuple[type[Exception], ...] | Callable[[Exception], bool]
     ) -> Iterable[AbstractContextManager[object]]:
         return stamina.retry_context(on=on, timeout=self._lease_s, attempts=None, wait_max=2.0)
 
@@ -157,6 +156,11 @@ class ClaimedJob:
                 self._lease_lost = error
                 return
             except SQLAlchemyError as error:
-                log.warning("heartbeat_failed", job=self.claim.job_id, error=str(error))
+                log.warning("heartbeat_failed", job=self.claim.job_id, error=describe_database_error(error))
                 continue
             self._on_heartbeat()
+
+
+def _may_pass(error: Exception) -> bool:
+    """Whether the same may succeed later; our own errors are final, but for one."""
+    return isinstance(error, DependencyUnavailable) or not isinstance(error, DipoleError)

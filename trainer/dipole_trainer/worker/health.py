@@ -7,8 +7,12 @@ import os
 import socket
 import time
 
+import structlog
+
 from dipole.errors import DipoleError
 from dipole.settings import PlatformSettings
+
+log = structlog.get_logger()
 
 HEALTH_TIMEOUT_S = 120.0
 
@@ -22,8 +26,12 @@ class WorkerUnhealthy(DipoleError):
 def touch_health_file(settings: PlatformSettings) -> None:
     """Say that this worker lives."""
     path = settings.worker_health_file
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
+    try:
+        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
+    except OSError as error:
+        # a full disk must not end a training; who cannot write for long is found unhealthy
+        log.warning("health_file_not_written", file=str(path), error=str(error))
 
 
 def check_health(settings: PlatformSettings) -> None:

@@ -1,9 +1,11 @@
 """The trainer worker: claims one job at a time, trains it, releases it. process.run_worker() runs it.
 
-SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether rewards
-that jobs wait for are back (GET /readyz of the endpoint, or what its kind has for it). A job ends in one of these ways:
+SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether what jobs
+wait for is back: a reward (GET /readyz of the endpoint, or what its kind has for it), or room for their files. A job
+ends in one of these ways:
 - trained to its end, cancelled, or paused by its caller: the session returns, the job's state follows;
 - a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
+- a disk is full, or the artifact store away: likewise, and it goes on from its last checkpoint when there is room;
 - any other error: the job fails with a sentence;
 - the GPU computes nothing more in this process: the process ends, and whoever starts it again clears that;
 - SIGTERM or SIGINT: the session stops at its next step with a checkpoint, the job goes back to the queue;
@@ -32,11 +34,21 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient
-from dipole.errors import ConfigurationError, DipoleError, InvalidInput, LeaseLost, NotFound, RewardUnavailable
+from dipole.errors import (
+    ConfigurationError,
+    DependencyUnavailable,
+    DipoleError,
+    InvalidInput,
+    LeaseLost,
+    NotFound,
+    RewardUnavailable,
+    is_storage_full,
+)
 from dipole.protocol import job_events
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.database.engine import Database
+from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.jobs.leases import Claim
@@ -97,7 +109,7 @@ class Worker:
                 worked = self.train_next_job()
             except SQLAlchemyError as error:
                 # the database is away: so is everybody's
-                log.warning("database_unreachable", error=str(error))
+                log.warning("database_unreachable", error=describe_database_error(error))
                 worked = False
             if not worked:
                 touch_health_file(self.settings)
@@ -127,13 +139,16 @@ class Worker:
         return True
 
     def requeue_waiting_jobs(self) -> None:
-        """Queue the jobs whose reward has come back."""
+        """Queue the jobs that may go on: their reward has come back, or there is room for their files."""
         for job_id, reward in self.store.take_due_waits():
-            try:
-                spec = next((each for each in self.store.load_spec(job_id).rewards if each.name == reward), None)
-                back = spec is not None and self._is_reward_back(spec)
-            except InvalidInput:
-                back = True  # let the job run into it, and fail with that sentence
+            if reward is None:
+                back = self.artifacts.has_room(job_id)
+            else:
+                try:
+                    spec = next((each for each in self.store.load_spec(job_id).rewards if each.name == reward), None)
+                    back = spec is not None and self._is_reward_back(spec)
+                except InvalidInput:
+                    back = True  # let the job run into it, and fail with that sentence
             if back:
                 self.store.requeue_waiting_job(job_id, reward)
 
@@ -162,21 +177,25 @@ class Worker:
                 raise
             except RewardUnavailable as error:
                 # the session has written a checkpoint, which is in the store
-                return self.store.wait_for_reward(claim, error.reward, str(error))
+                reward, reason = error.reward, str(error)
+                return claimed.write_with_retries(lambda: self.store.wait_for_reward(claim, reward, reason))
             except (KeyboardInterrupt, SystemExit):
                 self.store.release_job(claim, "the worker was stopped")
                 raise
             except Exception as error:
                 log.exception("job_failed")
                 explained = _explain_failure(error)
+                if isinstance(error, DependencyUnavailable) or is_storage_full(error):
+                    why = str(explained["message"])
+                    return claimed.write_with_retries(lambda: self.store.wait_for_storage(claim, why))
                 # ends as by kill -9, which is counted: no job does this for ever
                 if gpu.is_context_lost():
                     job_events.AcceleratorLost(reason=str(explained["message"])).report(claimed.store_event)
                     raise
-                return self.store.finish_job(claim, "failed", error=explained)
+                return claimed.write_with_retries(lambda: self.store.finish_job(claim, "failed", error=explained))
             if outcome == "paused" and self.stop_requested.is_set():
                 return self.store.release_job(claim, "the worker was stopped")
-            return self.store.finish_job(claim, outcome)
+            return claimed.write_with_retries(lambda: self.store.finish_job(claim, outcome))
 
     def _run_session(self, claim: Claim, claimed: ClaimedJob) -> Outcome:
         spec = claim.spec
