@@ -26,6 +26,9 @@ from dipole.protocol.schemas import MAX_BODY_BYTES, Name
 from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
+Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
+CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
@@ -35,7 +38,14 @@ Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a reques
 
 
 class SpecModel(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+    """Base class. A part is looked at again by the model that it becomes part of: `model_copy` checks nothing.
+
+    Errors in a log do not repeat what was given: it may be a prompt.
+    """
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, allow_inf_nan=False, revalidate_instances="always", hide_input_in_errors=True
+    )
 
 
 class RewardSpec(SpecModel):
@@ -63,9 +73,8 @@ class RewardSpec(SpecModel):
         description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups.",
     )
     normalize: Literal["zscore", "rank", "none"] = "zscore"
-    min_valid: int = Field(
+    min_valid: Count = Field(
         default=2,
-        ge=1,
         description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
     )
 
@@ -94,6 +103,8 @@ class RewardSpec(SpecModel):
 
 class PromptSpec(SpecModel):
     """One line of a prompts file."""
+
+    model_config = ConfigDict(revalidate_instances="never")  # there may be a million, and none is made by a copy
 
     prompt: str = Field(min_length=1, max_length=10_000)
     metadata: dict[str, JsonValue] | None = None
@@ -124,8 +135,8 @@ class DrpoSpec(MethodSettings):
 
     trains_on_pairs = True
 
-    positives: int = Field(default=8, ge=1, description="P: best candidates of a group, which attract.")
-    negatives: int = Field(default=8, ge=1, description="N: worst candidates of a group, which repel.")
+    positives: Count = Field(default=8, description="P: best candidates of a group, which attract.")
+    negatives: Count = Field(default=8, description="N: worst candidates of a group, which repel.")
     radii: Many[PositiveFloat] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
     kernel: Literal["laplacian", "rbf", "cosine"] = "laplacian"
     positive_weight: PositiveFloat = 3000.0
@@ -154,8 +165,8 @@ class DpoSpec(MethodSettings):
 
     trains_on_pairs = True
 
-    positives: int = Field(default=8, ge=1, description="P: best candidates of a group.")
-    negatives: int = Field(default=8, ge=1, description="N: worst candidates of a group.")
+    positives: Count = Field(default=8, description="P: best candidates of a group.")
+    negatives: Count = Field(default=8, description="N: worst candidates of a group.")
     beta: PositiveFloat = 30.0
 
     def sides(self) -> tuple[int, int]:
@@ -173,7 +184,7 @@ class GrpoSpec(MethodSettings):
     sigma: float = Field(
         default=0.3, gt=0, le=1, description="σ: how far candidates' noises are from their common one."
     )
-    anchors: int = Field(default=4, ge=1, description="Number of a group's candidates that gradients flow through.")
+    anchors: Count = Field(default=4, description="Number of a group's candidates that gradients flow through.")
     temperature: PositiveFloat = Field(
         default=1.0, description="Temperature: divides the mean squared latent distances."
     )
@@ -298,19 +309,19 @@ class OptimizerSpec(SpecModel):
     betas: tuple[AdamBeta, AdamBeta] = (0.9, 0.999)
     weight_decay: float = Field(default=1e-2, ge=0)
     max_grad_norm: PositiveFloat = 1.0
-    warmup_steps: int = Field(default=0, ge=0)
-    decay_steps: int = Field(default=0, ge=0)
+    warmup_steps: CountOrZero = 0
+    decay_steps: CountOrZero = 0
 
 
 class EvalSpec(SpecModel):
     """Evaluation on fixed noises, with every reward of the job, trained and held-out."""
 
-    every: int = Field(default=0, ge=0, description="Steps between evaluations; 0 evaluates only before and after.")
+    every: CountOrZero = Field(default=0, description="Steps between evaluations; 0 evaluates only before and after.")
     prompts: Many[PromptSpec] = Field(
         default=(), max_length=2000, description="Held-out prompts to evaluate on; none if empty."
     )
     images_per_prompt: int = Field(default=4, ge=1, le=64)
-    seed: int = 1234
+    seed: int = Field(default=1234, ge=-(2**63), lt=2**63)
     best_by: str | None = Field(
         default=None,
         max_length=129,
@@ -384,7 +395,7 @@ class TrainSpec(GeneratorSpec):
     )
     rewards: Many[RewardSpec] = Field(default=(), max_length=32)
     method: MethodSpec = Field(default_factory=MethodSpec)
-    steps: int = Field(default=1000, ge=1)
+    steps: Count = 1000
     candidates: int = Field(default=24, ge=2, le=64, description="K: number of images per prompt and update.")
     prompts_per_step: int = Field(
         default=8, ge=1, le=1024, description="Number of prompts of one step, over all devices."
@@ -394,18 +405,17 @@ class TrainSpec(GeneratorSpec):
     )
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvalSpec = EvalSpec()
-    checkpoint_every: int = Field(default=100, ge=1)
-    keep_checkpoints: int = Field(
-        default=3, ge=1, description="Number of checkpoints that are kept, the newest; the best is kept too."
+    checkpoint_every: Count = 100
+    keep_checkpoints: Count = Field(
+        default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
     )
     record_candidates: bool = Field(
         default=False,
         description="Keep every candidate's latents with its scores (32 KB an image at 512²), for replays.",
     )
     export_merged: bool = Field(default=False, description="Export the whole pipeline too, adapter merged.")
-    chunk_size: int = Field(
+    chunk_size: Count = Field(
         default=8,
-        ge=1,
         description="Samples that are worked on at once; memory, not maths. Halved when memory runs out.",
     )
 

@@ -108,7 +108,7 @@ def list_jobs(
         jobs = api.get("/v1/fine_tuning/jobs", limit=limit)["data"]
     table = plain_table("id", "status", "step", "model", "rewards", "created")
     for job in jobs:
-        rewards = ", ".join(f"{each['name']}:{each['weight']:g}" for each in job["rewards"])
+        rewards = ", ".join(f"{each['name']}:{each['weight']:g}" for each in job.get("rewards", []))
         step = f"{job['step']}/{job['steps']}"
         table.add_row(job["id"], _styled_status(job), step, job["model"], rewards, format_time(job["created_at"]))
     out.print(table)

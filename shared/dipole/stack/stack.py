@@ -35,6 +35,7 @@ from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import ImageRequestStore, image_coordination
 from dipole.broker.rankings import TaskCoordination
 from dipole.errors import ConfigurationError, Conflict
+from dipole.private_files import make_private_folder
 from dipole.redis_url import parse_redis_url
 from dipole.settings import ApiSettings, PlatformSettings, load_settings
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
@@ -196,19 +197,9 @@ class Stack:
 
     def _redis_program(self) -> Program:
         folder = self.home / "redis"
-        folder.mkdir(parents=True, exist_ok=True)
-        options = [
-            "--port",
-            str(parse_redis_url(self.redis_url).port),
-            "--bind",
-            LOOPBACK,
-            "--dir",
-            str(folder),
-            "--save",
-            "",
-            "--appendonly",
-            "no",
-        ]
+        make_private_folder(folder)
+        port = str(parse_redis_url(self.redis_url).port)
+        options = ["--port", port, "--bind", LOOPBACK, "--dir", str(folder), "--save", "", "--appendonly", "no"]
         command = [_find_redis_server(), *options, "--daemonize", "no"]
         ready = partial(_answers_ping, self.redis_url)
         return Program("redis", command, env=HUGE_PAGES_ENVIRONMENT, url=self.redis_url, ready=ready, barrier=True)
@@ -268,7 +259,7 @@ class Stack:
 @contextlib.contextmanager
 def _lock_home(home: Path) -> Iterator[None]:
     """Hold the home's lock. The kernel frees it when we end, however, so a lock file left behind means nothing."""
-    home.mkdir(parents=True, exist_ok=True)
+    make_private_folder(home)
     with (home / "stack.lock").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -26,6 +26,7 @@ from typing import Self
 import structlog
 
 from dipole.errors import DipoleError
+from dipole.private_files import make_private_folder
 from dipole.stack import parent_death
 
 log = structlog.get_logger()
@@ -98,6 +99,7 @@ class _ProcessThread(threading.Thread):
                     stderr=subprocess.STDOUT,
                     env={**os.environ, **self.program.env},
                     start_new_session=True,
+                    umask=0o077,  # what they write is their owner's alone
                 )
             return self.process
 
@@ -150,7 +152,7 @@ class Supervisor:
         self._previous_handlers: dict[signal.Signals, object] = {}
 
     def __enter__(self) -> Self:
-        self._log_dir.mkdir(parents=True, exist_ok=True)
+        make_private_folder(self._log_dir)
         self._catch_signals()
         try:
             waiting: list[_ProcessThread] = []

@@ -82,7 +82,7 @@ def test_validation_errors_name_paths_as_a_caller_writes_them() -> None:
 
     with pytest.raises(ValidationError) as caught:
         Outer.model_validate({"many": [{"x": "?"}] * 50})
-    problem, _ = problems.problem_of(caught.value)
+    problem, _ = problems.problem_of_refusal(caught.value)
     assert problem.errors[3].field == "many[3].x"
     assert len(problem.errors) == problems.MAX_FIELD_ERRORS
     assert "30 more errors" in (problem.detail or "")

@@ -29,8 +29,8 @@ def create_key(state: State, body: ApiKeyRequest) -> schemas.KeyObject:
 
 
 @router.get("", summary="List keys")
-def list_keys(state: State) -> schemas.Paged[schemas.KeyObject]:
-    return schemas.page_of([schemas.to_key_object(row) for row in state.api_keys.list_keys()], False)
+def list_keys(state: State) -> schemas.Paged[schemas.KeyObject | schemas.UnreadableObject]:
+    return schemas.page_of(schemas.show_rows(state.api_keys.list_keys(), schemas.to_key_object), False)
 
 
 @router.delete("/{key_id}", summary="Revoke a key")

@@ -30,7 +30,7 @@ async def stream_events(
         events = await run_in_threadpool(state.jobs.events_since, job_id, cursor)
         for event in events:
             cursor = event.id
-            text = schemas.to_event_object(event).model_dump_json()
+            text = schemas.show_row(event, schemas.to_event_object).model_dump_json()
             yield format_sse_event(data_str=text, event=event.kind, id=str(event.id))
         if events:
             quiet_since = time.monotonic()

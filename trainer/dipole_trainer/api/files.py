@@ -7,6 +7,7 @@ from __future__ import annotations
 import secrets
 import tempfile
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Annotated, BinaryIO, Literal
 
@@ -14,12 +15,13 @@ from fastapi import APIRouter, Depends, File, Form, Query, Request, UploadFile
 from fastapi import Path as PathParameter
 from fastapi.responses import StreamingResponse
 from pydantic import Field
+from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.errors import InvalidInput, NotFound
+from dipole.errors import DipoleError, InvalidInput, NotFound
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, ListQuery, State
-from dipole_trainer.database.tables import FileRow as FileRow
+from dipole_trainer.database.tables import FileRow
 from dipole_trainer.datasets import pairs, prompts, uploads
 from dipole_trainer.registry.files import FileKind
 from dipole_trainer.spec import PromptSpec
@@ -83,11 +85,13 @@ def upload_file(
 
 
 @router.get("", summary="List files")
-def list_files(state: State, page: Annotated[FilePageQuery, Query()]) -> schemas.Paged[schemas.FileObject]:
+def list_files(
+    state: State, page: Annotated[FilePageQuery, Query()]
+) -> schemas.Paged[schemas.FileObject | schemas.UnreadableObject]:
     if page.purpose not in (None, "fine-tune"):
         return schemas.page_of([], False)
     rows, more = state.files.list_files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
-    return schemas.page_of([schemas.to_file_object(row) for row in rows], more)
+    return schemas.page_of(schemas.show_rows(rows, schemas.to_file_object), more)
 
 
 @router.get("/{file_id}", summary="Retrieve a file")
@@ -130,15 +134,21 @@ def store_file(
             )
         state.artifacts.write_file(upload_path(file_id), path)
     name = "".join(char for char in filename if char.isprintable())[:255] or "prompts.jsonl"
-    return state.files.add_file(
-        file_id,
-        name,
-        size=checked.bytes,
-        lines=checked.lines,
-        sha256=checked.sha256,
-        kind=kind,
-        expires_after_s=expires_after_s,
-    )
+    try:
+        return state.files.add_file(
+            file_id,
+            name,
+            size=checked.bytes,
+            lines=checked.lines,
+            sha256=checked.sha256,
+            kind=kind,
+            expires_after_s=expires_after_s,
+        )
+    except SQLAlchemyError:
+        # nobody would know of it
+        with suppress(DipoleError):
+            state.artifacts.delete_file(upload_path(file_id))
+        raise
 
 
 def find_file(state: ApiState, file_id: str, *, field: str, kind: FileKind | None = None) -> FileRow:

@@ -40,10 +40,10 @@ BYTES_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png"
 @router.get("/{job_id}/checkpoints", summary="List checkpoints, newest first")
 def list_checkpoints(
     state: State, job_id: JobId, page: Annotated[PageQuery, Query()]
-) -> schemas.Paged[schemas.JobCheckpoint]:
+) -> schemas.Paged[schemas.JobCheckpoint | schemas.UnreadableObject]:
     job = state.jobs.get_job(job_id)
     rows, more = state.jobs.list_checkpoints(job_id, after=page.after, limit=page.limit)
-    return schemas.page_of([schemas.to_checkpoint_object(row, job) for row in rows], more)
+    return schemas.page_of(schemas.show_rows(rows, lambda row: schemas.to_checkpoint_object(row, job)), more)
 
 
 @router.get(

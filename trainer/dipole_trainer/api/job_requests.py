@@ -25,7 +25,7 @@ from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.database.tables import TERMINAL_STATES, JobRow
 from dipole_trainer.datasets import prompts, recordings
 from dipole_trainer.datasets.recordings import RecordedJob
-from dipole_trainer.spec import Many, PromptSpec, SpecModel, TrainSpec, asks_rewards
+from dipole_trainer.spec import MAX_COUNT, Count, Many, PromptSpec, SpecModel, TrainSpec, asks_rewards
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights import base_models
 
@@ -42,7 +42,7 @@ JOB_EXAMPLE: dict[str, Any] = {
 class Hyperparameters(SpecModel):
     """OpenAI's; `auto` keeps our default. `n_epochs` gives `steps`, `batch_size` is `prompts_per_step`."""
 
-    n_epochs: Annotated[int, Field(ge=1)] | Literal["auto"] = "auto"
+    n_epochs: Count | Literal["auto"] = "auto"
     batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
     learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
 
@@ -223,8 +223,20 @@ def _fields_of_hyperparameters(body: JobRequest, prompt_count: int, per_step: in
     if given.n_epochs != "auto":
         if "steps" in body.model_fields_set:
             raise InvalidInput("give steps or hyperparameters.n_epochs, not both", field="hyperparameters.n_epochs")
-        values["steps"] = math.ceil(given.n_epochs * prompt_count / per_step)
+        values["steps"] = steps = -(-given.n_epochs * prompt_count // per_step)  # rounded up
+        if steps > MAX_COUNT:
+            raise InvalidInput(
+                f"hyperparameters.n_epochs = {given.n_epochs} makes {steps} steps of {prompt_count} prompts: "
+                f"{MAX_COUNT} at most are possible, so give fewer",
+                field="hyperparameters.n_epochs",
+            )
     if given.learning_rate_multiplier != "auto":
         rate = body.optimizer.lr * given.learning_rate_multiplier
+        if not 0 < rate < math.inf:
+            raise InvalidInput(
+                f"hyperparameters.learning_rate_multiplier = {given.learning_rate_multiplier:g} makes a learning rate "
+                f"of {rate:g} of optimizer.lr = {body.optimizer.lr:g}: give one nearer to 1",
+                field="hyperparameters.learning_rate_multiplier",
+            )
         values["optimizer"] = body.optimizer.model_copy(update={"lr": rate})
     return values

@@ -23,6 +23,7 @@ IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="A repeat with the same key and body returns the first job."),
 ]
+AnyJob = schemas.FineTuningJob | schemas.UnreadableObject
 STREAM_EXAMPLE = 'event: step\nid: 42\ndata: {"id": "ftevent-42", "kind": "step", "data": {"step": 7, "loss": 0.1}}\n\n'
 STREAM_DESCRIPTION = (
     "Server-sent events: `id:` is the cursor, `event:` the kind, `data:` the event object. Send the last `id` seen as "
@@ -32,43 +33,43 @@ STREAM_DESCRIPTION = (
 
 
 @router.post("", summary="Create a job")
-def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> schemas.FineTuningJob:
-    return schemas.to_job_object(queue_job(state, body, idempotency_key))
+def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> AnyJob:
+    return schemas.show_job(queue_job(state, body, idempotency_key))
 
 
 @router.get("", summary="List jobs, newest first")
-def list_jobs(state: State, page: Annotated[PageQuery, Query()]) -> schemas.Paged[schemas.FineTuningJob]:
+def list_jobs(state: State, page: Annotated[PageQuery, Query()]) -> schemas.Paged[AnyJob]:
     rows, more = state.jobs.list_jobs(after=page.after, limit=page.limit)
-    return schemas.page_of([schemas.to_job_object(row) for row in rows], more)
+    return schemas.page_of(schemas.show_rows(rows, schemas.to_job_object), more)
 
 
 @router.get("/{job_id}", summary="Retrieve a job")
-def retrieve_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.to_job_object(state.jobs.get_job(job_id))
+def retrieve_job(state: State, job_id: JobId) -> AnyJob:
+    return schemas.show_job(state.jobs.get_job(job_id))
 
 
 @router.post("/{job_id}/pause", summary="Pause: stop at the next step with a checkpoint")
-def pause_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.to_job_object(state.jobs.pause_job(job_id))
+def pause_job(state: State, job_id: JobId) -> AnyJob:
+    return schemas.show_job(state.jobs.pause_job(job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused or failed job from its last checkpoint")
-def resume_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.to_job_object(state.jobs.resume_job(job_id))
+def resume_job(state: State, job_id: JobId) -> AnyJob:
+    return schemas.show_job(state.jobs.resume_job(job_id))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
-def cancel_job(state: State, job_id: JobId) -> schemas.FineTuningJob:
-    return schemas.to_job_object(state.jobs.cancel_job(job_id))
+def cancel_job(state: State, job_id: JobId) -> AnyJob:
+    return schemas.show_job(state.jobs.cancel_job(job_id))
 
 
 @router.get("/{job_id}/events", summary="List events, newest first")
 def list_events(
     state: State, job_id: JobId, page: Annotated[PageQuery, Query()]
-) -> schemas.Paged[schemas.JobEventObject]:
+) -> schemas.Paged[schemas.JobEventObject | schemas.UnreadableObject]:
     state.jobs.get_job(job_id)
     rows, more = state.jobs.list_events(job_id, after=_parse_event_id(page.after), limit=page.limit)
-    return schemas.page_of([schemas.to_event_object(row) for row in rows], more)
+    return schemas.page_of(schemas.show_rows(rows, schemas.to_event_object), more)
 
 
 @router.get(

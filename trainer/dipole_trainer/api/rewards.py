@@ -105,8 +105,8 @@ def _check_endpoint(state: ApiState, endpoint: Endpoint, *, field: str = "") -> 
 
 
 @router.get("", summary="List endpoints", dependencies=[require_scope("train")])
-def list_rewards(state: State) -> schemas.Paged[schemas.RewardObject]:
-    return schemas.page_of([schemas.to_reward_object(row) for row in state.rewards.list_rewards()], False)
+def list_rewards(state: State) -> schemas.Paged[schemas.RewardObject | schemas.UnreadableObject]:
+    return schemas.page_of(schemas.show_rows(state.rewards.list_rewards(), schemas.to_reward_object), False)
 
 
 @router.get("/{name}", summary="Retrieve an endpoint", dependencies=[require_scope("train")])

@@ -5,22 +5,27 @@ theirs, made from rows.
 from __future__ import annotations
 
 import time
+from collections.abc import Callable, Iterable
 from typing import Any, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+import structlog
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dipole.protocol.job_events import SESSION_EVENTS
+from dipole.protocol.validation import first_error
 from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
 from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
+log = structlog.get_logger()
 T = TypeVar("T")
+Row = TypeVar("Row")
 # kinds of events whose data are numbers to plot
 METRIC_EVENT_KINDS = frozenset(event.kind for event in SESSION_EVENTS if event.has_figures)
 
 
 class ApiModel(BaseModel):
-    model_config = ConfigDict(extra="forbid")
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)
 
 
 class Paged(ApiModel, Generic[T]):
@@ -62,6 +67,16 @@ class JobError(ApiModel):
     code: str
     message: str
     param: str | None = None
+
+
+class UnreadableObject(BaseModel):
+    """A stored object that this version cannot show: `error` says why, and a job's plain fields are beside it."""
+
+    model_config = ConfigDict(extra="allow")
+
+    id: str
+    object: str = Field(examples=["fine_tuning.job"])
+    error: JobError
 
 
 class EvaluationSummary(ApiModel):
@@ -188,9 +203,34 @@ class KeyObject(ApiModel):
     key: str | None = None
 
 
-def page_of(rows: list[T], has_more: bool) -> Paged[T]:
-    ids = [getattr(row, "id", None) for row in rows]
-    return Paged(data=rows, has_more=has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+def page_of(objects: list[T], has_more: bool) -> Paged[T]:
+    ids = [getattr(each, "id", None) for each in objects]
+    return Paged(data=objects, has_more=has_more, first_id=ids[0] if ids else None, last_id=ids[-1] if ids else None)
+
+
+def show_rows(rows: Iterable[Row], to_object: Callable[[Row], T]) -> list[T | UnreadableObject]:
+    """Each row as its object; one that cannot be shown shows that, and hides no other."""
+    return [show_row(row, to_object) for row in rows]
+
+
+def show_row(row: Row, to_object: Callable[[Row], T]) -> T | UnreadableObject:
+    try:
+        return to_object(row)
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        why = first_error(error).sentence if isinstance(error, ValidationError) else repr(error)
+    name = str(getattr(row, "id", None) or getattr(row, "name", ""))
+    table = str(getattr(row, "__tablename__", ""))
+    log.warning("unreadable_row", table=table, row=name, error=why)
+    fault = JobError(code="unreadable", message=f"this version cannot show what is stored: {why}")
+    if not isinstance(row, JobRow):
+        return UnreadableObject(id=name, object=table.removesuffix("s"), error=fault)
+    plain = {field: getattr(row, field) for field in ("model", "step", "steps", "desired", "training_file")}
+    times = {field: _whole_seconds(getattr(row, field)) for field in ("created_at", "started_at", "finished_at")}
+    return UnreadableObject(id=name, object="fine_tuning.job", error=fault, status=row.state, **plain, **times)
+
+
+def show_job(row: JobRow) -> FineTuningJob | UnreadableObject:
+    return show_row(row, to_job_object)
 
 
 def to_file_object(row: FileRow) -> FileObject:
@@ -209,9 +249,9 @@ def to_file_object(row: FileRow) -> FileObject:
 def to_job_object(row: JobRow) -> FineTuningJob:
     said = dict(row.summary)
     waiting = None
-    if row.waiting_reason is not None:
+    if row.waiting_reward is not None or row.waiting_reason is not None:
         code = "reward_unavailable" if row.waiting_reward else "storage_unavailable"
-        waiting = JobError(code=code, message=row.waiting_reason, param=row.waiting_reward)
+        waiting = JobError(code=code, message=row.waiting_reason or "", param=row.waiting_reward)
     return FineTuningJob(
         **said,
         id=row.id,

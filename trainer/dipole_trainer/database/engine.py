@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import re
 import sqlite3
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from sqlalchemy.sql.functions import FunctionElement
 from sqlalchemy.types import Float
 
 from dipole.errors import ConfigurationError
+from dipole.private_files import hide_from_others, make_private_file
 from dipole_trainer.database.failures import describe_database_error, hide_values
 
 BUSY_TIMEOUT_S = 30
@@ -107,24 +107,21 @@ def _create_sqlite_engine(url: URL) -> Engine:
     if not url.database or url.database == ":memory:":
         raise ConfigurationError("DIPOLE_DATABASE_URL: several processes share it, so it cannot be in memory")
     if not url.database.startswith("file:"):
-        _make_private_file(Path(url.database))
+        _make_file_private(Path(url.database))
     engine = create_engine(url, connect_args={"timeout": BUSY_TIMEOUT_S}, hide_parameters=True)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
 
 
-def _make_private_file(path: Path) -> None:
-    """The file, for its owner alone; SQLite gives -wal and -shm its permissions. Others' files stay as they are."""
+def _make_file_private(path: Path) -> None:
+    """SQLite gives -wal and -shm the permissions of its file."""
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        if not path.exists():
-            path.touch(mode=0o600)
+        make_private_file(path)
     except OSError as error:
         raise ConfigurationError(f"DIPOLE_DATABASE_URL: {path} cannot be written: {error.strerror}") from error
-    for file in (path, path.with_name(f"{path.name}-wal"), path.with_name(f"{path.name}-shm")):
-        with suppress(FileNotFoundError, PermissionError):
-            file.chmod(0o600)
+    for suffix in ("-wal", "-shm"):
+        hide_from_others(path.with_name(path.name + suffix))
 
 
 def _create_postgresql_engine(url: URL) -> Engine:

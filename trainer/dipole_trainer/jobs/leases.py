@@ -193,7 +193,8 @@ class LeaseStore:
         """(job, reward) whose endpoint is to be looked at now, or the files' store where there is no reward; the next
         look is scheduled here, so one worker looks.
         """
-        due = and_(JobRow.state == "paused", JobRow.waiting_until < now())
+        waits = or_(JobRow.waiting_reward.is_not(None), JobRow.waiting_reason.is_not(None))
+        due = and_(JobRow.state == "paused", waits, JobRow.waiting_until < now())
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):
                 return []
@@ -207,7 +208,8 @@ class LeaseStore:
         """Queue the job again if it still waits for this reward, or for its files."""
         with self.database.writing() as session:
             job = lock_job(session, job_id)
-            if job.state != "paused" or job.waiting_reason is None or job.waiting_reward != reward:
+            waits = job.waiting_reward is not None or job.waiting_reason is not None
+            if job.state != "paused" or not waits or job.waiting_reward != reward:
                 return False
             clear_waiting(job)
             job.state, job.waiting_resumes = "queued", job.waiting_resumes + 1

@@ -84,6 +84,6 @@ class RewardRegistry:
             require(session.get(RewardRow, name, with_for_update=True), name, "reward")
             active = select(JobRow).where(JobRow.state.in_(ACTIVE_STATES))
             for job in session.scalars(active):
-                if any(used["name"] == name and used["url"] is None for used in job.summary["rewards"]):
+                if any(used.get("name") == name and not used.get("url") for used in job.summary.get("rewards", ())):
                     raise Conflict(f"reward {name} is used by job {job.id}, which is {job.state}: cancel it first")
             session.execute(delete(RewardRow).where(RewardRow.name == name))

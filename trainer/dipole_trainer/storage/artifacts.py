@@ -26,6 +26,7 @@ from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
 from dipole.errors import DependencyUnavailable, DipoleError, InvalidInput, NotFound, is_storage_full
+from dipole.private_files import make_private_folder
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, COMPLETE_MARK, checkpoint_name, step_of_checkpoint
@@ -58,7 +59,7 @@ class ArtifactStore:
         fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write there too
         self.folder = Path(root).resolve() if isinstance(fs, LocalFileSystem) else None
         if self.folder is not None:
-            self.folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            make_private_folder(self.folder)
         self._fs: Any = DirFileSystem(path=str(self.folder or root), fs=fs)
         self._scratch = scratch
         self._sent: dict[Path, tuple[int, int]] = {}  # files that sync has sent, and what they were then
@@ -93,8 +94,14 @@ class ArtifactStore:
             if not self._fs.isfile(path):
                 raise NotFound("there is no such file")
             opened = self._fs.open(path, "rb")
-        with opened as file, _store_errors(OSError):
-            yield file
+        with opened as file:
+            try:
+                yield file
+            except OSError as error:
+                # the caller's own disk may be full, but not by reading
+                if is_storage_full(error):
+                    raise
+                raise _store_error(error) from error
 
     def file_size(self, path: str) -> int:
         with self.open_file(path):
@@ -127,7 +134,7 @@ class ArtifactStore:
             with _store_errors():
                 if not self._fs.exists(path):
                     raise NotFound("there is no such file")
-                self._scratch.mkdir(mode=0o700, parents=True, exist_ok=True)
+                make_private_folder(self._scratch)
                 copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch))
                 target = Path(copy) / path.rpartition("/")[2]
                 if self._fs.isfile(path):
@@ -169,7 +176,7 @@ class ArtifactStore:
         """Whether the store answers and the job's working folder can take a checkpoint as large as its newest."""
         workdir = self.job_workdir(job_id)
         try:
-            workdir.mkdir(parents=True, exist_ok=True)
+            make_private_folder(workdir)
             newest = job_layout.newest_checkpoint(workdir)
             files = newest.rglob("*") if newest else ()
             needed = sum(path.stat().st_size for path in files if path.is_file())
@@ -189,11 +196,11 @@ class ArtifactStore:
     def _checkout_job(self, job_id: str) -> None:
         job, workdir = check_safe_path(job_layout.job_path(job_id)), self.job_workdir(job_id)
         if self.folder is not None:
-            workdir.mkdir(parents=True, exist_ok=True)
+            make_private_folder(workdir)
             return
         shutil.rmtree(workdir, ignore_errors=True)  # files of an earlier claim may be older than the store's
         self._sent.clear()
-        workdir.mkdir(parents=True)
+        make_private_folder(workdir)
         names = [artifact.path for artifact in self.list_files(job)]
         whole = _complete_checkpoints(names)
         for name in names:
@@ -238,17 +245,20 @@ class ArtifactStore:
 
 
 @contextmanager
-def _store_errors(kind: type[Exception] = Exception) -> Iterator[None]:
+def _store_errors() -> Iterator[None]:
     """Tell what a store's client raises, which is its own affair, as DependencyUnavailable; our own errors pass."""
     try:
         yield
     except DipoleError:
         raise
-    except kind as error:
-        what = "is full" if is_storage_full(error) else "does not answer"
-        said = str(error) or type(error).__name__
-        message = f"the artifact store (DIPOLE_ARTIFACTS_URL) {what}: {said}"
-        raise DependencyUnavailable(message, retry_after=RETRY_AFTER_S) from error
+    except Exception as error:
+        raise _store_error(error) from error
+
+
+def _store_error(error: Exception) -> DependencyUnavailable:
+    what = "is full" if is_storage_full(error) else "does not answer"
+    said = str(error) or type(error).__name__
+    return DependencyUnavailable(f"the artifact store (DIPOLE_ARTIFACTS_URL) {what}: {said}", retry_after=RETRY_AFTER_S)
 
 
 def _complete_checkpoints(names: Iterable[str]) -> set[str]:

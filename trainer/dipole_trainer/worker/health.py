@@ -10,6 +10,7 @@ import time
 import structlog
 
 from dipole.errors import DipoleError
+from dipole.private_files import make_private_folder
 from dipole.settings import PlatformSettings
 
 log = structlog.get_logger()
@@ -27,7 +28,7 @@ def touch_health_file(settings: PlatformSettings) -> None:
     """Say that this worker lives."""
     path = settings.worker_health_file
     try:
-        path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+        make_private_folder(path.parent)
         path.write_text(json.dumps({"pid": os.getpid(), "time": time.time()}))
     except OSError as error:
         # a full disk must not end a training; who cannot write for long is found unhealthy
