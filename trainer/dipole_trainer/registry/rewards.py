@@ -9,6 +9,7 @@ from collections.abc import Collection, Sequence
 from typing import Any
 
 from sqlalchemy import delete, select
+from sqlalchemy.exc import IntegrityError
 
 from dipole.client.endpoint import Endpoint, check_reward_url, parse_options
 from dipole.errors import ConfigurationError, Conflict
@@ -34,6 +35,12 @@ class RewardRegistry:
         options = parse_options(endpoint.kind, endpoint.options).model_dump(mode="json", exclude_unset=True)
         values = {**endpoint.to_record(), "options": options, "description": description}
         stored = {**values, "key": self._vault.seal(values["key"]) if values["key"] else None}
+        try:
+            return self._put_row(name, values, stored)
+        except IntegrityError:
+            return self._put_row(name, values, stored)  # somebody registered the name at the same moment
+
+    def _put_row(self, name: str, values: dict[str, Any], stored: dict[str, Any]) -> tuple[RewardRow, list[str] | None]:
         with self.database.writing() as session:
             row = session.get(RewardRow, name, with_for_update=True)
             if row is None:
