@@ -16,7 +16,7 @@ from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
 from dipole.web import asgi
 from dipole.web.openapi import document_problems
-from dipole_trainer.database.failures import explain_database_error
+from dipole_trainer.database.failures import describe_database_error, explain_database_error
 
 log = structlog.get_logger()
 
@@ -64,7 +64,7 @@ def answer_error(_: Any, error: Exception) -> Any:
         explained = explain_database_error(error)
         if explained is None:
             raise error
-        log.warning("database_unavailable", error=str(explained))
+        log.warning("database_unavailable", error=describe_database_error(error))
         error = explained
     if isinstance(error, RequestValidationError):
         error = RequestValidationError([_named_error(each) for each in error.errors()])

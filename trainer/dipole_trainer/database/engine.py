@@ -17,7 +17,6 @@ import tenacity
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import URL, Connection, Engine, create_engine, event, make_url
-from sqlalchemy.dialects.postgresql.psycopg import PGDialect_psycopg
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 from sqlalchemy.ext.compiler import compiles
@@ -98,7 +97,8 @@ def _parse_url(url: str) -> URL:
     try:
         parsed = make_url(url)
         if parsed.get_backend_name() == "postgresql":
-            PGDialect_psycopg().create_connect_args(parsed)  # reads hosts and ports, which a first connection would
+            parsed = parsed.set(drivername="postgresql+psycopg")
+            parsed.get_dialect()().create_connect_args(parsed)  # reads hosts and ports, as a connection does
         return parsed
     except (ArgumentError, ValueError):
         raise ConfigurationError(
@@ -137,7 +137,7 @@ def _create_postgresql_engine(url: URL) -> Engine:
     if "connect_timeout" not in url.query:
         options["connect_timeout"] = CONNECT_TIMEOUT_S
     return create_engine(
-        url.set(drivername="postgresql+psycopg").difference_update_query(["prepare_threshold"]),
+        url.difference_update_query(["prepare_threshold"]),
         connect_args=options,
         pool_pre_ping=True,
         pool_timeout=POOL_TIMEOUT_S,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, ProgrammingError, SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dipole.errors import DependencyUnavailable
@@ -11,12 +11,23 @@ from dipole.errors import DependencyUnavailable
 RETRY_AFTER_S = 5.0  # it is being restarted, or others give their connections back
 AWAY_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 """What is raised while the database is away, full, locked or out of connections: the same may succeed later."""
-_WRONG_TABLES = {
-    "42P01": "it lacks a table: run `dipole db upgrade`",
-    "42703": "it lacks a column: run `dipole db upgrade`",
-    "42501": "its user may not do this: grant it rights on the tables",
+_UPGRADE = "has not the tables of this version: run `dipole db upgrade`"
+_STATES = {
+    "42P01": _UPGRADE,
+    "42703": _UPGRADE,
+    "42501": "does not let its user do this: grant it rights on the tables",
+    "25006": "takes no writes now",  # a standby, or a primary that is being replaced
 }
-_READ_ONLY_STATE = "25006"  # a standby, or a primary that is being replaced
+_WORDS = {
+    "no such table": _UPGRADE,
+    "no such column": _UPGRADE,
+    "too many": "has no connection left",
+    "no more connections": "has no connection left",
+    "remaining connection slots": "has no connection left",
+    "locked": "is locked by another process",
+    "full": "is on a disk that is full",
+    "No space left": "is on a disk that is full",
+}
 
 
 def hide_values(context: ExceptionContext) -> None:
@@ -35,15 +46,13 @@ def describe_database_error(error: SQLAlchemyError) -> str:
 
 
 def explain_database_error(error: SQLAlchemyError) -> DependencyUnavailable | None:
-    """The error that a caller is told; None where the database did not fail and we are to blame."""
+    """The error that a caller is told, without addresses and names; None where we are to blame, not the database."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
-    if isinstance(error, ProgrammingError) and state in _WRONG_TABLES:
-        return DependencyUnavailable(
-            f"the jobs database is not ready: {_WRONG_TABLES[state]}", retry_after=RETRY_AFTER_S
-        )
-    if isinstance(error, AWAY_ERRORS) or state == _READ_ONLY_STATE:
-        said = describe_database_error(error)
-        if said.startswith(("no such table", "no such column")):
-            said += ": run `dipole db upgrade`"
-        return DependencyUnavailable(f"the jobs database does not answer: {said}", retry_after=RETRY_AFTER_S)
-    return None
+    if state not in _STATES and not isinstance(error, AWAY_ERRORS):
+        return None
+    said = describe_database_error(error)
+    words = (reason for word, reason in _WORDS.items() if word in said)
+    reason = _STATES.get(state) or next(words, "does not answer")
+    if isinstance(error, PoolTimeout):
+        reason = f"is out of connections: {said}"
+    return DependencyUnavailable(f"the jobs database {reason}", retry_after=RETRY_AFTER_S)
