@@ -654,8 +654,8 @@ def test_a_sync_completes_cut_copies_and_spares_later_checkpoints(tmp_path: Path
             assert file.read() == content
 
 
-def test_heartbeats_hold_a_job_while_its_files_are_fetched_and_a_lost_store_fails_it(tmp_path: Path) -> None:
-    """A fetch longer than the lease loses nothing; a store that stays away fails the job, and the worker lives on."""
+def test_heartbeats_hold_a_job_while_its_files_are_fetched_and_a_broken_store_fails_it(tmp_path: Path) -> None:
+    """A fetch longer than the lease loses nothing; a fetch that breaks in another way fails the job, no worker."""
     world = World(tmp_path, lease_s=0.6)
     job = world.store.create_job(spec())
     worker = world.worker(train)

@@ -183,11 +183,12 @@ class Worker:
                 self.store.release_job(claim, "the worker was stopped")
                 raise
             except Exception as error:
-                log.exception("job_failed")
                 explained = _explain_failure(error)
                 if isinstance(error, DependencyUnavailable) or is_storage_full(error):
                     why = str(explained["message"])
+                    log.warning("storage_unavailable", error=why)
                     return claimed.write_with_retries(lambda: self.store.wait_for_storage(claim, why))
+                log.exception("job_failed")
                 # ends as by kill -9, which is counted: no job does this for ever
                 if gpu.is_context_lost():
                     job_events.AcceleratorLost(reason=str(explained["message"])).report(claimed.store_event)
