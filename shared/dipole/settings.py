@@ -43,7 +43,10 @@ class PlatformSettings(BaseSettings):
         "verified: `?ssl_ca_certs=FILE` names a CA of one's own, `ssl_certfile` and `ssl_keyfile` a client's; "
         "`ssl_cert_reqs=none` verifies nothing.",
     )
-    database_url: str = Field(default="sqlite:///.dipole/dipole.db", description="SQLAlchemy URL of the jobs database.")
+    database_url: str = Field(
+        default="sqlite:///.dipole/dipole.db",
+        description="URL of the jobs database: SQLite's, or PostgreSQL's with any of libpq's parameters.",
+    )
     artifacts_url: str = Field(
         default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples."
     )

@@ -32,7 +32,7 @@ Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 class ProtocolMessage(BaseModel):
     """A message: unknown fields are errors, instances are frozen."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # inputs hold prompts
 
 
 class ImageData(ProtocolMessage):
