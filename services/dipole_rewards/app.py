@@ -23,6 +23,7 @@ from dipole.errors import ConfigurationError, DipoleError
 from dipole.protocol.schemas import PendingRanking, ProtocolMessage, Ranking, RewardInfo
 from dipole.settings import load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.json_body import JSONBuilder
 from dipole_rewards.reward import import_reward
 from dipole_rewards.scoring.service import OnFailure, RewardService
 from dipole_rewards.server import openapi, request_parsing
@@ -82,7 +83,10 @@ def create_app(
     for kind in (DipoleError, RequestValidationError, HTTPException):
         app.add_exception_handler(kind, asgi.answer_problem)
     app.add_middleware(
-        body_limit.BodyLimit, max_bytes=settings.reward_max_body_bytes, timeout_s=settings.reward_body_timeout_s
+        body_limit.BodyLimit,
+        max_bytes=settings.reward_max_body_bytes,
+        timeout_s=settings.reward_body_timeout_s,
+        budget=body_limit.BodyBudget(settings.reward_held_body_bytes),
     )
     app.add_middleware(auth.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
     app.add_middleware(request_context.RequestContext)
@@ -95,6 +99,8 @@ def create_app(
 def _add_ranking_routes(
     app: FastAPI, service: RewardService, pending: PendingRankings, idempotency: IdempotencyStore
 ) -> None:
+    builder = JSONBuilder()
+
     @app.post("/v1/rank", **openapi.RANK_ROUTE)
     async def rank_candidates(
         http: Request,
@@ -102,7 +108,7 @@ def _add_ranking_routes(
         prefer: Annotated[str | None, Header(description=openapi.PREFER_DESCRIPTION)] = None,
     ) -> Response:
         service.ready_reward()
-        incoming = await request_parsing.read_request(http, service.settings)
+        incoming = await request_parsing.read_request(http, service.settings, builder)
         callback_url = incoming.request.callback_url
         check_callback_url(callback_url, service.settings)
         wanted = "respond-async" in [part.strip().lower() for part in (prefer or "").split(",")]

@@ -42,6 +42,11 @@ class RewardSettings(WeightSettings):
         default=2**27, ge=1, description="Most pixels of one request, all images together."
     )
     reward_max_body_bytes: int = Field(default=MAX_BODY_BYTES, ge=1024, description="Most bytes of one request's body.")
+    reward_held_body_bytes: int = Field(
+        default=2**29,
+        ge=1024,
+        description="Most bytes of bodies of requests that are not answered yet, all together; past it 503.",
+    )
     reward_body_timeout_s: float = Field(default=60.0, gt=0, description="Seconds a request body may take to arrive.")
     reward_answer_timeout_s: float = Field(
         default=300.0, gt=0, description="Seconds until a waiting caller gets a 503."

@@ -8,7 +8,6 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
-    BaseModel,
     ConfigDict,
     FailFast,
     Field,
@@ -22,7 +21,7 @@ from pydantic import (
 from dipole.client.adapters import EndpointKind
 from dipole.client.endpoint import Endpoint, parse_options
 from dipole.errors import InvalidInput
-from dipole.protocol.schemas import MAX_BODY_BYTES, Name
+from dipole.protocol.schemas import MAX_BODY_BYTES, Name, StrictModel
 from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
@@ -37,15 +36,10 @@ T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
 
 
-class SpecModel(BaseModel):
-    """Base class. A part is looked at again by the model that it becomes part of: `model_copy` checks nothing.
+class SpecModel(StrictModel):
+    """Base class. A part is looked at again by the model that it becomes part of: `model_copy` checks nothing."""
 
-    Errors in a log do not repeat what was given: it may be a prompt.
-    """
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, allow_inf_nan=False, revalidate_instances="always", hide_input_in_errors=True
-    )
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False, revalidate_instances="always")
 
 
 class RewardSpec(SpecModel):

@@ -11,6 +11,7 @@ import asyncio
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from fastapi.exceptions import RequestValidationError
@@ -22,6 +23,7 @@ from starlette.requests import Request
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
 from dipole.protocol import images
 from dipole.protocol.schemas import RankRequest
+from dipole.web.json_body import JSONBuilder
 from dipole_rewards.settings import RewardSettings
 
 REQUEST_PART = "request"
@@ -29,25 +31,32 @@ REQUEST_PART = "request"
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A request that passed every bound. `digest` is equal for equal content, whichever way it was encoded."""
+    """A request that passed every bound, its images as pixels alone.
+
+    `digest` is equal for equal content, whichever way it was encoded.
+    """
 
     request: RankRequest
     pixels: Sequence[images.Pixels]
     digest: str
 
 
-async def read_request(http: Request, settings: RewardSettings) -> ParsedRequest:
+async def read_request(http: Request, settings: RewardSettings, builder: JSONBuilder) -> ParsedRequest:
     """Raises InvalidInput and its subclasses, or RequestValidationError, each naming the field."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        body = await http.body()
-        return await asyncio.to_thread(_parse_json, body, settings)
+        return await builder.build(partial(_parse_json, settings=settings), await _read_body(http))
     if kind == "multipart/form-data":
-        request, parts = await _parse_multipart(http, settings)
+        request, parts = await _parse_multipart(http, settings, builder)
         return await asyncio.to_thread(_decode_images, request, parts, settings)
     raise UnsupportedMediaType(
         f"Content-Type must be application/json or multipart/form-data, not {kind or 'absent'}", field="Content-Type"
     )
+
+
+async def _read_body(http: Request) -> bytes:
+    """The body, which the request does not keep: only what comes of it waits for the model."""
+    return b"".join([chunk async for chunk in http.stream()])
 
 
 def _parse_json(body: bytes, settings: RewardSettings) -> ParsedRequest:
@@ -61,18 +70,22 @@ def _parse_json(body: bytes, settings: RewardSettings) -> ParsedRequest:
     return _decode_images(request, data, settings)
 
 
-async def _parse_multipart(http: Request, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+async def _parse_multipart(
+    http: Request, settings: RewardSettings, builder: JSONBuilder
+) -> tuple[RankRequest, dict[str, bytes]]:
     """The JSON part and each candidate's bytes by id."""
     try:
         async with http.form(max_files=settings.reward_max_candidates + 1, max_fields=2) as form:
-            return await _validate_parts(form, settings)
+            return await _validate_parts(form, settings, builder)
     except HTTPException as error:
         if "Too many files" in str(error.detail):
             raise _too_many_candidates("more", settings) from None
         raise InvalidInput(f"the multipart body cannot be read: {error.detail}", field="body") from None
 
 
-async def _validate_parts(form: FormData, settings: RewardSettings) -> tuple[RankRequest, dict[str, bytes]]:
+async def _validate_parts(
+    form: FormData, settings: RewardSettings, builder: JSONBuilder
+) -> tuple[RankRequest, dict[str, bytes]]:
     parts: dict[str, UploadFile | str] = {}
     for name, part in form.multi_items():
         if name in parts:
@@ -82,7 +95,7 @@ async def _validate_parts(form: FormData, settings: RewardSettings) -> tuple[Ran
     if head is None:
         raise InvalidInput(f"the JSON part {REQUEST_PART!r} is missing", field=REQUEST_PART)
     text = head.encode() if isinstance(head, str) else await head.read()
-    request = await asyncio.to_thread(_validate_request, text, settings)
+    request = await builder.build(partial(_validate_request, settings=settings), text)
     return request, await _read_part_bytes(request, parts)
 
 
@@ -142,8 +155,16 @@ def _decode_images(request: RankRequest, data: Mapping[str, bytes], settings: Re
         )
         for index, candidate in enumerate(request.candidates)
     ]
-    bare = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}})
-    digest = hashlib.sha256(bare.encode())
+    request = _without_data(request)
+    digest = hashlib.sha256(request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}}).encode())
     for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
         digest.update(each)
     return ParsedRequest(request, pixels, digest.hexdigest())
+
+
+def _without_data(request: RankRequest) -> RankRequest:
+    """The request as it waits for the model: its images wait as pixels, and their text would wait beside them."""
+    bare = [
+        each.model_copy(update={"image": each.image.model_copy(update={"data": None})}) for each in request.candidates
+    ]
+    return request.model_copy(update={"candidates": bare})

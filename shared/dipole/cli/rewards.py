@@ -42,7 +42,7 @@ def serve_reward(
 
     sys.path.insert(0, os.getcwd())
     try:
-        uvicorn = importlib.import_module("uvicorn")
+        http_server = importlib.import_module("dipole.web.http_server")
         rewards_app = importlib.import_module("dipole_rewards.app")
         rewards_settings = importlib.import_module("dipole_rewards.settings")
     except ModuleNotFoundError as error:
@@ -58,16 +58,12 @@ def serve_reward(
         failures.append(failure)
         server.should_exit = True
 
-    config: Any = uvicorn.Config(
+    server = http_server.create_server(
         rewards_app.create_app(settings, on_failure=stop_server),
         host=settings.reward_host,
         port=settings.reward_port,
-        log_config=None,
-        access_log=False,  # the app writes its own, with request ids
-        server_header=False,
         timeout_graceful_shutdown=10,
     )
-    server = uvicorn.Server(config)
     server.run()
     if failures:
         raise ConfigurationError(f"{settings.reward} could not be loaded: {failures[0]}") from failures[0]

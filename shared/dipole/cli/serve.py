@@ -10,6 +10,7 @@ host's worker has touched its health file lately.
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import import_optional
+from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings
 from dipole.web import auth
 
@@ -36,18 +38,17 @@ def serve_api() -> None:
     settings = load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     logs.configure_logging("api")
-    uvicorn = import_optional("uvicorn", "api")
-    import_optional("dipole_trainer.api.app", "api")
-    uvicorn.run(
-        "dipole_trainer.api.app:create_app",
-        factory=True,
+    http_server = import_optional("dipole.web.http_server", "api")
+    server = http_server.create_server(
+        import_optional("dipole_trainer.api.app", "api").create_app(settings),
         host=settings.api_host,
         port=settings.api_port,
-        log_config=None,
-        access_log=False,  # the app writes its own, with request ids
-        server_header=False,
         timeout_graceful_shutdown=5,  # event streams never end by themselves
     )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise ConfigurationError(f"could not listen on {settings.api_host}:{settings.api_port}")
 
 
 @app.command("rank-worker")

@@ -15,7 +15,6 @@ from urllib.parse import urlsplit
 
 import httpx
 from pydantic import (
-    BaseModel,
     ConfigDict,
     Field,
     JsonValue,
@@ -28,19 +27,20 @@ from pydantic import (
 from dipole.client.adapters import KINDS, EndpointKind
 from dipole.client.adapters.base import EndpointOptions
 from dipole.errors import InvalidInput
+from dipole.protocol.schemas import StrictModel
 from dipole.protocol.validation import blamed_field, first_error
 
 # No dot and no slash: it names a folder under DIPOLE_TLS_DIR.
 TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
-class EndpointAddress(BaseModel):
+class EndpointAddress(StrictModel):
     """What a caller may say of an endpoint anywhere. Whether its host is allowed is for `check_reward_url` to say.
 
     What is wrong with one is said without what was given: that holds its key.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
     url: str = Field(max_length=2048, description="Base URL; its host must be one of DIPOLE_REWARD_HOSTS.")
     kind: EndpointKind = Field(

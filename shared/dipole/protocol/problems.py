@@ -15,10 +15,9 @@ from dipole.errors import (
     Unauthorized,
     is_storage_full,
 )
-from dipole.protocol.schemas import FieldError, Problem
+from dipole.protocol.schemas import MAX_FIELD_ERRORS, FieldError, Problem
 
 PROBLEM_JSON = "application/problem+json"
-MAX_FIELD_ERRORS = 20
 NOT_AN_OBJECT = ("dict_type", "model_attributes_type", "model_type")
 DISK_RETRY_S = 30.0  # a full disk is looked after by somebody
 

@@ -17,6 +17,7 @@ MAX_PROMPT_CHARS = 10_000
 MAX_CANDIDATES = 64
 MAX_PIXELS = 4096 * 4096
 MAX_BODY_BYTES = 256 * 2**20
+MAX_FIELD_ERRORS = 20  # that a problem document names
 
 MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"]
 T = TypeVar("T")
@@ -29,10 +30,24 @@ Name = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._
 Version = Annotated[str, Field(max_length=255)]  # as long as a ledger keeps it
 
 
-class ProtocolMessage(BaseModel):
-    """A message: unknown fields are errors, instances are frozen."""
+class StrictModel(BaseModel):
+    """Unknown fields are errors: a few are named, many are counted, because an error takes a kilobyte of memory."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, hide_input_in_errors=True)  # inputs hold prompts
+    model_config = ConfigDict(extra="forbid", hide_input_in_errors=True)  # inputs hold prompts
+
+    @model_validator(mode="before")
+    @classmethod
+    def _count_unknown_fields(cls, values: Any) -> Any:
+        if isinstance(values, dict) and len(values) > len(cls.model_fields) + MAX_FIELD_ERRORS:
+            first = next(name for name in values if name not in cls.model_fields)
+            raise ValueError(f"{len(values)} fields are given, {str(first)[:64]!r} among them, which is unknown")
+        return values
+
+
+class ProtocolMessage(StrictModel):
+    """A message; instances are frozen."""
+
+    model_config = ConfigDict(frozen=True)
 
 
 class ImageData(ProtocolMessage):

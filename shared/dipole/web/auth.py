@@ -1,4 +1,4 @@
-"""Who may ask: API keys as hashes, and no open address without one."""
+"""Who may ask: API keys as hashes; no open address without one; and without one no web page of another site."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import hmac
 import ipaddress
 from collections.abc import Collection
 
-from dipole.errors import ConfigurationError, Unauthorized
+from dipole.errors import ConfigurationError, DipoleError, Forbidden, Unauthorized
 from dipole.protocol.problems import problem_of
 from dipole.web.asgi import ASGIApp, ProblemResponse, Receive, Scope, Send
 
@@ -29,7 +29,7 @@ def bearer_key(scope: Scope) -> str | None:
 
 
 def is_loopback(host: str) -> bool:
-    if host == "localhost":
+    if host.lower() == "localhost":
         return True
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
@@ -45,8 +45,34 @@ def refuse_open_host(host: str, key: object | None, setting: str) -> None:
         )
 
 
+def refuse_foreign_page(scope: Scope) -> None:
+    """Raise Forbidden for what a web page that is open in a browser here may send to a server without a key.
+
+    The page's own name as Host (DNS rebinding), where the request came over loopback; and any request that a page of
+    another site makes, as forms and multipart posts are sent without asking first. Following a link is no such request.
+    """
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    host, origin = headers.get(b"host", ""), headers.get(b"origin")
+    address = (scope.get("server") or ("",))[0]
+    if host and is_loopback(address) and not is_loopback(_host_without_port(host)):
+        raise Forbidden(f"this server has no key and answers loopback only, not {_host_without_port(host)}: set a key")
+    authority = "" if origin is None else origin.partition("://")[2]
+    is_foreign = origin is not None and authority != host and not is_loopback(_host_without_port(authority))
+    is_link = scope["method"] == "GET" and headers.get(b"sec-fetch-mode") == "navigate"
+    if is_foreign or (headers.get(b"sec-fetch-site") == "cross-site" and not is_link):
+        raise Forbidden("this server has no key and answers no page of another origin: set a key")
+
+
+def _host_without_port(authority: str) -> str:
+    """`[::1]:8400` -> `[::1]`, `localhost:8400` -> `localhost`."""
+    return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
+
+
 class KeyGuard:
-    """Lets a request through when its bearer key is one of `keys`. Without keys everybody may; health stays open."""
+    """Lets a request through when its bearer key is one of `keys`; health stays open.
+
+    Without keys everybody may, but for web pages of other sites.
+    """
 
     def __init__(self, app: ASGIApp, *, keys: Collection[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
         self.app = app
@@ -54,11 +80,19 @@ class KeyGuard:
         self.open_paths = frozenset(open_paths)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not self.digests or scope["path"] in self.open_paths:
+        if scope["type"] != "http":
             return await self.app(scope, receive, send)
+        try:
+            self._check(scope)
+        except DipoleError as error:
+            return await ProblemResponse(*problem_of(error))(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Forbidden or Unauthorized."""
+        if not self.digests:
+            return refuse_foreign_page(scope)
         digest = hash_key(bearer_key(scope) or "")
         matches = [hmac.compare_digest(digest, known) for known in self.digests]
-        if any(matches):
-            return await self.app(scope, receive, send)
-        error = Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")
-        await ProblemResponse(*problem_of(error))(scope, receive, send)
+        if not any(matches) and scope["path"] not in self.open_paths:
+            raise Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")

@@ -5,21 +5,23 @@ from __future__ import annotations
 from typing import Annotated
 
 from fastapi import APIRouter, Path
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 
+from dipole.protocol.schemas import Many, StrictModel
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import State
+from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.registry.api_keys import KeyScope
 
-router = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[require_scope("admin")])
+router = APIRouter(prefix="/v1/api_keys", tags=["keys"], dependencies=[require_scope("admin")], route_class=JSONRoute)
 
 
-class ApiKeyRequest(BaseModel):
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"examples": [{"name": "ann", "scopes": ["train"]}]})
+class ApiKeyRequest(StrictModel):
+    model_config = ConfigDict(json_schema_extra={"examples": [{"name": "ann", "scopes": ["train"]}]})
 
     name: str = Field(min_length=1, max_length=255, pattern=r"^[^\x00]*$")
-    scopes: list[KeyScope] = Field(min_length=1, max_length=3)
+    scopes: Many[KeyScope] = Field(min_length=1, max_length=3)
 
 
 @router.post("", summary="Make a key; its text is in this answer only")

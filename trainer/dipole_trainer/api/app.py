@@ -16,6 +16,7 @@ from sqlalchemy import func, select
 
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.json_body import JSONBuilder
 from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, rewards
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
@@ -80,6 +81,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         redirect_slashes=False,  # such a redirect would leave out a proxy's path prefix
     )
     app.state.api = state
+    app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
     for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
         app.include_router(part.router)

@@ -9,13 +9,15 @@ import time
 from typing import Any, Literal
 
 from fastapi import APIRouter, Request
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
+from dipole.protocol.schemas import StrictModel
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import State
+from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.api.sampler_client import DrawnImages, SamplerClient
 from dipole_trainer.registry.model_names import ModelSource, find_model_source
 
@@ -27,11 +29,10 @@ GENERATIONS_DESCRIPTION = (
 )
 
 
-class ImageGenerationRequest(BaseModel):
+class ImageGenerationRequest(StrictModel):
     """Images to draw."""
 
     model_config = ConfigDict(
-        extra="forbid",
         json_schema_extra={
             "examples": [{"model": "tiny-turbo", "prompt": "a photo of a red square", "n": 2, "seed": 7}]
         },
@@ -89,7 +90,9 @@ class ImageGenerationRequest(BaseModel):
 
 
 def create_router(orders: SamplerClient) -> APIRouter:
-    routes = APIRouter(prefix="/v1/images", tags=["images"], dependencies=[require_scope("train")])
+    routes = APIRouter(
+        prefix="/v1/images", tags=["images"], dependencies=[require_scope("train")], route_class=JSONRoute
+    )
 
     @routes.post("/generations", summary="Draw images", description=GENERATIONS_DESCRIPTION, responses={503: {}})
     async def generate_images(state: State, body: ImageGenerationRequest, request: Request) -> schemas.ImagesResponse:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
-from pydantic import ConfigDict, Field, JsonValue, ValidationError, model_validator
+from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
 from dipole.client.endpoint import check_reward_url
 from dipole.errors import InvalidInput, NotFound
@@ -37,6 +37,7 @@ JOB_EXAMPLE: dict[str, Any] = {
     "steps": 100,
     "candidates": 12,
 }
+MAX_NOTES = 16
 
 
 class Hyperparameters(SpecModel):
@@ -62,11 +63,19 @@ class JobRequest(TrainSpec):
     hyperparameters: Hyperparameters | None = None
     suffix: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
-        default=None, max_length=16, description="Up to 16 notes of the caller's own."
+        default=None, max_length=MAX_NOTES, description="Up to 16 notes of the caller's own."
     )
     integrations: list[JsonValue] | None = Field(
         default=None, max_length=0, description="Integrations; none are supported, so this must be empty."
     )
+
+    @field_validator("metadata", mode="before")
+    @classmethod
+    def _count_notes(cls, notes: Any) -> Any:
+        # before each of a million is found to be too long
+        if isinstance(notes, dict) and len(notes) > MAX_NOTES:
+            raise ValueError(f"{len(notes)} notes are given; at most {MAX_NOTES} are kept")
+        return notes
 
     @model_validator(mode="after")
     def _check_consistency(self) -> JobRequest:

@@ -16,9 +16,12 @@ from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import JobId, ListQuery, PageQuery, State
 from dipole_trainer.api.event_stream import STREAM_HEADERS, stream_events
 from dipole_trainer.api.job_requests import JobRequest, queue_job
+from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.database.tables import TERMINAL_STATES
 
-router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[require_scope("train")])
+router = APIRouter(
+    prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[require_scope("train")], route_class=JSONRoute
+)
 IdempotencyKey = Annotated[
     str | None,
     Header(min_length=1, max_length=255, description="A repeat with the same key and body returns the first job."),

@@ -22,11 +22,12 @@ from dipole.protocol.validation import check_storable
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, State
+from dipole_trainer.api.json_route import JSONRoute
 
 log = structlog.get_logger()
 
 
-router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
+router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=JSONRoute)
 RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0

@@ -10,10 +10,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from pydantic import ConfigDict, Field, JsonValue
 
 from dipole.client.connection import BoundedResponse, Deadline, EndpointConnection, Message, invalid_response
-from dipole.protocol.schemas import MAX_CANDIDATES, Ranking, RewardInfo, Version
+from dipole.protocol.schemas import MAX_CANDIDATES, Ranking, RewardInfo, StrictModel, Version
 
 
 class RankCall(Protocol):
@@ -34,10 +34,10 @@ class RankCall(Protocol):
         """Every candidate as base64 of a PNG."""
 
 
-class EndpointOptions(BaseModel):
+class EndpointOptions(StrictModel):
     """What a kind of server needs to be told beside its URL, key and certificates."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class ForeignEndpointOptions(EndpointOptions):
