@@ -33,6 +33,7 @@ from dipole_rewards.server.pending_rankings import PendingRankings, RankingState
 from dipole_rewards.settings import RewardSettings
 
 POLL_INTERVAL_S = 1
+MAX_KEYS, KEYS_PER_CANDIDATE = 2**16, 5  # in a request's JSON, its metadata's included
 
 
 def create_app(
@@ -99,7 +100,7 @@ def create_app(
 def _add_ranking_routes(
     app: FastAPI, service: RewardService, pending: PendingRankings, idempotency: IdempotencyStore
 ) -> None:
-    builder = JSONBuilder()
+    builder = JSONBuilder(max_keys=max(MAX_KEYS, KEYS_PER_CANDIDATE * service.settings.reward_max_candidates))
 
     @app.post("/v1/rank", **openapi.RANK_ROUTE)
     async def rank_candidates(

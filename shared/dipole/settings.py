@@ -76,10 +76,13 @@ class PlatformSettings(BaseSettings):
         parse_redis_url(value)
         return value
 
+    def health_file(self, name: str) -> Path:
+        """What a process of this host touches while it is healthy, and stack/container_probe.py looks at."""
+        return self.home / f"{name}-{socket.gethostname()}.health"
+
     @property
     def worker_health_file(self) -> Path:
-        """What the trainer worker of this host touches while it lives."""
-        return self.home / f"worker-{socket.gethostname()}.health"
+        return self.health_file("worker")
 
     @field_validator("reward_hosts", mode="before")
     @classmethod
@@ -133,6 +136,7 @@ class ApiSettings(PlatformSettings):
         default=2**30, ge=1024, description="Most bytes of one uploaded file of prompts or pairs."
     )
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Most bytes of any other request's body.")
+    api_max_streams: int = Field(default=200, ge=1, le=1000, description="Most event streams that are open at once.")
     sampler_timeout_s: float = Field(
         default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."
     )

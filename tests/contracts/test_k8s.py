@@ -15,9 +15,11 @@ from types import ModuleType
 import pytest
 import yaml
 
+from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles
 from dipole.client import rewards_file
 from dipole.client.endpoint import check_reward_url
 from dipole.settings import PlatformSettings
+from dipole.stack import container_probe
 from dipole_trainer.worker import health
 
 from . import kustomize
@@ -57,6 +59,9 @@ def containers() -> Iterator[Container]:
             yield Container(workload, container)
 
 
+PROBE = ["python", "-I", "-S", "/opt/container_probe.py"]
+
+
 def named(kind: str) -> dict[str, Object]:
     return {each["metadata"]["name"]: each for each in EVERYTHING if each["kind"] == kind}
 
@@ -67,16 +72,10 @@ def rewards() -> dict[str, Object]:
 
 
 def runs(command: list[str], reference: ModuleType) -> bool:
-    """Whether our image has that command: `dipole …`, or the worker's probe, tested below."""
+    """Whether our image has that command: `dipole …`, or the probe, tested below."""
     if command[0] == "dipole":
         return bool(reference.find_command(command[1:]))
-    return command == worker_probe()
-
-
-def worker_probe() -> list[str]:
-    (container,) = (each for each in containers() if each.name == "worker/worker")
-    command: list[str] = container.spec["livenessProbe"]["exec"]["command"]
-    return command
+    return command[:4] == PROBE
 
 
 def ports_of(workload: Object) -> dict[str, int]:
@@ -309,21 +308,36 @@ def test_every_process_has_probes(container: Container, reference: ModuleType) -
             assert probe["exec"]["command"][0] in {"redis-cli", "pg_isready"}
 
 
-def test_the_workers_probe_looks_at_the_file_that_the_worker_touches(tmp_path: Path) -> None:
-    """It succeeds while the file is young, fails when it is old or missing; compose asks the same."""
+@pytest.mark.parametrize("process", ["worker", "rank-worker", "sampler"])
+def test_a_process_without_a_port_is_probed_by_the_file_that_it_touches(process: str, tmp_path: Path) -> None:
+    """The probe of compose and Kubernetes succeeds while the file is young, and fails when it is old or missing."""
+    (container,) = (each for each in containers() if each.name == f"{process}/{process}")
+    ready: list[str] = container.spec["readinessProbe"]["exec"]["command"]
+    live: list[str] = container.spec["livenessProbe"]["exec"]["command"]
     compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert compose["services"]["worker"]["healthcheck"]["test"] == ["CMD", *worker_probe()]
-    command = [sys.executable, *worker_probe()[1:]]
+    assert compose["services"][process]["healthcheck"]["test"] == ["CMD", *ready]
     settings = PlatformSettings(home=tmp_path)
+    files = HealthFiles(settings, process)
 
-    def probe() -> bool:
+    def probe(command: list[str]) -> bool:
         environment = {**os.environ, "DIPOLE_HOME": str(tmp_path)}
-        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
-        return done.returncode == 0
+        here = [sys.executable, *command[1:3], container_probe.__file__, *command[4:]]
+        return subprocess.run(here, env=environment, capture_output=True, timeout=60, check=False).returncode == 0
 
-    assert not probe()
-    health.touch_health_file(settings)
-    assert probe()
-    old = time.time() - health.HEALTH_TIMEOUT_S - 5
-    os.utime(settings.worker_health_file, (old, old))
-    assert not probe()
+    limit = health.HEALTH_TIMEOUT_S if process == "worker" else HEARTBEAT_TTL_S
+    assert float(ready[-1]) == float(live[-1]) == limit
+    assert settings.health_file("worker") == settings.worker_health_file
+    assert not probe(ready)
+    files.touch(ready=True)
+    assert probe(ready)
+    assert probe(live)
+    os.utime(settings.health_file(process), (time.time() - 125, time.time() - 125))
+    assert not probe(ready)
+    # what else it needs is away: alive, not ready
+    assert probe(live) is (process != "worker")
+
+
+def test_images_have_the_probe() -> None:
+    """Both images copy it to where compose, Kubernetes and their own health checks name it."""
+    for dockerfile in ("services/Dockerfile", "trainer/Dockerfile"):
+        assert "COPY shared/dipole/stack/container_probe.py /opt/\n" in (ROOT / dockerfile).read_text()

@@ -7,10 +7,11 @@ through Redis, to samplers. Replicas share these and the artifacts and need noth
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager
 
 import httpx
+from anyio import CapacityLimiter
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
@@ -42,6 +43,7 @@ OPENAPI_TAGS = [
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
 API_DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
+STREAM_THREADS = 4  # of all event streams, and as many connections to the database
 MAX_FORM_BYTES = 2**16  # what multipart adds around a file
 
 
@@ -95,9 +97,12 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
 
 
 def _build_state(settings: ApiSettings, database: Database, reward_transport: httpx.BaseTransport | None) -> ApiState:
-    def newest_event_id() -> int:
+    def events_after(seen: int | None) -> tuple[int, Collection[str]]:
         with database.reading() as session:
-            return session.scalar(select(func.max(EventRow.id))) or 0
+            newest = session.scalar(select(func.max(EventRow.id))) or 0
+            if seen is None or newest == seen:
+                return newest, ()
+            return newest, session.scalars(select(EventRow.job_id).where(EventRow.id > seen).distinct()).all()
 
     return ApiState(
         settings=settings,
@@ -108,7 +113,9 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
-        event_notifier=EventNotifier(newest_event_id),
+        event_notifier=EventNotifier(events_after),
+        open_streams=CapacityLimiter(settings.api_max_streams),
+        stream_threads=CapacityLimiter(STREAM_THREADS),
         reward_transport=reward_transport,
     )
 

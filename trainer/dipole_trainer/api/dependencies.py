@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import httpx
+from anyio import CapacityLimiter
 from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -36,6 +37,8 @@ class ApiState:
     ledger: RankingLedger
     artifacts: ArtifactStore
     event_notifier: EventNotifier
+    open_streams: CapacityLimiter
+    stream_threads: CapacityLimiter
     reward_transport: httpx.BaseTransport | None
 
 

@@ -1,12 +1,12 @@
-"""Polls the highest event id and wakes every waiting event stream: one query an interval for all of them, none while no
-one waits.
+"""Polls for new events and wakes the event streams of the jobs that have some: one query an interval for all streams,
+none while no one waits.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
@@ -15,19 +15,20 @@ from dipole_trainer.database.failures import describe_database_error
 
 log = structlog.get_logger()
 
+EventsAfter = Callable[[int | None], tuple[int, Collection[str]]]
+
 
 class EventNotifier:
-    """`newest` gives a value that changes when an event is written, such as the highest event id."""
+    """`events_after(id)` gives the highest event id and the jobs with events above `id`; of None, the id alone."""
 
-    def __init__(self, newest: Callable[[], int], *, poll_interval_s: float = 0.5) -> None:
-        self._newest, self._poll_interval_s = newest, poll_interval_s
-        self._changed = asyncio.Event()
-        self._waiting = 0
-        self._seen = -1
+    def __init__(self, events_after: EventsAfter, *, poll_interval_s: float = 0.5) -> None:
+        self._events_after, self._poll_interval_s = events_after, poll_interval_s
+        self._waiting: dict[str, set[asyncio.Event]] = {}
+        self._seen: int | None = None
 
     @contextlib.asynccontextmanager
     async def run_in_background(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._poll_newest())
+        task = asyncio.create_task(self._poll())
         try:
             yield
         finally:
@@ -35,29 +36,33 @@ class EventNotifier:
             with contextlib.suppress(asyncio.CancelledError):
                 await task
 
-    async def wait_for_change(self, timeout_s: float) -> bool:
-        """Wait until something is new, at most so long. A wake-up only: read what there is, then wait again."""
-        self._waiting += 1
+    async def wait_for_change(self, job_id: str, timeout_s: float) -> bool:
+        """Wait until the job has something new, at most so long. Only a wake-up: read what there is and wait again."""
+        changed = asyncio.Event()
+        self._waiting.setdefault(job_id, set()).add(changed)
         try:
             async with asyncio.timeout(timeout_s):
-                await self._changed.wait()
+                await changed.wait()
             return True
         except TimeoutError:
             return False
         finally:
-            self._waiting -= 1
+            self._waiting[job_id].remove(changed)
+            if not self._waiting[job_id]:
+                del self._waiting[job_id]
 
-    async def _poll_newest(self) -> None:
+    async def _poll(self) -> None:
         while True:
             await asyncio.sleep(self._poll_interval_s)
             if not self._waiting:
                 continue
             try:
-                newest = await asyncio.to_thread(self._newest)
+                newest, jobs = await asyncio.to_thread(self._events_after, self._seen)
             except SQLAlchemyError as error:
                 log.warning("database_unreachable", error=describe_database_error(error))
                 continue
-            if newest != self._seen:
-                self._seen = newest
-                self._changed.set()
-                self._changed = asyncio.Event()
+            # what came before the first look is unknown: all look for themselves
+            for job_id in self._waiting if self._seen is None else jobs:
+                for changed in self._waiting.get(job_id, ()):
+                    changed.set()
+            self._seen = newest

@@ -55,7 +55,12 @@ async def _refuse_repeated_parts(request: Request) -> None:
             raise InvalidInput(f"{name} is there {len(form.getlist(name))} times: send one in a request", field=name)
 
 
-@router.post("", summary="Upload prompts or pairs", dependencies=[Depends(_refuse_repeated_parts)])
+@router.post(
+    "",
+    summary="Upload prompts or pairs",
+    dependencies=[Depends(_refuse_repeated_parts)],
+    form_limits={"max_files": 4, "max_fields": 16, "max_part_size": 2**16},
+)
 def upload_file(
     state: State,
     file: Annotated[UploadFile, File(description=FILE_DESCRIPTION)],

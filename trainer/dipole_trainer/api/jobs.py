@@ -8,13 +8,12 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
 from pydantic import Field
-from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import JobId, ListQuery, PageQuery, State
-from dipole_trainer.api.event_stream import STREAM_HEADERS, stream_events
+from dipole_trainer.api.event_stream import EventStreamResponse, read_for_stream
 from dipole_trainer.api.job_requests import JobRequest, queue_job
 from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.database.tables import TERMINAL_STATES
@@ -83,6 +82,7 @@ def list_events(
     responses={
         200: {"content": {"text/event-stream": {"example": STREAM_EXAMPLE}}},
         204: {"description": "The job has ended and every event was seen."},
+        503: {"description": "Too many streams are open."},
     },
 )
 async def stream_job_events(
@@ -91,12 +91,10 @@ async def stream_job_events(
     last_event_id: Annotated[str | None, Header(max_length=32, description="The last `id:` seen.")] = None,
 ) -> Response:
     cursor = _parse_cursor(last_event_id or "0", "Last-Event-ID")
-    job = await run_in_threadpool(state.jobs.get_job, job_id)
-    if job.state in TERMINAL_STATES and not await run_in_threadpool(state.jobs.events_since, job_id, cursor, limit=1):
+    job, unseen = await read_for_stream(state, job_id, cursor, limit=1)
+    if job.state in TERMINAL_STATES and not unseen:
         return Response(status_code=204)
-    return StreamingResponse(
-        stream_events(state, job_id, cursor), media_type="text/event-stream", headers=STREAM_HEADERS
-    )
+    return EventStreamResponse(state, job_id, cursor)
 
 
 class RankingsPageQuery(ListQuery):

@@ -22,7 +22,7 @@ class JSONRoute(APIRoute):
         handle, field = super().get_route_handler(), self.body_field
         if field is None or isinstance(field.field_info, params.Form):
             return handle
-        validate = TypeAdapter(field.field_info.annotation).validate_python
+        validate = TypeAdapter[Any](field.field_info.annotation or Any).validate_python
 
         async def handle_request(request: Request) -> Response:
             builder: JSONBuilder = request.app.state.json_builder

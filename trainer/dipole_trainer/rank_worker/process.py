@@ -10,10 +10,9 @@ Replicas share the queues. Lanes die with the parent, also when it is killed.
 | a lane         | messages on its reward's queue | Redis; a thread runs Lane.answer_message (task.py)     |
 | a lane's claim | CLAIM_TTL_S without renewal    | the lane's renewing thread; else the ranker asks again |
 
-Health, for orchestrators: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within the
-last HEARTBEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand: an exec probe for
-readiness, with a period of 15 s or more and a timeout of 10 s. For liveness add `--live`: it exits 0 also while Redis
-is away, because no restart would bring Redis back.
+Health: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within the last
+HEARTBEAT_TTL_S seconds, which it does only while it reaches Redis and its lanes stand; with `--live` also while Redis
+is away, because no restart would bring Redis back. Containers look at the files that it touches instead (HealthFiles).
 """
 
 from __future__ import annotations
@@ -37,7 +36,7 @@ from redis.exceptions import RedisError
 from dipole import logs
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
-from dipole.broker.process_health import HEARTBEAT_TTL_S, check_heartbeat
+from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles, check_heartbeat
 from dipole.broker.rankings import TaskCoordination, queue_name
 from dipole.settings import RankWorkerSettings
 from dipole.stack.parent_death import die_with_parent
@@ -98,6 +97,7 @@ class RankWorker:
         self._context: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lane_processes: dict[str, _LaneProcess] = {}
         self._stopping = False
+        self._health_files = HealthFiles(settings, "rank-worker")
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -110,6 +110,7 @@ class RankWorker:
                     self._follow_announcements()
                 except RedisError as error:
                     log.warning("redis_failed", error=describe_redis_error(error))
+                    self._health_files.touch(ready=False)
                     time.sleep(LOOP_INTERVAL_S)
         finally:
             self._end_lanes(list(self._lane_processes))
@@ -136,6 +137,7 @@ class RankWorker:
         if all(slot.process.is_alive() for slot in self._lane_processes.values()):
             # each time: a Redis that was restarted forgot it
             self._coordination.record_heartbeat(socket.gethostname(), HEARTBEAT_TTL_S)
+            self._health_files.touch(ready=True)
 
     def _ensure_lane(self, reward: str) -> None:
         slot, now = self._lane_processes.get(reward), time.monotonic()

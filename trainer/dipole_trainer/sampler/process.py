@@ -5,8 +5,9 @@ claimed while it is worked on, so that a message that comes again draws nothing 
 sampler was killed. Models, and with them torch, are loaded by the first order: an idle sampler is small. Replicas share
 the queue. It downloads nothing and knows no database: what is to be drawn is all in the message.
 
-Health, for orchestrators: `dipole serve sampler --check` exits 0 while this host's sampler beats, which it does while
+Health: `dipole serve sampler --check` exits 0 while this host's sampler beats, which it does while
 it reaches Redis and no order is stuck; with `--live` also while Redis is away, because no restart would bring it back.
+Containers look at the files that it touches meanwhile (HealthFiles).
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from dipole.broker.image_requests import (
     image_coordination,
 )
 from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
-from dipole.broker.process_health import check_heartbeat
+from dipole.broker.process_health import HealthFiles, check_heartbeat
 from dipole.errors import InvalidInput, Overloaded
 from dipole.settings import SamplerSettings
 
@@ -70,6 +71,7 @@ class Sampler:
         self._host = socket.gethostname()
         self._claimed_key: str | None = None
         self._stuck_at = float("inf")
+        self._health_files = HealthFiles(settings, "sampler")
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._heartbeat_loop, name="beat", daemon=True)
 
@@ -141,8 +143,11 @@ class Sampler:
                 if time.monotonic() < self._stuck_at:
                     # each time: a Redis that was restarted forgot it
                     self._image_requests.record_heartbeat(self._host, now=self._coordination.server_time())
+                    self._health_files.touch(ready=True)
             except RedisError as error:
                 log.warning("redis_failed", error=describe_redis_error(error))
+                if time.monotonic() < self._stuck_at:
+                    self._health_files.touch(ready=False)
             self._stopping.wait(REQUEST_CLAIM_TTL_S / 8)
 
 
