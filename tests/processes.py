@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -9,6 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 
@@ -51,3 +53,17 @@ def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             assert process.poll() is None, log.read_text()
         time.sleep(0.1)
     raise AssertionError(log.read_text())
+
+
+def exchange(url: str, *pieces: bytes, timeout_s: float = 30) -> bytes:
+    """What a server answers to these bytes until it closes; less, where it cuts the connection off."""
+    address, answer = urlsplit(url), b""
+    assert address.hostname is not None
+    with socket.create_connection((address.hostname, address.port or 80), timeout=timeout_s) as connection:
+        with contextlib.suppress(ConnectionError):
+            for piece in pieces:
+                connection.sendall(piece)
+        with contextlib.suppress(ConnectionError):
+            while chunk := connection.recv(65536):
+                answer += chunk
+    return answer

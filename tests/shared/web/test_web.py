@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 from collections.abc import Iterator
@@ -124,6 +125,83 @@ async def test_the_body_limit_wins_over_the_apps_own_answer(declared: bool) -> N
     large = await ask(app, method="POST", content=b"x" * 11 if declared else chunks(11))
     assert large.status_code == 413
     assert large.headers["connection"] == "close"
+
+
+async def test_bodies_are_bounded_together() -> None:
+    """A body without room is refused with a time to come back, unread; room comes back with the answer."""
+    budget, read = body_limit.BodyBudget(25), 0
+    holding, answered = asyncio.Event(), asyncio.Event()
+
+    async def hold(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal read
+        read += 1
+        holding.set()
+        await answered.wait()
+        await swallow(scope, receive, send)
+
+    async def chunks() -> Any:
+        for _ in range(10):
+            yield b"x"
+
+    app = body_limit.BodyLimit(hold, max_bytes=20, budget=budget)
+    first = asyncio.create_task(ask(app, method="POST", content=b"x" * 20))
+    await holding.wait()
+    refused = await ask(app, method="POST", content=b"x" * 10)
+    assert (refused.status_code, refused.headers["retry-after"], read) == (503, "2", 1)
+    answered.set()
+    assert (await first).status_code == 200
+    assert (await ask(app, method="POST", content=b"x" * 20)).status_code == 200
+    # a body that does not say how large it is counts as it comes
+    assert budget.take(20)
+    assert (await ask(app, method="POST", content=chunks())).status_code == 503
+    budget.give_back(20)
+    assert (await ask(app, method="POST", content=chunks())).status_code == 200
+
+
+async def test_a_caller_who_hangs_up_is_nobodys_fault() -> None:
+    """A body whose end never comes ends its request without an answer, and nothing is logged as broken."""
+
+    async def receive() -> Any:
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        raise AssertionError(message)
+
+    await body_limit.BodyLimit(swallow, max_bytes=10)({"type": "http", "headers": []}, receive, send)
+
+
+PAGES: list[tuple[dict[str, str], int]] = [
+    ({}, 200),
+    ({"host": "LOCALHOST:8400"}, 200),
+    ({"host": "[::1]:8400", "origin": "http://localhost:3000"}, 200),
+    ({"host": "evil.example"}, 403),
+    ({"host": "127.0.0.1.evil.example"}, 403),
+    ({"origin": "https://evil.example"}, 403),
+    ({"origin": "null"}, 403),
+    ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "no-cors"}, 403),
+    ({"sec-fetch-site": "cross-site", "sec-fetch-mode": "navigate"}, 200),
+    ({"sec-fetch-site": "same-origin", "sec-fetch-mode": "cors"}, 200),
+]
+
+
+@pytest.mark.parametrize(("headers", "status"), PAGES)
+async def test_without_a_key_pages_of_other_sites_are_refused(headers: dict[str, str], status: int) -> None:
+    """By Host, by Origin and by what browsers say of a request; with a key, which no page has, the key decides."""
+    open_app, locked = auth.KeyGuard(hello, keys=[]), auth.KeyGuard(hello, keys=["the-key"])
+    url = "http://127.0.0.1:8400/livez"
+    assert (await ask(open_app, url, headers=headers)).status_code == status
+    assert (await ask(locked, url, headers={**headers, "authorization": "Bearer the-key"})).status_code == 200
+    # a form that posts is never a link
+    if "sec-fetch-site" in headers:
+        same = 200 if headers["sec-fetch-site"] == "same-origin" else 403
+        assert (await ask(open_app, url, method="POST", headers=headers)).status_code == same
+
+
+async def test_off_loopback_a_server_without_a_key_has_any_name() -> None:
+    """A reward server of one's own in a network: its callers name it as they do, and its own pages may call it."""
+    app = auth.KeyGuard(hello, keys=[])
+    assert (await ask(app, "http://rewards.lan/", headers={"origin": "http://rewards.lan"})).status_code == 200
+    assert (await ask(app, "http://rewards.lan/", headers={"origin": "http://evil.example"})).status_code == 403
 
 
 async def test_any_of_several_keys_opens() -> None:
