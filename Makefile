@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test check format constraints docs env images clean
+.PHONY: help install demo up test fuzz check format constraints docs env images clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -45,6 +45,13 @@ up: $(VENV)/.embedded ## Run the whole platform on this machine until Ctrl-C
 
 test: install ## Run every test, a file at a time on each of two cores
 	$(BIN)/pytest -n 2 --dist loadfile
+
+$(VENV)/.fuzz: pyproject.toml constraints.txt $(VENV)/.dev
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[fuzz]'
+	@touch $@
+
+fuzz: $(VENV)/.fuzz ## Send thousands of odd requests to the real servers: no 5xx, no hang (five minutes)
+	$(BIN)/python scripts/fuzz
 
 check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
 	$(BIN)/ruff check .

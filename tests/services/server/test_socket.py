@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import socket
 import subprocess
@@ -12,12 +13,14 @@ from pathlib import Path
 
 import httpx
 import numpy as np
+import psutil
 import pytest
 
 from dipole import conformance
 from dipole.client.rank_client import RankClient
+from dipole.stack import container_probe
 
-from ...processes import serving
+from ...processes import exchange, serving
 from ..conftest import serve_command
 
 REWARD = """
@@ -55,7 +58,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def served(folder: Path) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
-    environment = {"DIPOLE_REWARD_BODY_TIMEOUT_S": "1", "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000"}
+    environment = {
+        "DIPOLE_REWARD_BODY_TIMEOUT_S": "1",
+        "DIPOLE_REWARD_MAX_BODY_BYTES": "3000000",
+        "DIPOLE_REWARD_HELD_BODY_BYTES": "5000000",
+    }
     reward = partial(serve_command, "my_rewards:Redness")
     with serving(reward, folder / "log", cwd=folder, env=environment) as running:
         yield running
@@ -91,13 +98,75 @@ def test_a_slow_body_is_cut_off(served: tuple[str, subprocess.Popen[bytes]]) -> 
     host, port = served[0].removeprefix("http://").split(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(
-            b"POST /v1/rank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{"
+            b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\n"
+            b"content-type: application/json\r\ncontent-length: 99\r\n\r\n{"
         )
         answer = b""
         while chunk := connection.recv(65536):
             answer += chunk
     assert answer.startswith(b"HTTP/1.1 408")
     assert b"application/problem+json" in answer
+
+
+def test_a_head_without_end_is_refused(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """A server as users start it: 400 past its bound, whatever one connection sends, and others are answered."""
+    assert exchange(served[0], b"GET / HTTP/1.1\r\nx: ", *[b"a" * 65536] * 16)[:12] in (b"HTTP/1.1 400", b"")
+    assert httpx.get(f"{served[0]}/livez", trust_env=False).status_code == 200
+
+
+def test_bodies_past_what_is_held_together_get_503(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Of 20 bodies of 2 MB, two are waited for; the others are told when to come back, before they have sent any."""
+    host, port = served[0].removeprefix("http://").split(":")
+    head = b"POST /v1/rank HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\n"
+    head += b"content-length: 2000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        held = [stack.enter_context(socket.create_connection((host, int(port)), timeout=30)) for _ in range(20)]
+        answers = []
+        for connection in held:
+            connection.sendall(head)
+        for connection in held:
+            answer = b""
+            while chunk := connection.recv(65536):
+                answer += chunk
+            answers.append(answer)
+    refused = [each for each in answers if each.startswith(b"HTTP/1.1 503")]
+    assert len(refused) == 18
+    assert all(b"\r\nretry-after: 2\r\n" in each.lower() for each in refused)
+    # the two whose bodies never came
+    assert sum(each.startswith(b"HTTP/1.1 408") for each in answers) == 2
+
+
+@pytest.mark.parametrize(
+    "headers", [{"host": "evil.example"}, {"origin": "http://evil.example"}, {"sec-fetch-site": "cross-site"}]
+)
+def test_web_pages_are_refused(served: tuple[str, subprocess.Popen[bytes]], headers: dict[str, str]) -> None:
+    """A multipart POST, which pages may send without asking, and what DNS rebinding makes of a request."""
+    answer = httpx.post(f"{served[0]}/v1/rank", files={"request": b"{}"}, headers=headers, trust_env=False)
+    assert answer.status_code == 403
+    assert httpx.get(f"{served[0]}/metrics", headers=headers, trust_env=False).status_code == 403
+
+
+def test_unknown_keys_are_counted_and_not_collected(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """3 MB of them, 700 MB as errors, leave the server small, on both ways to send JSON."""
+    body = ("{" + ",".join(f'"{n:x}":1' for n in range(250_000)) + "}").encode()
+    process = psutil.Process(served[1].pid)
+    before = process.memory_info().rss
+    for sent in (
+        {"content": body, "headers": {"content-type": "application/json"}},
+        {"files": {"request": ("request", body)}},
+    ):
+        answer = httpx.post(f"{served[0]}/v1/rank", trust_env=False, timeout=60, **sent)  # type: ignore[arg-type]
+        assert answer.status_code == 413
+        assert "65536 keys" in answer.json()["detail"]
+    assert process.memory_info().rss - before < 64 * 2**20
+
+
+def test_the_probe_of_containers_asks_it(served: tuple[str, subprocess.Popen[bytes]]) -> None:
+    """Exit code 0 while /readyz is 200, and 1 for another answer, or where nothing listens."""
+    port = served[0].rpartition(":")[2]
+    for where, path, code in ((port, "/readyz", 0), (port, "/nope", 1), ("1", "/readyz", 1)):
+        probe = [sys.executable, "-I", "-S", container_probe.__file__, "http", where, path]
+        assert subprocess.run(probe, timeout=60, check=False).returncode == code
 
 
 def test_sigterm_ends_it_cleanly(served: tuple[str, subprocess.Popen[bytes]], folder: Path) -> None:
