@@ -1,8 +1,8 @@
 """Whether a process of the platform on this host lives, as the probes of orchestrators ask.
 
 The rank worker and the sampler prove it by a heartbeat in Redis, without which they can do nothing; the trainer worker,
-which may train for days without Redis, by a file (dipole_trainer.worker.health). The first two touch such files as well,
-for probes of containers, which must not start a client of Redis every few seconds (dipole.stack.container_probe).
+which may train for days without Redis, by a file (dipole_trainer.worker.health). The first two touch files as well, for
+probes of containers, which must not start a client of Redis every few seconds (dipole.stack.container_probe).
 """
 
 from __future__ import annotations

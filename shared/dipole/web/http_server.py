@@ -121,14 +121,14 @@ class BoundedProtocol(H11Protocol):
         self._watch_idleness()
 
     def _make_room(self) -> None:
-        """End the connection that has been idle for longest; when all are at work, this one, with a 503."""
-        idle = {
-            each: each._idle_timer.when()
-            for each in self.connections
-            if isinstance(each, BoundedProtocol) and each._idle_timer
-        }
-        oldest = min(idle, key=idle.__getitem__)
-        if oldest is not self:
+        """End the connection that has been idle for longest; when all others are at work, this one, with a 503."""
+        others = [each for each in self.connections if isinstance(each, BoundedProtocol) and each is not self]
+        idle = {each: each._idle_timer.when() for each in others if each._idle_timer}
+        if idle:
+            oldest = min(idle, key=idle.__getitem__)
+            # at once: more may come before the loop tells that it is lost
+            self.connections.discard(oldest)
+            oldest._stop_idle_timer()
             return oldest.transport.abort()
         busy = Overloaded("every connection that this server takes is at work", retry_after=1)
         self._refuse(make_problem(busy.status, str(busy), slug=busy.slug), (b"retry-after", b"1"))
