@@ -6,14 +6,13 @@ import argparse
 import json
 import os
 import sys
-import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_map_only
+
+from dipole_trainer.planning.peak_memory import PeakMemory
 
 T = TypeVar("T")
 
@@ -21,52 +20,13 @@ T = TypeVar("T")
 def peak(call: Callable[[], T], device: str) -> tuple[T, int]:
     """What `call` gives, and the most bytes alive at once beyond what was there before: weights are not in it."""
     if not device.startswith("cuda"):
-        with PeakBytes() as counter:
-            return call(), counter.peak
+        with PeakMemory() as counter:
+            return call(), counter.peak_bytes
     torch.cuda.synchronize()
     torch.cuda.empty_cache()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
     return call(), int(torch.cuda.max_memory_allocated() - before)
-
-
-class PeakBytes(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Inside, `peak` is the most bytes of new tensor storages alive at once."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.alive = self.peak = 0
-        self._seen: set[int] = set()
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for each in (args, kwargs or {}):
-            tree_map_only(Tensor, self._known, each)
-        result = func(*args, **(kwargs or {}))
-        tree_map_only(Tensor, self._count, result)
-        return result
-
-    def _known(self, tensor: Tensor) -> Tensor:
-        """What was there before is not ours to count."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._remember(storage, 0)
-        return tensor
-
-    def _count(self, tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self._seen:
-            self._remember(storage, storage.nbytes())
-        return tensor
-
-    def _remember(self, storage: Any, size: int) -> None:
-        self._seen.add(storage._cdata)
-        self.alive += size
-        self.peak = max(self.peak, self.alive)
-        weakref.finalize(storage, self._forget, storage._cdata, size)
-
-    def _forget(self, key: int, size: int) -> None:
-        self._seen.discard(key)
-        self.alive -= size
 
 
 def difference(one: list[Tensor], other: list[Tensor]) -> float:

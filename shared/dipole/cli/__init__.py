@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.markup import escape
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, files, images, jobs, rewards, serve
+from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
 from dipole.errors import DipoleError
 
 
@@ -45,3 +45,4 @@ app.add_typer(files.files_app, name="files")
 app.add_typer(images.app, name="images")
 app.command("demo")(demo.run_demo)
 app.command("eval")(evaluate.evaluate_models)
+app.command("plan")(plan.plan_job)

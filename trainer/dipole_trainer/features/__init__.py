@@ -62,7 +62,7 @@ def locate_weights(spec: FeaturesSpec, kind: PipelineKind, *, models_dir: Path) 
 
     Cheap, and in need of no generator: to be asked before one is loaded.
     """
-    space = _resolve_space(spec, kind)
+    space = resolve_space(spec, kind)
     if space in SPACE_WEIGHTS:
         published, files = SPACE_WEIGHTS[space]
         local_weights.locate_weights(
@@ -75,7 +75,7 @@ def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_di
 
     Raises InvalidInput where its weights are not on this machine or a key is not one of its.
     """
-    return SPACES[_resolve_space(spec, generator.kind)](spec, generator, models_dir)
+    return SPACES[resolve_space(spec, generator.kind)](spec, generator, models_dir)
 
 
 @torch.no_grad()
@@ -94,5 +94,6 @@ def extract_features(
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
 
 
-def _resolve_space(spec: FeaturesSpec, kind: PipelineKind) -> str:
+def resolve_space(spec: FeaturesSpec, kind: PipelineKind) -> str:
+    """The space's name, where `auto` is the published one of the generator's kind."""
     return PUBLISHED_SPACES[kind] if spec.type == "auto" else spec.type

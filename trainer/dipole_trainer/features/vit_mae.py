@@ -6,12 +6,15 @@ Here it sees every patch in its place, because features must be the same wheneve
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import ViTMAEModel
 
+from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.vision_models import SAFETENSORS_PATTERN, VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
@@ -29,6 +32,13 @@ def load_vit_mae_features(spec: FeaturesSpec, generator: OneStepGenerator, model
         kinds=["vit_mae"],
         files=f"{SAFETENSORS_PATTERN}|pytorch_model.bin",
     )
+    return make_vit_mae_features(model, prepare, generator, spec.keys)
+
+
+def make_vit_mae_features(
+    model: Any, prepare: ImagePreprocessor, generator: OneStepGenerator, keys: Sequence[str]
+) -> VisionFeatures:
+    """Of a loaded ViTMAEModel on the generator's device."""
     model.config.mask_ratio = 0.0
     order = torch.arange(model.embeddings.patch_embeddings.num_patches, device=generator.device).float()
 
@@ -36,4 +46,4 @@ def load_vit_mae_features(spec: FeaturesSpec, generator: OneStepGenerator, model
         # patches are sorted by it: each stays in its place
         return model(images, noise=order.expand(len(images), -1))
 
-    return VisionFeatures(model, run_model, prepare, generator.decode_pixels, spec.keys, space="vit_mae")
+    return VisionFeatures(model, run_model, prepare, generator.decode_pixels, keys, space="vit_mae")

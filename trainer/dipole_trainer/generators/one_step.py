@@ -111,6 +111,11 @@ class OneStepGenerator:
         """What is trained, in a fixed order: float32 master weights."""
         return self._trained.parameters
 
+    @property
+    def network(self) -> Any:
+        """What computes now: the network that is trained, or the frozen base inside `base_weights`."""
+        return self._trained.network
+
     def trained_state(self) -> dict[str, Tensor]:
         """What is trained by name, copies on the CPU: PEFT's names for an adapter, the U-Net's for every weight."""
         return {

@@ -40,10 +40,17 @@ class RankedSamples:
 
 @dataclass(frozen=True)
 class MethodLoss:
-    """`total` () carries the graph to x and phi; `parts` are figures to report."""
+    """`total` () carries the graph to x and phi; `parts` () are figures to report."""
 
     total: Tensor
-    parts: Mapping[str, float] = field(default_factory=dict)
+    parts: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def read_figures(self) -> dict[str, float]:
+        """`loss` and the parts as numbers: the device is waited for once."""
+        figures = {"loss": self.total, **self.parts}
+        return dict(
+            zip(figures, torch.stack([each.detach().float() for each in figures.values()]).tolist(), strict=True)
+        )
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ def dpo_loss(group: RankedSamples, spec: DpoSpec) -> MethodLoss:
     """`margin` is what the logarithm is taken of, before σ: above 0 the model prefers as the ranking does."""
     assert group.x_ref is not None
     margin = spec.beta * (_preference_margin(group, group.x) - _preference_margin(group, group.x_ref))
-    return MethodLoss(-logsigmoid(margin), {"margin": margin.item()})
+    return MethodLoss(-logsigmoid(margin), {"margin": margin})
 
 
 def _preference_margin(group: RankedSamples, x: Tensor) -> Tensor:

@@ -43,10 +43,10 @@ def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
                 ).loss.mean()
             )  # fmt: skip
     total = torch.stack(preference).mean()
-    parts = {"drift_pref": total.item()}
+    parts = {"drift_pref": total}
     if reference:
         pull = torch.stack(reference).mean()
-        parts["drift_ref"] = pull.item()
+        parts["drift_ref"] = pull
         total = total + spec.ref_lambda * pull
     return MethodLoss(total, parts)
 

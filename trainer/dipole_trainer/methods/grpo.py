@@ -33,7 +33,7 @@ def grpo_loss(group: RankedSamples, spec: GrpoSpec) -> MethodLoss:
     ratio = (now - then).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO).exp()
     advantage = quasi_norm_advantages(group.scores[rows], spec)[:, None]
     gain = torch.minimum(ratio * advantage, ratio.clamp(1 - spec.clip, 1 + spec.clip) * advantage)
-    return MethodLoss(-gain.mean(), {"ratio": ratio.mean().item()})
+    return MethodLoss(-gain.mean(), {"ratio": ratio.mean()})
 
 
 def quasi_norm_advantages(scores: Tensor, spec: GrpoSpec) -> Tensor:

@@ -33,7 +33,7 @@ def pso_loss(group: RankedSamples, spec: PsoSpec) -> MethodLoss:
     log_ratio = ratio.clamp(1 - spec.clip, 1 + spec.clip).log()  # (K,)
     margin = spec.beta * (log_ratio[first] - log_ratio[second]) * better
     told = better != 0
-    return MethodLoss(-logsigmoid(margin[told]).sum() / told.sum().clamp_min(1), {"margin": margin.mean().item()})
+    return MethodLoss(-logsigmoid(margin[told]).sum() / told.sum().clamp_min(1), {"margin": margin.mean()})
 
 
 def _log_gaussian_policy(action: Tensor, x: Tensor, std: float) -> Tensor:

@@ -211,7 +211,7 @@ class Trainer:
             skipped.report(self.on_event)
             return None
         loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=current.drawn_at == self.finished_steps)
-        tally.add_loss(loss.total.item(), loss.parts)
+        tally.add_loss(loss.read_figures())
         if gradient is None:
             tally.add_untrained("its loss has no gradient")
         return gradient

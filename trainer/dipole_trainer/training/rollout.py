@@ -26,7 +26,7 @@ from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.selection import GroupOrder
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import PromptSpec, TrainSpec
-from dipole_trainer.training.chunked_gradient import LossScale, output_gradients, parameter_gradient
+from dipole_trainer.training.chunked_gradient import LossScale, OutputGradients, output_gradients, parameter_gradient
 
 
 @dataclass
@@ -142,6 +142,13 @@ class Rollout:
 
         `on_policy` says that the weights are those that drew it; else x is drawn again with the present ones.
         """
+        loss, outputs = self.differentiate_loss(drawn, order, on_policy=on_policy)
+        return loss, self.carry_back(drawn, outputs)
+
+    def differentiate_loss(
+        self, drawn: SampledGroup, order: GroupOrder, *, on_policy: bool
+    ) -> tuple[MethodLoss, OutputGradients]:
+        """The group's loss, and its gradient in x and φ."""
         self.prepare_features(drawn)
         if not on_policy:
             drawn.x, drawn.ranks_itself = self._sample(drawn.noise, drawn.prompt.prompt), False
@@ -158,18 +165,20 @@ class Rollout:
             scores=torch.as_tensor(order.total, dtype=torch.float32, device=drawn.x.device),
             positives=order.selection.positives, negatives=order.selection.negatives, ranks_itself=drawn.ranks_itself,
         )  # fmt: skip
-        loss, found = output_gradients(lambda samples: self.method.loss(samples, self.settings), group)
+        return output_gradients(lambda samples: self.method.loss(samples, self.settings), group)
+
+    def carry_back(self, drawn: SampledGroup, outputs: OutputGradients) -> list[Tensor] | None:
+        """The group's share of the step's gradient, from its loss's gradient in x and φ; None where it has none."""
         prompt, seeds = drawn.prompt.prompt, drawn.seeds
 
         def sample_rows(rows: list[int]) -> tuple[Tensor, FeatureSets]:
             x = self.generator(drawn.noise[rows], prompt)
-            return x, self.features(x, prompt=prompt, seeds=[seeds[row] for row in rows]) if found.phi else {}
+            return x, self.features(x, prompt=prompt, seeds=[seeds[row] for row in rows]) if outputs.phi else {}
 
-        share = parameter_gradient(
-            found, sample_rows, self.generator.parameters(), self.micro_batches,
+        return parameter_gradient(
+            outputs, sample_rows, self.generator.parameters(), self.micro_batches,
             scale=1 / self.spec.prompts_per_step, half=self._computes_in_half,
         )  # fmt: skip
-        return loss, share
 
     @torch.no_grad()
     def _sample(self, noise: Tensor, prompt: str) -> Tensor:

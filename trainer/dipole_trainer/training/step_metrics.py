@@ -36,8 +36,9 @@ class StepMetrics:
     def add_untrained(self, reason: str) -> None:
         self.untrained[reason] = self.untrained.get(reason, 0) + 1
 
-    def add_loss(self, total: float, parts: Mapping[str, float]) -> None:
-        for name, value in {"loss": total, **parts}.items():
+    def add_loss(self, figures: Mapping[str, float]) -> None:
+        """`loss` and its parts, of one group."""
+        for name, value in figures.items():
             self.losses.setdefault(name, []).append(value)
 
     def merge(self, other: Mapping[str, Any]) -> None:

@@ -1,0 +1,143 @@
+"""What a plan says is what a real update does: operations, memory, and on which device its tensors lie."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from dipole.errors import InvalidInput
+from dipole_trainer import features, generators
+from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.generators.tiny_pipelines import write_pipeline
+from dipole_trainer.planning.devices import DEVICES, USABLE_MEMORY, Device, find_device
+from dipole_trainer.planning.fake_models import build_fake_models
+from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job, read_job
+from dipole_trainer.planning.peak_memory import PeakMemory
+from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
+from dipole_trainer.ranking.selection import GroupOrder, Selection
+from dipole_trainer.spec import PromptSpec, TrainSpec
+from dipole_trainer.training.rollout import Rollout
+
+ROOT = Path(__file__).parents[3]
+PROMPT = PromptSpec(prompt="a red square")
+
+
+@pytest.fixture(scope="module")
+def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    for kind in ("sd", "sdxl"):
+        write_pipeline(folder / f"tiny-{kind}", kind)
+    return folder
+
+
+def job(**more: Any) -> TrainSpec:
+    return parse_job({"model": "tiny-turbo", "candidates": 16, "chunk_size": 4, "prompts_per_step": 1, **more})
+
+
+def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
+    """Operations and peak bytes of one update of real networks, weights and kept samples not counted in the peak."""
+    generator = generators.build_generator(spec, models_dir=models_dir)
+    phi = features.build_features(spec.features, generator, models_dir=models_dir)
+    rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size))
+    generator.embed_prompt(PROMPT.prompt)
+    half = spec.candidates // 2
+    order = GroupOrder(
+        np.linspace(1, 0, spec.candidates),
+        Selection(tuple(range(half)), tuple(reversed(range(half, spec.candidates)))),
+    )
+    with PeakMemory() as memory, FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
+        drawn = rollout.sample_group(0, 0, PROMPT)
+        rollout.decode_images(drawn.ranked_latents)
+        rollout.prepare_features(drawn)
+        _, share = rollout.group_gradient(drawn, order, on_policy=True)
+    assert share is not None
+    return flops.get_total_flops(), memory.peak_bytes
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"method": {"type": "dpo"}},
+        {"method": {"type": "grpo"}},
+        {"tune": "full"},
+        {"model": "tiny-sd", "features": {"type": "latents"}},
+        {"model": "tiny-sdxl", "features": {"type": "teacher_unet", "keys": ["mid_block"]}, "chunk_size": 2},
+    ],
+    ids=lambda more: "-".join(map(str, more.values())) or "drpo",
+)
+def test_a_plan_counts_what_a_real_update_does(more: dict[str, Any], models_dir: Path) -> None:
+    """Operations to 1 %, and the peak of memory to 15 %."""
+    spec = job(**more)
+    planned = measure_update(spec, build_fake_models(spec, models_dir))
+    operations, peak = run_real_update(spec, models_dir)
+    assert planned.operations == pytest.approx(operations, rel=0.01)
+    highest = max(phase.peak_bytes for phase in planned.phases.values()) + planned.group_bytes
+    assert highest == pytest.approx(peak, rel=0.15)
+
+
+def test_weights_are_those_that_a_job_loads(models_dir: Path) -> None:
+    """Text encoders, U-Net, autoencoder, adapter and φ, in their dtypes."""
+    spec = job(model="tiny-sdxl", features={"type": "latents"}, precision="bf16")
+    generator = generators.build_generator(spec, models_dir=models_dir)
+    tensors = {
+        id(each): each.nbytes
+        for part in generator.pipeline.components.values()
+        if isinstance(part, torch.nn.Module)
+        for each in [*part.parameters(), *part.buffers()]
+    }
+    assert build_fake_models(spec, models_dir).weights_bytes == sum(tensors.values())
+
+
+@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
+def test_an_update_at_full_size_leaves_no_tensor_on_the_cpu(name: str) -> None:
+    """The loop's own code, draw to gradient, on tensors of another device, that refuse to meet the CPU's."""
+    program = [sys.executable, Path(__file__).with_name("fake_accelerator.py"), ROOT / f"examples/{name}.json"]
+    ended = subprocess.run(program, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert all(count > 0 for count in json.loads(ended.stdout.splitlines()[-1]).values())
+
+
+def plan(device: Device, **more: Any) -> JobPlan:
+    (found,) = plan_job(job(**more), models_dir=Path("none"), devices=[device])
+    return found
+
+
+def test_a_chunk_that_is_said_to_fit_does() -> None:
+    """On a device with little room: the largest chunk fits, and one more does not."""
+    whole = plan(Device("small", 2**40, 1e12, 1e12), chunk_size=16)
+    small = Device("small", int((whole.memory.total - whole.memory.peak_phase / 2) / USABLE_MEMORY), 1e12, 1e12)
+    told = plan(small, chunk_size=16)
+    assert not told.fits
+    assert 0 < told.largest_chunk < 16
+    assert plan(small, chunk_size=told.largest_chunk).fits
+    assert not plan(small, chunk_size=told.largest_chunk + 2).fits
+
+
+def test_costs_add_up_over_prompts_and_steps() -> None:
+    one, many = plan(DEVICES["h100"]), plan(DEVICES["h100"], prompts_per_step=3, steps=10)
+    assert many.teraflop_per_update == pytest.approx(3 * one.teraflop_per_update)
+    assert many.hours[0] == pytest.approx(10 * many.seconds_per_update[0] / 3600)
+    assert many.images_per_update == 48
+    assert many.ranking_requests_per_update == 3
+
+
+def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="unknown model"):
+        plan(DEVICES["h100"], model="no-such-model")
+    with pytest.raises(InvalidInput, match="known are here"):
+        find_device("abacus")
+    with pytest.raises(InvalidInput, match="candidates"):
+        parse_job({"candidates": "many"})
+    path = tmp_path / "job.json"
+    path.write_text("[1]")
+    with pytest.raises(InvalidInput, match="no JSON object"):
+        read_job(path)

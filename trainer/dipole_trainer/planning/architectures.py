@@ -1,0 +1,151 @@
+"""The published networks by their shapes, without weights: SD-Turbo, SDXL-Turbo, and those behind feature spaces.
+
+Everything is made on torch's current default device, `meta` for a plan. Benchmarks make the same networks with random
+weights: these cost what trained ones cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from diffusers import (
+    AutoencoderKL,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
+    UNet2DConditionModel,
+)
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    CLIPTokenizer,
+    CLIPVisionConfig,
+    CLIPVisionModel,
+    Dinov2Config,
+    Dinov2Model,
+    ViTMAEConfig,
+    ViTMAEModel,
+)
+
+from dipole_trainer.features.latent_mae import LatentResNet
+from dipole_trainer.generators.tiny_pipelines import NOISE_SCHEDULE, TOKENIZER_FOLDER
+
+CLIP_VOCABULARY, CLIP_TOKENS = 49408, 77
+
+
+@dataclass(frozen=True)
+class PipelineShape:
+    """Widths of one pipeline. `text` are those of the text encoders, whose sum is the cross-attention's."""
+
+    unet: tuple[int, ...]
+    heads: tuple[int, ...]
+    vae: tuple[int, ...]
+    text: tuple[int, ...]
+    text_layers: tuple[int, ...]
+    latent: int  # side of the latents
+    groups: int = 32
+    vocabulary: int = CLIP_VOCABULARY
+
+
+PUBLISHED_PIPELINES = {
+    "sd-turbo": PipelineShape(
+        unet=(320, 640, 1280, 1280), heads=(5, 10, 20, 20), vae=(128, 256, 512, 512), text=(1024,), text_layers=(23,),
+        latent=64,
+    ),
+    "sdxl-turbo": PipelineShape(
+        unet=(320, 640, 1280), heads=(5, 10, 20), vae=(128, 256, 512, 512), text=(768, 1280), text_layers=(12, 32),
+        latent=64,
+    ),
+}  # fmt: skip
+
+
+def make_pipeline(shape: PipelineShape) -> Any:
+    """A StableDiffusionXLPipeline where it has two text encoders, else a StableDiffusionPipeline."""
+    return _make_sdxl(shape) if len(shape.text) == 2 else _make_sd(shape)
+
+
+def make_latent_mae(widths: tuple[int, ...] = (256, 512, 1024, 2048)) -> LatentResNet:
+    """The encoder of `mae_latent_256_torch.pth`, or one of other widths."""
+    return LatentResNet(4, widths[0], widths, (3, 4, 6, 3))
+
+
+# of each feature space that reads images: the published network, and the side of the images that it reads
+VISION_NETWORKS: dict[str, tuple[Callable[[], Any], int]] = {
+    "vit_mae": (lambda: ViTMAEModel(ViTMAEConfig()), 224),
+    "dinov2": (lambda: Dinov2Model(Dinov2Config(image_size=518, patch_size=14)), 224),
+    "clip": (
+        lambda: CLIPVisionModel(
+            CLIPVisionConfig(
+                hidden_size=1024, intermediate_size=4096, num_hidden_layers=24, num_attention_heads=16, patch_size=14
+            )
+        ),
+        224,
+    ),
+}
+
+
+def _make_sd(shape: PipelineShape) -> Any:
+    return StableDiffusionPipeline(  # type: ignore[no-untyped-call]
+        vae=_make_vae(shape), unet=_make_unet(shape), tokenizer=load_tokenizer(),
+        scheduler=make_scheduler(EulerDiscreteScheduler),
+        text_encoder=CLIPTextModel(_make_text_config(shape, 0)), safety_checker=None, feature_extractor=None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+
+
+def _make_sdxl(shape: PipelineShape) -> Any:
+    unet = _make_unet(
+        shape, transformer_layers_per_block=(1, 2, 10), addition_embed_type="text_time", addition_time_embed_dim=256,
+        projection_class_embeddings_input_dim=shape.text[1] + 6 * 256,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+    )  # fmt: skip
+    return StableDiffusionXLPipeline(  # type: ignore[no-untyped-call]
+        vae=_make_vae(shape), unet=unet, tokenizer=load_tokenizer(), tokenizer_2=load_tokenizer(),
+        scheduler=make_scheduler(EulerAncestralDiscreteScheduler),
+        text_encoder=CLIPTextModel(_make_text_config(shape, 0)),
+        text_encoder_2=CLIPTextModelWithProjection(_make_text_config(shape, 1)), add_watermarker=False,
+    )  # fmt: skip
+
+
+def _make_unet(shape: PipelineShape, **more: Any) -> Any:
+    return UNet2DConditionModel(  # type: ignore[no-untyped-call]
+        sample_size=shape.latent, block_out_channels=shape.unet, attention_head_dim=shape.heads,
+        cross_attention_dim=sum(shape.text), use_linear_projection=True, norm_num_groups=shape.groups, **more,
+    )  # fmt: skip
+
+
+def _make_vae(shape: PipelineShape) -> Any:
+    levels = len(shape.vae)
+    return AutoencoderKL(  # type: ignore[no-untyped-call]
+        block_out_channels=shape.vae, layers_per_block=2, latent_channels=4, sample_size=8 * shape.latent,
+        down_block_types=("DownEncoderBlock2D",) * levels, up_block_types=("UpDecoderBlock2D",) * levels,
+        norm_num_groups=shape.groups,
+    )  # fmt: skip
+
+
+def _make_text_config(shape: PipelineShape, which: int) -> CLIPTextConfig:
+    width = shape.text[which]
+    return CLIPTextConfig(
+        vocab_size=shape.vocabulary, hidden_size=width, intermediate_size=4 * width, projection_dim=width,
+        num_hidden_layers=shape.text_layers[which], num_attention_heads=max(1, width // 64),
+        max_position_embeddings=CLIP_TOKENS, hidden_act="gelu", bos_token_id=0, eos_token_id=1,
+    )  # fmt: skip
+
+
+def make_scheduler(kind: Any) -> Any:
+    # its tables are read on the host, whatever the networks are on
+    with torch.device("cpu"):
+        return kind(**NOISE_SCHEDULE)
+
+
+def load_tokenizer(length: int = CLIP_TOKENS) -> Any:
+    """tiny-turbo's, of another length: what it reads costs what any text of that length costs."""
+    tokenizer = CLIPTokenizer.from_pretrained(str(TOKENIZER_FOLDER), local_files_only=True)
+    tokenizer.model_max_length = length
+    return tokenizer

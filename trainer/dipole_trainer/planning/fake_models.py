@@ -1,0 +1,177 @@
+"""A job's networks on fake tensors: each has a shape, a dtype and a device, and no memory.
+
+Built on torch's meta device as the job would build them, then every tensor is replaced by a fake one "on" `device`.
+Networks come from the folder's own configs where the model is on this machine, else from the published shapes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from dipole.errors import InvalidInput
+from dipole_trainer import features
+from dipole_trainer.features import FeatureExtractor
+from dipole_trainer.features.latent_mae import LatentMaeFeatures
+from dipole_trainer.features.latents import LatentFeatures
+from dipole_trainer.features.preprocessing import ImagePreprocessor
+from dipole_trainer.features.teacher_unet import load_teacher_unet
+from dipole_trainer.features.tiny import TinyEncoder, TinyFeatures
+from dipole_trainer.features.vision_models import VisionFeatures
+from dipole_trainer.features.vit_mae import make_vit_mae_features
+from dipole_trainer.generators import pipelines
+from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator, PipelineKind
+from dipole_trainer.generators.sdxl import SdxlGenerator
+from dipole_trainer.planning import architectures
+from dipole_trainer.planning.architectures import PUBLISHED_PIPELINES, VISION_NETWORKS
+from dipole_trainer.spec import FeaturesSpec, TrainSpec
+
+
+@dataclass(frozen=True)
+class FakeModels:
+    """A generator and φ whose tensors are fake; to be used inside `mode`."""
+
+    generator: OneStepGenerator
+    phi: FeatureExtractor
+    mode: FakeTensorMode
+    weights_bytes: int  # of everything on the device
+    trained_bytes: int  # of what is trained, in float32
+    is_published_shape: bool  # the model is not on this machine
+
+
+class _OneStepScheduler:
+    """Costs what a scheduler's one step costs; diffusers' own reads its tables' values on the host."""
+
+    init_noise_sigma = 1.0
+
+    def set_timesteps(self, count: int, device: torch.device) -> None:
+        self.timesteps = torch.empty(count, device=device)
+
+    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+        return sample * 1.0
+
+    def step(self, output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> tuple[Tensor]:
+        return (sample - output,)
+
+
+def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu") -> FakeModels:
+    """Raises InvalidInput for a model that is neither on this machine nor among the published shapes."""
+    spec = spec.model_copy(update={"compile": False})
+    with torch.device("meta"):
+        pipeline, kind, is_published = _make_pipeline(spec, models_dir)
+        generator = (SdxlGenerator if kind == "sdxl" else OneStepGenerator)(pipeline, spec, kind=kind, device="meta")
+        space = features.resolve_space(spec.features, kind)
+        encoder = _make_encoder(space)
+    with generator.base_weights():
+        frozen = generator.network
+    mode, replaced = FakeTensorMode(allow_non_fake_inputs=True), dict[int, tuple[Tensor, Tensor]]()
+    parts = [each for each in pipeline.components.values() if isinstance(each, nn.Module)]
+    for module in [*parts, frozen, *([encoder] if encoder is not None else [])]:
+        _replace_tensors(module, mode, device, replaced)
+    generator.parameters()[:] = [replaced[id(each)][1] for each in generator.parameters()]  # type: ignore[misc]
+    generator.device, generator.scheduler = torch.device(device), _OneStepScheduler()
+    with mode:
+        phi = _wrap_encoder(space, encoder, spec.features, generator)
+    return FakeModels(
+        generator=generator,
+        phi=phi,
+        mode=mode,
+        weights_bytes=sum(fake.nbytes for _, fake in replaced.values()),
+        trained_bytes=sum(each.nbytes for each in generator.parameters()),
+        is_published_shape=is_published,
+    )
+
+
+def _make_pipeline(spec: TrainSpec, models_dir: Path) -> tuple[Any, PipelineKind, bool]:
+    """The pipeline in the job's precision, its kind, and whether it is of a published shape alone."""
+    try:
+        folder, kind = pipelines.find_pipeline(spec, models_dir)
+    except InvalidInput:
+        if spec.model not in PUBLISHED_PIPELINES:
+            raise
+        made = architectures.make_pipeline(PUBLISHED_PIPELINES[spec.model])
+        published: PipelineKind = "sdxl" if hasattr(made, "text_encoder_2") else "sd"
+        return _cast_parts(made, spec), published, True
+    return _cast_parts(_read_pipeline(folder, kind), spec), kind, False
+
+
+def _read_pipeline(folder: Path, kind: PipelineKind) -> Any:
+    """The pipeline of the configs in a folder, whose weights are not read."""
+    made = SdxlGenerator if kind == "sdxl" else OneStepGenerator
+    unet, vae = (
+        network.from_config(network.load_config(str(folder / part), local_files_only=True))  # type: ignore[no-untyped-call]
+        for network, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
+    )
+    texts = {
+        part: text(AutoConfig.from_pretrained(str(folder / part), local_files_only=True))
+        for part, text in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
+        if (folder / part).is_dir()
+    }
+    tokenizers = {
+        part.replace("text_encoder", "tokenizer"): architectures.load_tokenizer(text.config.max_position_embeddings)
+        for part, text in texts.items()
+    }
+    return made.pipeline_class(
+        unet=unet, vae=vae, scheduler=architectures.make_scheduler(EulerDiscreteScheduler), **texts, **tokenizers,
+        **made.unused_parts,
+    )  # fmt: skip
+
+
+def _cast_parts(pipeline: Any, spec: TrainSpec) -> Any:
+    """As `from_pretrained` loads it: the job's precision, a U-Net that is trained whole in float32."""
+    for name, part in pipeline.components.items():
+        if isinstance(part, nn.Module):
+            is_trained = name == "unet" and spec.tune == "full"
+            nn.Module.to(part, torch.float32 if is_trained else DTYPES[spec.precision])
+    return pipeline
+
+
+def _make_encoder(space: str) -> Any:
+    if space == "tiny":
+        return TinyEncoder()
+    if space == "latent_mae":
+        return architectures.make_latent_mae()
+    return VISION_NETWORKS[space][0]() if space in VISION_NETWORKS else None
+
+
+def _wrap_encoder(space: str, encoder: Any, spec: FeaturesSpec, generator: OneStepGenerator) -> FeatureExtractor:
+    if space == "tiny":
+        return TinyFeatures(encoder, spec.keys)
+    if space == "latents":
+        return LatentFeatures(spec.keys)
+    if space == "latent_mae":
+        return LatentMaeFeatures(encoder, spec.keys)
+    if space == "teacher_unet":
+        return load_teacher_unet(spec, generator, Path())
+    mean, std = torch.zeros(2, 3, 1, 1, device=generator.device)
+    prepare = ImagePreprocessor(VISION_NETWORKS[space][1], mean, std)
+    if space == "vit_mae":
+        return make_vit_mae_features(encoder, prepare, generator, spec.keys)
+    return VisionFeatures(encoder, encoder, prepare, generator.decode_pixels, spec.keys, space=space)
+
+
+def _replace_tensors(
+    module: nn.Module, mode: FakeTensorMode, device: str, replaced: dict[int, tuple[Tensor, Tensor]]
+) -> None:
+    """Fake tensors in place of a module's parameters and buffers; `replaced` has each original once, and its fake."""
+    for part in module.modules():
+        for tensors in (part._parameters, part._buffers):
+            for name, tensor in tensors.items():
+                if tensor is None or isinstance(tensor, FakeTensor):
+                    continue
+                if id(tensor) not in replaced:
+                    with mode:
+                        fake: Tensor = torch.empty_strided(
+                            tensor.shape, tensor.stride(), dtype=tensor.dtype, device=device
+                        )
+                    if isinstance(tensor, nn.Parameter):
+                        fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    replaced[id(tensor)] = (tensor, fake)
+                tensors[name] = replaced[id(tensor)][1]  # type: ignore[assignment]

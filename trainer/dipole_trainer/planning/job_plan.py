@@ -1,0 +1,180 @@
+"""A job's plan: whether it fits a device, the largest chunk that does, a range of hours, how often rewards are asked.
+
+Operations and bytes are counted (update_cost.py). Times are not: a range of shares of the device's peak rate stands for
+kernels, attention and memory traffic, until somebody measures.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from dipole.errors import InvalidInput
+from dipole.protocol.validation import first_error
+from dipole_trainer.planning.architectures import CLIP_TOKENS
+from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY, UTILISATION, Device
+from dipole_trainer.planning.fake_models import build_fake_models
+from dipole_trainer.planning.update_cost import UpdateCost, measure_update
+from dipole_trainer.spec import TrainSpec
+
+# of the request that creates a job, what says nothing of its cost
+UNCOSTED_FIELDS = ("training_file", "validation_file", "suffix", "metadata", "integrations")
+MANY_PROMPTS = 4096  # whose embeddings are kept
+CHECKPOINT_COPIES = 3  # of what is trained, in float32: the weights and Adam's two moments
+
+
+@dataclass(frozen=True)
+class MemoryPlan:
+    """Bytes on the device; `total` is their sum, `usable` what the device has for tensors."""
+
+    weights: int
+    optimizer: int
+    groups: int
+    prompts: int
+    peak_phase: int
+    total: int
+    usable: int
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """Everything in bytes, seconds, and 10¹² operations (`teraflop`)."""
+
+    model: str
+    is_published_shape: bool
+    device: str
+    precision: str
+    chunk_size: int
+    memory: MemoryPlan
+    fits: bool
+    largest_chunk: int  # 0: not even one sample
+    phases: dict[str, dict[str, float]]  # teraflop an update and peak_bytes, by phase
+    teraflop_per_update: float
+    images_per_update: int
+    seconds_per_update: tuple[float, float]
+    hours: tuple[float, float]
+    ranking_requests_per_update: int  # to each reward
+    images_per_request: int
+    requests_per_minute: tuple[float, float]  # that a reward must answer, so that nobody waits for it
+    disk_bytes: int
+
+    def to_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def read_job(path: Path) -> TrainSpec:
+    """A job as `dipole jobs create --config` takes it; prompts and rewards may be missing. Raises InvalidInput."""
+    try:
+        body = json.loads(path.read_bytes())
+    except (OSError, ValueError) as error:
+        raise InvalidInput(f"{path} cannot be read as JSON: {error}", field="job") from error
+    if not isinstance(body, dict):
+        raise InvalidInput(f"{path} holds no JSON object with a job's fields", field="job")
+    return parse_job(body)
+
+
+def parse_job(body: dict[str, Any]) -> TrainSpec:
+    """The spec of a request to create a job, as far as its cost goes. Raises InvalidInput."""
+    wanted = {name: value for name, value in body.items() if name not in UNCOSTED_FIELDS}
+    if batch := (wanted.pop("hyperparameters", None) or {}).get("batch_size"):
+        wanted.setdefault("prompts_per_step", batch)
+    if not wanted.get("pairs_file") and not wanted.get("replay_job"):
+        wanted["prompts"] = wanted.get("prompts") or [{"prompt": "a photograph"}]
+        wanted["rewards"] = wanted.get("rewards") or [{"name": "reward"}]
+    # evaluations are not planned
+    wanted["evaluation"] = {}
+    try:
+        return TrainSpec.model_validate(wanted)
+    except ValidationError as error:
+        found = first_error(error, "")
+        raise InvalidInput(f"{found.path or 'job'}: {found.message}", field=found.path or None) from None
+
+
+def plan_job(
+    spec: TrainSpec, *, models_dir: Path, devices: Sequence[Device], chunk_size: int | None = None
+) -> list[JobPlan]:
+    """A plan for each device, of a job of one process. Raises InvalidInput for a model of unknown shape."""
+    models = build_fake_models(spec, models_dir)
+    cost = measure_update(spec, models, chunk_size=chunk_size)
+    width: int = models.generator.unet.config.cross_attention_dim
+    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if spec.precision == "fp32" else 2)
+    return [_plan_device(spec, cost, device, models.is_published_shape, prompt_bytes) for device in devices]
+
+
+def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
+    """What the numbers do not say, in sentences."""
+    lines = [
+        f"Operations and memory are counted on the network's shapes; times are {UTILISATION[0]:.0%} to "
+        f"{UTILISATION[1]:.0%} of a card's peak rate, and nobody has measured them yet.",
+        f"Each reward is asked {plan.ranking_requests_per_update} times an update with {plan.images_per_request} "
+        "images; slower answers than the table's make training wait. Evaluations are not in it.",
+    ]
+    if plan.is_published_shape:
+        lines.append(f"{spec.model} is not on this machine: the plan is of its published shape.")
+    if spec.precision == "fp32":
+        lines.append("fp32 is slow on a GPU: bf16 takes half the memory and a fraction of the time.")
+    return lines
+
+
+def _plan_device(
+    spec: TrainSpec, cost: UpdateCost, device: Device, is_published_shape: bool, prompt_bytes: int
+) -> JobPlan:
+    memory = _plan_memory(spec, cost, device, prompt_bytes)
+    low, high = MEASURED_UTILISATION if device.is_measured else UTILISATION
+    rate = device.rate(spec.precision)
+    seconds = (cost.operations / (rate * high), cost.operations / (rate * low))
+    return JobPlan(
+        model=spec.model,
+        is_published_shape=is_published_shape,
+        device=device.name,
+        precision=spec.precision,
+        chunk_size=cost.chunk_size,
+        memory=memory,
+        fits=memory.total <= memory.usable,
+        largest_chunk=_largest_chunk(spec, cost, memory),
+        phases={
+            name: {"teraflop": phase.operations / 1e12, "peak_bytes": phase.peak_bytes}
+            for name, phase in cost.phases.items()
+        },
+        teraflop_per_update=cost.operations / 1e12,
+        images_per_update=spec.prompts_per_step * spec.candidates,
+        seconds_per_update=seconds,
+        hours=(seconds[0] * spec.steps / 3600, seconds[1] * spec.steps / 3600),
+        ranking_requests_per_update=spec.prompts_per_step,
+        images_per_request=spec.candidates,
+        requests_per_minute=(60 * spec.prompts_per_step / seconds[1], 60 * spec.prompts_per_step / seconds[0]),
+        disk_bytes=_plan_disk(spec, cost),
+    )
+
+
+def _plan_memory(spec: TrainSpec, cost: UpdateCost, device: Device, prompt_bytes: int) -> MemoryPlan:
+    groups = cost.group_bytes * spec.prompts_per_step * (1 + spec.max_staleness)
+    parts = {
+        "weights": cost.weights_bytes,
+        "optimizer": 3 * cost.trained_bytes,  # Adam's two moments, and the sum of gradients
+        "groups": groups,
+        "prompts": prompt_bytes,
+        "peak_phase": max(phase.peak_bytes for phase in cost.phases.values()),
+    }
+    return MemoryPlan(**parts, total=sum(parts.values()), usable=int(device.memory_bytes * USABLE_MEMORY))
+
+
+def _largest_chunk(spec: TrainSpec, cost: UpdateCost, memory: MemoryPlan) -> int:
+    """A phase's peak grows with the chunk, but for the sums of gradients in it."""
+    summed = 2 * cost.trained_bytes
+    per_sample = max(memory.peak_phase - summed, 1) / cost.chunk_size
+    room = memory.usable - (memory.total - memory.peak_phase) - summed
+    return max(0, min(spec.candidates, int(room // per_sample)))
+
+
+def _plan_disk(spec: TrainSpec, cost: UpdateCost) -> int:
+    """Checkpoints that are kept, the best among them, the export, and what is recorded."""
+    checkpoints = (spec.keep_checkpoints + 1) * CHECKPOINT_COPIES * cost.trained_bytes
+    merged = cost.weights_bytes if spec.export_merged else 0
+    recorded = cost.group_bytes * spec.prompts_per_step * spec.steps if spec.record_candidates else 0
+    return checkpoints + 2 * cost.trained_bytes + merged + recorded
