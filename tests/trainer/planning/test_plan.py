@@ -55,7 +55,7 @@ def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
     )
     with PeakMemory() as memory, FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
         drawn = rollout.sample_group(0, 0, PROMPT)
-        rollout.decode_images(drawn.ranked_latents)
+        rollout.decode_candidates(drawn.ranked_latents)
         rollout.prepare_features(drawn)
         _, share = rollout.group_gradient(drawn, order, on_policy=True)
     assert share is not None

@@ -105,6 +105,13 @@ class _CountedFeatures:
         return self._counter.run_phase("features", lambda: self._phi(x, prompt=prompt, seeds=seeds))
 
 
+class _ValuelessRollout(Rollout):
+    """A rollout of fake tensors: nobody can see whether one of them is finite."""
+
+    def leave_out_flawed(self, drawn: SampledGroup) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class _AssumedGradients(OutputGradients):
     """A gradient whose values nobody knows: of ordinary size, in the first `rows` samples."""
@@ -125,7 +132,7 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     precision = "bf16" if spec.precision == "fp16" else spec.precision
     one_chunk = spec.model_copy(update={"candidates": chunk, "precision": precision})
     counter = _PhaseCounter()
-    rollout = Rollout(one_chunk, models.generator, _CountedFeatures(models.phi, counter), MicroBatches(chunk))
+    rollout = _ValuelessRollout(one_chunk, models.generator, _CountedFeatures(models.phi, counter), MicroBatches(chunk))
     with models.mode:
         models.generator.embed_prompt(PROMPT.prompt)  # once a prompt, and kept
         with counter.memory, counter.flops:

@@ -63,13 +63,11 @@ class LossScale:
 def output_gradients(
     loss: Callable[[RankedSamples], MethodLoss], group: RankedSamples
 ) -> tuple[MethodLoss, OutputGradients]:
-    """Evaluate the loss on leaves in place of x and φ, and differentiate it there. Raises NotFinite."""
+    """Evaluate the loss on leaves in place of x and φ, and differentiate it there."""
     x = group.x.detach().requires_grad_()
     phi = {key: value.detach().requires_grad_() for key, value in group.phi.items()}
     found = loss(replace(group, x=x, phi=phi))
     wanted = [x, *phi.values()]
-    if not math.isfinite(found.total.item()):
-        raise NotFinite("the loss is not finite: lower optimizer.lr, or use precision bf16 or fp32")
     in_x, *in_phi = torch.autograd.grad(found.total, wanted, allow_unused=True)
     by_key = {key: value for key, value in zip(phi, in_phi, strict=True) if value is not None}
     return replace(found, total=found.total.detach()), OutputGradients(in_x, by_key)

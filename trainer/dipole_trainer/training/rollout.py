@@ -121,10 +121,10 @@ class Rollout:
             drawn.phi_ranked = self._extract_features(drawn.ranked_latents, prompt, ranked_seeds)
             if drawn.x_ref is not None:
                 drawn.phi_ref = self._extract_features(drawn.x_ref, prompt, seeds)
-        self._leave_out_flawed(drawn)
+        self.leave_out_flawed(drawn)
         drawn.is_prepared = True
 
-    def _leave_out_flawed(self, drawn: SampledGroup) -> None:
+    def leave_out_flawed(self, drawn: SampledGroup) -> None:
         """A candidate with images may have no features: those of its reference or of a network in half precision."""
         parts = [drawn.x, *drawn.phi_ref.values(), *([] if drawn.x_ref is None else [drawn.x_ref])]
         if drawn.ranks_candidates:
@@ -143,6 +143,8 @@ class Rollout:
         `on_policy` says that the weights are those that drew it; else x is drawn again with the present ones.
         """
         loss, outputs = self.differentiate_loss(drawn, order, on_policy=on_policy)
+        if not loss.total.isfinite():
+            raise NotFinite("the loss is not finite: lower optimizer.lr, or use precision bf16 or fp32")
         return loss, self.carry_back(drawn, outputs)
 
     def differentiate_loss(
