@@ -120,6 +120,7 @@ def train(
     control: Any,
     data: Path | None = None,
     pause_s: float = 0.0,
+    **_: Any,
 ) -> Outcome:
     """What session.run does, without the training: steps, checkpoints, resume, control."""
     done = max((int(path.name.split("-")[1]) for path in workdir.glob("checkpoint-*")), default=0)
