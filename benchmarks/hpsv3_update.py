@@ -158,7 +158,7 @@ class Ours:
             return self._gradient(drawn, self.select(np.array(scores)), meter)
 
     def select(self, scores: NDArray[np.float64]) -> Selection:
-        chosen = select_extremes(scores, *self.rollout.settings.sides())
+        chosen = select_extremes(scores, *self.rollout.settings.sides(len(scores)))
         assert isinstance(chosen, Selection), "random weights tell images apart"
         return chosen
 

@@ -112,8 +112,8 @@ class MethodSettings(SpecModel):
     trains_on_pairs: ClassVar[bool] = False
     """Whether it trains on samples that others chose and rejected."""
 
-    def sides(self) -> tuple[int, int]:
-        """(P, N): how many of a group's best and worst it compares."""
+    def sides(self, candidates: int) -> tuple[int, int]:
+        """(P, N): how many of a group's best and worst it compares, of a group of so many."""
         return 1, 1
 
     def pulls_to_base(self) -> bool:
@@ -124,13 +124,37 @@ class MethodSettings(SpecModel):
         """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
 
 
-class DrpoSpec(MethodSettings):
-    """DrPO's own settings; defaults are the published ones for SD-Turbo (METHOD: published settings)."""
+class TwoSidedSettings(MethodSettings):
+    """A method that compares a group's best with its worst."""
 
     trains_on_pairs = True
 
-    positives: Count = Field(default=8, description="P: best candidates of a group, which attract.")
-    negatives: Count = Field(default=8, description="N: worst candidates of a group, which repel.")
+    positives: Count | None = Field(
+        default=None, description="P: number of best candidates of a group that are used; a third if absent."
+    )
+    negatives: Count | None = Field(
+        default=None, description="N: number of worst candidates of a group that are used; a third if absent."
+    )
+
+    def sides(self, candidates: int) -> tuple[int, int]:
+        """What is not given is a third of the group, as published (8 and 8 of 24), or what the other side leaves."""
+        third = max(candidates // 3, 1)
+        positives = self.positives or max(min(third, candidates - (self.negatives or third)), 1)
+        return positives, self.negatives or max(min(third, candidates - positives), 1)
+
+    def check_candidates(self, candidates: int, *, field: str) -> None:
+        positives, negatives = self.sides(candidates)
+        if positives + negatives > candidates:
+            raise InvalidInput(
+                f"{field}.positives + {field}.negatives = {positives + negatives} exceeds "
+                f"candidates = {candidates}: lower them or draw more candidates",
+                field=f"{field}.positives" if self.positives else f"{field}.negatives",
+            )
+
+
+class DrpoSpec(TwoSidedSettings):
+    """DrPO's own settings; defaults are the published ones for SD-Turbo (METHOD: published settings)."""
+
     radii: Many[PositiveFloat] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
     kernel: Literal["laplacian", "rbf", "cosine"] = "laplacian"
     positive_weight: PositiveFloat = 3000.0
@@ -144,30 +168,14 @@ class DrpoSpec(MethodSettings):
         default=False, description="Mask each sample out of its own anchors in the preference drift."
     )
 
-    def sides(self) -> tuple[int, int]:
-        return self.positives, self.negatives
-
     def pulls_to_base(self) -> bool:
         return self.ref_lambda > 0
 
-    def check_candidates(self, candidates: int, *, field: str) -> None:
-        _check_sides(self.positives, self.negatives, candidates, field)
 
-
-class DpoSpec(MethodSettings):
+class DpoSpec(TwoSidedSettings):
     """Direct preference optimisation on latent distances to the best and the worst of the group."""
 
-    trains_on_pairs = True
-
-    positives: Count = Field(default=8, description="P: best candidates of a group.")
-    negatives: Count = Field(default=8, description="N: worst candidates of a group.")
     beta: PositiveFloat = 30.0
-
-    def sides(self) -> tuple[int, int]:
-        return self.positives, self.negatives
-
-    def check_candidates(self, candidates: int, *, field: str) -> None:
-        _check_sides(self.positives, self.negatives, candidates, field)
 
 
 class GrpoSpec(MethodSettings):
@@ -210,15 +218,6 @@ class SftSpec(MethodSettings):
     """Best-of-K: every sample is regressed to the group's best."""
 
     trains_on_pairs = True
-
-
-def _check_sides(positives: int, negatives: int, candidates: int, field: str) -> None:
-    if positives + negatives > candidates:
-        raise InvalidInput(
-            f"{field}.positives + {field}.negatives = {positives + negatives} exceeds "
-            f"candidates = {candidates}: lower them or draw more candidates",
-            field=f"{field}.positives",
-        )
 
 
 class MethodSpec(SpecModel):
@@ -458,6 +457,15 @@ class TrainSpec(GeneratorSpec):
                 "validation_file, or leave it out",
                 field="evaluation.every",
             )
+
+    def with_explicit_sides(self) -> TrainSpec:
+        """The same with P and N as numbers where they followed from K, for whoever reads what the job is."""
+        settings = self.method.settings
+        if not isinstance(settings, TwoSidedSettings):
+            return self
+        positives, negatives = settings.sides(self.candidates)
+        explicit = settings.model_copy(update={"positives": positives, "negatives": negatives})
+        return self.model_copy(update={"method": self.method.model_copy(update={self.method.type: explicit})})
 
     def check_side(self, side: int) -> None:
         """Raises InvalidInput where a group of images of this side is more than a reward can be sent."""

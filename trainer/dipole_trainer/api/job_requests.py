@@ -193,7 +193,7 @@ def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData) -> Tra
         body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step)
     )
     try:
-        return TrainSpec(**values)
+        return TrainSpec(**values).with_explicit_sides()
     except ValidationError as error:
         raise RequestValidationError(error.errors()) from error
 

@@ -198,7 +198,7 @@ class Trainer:
         tally.add_ranked(ranked, self.source.rewards)
         if self.recorder is not None:
             current.recorded.append(self.recorder.make_entry(drawn, ranked))
-        positives, negatives = self.spec.method.settings.sides()
+        positives, negatives = self.spec.method.settings.sides(self.spec.candidates)
         shuffle = None
         if self.rollout.method.shuffles_scores:
             (seed,) = derive_seeds(self.spec.seed, "shuffle", current.step, drawn.index, count=1)

@@ -63,7 +63,7 @@ class PairsSource:
         self.rows = pairs.index_pairs(data)  # offsets by prompt
         self.prompts = [PromptSpec(prompt=prompt) for prompt in self.rows]
         self.rewards, self.ranker = (RewardSpec(name=PREFERENCE_REWARD),), KnownAnswersRanker()
-        self._max_pairs = max(spec.method.settings.sides())
+        self._max_pairs = max(spec.method.settings.sides(spec.candidates))
         self._latents: LRUCache[int, Tensor] = LRUCache(MAX_CACHED_PAIRS)
 
     def draw_groups(self, step: int) -> dict[str, SampledGroup]:
