@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -13,6 +12,8 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 import httpx
+
+from dipole.stack.ports import reserve_port
 
 
 @contextmanager
@@ -25,16 +26,15 @@ def serving(
     env: Mapping[str, str] | None = None,
 ) -> Iterator[tuple[str, subprocess.Popen[bytes]]]:
     """The URL and the process of `command(port)`, once GET of `ready` is 200; what it says is in `log`."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    url = f"http://127.0.0.1:{port}"
-    process = start(command(port), log, cwd=cwd, env=env)
-    try:
-        _until_ready(url + ready, process, log)
-        yield url, process
-    finally:
-        process.kill()
-        process.wait()
+    with reserve_port() as port:
+        url = f"http://127.0.0.1:{port}"
+        process = start(command(port), log, cwd=cwd, env=env)
+        try:
+            _until_ready(url + ready, process, log)
+            yield url, process
+        finally:
+            process.kill()
+            process.wait()
 
 
 def start(

@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from dipole.stack.supervisor import Program, StartFailed, Supervisor
+from dipole.stack.supervisor import MAX_BACKOFF_S, Program, StartFailed, Supervisor, restart_delay_s
 
 PYTHON = [sys.executable, "-I", "-S", "-c"]
 SLEEP = "import time\ntime.sleep(600)"
@@ -67,6 +67,27 @@ def test_leaving_stops_whole_process_groups(tmp_path: Path) -> None:
         processes = family(running.pids)
         assert len(processes) == 3
     assert gone(processes)
+
+
+def test_a_slow_stage_leaves_the_next_its_time(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """What ignores SIGTERM is killed, as its log says and the terminal does not; what it stands on ends by itself."""
+    mark = tmp_path / "mark"
+    graceful = (
+        "import pathlib, signal, sys, time\n"
+        f"def end(*_):\n    time.sleep(1.5)\n    pathlib.Path({str(mark)!r}).touch()\n    sys.exit()\n"
+        "signal.signal(15, end)\nprint('up', flush=True)\ntime.sleep(600)"
+    )
+    with Supervisor(tmp_path, [program("base", graceful, barrier=True), program("top", STUBBORN)], stop_s=3):
+        logs = [tmp_path / f"{name}.log" for name in ("base", "top")]
+        wait_for(lambda: all(log.exists() and log.read_text() == "up\n" for log in logs), "both up")
+    assert mark.exists()
+    assert [("killed" in log.read_text()) for log in logs] == [False, True]
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_wait_before_a_restart_is_bounded_after_any_number_of_deaths() -> None:
+    """A program that died thousands of times is still started again."""
+    assert restart_delay_s(1) < restart_delay_s(4) < restart_delay_s(5000) == MAX_BACKOFF_S
 
 
 def test_a_barrier_starts_in_order(tmp_path: Path) -> None:

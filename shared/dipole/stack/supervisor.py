@@ -31,7 +31,7 @@ from dipole.stack import parent_death
 
 log = structlog.get_logger()
 
-STOP_S = 10.0  # between SIGTERM and SIGKILL
+STOP_S = 15.0  # between SIGTERM and SIGKILL, for each stage; a reward finishes its requests within 10
 MAX_BACKOFF_S = 30.0
 STEADY_RUN_S = 60.0  # a program that lived so long starts again at once when it dies
 MAX_LOG_BYTES = 16 * 2**20
@@ -39,7 +39,7 @@ MAX_LOG_BYTES = 16 * 2**20
 
 def restart_delay_s(deaths: int) -> float:
     """How long to wait before a process that died so often in a row is started again."""
-    return min(0.25 * 2.0**deaths, MAX_BACKOFF_S)
+    return min(0.25 * 2.0 ** min(deaths, 16), MAX_BACKOFF_S)  # bounded twice: 2.0**1024 is an OverflowError
 
 
 class StartFailed(DipoleError):
@@ -115,7 +115,8 @@ class _ProcessThread(threading.Thread):
             return
         self.join(max(until - time.monotonic(), 0))
         if self.is_alive():
-            log.warning("killed", program=self.program.name)
+            with self.log_file.open("a") as output:
+                output.write("killed: it had not ended long after SIGTERM\n")
             self._signal_group(signal.SIGKILL)
             self.join()
 
@@ -181,17 +182,19 @@ class Supervisor:
         return {name: process.pid for name, process in running.items() if process and process.returncode is None}
 
     def stop_all(self) -> None:
-        """Stop all, each stage before the barrier it stands on. Signals are ignored meanwhile: it is bounded."""
+        """Stop all, each stage before the barrier it stands on. Signals are ignored meanwhile: it is bounded.
+
+        Each stage has its own time, or one that takes long would have the others killed.
+        """
         for number in self._previous_handlers:
             signal.signal(number, signal.SIG_IGN)
-        until = time.monotonic() + self._stop_s
         stage: list[_ProcessThread] = []
         for thread in reversed(self._threads):
             if thread.program.barrier:
-                _stop_threads(stage, max(until, time.monotonic() + 1))
+                _stop_threads(stage, self._stop_s)
                 stage = []
             stage.append(thread)
-        _stop_threads(stage, max(until, time.monotonic() + 1))
+        _stop_threads(stage, self._stop_s)
         for number, handler in self._previous_handlers.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
         self._previous_handlers = {}
@@ -236,7 +239,8 @@ def _raise_interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
 
 
-def _stop_threads(threads: list[_ProcessThread], until: float) -> None:
+def _stop_threads(threads: list[_ProcessThread], stop_s: float) -> None:
+    until = time.monotonic() + stop_s
     for thread in threads:
         thread.request_stop()
     for thread in threads:
