@@ -37,7 +37,8 @@ def printed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[str, st
     for line in said.splitlines():
         variable, *command = shlex.split(line)
         name, _, value = variable.partition("=")
-        assert (name, command[:3]) == ("DIPOLE_REWARD_WEIGHTS", ["dipole", "rewards", "serve"])
+        assert (name, Path(command[0]).name) == ("DIPOLE_REWARD_WEIGHTS", "dipole")
+        assert command[1:3] == ["rewards", "serve"]
         found[Path(value).name] = (command[3], value)
     return found
 
