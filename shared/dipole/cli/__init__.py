@@ -6,28 +6,49 @@ needs is imported when it runs: the help comes at once, and an image without tor
 
 from __future__ import annotations
 
+import importlib.metadata
+import io
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import typer
-from rich.console import Console
-from rich.markup import escape
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli import demo, evaluate, files, images, jobs, models, plan, rewards, serve, status
+from dipole.cli.tables import err, printable
 from dipole.errors import DipoleError
 
 
 class _ErrorPrintingGroup(TyperGroup):
-    """Prints a DipoleError as one red sentence and exits with 1; anything else is a bug and shows its traceback."""
+    """Prints what a user can mend as one red sentence and exits with 1; anything else is a bug with its traceback.
+
+    That is a DipoleError, and an OSError: a file, folder, socket or disk of theirs.
+    """
 
     def main(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
+        _print_any_character()
         try:
             return super().main(args, *rest, **options)
         except DipoleError as error:
-            Console(stderr=True).print(f"[bold red]Error:[/] {escape(str(error))}", highlight=False, soft_wrap=True)
-            sys.exit(1)
+            message = str(error)
+        except OSError as error:
+            message = _describe_os_error(error)
+        err.print(f"[bold red]Error:[/] {printable(message)}")
+        sys.exit(1)
+
+
+def _print_any_character() -> None:
+    """In a locale without our characters they are escaped instead of ending the command."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _describe_os_error(error: OSError) -> str:
+    named = " and ".join(str(name) for name in (error.filename, error.filename2) if name is not None)
+    why = error.strerror or str(error) or type(error).__name__
+    return f"{named}: {why}" if named else why
 
 
 app = typer.Typer(
@@ -36,12 +57,31 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Dipole: rewards as a service for finetuning one-step image generators.",
 )
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"dipole {importlib.metadata.version('dipole')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Dipole: rewards as a service for finetuning one-step image generators."""
+
+
 app.command("up")(serve.run_stack)
+app.command("status")(status.show_status)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.files_app, name="files")
+app.add_typer(models.app, name="models")
 app.add_typer(images.app, name="images")
 app.command("demo")(demo.run_demo)
 app.command("eval")(evaluate.evaluate_models)

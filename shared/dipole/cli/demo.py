@@ -19,7 +19,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dipole.cli.jobs import describe_step
-from dipole.cli.optional_imports import import_optional
+from dipole.cli.optional_imports import explain_missing
+from dipole.cli.tables import printable
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import job_events
@@ -97,24 +98,24 @@ def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     if api is not None:
         yield api
         return
-    from dipole.cli.serve import processes_table
+    from dipole.cli.serve import print_moved_ports, processes_table
 
-    stack_module = import_optional("dipole.stack.stack", "embedded")
-    with console.status("Starting the platform …") as status, stack_module.Stack(out / "platform") as stack:
+    with explain_missing("embedded"):
+        from dipole.stack.stack import Stack
+    with console.status("Starting the platform …") as status, Stack(out / "platform") as stack:
         status.stop()
         console.print(processes_table(stack))
+        print_moved_ports(console, stack)
         yield stack.api_url
 
 
 def _create_job(client: TrainerApi, out: Path, job: dict[str, Any]) -> dict[str, Any]:
-    files = {}
-    for field, held_out in (("training_file", False), ("validation_file", True)):
-        path = out / ("prompts-held-out.jsonl" if held_out else "prompts-train.jsonl")
-        lines = build_demo_prompts(held_out=held_out)
+    files = {"training_file": out / "prompts-train.jsonl", "validation_file": out / "prompts-held-out.jsonl"}
+    for field, path in files.items():
+        lines = build_demo_prompts(held_out=field == "validation_file")
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-        files[field] = client.upload_file(path)["id"]
-        console.print(f"Uploaded {len(lines)} prompts as {files[field]} ({path})")
-    created: dict[str, Any] = client.post("/v1/fine_tuning/jobs", {**job, **files})
+        console.print(f"Wrote {len(lines)} prompts to {path}")
+    created: dict[str, Any] = client.create_job(job, files)
     names = ", ".join(f"{r['name']} (held out)" if r["weight"] == 0 else r["name"] for r in created["rewards"])
     console.print(f"Created {created['id']}: {job['steps']} updates of {job['model']}, rewards {names}\n")
     return created
@@ -142,7 +143,7 @@ def _follow_job(client: TrainerApi, job: dict[str, Any]) -> None:
                 progress.start_task(training)
                 progress.update(training, completed=data["step"], note=describe_step(data, held_out))
             elif kind in TOLD:
-                progress.console.print(f"[yellow]{event['message']}[/]")
+                progress.console.print(f"[yellow]{printable(event['message'])}[/]")
     ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
     if ended["status"] != "succeeded":
         raise DemoFailed(
@@ -167,7 +168,7 @@ def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: st
     events = list(client.iterate_items(f"/v1/fine_tuning/jobs/{job['id']}/events"))
     for event in events:
         if event["kind"] == job_events.RewardHackingFound.kind:
-            console.print(f"[bold yellow]{event['message']}[/]")
+            console.print(f"[bold yellow]{printable(event['message'])}[/]")
             break
     steps = [event["data"] for event in events if event["kind"] == job_events.StepFinished.kind]
     lora = out / "lora"

@@ -1,4 +1,4 @@
-"""`dipole files`: upload prompts and pairs, list them."""
+"""`dipole files`: upload prompts and pairs, list and delete them."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import Annotated
 
 import typer
 
-from dipole.cli.jobs import err, format_time, out, plain_table
-from dipole.cli.options import KeyOption, UrlOption
-from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
+from dipole.cli.options import JsonOption, KeyOption, UrlOption
+from dipole.cli.tables import err, format_time, print_list
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, quote_segment
 
-files_app = typer.Typer(no_args_is_help=True, help="Upload and list prompt files.")
+files_app = typer.Typer(no_args_is_help=True, help="Upload, list and delete files of prompts and pairs.")
 
 
 @files_app.command("upload")
@@ -36,12 +36,26 @@ def upload_file(
 
 
 @files_app.command("list")
-def list_files(url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+def list_files(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """List uploaded files, newest first."""
-    table = plain_table("id", "name", "prompts", "bytes", "created")
+    columns = {
+        "id": lambda file: file["id"],
+        "name": lambda file: file["filename"],
+        "lines": lambda file: f"{file['lines']} {file['kind']}",
+        "bytes": lambda file: file["bytes"],
+        "created": lambda file: format_time(file["created_at"]),
+    }
     with TrainerApi(url, key) as api:
-        for file in api.iterate_items("/v1/files"):
-            table.add_row(
-                file["id"], file["filename"], str(file["lines"]), str(file["bytes"]), format_time(file["created_at"])
-            )
-    out.print(table)
+        print_list(api.iterate_items("/v1/files"), columns, as_json=as_json)
+
+
+@files_app.command("delete")
+def delete_files(
+    files: Annotated[list[str], typer.Argument(help="Ids of files, as `dipole files list` shows them.", metavar="ID…")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Delete files. Jobs keep their prompts; pairs that a job still trains on stay."""
+    with TrainerApi(url, key) as api:
+        for file in files:
+            print(api.delete(f"/v1/files/{quote_segment(file)}")["id"])

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dipole.cli.options import KeyOption, UrlOption
+from dipole.cli.tables import out
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
-out = Console(highlight=False, soft_wrap=True)
 
 GENERATE_TIMEOUT_S = 3660.0  # the API's own deadline comes first, whatever it is set to
 

@@ -1,20 +1,18 @@
-"""`dipole jobs …` and `dipole files …`: a trainer's REST API from the command line. Nothing here knows a database."""
+"""`dipole jobs …`: a trainer's REST API from the command line. Nothing here knows a database."""
 
 from __future__ import annotations
 
 import json
 import re
-import time
 from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
-from rich.table import Table
 
-from dipole.cli.options import KeyOption, UrlOption
+from dipole.cli.options import JsonOption, KeyOption, UrlOption
+from dipole.cli.tables import err, format_time, out, print_list, printable, status_reason, styled_status
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 from dipole.errors import InvalidInput
 from dipole.protocol.job_events import EvaluationProgress, StepFinished
@@ -23,10 +21,6 @@ from dipole.protocol.validation import check_storable
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `create` prints it.")]
-
-out = Console(highlight=False, soft_wrap=True)
-err = Console(stderr=True, highlight=False, soft_wrap=True)
-STATUS_COLOURS = {"succeeded": "green", "running": "cyan", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
 
 _REWARD_PATTERN = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)"
@@ -88,30 +82,36 @@ def create_job(
     body.update({name: value for name, value in given.items() if value is not None})
     if reward:
         body["rewards"] = [parse_reward(each) for each in reward]
+    files = {"training_file": prompts, "validation_file": validation}
+    if prompts is not None:
+        body.pop("prompts", None)
     with TrainerApi(url, key) as api:
-        if prompts is not None:
-            body.pop("prompts", None)
-            body["training_file"] = api.upload_file(prompts)["id"]
-        if validation is not None:
-            body["validation_file"] = api.upload_file(validation)["id"]
-        print(api.post("/v1/fine_tuning/jobs", body)["id"])
+        print(api.create_job(body, {field: path for field, path in files.items() if path is not None})["id"])
 
 
 @app.command("list")
 def list_jobs(
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most jobs to list, newest first.")] = 20,
+    as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """List jobs, newest first."""
+    """List jobs, newest first. All of a reason: `dipole jobs show`.
+
+    dipole jobs list --json | jq -r 'select(.status=="failed") | .id'
+    """
     with TrainerApi(url, key) as api:
         jobs = api.get("/v1/fine_tuning/jobs", limit=limit)["data"]
-    table = plain_table("id", "status", "step", "model", "rewards", "created")
-    for job in jobs:
-        rewards = ", ".join(f"{each['name']}:{each['weight']:g}" for each in job.get("rewards", []))
-        step = f"{job['step']}/{job['steps']}"
-        table.add_row(job["id"], _styled_status(job), step, job["model"], rewards, format_time(job["created_at"]))
-    out.print(table)
+    columns = {
+        "id": lambda job: job["id"],
+        "status": lambda job: job["status"],
+        "step": lambda job: f"{job['step']}/{job['steps']}",
+        "model": lambda job: job["model"],
+        "rewards": lambda job: ", ".join(f"{each['name']}:{each['weight']:g}" for each in job.get("rewards", [])),
+        "created": lambda job: format_time(job["created_at"]),
+        "reason": status_reason,
+    }
+    print_list(jobs, columns, as_json=as_json)
 
 
 @app.command("show")
@@ -142,7 +142,7 @@ def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
             task = progress.add_task(shown["status"], total=shown["steps"], completed=shown["step"], note="")
 
             def report_break(reason: str) -> None:
-                progress.console.print(f"[yellow]connection lost ({reason}); trying again[/]")
+                progress.console.print(f"[yellow]connection lost ({printable(reason)}); trying again[/]")
 
             try:
                 for event in api.follow_events(job, on_break=report_break):
@@ -155,7 +155,7 @@ def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
                 err.print(f"Stopped watching; the job goes on. See it again: dipole jobs watch {job}")
                 raise typer.Exit(130) from None
         final = api.get(_job_path(job))
-    out.print(_styled_status(final))
+    out.print(styled_status(final))
     if final["status"] != "succeeded":
         raise typer.Exit(1)
 
@@ -164,7 +164,7 @@ def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
 def list_events(
     job: JobArgument,
     limit: Annotated[int, typer.Option(min=1, max=100, help="Most events to print, the latest.")] = 20,
-    raw: Annotated[bool, typer.Option("--json", help="One JSON object a line, with all data.")] = False,
+    as_json: JsonOption = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
@@ -175,7 +175,7 @@ def list_events(
     with TrainerApi(url, key) as api:
         found = api.get(f"{_job_path(job)}/events", limit=limit)["data"]
     for event in reversed(found):
-        print(json.dumps(event, ensure_ascii=False)) if raw else out.print(_format_event(event))
+        print(json.dumps(event, ensure_ascii=False)) if as_json else out.print(_format_event(event))
 
 
 @app.command("pause")
@@ -197,21 +197,24 @@ def cancel_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = 
 
 
 @app.command("checkpoints")
-def list_checkpoints(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+def list_checkpoints(
+    job: JobArgument, as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None
+) -> None:
     """List a job's checkpoints, newest first."""
+    columns = {
+        "id": lambda each: each["id"],
+        "step": lambda each: each["step_number"],
+        "created": lambda each: format_time(each["created_at"]),
+    }
     with TrainerApi(url, key) as api:
-        found = list(api.iterate_items(f"{_job_path(job)}/checkpoints"))
-    table = plain_table("id", "step", "created")
-    for each in found:
-        table.add_row(each["id"], str(each["step_number"]), format_time(each["created_at"]))
-    out.print(table)
+        print_list(api.iterate_items(f"{_job_path(job)}/checkpoints"), columns, as_json=as_json)
 
 
 @app.command("download")
 def download_checkpoint(
     job: JobArgument,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Zip file to write [default: JOB-step-N.zip].")
+        Path | None, typer.Option("--output", "-o", help="Zip file to write.", show_default="JOB-step-N.zip")
     ] = None,
     checkpoint: Annotated[str | None, typer.Option(help="A checkpoint's id; the newest if absent.")] = None,
     url: UrlOption = DEFAULT_URL,
@@ -233,19 +236,11 @@ def download_checkpoint(
     out.print(f"{target} ({size / 2**20:.1f} MiB, step {chosen[0]['step_number']})")
 
 
-def plain_table(*headings: str) -> Table:
-    """Without lines, and never with an id cut short, however narrow the terminal."""
-    table = Table(box=None)
-    for heading in headings:
-        table.add_column(heading, overflow="fold", no_wrap=heading == "id", min_width=30 if heading == "id" else None)
-    return table
-
-
 def _post_action(job: str, verb: str, url: str, key: str | None) -> None:
     with TrainerApi(url, key) as api:
         answer = api.post(f"{_job_path(job)}/{verb}")
     asked = "" if answer["desired"] == "run" or answer["status"] != "running" else f" ({verb} asked for)"
-    out.print(_styled_status(answer) + asked)
+    out.print(styled_status(answer) + asked)
 
 
 def _job_path(job: str) -> str:
@@ -259,7 +254,7 @@ def _read_config(path: Path | None) -> dict[str, Any]:
         return {}
     try:
         body = json.loads(path.read_bytes())
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path} is not JSON: {error}") from error
     if not isinstance(body, dict):
         raise InvalidInput(f"{path} must hold a JSON object with fields of a job")
@@ -267,15 +262,9 @@ def _read_config(path: Path | None) -> dict[str, Any]:
     return body
 
 
-def _styled_status(job: dict[str, Any]) -> str:
-    reason = job["error"] or job["waiting_for"]
-    colour = STATUS_COLOURS.get(job["status"], "default")
-    return f"[{colour}]{job['status']}[/]" + (f": {_printable(reason['message'])}" if reason else "")
-
-
 def _format_event(event: dict[str, Any]) -> str:
     colour = {"warn": "yellow", "error": "red"}.get(event["level"], "default")
-    return f"[dim]{format_time(event['created_at'])}[/] [{colour}]{_printable(event['message'])}[/]"
+    return f"[dim]{format_time(event['created_at'])}[/] [{colour}]{printable(event['message'])}[/]"
 
 
 def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
@@ -291,11 +280,3 @@ def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
         minutes, seconds = divmod(round(data["eta_s"]), 60)
         parts.append(f"ETA {minutes}:{seconds:02d}")
     return "  ".join(parts)
-
-
-def _printable(text: str) -> str:
-    return text.replace("[", r"\[")
-
-
-def format_time(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

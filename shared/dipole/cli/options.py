@@ -10,3 +10,7 @@ UrlOption = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Key of the API.", show_default=False)
 ]
+AdminKeyOption = Annotated[
+    str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with all fields.")]

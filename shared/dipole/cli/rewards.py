@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from dipole.cli.check import check_endpoint
-from dipole.cli.options import UrlOption
-from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
+from dipole.cli.optional_imports import import_optional
+from dipole.cli.options import AdminKeyOption, JsonOption, KeyOption, UrlOption
+from dipole.cli.tables import out, print_list
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load_settings
 
-app = typer.Typer(no_args_is_help=True, help="Serve and register rewards, and check reward endpoints.")
+app = typer.Typer(no_args_is_help=True, help="Serve, register, list and delete rewards, and check reward endpoints.")
 app.command("check")(check_endpoint)
 
 
@@ -41,12 +41,9 @@ def serve_reward(
     from dipole import logs
 
     sys.path.insert(0, os.getcwd())
-    try:
-        http_server = importlib.import_module("dipole.web.http_server")
-        rewards_app = importlib.import_module("dipole_rewards.app")
-        rewards_settings = importlib.import_module("dipole_rewards.settings")
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[rewards]'") from error
+    http_server = import_optional("dipole.web.http_server", "rewards")
+    rewards_app = import_optional("dipole_rewards.app", "rewards")
+    rewards_settings = import_optional("dipole_rewards.settings", "rewards")
     given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device}
     settings = load_settings(
         rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
@@ -69,11 +66,6 @@ def serve_reward(
         raise ConfigurationError(f"{settings.reward} could not be loaded: {failures[0]}") from failures[0]
     if not server.started:
         raise ConfigurationError(f"could not listen on {settings.reward_host}:{settings.reward_port}")
-
-
-AdminKeyOption = Annotated[
-    str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
-]
 
 
 @app.command("register")
@@ -131,10 +123,33 @@ def apply_rewards_file(
                 raise TrainerApiError(f"{file}: rewards.{name}: {error}", http_status=error.http_status) from error
         left = [each["name"] for each in api.get("/v1/rewards")["data"] if each["name"] not in declared]
     if left:
-        Console().print(
-            f"not in {file}, left as they are: {', '.join(left)} (DELETE /v1/rewards/NAME forgets one)",
-            highlight=False, soft_wrap=True, markup=False,
-        )  # fmt: skip
+        named = ", ".join(left)
+        out.print(f"not in {file}, left as they are: {named} (`dipole rewards delete NAME` forgets one)", markup=False)
+
+
+@app.command("list")
+def list_rewards(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """List registered rewards; `dipole status` asks each whether it is ready."""
+    columns = {
+        "name": lambda reward: reward["name"],
+        "url": lambda reward: reward["url"],
+        "kind": lambda reward: reward["kind"],
+        "description": lambda reward: reward["description"],
+    }
+    with TrainerApi(url, key) as api:
+        print_list(api.get("/v1/rewards")["data"], columns, as_json=as_json)
+
+
+@app.command("delete")
+def delete_rewards(
+    names: Annotated[list[str], typer.Argument(help="Registered names.", metavar="NAME…")],
+    url: UrlOption = DEFAULT_URL,
+    key: AdminKeyOption = None,
+) -> None:
+    """Forget registered rewards. One that an open job uses stays."""
+    with TrainerApi(url, key) as api:
+        for name in names:
+            print(api.delete(f"/v1/rewards/{quote_segment(name)}")["id"])
 
 
 def _split_pair(given: str, form: str) -> tuple[str, str]:
@@ -147,4 +162,4 @@ def _split_pair(given: str, form: str) -> tuple[str, str]:
 def _print_registered(registered: dict[str, Any]) -> None:
     change = " ".join([registered["change"], ", ".join(registered["changed"])]).strip()
     line = f"{registered['name']} is at {registered['url']} ({registered['kind']}): {change}"
-    Console().print(line, highlight=False, soft_wrap=True, markup=False)
+    out.print(line, markup=False)

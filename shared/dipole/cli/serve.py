@@ -18,7 +18,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from dipole.cli.optional_imports import import_optional
+from dipole.cli.optional_imports import explain_missing, import_optional
+from dipole.cli.tables import printable
+from dipole.client.trainer_api import DEFAULT_URL
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings
 from dipole.web import auth
@@ -103,11 +105,15 @@ def upgrade_database() -> None:
 
 
 def run_stack(
-    home: Annotated[Path | None, typer.Option(help="Folder for everything it writes [default: .dipole].")] = None,
+    home: Annotated[
+        Path | None,
+        typer.Option(help="Folder for everything it writes, instead of DIPOLE_HOME.", show_default=".dipole"),
+    ] = None,
 ) -> None:
     """Start the whole platform on this machine; Ctrl-C stops every process of it."""
-    stack_module = import_optional("dipole.stack.stack", "embedded")
-    console = Console()
+    with explain_missing("embedded"):
+        from dipole.stack.stack import Stack
+    console = Console(highlight=False, soft_wrap=True)
 
     def report_restart(name: str, code: int) -> None:
         console.print(f"[yellow]{name} ended (exit code {code}) and was started again[/]")
@@ -115,14 +121,23 @@ def run_stack(
     try:
         with (
             console.status("Starting …") as status,
-            stack_module.Stack(home, sampler=True, on_restart=report_restart) as stack,
+            Stack(home, sampler=True, on_restart=report_restart) as stack,
         ):
             status.stop()
             console.print(processes_table(stack))
+            print_moved_ports(console, stack)
             console.print("Ready. Ctrl-C stops everything.")
-            stack.wait()
+            stack.wait_for_signal()
     except KeyboardInterrupt:
         console.print("Stopped.")
+
+
+def print_moved_ports(console: Console, stack: Stack) -> None:
+    """Which default ports were taken, by whom, and how commands find the API where it listens instead."""
+    for sentence in stack.moved_ports:
+        console.print(f"[yellow]{printable(sentence)}[/]")
+    if stack.api_url != DEFAULT_URL:
+        console.print(f"Commands find it with --api {stack.api_url}, or: export DIPOLE_API_URL={stack.api_url}")
 
 
 def processes_table(stack: Stack) -> Table:

@@ -9,18 +9,18 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import httpx
 from httpx_sse import EventSource, SSEError
 
-from dipole.errors import DipoleError
-from dipole.web.auth import is_loopback
+from dipole.client.environment import environment_options
+from dipole.errors import DipoleError, InvalidInput
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
@@ -44,18 +44,23 @@ class TrainerApi:
     def __init__(
         self, url: str = DEFAULT_URL, key: str | None = None, *, transport: httpx.BaseTransport | None = None
     ) -> None:
+        if key and not (key.isascii() and key.isprintable()):
+            raise TrainerApiError("the API's key must be printable ASCII: look at DIPOLE_API_KEY, or --key")
         headers = {"authorization": f"Bearer {key}"} if key else {}
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
         self.url = url.rstrip("/")
         try:
-            proxied = not is_loopback(urlsplit(url).hostname or "")  # a proxy's loopback is another machine's
-            self._client = httpx.Client(
-                base_url=self.url, headers=headers, timeout=timeout, transport=transport, trust_env=proxied
-            )
+            base = httpx.URL(self.url)
+            if base.scheme not in ("http", "https") or not base.host:
+                raise ValueError(url)
         except (httpx.InvalidURL, ValueError) as error:
             raise TrainerApiError(
                 f"{url!r} is no URL of an API: set DIPOLE_API_URL to one like {DEFAULT_URL}"
             ) from error
+        surroundings = {} if transport is not None else environment_options(self.url)
+        self._client = httpx.Client(
+            base_url=base, headers=headers, timeout=timeout, transport=transport, **surroundings
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -71,6 +76,24 @@ class TrainerApi:
     def post(self, path: str, body: Any = None, headers: dict[str, str] | None = None, **options: Any) -> Any:
         """`options` are httpx's, such as `timeout`."""
         return self._request("POST", path, json=body, headers=headers, **options)
+
+    def delete(self, path: str) -> Any:
+        return self._request("DELETE", path)
+
+    def create_job(self, body: Mapping[str, Any], files: Mapping[str, Path]) -> Any:
+        """Upload `files`, by the fields that name them, and create the job; what a refused job brought is deleted."""
+        uploaded: dict[str, str] = {}
+        try:
+            for field, path in files.items():
+                uploaded[field] = self.upload_file(path)["id"]
+            return self.post("/v1/fine_tuning/jobs", {**body, **uploaded})
+        except TrainerApiError as error:
+            # without an answer nobody knows whether the job is there, and needs its files
+            if error.http_status:
+                for file in uploaded.values():
+                    with suppress(TrainerApiError):
+                        self.delete(f"/v1/files/{file}")
+            raise
 
     def upload_file(self, path: Path) -> Any:
         """A prompts file, to /v1/files."""
@@ -148,13 +171,28 @@ class TrainerApi:
             answer = self._client.request(method, path, **options)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
+        except UnicodeEncodeError as error:
+            raise InvalidInput(f"{error.object!r} is not text: it holds bytes that are no UTF-8") from error
         if answer.is_error:
             raise error_of_response(answer)
-        return answer.json()
+        try:
+            return answer.json()
+        except ValueError as error:
+            raise TrainerApiError(
+                f"{self.url} answered no JSON, so it is no trainer API: look at --api and DIPOLE_API_URL",
+                http_status=answer.status_code,
+            ) from error
 
     def _unreachable(self, error: Exception) -> TrainerApiError:
         why = str(error) or type(error).__name__
         return TrainerApiError(f"no answer from {self.url} ({why}): start it with `dipole up`, or set DIPOLE_API_URL")
+
+
+def quote_segment(text: str) -> str:
+    """What a caller typed as one segment of a path: `a/b` is a name that nothing has, and not another route."""
+    if not text.strip("."):
+        raise InvalidInput(f"{text!r} is no id and no name")
+    return quote(text, safe="")
 
 
 def error_of_response(answer: httpx.Response) -> TrainerApiError:
@@ -163,6 +201,8 @@ def error_of_response(answer: httpx.Response) -> TrainerApiError:
         detail = answer.json()["detail"]
     except (ValueError, KeyError, TypeError):
         detail = f"the API answered {answer.status_code} {answer.reason_phrase}"
+    if answer.status_code == 404 and detail == "Not Found":
+        detail = f"the API has nothing at {answer.request.url.path}"
     if answer.status_code == 401:
         detail = f"{detail}; set DIPOLE_API_KEY"
     return TrainerApiError(str(detail), http_status=answer.status_code)

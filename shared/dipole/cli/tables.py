@@ -1,0 +1,80 @@
+"""What commands print: lists as tables for people and as JSON for programs, and text of others that cannot do harm."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.measure import Measurement
+from rich.padding import Padding
+from rich.table import Table
+
+out = Console(highlight=False, soft_wrap=True)
+err = Console(stderr=True, highlight=False, soft_wrap=True)
+
+MAX_CELL_CHARS = 60
+STATUS_COLOURS = {"succeeded": "green", "running": "cyan", "failed": "red", "cancelled": "yellow", "paused": "yellow"}
+
+
+def print_list(
+    items: Iterable[dict[str, Any]], columns: Mapping[str, Callable[[dict[str, Any]], object]], *, as_json: bool
+) -> None:
+    """A table with a line for each item, or with `as_json` a JSON object for each.
+
+    The first column says which item it is and is never cut; what stands in the others is, after MAX_CELL_CHARS. Where
+    a terminal is too narrow for the table, each item is a paragraph; a program that reads it gets a line for each.
+    """
+    if as_json:
+        for item in items:
+            print(json.dumps(item, ensure_ascii=False))
+        return
+    rows = [
+        [_format_cell(str(cell(item)), cut=index > 0) for index, cell in enumerate(columns.values())] for item in items
+    ]
+    table = Table(*columns, box=None)
+    for row in rows:
+        table.add_row(*row)
+    width = Measurement.get(out, out.options.update(max_width=10_000), table).maximum
+    if out.is_terminal and width > out.width:
+        _print_paragraphs(rows, list(columns))
+    else:
+        Console(width=max(width, out.width), highlight=False).print(table)
+
+
+def _print_paragraphs(rows: Iterable[list[str]], headings: list[str]) -> None:
+    for first, *cells in rows:
+        out.print(f"[bold]{first}[/]")
+        named = [f"{heading}: {cell}" for heading, cell in zip(headings[1:], cells, strict=True) if cell]
+        out.print(Padding("\n".join(named), (0, 0, 0, 2)), soft_wrap=False)
+
+
+def _format_cell(text: str, *, cut: bool) -> str:
+    line = " ".join(text.split())
+    cell = printable(line[: MAX_CELL_CHARS - 1] + "…" if cut and len(line) > MAX_CELL_CHARS else line)
+    return f"[{STATUS_COLOURS[line]}]{cell}[/]" if line in STATUS_COLOURS else cell
+
+
+def styled_status(job: Mapping[str, Any]) -> str:
+    """A job's status, and its reason where there is one."""
+    reason = status_reason(job)
+    colour = STATUS_COLOURS.get(job["status"], "default")
+    return f"[{colour}]{job['status']}[/]" + (f": {printable(reason)}" if reason else "")
+
+
+def status_reason(job: Mapping[str, Any]) -> str:
+    """Why a job failed or waits; empty when it does neither."""
+    reason = job["error"] or job["waiting_for"]
+    return str(reason["message"]) if reason else ""
+
+
+def printable(text: str) -> str:
+    """Without rich's markup and without a terminal's control characters: others may have written it."""
+    return escape("".join(char if char.isprintable() or char == "\n" else "�" for char in text))
+
+
+def format_time(seconds: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))
