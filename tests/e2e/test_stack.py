@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
@@ -9,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -86,12 +88,33 @@ def test_a_port_that_was_asked_for_and_is_taken_is_an_error(tmp_path: Path, monk
         taken.listen()
         port = taken.getsockname()[1]
         monkeypatch.setenv("DIPOLE_API_PORT", str(port))
-        with pytest.raises(ConfigurationError, match=f"DIPOLE_API_PORT: port {port} is taken"), Stack(tmp_path):
+        with (
+            pytest.raises(ConfigurationError, match=f"DIPOLE_API_PORT: port {port} of 127.0.0.1 is taken"),
+            Stack(tmp_path),
+        ):
             pass
 
 
+def test_stacks_that_start_at_once_have_ports_of_their_own(tmp_path: Path) -> None:
+    """Each API is its own stack's, also when all of them were killed and came back at once."""
+    stacks = [Stack(tmp_path / str(number), [], worker=False) for number in range(3)]
+    with ThreadPoolExecutor(len(stacks)) as pool, contextlib.ExitStack() as undo:
+        for started in [pool.submit(stack.__enter__) for stack in stacks]:
+            undo.push(started.result())
+        assert len({url for stack in stacks for url in (stack.api_url, stack.redis_url)}) == 2 * len(stacks)
+        for number, stack in enumerate(stacks):
+            body = {"name": f"of-{number}", "url": "http://127.0.0.1:9"}
+            httpx.post(f"{stack.api_url}/v1/rewards", json=body, trust_env=False).raise_for_status()
+        for stack in stacks:
+            os.kill(stack.processes["api"], signal.SIGKILL)
+        wait_for(lambda: all(answers(stack.api_url) for stack in stacks), "all answering")
+        for number, stack in enumerate(stacks):
+            listed = httpx.get(f"{stack.api_url}/v1/rewards", trust_env=False).json()["data"]
+            assert [each["name"] for each in listed] == [f"of-{number}"]
+
+
 def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) -> None:
-    """`dipole up` prints a table; kill -9 of it ends every process, and the home can be used again.
+    """`dipole up` prints a table; kill -9 of it ends every process, and the home can be used again, until Ctrl-C.
 
     The next start has a reward that does not exist: it ends with the tail of that log, and leaves nothing either.
     """
@@ -107,6 +130,12 @@ def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) 
         up.kill()
         up.wait(60)
         wait_for(lambda: not any(each.is_running() for each in started), "all gone")
+
+    with printed.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as up:
+        wait_for(lambda: "Ready." in printed.read_text() or up.poll() is not None, "up again", 200)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(100) == 0, printed.read_text()
+    assert printed.read_text().endswith("Ready. Ctrl-C stops everything.\nStopped.\n")
 
     before = set(psutil.Process().children(recursive=True))
     wrong = LocalReward("wrong", "no_such_module:Reward")

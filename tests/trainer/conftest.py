@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from dipole.stack.ports import reserve_port
+
 
 @dataclass
 class Running:
@@ -23,12 +24,6 @@ class Running:
     url: str
     environment: dict[str, str]
     process: subprocess.Popen[bytes]
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def environment(folder: Path, port: int, **more: str) -> dict[str, str]:
@@ -46,18 +41,17 @@ def environment(folder: Path, port: int, **more: str) -> dict[str, str]:
 
 @contextlib.contextmanager
 def running_api(folder: Path, port: int | None = None, **more: str) -> Iterator[Running]:
-    port = port or free_port()
-    variables = environment(folder, port, **more)
-    with (folder / "api.log").open("ab") as log:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "dipole.cli", "serve", "api"], env=variables, stdout=log, stderr=subprocess.STDOUT
-        )
-    try:
-        wait_until_ready(f"http://127.0.0.1:{port}", process)
-        yield Running(f"http://127.0.0.1:{port}", variables, process)
-    finally:
-        process.terminate()
-        process.wait(30)
+    with reserve_port() if port is None else contextlib.nullcontext(port) as port:
+        variables = environment(folder, port, **more)
+        command = [sys.executable, "-m", "dipole.cli", "serve", "api"]
+        with (folder / "api.log").open("ab") as log:
+            process = subprocess.Popen(command, env=variables, stdout=log, stderr=subprocess.STDOUT)
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}", process)
+            yield Running(f"http://127.0.0.1:{port}", variables, process)
+        finally:
+            process.terminate()
+            process.wait(30)
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], timeout_s: float = 90) -> None:

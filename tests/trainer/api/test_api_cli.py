@@ -96,6 +96,74 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert "there is no job ftjob-none" in dipole(api, "jobs", "watch", "ftjob-none", status=1)
 
 
+def test_a_refused_job_leaves_no_upload(api: Any, tmp_path: Path) -> None:
+    """Neither when the job is refused, nor when the second of its files is."""
+    prompts, broken = tmp_path / "prompts.jsonl", tmp_path / "broken.jsonl"
+    prompts.write_text(PROMPTS)
+    broken.write_text("{")
+    before = dipole(api, "files", "list", "--json")
+    create = ("jobs", "create", "--prompts", str(prompts))
+    assert "unknown reward" in dipole(api, *create, "--validation", str(prompts), "--reward", "nobody", status=1)
+    assert "line 1" in dipole(api, *create, "--validation", str(broken), "--reward", "shapes", status=1)
+    assert dipole(api, "files", "list", "--json") == before
+
+
+def test_sides_follow_the_number_of_candidates(api: Any, tmp_path: Path) -> None:
+    """`--candidates 8` is enough to say; the job shows the P and N that follow, or keeps those that are given."""
+    prompts, config = tmp_path / "prompts.jsonl", tmp_path / "job.json"
+    prompts.write_text(PROMPTS)
+    config.write_text(json.dumps({"method": {"type": "dpo", "dpo": {"positives": 5}}}))
+    create = ("jobs", "create", "--prompts", str(prompts), "--reward", "shapes", "--candidates", "8")
+    for more, sides in (((), (2, 2)), (("--config", str(config)), (5, 2))):
+        job = dipole(api, *create, *more).strip()
+        method = json.loads(dipole(api, "jobs", "show", job))["method"]
+        settings = method[method["type"]]
+        assert (settings["positives"], settings["negatives"]) == sides
+        dipole(api, "jobs", "cancel", job)
+
+
+def test_lists_for_programs_and_what_deletes(api: Any, tmp_path: Path) -> None:
+    """`--json` prints an object a line; what was deleted is printed, and gone; what is not there is an error."""
+    prompts = tmp_path / "prompts.jsonl"
+    prompts.write_text(PROMPTS)
+    file = dipole(api, "files", "upload", str(prompts)).strip()
+    assert file in [json.loads(line)["id"] for line in dipole(api, "files", "list", "--json").splitlines()]
+    assert dipole(api, "files", "delete", file).strip() == file
+    assert file not in dipole(api, "files", "list")
+    assert "there is no file" in dipole(api, "files", "delete", file, status=1)
+    dipole(api, "rewards", "register", "brief=http://127.0.0.1:9")
+    named = [json.loads(line)["name"] for line in dipole(api, "rewards", "list", "--json").splitlines()]
+    assert {"brief", "shapes"} <= set(named)
+    assert dipole(api, "rewards", "delete", "brief").strip() == "brief"
+    assert "brief" not in dipole(api, "rewards", "list")
+    assert "there is no reward" in dipole(api, "rewards", "delete", "brief", status=1)
+    assert "nothing at" in dipole(api, "rewards", "delete", "a/b", status=1)
+
+
+def test_status_says_what_is_ready(api: Any) -> None:
+    """The API is, the reward where nothing answers is not, and that is exit code 1."""
+    environment = {"DIPOLE_API_URL": api.url, "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["status"], env=environment)
+    assert done.exit_code == 1
+    assert done.stdout.startswith(f"The API at {api.url} is ready.\nJobs, of the latest 100: ")
+    (shapes,) = [line.split() for line in done.stdout.splitlines() if line.strip().startswith("shapes")]
+    assert shapes[:3] == ["shapes", "no", "http://127.0.0.1:9"]
+    told = json.loads(CliRunner().invoke(app, ["status", "--json"], env=environment).stdout)
+    assert [reward["ok"] for reward in told["rewards"] if reward["name"] == "shapes"] == [False]
+
+
+def test_models_are_listed_without_an_api_too(tmp_path: Path) -> None:
+    """Then those of the folder, and on standard error why."""
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine/model_index.json").write_text("{}")
+    (tmp_path / "no-model").mkdir()
+    environment = {"DIPOLE_API_URL": "http://127.0.0.1:1", "DIPOLE_MODELS_DIR": str(tmp_path), "NO_COLOR": "1"}
+    done = CliRunner().invoke(app, ["models", "list", "--json"], env=environment)
+    assert done.exit_code == 0
+    assert [json.loads(line)["id"] for line in done.stdout.splitlines()] == ["mine"]
+    assert str(tmp_path) in done.stderr
+
+
 def test_an_upload_prints_the_id_alone_and_says_beside_what_it_took(api: Any, tmp_path: Path) -> None:
     """Scripts read the id; people read on standard error that the file holds prompts."""
     prompts = tmp_path / "prompts.jsonl"
