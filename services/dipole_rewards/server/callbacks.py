@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from datetime import UTC, datetime
+from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -11,7 +12,8 @@ import stamina
 import structlog
 from standardwebhooks.webhooks import Webhook
 
-from dipole.errors import InvalidInput
+from dipole.client.environment import environment_options
+from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
 from dipole_rewards.server.pending_rankings import RankingState
 from dipole_rewards.settings import RewardSettings
@@ -48,7 +50,8 @@ async def deliver_callback(
     body = _event_body(state)
     message_id, webhook = f"msg_{state.id}", Webhook(secret)
     try:
-        async with httpx.AsyncClient(transport=transport, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
+        options: dict[str, Any] = environment_options(url) if transport is None else {"transport": transport}
+        async with httpx.AsyncClient(**options, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
             async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=CALLBACK_ATTEMPTS, timeout=None):
                 with attempt:
                     now = datetime.now(UTC)
@@ -63,7 +66,7 @@ async def deliver_callback(
                         raise httpx.HTTPStatusError(
                             f"callback answered {response.status_code}", request=response.request, response=response
                         )
-    except httpx.HTTPError as error:
+    except (httpx.HTTPError, ConfigurationError) as error:
         log.warning("callback_given_up", ranking=state.id, error=repr(error))
 
 

@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, files, images, jobs, models, plan, rewards, serve, status
+from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
 from dipole.cli.tables import err, printable
 from dipole.errors import DipoleError
 
@@ -75,13 +75,13 @@ def main(
 
 
 app.command("up")(serve.run_stack)
-app.command("status")(status.show_status)
+app.command("status")(serve.show_status)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.files_app, name="files")
-app.add_typer(models.app, name="models")
+app.add_typer(images.models_app, name="models")
 app.add_typer(images.app, name="images")
 app.command("demo")(demo.run_demo)
 app.command("eval")(evaluate.evaluate_models)

@@ -1,4 +1,4 @@
-"""`dipole up`, `dipole serve …` and `dipole db …`: the platform's processes, one at a time or all together.
+"""`dipole up`, `dipole status`, `dipole serve …` and `dipole db …`: the platform's processes, one or all together.
 
 The embedded stack, compose and Kubernetes run the same commands; settings come from DIPOLE_… variables. Our other
 packages are named by string and imported when a command runs: this package depends on none of them.
@@ -11,22 +11,28 @@ host's worker has touched its health file lately.
 from __future__ import annotations
 
 import contextlib
+import json
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
-from dipole.cli.tables import printable
-from dipole.client.trainer_api import DEFAULT_URL
+from dipole.cli.options import JsonOption, KeyOption, UrlOption
+from dipole.cli.tables import out, print_list, printable
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings
 from dipole.web import auth
 
 if TYPE_CHECKING:
     from dipole.stack.stack import Stack
+
+LATEST_JOBS = 100
 
 app = typer.Typer(no_args_is_help=True, help="Run one process of the platform.")
 db = typer.Typer(no_args_is_help=True, help="The jobs database.")
@@ -149,3 +155,43 @@ def processes_table(stack: Stack) -> Table:
         log = str(row.log.relative_to(stack.home)) if row.log else ""
         table.add_row(row.name, row.url, str(row.pid or "not ours"), log)
     return table
+
+
+def show_status(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
+    """Say whether the platform answers, what its latest jobs do, and whether its rewards are ready.
+
+    Exits with 1 when no API answers, or a reward is not ready.
+    """
+    with TrainerApi(url, key) as api:
+        api.get("/readyz")
+        jobs = api.get("/v1/fine_tuning/jobs", limit=LATEST_JOBS)["data"]
+        names = [reward["name"] for reward in api.get("/v1/rewards")["data"]]
+        with ThreadPoolExecutor(max_workers=8) as pool:
+            rewards = list(pool.map(lambda name: _check_reward(api, name), names))
+    counts = Counter(job["status"] for job in jobs)
+    if as_json:
+        print(json.dumps({"api": api.url, "jobs": counts, "rewards": rewards}, ensure_ascii=False))
+    else:
+        out.print(f"The API at {printable(api.url)} is ready.")
+        out.print(f"Jobs, of the latest {LATEST_JOBS}: {_describe_counts(counts)}")
+        columns = {
+            "reward": lambda reward: reward["name"],
+            "ready": lambda reward: "yes" if reward["ok"] else "no",
+            "url": lambda reward: reward["url"],
+            "problem": lambda reward: reward["problem"] or "",
+        }
+        print_list(rewards, columns, as_json=False) if rewards else out.print("No reward is registered.")
+    if not all(reward["ok"] for reward in rewards):
+        raise typer.Exit(1)
+
+
+def _check_reward(api: TrainerApi, name: str) -> dict[str, Any]:
+    try:
+        checked: dict[str, Any] = api.post(f"/v1/rewards/{quote_segment(name)}/check")
+    except TrainerApiError as error:
+        return {"name": name, "url": "", "ok": False, "problem": str(error)}
+    return {field: checked[field] for field in ("name", "url", "ok", "problem")}
+
+
+def _describe_counts(counts: Counter[str]) -> str:
+    return ", ".join(f"{count} {status}" for status, count in counts.most_common()) or "none yet"

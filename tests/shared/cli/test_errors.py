@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -15,8 +14,6 @@ import pytest
 from typer.testing import CliRunner
 
 from dipole.cli import app
-from dipole.client.environment import environment_options, find_proxy
-from dipole.errors import ConfigurationError
 
 VARIABLES = ("http_proxy", "https_proxy", "all_proxy", "no_proxy")
 LIST = ("jobs", "list", "--api", "https://api.invalid:8400")
@@ -97,28 +94,6 @@ def test_a_server_that_is_no_trainer_api_is_told_as_one() -> None:
         server.shutdown()
     assert done.exit_code == 1
     assert "no trainer API: look at --api" in done.stderr
-
-
-def test_proxies_are_for_the_hosts_that_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    """NO_PROXY with an IPv6 address in brackets is read, and names hosts that are asked directly."""
-    monkeypatch.setenv("HTTP_PROXY", "proxy.example:3128")
-    monkeypatch.setenv("NO_PROXY", "[::1],.lan")
-    assert find_proxy("http://127.0.0.1:8400") is None
-    assert find_proxy("http://[::1]:8400") is None
-    assert find_proxy("http://api.lan:8400") is None
-    assert find_proxy("https://api.example") is None
-    proxy = find_proxy("http://api.example")
-    assert proxy is not None
-    assert str(proxy.url) == "http://proxy.example:3128"
-
-
-def test_certificates_of_the_environment_are_for_https(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without TLS they are not even read."""
-    assert isinstance(environment_options("https://api.example")["verify"], ssl.SSLContext)
-    monkeypatch.setenv("SSL_CERT_FILE", "/nonexistent.pem")
-    assert environment_options("http://api.example")["verify"] is False
-    with pytest.raises(ConfigurationError, match="SSL_CERT_FILE"):
-        environment_options("https://api.example")
 
 
 def test_a_default_port_that_is_taken_is_an_error_where_it_was_asked_for(tmp_path: Path) -> None:
