@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
-from dipole.cli.tables import err, printable
+from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
 
 

@@ -20,7 +20,7 @@ from rich.table import Table
 
 from dipole.cli.jobs import describe_step
 from dipole.cli.optional_imports import explain_missing
-from dipole.cli.tables import printable
+from dipole.cli.terminal import printable
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import job_events

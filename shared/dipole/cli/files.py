@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from dipole.cli.options import JsonOption, KeyOption, UrlOption
-from dipole.cli.tables import err, format_time, print_list
+from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, format_time, print_list
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, quote_segment
 
 files_app = typer.Typer(no_args_is_help=True, help="Upload, list and delete files of prompts and pairs.")

@@ -10,8 +10,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dipole.cli.options import JsonOption, KeyOption, UrlOption
-from dipole.cli.tables import err, format_time, out, print_list, printable
+from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, format_time, out, print_list, printable
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
 from dipole.settings import PlatformSettings, load_settings
 

@@ -11,8 +11,18 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from dipole.cli.options import JsonOption, KeyOption, UrlOption
-from dipole.cli.tables import err, format_time, out, print_list, printable, status_reason, styled_status
+from dipole.cli.terminal import (
+    JsonOption,
+    KeyOption,
+    UrlOption,
+    err,
+    format_time,
+    out,
+    print_list,
+    printable,
+    status_reason,
+    styled_status,
+)
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 from dipole.errors import InvalidInput
 from dipole.protocol.job_events import EvaluationProgress, StepFinished

@@ -11,8 +11,7 @@ import typer
 
 from dipole.cli.check import check_endpoint
 from dipole.cli.optional_imports import import_optional
-from dipole.cli.options import AdminKeyOption, JsonOption, KeyOption, UrlOption
-from dipole.cli.tables import out, print_list
+from dipole.cli.terminal import AdminKeyOption, JsonOption, KeyOption, UrlOption, out, print_list
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load_settings

@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
-from dipole.cli.options import JsonOption, KeyOption, UrlOption
-from dipole.cli.tables import out, print_list, printable
+from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, out, print_list, printable
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings

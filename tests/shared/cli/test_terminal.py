@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from dipole.cli import tables
+from dipole.cli import terminal
 
 JOBS: list[dict[str, Any]] = [
     {"id": "ftjob-5ab5fe7e4eeb047e437b8879", "status": "failed", "reason": "no image is finite\n" * 100},
@@ -22,9 +22,9 @@ def printed(monkeypatch: pytest.MonkeyPatch, *, width: int) -> list[str]:
     """What a terminal of this width shows, without colours."""
     screen = io.StringIO()
     console = Console(file=screen, width=width, force_terminal=True, color_system=None, highlight=False)
-    monkeypatch.setattr(tables, "out", console)
-    monkeypatch.setattr(tables, "Console", lambda **_: console)
-    tables.print_list(JOBS, COLUMNS, as_json=False)
+    monkeypatch.setattr(terminal, "out", console)
+    monkeypatch.setattr(terminal, "Console", lambda **_: console)
+    terminal.print_list(JOBS, COLUMNS, as_json=False)
     return screen.getvalue().splitlines()
 
 
@@ -55,7 +55,7 @@ def test_text_of_others_neither_colours_nor_clears_the_screen(monkeypatch: pytes
 
 def test_programs_get_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     """A pipe is no terminal of 80 columns: rows are whole; with --json each is an object with all fields."""
-    tables.print_list(JOBS, COLUMNS, as_json=False)
+    terminal.print_list(JOBS, COLUMNS, as_json=False)
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["id", *(job["id"] for job in JOBS)]
-    tables.print_list(JOBS, COLUMNS, as_json=True)
+    terminal.print_list(JOBS, COLUMNS, as_json=True)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == JOBS

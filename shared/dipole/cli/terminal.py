@@ -1,17 +1,27 @@
-"""What commands print: lists as tables for people and as JSON for programs, and text of others that cannot do harm."""
+"""What commands share on both sides of the terminal: the options they read, and the lists and text they print."""
 
 from __future__ import annotations
 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Annotated, Any
 
+import typer
 from rich.console import Console
 from rich.markup import escape
 from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
+
+UrlOption = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
+KeyOption = Annotated[
+    str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Key of the API.", show_default=False)
+]
+AdminKeyOption = Annotated[
+    str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with all fields.")]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
