@@ -104,7 +104,7 @@ def test_a_refused_job_leaves_no_upload(api: Any, tmp_path: Path) -> None:
     before = dipole(api, "files", "list", "--json")
     create = ("jobs", "create", "--prompts", str(prompts))
     assert "unknown reward" in dipole(api, *create, "--validation", str(prompts), "--reward", "nobody", status=1)
-    assert "line 1" in dipole(api, *create, "--validation", str(broken), "--reward", "shapes", status=1)
+    assert "JSON lines" in dipole(api, *create, "--validation", str(broken), "--reward", "shapes", status=1)
     assert dipole(api, "files", "list", "--json") == before
 
 
@@ -152,8 +152,10 @@ def test_status_says_what_is_ready(api: Any) -> None:
     assert [reward["ok"] for reward in told["rewards"] if reward["name"] == "shapes"] == [False]
 
 
-def test_models_are_listed_without_an_api_too(tmp_path: Path) -> None:
-    """Then those of the folder, and on standard error why."""
+def test_models_are_listed_without_an_api_too(api: Any, tmp_path: Path) -> None:
+    """The API's where there is one; else those of the folder, and on standard error why."""
+    assert "tiny-turbo" in [json.loads(line)["id"] for line in dipole(api, "models", "list", "--json").splitlines()]
+    assert "tiny-turbo" in dipole(api, "models", "list")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/model_index.json").write_text("{}")
     (tmp_path / "no-model").mkdir()
