@@ -76,6 +76,11 @@ class _Request:
     reason: str = field(default="no answer from a rank worker")
 
 
+def resend_pause_s(first_s: float, times_sent: int) -> float:
+    """How long a request may stay silent before it is sent again. A slow ranking is polled thousands of times."""
+    return min(first_s * 2.0 ** min(times_sent - 1, 16), max(MAX_RESEND_PAUSE_S, first_s))
+
+
 class CeleryRanker:
     """groups.Ranker over Celery and Redis. One per run of a job; used by one thread. close() it in the end."""
 
@@ -199,8 +204,8 @@ class CeleryRanker:
         if self._if_redis_answers(send) is None:
             request.next_send_at, request.is_scheduled = now + 1, True
             return False
-        pause = min(self._resend_s * 2 ** (number - 1), max(MAX_RESEND_PAUSE_S, self._resend_s))
-        request.times_sent, request.next_send_at, request.is_scheduled = number, now + pause, False
+        pause_s = resend_pause_s(self._resend_s, number)
+        request.times_sent, request.next_send_at, request.is_scheduled = number, now + pause_s, False
         return True
 
     def _resend_due(self, now: float) -> None:
