@@ -1,4 +1,4 @@
-"""Pauses that double end at their bound, however often they doubled: a ranking may take days, a process die for weeks."""
+"""Pauses that double end at their bound, however often they doubled: a ranking may take days."""
 
 from __future__ import annotations
 
