@@ -52,7 +52,7 @@ def test_a_pipeline_folder_is_trained_through_rest(platform: Any, models: Path, 
     base, tuned = (_latents(pipe) for pipe in pipes)
     assert not torch.equal(base, tuned)
     newest = platform.api.get(f"/v1/fine_tuning/jobs/{job}/checkpoints")["data"][0]
-    packed = httpx.get(f"{platform.stack.api_url}{newest['download']}", timeout=60).raise_for_status().content
+    packed = httpx.get(f"{platform.stack.api_url}/{newest['download']}", timeout=60).raise_for_status().content
     names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
     lora = ["pytorch_lora_weights.safetensors", "adapter_config.json"]
     assert names == (lora if tune == "lora" else ["unet/diffusion_pytorch_model.safetensors"])
