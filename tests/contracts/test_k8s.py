@@ -145,12 +145,16 @@ def test_a_pod_runs_with_least_rights(container: Container) -> None:
 
 
 def test_the_loader_of_weights_runs_with_least_rights() -> None:
-    """The pod that is applied by hand passes what the namespace enforces, and mounts the claim that rewards read."""
+    """The pod that is applied by hand passes what the namespace enforces, and mounts the claims that others read."""
     (pod,) = load(LOADER)
     (container,) = pod["spec"]["containers"]
     has_least_rights(pod["spec"], container)
-    (volume,) = pod["spec"]["volumes"]
-    assert volume["persistentVolumeClaim"]["claimName"] in named("PersistentVolumeClaim")
+    claims = {each["name"]: each["persistentVolumeClaim"]["claimName"] for each in pod["spec"]["volumes"]}
+    assert set(claims.values()) == {"weights", "artifacts"} <= named("PersistentVolumeClaim").keys()
+    (models,) = [each for each in container["volumeMounts"] if each["name"] == "artifacts"]
+    (worker,) = named("Deployment")["worker"]["spec"]["template"]["spec"]["containers"]
+    (read,) = [each for each in worker["volumeMounts"] if each["mountPath"] == "/data/models"]
+    assert models["subPath"] == read["subPath"], "models land where the worker looks"
     assert container["image"] == COMPOSE["shapes"]["image"]
 
 

@@ -56,7 +56,19 @@ def test_kustomize_agrees(overlay: Path, tmp_path: Path) -> None:
     assert plain(theirs) == plain(build(overlay))
 
 
-def test_every_manifest_is_in_the_overlay_that_has_all() -> None:
+def test_the_gpu_overlay_trains_draws_and_scores_on_gpus() -> None:
+    """Whoever computes has a GPU, and gives it up before the pod that replaces it starts; whoever does not has none."""
+    deployments = [each for each in build(K8S / "overlays/gpu") if each["kind"] == "Deployment"]
+    holders = set[str]()
+    for each in deployments:
+        (container,) = each["spec"]["template"]["spec"]["containers"]
+        if "nvidia.com/gpu" in container["resources"]["limits"]:
+            holders.add(each["metadata"]["name"])
+            assert each["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+    assert holders == {"worker", "sampler", "pickscore", "clip"}
+
+
+def test_every_manifest_is_in_an_overlay() -> None:
     """No file lies beside a kustomization unused, and nothing is named that is missing."""
     used: set[Path] = set()
 
