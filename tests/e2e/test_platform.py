@@ -223,7 +223,12 @@ HOSTILE: dict[str, tuple[str, dict[str, Any], int, str]] = {
     ),
     "unknown field": ("api", {**JOB, "learning_rat": 1}, 422, "learning_rat"),
     "unknown model": ("api", {**JOB, "model": "sd-turbi"}, 422, "model"),
-    "P + N > K": ("api", {**JOB, "candidates": 8}, 422, "method.drpo.positives"),
+    "P + N > K": (
+        "api",
+        {**JOB, "candidates": 8, "method": {"type": "drpo", "drpo": {"positives": 5, "negatives": 4}}},
+        422,
+        "method.drpo.positives",
+    ),
 }  # fmt: skip
 
 
