@@ -806,6 +806,19 @@ def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- the app --------------------------------------------------------------------------------------------------------
 
 
+def test_methods_that_callers_make_up_become_no_metrics(tmp_path: Path) -> None:
+    """Each would be kept for as long as the process lives: they are counted together."""
+
+    async def test(server: Server) -> None:
+        for method in ("MADEUP1", "MADEUP2"):
+            assert (await server.client.request(method, "/livez")).status_code == 405
+        metrics = (await server.client.get("/metrics")).text
+        assert 'dipole_api_requests_total{method="other",route="/livez",status="405"} 2.0' in metrics
+        assert "MADEUP" not in metrics
+
+    run(tmp_path, test)
+
+
 def test_health_metrics_and_documents(tmp_path: Path) -> None:
     """Metrics count by route and state; every operation is documented with a summary, an example and problem+json."""
 

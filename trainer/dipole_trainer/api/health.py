@@ -22,6 +22,7 @@ from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRo
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])
+METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
 class ApiHealth(BaseModel):
@@ -61,7 +62,10 @@ class ApiMetrics:
 
 
 class RequestCountMiddleware:
-    """ASGI: counts by the route's template, so that ids do not become labels. Streams count when they end."""
+    """ASGI: counts by the route's template, so that ids do not become labels. Streams count when they end.
+
+    Nor do methods that callers make up: each label is kept for as long as the process lives.
+    """
 
     def __init__(self, app: asgi.ASGIApp, *, metrics: ApiMetrics) -> None:
         self.app, self.metrics = app, metrics
@@ -81,7 +85,8 @@ class RequestCountMiddleware:
             await self.app(scope, receive, watch)
         finally:
             route = getattr(scope.get("route"), "path", "none")
-            self.metrics.requests.labels(scope["method"], route, str(status)).inc()
+            method = scope["method"] if scope["method"] in METHODS else "other"
+            self.metrics.requests.labels(method, route, str(status)).inc()
             self.metrics.seconds.labels(route).observe(time.monotonic() - began)
 
 
