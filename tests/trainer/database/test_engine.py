@@ -195,6 +195,31 @@ def test_what_is_away_or_out_of_connections_is_named(postgres_url: str, monkeypa
         database.close()
 
 
+def test_a_lock_that_another_holds_is_waited_for_so_long(postgres_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Then it is named; the bound is the transaction's, and stays on no connection that a pooler hands on."""
+    monkeypatch.setattr(database_engine, "LOCK_TIMEOUT_S", 0.05)
+    upgrade_database(postgres_url)
+    database = Database(postgres_url)
+    with psycopg.connect(postgres_url) as operator:
+        operator.execute("LOCK TABLE jobs")
+        for transaction in (database.reading, database.writing):
+            with pytest.raises(OperationalError) as raised, transaction() as session:
+                session.execute(sa.select(JobRow))
+            assert "is locked by another process" in str(explain_database_error(raised.value))
+    with database.engine.connect() as connection:
+        assert connection.scalar(sa.text("SHOW lock_timeout")) == "0"
+    database.close()
+
+
+def test_a_host_that_is_gone_without_a_word_is_noticed(postgres_url: str) -> None:
+    """libpq's options for it are given, where the URL gives no others."""
+    database = Database(f"{postgres_url}&tcp_user_timeout=5000")
+    with database.engine.connect() as connection:
+        given = connection.connection.driver_connection.info.get_parameters()  # type: ignore[union-attr]
+    assert (given["keepalives_idle"], given["tcp_user_timeout"]) == ("15", "5000")
+    database.close()
+
+
 def test_a_connection_that_the_server_ended_is_made_anew(postgres_url: str) -> None:
     """A restart of the server costs the transaction that it met, and no later one."""
     database = Database(postgres_url)

@@ -32,6 +32,9 @@ from dipole_trainer.database.failures import describe_database_error, hide_value
 BUSY_TIMEOUT_S = 30
 CONNECT_TIMEOUT_S = 10  # for PostgreSQL to take a connection, where the URL gives no connect_timeout
 POOL_TIMEOUT_S = 10  # for a connection of the pool: a caller who waits longer is told to come back
+LOCK_TIMEOUT_S = 10  # for PostgreSQL's locks, but those of migrations: a backup or an operator may hold a table's
+# libpq's, where the URL gives no others: a host that went without a word is noticed in half a minute, not in an hour
+LOST_HOST_OPTIONS = {"keepalives_idle": 15, "keepalives_interval": 5, "keepalives_count": 3, "tcp_user_timeout": 30_000}
 MIGRATIONS = Path(__file__).parent / "migrations"
 _SEVERAL_HOSTS = re.compile(
     r"(?P<start>[a-z+0-9]+://(?:[^@]*@)?)(?P<hosts>[^/?@]*,[^/?@]*)(?P<name>/[^?]*)?(?P<query>\?.*)?"
@@ -62,10 +65,12 @@ class Database:
 
     def __init__(self, url: str) -> None:
         self.engine = _create_engine(url)
-        self.reading = sessionmaker(self.engine, expire_on_commit=False)
-        self.writing = sessionmaker(
-            self.engine.execution_options(sqlite_begin="IMMEDIATE"), expire_on_commit=False
-        ).begin
+        reading, writing = (
+            self.engine.execution_options(sqlite_begin=begin, lock_timeout_s=LOCK_TIMEOUT_S)
+            for begin in ("DEFERRED", "IMMEDIATE")
+        )
+        self.reading = sessionmaker(reading, expire_on_commit=False)
+        self.writing = sessionmaker(writing, expire_on_commit=False).begin
 
     def is_sqlite(self) -> bool:
         return self.engine.dialect.name == "sqlite"
@@ -134,15 +139,23 @@ def _create_postgresql_engine(url: URL) -> Engine:
     if given != "none" and not str(given).isdecimal():
         raise ConfigurationError(f"DIPOLE_DATABASE_URL: prepare_threshold={given} is neither a number nor none")
     options: dict[str, Any] = {"prepare_threshold": None if given == "none" else int(str(given))}
-    if "connect_timeout" not in url.query:
-        options["connect_timeout"] = CONNECT_TIMEOUT_S
-    return create_engine(
+    ours = {"connect_timeout": CONNECT_TIMEOUT_S, **LOST_HOST_OPTIONS}
+    options |= {name: value for name, value in ours.items() if name not in url.query}
+    engine = create_engine(
         url.difference_update_query(["prepare_threshold"]),
         connect_args=options,
         pool_pre_ping=True,
         pool_timeout=POOL_TIMEOUT_S,
         hide_parameters=True,
     )
+    event.listen(engine, "begin", _bound_lock_waits)
+    return engine
+
+
+def _bound_lock_waits(connection: Connection) -> None:
+    """Of this transaction alone: poolers such as pgbouncer hand the connection on after it."""
+    if seconds := connection.get_execution_options().get("lock_timeout_s"):
+        connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds * 1000:.0f}ms'")
 
 
 def _configure_sqlite(connection: DBAPIConnection, record: ConnectionPoolEntry) -> None:

@@ -15,6 +15,7 @@ _UPGRADE = "has not the tables of this version: run `dipole db upgrade`"
 _STATES = {
     "42P01": _UPGRADE,
     "42703": _UPGRADE,
+    "55P03": "is locked by another process",
     "42501": "does not let its user do this: grant it rights on the tables",
     "25006": "takes no writes now",  # a standby, or a primary that is being replaced
 }
