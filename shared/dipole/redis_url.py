@@ -59,6 +59,8 @@ def parse_redis_url(url: str) -> RedisAddress:
         ) from None
     if parts.scheme not in SCHEMES:
         raise ValueError(f"must begin with {', '.join(f'{scheme}://' for scheme in SCHEMES[:-1])} or {SCHEMES[-1]}://")
+    if port == 0:
+        raise ValueError("names the port 0, on which nothing listens")
     if parts.fragment:
         raise ValueError("may have no fragment: write # of a user name or password as %23")
     options = _parse_query(parts.query, parts.scheme)

@@ -60,6 +60,7 @@ REFUSED = {
     "redis://:s3cr/et@h": "is not a URL",
     "redis://:s3cr#et@h": "is not a URL",
     "redis://h/0#1": "fragment",
+    "redis://h:0": "port 0",
     "redis://h/name": "by its number",
     "redis://h/-1": "by its number",
     "redis://h/0;redis://i/0": "by its number",
