@@ -10,6 +10,7 @@ DipoleError
 ├── Overloaded                  come back after `retry_after` seconds                    503
 │   └── DependencyUnavailable   what we stand on is away or full: its name, and why      503
 ├── ConfigurationError          wrong settings, found at start
+├── DownloadError               published weights cannot be brought here: what is kept, and what to do
 ├── NothingToLearn              no reward told candidates apart for many steps: the job fails
 ├── NotFinite                   numbers overflowed; says where, and in which precision
 ├── LeaseLost                   another worker owns the job now: stop at once
@@ -94,6 +95,12 @@ class ConfigurationError(DipoleError):
     """Settings that cannot work; raised at start with a sentence that says what to change."""
 
     slug = "configuration"
+
+
+class DownloadError(DipoleError):
+    """Published weights could not be brought here; the sentence says what was kept and what to do."""
+
+    slug = "download"
 
 
 class NothingToLearn(DipoleError):

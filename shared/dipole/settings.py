@@ -102,6 +102,21 @@ class SecretsSettings(BaseSettings):
     )
 
 
+class DownloadSettings(BaseSettings):
+    """`dipole models fetch` and `dipole rewards prepare`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
+
+    weights_dir: Path = Field(
+        default=Path("weights"), description="Folder with a folder for each reward's weights, which `prepare` fills."
+    )
+    weights_table: Path | None = Field(
+        default=None,
+        description="Table of repositories, revisions and checksums instead of the built-in one, in the same form "
+        "(shared/dipole/downloads/published.toml): for files that lie elsewhere.",
+    )
+
+
 class RankWorkerSettings(PlatformSettings):
     """The rank worker."""
 

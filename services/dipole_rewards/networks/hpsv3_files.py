@@ -38,6 +38,7 @@ from dipole_rewards.networks.weight_files import (
 from dipole_rewards.settings import WeightSettings
 
 HPSV3_REPOSITORY, QWEN_REPOSITORY = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
+INSTRUCTION_SOURCE = "https://pypi.org/project/hpsv3/"  # out of which `dipole rewards prepare hpsv3` reads it
 GOLDEN_TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 
 
@@ -51,10 +52,10 @@ class LoadedHPSv3:
 
 def load_hpsv3(settings: WeightSettings, *, instruction_sha256: str, device: str) -> LoadedHPSv3:
     """Everything, on `device`. Raises ConfigurationError that names the file which is missing or wrong."""
-    folder = WeightsFolder.from_settings(settings, "HPSv3", explained=__name__)
+    folder = WeightsFolder.from_settings(settings, "hpsv3", explained=__name__)
     weights = folder.find_file("HPSv3.safetensors", HPSV3_REPOSITORY)
     config, tokenizer = (folder.find_file(name, QWEN_REPOSITORY) for name in ("config.json", "tokenizer.json"))
-    instruction = _read_instruction(folder.find_file("instruction.txt"), instruction_sha256)
+    instruction = _read_instruction(folder.find_file("instruction.txt", INSTRUCTION_SOURCE), instruction_sha256)
     golden = folder.read_golden_score(tolerance=GOLDEN_TOLERANCE)
     read_json(config)  # which AutoTokenizer reads too, without naming it where it is damaged
     words = _load_question_tokenizer(tokenizer, instruction)

@@ -28,6 +28,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from dipole.downloads.table import find_reward_command
 from dipole.errors import ConfigurationError
 from dipole.protocol.validation import first_error
 from dipole.settings import load_settings
@@ -85,10 +86,14 @@ class WeightedReward(Reward):
 
 @dataclass(frozen=True)
 class WeightsFolder:
-    """The folder of one reward's weights; `explaining_module` is the one whose docstring says what belongs there."""
+    """The folder of one reward's weights; `explaining_module` is the one whose docstring says what belongs there.
+
+    `fetch_command` brings the published files to it, or to the folder that it lies in; None where none is known.
+    """
 
     path: Path
     explaining_module: str
+    fetch_command: str | None = None
 
     @classmethod
     def from_settings(cls, settings: WeightSettings, reward: str, *, explained: str) -> WeightsFolder:
@@ -96,7 +101,7 @@ class WeightsFolder:
             raise ConfigurationError(
                 f"DIPOLE_REWARD_WEIGHTS must name the folder of {reward}'s weights; {explained} says what belongs there"
             )
-        return cls(settings.reward_weights, explained)
+        return cls(settings.reward_weights, explained, find_reward_command(reward, settings.reward_weights))
 
     def find_file(self, name: str, source: str | None = None) -> Path:
         """The file in the folder, or else in the local Hugging Face cache.
@@ -110,12 +115,12 @@ class WeightsFolder:
         if source is None:
             raise ConfigurationError(f"{path} is missing; {self.explaining_module} says what belongs there")
         if source.startswith("https://"):
-            command = f"curl -L -o {shlex.quote(str(path))} {shlex.quote(source)}"
+            command = self.fetch_command or f"curl -L -o {shlex.quote(str(path))} {shlex.quote(source)}"
             raise ConfigurationError(f"{path} is missing; fetch it with `{command}`")
         cached = try_to_load_from_cache(source, name)
         if isinstance(cached, str):
             return Path(cached)
-        command = f"hf download {source} {name} --local-dir {shlex.quote(str(self.path))}"
+        command = self.fetch_command or f"hf download {source} {name} --local-dir {shlex.quote(str(self.path))}"
         raise ConfigurationError(
             f"{path} is missing, and so is {source} in the local Hugging Face cache; fetch it with `{command}`; "
             f"{self.explaining_module} says what else belongs there"

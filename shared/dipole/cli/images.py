@@ -10,12 +10,26 @@ from typing import Annotated, Any
 
 import typer
 
-from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, format_time, out, print_list, printable
+from dipole.cli.optional_imports import explain_missing
+from dipole.cli.terminal import (
+    FromOption,
+    JsonOption,
+    KeyOption,
+    ToOption,
+    UrlOption,
+    err,
+    format_time,
+    out,
+    print_list,
+    print_published_weights,
+    printable,
+)
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
+from dipole.downloads.report import fetch_named
 from dipole.settings import PlatformSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
-models_app = typer.Typer(no_args_is_help=True, help="List models.")
+models_app = typer.Typer(no_args_is_help=True, help="List models, and fetch published ones.")
 
 GENERATE_TIMEOUT_S = 3660.0  # the API's own deadline comes first, whatever it is set to
 
@@ -65,14 +79,32 @@ def slugify(text: str) -> str:
     return re.sub(r"[^A-Za-z0-9]+", "-", text).strip("-").lower()[:48] or "x"
 
 
-@models_app.callback()
-def models_group() -> None:
-    """List models."""  # makes `list` a word that has to be said
+@models_app.command("fetch")
+def fetch_models(
+    names: Annotated[
+        list[str], typer.Argument(help="Published names; `dipole models list` shows them.", metavar="NAME…")
+    ],
+    to: ToOption = None,
+    given: FromOption = None,
+) -> None:
+    """Bring published models and feature networks to this machine. Run again, it goes on where it stopped.
+
+    dipole models fetch sd-turbo latent-mae
+
+    HF_ENDPOINT names a mirror of the hub, and --from a folder that has the files, where there is no network.
+    """
+    with explain_missing("trainer"):
+        folders = fetch_named("models", names, to, given, err)
+    for folder in folders:
+        out.print(str(folder), markup=False)
 
 
 @models_app.command("list")
 def list_models(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
-    """List base models and what was made of them; where no API answers, what lies in DIPOLE_MODELS_DIR."""
+    """List base models and what was made of them; where no API answers, what lies in DIPOLE_MODELS_DIR.
+
+    Then the published models: whether their weights are on this machine, and the command that brings them.
+    """
     try:
         with TrainerApi(url, key) as api:
             models = api.get("/v1/models")["data"]
@@ -87,6 +119,7 @@ def list_models(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: 
         "created": lambda model: format_time(model["created"]) if model["created"] else "",
     }
     print_list(models, columns, as_json=as_json)
+    print_published_weights("models", as_json=as_json)
 
 
 def _models_folder() -> str:

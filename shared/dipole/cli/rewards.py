@@ -10,14 +10,49 @@ from typing import Annotated, Any
 import typer
 
 from dipole.cli.check import check_endpoint
-from dipole.cli.optional_imports import import_optional
-from dipole.cli.terminal import AdminKeyOption, JsonOption, KeyOption, UrlOption, out, print_list
+from dipole.cli.optional_imports import explain_missing, import_optional
+from dipole.cli.terminal import (
+    AdminKeyOption,
+    FromOption,
+    JsonOption,
+    KeyOption,
+    ToOption,
+    UrlOption,
+    err,
+    out,
+    print_list,
+    print_published_weights,
+    printable,
+)
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
+from dipole.downloads.report import fetch_named
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load_settings
 
-app = typer.Typer(no_args_is_help=True, help="Serve, register, list and delete rewards, and check reward endpoints.")
+app = typer.Typer(
+    no_args_is_help=True, help="Prepare, serve, register, list and delete rewards, and check reward endpoints."
+)
 app.command("check")(check_endpoint)
+
+
+@app.command("prepare")
+def prepare_rewards(
+    names: Annotated[
+        list[str], typer.Argument(help="Rewards with weights; `dipole rewards list` shows them.", metavar="NAME…")
+    ],
+    to: ToOption = None,
+    given: FromOption = None,
+) -> None:
+    """Bring the published weights of rewards to this machine. Run again, it goes on where it stopped.
+
+    dipole rewards prepare pickscore hpsv3
+
+    HF_ENDPOINT names a mirror of the hub, and --from a folder that has the files, where there is no network.
+    """
+    with explain_missing("clip"):
+        folders = fetch_named("rewards", names, to, given, err)
+    for folder in folders:
+        out.print(str(folder), markup=False)
 
 
 @app.command("serve")
@@ -128,15 +163,25 @@ def apply_rewards_file(
 
 @app.command("list")
 def list_rewards(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
-    """List registered rewards; `dipole status` asks each whether it is ready."""
+    """List registered rewards; `dipole status` asks each whether it is ready.
+
+    Then the published rewards: whether their weights are on this machine, and the command that brings them.
+    """
     columns = {
         "name": lambda reward: reward["name"],
         "url": lambda reward: reward["url"],
         "kind": lambda reward: reward["kind"],
         "description": lambda reward: reward["description"],
     }
-    with TrainerApi(url, key) as api:
-        print_list(api.get("/v1/rewards")["data"], columns, as_json=as_json)
+    try:
+        with TrainerApi(url, key) as api:
+            registered = api.get("/v1/rewards")["data"]
+        print_list(registered, columns, as_json=as_json)
+    except TrainerApiError as error:
+        if error.http_status != 0:
+            raise
+        err.print(f"[yellow]{printable(str(error))}[/]")
+    print_published_weights("rewards", as_json=as_json)
 
 
 @app.command("delete")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +15,9 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 
+from dipole.downloads.report import published_weights
+from dipole.downloads.table import Kind
+
 UrlOption = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
 KeyOption = Annotated[
     str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Key of the API.", show_default=False)
@@ -22,6 +26,14 @@ AdminKeyOption = Annotated[
     str | None, typer.Option("--key", envvar="DIPOLE_API_KEY", help="Admin key of the API.", show_default=False)
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object a line, with all fields.")]
+ToOption = Annotated[
+    Path | None,
+    typer.Option(help="The folder of this one, instead of its own in DIPOLE_MODELS_DIR or DIPOLE_WEIGHTS_DIR."),
+]
+FromOption = Annotated[
+    Path | None,
+    typer.Option("--from", exists=True, file_okay=False, help="A folder that has the files; no network is asked."),
+]
 
 out = Console(highlight=False, soft_wrap=True)
 err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -53,6 +65,17 @@ def print_list(
         _print_paragraphs(rows, list(columns))
     else:
         Console(width=max(width, out.width), highlight=False).print(table)
+
+
+def print_published_weights(kind: Kind, *, as_json: bool) -> None:
+    """Which published weights are on this machine, and what brings the others."""
+    columns = {
+        "published": lambda weights: weights["name"],
+        "weights": lambda weights: weights["state"],
+        "GB": lambda weights: weights["gigabytes"] or "",
+        "folder, or what fetches it": lambda weights: weights["command"] or weights["folder"],
+    }
+    print_list(published_weights(kind), columns, as_json=as_json)
 
 
 def _print_paragraphs(rows: Iterable[list[str]], headings: list[str]) -> None:

@@ -16,6 +16,7 @@ from pathlib import Path
 from huggingface_hub import constants, snapshot_download
 from huggingface_hub.errors import HFValidationError
 
+from dipole.downloads.table import find_model_command
 from dipole.errors import InvalidInput
 from dipole_trainer.weights.names import is_folder_name
 from dipole_trainer.weights.safetensors_header import METADATA, read_header
@@ -25,8 +26,6 @@ _HUB_ID = re.compile(rf"{_NAME_PART}/{_NAME_PART}")
 _SHOWN_FILES = 5
 _REVISION = re.compile(r"[A-Za-z0-9_](?!.*\.\.)[A-Za-z0-9._/-]{0,127}")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
-# What its authors publish on ModelScope alone, and the file of it.
-MODELSCOPE_FILES = {"jiangzhou130v1/drpo-mae-latent-256": "mae_latent_256_torch.pth"}
 
 
 def locate_weights(name: str, models_dir: Path, *, revision: str | None, field: str, files: Sequence[str]) -> Path:
@@ -104,13 +103,13 @@ def _check_commit(found: Path, name: str, revision: str | None, field: str) -> N
 
 
 def _download_command(name: str, models_dir: Path, revision: str | None) -> str:
-    quoted = shlex.quote(str(models_dir / name.rpartition("/")[2]))
+    folder = models_dir / name.rpartition("/")[2]
     if "/" not in name:
         return "put it there, or name a hub id org/name"
-    if name in MODELSCOPE_FILES:
-        return f"fetch it with `modelscope download --model {name} {MODELSCOPE_FILES[name]} --local_dir {quoted}`"
+    if (command := find_model_command(name, folder, revision=revision)) is not None:
+        return f"fetch it with `{command}`"
     pinned = f" --revision {revision}" if revision else ""
-    return f"fetch it with `hf download {name}{pinned} --local-dir {quoted}`"
+    return f"fetch it with `hf download {name}{pinned} --local-dir {shlex.quote(str(folder))}`"
 
 
 def _describe_flaw(found: Path, files: Sequence[str]) -> str | None:
