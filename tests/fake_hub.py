@@ -9,7 +9,10 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -17,6 +20,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from dipole.downloads.table import BUILT_IN_TABLE
 
 LARGE_BYTES = 1000
 COMMIT = "c" * 40
@@ -45,7 +50,9 @@ class FakeHub:
 
     def fetched(self) -> list[str]:
         """Names of files whose bytes were asked for, each time."""
-        return [unquote(each.path).rpartition("/")[2] for each in self.asked if each.path.startswith(("/cdn", "/files"))]
+        return [
+            unquote(each.path).rpartition("/")[2] for each in self.asked if each.path.startswith(("/cdn", "/files"))
+        ]
 
     def ranges(self, name: str) -> list[str | None]:
         return [each.range for each in self.asked if each.path.startswith(("/cdn", "/files")) and name in each.path]
@@ -134,3 +141,25 @@ def running_hub() -> Iterator[FakeHub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def write_table(hub: FakeHub, path: Path, *, text_sha256: str = "0" * 64) -> Path:
+    """The built-in table for a hub with other bytes: without known checksums, every address one of `hub`'s /files."""
+    table = re.sub(r"(?m)^sha256 = \{.*$", "", BUILT_IN_TABLE.read_text())
+    table = re.sub(r'(?m)^sha256 = "\w{64}"', f'sha256 = "{text_sha256}"', table)
+    path.write_text(re.sub(r'(?m)^url = ".*"', f'url = "{hub.url}/files/{{file}}"', table))
+    return path
+
+
+def run_dipole(hub: FakeHub, *arguments: str, cwd: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command as a user types it, in a folder of theirs, with this hub as their mirror and nothing in its cache."""
+    names = {
+        "HF_ENDPOINT": hub.url,
+        "HF_HOME": str(cwd / "hf"),
+        "DIPOLE_API_URL": "http://127.0.0.1:1",
+        "NO_COLOR": "1",
+    }
+    command = [sys.executable, "-m", "dipole.cli", *arguments]
+    return subprocess.run(
+        command, cwd=cwd, env={**os.environ, **names, **environment}, capture_output=True, text=True, timeout=120
+    )

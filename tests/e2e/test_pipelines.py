@@ -77,7 +77,7 @@ def test_weights_that_are_not_here_fail_the_job_with_the_command_that_fetches_th
     job = submit(platform, "sd-turbo")
     failed = platform.until(job, "failed")
     assert failed["error"]["param"] == "model"
-    assert "hf download stabilityai/sd-turbo" in failed["error"]["message"]
+    assert "dipole models fetch sd-turbo --to " in failed["error"]["message"]
     assert not list(platform.folder(job).glob("checkpoint-*"))
 
 
@@ -85,7 +85,7 @@ def test_feature_weights_that_are_not_here_fail_the_job_too(platform: Any, model
     job = submit(platform, "tiny-sd", features={"type": "dinov2"})
     failed = platform.until(job, "failed")
     assert failed["error"]["param"] == "features.weights"
-    assert "hf download facebook/dinov2-base" in failed["error"]["message"]
+    assert "dipole models fetch dinov2 --to " in failed["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -340,9 +340,9 @@ def test_bfloat16_is_the_default_and_near(folder: Path, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("file", "remedy"),
     [
-        (WEIGHTS_FILE, f"hf download zai-org/ImageReward {WEIGHTS_FILE} --local-dir"),
-        ("med_config.json", "hf download zai-org/ImageReward med_config.json --local-dir"),
-        ("tokenizer.json", "hf download google-bert/bert-base-uncased tokenizer.json --local-dir"),
+        (WEIGHTS_FILE, "`dipole rewards prepare imagereward --to {}`"),
+        ("med_config.json", "`dipole rewards prepare imagereward --to {}`"),
+        ("tokenizer.json", "`dipole rewards prepare imagereward --to {}`"),
         ("golden.json", "rewards.imagereward says"),
     ],
 )
@@ -352,7 +352,7 @@ def test_a_missing_file_is_named_with_the_command_that_fetches_it(file: str, rem
     with pytest.raises(ConfigurationError, match="is missing") as caught:
         ImageReward.load("cpu")
     assert str(folder / file) in str(caught.value)
-    assert remedy in str(caught.value)
+    assert remedy.format(folder) in str(caught.value)
 
 
 def test_without_a_folder_the_setting_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -62,7 +62,9 @@ def test_a_connection_that_breaks_goes_on_within_the_same_run(hub: FakeHub, fetc
 def test_a_run_that_gave_up_goes_on_in_the_next(hub: FakeHub, fetch: Fetch) -> None:
     """What arrived is kept under another name, and the sentence says so."""
     hub.break_at["model.safetensors"] = [2_000_000] + [0] * 4
-    with pytest.raises(DownloadError, match=r"127\.0\.0\.1:\d+ cannot be reached.*2000000 bytes of unet.* goes on from"):
+    with pytest.raises(
+        DownloadError, match=r"127\.0\.0\.1:\d+ cannot be reached.*2000000 bytes of unet.* goes on from"
+    ):
         fetch()
     hub.asked.clear()
     done = fetch()

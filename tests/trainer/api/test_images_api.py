@@ -257,7 +257,7 @@ def test_what_the_sampler_cannot_draw_is_told_to_the_caller(platform: Platform) 
     missing = platform.post(model="sd-turbo")
     assert missing.status_code == 422
     assert missing.json()["errors"][0]["field"] == "model"
-    assert "hf download" in missing.json()["detail"]
+    assert "dipole models fetch sd-turbo" in missing.json()["detail"]
     broken = Path(platform.environment["DIPOLE_ARTIFACTS_URL"]) / "jobs" / platform.claim.job_id / "checkpoint-8"
     (broken / "unet_lora").mkdir(parents=True)
     (broken / "training_state.json").write_text("{}")

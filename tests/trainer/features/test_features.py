@@ -221,10 +221,10 @@ def test_an_unknown_key_is_refused_with_those_there_are(space: str, sd: OneStepG
 @pytest.mark.parametrize(
     ("space", "command"),
     [
-        ("vit_mae", "`hf download facebook/vit-mae-base --local-dir {}/vit-mae-base`"),
-        ("dinov2", "`hf download facebook/dinov2-base --local-dir {}/dinov2-base`"),
-        ("clip", "`hf download openai/clip-vit-large-patch14 --local-dir {}/clip-vit-large-patch14`"),
-        ("latent_mae", "`modelscope download --model jiangzhou130v1/drpo-mae-latent-256 mae_latent_256_torch.pth "),
+        ("vit_mae", "`dipole models fetch vit-mae --to {}/vit-mae-base`"),
+        ("dinov2", "`dipole models fetch dinov2 --to {}/dinov2-base`"),
+        ("clip", "`dipole models fetch clip --to {}/clip-vit-large-patch14`"),
+        ("latent_mae", "`dipole models fetch latent-mae --to {}/drpo-mae-latent-256`"),
     ],
 )
 def test_absent_weights_are_refused_with_their_command(

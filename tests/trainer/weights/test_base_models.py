@@ -87,7 +87,7 @@ def test_missing_weights_are_told_with_the_command_that_fetches_them(
 ) -> None:
     """And with the paths that were looked at."""
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
-    with pytest.raises(InvalidInput, match="hf download stabilityai/sd-turbo") as caught:
+    with pytest.raises(InvalidInput, match="dipole models fetch sd-turbo --to ") as caught:
         base_models.locate_pipeline("sd-turbo", tmp_path / "models")
     assert str(tmp_path / "models/sd-turbo") in str(caught.value)
     assert str(tmp_path / "hub") in str(caught.value)

@@ -107,9 +107,12 @@ def test_what_is_not_here_is_refused_with_the_command_that_fetches_it(models: Pa
     assert str(cache) in told
     assert f"`hf download org/vit --revision v1 --local-dir {models / 'vit'}`" in told
     assert f"`hf download org/vit --local-dir {models / 'vit'}`" in refusal("org/vit", models)
-    mae = "jiangzhou130v1/drpo-mae-latent-256"
-    command = f"`modelscope download --model {mae} mae_latent_256_torch.pth --local_dir {models}/drpo-mae-latent-256`"
-    assert command in refusal(mae, models)
+    told = refusal("jiangzhou130v1/drpo-mae-latent-256", models)
+    assert f"`dipole models fetch latent-mae --to {models / 'drpo-mae-latent-256'}`" in told
+    assert "`dipole models fetch vit-mae " in refusal("facebook/vit-mae-base", models)
+    assert "`hf download facebook/vit-mae-base --revision v1 " in refusal(
+        "facebook/vit-mae-base", models, revision="v1"
+    )
     assert "name a hub id" in refusal("vit", models)
 
 
