@@ -4,8 +4,9 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Huggi
 
     HPSv3.safetensors             of MizzenAI/HPSv3
     config.json, tokenizer.json   of Qwen/Qwen2-VL-7B-Instruct, and tokenizer_config.json beside them
-    instruction.txt               the text that it was trained to answer: in MizzenAI/HPSv3 the strings INSTRUCTION and
-                                  prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py, one after the other
+    instruction.txt               the text that it was trained to answer: the strings INSTRUCTION and
+                                  prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py in the package hpsv3,
+                                  one after the other, out of which `dipole rewards prepare hpsv3` reads them
     golden.json                   {"score": …}: what the published implementation gives weight_files.make_golden_image()
 
 The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a

@@ -173,14 +173,13 @@ def list_rewards(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key:
         "kind": lambda reward: reward["kind"],
         "description": lambda reward: reward["description"],
     }
-    try:
-        with TrainerApi(url, key) as api:
-            registered = api.get("/v1/rewards")["data"]
-        print_list(registered, columns, as_json=as_json)
-    except TrainerApiError as error:
-        if error.http_status != 0:
-            raise
-        err.print(f"[yellow]{printable(str(error))}[/]")
+    with TrainerApi(url, key) as api:
+        try:
+            print_list(api.get("/v1/rewards")["data"], columns, as_json=as_json)
+        except TrainerApiError as error:
+            if error.http_status != 0:
+                raise
+            err.print(f"[yellow]{printable(str(error))}[/]")
     print_published_weights("rewards", as_json=as_json)
 
 

@@ -109,7 +109,7 @@ def _check_disk(needed: int, folder: Path, free: Callable[[Path], int]) -> None:
 
 def _missing_bytes(file: RemoteFile, folder: Path) -> int:
     part = part_path(folder / file.name)
-    have = part.stat().st_size if part.is_file() else 0
+    have = part.stat().st_size if part.is_file() and file.local is None else 0  # a copy begins anew
     return max((file.size or 0) - have, 0)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -58,3 +60,14 @@ def test_a_wrong_table_is_told_with_its_place(tmp_path: Path, text: str | None, 
         path.write_text(text)
     with pytest.raises(ConfigurationError, match=rf"table\.toml.*{told}"):
         read_table(path)
+
+
+@pytest.mark.parametrize(
+    ("module", "unneeded"),
+    [("dipole.downloads.table", ["httpx", "huggingface_hub", "torch"]), ("dipole.cli", ["huggingface_hub", "torch"])],
+)
+def test_asking_what_is_missing_needs_no_client(module: str, unneeded: list[str]) -> None:
+    """Neither the table nor the command line imports what only fetching needs."""
+    code = f"import sys, {module}; sys.exit(str([name for name in {unneeded} if name in sys.modules] or ''))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stderr.strip() == ""

@@ -164,7 +164,7 @@ def test_a_relative_folder_of_models_gives_an_absolute_path(
 
 def test_the_command_that_fetches_is_quoted(tmp_path: Path) -> None:
     folder = tmp_path / "my models"
-    with pytest.raises(InvalidInput, match=f"--local-dir '{folder}/sd-turbo'"):
+    with pytest.raises(InvalidInput, match=f"--to '{folder}/sd-turbo'"):
         base_models.locate_pipeline("sd-turbo", folder)
 
 
