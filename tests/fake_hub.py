@@ -147,6 +147,7 @@ def write_table(hub: FakeHub, path: Path, *, text_sha256: str = "0" * 64) -> Pat
     """The built-in table for a hub with other bytes: without known checksums, every address one of `hub`'s /files."""
     table = re.sub(r"(?m)^sha256 = \{.*$", "", BUILT_IN_TABLE.read_text())
     table = re.sub(r'(?m)^sha256 = "\w{64}"', f'sha256 = "{text_sha256}"', table)
+    table = table.replace("[sources.hpsv3-package]", '[sources.hpsv3-package]\nurl = ""')
     path.write_text(re.sub(r'(?m)^url = ".*"', f'url = "{hub.url}/files/{{file}}"', table))
     return path
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from dipole.downloads.package_text import download_wheel
 from dipole.downloads.remote_file import Checksum, RemoteFile
 from dipole.downloads.table import PackageText, SourceFiles, WeightsSource, WeightsTable
 from dipole.downloads.transfer import probe_size
@@ -35,6 +36,8 @@ class PublishedOrigin:
         return [self._describe_address(name, part, source, source.url) for name in part.files]
 
     def find_text(self, text: PackageText) -> RemoteFile:
+        if self._table.sources[text.source].url is None:
+            return download_wheel(text, Checksum("sha256", self._table.sources[text.source].sha256[text.wheel]))
         (wheel,) = self.list_files(SourceFiles(source=text.source, files=[text.wheel]))
         return wheel
 

