@@ -26,6 +26,7 @@ _IMAGES: Final[dict[str, MediaType]] = {
     "a WebP image": "image/webp",
 }
 # how it begins, and what it is; the first that fits. Text may begin with "BM" or "Rar!" too, so each asks for more
+_PROMPT_COLUMNS: Final = frozenset(("prompt", "prompts", "caption", "captions"))
 _BEGINNINGS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = tuple(
     (re.compile(begin, re.DOTALL), name)
     for begin, name in (
@@ -54,6 +55,7 @@ _BEGINNINGS: Final[tuple[tuple[re.Pattern[bytes], str], ...]] = tuple(
         (rb"%PDF-", "a PDF document"),
         (rb"\xff\xfe\0\0|\0\0\xfe\xff", "text in UTF-32"),
         (rb"\xff\xfe|\xfe\xff", "text in UTF-16"),
+        (rb"version https://git-lfs\.", "a pointer of Git LFS, whose file was not fetched (`git lfs pull` does)"),
     )
 )
 
@@ -66,7 +68,7 @@ def recognize_file(head: bytes, filename: str = "") -> str:
     if b"\0" in head[:1024]:
         # ASCII letters in UTF-16: every other byte is a NUL
         return "text in UTF-16" if 0.3 < head[:1024].count(b"\0") / len(head[:1024]) < 0.7 else "binary data"
-    return _recognize_text(head.decode("utf-8-sig", "replace").lstrip(), filename.lower())
+    return _recognize_text(head.decode("utf-8", "replace").lstrip("\ufeff \t\r\n"), filename.lower())
 
 
 def recognize_image(head: bytes) -> MediaType | None:
@@ -87,7 +89,8 @@ def _recognize_text(text: str, filename: str) -> str:
     # in a .txt file a prompt may be "[V] dog" or "{red|blue} car"
     if re.match(r'\{\s*["}]', text) or (text.startswith("{") and not filename.endswith(".txt")):
         return JSON_LINES
-    if re.match(r'\[\s*[\[{"\]]', text):
+    # in a .txt file a prompt may begin "[[V]] dog"
+    if re.match(r'\[\s*(["{\]]|\[\s*["{\[\]\d-])', text):
         return "a JSON array"
     if re.match(r"<(!doctype html|html|head|body)\b", text, re.IGNORECASE):
         return "an HTML page"
@@ -99,7 +102,10 @@ def _recognize_text(text: str, filename: str) -> str:
 
 
 def _is_csv(first: str, filename: str) -> bool:
-    """By its name, or by a first line of columns one of which is the prompt."""
+    """By its name, or by a first line of columns one of which is the prompt: the first, or any where no blank stands
+    after a separator, as it does in "a cat, a dog, prompt".
+    """
     if filename.endswith((".csv", ".tsv")):
         return True
-    return "prompt" in (cell.strip().strip('"').lower() for cell in re.split(r"[,;\t]", first))
+    names = [re.sub(r'^"(.*)"$', r"\1", cell.strip()).lower() for cell in re.split(r"[,;\t]", first)]
+    return names[0] in _PROMPT_COLUMNS or (not re.search(r"[,;] ", first) and not _PROMPT_COLUMNS.isdisjoint(names))

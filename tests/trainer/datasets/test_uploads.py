@@ -8,6 +8,7 @@ import gzip
 import io
 import json
 import tarfile
+import unicodedata
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -406,3 +407,56 @@ def test_no_other_error_reaches_the_caller() -> None:
         for end in range(0, len(data), max(1, len(data) // 5)):
             with contextlib.suppress(InvalidInput):
                 take(data[:end])
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'Prompts,Category\r\n"A red colored car.",Colors\r\n',
+        b"Prompt\tCategory\tChallenge\nbond\tAbstract\tBasic\n",
+        b"image_id;caption\n7;a cat\n",
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 12\n",
+    ],
+)
+def test_a_table_or_a_pointer_called_txt_is_never_trained_on(data: bytes) -> None:
+    """DrawBench's and PartiPrompts' headers, COCO's, and what a clone without git-lfs leaves."""
+    with pytest.raises(InvalidInput, match=r"is a CSV file: send|is a pointer of Git LFS"):
+        take(data, "prompts.txt")
+
+
+@pytest.mark.parametrize("line", ["a cat, a dog, prompt", "[[V]] dog", '"Prompt, please", says a sign'])
+def test_a_prompt_that_looks_like_another_file_is_a_prompt(line: str) -> None:
+    assert take_prompts(line.encode(), "prompts.txt") == [{"prompt": line}]
+
+
+@pytest.mark.parametrize(("name", "lines"), [("a.txt", [b"a cat", b"a dog"]), ("a.jsonl", LINES.splitlines())])
+def test_files_that_were_joined_have_a_byte_order_mark_in_the_middle(name: str, lines: list[bytes]) -> None:
+    assert take_prompts(b"\n".join(b"\xef\xbb\xbf" + line for line in lines), name) == take_prompts(
+        b"\n".join(lines), name
+    )
+
+
+@pytest.mark.parametrize("line_form", ["NFC", "NFD"])
+def test_an_archive_s_names_are_found_however_their_letters_are_made(tmp_path: Path, line_form: Any) -> None:
+    """macOS writes "ü" as two characters, JSON has mostly one."""
+    other = "NFD" if line_form == "NFC" else "NFC"
+    line = {"prompt": "a", "chosen": unicodedata.normalize(line_form, "bild ü.png"), "rejected": "2.webp"}
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as archive:
+        archive.writestr("pairs.jsonl", json.dumps(line))
+        archive.writestr(unicodedata.normalize(other, "bild ü.png"), RED)
+        archive.writestr("2.webp", BLUE)
+    assert take_pairs(tmp_path, buffer.getvalue(), "pairs.zip") == [[(255, 0, 0), (0, 0, 255)]]
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        (b'{"caption": "a cat", "jpg_0": "aa"}', "line 1: prompt is missing, the line's fields are 'caption', 'jpg_0'"),
+        (b'{"prompt": "a cat", "seed": 7}', "line 1: seed is no field of a line: put what rewards are to read"),
+    ],
+)
+def test_another_tool_s_fields_are_named(line: bytes, said: str) -> None:
+    with pytest.raises(InvalidInput) as caught:
+        take(line)
+    assert str(caught.value).startswith(said)

@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import unicodedata
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -207,7 +208,7 @@ def _image_base64(value: Any, row: int, side: str) -> str:
 def _zip_members(archive: zipfile.ZipFile) -> dict[str, OpenMember]:
     """Plain files by their names; what a link holds is the path that it leads to, and that is no image."""
     return {
-        posixpath.normpath(each.filename.replace("\\", "/")): partial(archive.open, each)
+        _member_name(each.filename.replace("\\", "/")): partial(archive.open, each)
         for each in archive.infolist()
         if not each.is_dir() and not stat.S_ISLNK(each.external_attr >> 16)
     }
@@ -215,10 +216,15 @@ def _zip_members(archive: zipfile.ZipFile) -> dict[str, OpenMember]:
 
 def _tar_members(archive: tarfile.TarFile) -> dict[str, OpenMember]:
     return {
-        posixpath.normpath(each.name): cast(OpenMember, partial(archive.extractfile, each))
+        _member_name(each.name): cast(OpenMember, partial(archive.extractfile, each))
         for each in archive
         if each.isfile()
     }
+
+
+def _member_name(path: str) -> str:
+    """As members are looked for: macOS writes "ü" as two characters, JSON mostly as one."""
+    return unicodedata.normalize("NFC", posixpath.normpath(path))
 
 
 def _read_archive(kind: str, members: dict[str, OpenMember]) -> Iterator[bytes]:
@@ -257,7 +263,7 @@ def _inline_images(line: bytes, number: int, members: dict[str, OpenMember], fol
             path = path.get("path") if not path.get("bytes") else None
         if not isinstance(path, str) or len(path) > 4096:
             continue
-        below = (posixpath.normpath(posixpath.join(top, path.replace("\\", "/"))) for top in (folder, ""))
+        below = (_member_name(posixpath.join(top, path.replace("\\", "/"))) for top in (folder, ""))
         member = next((each for each in below if each in members), None)
         if member is not None:
             with members[member]() as file:

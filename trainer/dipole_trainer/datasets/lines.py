@@ -20,13 +20,14 @@ class Lines(Protocol):
 
 
 class Utf8Lines:
-    r"""A text file's lines, ended by \n where they were by \r\n or \r, without a byte order mark.
+    r"""A text file's lines, ended by \n where they were by \r\n or \r, without byte order marks: files that were joined
+    have one in the middle.
 
     Bytes that are not UTF-8 stay as they are: who reads a line can name it. The file stays open.
     """
 
     def __init__(self, source: BinaryIO) -> None:
-        self._text = io.TextIOWrapper(source, encoding="utf-8-sig", errors="surrogateescape", newline=None)
+        self._text = io.TextIOWrapper(source, encoding="utf-8", errors="surrogateescape", newline=None)
 
     def __enter__(self) -> Self:
         return self
@@ -36,7 +37,7 @@ class Utf8Lines:
 
     def readline(self, limit: int, /) -> bytes:
         """At most about `limit` bytes of a line: four a character, at worst."""
-        return self._text.readline(limit).encode("utf-8", "surrogateescape")
+        return self._text.readline(limit).lstrip("\ufeff").encode("utf-8", "surrogateescape")
 
 
 def numbered_lines(

@@ -9,6 +9,7 @@ as these lines when they come, so that everything after the upload knows one for
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, TypeVar
@@ -20,6 +21,7 @@ from dipole.protocol.validation import check_storable, first_error
 from dipole_trainer.datasets.lines import MAX_LINE_BYTES, Lines, numbered_lines
 from dipole_trainer.spec import PromptSpec, SpecModel
 
+_SHOWN_FIELDS = 8
 _NOT_UTF8 = "the line is not in UTF-8: save the file as UTF-8"
 
 LineT = TypeVar("LineT", bound=PromptSpec)
@@ -129,9 +131,19 @@ def _explain(error: ValidationError, line: bytes) -> str:
         line.decode()
     except UnicodeDecodeError:
         return _NOT_UTF8
-    said = first_error(error).sentence
+    first = first_error(error)
+    if first.kind == "missing":
+        return f"{first.path} is missing, the line's fields are {_field_names(line)}"
+    if first.kind == "extra_forbidden":
+        return f"{first.path} is no field of a line: put what rewards are to read of it into metadata, or leave it out"
+    said = first.sentence
     if line.rstrip().endswith(b"},"):
         return f"{said}: no comma ends a JSON line, nothing is between them"
     if "hex escape" in said:
         return rf"{said}: half of a character (a lone surrogate, as in \ud83d) cannot be stored, leave it out"
     return said
+
+
+def _field_names(line: bytes) -> str:
+    names = [repr(name)[:40] for name in json.loads(line)]
+    return ", ".join([*names[:_SHOWN_FIELDS], *(["…"] if len(names) > _SHOWN_FIELDS else [])]) or "none"
