@@ -37,6 +37,9 @@ _DECODERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
 }
 # what a PNG's pixels are made of, which way up they are, and whether there are several
 _PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL"))
+# of a JPEG's application segments: JFIF and Adobe say what its colours are, EXIF which way up it is
+_PIXEL_SEGMENTS: Final = (b"JFIF\0", b"Exif\0", b"Adobe")
+_APPLICATION_MARKERS: Final = range(0xE0, 0xF0)
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -169,6 +172,8 @@ def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
             raise InvalidInput(f"{field} says {media_type} but is {found}", field=field)
         if media_type == "image/png":
             data = _drop_side_chunks(data)
+        if media_type == "image/jpeg":
+            data = _drop_side_segments(data)
         image = _DECODERS[media_type](io.BytesIO(data))
     except InvalidInput:
         raise
@@ -192,6 +197,17 @@ def _drop_side_chunks(data: bytes) -> bytes:
             kept.append(data[at:end])
         at = end
     return b"".join(kept)
+
+
+def _drop_side_segments(data: bytes) -> bytes:
+    """A JPEG without profiles, thumbnails and the like, which may be damaged too. What follows the first scan stays."""
+    kept, at = [data[:2]], 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] not in (0xDA, 0xFF):
+        end = at + 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+        if data[at + 1] not in _APPLICATION_MARKERS or data[at + 4 : at + 9] in _PIXEL_SEGMENTS:
+            kept.append(data[at:end])
+        at = end
+    return b"".join([*kept, data[at:]])
 
 
 def _turn_upright(image: Image.Image) -> Image.Image:

@@ -186,6 +186,21 @@ def test_a_phone_s_jpeg_is_its_first_frame() -> None:
         images.measure_image(data, "image/jpeg", max_pixels=100)
 
 
+@pytest.mark.parametrize(
+    "segment",
+    [
+        b"\xff\xe2\x00\x0eICC_PROFILE\0",
+        b"\xff\xe2\x00\x09MPF\0zzz",
+        b"\xff\xed\x00\x18Photoshop 3.0\x008BIM\x03\xed\0\0",
+    ],
+)
+def test_a_jpeg_is_its_pixels_whatever_is_beside_them(segment: bytes) -> None:
+    """A profile, a list of pictures and a Photoshop block that are cut short."""
+    plain = saved(Image.fromarray(NOISE), "JPEG")
+    decoded = images.decode_image(plain[:2] + segment + plain[2:], "image/jpeg")
+    assert np.array_equal(decoded, images.decode_image(plain, "image/jpeg"))
+
+
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 def test_damaged_exif_does_not_damage_the_picture() -> None:
     """It says nothing of which way up the picture is; the rest of EXIF does not matter where it does."""
