@@ -147,6 +147,10 @@ CHANGES: dict[str, tuple[str, Change]] = {
     "a U-Net of words": ("unet/config.json", lambda config: {**config, "block_out_channels": "wide"}),
     "a U-Net of another width": ("unet/config.json", lambda config: {**config, "block_out_channels": [16, 32]}),
     "a schedule unheard of": ("scheduler/scheduler_config.json", lambda config: {**config, "beta_schedule": "cubic"}),
+    "a schedule of no steps": ("scheduler/scheduler_config.json", lambda config: {**config, "num_train_timesteps": 0}),
+    "a VAE scaled by nothing": ("vae/config.json", lambda config: {**config, "scaling_factor": None}),
+    "a VAE scaled by words": ("vae/config.json", lambda config: {**config, "scaling_factor": "0.18215"}),
+    "means of another width": ("vae/config.json", lambda config: {**config, "latents_mean": [0], "latents_std": [1]}),
     "an encoder of words": ("text_encoder/config.json", lambda config: {**config, "hidden_size": "wide"}),
 }  # fmt: skip
 
@@ -155,6 +159,19 @@ CHANGES: dict[str, tuple[str, Change]] = {
 def test_odd_values_are_the_folders_fault(folder: Path, name: str, change: Change) -> None:
     (folder / name).write_text(json.dumps(change(json.loads((folder / name).read_text()))))
     assert refusal(folder)
+
+
+@pytest.mark.parametrize(
+    ("absent", "said"),
+    [
+        ("scheduler", "names no scheduler, which StableDiffusionPipeline consists of"),
+        ("_class_name", "names no _class_name"),
+    ],
+)
+def test_what_an_index_lacks_is_named(folder: Path, absent: str, said: str) -> None:
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({name: index[name] for name in index if name != absent}))
+    assert said in refusal(folder)
 
 
 def test_a_unet_that_does_not_say_its_size_asks_for_one(folder: Path) -> None:

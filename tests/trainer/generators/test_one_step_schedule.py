@@ -72,6 +72,7 @@ def test_a_step_that_begins_at_the_last_timestep_stays(name: str, settings: dict
     [
         (lambda: diffusers.EDMEulerScheduler(), "EDMEulerScheduler, is timestep 1.09"),
         (lambda: make_scheduler("PNDMScheduler", {"skip_prk_steps": False}), "PNDMScheduler"),
+        (lambda: diffusers.FlowMatchEulerDiscreteScheduler(), "FlowMatchEulerDiscreteScheduler, is none of diffusion"),
     ],
 )
 def test_what_never_begins_there_in_one_step_is_refused(scheduler: Any, why: str) -> None:

@@ -74,3 +74,17 @@ def explain_loading_errors(folder: Path, *, field: str) -> Iterator[None]:
     except Exception as error:
         why = (str(error).strip().splitlines() or [""])[0][:300]
         raise InvalidInput(f"{field}: {folder} cannot be loaded: {type(error).__name__}: {why}", field=field) from error
+
+
+@contextmanager
+def explain_odd_values(folder: Path) -> Iterator[None]:
+    """What Python raises where a config's value is of another type or size than is computed with. Errors of the device
+    are RuntimeErrors, and no fault of the folder.
+    """
+    try:
+        yield
+    except InvalidInput:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        why = f"{type(error).__name__}: {error}"[:300]
+        raise InvalidInput(f"model: {folder} has configs that cannot be computed with: {why}", field="model") from error

@@ -28,7 +28,7 @@ from transformers.utils import logging as transformers_logging
 from dipole.errors import InvalidInput, NotFinite
 from dipole_trainer.generators import activations, prompt_limits, vae
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
-from dipole_trainer.generators.loading import load_pipeline
+from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
 from dipole_trainer.generators.prompt_limits import CutPrompts
 from dipole_trainer.generators.trainable import FullWeights, LoraAdapter, check_same_shapes
@@ -70,6 +70,7 @@ class OneStepGenerator:
         pipeline.register_modules(scheduler=schedule.scheduler)
         self.scheduler, self.schedule_change = schedule.scheduler, schedule.change
         self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        vae.check_scaling(self.vae.config)
         self._tokenizers = prompt_limits.bound_tokenizers(pipeline)
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
@@ -100,9 +101,10 @@ class OneStepGenerator:
         dtype = DTYPES[spec.precision]
         dtypes = {"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype}
         pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts)
-        generator = cls(pipeline, spec, kind=kind, device=device)
-        noise = generator.draw_noise([0])
-        check_sample_is_no_noise(generator.draw_reference(noise, "a photograph"), noise)
+        with explain_odd_values(folder):
+            generator = cls(pipeline, spec, kind=kind, device=device)
+            noise = generator.draw_noise([0])
+            check_sample_is_no_noise(generator.draw_reference(noise, "a photograph"), noise)
         return generator
 
     # ---- what is trained --------------------------------------------------------------------------------------------

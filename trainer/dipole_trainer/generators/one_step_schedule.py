@@ -30,6 +30,12 @@ def make_one_step_schedule(scheduler: Any) -> OneStepSchedule:
     """The scheduler as it is, or with trailing spacing where only that makes its single step begin at the last
     timestep. Raises InvalidInput where nothing does.
     """
+    if not hasattr(scheduler, "init_noise_sigma") or not hasattr(scheduler, "scale_model_input"):
+        raise InvalidInput(
+            f"model: its scheduler, {type(scheduler).__name__}, is none of diffusion, such as flow matching's: give it "
+            "the scheduler of a one-step model, such as EulerDiscreteScheduler with timestep_spacing 'trailing'",
+            field="model",
+        )
     found = _single_step(scheduler)
     if _begins_at_last(scheduler, found):
         return OneStepSchedule(scheduler)

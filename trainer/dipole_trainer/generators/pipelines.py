@@ -10,6 +10,7 @@ from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.weights import base_models
 
 PIPELINE_KINDS: dict[str, PipelineKind] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
+REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
 
 
 def find_pipeline(spec: GeneratorSpec, models_dir: Path) -> tuple[Path, PipelineKind]:
@@ -17,7 +18,18 @@ def find_pipeline(spec: GeneratorSpec, models_dir: Path) -> tuple[Path, Pipeline
     located = base_models.locate_pipeline(spec.model, models_dir, spec.revision)
     if located in base_models.BUILT_IN_MODELS:
         return TINY_TURBO, "tiny"
-    name = base_models.read_pipeline_index(Path(located)).get("_class_name")
+    index = base_models.read_pipeline_index(Path(located))
+    name = index.get("_class_name")
+    if name is None:
+        raise InvalidInput(
+            f"model: {located}/{base_models.INDEX_FILE} names no _class_name: {' or '.join(PIPELINE_KINDS)} is wanted",
+            field="model",
+        )
     if not isinstance(name, str) or name not in PIPELINE_KINDS:
         raise InvalidInput(f"{spec.model} is a {name}: {' and '.join(PIPELINE_KINDS)} can be trained", field="model")
+    if absent := [part for part in REQUIRED_PARTS if part not in base_models.named_parts(index)]:
+        raise InvalidInput(
+            f"model: {located}/{base_models.INDEX_FILE} names no {', '.join(absent)}, which {name} consists of",
+            field="model",
+        )
     return Path(located), PIPELINE_KINDS[name]

@@ -6,6 +6,7 @@ Legend: K images, c latent channels, h, w latent size, H, W image size.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,20 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
+
+from dipole.errors import InvalidInput
+
+
+def check_scaling(config: Any) -> None:
+    """Raise InvalidInput where a VAE's config has no numbers to scale latents by: its folder may hold anything."""
+    factor, shift = config.get("scaling_factor"), config.get("shift_factor") or 0.0
+    for name, value in (("scaling_factor", factor), ("shift_factor", shift)):
+        if isinstance(value, bool) or not isinstance(value, int | float) or (name == "scaling_factor" and not value):
+            raise InvalidInput(f"model: vae/config.json must have a number as {name}, not {value!r}", field="model")
+    for name in ("latents_mean", "latents_std"):
+        channels, values = config.get("latent_channels"), config.get(name)
+        if values is not None and (not isinstance(values, Sequence) or len(values) != channels):
+            raise InvalidInput(f"model: vae/config.json must have {channels} numbers as {name}", field="model")
 
 
 def decode_latents(vae: Any, x: Tensor) -> Tensor:

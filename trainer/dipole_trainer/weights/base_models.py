@@ -74,6 +74,11 @@ def read_pipeline_index(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / INDEX_FILE, field="model")
 
 
+def named_parts(index: Mapping[str, Any]) -> list[str]:
+    """Names of the parts that are loaded."""
+    return [name for name, _ in _used_parts(index)]
+
+
 def weighted_parts(index: Mapping[str, Any]) -> Iterator[tuple[str, tuple[str, str], str]]:
     """Of each part that has weights: its name, the library and class that the index names, how its files begin."""
     for name, (library, kind) in _used_parts(index):
