@@ -64,7 +64,9 @@ class CallFailed(Exception):
         return refused and self.status not in UNRELATED_STATUSES
 
     def after(self, earlier: CallFailed) -> CallFailed:
-        """The same failure, which also tells of the one that led to this request."""
+        """The same failure, which also tells of the one that led to this request, unless that says the same."""
+        if str(earlier) in str(self):
+            return self
         return CallFailed(
             self.code,
             f"{self}; before that, {earlier}",
@@ -139,6 +141,8 @@ class _CompletionChoice(BaseModel):
     message: _AssistantMessage
     finish_reason: OrNone[str] = None
     logprobs: OrNone[_Logprobs] = None
+    error: OrNone[dict[str, Any]] = None
+    """OpenRouter's, of a provider that failed while it answered."""
 
 
 class _CompletionUsage(BaseModel):
@@ -281,9 +285,14 @@ class ChatClient:
     def _parse_completion(self, body: bytes) -> _ChatCompletion:
         """Raises CallFailed for what is none; an error that came with status 200 is told in the server's words."""
         try:
-            return _ChatCompletion.model_validate_json(body)
+            completion = _ChatCompletion.model_validate_json(body)
         except ValidationError:
-            said = find_error_message(body)
+            pass
+        else:
+            if (failed := completion.choices[0].error) is None:
+                return completion
+            body = json.dumps({"error": failed}).encode()
+        said = find_error_message(body)
         if said is None:
             message = "the judge's endpoint did not answer with a chat completion"
             raise CallFailed("invalid_response", message, is_transient=True)
@@ -310,6 +319,7 @@ class ChatClient:
 def _status_in_body(body: bytes) -> int:
     """The HTTP status that an error in a 200 names as its `code`, else 200."""
     said = json.loads(body)
+    said = said[0] if isinstance(said, list) else said
     error = said.get("error")
     named = [each.get("code") for each in (error, said) if isinstance(each, dict)]
     return next((code for code in named if isinstance(code, int) and 400 <= code < 600), HTTPStatus.OK.value)

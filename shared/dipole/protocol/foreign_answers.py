@@ -36,12 +36,13 @@ def find_error_message(body: bytes) -> str | None:
     """What a JSON answer says went wrong, in the server's own words and on one line; None where it does not say.
 
     They stand under `detail` (RFC 9457; FastAPI, whose list names fields), `error` or `error.message` (OpenAI's shape),
-    or `message` alone (older vLLM).
+    or `message` alone (older vLLM); Google puts a list around it.
     """
     try:
         said = json.loads(body)
     except (ValueError, RecursionError):
         return None
+    said = said[0] if isinstance(said, list) and said else said
     words = " ".join(_read_words(said).split()) if isinstance(said, dict) else ""
     return words[:MAX_ERROR_CHARS] or None
 

@@ -27,9 +27,9 @@ KEY = "sk-secret-of-the-test"
 
 @dataclass(frozen=True)
 class Answer:
-    """An HTTP answer; a dict is sent as JSON. `after_s` is how long it takes."""
+    """An HTTP answer; a dict or a list is sent as JSON. `after_s` is how long it takes."""
 
-    body: dict[str, Any] | bytes
+    body: dict[str, Any] | list[Any] | bytes
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
     after_s: float = 0.0
@@ -133,8 +133,8 @@ class Handler(BaseHTTPRequestHandler):
         self.send(Answer(models) if self.path == "/v1/models" else refusal(404))
 
     def send(self, answer: Answer) -> None:
-        is_json = isinstance(answer.body, dict)
-        data = json.dumps(answer.body).encode() if isinstance(answer.body, dict) else answer.body
+        is_json = not isinstance(answer.body, bytes)
+        data = answer.body if isinstance(answer.body, bytes) else json.dumps(answer.body).encode()
         with contextlib.suppress(OSError):  # the judge has hung up
             self.send_response(answer.status)
             kind = "application/json" if is_json else "text/html"

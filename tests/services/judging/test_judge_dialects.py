@@ -106,6 +106,26 @@ def test_a_server_that_breaks_off_after_its_error_is_told_by_the_error(start: St
     assert judge(server).recipe_version.startswith("pointwise-json:")
 
 
+@pytest.mark.usefixtures("quick")
+def test_a_refusal_that_does_not_change_is_told_once(start: Start) -> None:
+    """With Google's list around it: the same words to three requests are one sentence, and the advice follows."""
+    bad_key = Answer([{"error": {"code": 400, "message": "API key not valid.", "status": "INVALID_ARGUMENT"}}], 400)
+    with pytest.raises(ConfigurationError, match=r"answered 400: API key not valid\.; DIPOLE_JUDGE_EXTRA"):
+        judge(start(lambda question: bad_key))
+
+
+@pytest.mark.usefixtures("quick")
+def test_an_error_inside_a_choice_is_told_in_its_words(start: Start) -> None:
+    """OpenRouter's, where a provider fails while it answers."""
+    failed = {
+        "error": {"code": 502, "message": "upstream overloaded"},
+        "message": {"content": ""},
+        "finish_reason": "error",
+    }
+    with pytest.raises(ConfigurationError, match="answered an error: upstream overloaded"):
+        judge(start(lambda question: Answer({"choices": [failed]})), judge_retries=0)
+
+
 # ---- settings that answer instead of trying out ----------------------------------------------------------------------
 
 
