@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
 import openai
 import pytest
 
@@ -58,6 +59,14 @@ def test_files(client: openai.OpenAI) -> None:
     assert client.files.delete(files[0].id).deleted
     with pytest.raises(openai.NotFoundError):
         client.files.retrieve(files[0].id)
+
+
+def test_a_part_without_a_file_name_is_told_as_text(api: Any) -> None:
+    """What `curl -F file=prompts.jsonl` sends, its @ forgotten."""
+    told = httpx.post(f"{api.url}/v1/files", data={"purpose": "fine-tune"}, files={"file": (None, "prompts.jsonl")})
+    assert told.status_code == 422
+    assert "curl -F file=@PATH" in told.json()["detail"]
+    assert told.json()["errors"][0]["field"] == "file"
 
 
 def test_a_file_that_expires(client: openai.OpenAI) -> None:

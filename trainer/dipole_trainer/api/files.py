@@ -47,18 +47,22 @@ class FilePageQuery(ListQuery):
     purpose: str | None = None
 
 
-async def _refuse_repeated_parts(request: Request) -> None:
-    """Starlette would take the last part of a name, and leave the others without a word."""
+async def _refuse_odd_parts(request: Request) -> None:
+    """Starlette would take the last part of a name, and leave the others without a word. A part without a file name is
+    text, of which pydantic would say what Python's class of it is.
+    """
     form = await request.form()
     for name in form:
         if len(form.getlist(name)) > 1:
             raise InvalidInput(f"{name} is there {len(form.getlist(name))} times: send one in a request", field=name)
+    if isinstance(form.get("file"), str):
+        raise InvalidInput("file is text and no file: give it a file name, as `curl -F file=@PATH` does", field="file")
 
 
 @router.post(
     "",
     summary="Upload prompts or pairs",
-    dependencies=[Depends(_refuse_repeated_parts)],
+    dependencies=[Depends(_refuse_odd_parts)],
     form_limits={"max_files": 4, "max_fields": 16, "max_part_size": 2**16},
 )
 def upload_file(
