@@ -360,6 +360,7 @@ def describe_event(kind: str, data: Mapping[str, Any]) -> tuple[str, EventLevel]
 def format_message(message: str, data: Mapping[str, Any], otherwise: str) -> str:
     """The sentence with its numbers short; `otherwise` where `data` lacks one that it names."""
     shown = {key: f"{value:.4g}" if isinstance(value, float) else value for key, value in data.items()}
+    shown = {key: "none" if value is None else value for key, value in shown.items()}
     try:
         return message.format_map(shown)
     except (KeyError, ValueError):

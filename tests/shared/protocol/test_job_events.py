@@ -44,6 +44,12 @@ REPORTS: list[tuple[JobEvent, str, dict[str, Any], str]] = [
         {"step": 3, "steps": 60, "loss": 0.123456},
         "Step 3/60: training loss 0.1235",
     ),
+    (  # of a step whose groups were all skipped
+        job_events.StepFinished(step=3, steps=60, figures={"loss": None}),
+        "step",
+        {"step": 3, "steps": 60, "loss": None},
+        "Step 3/60: training loss none",
+    ),
     (
         job_events.CheckpointWritten(step=5, path="checkpoint-000005", figures={"checkpoint": "ftckpt-1"}),
         "checkpoint",
