@@ -76,6 +76,11 @@ class PlatformSettings(BaseSettings):
         parse_redis_url(value)
         return value
 
+    @property
+    def models_folder(self) -> Path:
+        """Where `dipole up` with these settings looks for base models: a home has its own, unless another is chosen."""
+        return self.models_dir if "models_dir" in self.model_fields_set else self.home / "models"
+
     def health_file(self, name: str) -> Path:
         """What a process of this host touches while it is healthy, and stack/container_probe.py looks at."""
         return self.home / f"{name}-{socket.gethostname()}.health"

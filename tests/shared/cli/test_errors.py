@@ -63,6 +63,17 @@ def test_it_is_one_sentence(environment: dict[str, str], words: tuple[str, ...],
     assert sentence.format(file=file) in done.stderr
 
 
+def test_models_without_a_server_are_those_of_the_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where `dipole up` would look for them."""
+    (tmp_path / "models/mine").mkdir(parents=True)
+    (tmp_path / "models/mine/model_index.json").write_text("{}")
+    monkeypatch.delenv("DIPOLE_MODELS_DIR", raising=False)
+    monkeypatch.setenv("DIPOLE_HOME", str(tmp_path))
+    done = CliRunner().invoke(app, ["models", "list", "--json", "--api", "http://127.0.0.1:1"])
+    assert done.exit_code == 0
+    assert '"id": "mine"' in done.stdout
+
+
 def test_a_locale_without_our_characters_ends_no_command(tmp_path: Path) -> None:
     """They are escaped; a word that is no text is told as one."""
     environment = {"PATH": os.environ["PATH"], "PYTHONIOENCODING": "ascii", "LC_ALL": "C"}
