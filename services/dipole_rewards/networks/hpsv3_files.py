@@ -39,7 +39,7 @@ from dipole_rewards.networks.weight_files import (
 from dipole_rewards.settings import WeightSettings
 
 HPSV3_REPOSITORY, QWEN_REPOSITORY = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"
-INSTRUCTION_SOURCE = "the package hpsv3 1.0.0 on PyPI"  # out of which `dipole rewards prepare hpsv3` reads it
+INSTRUCTION_SOURCE = "https://github.com/MizzenAI/HPSv3"  # out of which `dipole rewards prepare hpsv3` reads it
 GOLDEN_TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 
 

@@ -21,6 +21,7 @@ from dipole.tiny.world import all_prompts
 from dipole_trainer import generators
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO
+from dipole_trainer.generators.tiny_pipelines import write_pipeline
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
@@ -138,9 +139,10 @@ class Unasked(InProcessRanker):
 
 @pytest.mark.parametrize("space", ["auto", "latent_mae", "vit_mae", "dinov2", "clip"])
 def test_missing_features_are_told_before_a_pipeline_is_loaded(tmp_path: Path, space: str) -> None:
-    """This one cannot be: nothing is in its folder but its index."""
-    (tmp_path / "hollow").mkdir()
-    (tmp_path / "hollow/model_index.json").write_text('{"_class_name": "StableDiffusionPipeline"}')
+    """This one cannot be: its tokenizer is none."""
+    write_pipeline(tmp_path / "hollow", "sd")
+    for name in ("tokenizer.json", "vocab.json", "merges.txt"):
+        (tmp_path / "hollow/tokenizer" / name).write_text("broken")
     spec = make_spec(model="hollow", features={"type": space})
     with pytest.raises(InvalidInput, match="is not on this machine") as told:
         train(spec, tmp_path, Unasked({"bright": brightness}))
