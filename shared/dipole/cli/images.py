@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from dipole.cli.optional_imports import explain_missing
 from dipole.cli.terminal import (
     FromOption,
     JsonOption,
@@ -18,6 +17,7 @@ from dipole.cli.terminal import (
     ToOption,
     UrlOption,
     err,
+    fetch_and_print,
     format_time,
     out,
     print_list,
@@ -25,7 +25,6 @@ from dipole.cli.terminal import (
     printable,
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
-from dipole.downloads.report import fetch_named
 from dipole.settings import PlatformSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
@@ -93,10 +92,7 @@ def fetch_models(
 
     HF_ENDPOINT names a mirror of the hub, and --from a folder that has the files, where there is no network.
     """
-    with explain_missing("trainer"):
-        folders = fetch_named("models", names, to, given, err)
-    for folder in folders:
-        out.print(str(folder), markup=False)
+    fetch_and_print("models", names, to, given, extra="trainer")
 
 
 @models_app.command("list")

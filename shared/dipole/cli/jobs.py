@@ -87,7 +87,7 @@ def create_job(
 
     dipole jobs watch $(dipole jobs create --prompts prompts.jsonl --reward shapes)
     """  # fmt: skip
-    body = _read_config(config)
+    body = read_job_file(config) if config is not None else {}
     given = {"model": model, "steps": steps, "candidates": candidates}
     body.update({name: value for name, value in given.items() if value is not None})
     if reward:
@@ -259,9 +259,8 @@ def _job_path(job: str) -> str:
     return f"/v1/fine_tuning/jobs/{job}"
 
 
-def _read_config(path: Path | None) -> dict[str, Any]:
-    if path is None:
-        return {}
+def read_job_file(path: Path) -> dict[str, Any]:
+    """The fields of a job, from a file of JSON. Raises InvalidInput that names it."""
     try:
         body = json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from dipole.cli.jobs import read_job_file
 from dipole.cli.optional_imports import import_optional
 from dipole.settings import PlatformSettings, load_settings
 
@@ -36,7 +37,7 @@ def plan_job(
     planning = import_optional("dipole_trainer.planning.job_plan", "trainer")
     devices = import_optional("dipole_trainer.planning.devices", "trainer")
     models_dir = load_settings(PlatformSettings).models_folder
-    spec = planning.read_job(job)
+    spec = planning.parse_job(read_job_file(job))
     chosen = [devices.find_device(name) for name in device or devices.DEFAULT_DEVICES]
     with console.status("Running one update of it on tensors without memory …"):
         plans = planning.plan_job(spec, models_dir=models_dir, devices=chosen, chunk_size=chunk)

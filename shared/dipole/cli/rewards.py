@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from dipole.cli.check import check_endpoint
-from dipole.cli.optional_imports import explain_missing, import_optional
+from dipole.cli.optional_imports import import_optional
 from dipole.cli.terminal import (
     AdminKeyOption,
     FromOption,
@@ -19,13 +19,13 @@ from dipole.cli.terminal import (
     ToOption,
     UrlOption,
     err,
+    fetch_and_print,
     out,
     print_list,
     print_published_weights,
     printable,
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
-from dipole.downloads.report import fetch_named
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import load_settings
 
@@ -49,10 +49,7 @@ def prepare_rewards(
 
     HF_ENDPOINT names a mirror of the hub, and --from a folder that has the files, where there is no network.
     """
-    with explain_missing("clip"):
-        folders = fetch_named("rewards", names, to, given, err)
-    for folder in folders:
-        out.print(str(folder), markup=False)
+    fetch_and_print("rewards", names, to, given, extra="clip")
 
 
 @app.command("serve")

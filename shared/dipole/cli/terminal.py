@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,7 +15,8 @@ from rich.measure import Measurement
 from rich.padding import Padding
 from rich.table import Table
 
-from dipole.downloads.report import published_weights
+from dipole.cli.optional_imports import explain_missing
+from dipole.downloads.report import fetch_named, published_weights
 from dipole.downloads.table import Kind
 
 UrlOption = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
@@ -65,6 +66,14 @@ def print_list(
         _print_paragraphs(rows, list(columns))
     else:
         Console(width=max(width, out.width), highlight=False).print(table)
+
+
+def fetch_and_print(kind: Kind, names: Sequence[str], to: Path | None, given: Path | None, *, extra: str) -> None:
+    """Fetch published weights and print their folders. `extra` is what the fetching needs installed."""
+    with explain_missing(extra):
+        folders = fetch_named(kind, names, to, given, err)
+    for folder in folders:
+        out.print(str(folder), markup=False)
 
 
 def print_published_weights(kind: Kind, *, as_json: bool) -> None:

@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from dipole_trainer.planning.fake_models import build_fake_models
-from dipole_trainer.planning.job_plan import read_job
+from dipole_trainer.planning.job_plan import parse_job
 from dipole_trainer.planning.update_cost import measure_update
 
 DEVICE = "fakegpu"
@@ -62,7 +62,7 @@ def register_indexing(mode: FakeTensorMode) -> torch.library.Library:
 if __name__ == "__main__":
     _setup_privateuseone_for_python_backend(DEVICE, DeviceModule())
     # torch knows no autocast for a device of this kind
-    spec = read_job(Path(sys.argv[1])).model_copy(update={"precision": "fp32"})
+    spec = parse_job(json.loads(Path(sys.argv[1]).read_text())).model_copy(update={"precision": "fp32"})
     models = build_fake_models(spec, Path("no-models-here"), device=DEVICE)
     kernels = register_indexing(models.mode)
     with models.mode, contextlib.suppress(RuntimeError):

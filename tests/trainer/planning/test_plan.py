@@ -13,13 +13,14 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from dipole.cli.jobs import read_job_file
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.generators.tiny_pipelines import write_pipeline
 from dipole_trainer.planning.devices import DEVICES, USABLE_MEMORY, Device, find_device
 from dipole_trainer.planning.fake_models import build_fake_models
-from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job, read_job
+from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job
 from dipole_trainer.planning.peak_memory import PeakMemory
 from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
 from dipole_trainer.ranking.selection import GroupOrder, Selection
@@ -130,6 +131,15 @@ def test_costs_add_up_over_prompts_and_steps() -> None:
     assert many.ranking_requests_per_update == 3
 
 
+def test_openai_s_batch_size_is_the_prompts_of_a_step() -> None:
+    """`auto` keeps the default, as where a job is created."""
+    assert parse_job({"hyperparameters": {"batch_size": 3}}).prompts_per_step == 3
+    assert (
+        parse_job({"hyperparameters": {"batch_size": "auto"}}).prompts_per_step
+        == TrainSpec.model_fields["prompts_per_step"].default
+    )
+
+
 def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="unknown model"):
         plan(DEVICES["h100"], model="no-such-model")
@@ -139,5 +149,5 @@ def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
         parse_job({"candidates": "many"})
     path = tmp_path / "job.json"
     path.write_text("[1]")
-    with pytest.raises(InvalidInput, match="no JSON object"):
-        read_job(path)
+    with pytest.raises(InvalidInput, match="must hold a JSON object"):
+        read_job_file(path)

@@ -6,7 +6,6 @@ kernels, attention and memory traffic, until somebody measures.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -67,21 +66,11 @@ class JobPlan:
         return asdict(self)
 
 
-def read_job(path: Path) -> TrainSpec:
-    """A job as `dipole jobs create --config` takes it; prompts and rewards may be missing. Raises InvalidInput."""
-    try:
-        body = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
-        raise InvalidInput(f"{path} cannot be read as JSON: {error}", field="job") from error
-    if not isinstance(body, dict):
-        raise InvalidInput(f"{path} holds no JSON object with a job's fields", field="job")
-    return parse_job(body)
-
-
 def parse_job(body: dict[str, Any]) -> TrainSpec:
     """The spec of a request to create a job, as far as its cost goes. Raises InvalidInput."""
     wanted = {name: value for name, value in body.items() if name not in UNCOSTED_FIELDS}
-    if batch := (wanted.pop("hyperparameters", None) or {}).get("batch_size"):
+    batch = (wanted.pop("hyperparameters", None) or {}).get("batch_size", "auto")
+    if batch != "auto":
         wanted.setdefault("prompts_per_step", batch)
     if not wanted.get("pairs_file") and not wanted.get("replay_job"):
         wanted["prompts"] = wanted.get("prompts") or [{"prompt": "a photograph"}]
