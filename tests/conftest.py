@@ -22,6 +22,11 @@ import redis
 from dipole.stack import parent_death
 
 
+def pytest_make_parametrize_id(val: object) -> str | None:
+    """Bytes are named by their length: as an id they are unreadable, and pytest-xdist's workers must agree on every id."""
+    return f"{len(val)} bytes" if isinstance(val, bytes) else None
+
+
 @pytest.fixture(scope="session")
 def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The URL of a real, empty Redis on loopback. Shared: use keys, job and reward names of your own, or flush it."""

@@ -112,7 +112,7 @@ WRONG: dict[str, Wrong] = {
         answers(lambda answer: reply(answer.json, kind="text/json")), "ranks_json", "text/json instead"
     ),
     "compressed": Wrong(
-        answers(lambda answer: reply(gzip.compress(answer.body), **{"content-encoding": "gzip"})),
+        answers(lambda answer: reply(gzip.compress(answer.body, mtime=0), **{"content-encoding": "gzip"})),
         "ranks_json",
         "Content-Encoding gzip",
     ),
