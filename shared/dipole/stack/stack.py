@@ -111,8 +111,9 @@ class Stack:
         start_s: float = 180.0,
         on_restart: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._settings = load_settings(ApiSettings)
-        self.home = (home or self._settings.home).absolute()
+        home = (home or load_settings(ApiSettings).home).absolute()
+        self._settings = load_settings(ApiSettings, home=home)
+        self.home = home
         self.log_dir = self.home / "logs"
         self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler
         self._start_s, self._on_restart = start_s, on_restart
@@ -192,17 +193,14 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """What the processes, and a command that talks to them, find in their environment."""
-        chosen = self._settings.model_fields_set
-        database, artifacts = f"sqlite:///{self.home / 'dipole.db'}", str(self.home / "artifacts")
-        models = self._settings.models_dir if "models_dir" in chosen else self.home / "models"
         # our own rewards are there, whatever is chosen
         hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])
         return {
             "DIPOLE_HOME": str(self.home),
             "DIPOLE_REDIS_URL": self.redis_url,
-            "DIPOLE_DATABASE_URL": self._settings.database_url if "database_url" in chosen else database,
-            "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url if "artifacts_url" in chosen else artifacts,
-            "DIPOLE_MODELS_DIR": str(models),
+            "DIPOLE_DATABASE_URL": self._settings.database_url,
+            "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url,
+            "DIPOLE_MODELS_DIR": str(self._settings.models_dir),
             "DIPOLE_REWARD_HOSTS": ",".join(hosts),
             "DIPOLE_API_HOST": LOOPBACK,
             "DIPOLE_API_PORT": str(self._api_port),
