@@ -267,7 +267,9 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.render_model_card(spec, step=3, pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS])
+    card = model_card.render_model_card(
+        spec, step=3, precision="fp16", pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS]
+    )
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card
