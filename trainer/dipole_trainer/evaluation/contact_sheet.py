@@ -31,7 +31,8 @@ Images = Sequence[NDArray[np.uint8]]  # (K, H, W, 3) a prompt
 def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) -> Image.Image:
     """The first prompts of a comparison.build_report; `images` holds each model's, (K, H, W, 3) a prompt.
 
-    `evaluation` may say what its prompts are, as `prompt_kind`, and `remark` on them.
+    `evaluation` may say what its prompts are, as `prompt_kind`, `remark` on them, and of how many they are the first,
+    as `prompt_count`.
     """
     models, prompts = evaluation["models"], evaluation["prompts"][:MAX_PROMPTS]
     shown, cell = _fit_cells(len(models), evaluation["images_per_prompt"])
@@ -72,9 +73,10 @@ def _shown_score(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _draw_corner(pen: ImageDraw.ImageDraw, evaluation: Mapping[str, Any], shown: int, score: str | None) -> None:
-    count, prompts = evaluation["images_per_prompt"], len(evaluation["prompts"])
+    count, given = evaluation["images_per_prompt"], len(evaluation["prompts"])
+    prompts, rows_shown = evaluation.get("prompt_count", given), min(given, MAX_PROMPTS)
     kind, remark = evaluation.get("prompt_kind", "prompt"), evaluation.get("remark", "")
-    rows = pluralize_count(prompts, kind) if prompts <= MAX_PROMPTS else f"first {MAX_PROMPTS} of {prompts} {kind}s"
+    rows = pluralize_count(prompts, kind) if prompts == rows_shown else f"first {rows_shown} of {prompts} {kind}s"
     rows += remark
     columns = pluralize_count(count, "noise") if shown == count else f"first {shown} of {count} noises"
     lines = [rows, f"{columns}, same for all"]

@@ -63,6 +63,7 @@ def build_sample_report(workdir: Path, spec: TrainSpec, first: int, last: int) -
         "prompts": prompts,
         "images_per_prompt": spec.evaluation.images_per_prompt,
         "rewards": [{"name": reward.name} for reward in spec.rewards],
+        "prompt_count": len(spec.evaluation.prompts) if is_held_out else len(prompts),
         "prompt_kind": "held-out prompt" if is_held_out else "training prompt",
         "remark": "" if is_held_out else ", none held out",
     }

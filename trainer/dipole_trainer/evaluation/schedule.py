@@ -125,17 +125,23 @@ class EvaluationSchedule:
             return
         for kind, told in processes.take_reports():
             self.on_event(kind, told)
-        if shown := len(self.shown_prompts):
-            self._write_samples(step, scored[:shown], sheet[:shown], time.monotonic() - began)
+        seconds = time.monotonic() - began
+        # all files before any event: what has a file is said again by the next run
+        shown = len(self.shown_prompts)
+        sampled = self._write_samples(step, scored[:shown], sheet[:shown], seconds) if shown else None
         if whole:
             before = results.read_results(self._results_path(0)) if step else None
             found = statistics.summarize_scores(scored, before)
             results.write_results(self._results_path(step), step, scored, found)
-            self._report_evaluation(step, {**found, "seconds": time.monotonic() - began})
+        if sampled is not None:
+            self._report_samples(step, sampled)
+        if whole:
+            self._report_evaluation(step, {**found, "seconds": seconds})
 
     def _write_samples(
         self, step: int, scored: Sequence[results.ScoredPrompt], sheet: Sequence[NDArray[np.uint8]], seconds: float
-    ) -> None:
+    ) -> dict[str, Any]:
+        """Images, and what was found of them, which is returned."""
         base = self._samples_path(0)
         before = results.read_results(base) if step and base.is_file() else None
         figures = {
@@ -145,7 +151,7 @@ class EvaluationSchedule:
         }
         results.write_sample_sheet(self.workdir, step, sheet, [item.prompt for item in scored])
         results.write_results(self._samples_path(step), step, scored, figures)
-        self._report_samples(step, figures)
+        return figures
 
     def _report_samples(self, step: int, figures: Mapping[str, Any]) -> None:
         told = {name: figures[name] for name in ("of", "scores", "diversity", "diversity_ratio", "seconds")}
