@@ -44,7 +44,9 @@ def plan_job(
     if as_json:
         print(json.dumps([plan.to_json() for plan in plans], indent=1))
         return
-    _print_phases(plans[0])
+    # devices may compute in different precisions
+    for plan in {plan.precision: plan for plan in reversed(plans)}.values():
+        _print_phases(plan)
     _print_devices(plans)
     for line in planning.describe_limits(spec, plans[0]):
         console.print(escape(line))
@@ -73,14 +75,23 @@ def _print_phases(plan: Any) -> None:
 
 def _print_devices(plans: list[Any]) -> None:
     table = Table()
-    headings = ("device", "usable GiB", "fits", "largest chunk", "s an update", "hours", "requests a minute")
+    headings = (
+        "device",
+        "precision",
+        "usable GiB",
+        "fits",
+        "largest chunk",
+        "s an update",
+        "hours",
+        "requests a minute",
+    )
     for heading in headings:
-        table.add_column(heading, justify="left" if heading == "device" else "right")
+        table.add_column(heading, justify="left" if heading in ("device", "precision") else "right")
     for plan in plans:
         table.add_row(
-            escape(plan.device), f"{plan.memory.usable / GIB:.1f}", "[green]yes[/]" if plan.fits else "[red]no[/]",
-            str(plan.largest_chunk or "none"), _range(plan.seconds_per_update), _range(plan.hours),
-            _range(plan.requests_per_minute),
+            escape(plan.device), plan.precision, f"{plan.memory.usable / GIB:.1f}",
+            "[green]yes[/]" if plan.fits else "[red]no[/]", str(plan.largest_chunk or "none"),
+            _range(plan.seconds_per_update), _range(plan.hours), _range(plan.requests_per_minute),
         )  # fmt: skip
     console.print(table)
 

@@ -205,6 +205,33 @@ class MemoryRanOut(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionChosen(JobEvent):
+    """What the frozen base computes in, at each start of the run; `device` is cuda or cpu."""
+
+    kind = "precision"
+    message = "Computing in {precision} on {device}: {why}"
+    precision: str
+    device: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionKept(JobEvent):
+    """A run goes on where a new one would compute in another precision, `default`."""
+
+    kind = "precision_kept"
+    message = (
+        "Computing in {precision} on {device}, as the run began on {began_on}: a job that names no precision keeps its "
+        "first, and a new one would take {default} here"
+    )
+    level = "warn"
+    precision: str
+    device: str
+    began_on: str
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionIsSlow(JobEvent):
     kind = "slow_precision"
     message = "Advice: {what}"
@@ -229,6 +256,17 @@ class JobCreated(JobEvent):
     message = "Job created: {steps} steps on {prompts} prompts"
     steps: int = in_text_only()
     prompts: int = in_text_only()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCreatedForDefaultSteps(JobCreated):
+    """`steps` were not given, and follow from the prompts."""
+
+    message = (
+        "Job created: {steps} steps on {prompts} prompts, which draw each about {draws} times; steps are not given, "
+        "and follow from the number of prompts"
+    )
+    draws: float = in_text_only()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -346,7 +384,7 @@ class JobFailed(JobEvent):
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
     FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
-    MemoryRanOut, PrecisionIsSlow, AcceleratorLost,
+    MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 

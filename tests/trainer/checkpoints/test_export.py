@@ -246,19 +246,20 @@ def test_the_cards_snippet_runs_as_it_stands(
 
 
 def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path: Path) -> None:
-    """Base, method, rewards, steps of the checkpoint, and the sheet of the last evaluation."""
+    """Base, method, rewards, steps of the checkpoint, and the pictures that were drawn for it."""
     spec = make_spec(model="tiny-sd", method={"type": "random"})
     generator, checkpoint = trained(spec, models, tmp_path)
-    (tmp_path / "samples").mkdir()
-    for step, colour in ((0, "red"), (6, "green"), (12, "blue")):
-        Image.new("RGB", (2, 2), colour).save(tmp_path / f"samples/step-{step}.png")
-    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator)
-    assert "samples.png" in [path.name for path in written]
-    with Image.open(tmp_path / "export/samples.png") as sheet:
-        assert sheet.getpixel((0, 0)) == (0, 0, 255)
+
+    def draw_pictures(folder: Path) -> None:
+        for name in ("samples.png", "curves.png"):
+            Image.new("RGB", (2, 2), "blue").save(folder / name)
+
+    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator, draw_pictures)
+    assert {"samples.png", "curves.png"} <= {path.name for path in written}
     card = (tmp_path / "export/README.md").read_text()
     for fact in (
-        "![Samples](samples.png)", "| base | tiny-sd |", "| method | random |", "pretty (weight 1), sharp (weight 0)",
+        "](samples.png)", "- `curves.png`: rewards", "| base | tiny-sd |", "| method | random |",
+        "pretty (weight 1), sharp (weight 0)",
         "| updates | 7 of 8 prompts and 24 candidates each |", "rank 4, alpha 4", "`tiny-sd-random_webui.safetensors`",
     ):  # fmt: skip
         assert fact in card
@@ -267,7 +268,9 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.render_model_card(spec, step=3, pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS])
+    card = model_card.render_model_card(
+        spec, step=3, precision="fp16", pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS]
+    )
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card

@@ -123,13 +123,6 @@ def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
     assert same(one, other)
 
 
-def test_fp32_on_a_gpu_is_warned_of() -> None:
-    """It is the default, which suits the tiny world on a CPU."""
-    assert "bf16" in str(session.precision_advice(make_spec(), "cuda:0"))
-    assert session.precision_advice(make_spec(), "cpu") is None
-    assert session.precision_advice(make_spec(precision="bf16"), "cuda:0") is None
-
-
 class Unasked(InProcessRanker):
     """A ranker of whom nothing is asked."""
 

@@ -291,7 +291,7 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     spec = online_spec(precision="bf16")
     rollout = rollout_of(spec)
     ranker = InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
-    recorder = CandidateRecorder(spec, spec.rewards, tmp_path)
+    recorder = CandidateRecorder(spec, spec.rewards, tmp_path, "bf16")
     entries = []
     for index, prompt in enumerate(spec.prompts[:2]):
         drawn = rollout.sample_group(0, index, prompt)

@@ -134,7 +134,7 @@ class FineTuningJob(ApiModel):
     checkpoint_every: int
     keep_checkpoints: int
     chunk_size: int
-    precision: str
+    precision: str | None = Field(description="None given: it follows the device, as an event says.")
 
 
 class JobEventObject(ApiModel):

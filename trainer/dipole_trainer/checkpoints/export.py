@@ -4,7 +4,8 @@
       pytorch_lora_weights.safetensors     the adapter, for diffusers
       <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111
       merged/                              the whole pipeline, with `export_merged`, and always with `tune: full`
-      README.md  samples.png               the model card, and the last evaluation's samples
+      README.md                            the model card
+      samples.png  curves.png              base beside final, and how it came to it (evaluation/pictures.py)
 
 Written whole or not at all.
 """
@@ -14,7 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from safetensors.torch import load_file
@@ -28,8 +29,16 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, to_diffusers_lora, to_webui_lora
 
 
-def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: OneStepGenerator) -> list[Path]:
+def export_checkpoint(
+    trained: Path,
+    workdir: Path,
+    spec: TrainSpec,
+    generator: OneStepGenerator,
+    draw_pictures: Callable[[Path], None] = lambda folder: None,
+) -> list[Path]:
     """Write `workdir/export` from the checkpoint `trained` of `generator`; returns what lies in it.
+
+    `draw_pictures` is given the folder to write the run's pictures to.
 
     The generator gives the base's weights and the pipeline's other parts; what it has trained since is not looked at.
     """
@@ -42,14 +51,13 @@ def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: 
     if spec.tune == "full" or spec.export_merged:
         generator.write_pipeline(_load_trained_state(trained, spec, generator), partial / job_layout.MERGED_FOLDER)
         _strip_local_paths(partial / job_layout.MERGED_FOLDER)
-    sheet = _newest_samples(workdir / job_layout.SAMPLES_FOLDER)
-    if sheet is not None:
-        shutil.copyfile(sheet, partial / job_layout.EXPORTED_SAMPLES_FILE)
+    draw_pictures(partial)
     written = sorted(path.name for path in partial.iterdir())
     step = int(json.loads((trained / job_layout.TRAINING_STATE_FILE).read_text())["step"])
     card = model_card.render_model_card(
         spec,
         step=step,
+        precision=generator.precision,
         pipeline=generator.pipeline_class.__name__,
         files=written,
         schedule_change=generator.schedule_change,
@@ -75,7 +83,7 @@ def _write_loras(trained: Path, folder: Path, spec: TrainSpec, generator: OneSte
 
 def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenerator) -> dict[str, Tensor]:
     """The trained part's state_dict on the CPU, in the precision that the run computed in. Raises NotFinite."""
-    dtype, component = DTYPES[spec.precision], generator.component
+    dtype, component = DTYPES[generator.precision], generator.component
     if spec.tune == "full":
         state: Mapping[str, Tensor] = load_file(trained / job_layout.full_weights_file(component))
     else:
@@ -85,7 +93,7 @@ def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenera
         state = merge_adapter(base, adapter, config["lora_alpha"] / config["r"])
     written = {name: value.to(dtype).contiguous() for name, value in state.items()}
     if broken := [name for name, value in written.items() if not value.isfinite().all()]:
-        raise NotFinite(f"{broken[0]} is not finite in {spec.precision}: export with precision bf16 or fp32")
+        raise NotFinite(f"{broken[0]} is not finite in {generator.precision}: export with precision bf16 or fp32")
     return written
 
 
@@ -110,9 +118,3 @@ def _strip_local_paths(folder: Path) -> None:
             config = json.loads(path.read_text())
             if config.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _newest_samples(samples: Path) -> Path | None:
-    """The samples of the last evaluation."""
-    found = {step: path for path in samples.glob("*.png") if (step := job_layout.step_of_file(path.name)) is not None}
-    return found[max(found)] if found else None

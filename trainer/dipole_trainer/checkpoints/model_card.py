@@ -8,8 +8,8 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from dipole_trainer.spec import TrainSpec
-from dipole_trainer.storage.job_layout import EXPORTED_SAMPLES_FILE, MERGED_FOLDER
+from dipole_trainer.spec import Precision, TrainSpec
+from dipole_trainer.storage.job_layout import CURVES_FILE, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.base_models import PUBLISHED_MODELS
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
@@ -36,14 +36,21 @@ FILE_DESCRIPTIONS = {
     LORA_WEIGHTS_FILE: "the adapter, for diffusers",
     "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
     MERGED_FOLDER: "the whole pipeline in diffusers format, with the trained weights in place",
-    EXPORTED_SAMPLES_FILE: "samples of the last evaluation: a row a prompt, a column a noise",
+    EXPORTED_SAMPLES_FILE: "the base beside the trained model: a row a prompt, a column a noise, the same for both",
+    CURVES_FILE: "rewards, diversity, loss and seconds over the updates",
 }
 
 
 def render_model_card(
-    spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str], schedule_change: str | None = None
+    spec: TrainSpec,
+    *,
+    step: int,
+    precision: Precision,
+    pipeline: str,
+    files: Sequence[str],
+    schedule_change: str | None = None,
 ) -> str:
-    """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`.
+    """The card of a checkpoint at `step`, trained in `precision`, whose pipeline is of the diffusers class `pipeline`.
 
     `schedule_change` says what the base's scheduler needs to draw in one step; who loads the base has to do it too.
     """
@@ -57,16 +64,20 @@ def render_model_card(
             base_model=_hub_id(spec),
             tags=[*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"],
         ).to_yaml(),
-        picture=f"![Samples]({EXPORTED_SAMPLES_FILE})\n\n" if EXPORTED_SAMPLES_FILE in files else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, schedule_change)),
-        snippet=_usage_snippet(spec, pipeline, trailing=schedule_change is not None),
+        picture=f"![The base beside the trained model, on the same prompts and noises]({EXPORTED_SAMPLES_FILE})\n\n"
+        if EXPORTED_SAMPLES_FILE in files
+        else "",
+        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, precision, schedule_change)),
+        snippet=_usage_snippet(spec, pipeline, precision, trailing=schedule_change is not None),
         files="\n".join(
             f"- `{file}`: {told}" for file in files for end, told in FILE_DESCRIPTIONS.items() if file.endswith(end)
         ),
     )
 
 
-def _card_facts(spec: TrainSpec, step: int, schedule_change: str | None) -> Iterator[tuple[str, str]]:
+def _card_facts(
+    spec: TrainSpec, step: int, precision: Precision, schedule_change: str | None
+) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     yield "method", spec.method.type
     if spec.is_offline:
@@ -76,16 +87,16 @@ def _card_facts(spec: TrainSpec, step: int, schedule_change: str | None) -> Iter
     yield "updates", f"{step} of {spec.prompts_per_step} prompts and {spec.candidates} candidates each"
     if spec.tune == "lora":
         yield "adapter", f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
-    yield "precision, seed", f"{spec.precision}, {spec.seed}"
+    yield "precision, seed", f"{precision}, {spec.seed}"
     if schedule_change:
         yield "scheduler", schedule_change
 
 
-def _usage_snippet(spec: TrainSpec, pipeline: str, *, trailing: bool) -> str:
+def _usage_snippet(spec: TrainSpec, pipeline: str, precision: Precision, *, trailing: bool) -> str:
     """Python that draws an image, run in the export's folder."""
     imports, base = _base_expression(spec, pipeline)
-    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
-    if spec.precision != "fp32":
+    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
+    if precision != "fp32":
         dtype += ' if device == "cuda" else torch.float32'
     lines = [
         *imports,

@@ -27,10 +27,10 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
-from dipole_trainer.comparison import contact_sheet, inputs, table
+from dipole_trainer.comparison import inputs, table
 from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.database.engine import Database
-from dipole_trainer.evaluation import scoring, statistics
+from dipole_trainer.evaluation import contact_sheet, scoring, statistics
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore

@@ -41,12 +41,14 @@ class ModelLoader:
         device: str | None = None,
         precision: str | None = None,
     ) -> None:
-        """`precision` is that of all; absent, the one that the first trained model was trained in."""
+        """`precision` is that of all; absent, the first trained model's own, or of bases alone the device's default."""
         if precision is not None and precision not in PRECISIONS:
             raise InvalidInput(f"--precision {precision} is none of {', '.join(PRECISIONS)}", field="precision")
         self.models, self.features, self.models_dir = models, spec, models_dir
         self.device = _check_device(device or gpu.default_device())
-        self.precision = precision or next((each.precision for each in models if each.precision), "fp32")
+        self.precision = precision or next(
+            (each.precision for each in models if each.precision), gpu.default_precision(self.device)
+        )
         self.micro_batches = MicroBatches(
             scoring.MAX_BATCH_IMAGES
         )  # one for all models: what did not fit the first fits none

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput, NotFinite
+from dipole_trainer.compute import gpu
 from dipole_trainer.generators import activations, prompt_limits, vae
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
@@ -78,7 +79,8 @@ class OneStepGenerator:
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
         if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
             self.vae.float()  # overflows in float16, as its config says
-        self.precision, self._dtype = spec.precision, DTYPES[spec.precision]
+        self.precision = spec.precision or gpu.default_precision(device)
+        self._dtype = DTYPES[self.precision]
         self.side = _image_side(pipeline, spec.resolution)
         if spec.tune == "full":
             self._trained: LoraAdapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
@@ -98,7 +100,8 @@ class OneStepGenerator:
 
         Raises InvalidInput where it cannot be loaded, or its one step draws nothing.
         """
-        dtype = DTYPES[spec.precision]
+        precision = spec.precision or gpu.default_precision(device)
+        spec, dtype = spec.model_copy(update={"precision": precision}), DTYPES[precision]
         dtypes = {"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype}
         pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts)
         with explain_odd_values(folder):

@@ -70,7 +70,7 @@ class JobStore(LeaseStore):
                 job.created_at = database_time(session)
                 session.add(job)
                 session.flush()
-                record_event(session, job, job_events.JobCreated(steps=spec.steps, prompts=len(spec.prompts)))
+                record_event(session, job, _describe_creation(spec))
                 record_event(session, job, job_events.JobQueued(reason="Waiting for a worker"))
         except IntegrityError:
             if idempotency_key is None:
@@ -183,6 +183,15 @@ class JobStore(LeaseStore):
         query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id, CheckpointRow.job_id == job_id)
         with self.database.reading() as session:
             return require(session.scalar(query), checkpoint_id, "checkpoint")
+
+
+def _describe_creation(spec: TrainSpec) -> job_events.JobEvent:
+    """`steps` as they were given, or why they are as many."""
+    prompts = len(spec.prompts)
+    if "steps" in spec.model_fields_set:
+        return job_events.JobCreated(steps=spec.steps, prompts=prompts)
+    draws = spec.steps * spec.prompts_per_step / max(prompts, 1)
+    return job_events.JobCreatedForDefaultSteps(steps=spec.steps, prompts=prompts, draws=draws)
 
 
 __all__ = ["ACTIVE_STATES", "TERMINAL_STATES", "Claim", "Database", "DesiredState", "JobStore", "upgrade_database"]

@@ -62,8 +62,10 @@ class _OneStepScheduler:
 
 
 def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu") -> FakeModels:
-    """Raises InvalidInput for a model that is neither on this machine nor among the published shapes."""
-    spec = spec.model_copy(update={"compile": False})
+    """In the job's precision, fp32 where it names none. Raises InvalidInput for a model that is neither on this machine
+    nor among the published shapes.
+    """
+    spec = spec.model_copy(update={"compile": False, "precision": spec.precision or "fp32"})
     with torch.device("meta"):
         pipeline, kind, is_published = _make_pipeline(spec, models_dir)
         generator = (SdxlGenerator if kind == "sdxl" else OneStepGenerator)(pipeline, spec, kind=kind, device="meta")
@@ -126,10 +128,11 @@ def _read_pipeline(folder: Path, kind: PipelineKind) -> Any:
 
 def _cast_parts(pipeline: Any, spec: TrainSpec) -> Any:
     """As `from_pretrained` loads it: the job's precision, a U-Net that is trained whole in float32."""
+    dtype = DTYPES[spec.precision or "fp32"]
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             is_trained = name == "unet" and spec.tune == "full"
-            nn.Module.to(part, torch.float32 if is_trained else DTYPES[spec.precision])
+            nn.Module.to(part, torch.float32 if is_trained else dtype)
     return pipeline
 
 

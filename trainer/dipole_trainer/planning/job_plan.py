@@ -19,7 +19,7 @@ from dipole_trainer.planning.architectures import CLIP_TOKENS
 from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY, UTILISATION, Device
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.update_cost import UpdateCost, measure_update
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import MAX_STEPS, Precision, TrainSpec
 
 # of the request that creates a job, what says nothing of its cost
 UNCOSTED_FIELDS = ("training_file", "validation_file", "suffix", "metadata", "integrations")
@@ -73,7 +73,10 @@ def parse_job(body: dict[str, Any]) -> TrainSpec:
     if batch != "auto":
         wanted.setdefault("prompts_per_step", batch)
     if not wanted.get("pairs_file") and not wanted.get("replay_job"):
-        wanted["prompts"] = wanted.get("prompts") or [{"prompt": "a photograph"}]
+        if not wanted.get("prompts"):
+            wanted["prompts"] = [{"prompt": "a photograph"}]
+            # they follow from prompts that are not here: the most that are chosen
+            wanted.setdefault("steps", MAX_STEPS)
         wanted["rewards"] = wanted.get("rewards") or [{"name": "reward"}]
     # evaluations are not planned
     wanted["evaluation"] = {}
@@ -87,12 +90,32 @@ def parse_job(body: dict[str, Any]) -> TrainSpec:
 def plan_job(
     spec: TrainSpec, *, models_dir: Path, devices: Sequence[Device], chunk_size: int | None = None
 ) -> list[JobPlan]:
-    """A plan for each device, of a job of one process. Raises InvalidInput for a model of unknown shape."""
+    """A plan for each device, of a job of one process, in the precision that it would compute in there.
+
+    Raises InvalidInput for a model of unknown shape.
+    """
+    precisions = [spec.precision or device.default_precision() for device in devices]
+    costs = {each: _cost_precision(spec, each, models_dir, chunk_size) for each in dict.fromkeys(precisions)}
+    return [_plan_device(spec, costs[each], device) for each, device in zip(precisions, devices, strict=True)]
+
+
+@dataclass(frozen=True)
+class _PrecisionCost:
+    """What an update takes in one precision, on whichever device."""
+
+    precision: Precision
+    update: UpdateCost
+    prompt_bytes: int
+    is_published_shape: bool
+
+
+def _cost_precision(spec: TrainSpec, precision: Precision, models_dir: Path, chunk_size: int | None) -> _PrecisionCost:
+    spec = spec.model_copy(update={"precision": precision})
     models = build_fake_models(spec, models_dir)
-    cost = measure_update(spec, models, chunk_size=chunk_size)
     width: int = models.generator.unet.config.cross_attention_dim
-    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if spec.precision == "fp32" else 2)
-    return [_plan_device(spec, cost, device, models.is_published_shape, prompt_bytes) for device in devices]
+    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if precision == "fp32" else 2)
+    update = measure_update(spec, models, chunk_size=chunk_size)
+    return _PrecisionCost(precision, update, prompt_bytes, models.is_published_shape)
 
 
 def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
@@ -105,23 +128,24 @@ def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
     ]
     if plan.is_published_shape:
         lines.append(f"{spec.model} is not on this machine: the plan is of its published shape.")
-    if spec.precision == "fp32":
+    if spec.precision is None:
+        lines.append("The job names no precision: bf16 is planned for GPUs that have it, fp32 for the others.")
+    elif spec.precision == "fp32":
         lines.append("fp32 is slow on a GPU: bf16 takes half the memory and a fraction of the time.")
     return lines
 
 
-def _plan_device(
-    spec: TrainSpec, cost: UpdateCost, device: Device, is_published_shape: bool, prompt_bytes: int
-) -> JobPlan:
-    memory = _plan_memory(spec, cost, device, prompt_bytes)
+def _plan_device(spec: TrainSpec, costed: _PrecisionCost, device: Device) -> JobPlan:
+    cost = costed.update
+    memory = _plan_memory(spec, cost, device, costed.prompt_bytes)
     low, high = MEASURED_UTILISATION if device.is_measured else UTILISATION
-    rate = device.rate(spec.precision)
+    rate = device.rate(costed.precision)
     seconds = (cost.operations / (rate * high), cost.operations / (rate * low))
     return JobPlan(
         model=spec.model,
-        is_published_shape=is_published_shape,
+        is_published_shape=costed.is_published_shape,
         device=device.name,
-        precision=spec.precision,
+        precision=costed.precision,
         chunk_size=cost.chunk_size,
         memory=memory,
         fits=memory.total <= memory.usable,

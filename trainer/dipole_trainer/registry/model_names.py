@@ -122,7 +122,7 @@ class ModelResolver:
             generator_fields={field: getattr(spec, field) for field in GENERATOR_FIELDS if field != "precision"},
             folder=folder,
             step=row.step,
-            precision=spec.precision,
+            precision=spec.precision or _trained_precision(folder),
             trained_rewards=tuple(reward.name for reward in spec.rewards if reward.weight > 0),
         )
 
@@ -134,6 +134,12 @@ class ModelResolver:
             with self.artifacts.open_file(f"{stored}/{name}") as source, (target / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         return bool(names)
+
+
+def _trained_precision(folder: Path) -> str | None:
+    """As a checkpoint says it, where it followed from the device that its run began on."""
+    found: str | None = json.loads((folder / job_layout.TRAINING_STATE_FILE).read_text()).get("precision")
+    return found
 
 
 def _model_of_folder(name: str, folder: Path) -> ModelRef:

@@ -9,7 +9,10 @@
         complete                                in a copy only, written last: without it the copy was cut short
       candidates/step-N.safetensors             what was ranked, with `record_candidates` (datasets/recordings.py)
       evaluation/step-N.json                    figures, and every score behind them
-      samples/step-N.png  prompts.json          an evaluation's images; a row a prompt, a column a noise
+      samples/step-N.png  prompts.json          the same prompts and noises at each; a row a prompt, a column a noise
+      samples/step-N.json                       what was found of them: a point of the curves
+      metrics.jsonl                             a line a step: what its event says
+      run.json                                  what the run chose when it began, and keeps (training/precision.py)
       export/                                   what other people's tools load (checkpoints/export.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
@@ -23,6 +26,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
+RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
@@ -79,6 +83,10 @@ def evaluation_file(step: int) -> str:
 
 def samples_file(step: int) -> str:
     return f"{SAMPLES_FOLDER}/step-{step}.png"
+
+
+def sample_figures_file(step: int) -> str:
+    return f"{SAMPLES_FOLDER}/step-{step}.json"
 
 
 def sample_prompts_file() -> str:

@@ -48,6 +48,7 @@ from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
 from dipole_trainer.training.interface import RunControl, RunOutcome
+from dipole_trainer.training.metrics_log import MetricsLog
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
@@ -86,7 +87,7 @@ class Trainer:
         recorder: CandidateRecorder | None = None,
     ) -> None:
         self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
-        self.recorder = recorder
+        self.recorder, self.metrics_log = recorder, MetricsLog(workdir)
         self.generator, self.ranker = rollout.generator, source.ranker
         self.on_event, self.workdir, self.control, self.processes = on_event, workdir, control, processes
         knobs = spec.optimizer
@@ -292,13 +293,14 @@ class Trainer:
         if self.generator.device.type == "cuda":
             figures["gpu_gib"] = torch.cuda.max_memory_allocated(self.generator.device) / 2**30
         finished = job_events.StepFinished(step=self.finished_steps, steps=self.spec.steps, figures=figures)
+        self.metrics_log.append_step(finished.data())
         finished.report(self.on_event)
 
     def _checkpoint_when_due(self) -> None:
         if (
             self.finished_steps == self.spec.steps
             or self.finished_steps % self.spec.checkpoint_every == 0
-            or self.evaluations.is_due(self.finished_steps)  # so that the best step has one
+            or self.evaluations.is_evaluation_due(self.finished_steps)  # so that the best step has one
         ):
             self._write_checkpoint()
 
@@ -324,6 +326,8 @@ class Trainer:
         if path is not None:
             job_events.RunResumed(step=self.finished_steps).report(self.on_event)
             job_events.CheckpointWritten(step=self.finished_steps, path=path.name).report(self.on_event)
+        if self.processes.is_main:
+            self.metrics_log.remove_steps_after(self.finished_steps)
         self.evaluations.resume_at(self.finished_steps)
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
