@@ -62,11 +62,14 @@ class CandidateImages:
 
 @dataclass(frozen=True)
 class Golden:
-    """A tiny image whose score is known: a service is ready when it scores it within `tolerance`."""
+    """A tiny image whose score is known: a service is ready when it scores it within `tolerance`.
+
+    None where nobody knows the score yet: then any will do, and `record_golden_score` is told of it.
+    """
 
     prompt: str
     image: Pixels
-    score: float
+    score: float | None
     tolerance: float = 1e-3
     metadata: Mapping[str, JsonValue] | None = None
 
@@ -88,6 +91,8 @@ class Reward(ABC):
     """Version of everything around the model: preprocessing, template, scale."""
     calibrated: bool = True
     """False when only the order of scores means something."""
+    verified: bool | None = None
+    """Of a reward with weights: whether what its published implementation gives the golden image is known."""
 
     @classmethod
     def load(cls, device: str) -> Self:
@@ -109,6 +114,10 @@ class Reward(ABC):
     @abstractmethod
     def golden(self) -> Golden:
         """The readiness check."""
+
+    def record_golden_score(self, score: float) -> None:
+        """Told what the golden image got where `golden` knows no score. Raises RewardFault where it must not be so."""
+        return
 
     def close(self) -> None:
         """Release what `load` acquired; nothing is scored any more."""
@@ -283,7 +292,7 @@ def check_attributes(reward: Reward) -> None:
 
 
 def check_golden(reward: Reward) -> None:
-    """Raises RewardFault unless the golden image gets its score."""
+    """Raises RewardFault unless the golden image gets its score, or one at all where nobody knows it."""
     golden = reward.golden()
     if not isinstance(golden, Golden):
         raise RewardFault(
@@ -292,7 +301,12 @@ def check_golden(reward: Reward) -> None:
         )
     image = np.array(golden.image, dtype=np.uint8)
     (item,) = rank_items(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
-    if item.score is None or abs(item.score - golden.score) > golden.tolerance:
+    if item.score is None:
+        why = item.error.message if item.error else "no reason"
+        raise RewardFault(f"{reward.name} gives its golden image no score: {why}", code="golden_mismatch")
+    if golden.score is None:
+        reward.record_golden_score(item.score)
+    elif abs(item.score - golden.score) > golden.tolerance:
         raise RewardFault(
             f"{reward.name} scores its golden image {item.score}, not {golden.score} ± {golden.tolerance}: "
             "the weights or the preprocessing are not the ones this recipe was made for",

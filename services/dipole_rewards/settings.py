@@ -20,6 +20,11 @@ class WeightSettings(BaseSettings):
     reward_dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="Precision that the weights are computed in."
     )
+    reward_state: Path | None = Field(
+        default=None,
+        description="Folder for what a reward with weights writes, recorded-scores.json; the folder of its weights "
+        "if unset.",
+    )
 
 
 class RewardSettings(WeightSettings):

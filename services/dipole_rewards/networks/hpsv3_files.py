@@ -26,10 +26,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.hpsv3_model import REWARD_TOKEN, HPSv3Network, QuestionTokenizer
 from dipole_rewards.networks.weight_files import (
     DTYPES,
-    GoldenScore,
     WeightsFolder,
     load_exactly,
     read_json,
@@ -47,7 +47,7 @@ GOLDEN_TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 class LoadedHPSv3:
     network: HPSv3Network
     tokenizer: QuestionTokenizer
-    golden: GoldenScore
+    golden: GoldenScore | None
     revision: str  # of the weights: the start of the file's SHA-256, which the hub shows too
 
 

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 
@@ -27,8 +27,8 @@ from dipole_rewards.networks.blip import (
     load_imagereward_network,
     load_prompt_tokenizer,
 )
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.weight_files import (
-    GoldenScore,
     WeightedReward,
     WeightsFolder,
     read_torch,
@@ -46,11 +46,10 @@ class ImageReward(BatchedReward, WeightedReward):
 
     name = "imagereward"
     model = "zai-org/ImageReward"
-    tolerance: ClassVar[float] = 0.1
-    """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
+    tolerance = 0.1
 
     def __init__(
-        self, network: ImageRewardNetwork, words: BertPromptTokenizer, golden: GoldenScore, revision: str
+        self, network: ImageRewardNetwork, words: BertPromptTokenizer, golden: GoldenScore | None, revision: str
     ) -> None:
         self.network, self.tokenizer, self.golden_score, self.model_revision = network, words, golden, revision
         self.micro_batches = MicroBatches(self.name)

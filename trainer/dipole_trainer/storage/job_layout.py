@@ -10,6 +10,7 @@
       candidates/step-N.safetensors             what was ranked, with `record_candidates` (datasets/recordings.py)
       evaluation/step-N.json                    figures, and every score behind them
       samples/step-N.png  prompts.json          an evaluation's images; a row a prompt, a column a noise
+      unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
       export/                                   what other people's tools load (checkpoints/export.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
@@ -25,6 +26,7 @@ from pathlib import Path
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
+UNVERIFIED_REWARDS_FILE = "unverified-rewards.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
