@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, how_to_install
 from dipole.protocol.schemas import ItemError, RankedItem, rank_scores
 from dipole.protocol.validation import first_error
+from dipole_rewards.shipped import SHIPPED_REWARDS
 
 MAX_ATTRIBUTE_CHARS = 255  # as long as a ledger keeps it
 Pixels = NDArray[np.uint8]
@@ -148,17 +149,23 @@ class RewardFault(Exception):
 
 
 def import_reward(path: str) -> type[Reward]:
-    """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to fix."""
-    module_name, _, class_name = path.partition(":")
+    """The Reward class that `module:Class` names, or the short name of one that ships.
+
+    Raises ConfigurationError: one sentence that says what to fix.
+    """
+    module_name, _, class_name = SHIPPED_REWARDS.get(path, path).partition(":")
     if not module_name or not class_name:
         raise ConfigurationError(
-            f"DIPOLE_REWARD={path!r} must read module:Class, as in dipole_rewards.rewards.shapes:Shapes"
+            f"DIPOLE_REWARD={path!r} must be one of {', '.join(SHIPPED_REWARDS)}; or module:Class, as in "
+            "dipole_rewards.rewards.shapes:Shapes"
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         hint = "check the spelling" if module_name.startswith(missing) else f"install what provides {missing}"
+        if path in SHIPPED_REWARDS:
+            hint = how_to_install(path)
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: there is no module {missing!r}; {hint}") from error
     except Exception as error:
         # its author's module, and its author's mistake

@@ -16,7 +16,7 @@ import json
 import os
 import time
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -112,6 +112,18 @@ def find_known_score(made: Recipe, *, tolerance: float, table: Path = GOLDENS_TA
             allowed = tolerance if entry.tolerance is None else entry.tolerance
             return GoldenScore(score=entry.score, tolerance=allowed, source=entry.source)
     return None
+
+
+def is_verified_folder(reward: str, folder: Path, digests: Sequence[str], table: Path = GOLDENS_TABLE) -> bool:
+    """Whether a service on these weights would be verified, as far as is known without reading them.
+
+    `digests` are those of the files: a revision is the start of one, or of several, joined by "+".
+    """
+    if (folder / GOLDEN_FILE).is_file():
+        return True
+    revisions = (entry.revision for entry in read_goldens_table(table) if entry.reward == reward)
+    parts = (revision.removeprefix("sha256:").split("+") for revision in revisions)
+    return any(all(any(digest.startswith(part) for digest in digests) for part in each) for each in parts)
 
 
 @dataclass(frozen=True)
