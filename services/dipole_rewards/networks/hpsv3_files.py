@@ -7,7 +7,8 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Huggi
     instruction.txt               the text that it was trained to answer: the strings INSTRUCTION and
                                   prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py in the package hpsv3,
                                   one after the other, out of which `dipole rewards prepare hpsv3` reads them
-    golden.json                   {"score": …}: what the published implementation gives weight_files.make_golden_image()
+    golden.json                   where it is known, {"score": …}: what the published implementation gives the golden
+                                  image; `dipole rewards verify hpsv3` writes it
 
 The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a
 little, so its SHA-256 is.

@@ -14,8 +14,8 @@ Hugging Face cache instead.
 
     detector/model.safetensors, config.json         of facebook/mask2former-swin-small-coco-instance
     clip/model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
-    golden.json     {"score": …}: what these weights give make_golden_sign(), a drawing, where a red stop sign is asked
-                    for: 1 if GenEval's evaluate_images.py calls it correct
+    golden.json     where it is known, {"score": …}: what these weights give make_golden_sign(), a drawing, where a red
+                    stop sign is asked for: 1 if GenEval's evaluate_images.py calls it correct
 
 DIPOLE_REWARD_DTYPE is CLIP's: GenEval computes in fp32, and bf16 may decide otherwise between two likely colours. The
 detector is always float32.

@@ -5,8 +5,8 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the local
 
     ImageReward.pt, med_config.json   of zai-org/ImageReward, which was THUDM's
     tokenizer.json                    of google-bert/bert-base-uncased
-    golden.json     {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives "a soft gradient" and
-                    weight_files.make_golden_image()
+    golden.json     where it is known, {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives the golden
+                    image; `dipole rewards verify imagereward` writes it
 
 What is written "[SEP]" or the like in a prompt is a token to the published code, and text here.
 """
