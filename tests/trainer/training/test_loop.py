@@ -525,8 +525,12 @@ def test_an_unverified_reward_is_said_once_and_in_the_model_card(tmp_path: Path)
     def ranker() -> InProcessRanker:
         return InProcessRanker({"bright": unverified, "watched": brightness}, spec.rewards)
 
-    paused = iter(["run"] * 12 + ["pause"] * 100)
-    _, first, outcome = train(spec, tmp_path, ranker(), control=lambda: next(paused))
+    first: list[Any] = []
+
+    def pause_after_a_step() -> str:
+        return "pause" if any(kind == "step" for kind, _ in first) else "run"
+
+    _, _, outcome = train(spec, tmp_path, ranker(), control=pause_after_a_step, events=first)
     assert outcome == "paused"
     _, rest, _ = train(spec, tmp_path, ranker())
     told = [data for kind, data in first + rest if kind == "reward_unverified"]
