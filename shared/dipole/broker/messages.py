@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from dipole.protocol.schemas import Ranking
+from dipole.protocol.schemas import Ranking, RewardInfo
 
 
 class RunRecord(TypedDict):
@@ -57,6 +57,7 @@ class RankAnswer(TypedDict):
     model: NotRequired[str]
     model_revision: NotRequired[str]
     recipe_version: NotRequired[str]
+    verified: NotRequired[bool | None]  # as RewardInfo says it
     # failed, pending, missing
     code: NotRequired[str]
     message: NotRequired[str]
@@ -79,11 +80,11 @@ def failure_answer(
     }
 
 
-def ranking_answer(ranking: Ranking, *, calibrated: bool) -> RankAnswer:
-    """A ranking: scores in candidate order, reasons by index.
+def ranking_answer(ranking: Ranking, info: RewardInfo) -> RankAnswer:
+    """A ranking of an endpoint that says `info` of itself: scores in candidate order, reasons by index.
 
     Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
-    Of an endpoint that is not `calibrated` scores are an order too.
+    Of an endpoint that is not calibrated scores are an order too.
     """
     scores: list[float | None] = [item.score for item in ranking.results]
     ranks_alone = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
@@ -98,12 +99,13 @@ def ranking_answer(ranking: Ranking, *, calibrated: bool) -> RankAnswer:
     return {
         "status": "completed",
         "scores": scores,
-        "ordinal": ranks_alone or not calibrated,
+        "ordinal": ranks_alone or not info.calibrated,
         "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
         "errors": errors,
         "model": ranking.model,
         "model_revision": ranking.model_revision,
         "recipe_version": ranking.recipe_version,
+        "verified": info.verified,
     }
 
 

@@ -148,6 +148,21 @@ class RewardLeftOut(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardUnverified(JobEvent):
+    """Told of a reward once a run: nobody has compared its weights' scores with the published implementation's."""
+
+    kind = "reward_unverified"
+    message = (
+        "Reward {reward} is unverified: nobody has compared the scores of {model} at {revision} with those of its "
+        "published implementation; `dipole rewards verify` does, where it is served"
+    )
+    level = "warn"
+    reward: str
+    model: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupSkipped(JobEvent):
     kind = "skipped_group"
     message = "A group was skipped: {reason}"
@@ -383,8 +398,8 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
-    MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
+    FileExported, RewardHackingFound, RewardLeftOut, RewardUnverified, GroupSkipped, CandidatesNotFinite, PromptsCut,
+    SchedulerChanged, MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 

@@ -62,6 +62,13 @@ REPORTS: list[tuple[JobEvent, str, dict[str, Any], str]] = [
         {"step": 1, "reward": "red", "group": "g", "reason": "500"},
         "Reward red was left out of a group: 500",
     ),
+    (
+        job_events.RewardUnverified(reward="pick", model="PickScore", revision="sha256:0123"),
+        "reward_unverified",
+        {"reward": "pick", "model": "PickScore", "revision": "sha256:0123"},
+        "Reward pick is unverified: nobody has compared the scores of PickScore at sha256:0123 with those of its "
+        "published implementation; `dipole rewards verify` does, where it is served",
+    ),
 ]  # fmt: skip
 
 

@@ -275,4 +275,5 @@ def test_the_card_of_a_hub_model_names_its_repository() -> None:
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card
     assert "recorded preferences" in card
+    assert "unverified" not in card
     compile(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], "card", "exec")

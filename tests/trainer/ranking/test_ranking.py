@@ -85,6 +85,7 @@ class Endpoint:
     behave: Behaviour
     port: int = 0
     calibrated: bool = True
+    verified: bool | None = None
     host: str = "127.0.0.1"
     hosts: list[str] = field(default_factory=list)  # of requests that carried a key, GETs too
     calls: list[Call] = field(default_factory=list)
@@ -110,7 +111,8 @@ class Endpoint:
                     status, headers, body = endpoint.behave(Call(-1, "", [f"c{k}" for k in range(K)], {}))
                     self.answer(status, headers, body)
                 else:
-                    self.answer(200, {}, json.dumps({**info, "media_types": types, "calibrated": endpoint.calibrated}))
+                    said = {"calibrated": endpoint.calibrated, "verified": endpoint.verified}
+                    self.answer(200, {}, json.dumps({**info, "media_types": types, **said}))
 
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
@@ -386,6 +388,15 @@ def test_scores_that_are_not_calibrated_are_an_order(endpoint: Endpoints, harnes
     results = collect(ranker)[0].results
     assert results["uncalibrated"].scores == results["plain"].scores
     assert (results["uncalibrated"].ordinal, results["plain"].ordinal) == (True, False)
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_what_an_endpoint_says_of_its_weights_comes_with_its_scores(endpoint: Endpoints, harness: Harness) -> None:
+    """Unverified, verified, or nothing said: the trainer learns it with the first answer."""
+    said = {"unverified": False, "verified": True, "silent": None}
+    ranker = harness.ranker(*(reward(endpoint(good, verified=each), name) for name, each in said.items()))
+    ranker.submit(group("g"))
+    assert {name: result.verified for name, result in collect(ranker)[0].results.items()} == said
 
 
 @pytest.mark.usefixtures("rank_worker")

@@ -24,6 +24,7 @@ from torch import Tensor
 from dipole.errors import NotFinite
 from dipole_trainer.checkpoints import model_card
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
+from dipole_trainer.ranking.unverified import read_unverified_rewards
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, to_diffusers_lora, to_webui_lora
@@ -61,6 +62,7 @@ def export_checkpoint(
         pipeline=generator.pipeline_class.__name__,
         files=written,
         schedule_change=generator.schedule_change,
+        unverified=read_unverified_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
     )
     (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

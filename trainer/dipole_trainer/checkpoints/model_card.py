@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
@@ -49,10 +49,13 @@ def render_model_card(
     pipeline: str,
     files: Sequence[str],
     schedule_change: str | None = None,
+    unverified: Mapping[str, str] | None = None,
 ) -> str:
     """The card of a checkpoint at `step`, trained in `precision`, whose pipeline is of the diffusers class `pipeline`.
 
     `schedule_change` says what the base's scheduler needs to draw in one step; who loads the base has to do it too.
+    `unverified` names the rewards whose scores nobody has compared with those of their published implementations, with
+    the model and revision of each.
     """
     name = Path(spec.model).name
     what = "LoRA for" if spec.tune == "lora" else "Every weight of the network of"
@@ -67,7 +70,9 @@ def render_model_card(
         picture=f"![The base beside the trained model, on the same prompts and noises]({EXPORTED_SAMPLES_FILE})\n\n"
         if EXPORTED_SAMPLES_FILE in files
         else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, precision, schedule_change)),
+        facts="\n".join(
+            f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, precision, schedule_change, unverified)
+        ),
         snippet=_usage_snippet(spec, pipeline, precision, trailing=schedule_change is not None),
         files="\n".join(
             f"- `{file}`: {told}" for file in files for end, told in FILE_DESCRIPTIONS.items() if file.endswith(end)
@@ -76,7 +81,7 @@ def render_model_card(
 
 
 def _card_facts(
-    spec: TrainSpec, step: int, precision: Precision, schedule_change: str | None
+    spec: TrainSpec, step: int, precision: Precision, schedule_change: str | None, unverified: Mapping[str, str] | None
 ) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     yield "method", spec.method.type
@@ -84,12 +89,20 @@ def _card_facts(
         yield "learned from", "recorded preferences"
     else:
         yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+    if unverified:
+        named = ", ".join(f"{reward} ({_cell(what)})" for reward, what in sorted(unverified.items()))
+        yield "unverified", f"{named}: not compared with the scores of the published implementation"
     yield "updates", f"{step} of {spec.prompts_per_step} prompts and {spec.candidates} candidates each"
     if spec.tune == "lora":
         yield "adapter", f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
     yield "precision, seed", f"{precision}, {spec.seed}"
     if schedule_change:
         yield "scheduler", schedule_change
+
+
+def _cell(text: str) -> str:
+    """What an endpoint said of itself, as it may stand in a table of Markdown."""
+    return "".join(char if char.isprintable() and char not in "|<>`[]\\" else " " for char in text)
 
 
 def _usage_snippet(spec: TrainSpec, pipeline: str, precision: Precision, *, trailing: bool) -> str:

@@ -86,7 +86,7 @@ class Lane:
                 poll=False,
                 retry=False,
             )
-            return ranking_answer(ranking, calibrated=client.fetch_info(deadline_s=remaining).calibrated)
+            return ranking_answer(ranking, client.fetch_info(deadline_s=remaining))
         except StillPending as pending:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:

@@ -285,6 +285,7 @@ class CeleryRanker:
             model=answer["model"],
             model_revision=answer["model_revision"],
             recipe_version=answer["recipe_version"],
+            verified=answer.get("verified"),
             seconds=answer["seconds"],
         )
 

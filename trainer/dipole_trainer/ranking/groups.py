@@ -49,6 +49,7 @@ class RewardResult:
     `failure` is set when the reward gave nothing usable at all; then every score is None. `sub_scores` are the parts
     some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
     `ordinal` says that the scores only order this group's candidates, as negated ranks do, and compare with no other's.
+    `verified` is what the endpoint says of its weights: False where nobody has compared them with what was published.
     """
 
     scores: tuple[float | None, ...]
@@ -59,6 +60,7 @@ class RewardResult:
     model: str = ""
     model_revision: str = ""
     recipe_version: str = ""
+    verified: bool | None = None
     seconds: float = 0.0
 
     def with_flaws(self, flaws: Mapping[int, str]) -> RewardResult:

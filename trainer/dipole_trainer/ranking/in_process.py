@@ -100,7 +100,7 @@ class InProcessRanker:
             answer = self._scorers[name](group.prompt, group.images, group.metadata)
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
             judged = apply_policy(self._in_flight.specs[name], count, given.scores)
-            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
+            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal, verified=given.verified)
         except Exception as error:
             # a scorer is a caller's function: whatever it raises is its answer
             result = failed_result(count, f"invalid_response: {type(error).__name__}: {error}")

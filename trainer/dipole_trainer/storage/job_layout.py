@@ -13,6 +13,7 @@
       samples/step-N.json                       what was found of them: a point of the curves
       metrics.jsonl                             a line a step: what its event says
       run.json                                  what the run chose when it began, and keeps (training/precision.py)
+      unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
       export/                                   what other people's tools load (checkpoints/export.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
@@ -29,6 +30,7 @@ CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidate
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
+UNVERIFIED_REWARDS_FILE = "unverified-rewards.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")

@@ -26,6 +26,7 @@ from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators import pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import interface, loop
@@ -76,6 +77,8 @@ def run_session(
         spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
     )
     rollout = Rollout(spec, generator, phi, micro_batches)
+    if processes.is_main:
+        ranker = UnverifiedRewardReporter(ranker, workdir / job_layout.UNVERIFIED_REWARDS_FILE, on_event)
     source = _build_source(spec, rollout, ranker, processes, job_id, data)
     # a run that is resumed has said it
     if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
