@@ -232,6 +232,16 @@ class JobCreated(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobWarned(JobEvent):
+    """What the caller was told when the job was created."""
+
+    kind = "warning"
+    message = "Warning: {warning}"
+    level = "warn"
+    warning: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class JobQueued(JobEvent):
     kind = "queued"
     message = "{reason}"

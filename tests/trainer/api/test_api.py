@@ -70,7 +70,8 @@ class Server:
 
 @asynccontextmanager
 async def serve(folder: Path, transport: httpx.BaseTransport | None = None, **more: Any) -> AsyncIterator[Server]:
-    app = create_app(settings(folder, **more), reward_transport=transport)
+    ready = httpx.MockTransport(lambda request: httpx.Response(200))
+    app = create_app(settings(folder, **more), reward_transport=transport or ready)
     async with app.router.lifespan_context(app):
         asgi = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=asgi, base_url="http://127.0.0.1:8400", timeout=60) as client:

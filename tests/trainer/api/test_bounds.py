@@ -15,7 +15,7 @@ from dipole_trainer.spec import MAX_COUNT
 
 JOBS = "/v1/fine_tuning/jobs"
 REWARD = {"name": "shapes", "url": "http://127.0.0.1:9"}
-JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD]}
+JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD], "allow_unready": True}
 Client = httpx.AsyncClient
 RunApp = Callable[..., None]
 BROKEN_TEXTS = [

@@ -41,6 +41,7 @@ OPEN = "dipole:images:open"
 JOB = {
     "model": "tiny-turbo", "prompts": [{"prompt": PROMPT}], "rewards": [{"name": "shapes"}], "steps": 2,
     "lora": {"rank": 4, "alpha": 4.0}, "suffix": "mine",
+    "allow_unready": True,
 }  # fmt: skip
 
 

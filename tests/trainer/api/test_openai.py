@@ -21,7 +21,7 @@ from dipole_trainer.jobs.store import JobStore
 
 PROMPTS = b'{"prompt": "a red square"}\n{"prompt": "two blue circles"}\n'
 METHOD: Any = {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}
-EXTRA = {"rewards": [{"name": "shapes"}], "candidates": 6, "steps": 10}
+EXTRA = {"rewards": [{"name": "shapes"}], "candidates": 6, "steps": 10, "allow_unready": True}
 COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness")
 TRAINED: dict[str, Any] = {
     "rewards": [{"name": "colourfulness"}], "steps": 1000, "candidates": 4, "prompts_per_step": 1,

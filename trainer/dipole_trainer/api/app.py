@@ -18,7 +18,8 @@ from sqlalchemy import func, select
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
-from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, rewards
+from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, plans, rewards
+from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
@@ -30,6 +31,7 @@ from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 OPENAPI_TAGS = [
@@ -69,6 +71,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         async with state.event_notifier.run_in_background():
             yield
         sampler_client.close()
+        state.readiness.close()
         database.close()
 
     metrics = health.ApiMetrics(database)
@@ -88,6 +91,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
+    app.include_router(plans.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
@@ -110,6 +114,8 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         jobs=JobStore(database),
         files=FileRegistry(database),
         rewards=RewardRegistry(database),
+        workers=WorkerRegistry(database),
+        readiness=ReadinessProbe(settings.tls_dir, reward_transport),
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),

@@ -15,7 +15,7 @@ from dipole.protocol.job_events import SESSION_EVENTS
 from dipole.protocol.validation import first_error
 from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
-from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+from dipole_trainer.spec import FeaturesSpec, InitialCheckpoint, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -135,6 +135,10 @@ class FineTuningJob(ApiModel):
     keep_checkpoints: int
     chunk_size: int
     precision: str
+    initial_checkpoint: InitialCheckpoint | None = Field(
+        default=None, description="Checkpoint of an earlier job that this one starts from, where `model` named one."
+    )
+    warnings: list[str] = Field(default=[], description="What was to be said when the job was created, in sentences.")
 
 
 class JobEventObject(ApiModel):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import os
+import platform
 import sys
 from typing import Any
 
@@ -21,6 +22,17 @@ def default_device() -> str:
 def is_cpu_forced() -> bool:
     """`accelerate launch --cpu` says so in the environment, and leaves it to the program to look."""
     return os.environ.get("ACCELERATE_USE_CPU", "false").lower() in ("1", "true", "yes")
+
+
+def describe_devices() -> list[dict[str, Any]]:
+    """What this machine computes on, as JSON: `kind`, `name` and `memory_bytes` of each GPU, or of the processor."""
+    import torch
+
+    if default_device() == "cuda":
+        found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
+        return [{"kind": "cuda", "name": each.name, "memory_bytes": each.total_memory} for each in found]
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return [{"kind": "cpu", "name": platform.processor() or platform.machine(), "memory_bytes": memory}]
 
 
 def free_memory() -> None:
