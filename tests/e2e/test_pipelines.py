@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from dipole.client.trainer_api import TrainerApiError
 from dipole_trainer.generators import tiny_pipelines
 
 COLOURFULNESS = {"name": "colourfulness"}
@@ -26,6 +28,12 @@ def models(platform: Any) -> Path:
     folder = Path(platform.stack.home) / "models"
     for kind in CLASSES:
         tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
+
+    def is_seen() -> bool:
+        (worker,) = platform.api.get("/v1/workers")["data"]
+        return {f"tiny-{kind}" for kind in CLASSES} <= worker["models"].keys()
+
+    platform.wait_for(is_seen, "the worker has seen the models")
     return folder
 
 

@@ -18,7 +18,19 @@ from sqlalchemy import func, select
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
-from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, plans, rewards
+from dipole_trainer.api import (
+    api_keys,
+    errors,
+    files,
+    health,
+    images,
+    job_artifacts,
+    jobs,
+    models,
+    plans,
+    rewards,
+    workers,
+)
 from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
@@ -41,6 +53,7 @@ OPENAPI_TAGS = [
     {"name": "models", "description": "Base models and what was made of them, by name."},
     {"name": "images", "description": "Images of base models and of what was made of them, as OpenAI's images API."},
     {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
+    {"name": "workers", "description": "Who trains, and what each can load."},
     {"name": "keys", "description": "Callers' keys and what they may do."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
@@ -88,7 +101,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
+    for part in (files, jobs, job_artifacts, models, rewards, workers, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(plans.create_router(sampler_client))

@@ -1,4 +1,5 @@
-"""What a worker publishes of itself: that it lives, and what it can load. A thread of its own, four times in a lease.
+"""What a worker publishes of itself: that it lives, four times in a lease, and what it can load, when that changes. A
+thread of its own.
 
 Beside the job's heartbeats, and not in them: looking for weights may take long on a slow disk, and a lease must not run
 out for it. A database that is away is everybody's trouble, and no reason to end a training.
@@ -21,7 +22,8 @@ from dipole_trainer.weights.inventory import list_local_weights
 
 log = structlog.get_logger()
 
-LISTING_SHARE = 10  # at most one in so many seconds is spent looking for weights
+LISTING_PERIOD_S = 1.0  # of looks for weights; a job may be created so soon after they were fetched
+LISTING_SHARE = 50  # at most one in so many seconds is spent looking
 
 
 class WorkerReport:
@@ -45,17 +47,20 @@ class WorkerReport:
 
     def _run(self) -> None:
         devices = _describe_devices()
-        inventory, list_again_at = None, 0.0
+        lease_s = self._settings.lease_s
+        published, list_at, publish_at = None, 0.0, 0.0
         while not self._stopping.is_set():
             began = time.monotonic()
-            if inventory is None or began >= list_again_at:
+            if began >= list_at:
                 inventory = list_local_weights(self._settings.models_dir)
-                list_again_at = began + LISTING_SHARE * (time.monotonic() - began)
-            try:
-                self._registry.publish(self._name, inventory, devices, lease_s=self._settings.lease_s)
-            except SQLAlchemyError as error:
-                log.warning("worker_not_published", error=describe_database_error(error))
-            self._stopping.wait(self._settings.lease_s / 4)
+                list_at = began + max(LISTING_PERIOD_S, LISTING_SHARE * (time.monotonic() - began))
+            if inventory != published or began >= publish_at:
+                try:
+                    self._registry.publish(self._name, inventory, devices, lease_s=lease_s)
+                except SQLAlchemyError as error:
+                    log.warning("worker_not_published", error=describe_database_error(error))
+                published, publish_at = inventory, began + lease_s / 4
+            self._stopping.wait(min(LISTING_PERIOD_S, lease_s / 4))
 
 
 def _describe_devices() -> list[dict[str, Any]]:
