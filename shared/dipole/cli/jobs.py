@@ -63,7 +63,7 @@ def create_job(
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME[=URL][:WEIGHT]; repeat it. Weight 0 only watches.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model to train.")] = None,
+    model: Annotated[str | None, typer.Option(help="A base, or what an earlier job made (ft:…).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Number of images per prompt and update.")] = None,
     validation: Annotated[

@@ -44,7 +44,7 @@ def check(spec: TrainSpec, *workers: WorkerRow, models_dir: Any = None) -> list[
 
 
 def test_what_a_worker_has_under_any_of_its_names_is_accepted() -> None:
-    """Folders, published names, hub ids and revisions, as the worker itself looks for them; one able worker is enough."""
+    """Folders, published names, hub ids and revisions, as the worker itself looks for them; one worker is enough."""
     able = make_worker(
         {"sd-turbo": "sd", "mine": "sdxl", "org/hubbed@abc": "sd"},
         latent_mae=["drpo-mae-latent-256"], vit_mae=["facebook/vit-mae-base"], clip=["other-clip"],
@@ -76,7 +76,7 @@ def test_what_a_worker_has_under_any_of_its_names_is_accepted() -> None:
 def test_what_no_worker_has_is_refused_with_the_command_that_brings_it(
     fields: dict[str, Any], field: str, said: str | None
 ) -> None:
-    """The model first, then the weights of its features. A folder counts for a revision too, which the worker checks."""
+    """The model first, then the weights of its features. A folder counts for any revision: the worker looks."""
     worker = make_worker({"sd-turbo": "sd"}, clip=["vit"])
     if said is None:
         fields = {**fields, "features": {"type": "latents"}}
@@ -96,7 +96,7 @@ def test_model_and_features_must_be_on_the_same_worker() -> None:
 
 
 def test_with_no_worker_it_is_a_warning_and_weights_that_come_are_seen(run_app: RunApp) -> None:
-    """In the answer, in the job as it is shown later, and among its events; a worker that lives refuses, and then not."""
+    """In the answer, in the job as shown later, and among its events; a worker that lives refuses, and then not."""
 
     async def test(client: httpx.AsyncClient, state: Any) -> None:
         body = {**JOB, "model": "sd-turbo", "rewards": [{"name": "x", "url": NOBODY}], "allow_unready": True}

@@ -31,7 +31,7 @@ def fill_cache(cache: Path, name: str, source: Path, commit: str, branch: str | 
 
 
 def test_folders_and_the_cache_are_listed_with_their_kinds(tmp_path: Path, cache: Path) -> None:
-    """A folder's name, a hub id at its main revision, and each revision; every name that a job may give finds its own."""
+    """A folder's name, a hub id at its main revision, and each revision; names that a job gives find their own."""
     models = tmp_path / "models"
     write_pipeline(models / "sd-turbo", "sd")
     write_pipeline(models / "mine@home", "sdxl")
