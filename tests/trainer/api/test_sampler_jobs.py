@@ -40,7 +40,7 @@ PLAN = "/v1/fine_tuning/plan"
 
 
 def post_plan(platform: Platform, job: dict[str, Any], query: str = "") -> httpx.Response:
-    return httpx.post(f"{platform.url}{PLAN}{query}", json=job, timeout=300, trust_env=False)
+    return httpx.post(f"{platform.url}{PLAN}{query}", json=job, timeout=600, trust_env=False)
 
 
 def test_a_plan_is_what_the_command_prints(platform: Platform, tmp_path: Path) -> None:
@@ -129,7 +129,7 @@ def draw(generator: OneStepGenerator) -> np.ndarray[Any, Any]:
 
 
 def test_a_job_starts_from_every_name_of_a_model(platform: Platform) -> None:
-    """The base is what the job shows as `model`; its copy of the weights outlives the checkpoint; images are its own."""
+    """The base is what the job shows as `model`; it has a copy of the weights; images are its own."""
     tuned, (first, _) = platform.job["fine_tuned_model"], platform.checkpoints
     earlier = draw(generator_of(platform, platform.claim.spec, platform.claim.job_id, 2))
     for name, step in ((tuned, 2), (f"{tuned}:ckpt-step-1", 1), (first, 1)):

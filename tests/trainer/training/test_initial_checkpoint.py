@@ -16,9 +16,11 @@ from safetensors.torch import load_file
 from dipole.errors import InvalidInput
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
+from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.ranking.in_process import InProcessRanker
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.registry.model_names import ModelResolver
+from dipole_trainer.spec import FeaturesSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 
@@ -139,7 +141,7 @@ def pipeline_draw(pipe: StableDiffusionPipeline) -> torch.Tensor:
 
 
 def test_the_exported_lora_is_of_both_jobs(second: Path) -> None:
-    """On tiny-turbo itself it draws what the job drew last: earlier layers, ranks and alphas differ from the later's."""
+    """On tiny-turbo itself it draws what the job drew last: layers, ranks and alphas of both differ."""
     export = second.parent / "export"
     pipe = StableDiffusionPipeline.from_pretrained(str(TINY_TURBO), dtype=torch.float32, safety_checker=None)
     pipe.load_lora_weights(str(export))
@@ -175,6 +177,18 @@ def test_a_checkpoint_is_of_its_start(first: Path, second: Path, tmp_path: Path)
         generator = generators.build_generator(spec, models_dir=NOWHERE, initial=tmp_path / job_layout.INITIAL_FOLDER)
         with pytest.raises(InvalidInput, match="other weights"):
             resume_state.load_checkpoint(second, generator, base=resume_state.fingerprint_base(generator))
+
+
+def test_an_evaluation_draws_with_its_start(second: Path, tmp_path: Path) -> None:
+    """`dipole eval` of the checkpoint's folder draws what the job drew, and beside it the named model as it is."""
+    nobody: Any = None
+    models = ModelResolver(nobody, nobody, NOWHERE, tmp_path).resolve_models(["tiny-turbo", str(second)])
+    loader = ModelLoader(models, FeaturesSpec(), models_dir=NOWHERE, device="cpu")
+    loader.check_models()
+    plain = generators.build_generator(make_spec(), models_dir=NOWHERE)
+    for model, expected in zip(models, (draw(plain), draw(trained_generator(SECOND, second))), strict=True):
+        with loader.loaded(model) as (generator, _):
+            assert torch.allclose(draw(generator), expected, atol=1e-5)
 
 
 def test_without_its_initial_weights_it_is_refused(tmp_path: Path) -> None:

@@ -19,8 +19,8 @@ from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY,
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.plans import JobPlan, MemoryPlan
 from dipole_trainer.planning.update_cost import UpdateCost, measure_update
-from dipole_trainer.registry.model_names import base_of_name
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.weights.base_models import base_of_name
 
 # of the request that creates a job, what says nothing of its cost
 UNCOSTED_FIELDS = (

@@ -176,18 +176,6 @@ def fine_tuned_name(row: JobRow) -> str:
     return f"ft:{row.model}:dipole:{row.summary.get('suffix') or ''}:{row.id.removeprefix('ftjob-')[:8]}"
 
 
-def base_of_name(name: str) -> str:
-    """The base that a model's name has in it. Raises InvalidInput on `model` for a checkpoint's id, which has none."""
-    if name.startswith("ftckpt-"):
-        raise InvalidInput(
-            f"model: which base {name} is of is known to the API alone: ask it (`dipole plan --api URL`), or name the "
-            "checkpoint as `GET /v1/models` does",
-            field="model",
-        )
-    match = _FINE_TUNED_NAME.fullmatch(name)
-    return name if match is None else match["job_name"].split(":")[1]
-
-
 def checkpoint_name(row: JobRow, step: int) -> str:
     """As OpenAI names a job's checkpoint."""
     return f"{fine_tuned_name(row)}:ckpt-step-{step}"
