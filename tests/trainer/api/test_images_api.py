@@ -109,7 +109,8 @@ def platform(
     folder = tmp_path_factory.mktemp("images")
     with redis_server(folder) as url, contextlib.ExitStack() as running:
         settings = {
-            "REDIS_URL": url, "MODELS_DIR": str(folder / "models"), "SAMPLER_MAX_SIDE": "512", "SAMPLER_TIMEOUT_S": "600",
+            "REDIS_URL": url, "MODELS_DIR": str(folder / "models"), "SAMPLER_MAX_SIDE": "512",
+            "SAMPLER_TIMEOUT_S": "600",
         }  # fmt: skip
         api = running.enter_context(api_server(folder, **settings))
         process = running.enter_context(running_sampler(api.environment, folder))

@@ -25,10 +25,12 @@ def is_cpu_forced() -> bool:
 
 
 def describe_devices() -> list[dict[str, Any]]:
-    """What this machine computes on, as JSON: `kind`, `name` and `memory_bytes` of each GPU, or of the processor."""
-    import torch
+    """What this process computes on, as JSON: `kind`, `name` and `memory_bytes` of each GPU, or of the processor.
 
-    if default_device() == "cuda":
+    GPUs are torch's to name, where it is loaded: a worker has it before it says anything.
+    """
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and torch.cuda.is_available() and not is_cpu_forced():
         found = [torch.cuda.get_device_properties(index) for index in range(torch.cuda.device_count())]
         return [{"kind": "cuda", "name": each.name, "memory_bytes": each.total_memory} for each in found]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

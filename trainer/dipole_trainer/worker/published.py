@@ -18,7 +18,7 @@ from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.registry.workers import WorkerRegistry
-from dipole_trainer.weights.inventory import list_local_weights
+from dipole_trainer.weights.inventory import Inventory, list_local_weights
 
 log = structlog.get_logger()
 
@@ -32,6 +32,7 @@ class WorkerReport:
     def __init__(self, name: str, registry: WorkerRegistry, settings: PlatformSettings) -> None:
         self._name, self._registry, self._settings = name, registry, settings
         self._stopping = threading.Event()
+        self._writing = threading.Lock()
         self._thread = threading.Thread(target=self._run, name="worker report", daemon=True)
 
     def start(self) -> None:
@@ -39,11 +40,12 @@ class WorkerReport:
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join()
-        try:
-            self._registry.remove(self._name)
-        except SQLAlchemyError as error:
-            log.warning("worker_not_withdrawn", error=describe_database_error(error))  # its row expires
+        # not joined: it may be importing torch, or looking for weights on a slow disk
+        with self._writing:
+            try:
+                self._registry.remove(self._name)
+            except SQLAlchemyError as error:
+                log.warning("worker_not_withdrawn", error=describe_database_error(error))  # its row expires
 
     def _run(self) -> None:
         devices = _describe_devices()
@@ -55,12 +57,18 @@ class WorkerReport:
                 inventory = list_local_weights(self._settings.models_dir)
                 list_at = began + max(LISTING_PERIOD_S, LISTING_SHARE * (time.monotonic() - began))
             if inventory != published or began >= publish_at:
-                try:
-                    self._registry.publish(self._name, inventory, devices, lease_s=lease_s)
-                except SQLAlchemyError as error:
-                    log.warning("worker_not_published", error=describe_database_error(error))
+                self._publish(inventory, devices)
                 published, publish_at = inventory, began + lease_s / 4
             self._stopping.wait(min(LISTING_PERIOD_S, lease_s / 4))
+
+    def _publish(self, inventory: Inventory, devices: list[dict[str, Any]]) -> None:
+        with self._writing:
+            if self._stopping.is_set():
+                return
+            try:
+                self._registry.publish(self._name, inventory, devices, lease_s=self._settings.lease_s)
+            except SQLAlchemyError as error:
+                log.warning("worker_not_published", error=describe_database_error(error))
 
 
 def _describe_devices() -> list[dict[str, Any]]:
