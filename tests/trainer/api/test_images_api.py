@@ -404,6 +404,6 @@ def test_a_sampler_that_is_killed_costs_a_503(platform: Platform) -> None:
         asking = pool.submit(platform.post, **request)
         wait_for(lambda: client.keys("dipole:image:*:0"), "the first image")
         platform.sampler.kill()
-        told(asking.result(), "the sampler that drew this ended: send the request again")
+        told(asking.result(), "the sampler that worked on this ended: send the request again")
         assert time.monotonic() - began < 40
         assert not client.exists(OPEN)
