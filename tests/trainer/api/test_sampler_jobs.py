@@ -56,7 +56,7 @@ def test_a_plan_is_what_the_command_prints(platform: Platform, tmp_path: Path) -
         assert json.loads(printed.stdout) == answer.json()["data"]
     assert [plan["device"] for plan in answer.json()["data"]] == ["h100", "rtx-4090"]
     table = CliRunner().invoke(cli, [*words[:-1], "--api", platform.url])
-    assert "largest chunk" in table.stdout
+    assert "tiny-turbo: one update of 192 images" in table.stdout
     assert answer.json()["remarks"]
 
 
