@@ -340,6 +340,18 @@ class SamplesSpec(SpecModel):
     )
 
 
+class InitialCheckpoint(SpecModel):
+    """The checkpoint of an earlier job that a job starts from: its weights, merged, are the job's frozen base.
+
+    The job keeps a copy of them (storage/job_layout.py), and needs nothing more of the earlier job.
+    """
+
+    id: str = Field(max_length=64, description="The checkpoint's id.")
+    name: str = Field(max_length=700, description="Its name, as `GET /v1/models` lists it.")
+    job: str = Field(max_length=64, description="The job that made it.")
+    step: CountOrZero
+
+
 class GeneratorSpec(SpecModel):
     """Which one-step generator, and how it is loaded and trained."""
 
@@ -372,6 +384,9 @@ class GeneratorSpec(SpecModel):
         default=False, description="torch.compile the network: minutes at start, faster steps on a GPU."
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
+    initial_checkpoint: InitialCheckpoint | None = Field(
+        default=None, description="Checkpoint that the job starts from; the name given as `model` says which."
+    )
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
@@ -385,7 +400,7 @@ class GeneratorSpec(SpecModel):
             raise InvalidInput(message, field=first.path or None) from None
 
 
-GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution")
+GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution", "initial_checkpoint")
 """What of a GeneratorSpec decides what its checkpoints draw."""
 
 

@@ -2,6 +2,7 @@
 
     ranker        RankMessage    ->   rank worker    pushes a RankAnswer to the run
     API           ImageRequest   ->   sampler        pushes an ImageAnswer to the request
+    API           PlanRequest    ->   sampler        pushes a PlanAnswer to the request
 
 An answer's `status` says which of its type's forms it has.
 """
@@ -136,6 +137,29 @@ class ImageAnswer(TypedDict):
     status: Literal["drawn", "refused", "busy", "failed"]
     images: NotRequired[list[str]]
     warning: NotRequired[str | None]
+    message: NotRequired[str]
+    field: NotRequired[str | None]
+    retry_after: NotRequired[float]
+
+
+class PlanRequest(TypedDict):
+    """What is to be planned. `job` are the fields of a job to create, its prompts left out; `devices` are names."""
+
+    order: str
+    job: dict[str, Any]
+    devices: list[str]
+    chunk_size: int | None
+    deadline: float  # by Redis's clock
+
+
+class PlanAnswer(TypedDict):
+    """planned: a plan for each device, as `dipole plan --json` prints it, and `remarks` in sentences. The others as of
+    an ImageAnswer.
+    """
+
+    status: Literal["planned", "refused", "busy", "failed"]
+    plans: NotRequired[list[dict[str, Any]]]
+    remarks: NotRequired[list[str]]
     message: NotRequired[str]
     field: NotRequired[str | None]
     retry_after: NotRequired[float]

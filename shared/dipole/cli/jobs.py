@@ -63,7 +63,7 @@ def create_job(
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME[=URL][:WEIGHT]; repeat it. Weight 0 only watches.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model to train.")] = None,
+    model: Annotated[str | None, typer.Option(help="A base, or what an earlier job made (ft:…).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Number of images per prompt and update.")] = None,
     validation: Annotated[
@@ -72,10 +72,13 @@ def create_job(
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSON file with any field of the job; options win.")
     ] = None,
+    allow_unready: Annotated[
+        bool, typer.Option("--allow-unready", help="Create the job although rewards do not say that they are ready.")
+    ] = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Create a job and print its id.
+    """Create a job and print its id; what is to be said of it goes to standard error.
 
     Examples:
 
@@ -95,8 +98,13 @@ def create_job(
     files = {"training_file": prompts, "validation_file": validation}
     if prompts is not None:
         body.pop("prompts", None)
+    if allow_unready:
+        body["allow_unready"] = True
     with TrainerApi(url, key) as api:
-        print(api.create_job(body, {field: path for field, path in files.items() if path is not None})["id"])
+        job = api.create_job(body, {field: path for field, path in files.items() if path is not None})
+    for warning in job.get("warnings", []):
+        err.print(f"[yellow]warning: {printable(warning)}[/]")
+    print(job["id"])
 
 
 @app.command("list")

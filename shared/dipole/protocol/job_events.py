@@ -284,6 +284,15 @@ class JobCreatedForDefaultSteps(JobCreated):
     draws: float = in_text_only()
 
 
+class JobWarned(JobEvent):
+    """What the caller was told when the job was created."""
+
+    kind = "warning"
+    message = "Warning: {warning}"
+    level = "warn"
+    warning: str
+
+
 @dataclass(frozen=True, kw_only=True)
 class JobQueued(JobEvent):
     kind = "queued"

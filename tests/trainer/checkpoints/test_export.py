@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import export, model_card
+from dipole_trainer.generators import initial_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
 
@@ -171,7 +172,7 @@ def test_merging_a_convolution_is_adding_its_two_convolutions() -> None:
     up, x = nn.Conv2d(2, 8, 1, bias=False), torch.randn(2, 3, 5, 5)
     expected = plain(x) + 0.5 * up(down(x))
     adapter = {"c.lora_A.weight": down.weight, "c.lora_B.weight": up.weight}
-    merged = export.merge_adapter({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
+    merged = initial_weights.merge_adapter({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
     assert torch.allclose(nn.functional.conv2d(x, merged["c.weight"], padding=1), expected, atol=1e-6)
     assert set(merged) == {"c.weight", "other"}
 

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dipole.protocol.job_events import SESSION_EVENTS
 from dipole.protocol.validation import first_error
-from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
+from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow, WorkerRow
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
-from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+from dipole_trainer.spec import FeaturesSpec, InitialCheckpoint, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -135,6 +135,10 @@ class FineTuningJob(ApiModel):
     keep_checkpoints: int
     chunk_size: int
     precision: str | None = Field(description="None given: it follows the device, as an event says.")
+    initial_checkpoint: InitialCheckpoint | None = Field(
+        default=None, description="Checkpoint of an earlier job that this one starts from, where `model` named one."
+    )
+    warnings: list[str] = Field(default=[], description="What was to be said when the job was created, in sentences.")
 
 
 class JobEventObject(ApiModel):
@@ -342,6 +346,42 @@ class ModelObject(ApiModel):
 def to_model_object(model: NamedModel) -> ModelObject:
     owner = "system" if model.is_base else "dipole"
     return ModelObject(id=model.name, created=int(model.created_at), owned_by=owner)
+
+
+class WorkerDevice(ApiModel):
+    """What a worker computes on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = Field(examples=["cuda"])
+    name: str = Field(examples=["NVIDIA GeForce RTX 4090"])
+    memory_bytes: int
+
+
+class WorkerObject(ApiModel):
+    """A worker that lives, and what of the weights that jobs may name lies on its machine."""
+
+    id: str
+    object: Literal["worker"] = "worker"
+    models: dict[str, str] = Field(
+        description="Names of whole pipelines, with their kind: folders, hub ids of its cache, `org/name@revision`.",
+        examples=[{"tiny-turbo": "tiny", "sd-turbo": "sd"}],
+    )
+    features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
+    devices: list[WorkerDevice]
+    started_at: int
+    seen_at: int
+
+
+def to_worker_object(row: WorkerRow) -> WorkerObject:
+    return WorkerObject(
+        id=row.name,
+        models=row.models,
+        features=row.features,
+        devices=[WorkerDevice(**each) for each in row.devices],
+        started_at=int(row.started_at),
+        seen_at=int(row.seen_at),
+    )
 
 
 class ImageObject(ApiModel):

@@ -16,7 +16,6 @@ nobody lists names with a dot, and `remove_partial_checkpoints` removes what a k
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -28,6 +27,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole.errors import InvalidInput
+from dipole_trainer.generators.initial_weights import fingerprint_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.storage import job_layout
 
@@ -101,12 +101,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 
 def fingerprint_base(generator: OneStepGenerator) -> str:
-    """What tells base networks apart: a hash of names, shapes and first numbers. To be asked before any training."""
-    digest = hashlib.sha256()
-    for name, value in generator.base_state().items():
-        head = value.detach().flatten()[:64].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(value.shape)}".encode() + head)
-    return digest.hexdigest()
+    """What tells base networks apart. To be asked before any training."""
+    return generator.initial_fingerprint or fingerprint_weights(generator.base_state())
 
 
 def weight_files(generator: OneStepGenerator) -> tuple[str, str]:

@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dipole.errors import InvalidInput
-from dipole_trainer import features
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.features.latent_mae import LatentMaeFeatures
 from dipole_trainer.features.latents import LatentFeatures
@@ -26,12 +25,13 @@ from dipole_trainer.features.teacher_unet import load_teacher_unet
 from dipole_trainer.features.tiny import TinyEncoder, TinyFeatures
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.features.vit_mae import make_vit_mae_features
-from dipole_trainer.generators import pipelines
-from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator, PipelineKind
+from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.planning import architectures
 from dipole_trainer.planning.architectures import PUBLISHED_PIPELINES, VISION_NETWORKS
 from dipole_trainer.spec import FeaturesSpec, TrainSpec
+from dipole_trainer.weights import feature_weights, pipelines
+from dipole_trainer.weights.pipelines import PipelineKind
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu")
     with torch.device("meta"):
         pipeline, kind, is_published = _make_pipeline(spec, models_dir)
         generator = (SdxlGenerator if kind == "sdxl" else OneStepGenerator)(pipeline, spec, kind=kind, device="meta")
-        space = features.resolve_space(spec.features, kind)
+        space = feature_weights.resolve_space(spec.features, kind)
         encoder = _make_encoder(space)
     with generator.base_weights():
         frozen = generator.network

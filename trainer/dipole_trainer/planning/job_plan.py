@@ -7,7 +7,7 @@ kernels, attention and memory traffic, until somebody measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +18,17 @@ from dipole.protocol.validation import first_error
 from dipole_trainer.planning.architectures import CLIP_TOKENS
 from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY, UTILISATION, Device
 from dipole_trainer.planning.fake_models import build_fake_models
+from dipole_trainer.planning.plans import JobPlan, MemoryPlan
 from dipole_trainer.planning.update_cost import UpdateCost, measure_update
 from dipole_trainer.spec import MAX_STEPS, Precision, TrainSpec
+from dipole_trainer.weights.base_models import base_of_name
 
 # of the request that creates a job, what says nothing of its cost
-UNCOSTED_FIELDS = ("training_file", "validation_file", "suffix", "metadata", "integrations")
+UNCOSTED_FIELDS = (
+    "training_file", "validation_file", "suffix", "metadata", "integrations", "allow_unready", "initial_checkpoint",
+)  # fmt: skip
 MANY_PROMPTS = 4096  # whose embeddings are kept
 CHECKPOINT_COPIES = 3  # of what is trained, in float32: the weights and Adam's two moments
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes on the device; `total` is their sum, `usable` what the device has for tensors."""
-
-    weights: int
-    optimizer: int
-    groups: int
-    prompts: int
-    peak_phase: int
-    total: int
-    usable: int
-
-
-@dataclass(frozen=True)
-class JobPlan:
-    """Everything in bytes, seconds, and 10¹² operations (`teraflop`)."""
-
-    model: str
-    is_published_shape: bool
-    device: str
-    precision: str
-    chunk_size: int
-    memory: MemoryPlan
-    fits: bool
-    largest_chunk: int  # 0: not even one sample
-    phases: dict[str, dict[str, float]]  # teraflop an update and peak_bytes, by phase
-    teraflop_per_update: float
-    images_per_update: int
-    seconds_per_update: tuple[float, float]
-    hours: tuple[float, float]
-    ranking_requests_per_update: int  # to each reward
-    images_per_request: int
-    requests_per_minute: tuple[float, float]  # that a reward must answer, so that nobody waits for it
-    disk_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def parse_job(body: dict[str, Any]) -> TrainSpec:
@@ -78,6 +43,8 @@ def parse_job(body: dict[str, Any]) -> TrainSpec:
             # they follow from prompts that are not here: the most that are chosen
             wanted.setdefault("steps", MAX_STEPS)
         wanted["rewards"] = wanted.get("rewards") or [{"name": "reward"}]
+    if isinstance(model := wanted.get("model"), str):
+        wanted["model"] = base_of_name(model)  # merged weights cost what the base's cost
     # evaluations are not planned
     wanted["evaluation"] = {}
     try:

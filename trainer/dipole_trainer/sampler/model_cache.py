@@ -106,9 +106,10 @@ class ModelCache:
             while len(self._loaded) >= self._settings.sampler_models:
                 self._loaded.popitem()
             log.info("model_loading", model=spec.model)
-            generator = generators.build_generator(
-                spec, models_dir=self._settings.models_dir, device=gpu.default_device()
-            )
+            with self._initial_folder(spec, checkpoint) as initial:
+                generator = generators.build_generator(
+                    spec, models_dir=self._settings.models_dir, device=gpu.default_device(), initial=initial
+                )
             if generator.schedule_change is not None:
                 log.warning("scheduler_changed", model=spec.model, what=generator.schedule_change)
             found = _LoadedModel(generator, resume_state.fingerprint_base(generator))
@@ -129,6 +130,19 @@ class ModelCache:
             if found is not None:
                 return found
         return gpu.default_precision(gpu.default_device())
+
+    @contextmanager
+    def _initial_folder(self, spec: GeneratorSpec, checkpoint: CheckpointRef | None) -> Iterator[Path | None]:
+        """Where the weights lie that the checkpoint's job started from; none for most."""
+        if spec.initial_checkpoint is None or checkpoint is None:
+            yield None
+            return
+        try:
+            with self._artifacts.local_path(job_layout.job_path(checkpoint["job"], job_layout.INITIAL_FOLDER)) as found:
+                yield found
+        except NotFound as error:
+            gone = f"the weights that {checkpoint['job']} started from are no longer there: its files were removed"
+            raise InvalidInput(gone, field="model") from error
 
     def _check_spec(self, model: Mapping[str, Any]) -> GeneratorSpec:
         """Looks whether the weights are here too, before anything that works is given up for them."""

@@ -338,8 +338,10 @@ class Trainer:
         if not all(bool(parameter.isfinite().all()) for parameter in self.generator.parameters()):
             raise NotFinite("the last update made weights that are not finite: lower optimizer.lr")
         known = ("model", "revision", "precision", "resolution")
+        initial = self.spec.initial_checkpoint
         state = {
             **{name: getattr(self.spec, name) for name in known},
+            "initial_checkpoint": initial and initial.model_dump(mode="json"),
             "base": self.base_fingerprint,
             "barren": self.steps_without_update,
             "untrained": dict(self.untrained.most_common(MAX_REASONS)),

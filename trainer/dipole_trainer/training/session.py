@@ -4,6 +4,7 @@ workdir/
   checkpoint-N/      to resume from          evaluation/step-N.json   figures and every score
   samples/step-N.png  fixed prompts, noises   export/                  LoRAs, model card, base beside final, curves
   candidates/step-N.safetensors               what was ranked, with record_candidates
+  initial/           of a job that starts from a checkpoint: its weights, put there before
 """
 
 from __future__ import annotations
@@ -23,7 +24,6 @@ from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.evaluation import pictures
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
-from dipole_trainer.generators import pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
@@ -35,6 +35,7 @@ from dipole_trainer.training.group_sources import GroupSource, OnlineSource
 from dipole_trainer.training.offline_sources import KnownAnswersRanker, PairsSource, ReplaySource
 from dipole_trainer.training.precision import HasBf16, choose_precision, precision_advice
 from dipole_trainer.training.rollout import Rollout
+from dipole_trainer.weights import feature_weights, pipelines
 
 
 def run_session(
@@ -67,8 +68,10 @@ def run_session(
         job_events.PrecisionIsSlow(what=advice).report(on_event)
     spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
     _, kind = pipelines.find_pipeline(spec, models_dir)
-    features.locate_weights(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
-    generator = generators.build_generator(spec, models_dir=models_dir, device=processes.device)
+    feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
+    generator = generators.build_generator(
+        spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
+    )
     spec.check_side(generator.side)
     spec.check_window(generator.side, candidates_max_gib)
     phi = features.build_features(spec.features, generator, models_dir=models_dir)
