@@ -14,7 +14,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.groups import RankedGroup, Ranker
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 
@@ -77,9 +77,18 @@ class EvaluationSchedule:
         """Whether it is still to be evaluated: files tell, which rank 0 alone has."""
         return self.is_scheduled(step) and not self._results_path(step).is_file()
 
-    def evaluate_step(self, step: int, check_stop: StopCheck, processes: ProcessGroup) -> None:
-        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises."""
+    def evaluate_step(
+        self,
+        step: int,
+        check_stop: StopCheck,
+        processes: ProcessGroup,
+        on_other: Callable[[RankedGroup], None] = lambda ranked: None,
+    ) -> None:
+        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises.
+        `on_other` gets answers for groups of the training, which go on being ranked meanwhile.
+        """
         began = time.monotonic()
+        asked = frozenset(reward.name for reward in self.spec.rewards if reward.evaluates)
         scored, sheet = scoring.score_prompts(
             self.spec.evaluation,
             self.generator,
@@ -91,6 +100,8 @@ class EvaluationSchedule:
             is_ours=processes.owns,
             on_progress=lambda count, total: self._report_progress(step, count, total, processes),
             on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
+            on_other=on_other,
+            asked=asked,
             check_stop=check_stop,
         )
         if processes.size > 1:

@@ -110,6 +110,9 @@ class LeaseStore:
             if kind == job_events.StepFinished.kind:
                 job.step, job.eta_s = int(data["step"]), to_jsonable(data.get("eta_s"))
                 job.waiting_tries, job.waiting_resumes = 0, 0
+            if (pending := job_events.pending_rankings(kind, data)) is not None:
+                said = {**(job.summary.get("pending_rankings") or {}), **pending} if pending else None
+                job.summary = {**job.summary, "pending_rankings": to_jsonable(said)}
             message, level = job_events.describe_event(kind, data)
             return record_report(session, job, kind, data, message=message, level=level)
 
