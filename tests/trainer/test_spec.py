@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dipole.errors import InvalidInput
-from dipole_trainer.spec import DpoSpec, DrpoSpec, MethodSpec
+from dipole_trainer.spec import DpoSpec, DrpoSpec, MethodSpec, TrainSpec
 
 
 @pytest.mark.parametrize("kind", [DrpoSpec, DpoSpec])
@@ -38,3 +39,42 @@ def test_the_side_that_was_not_given_takes_what_is_left(candidates: int, given_s
     else:
         with pytest.raises(InvalidInput, match=rf"method\.drpo\.{name}" if name == "positives" else "negatives"):
             settings.check_candidates(candidates, field="method.drpo")
+
+
+def job(*rewards: dict[str, Any], **more: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"prompts": [{"prompt": "a fox"}], "rewards": rewards, **more})
+
+
+SHOWN = {"by": "clip", "best": 2, "worst": 2}
+
+
+def test_people_may_be_shown_what_a_model_chose() -> None:
+    """In either order, also by a reward that is only watched; jobs of older versions show all."""
+    people, clip = {"name": "people", "shows": SHOWN}, {"name": "clip", "weight": 0}
+    assert job(people, clip).rewards[0].shows == job(clip, people).rewards[1].shows
+    assert job({"name": "people"}).rewards[0].shows is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "why"),
+    [
+        ([{"name": "people", "shows": {**SHOWN, "by": "nobody"}}], "name another reward"),
+        ([{"name": "people", "shows": {**SHOWN, "by": "people"}}], "name another reward"),
+        (
+            [{"name": "people", "shows": SHOWN}, {"name": "clip", "shows": {**SHOWN, "by": "people"}}],
+            "no `shows` itself",
+        ),
+        ([{"name": "people", "shows": {"by": "clip", "best": 1}}, {"name": "clip"}], "at least 2"),
+    ],
+    ids=["unknown", "itself", "in a circle", "one image"],
+)
+def test_who_chooses_what_is_shown_must_be_there(rewards: list[dict[str, Any]], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        job(*rewards)
+
+
+def test_what_evaluations_show_is_chosen_in_evaluations() -> None:
+    rewards = {"name": "people", "shows": SHOWN}, {"name": "clip", "evaluates": False}
+    with pytest.raises(ValidationError, match="evaluates alike"):
+        job(*rewards, evaluation={"prompts": [{"prompt": "a fox"}]})
+    assert job({**rewards[0], "evaluates": False}, rewards[1], evaluation={"prompts": [{"prompt": "a fox"}]})

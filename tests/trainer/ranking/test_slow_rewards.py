@@ -124,7 +124,10 @@ def test_hundreds_of_pending_groups_cost_little(harness: Harness, people: People
 
 def test_a_group_that_people_leave_pending_is_dropped_and_withdrawn(harness: Harness, people: PeopleServer) -> None:
     """Past its deadline, also where the reward is required: the job goes on, and no rater works on it for nothing."""
-    ranker = harness.ranker(reward(people.url, "asleep", timeout_s=4))
+    awake = harness.ranker(reward(people.url, "asleep", timeout_s=3600))
+    awake.submit(group("first", 1))
+    look_until(awake, lambda: bool(awake.list_pending()))  # from here on a lane stands
+    ranker = harness.ranker(reward(people.url, "asleep", timeout_s=8))
     ranker.submit(group("g"))
     (ranked,) = collect(ranker)
     assert (ranked.results["asleep"].failure or "").startswith("late:")

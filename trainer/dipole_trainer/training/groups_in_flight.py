@@ -10,6 +10,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -39,7 +40,8 @@ class WaitingGroup:
 
 def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
     """Write groups that have their candidates; what is computed from them is not kept."""
-    tensors, told = {}, []
+    tensors: dict[str, torch.Tensor] = {}
+    told: list[dict[str, Any]] = []
     for number, each in enumerate(groups):
         drawn, asked = each.drawn, each.drawn.candidates
         assert asked is not None, "an online group has its candidates"

@@ -183,7 +183,7 @@ class Trainer:
             is_busy = unprepared is not None or any(each.ranked for each in waiting)
             self._collect_ranked(current, blocking=not (is_busy or self._fill_in_ranked(current)))
             ready = next((each for each in current.untrained() if each.ranked), None)
-            if ready is not None:
+            if ready is not None and ready.ranked is not None:
                 began = time.monotonic()
                 make = partial(self._group_gradient, ready, ready.ranked, current, tally)
                 gradients.add_gradient(ready.place, make)
@@ -249,7 +249,7 @@ class Trainer:
     ) -> list[Tensor] | None:
         """The group's gradient, one tensor a parameter; None when it cannot be trained on."""
         drawn = waiting.drawn
-        tally.filled_in += waiting.step != current.step
+        tally.filled_in += waiting.step > current.step
         tally.staleness = max(tally.staleness, self.finished_steps - waiting.drawn_at)
         ranked.report_failures(current.step, self.on_event)
         self.rollout.prepare_features(drawn)
