@@ -21,7 +21,6 @@ from dipole_trainer.spec import PromptSpec
 from dipole_trainer.training.rollout import SampledGroup
 
 METADATA_KEY = "groups"
-TENSORS = ("noise", "ranked_latents", "x")
 
 
 @dataclass
@@ -45,8 +44,9 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
     for number, each in enumerate(groups):
         drawn, asked = each.drawn, each.drawn.candidates
         assert asked is not None, "an online group has its candidates"
-        tensors |= {f"{number}.{name}": getattr(drawn, name).detach().cpu().contiguous() for name in TENSORS}
-        tensors[f"{number}.images"] = torch.from_numpy(asked.images).contiguous()
+        kept = {"noise": drawn.noise, "ranked": drawn.ranked_latents, "images": torch.tensor(asked.images)}
+        kept |= {} if drawn.ranks_itself else {"x": drawn.x}  # else it is what is ranked
+        tensors |= {f"{number}.{name}": value.detach().cpu().contiguous() for name, value in kept.items()}
         told.append(
             {
                 **{name: getattr(each, name) for name in ("id", "step", "drawn_at", "window", "place")},
@@ -70,7 +70,8 @@ def load_groups(path: Path, device: torch.device) -> list[WaitingGroup]:
     groups = []
     with safe_open(path, framework="pt") as file:
         for number, told in enumerate(json.loads(file.metadata()[METADATA_KEY])):
-            noise, ranked, x = (file.get_tensor(f"{number}.{name}").to(device) for name in TENSORS)
+            noise, ranked = (file.get_tensor(f"{number}.{name}").to(device) for name in ("noise", "ranked"))
+            x = ranked if told["ranks_itself"] else file.get_tensor(f"{number}.x").to(device)
             prompt = PromptSpec.model_validate(told["prompt"])
             images = file.get_tensor(f"{number}.images").numpy()
             asked = CandidateGroup(
@@ -81,8 +82,6 @@ def load_groups(path: Path, device: torch.device) -> list[WaitingGroup]:
                 told["index"], prompt, told["rows"], told["seeds"], noise, ranked, x, told["ranks_itself"],
                 flaws=dict(told["flaws"]), candidates=asked,
             )  # fmt: skip
-            if drawn.ranks_itself:
-                drawn.x = drawn.ranked_latents
             own = {name: told[name] for name in ("id", "step", "drawn_at", "window", "place")}
             groups.append(WaitingGroup(drawn=drawn, **own))
     return groups
