@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import ValidationError
 
 from dipole.errors import InvalidInput
 from dipole_trainer.spec import MAX_STEPS, MIN_STEPS, DpoSpec, DrpoSpec, MethodSpec, TrainSpec, choose_steps
@@ -80,10 +81,10 @@ def test_chosen_steps_are_bounded_and_grow_with_the_prompts(prompts: int, per_st
     staleness=st.integers(0, 16),
 )  # fmt: skip
 def test_pictures_cost_little_by_themselves(steps: int, per_step: int, candidates: int, staleness: int) -> None:
-    """At most a twentieth of the images between two of them, windows that are drawn again counted, and ten a run."""
+    """At most a twentieth of the images between two of them, and ten a run."""
     spec = job(3, steps=steps, prompts_per_step=per_step, candidates=candidates, max_staleness=staleness)
     interval, window = spec.sample_interval(), per_step * candidates
-    drawn = spec.samples.prompts * spec.evaluation.images_per_prompt + staleness * window
+    drawn = spec.samples.prompts * spec.evaluation.images_per_prompt
     assert 20 * drawn <= interval * window
     assert steps / interval <= 10
 
@@ -94,3 +95,42 @@ def test_pictures_are_as_often_as_asked_for_and_can_be_turned_off() -> None:
     assert job(3, samples={"prompts": 0}).sample_interval() == 0
     with pytest.raises(ValueError, match=r"samples\.every is given"):
         job(3, samples={"prompts": 0, "every": 5})
+
+
+def rewarded_job(*rewards: dict[str, Any], **more: Any) -> TrainSpec:
+    return TrainSpec.model_validate({"prompts": [{"prompt": "a fox"}], "rewards": rewards, **more})
+
+
+SHOWN = {"by": "clip", "best": 2, "worst": 2}
+
+
+def test_people_may_be_shown_what_a_model_chose() -> None:
+    """In either order, also by a reward that is only watched; jobs of older versions show all."""
+    people, clip = {"name": "people", "shows": SHOWN}, {"name": "clip", "weight": 0}
+    assert rewarded_job(people, clip).rewards[0].shows == rewarded_job(clip, people).rewards[1].shows
+    assert rewarded_job({"name": "people"}).rewards[0].shows is None
+
+
+@pytest.mark.parametrize(
+    ("rewards", "why"),
+    [
+        ([{"name": "people", "shows": {**SHOWN, "by": "nobody"}}], "name another reward"),
+        ([{"name": "people", "shows": {**SHOWN, "by": "people"}}], "name another reward"),
+        (
+            [{"name": "people", "shows": SHOWN}, {"name": "clip", "shows": {**SHOWN, "by": "people"}}],
+            "no `shows` itself",
+        ),
+        ([{"name": "people", "shows": {"by": "clip", "best": 1}}, {"name": "clip"}], "at least 2"),
+    ],
+    ids=["unknown", "itself", "in a circle", "one image"],
+)
+def test_who_chooses_what_is_shown_must_be_there(rewards: list[dict[str, Any]], why: str) -> None:
+    with pytest.raises(ValidationError, match=why):
+        rewarded_job(*rewards)
+
+
+def test_what_evaluations_show_is_chosen_in_evaluations() -> None:
+    rewards = {"name": "people", "shows": SHOWN}, {"name": "clip", "evaluates": False}
+    with pytest.raises(ValidationError, match="evaluates alike"):
+        rewarded_job(*rewards, evaluation={"prompts": [{"prompt": "a fox"}]})
+    assert rewarded_job({**rewards[0], "evaluates": False}, rewards[1], evaluation={"prompts": [{"prompt": "a fox"}]})

@@ -43,6 +43,23 @@ class SpecModel(StrictModel):
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, revalidate_instances="always")
 
 
+class ShownSpec(SpecModel):
+    """Which candidates of a group a reward is asked for, chosen by another reward of the job."""
+
+    by: Name = Field(description="Name of the reward of this job whose scores choose.")
+    best: CountOrZero = Field(default=0, description="Number of its best candidates that are shown.")
+    worst: CountOrZero = Field(default=0, description="Number of its worst candidates that are shown.")
+
+    @model_validator(mode="after")
+    def _check_count(self) -> ShownSpec:
+        if self.best + self.worst < 2:
+            raise InvalidInput(
+                f"shows: best + worst = {self.best + self.worst} leaves nothing to compare: show at least 2",
+                field="best",
+            )
+        return self
+
+
 class RewardSpec(SpecModel):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
@@ -71,6 +88,14 @@ class RewardSpec(SpecModel):
     min_valid: Count = Field(
         default=2,
         description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
+    )
+    shows: ShownSpec | None = Field(
+        default=None,
+        description="Ask it for the candidates alone that another reward chose, as `{by, best, worst}`; all if absent.",
+    )
+    evaluates: bool = Field(
+        default=True,
+        description="Whether evaluations ask it too. Leave people out: an order of one prompt's images is no score.",
     )
 
     @field_validator("required")
@@ -479,7 +504,7 @@ class TrainSpec(GeneratorSpec):
         """The rewards as they are asked: an offline job's only watch its evaluations, so none of them is required."""
         if not asks_rewards(self):
             return ()
-        watched = {"required": False} if self.is_offline else {}
+        watched = {"required": False, "weight": 0.0} if self.is_offline else {}
         return tuple(each.model_copy(update=watched) for each in self.rewards)
 
     @model_validator(mode="after")
@@ -490,7 +515,26 @@ class TrainSpec(GeneratorSpec):
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise InvalidInput("rewards: names must be unique within a job", field="rewards")
+        for reward in self.rewards:
+            self._check_shown(reward)
         return self
+
+    def _check_shown(self, reward: RewardSpec) -> None:
+        """What a reward is shown is chosen by another of the job, which is shown everything."""
+        if reward.shows is None:
+            return
+        chooser = next((each for each in self.rewards if each.name == reward.shows.by), None)
+        where = f"rewards: shows.by of {reward.name}"
+        if chooser is None or chooser is reward or chooser.shows is not None:
+            raise InvalidInput(
+                f"{where} is {reward.shows.by!r}: name another reward of this job that has no `shows` itself",
+                field="rewards",
+            )
+        if reward.evaluates and not chooser.evaluates and self.evaluation.prompts:
+            raise InvalidInput(
+                f"{where} is {reward.shows.by!r}, which evaluations do not ask: set evaluates alike in both",
+                field="rewards",
+            )
 
     def _check_group_size(self) -> None:
         # groups of pairs are as large as their prompt has pairs
@@ -526,8 +570,7 @@ class TrainSpec(GeneratorSpec):
             return self.samples.every or 0
         drawn = self.samples.prompts * self.evaluation.images_per_prompt
         trained = self.prompts_per_step * self.candidates
-        # windows that are drawn ahead of the update are drawn again after each
-        cheap = -(-MAX_SAMPLED_SHARE * (drawn + self.max_staleness * trained) // trained)
+        cheap = -(-MAX_SAMPLED_SHARE * drawn // trained)
         return max(-(-self.steps // MAX_SAMPLINGS), cheap)
 
     def with_explicit_sides(self) -> TrainSpec:

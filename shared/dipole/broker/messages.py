@@ -33,6 +33,7 @@ class RankMessage(TypedDict):
     metadata: dict[str, Any] | None
     location: str | None  # of a ranking that is pending at the endpoint
     deadline: float  # by Redis's clock
+    withdraw: NotRequired[bool]  # nobody waits any more for what is pending at `location`: tell the endpoint
 
 
 class RankAnswer(TypedDict):

@@ -25,7 +25,7 @@ from dipole.cli.terminal import (
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 from dipole.errors import InvalidInput
-from dipole.protocol.job_events import EvaluationProgress, StepFinished
+from dipole.protocol.job_events import EvaluationProgress, RankingsPending, StepFinished
 from dipole.protocol.validation import check_storable
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
@@ -167,6 +167,9 @@ def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
                     if event["kind"] == StepFinished.kind:
                         step = event["data"]["step"]
                         progress.update(task, completed=step, description="running", note=describe_step(event["data"]))
+                    elif event["kind"] == RankingsPending.kind:
+                        waiting = f"waiting for {event['data']['reward']}"
+                        progress.update(task, description=waiting, note=describe_pending(event["data"]))
                     elif event["kind"] != EvaluationProgress.kind:
                         progress.console.print(_format_event(event))
             except KeyboardInterrupt:
@@ -291,9 +294,25 @@ def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
         for name, value in (data.get("rewards") or {}).items()
         if value is not None
     ]
+    for name, pending in (data.get("pending") or {}).items():
+        parts.append(f"{pending['groups']} pending at {name}")
     if data.get("images_per_s"):
         parts.append(f"{data['images_per_s']:.1f} img/s")
     if data.get("eta_s") is not None:
-        minutes, seconds = divmod(round(data["eta_s"]), 60)
-        parts.append(f"ETA {minutes}:{seconds:02d}")
+        parts.append(f"ETA {_format_minutes(data['eta_s'])}")
     return "  ".join(parts)
+
+
+def describe_pending(data: dict[str, Any]) -> str:
+    """What a person wants to see of rankings that are waited for."""
+    parts = [f"{data['groups']} groups, the oldest for {_format_minutes(data['oldest_s'])}"]
+    if data.get("per_minute") is not None:
+        parts.append(f"{data['per_minute']:.1f} a minute")
+    if data.get("expected_s") is not None:
+        parts.append(f"next step in about {_format_minutes(data['expected_s'])}")
+    return "  ".join(parts)
+
+
+def _format_minutes(duration_s: float) -> str:
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -163,6 +163,46 @@ class RewardUnverified(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardSilent(JobEvent):
+    """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
+
+    kind = "reward_silent"
+    message = "Reward {reward} is silent: groups go on without it until it answers again ({reason})"
+    level = "warn"
+    step: int
+    reward: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardAnswersAgain(JobEvent):
+    kind = "reward_answers_again"
+    message = "Reward {reward} answers again: groups wait for it"
+    step: int
+    reward: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingsPending(JobEvent):
+    """Training waits for rankings that an endpoint takes its time for, as people do (202).
+
+    `groups` are pending at this reward, over all steps that are drawn; the oldest since `oldest_s` seconds.
+    `step_groups` of them are the next update's, `expected_s` when they should be there, by the rate so far;
+    both None while there is none.
+    """
+
+    kind = "rankings_pending"
+    message = "Waiting for {reward}: {groups} groups, the oldest for {oldest_s} s; {per_minute} a minute so far"
+    step: int
+    reward: str
+    groups: int
+    step_groups: int
+    oldest_s: float
+    per_minute: float | None
+    expected_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupSkipped(JobEvent):
     kind = "skipped_group"
     message = "A group was skipped: {reason}"
@@ -407,8 +447,9 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, RewardLeftOut, RewardUnverified, GroupSkipped, CandidatesNotFinite, PromptsCut,
-    SchedulerChanged, MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
+    FileExported, RewardHackingFound, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
+    RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
+    MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 
@@ -417,6 +458,19 @@ def describe_event(kind: str, data: Mapping[str, Any]) -> tuple[str, EventLevel]
     """What a session's report says in a sentence, and its level; a kind that is not known is named by itself."""
     event, plain = _BY_KIND.get(kind), _name_kind(kind)
     return format_message(event.message if event else plain, data, plain), event.level if event else "info"
+
+
+def pending_rankings(kind: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an event says of rankings that are pending, by reward; none of them are any more where it is empty, and
+    None where it is an event that says nothing of them.
+    """
+    figures = ("groups", "step_groups", "oldest_s", "per_minute", "expected_s")
+    if kind == RankingsPending.kind:
+        return {data["reward"]: {name: data.get(name) for name in figures}}
+    if kind == StepFinished.kind:
+        found = data.get("pending") or {}
+        return {name: {each: said.get(each) for each in figures} for name, said in found.items()}
+    return None
 
 
 def format_message(message: str, data: Mapping[str, Any], otherwise: str) -> str:

@@ -79,6 +79,16 @@ class UnreadableObject(BaseModel):
     error: JobError
 
 
+class PendingRankings(ApiModel):
+    """Groups that a reward takes its time for (202), as people do, when the job last said so."""
+
+    groups: int = Field(description="Number of groups that are pending there.")
+    step_groups: int | None = Field(description="How many of them the next update waits for; null while it does not.")
+    oldest_s: float = Field(description="Seconds that the oldest has been pending.")
+    per_minute: float | None = Field(description="Rate of the last rankings that came; null before the first.")
+    expected_s: float | None = Field(description="Seconds until the next update has its own, by that rate.")
+
+
 class EvaluationSummary(ApiModel):
     """The evaluation's settings; a count stands for its prompts."""
 
@@ -117,6 +127,9 @@ class FineTuningJob(ApiModel):
     desired: Literal["run", "pause", "cancel"] = Field(description="What was asked of the job; it follows soon.")
     waiting_for: JobError | None = Field(
         description="What a paused job waits for: an unavailable reward (`param`), or room for its files."
+    )
+    pending_rankings: dict[str, PendingRankings] | None = Field(
+        default=None, description="Of a running job: what is pending at rewards that take their time, by their names."
     )
     suffix: str | None
     started_at: int | None
@@ -252,6 +265,7 @@ def to_file_object(row: FileRow) -> FileObject:
 
 def to_job_object(row: JobRow) -> FineTuningJob:
     said = dict(row.summary)
+    pending = said.pop("pending_rankings", None)
     waiting = None
     if row.waiting_reward is not None or row.waiting_reason is not None:
         code = "reward_unavailable" if row.waiting_reward else "storage_unavailable"
@@ -275,6 +289,7 @@ def to_job_object(row: JobRow) -> FineTuningJob:
         validation_file=row.validation_file,
         estimated_finish=int(time.time() + row.eta_s) if row.eta_s is not None and row.state == "running" else None,
         waiting_for=waiting,
+        pending_rankings=(pending or None) if row.state == "running" else None,
         step=row.step,
     )
 

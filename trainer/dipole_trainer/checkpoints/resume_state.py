@@ -8,7 +8,8 @@ storage/job_layout.py says where each lies.
 
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
 no random state, scheduler, data position or pending group needs saving, and on the CPU the run goes on to the same bits
-while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Nothing here is pickled.
+while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Where a reward takes its
+time (202), as people do, those windows are kept instead (training/groups_in_flight.py). Nothing here is pickled.
 
 A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
 nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them.
@@ -19,6 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +35,16 @@ from dipole_trainer.storage import job_layout
 
 
 def save_checkpoint(
-    folder: Path, step: int, generator: OneStepGenerator, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    generator: OneStepGenerator,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    write_more: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path."""
+    """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path. `write_more` may put
+    other files into it.
+    """
     name = job_layout.checkpoint_name(step)
     target, temporary = folder / name, folder / f".{name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -46,6 +55,7 @@ def save_checkpoint(
         generator.lora.save_pretrained(str(weights.parent))
     save_file(_optimizer_tensors(optimizer), temporary / job_layout.OPTIMIZER_FILE)
     (temporary / job_layout.TRAINING_STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
+    write_more(temporary)
     for file in temporary.rglob("*"):
         if file.is_file():
             _fsync_path(file)
@@ -88,7 +98,9 @@ def load_checkpoint(
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of step `best`."""
+    """Remove all but the newest `keep` checkpoints and that of step `best`; older ones are not gone on from."""
+    for step in job_layout.checkpoint_steps(folder)[:-1]:
+        (folder / job_layout.checkpoint_name(step) / job_layout.GROUPS_IN_FLIGHT_FILE).unlink(missing_ok=True)
     for step in job_layout.checkpoint_steps(folder)[:-keep]:
         if step != best:
             shutil.rmtree(_rename_for_removal(folder / job_layout.checkpoint_name(step)))

@@ -15,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 
@@ -101,9 +101,18 @@ class EvaluationSchedule:
         here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
         return bool(here and knobs.prompts)
 
-    def evaluate_step(self, step: int, check_stop: StopCheck, processes: ProcessGroup) -> None:
-        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises."""
+    def evaluate_step(
+        self,
+        step: int,
+        check_stop: StopCheck,
+        processes: ProcessGroup,
+        on_other: Callable[[RankedGroup], None] = lambda ranked: None,
+    ) -> None:
+        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises.
+        `on_other` gets answers for groups of the training, which go on being ranked meanwhile.
+        """
         began = time.monotonic()
+        asked = frozenset(reward.name for reward in self.spec.rewards if reward.evaluates)
         whole = self._is_evaluated(step)
         prompts = self.spec.evaluation.prompts if whole else self.shown_prompts
         scored, sheet = scoring.score_prompts(
@@ -117,6 +126,10 @@ class EvaluationSchedule:
             is_ours=processes.owns,
             on_progress=lambda count, total: self._report_progress(step, count, len(prompts), processes),
             on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
+            on_other=on_other,
+            asked=asked,
+            on_other=on_other,
+            asked=asked,
             check_stop=check_stop,
         )
         if processes.size > 1:
@@ -228,7 +241,10 @@ class UnaskedRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return self._answers.pop(0) if self._answers else None
 
-    def cancel(self) -> None:
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
         self._answers.clear()
 
     def close(self) -> None:

@@ -4,6 +4,7 @@
     jobs/<job id>/
       checkpoint-N/                             what a run resumes from (checkpoints/resume_state.py)
         training_state.json  optimizer.safetensors
+        groups_in_flight.safetensors            drawn ahead, and pending at a slow reward; in the newest alone
         <component>_lora/adapter_model.safetensors, adapter_config.json     an adapter; with `tune: full` instead
         <component>/diffusion_pytorch_model.safetensors                     every weight
         complete                                in a copy only, written last: without it the copy was cut short
@@ -31,6 +32,7 @@ from pathlib import Path
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
 INITIAL_FOLDER = "initial"
+GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
 UNVERIFIED_REWARDS_FILE = "unverified-rewards.json"
