@@ -128,8 +128,6 @@ class EvaluationSchedule:
             on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
             on_other=on_other,
             asked=asked,
-            on_other=on_other,
-            asked=asked,
             check_stop=check_stop,
         )
         if processes.size > 1:
