@@ -77,7 +77,9 @@ def count_rows(url: str, table: Any) -> int:
 def post_group(url: str, index: int, **rating: Any) -> str:
     """A task of its own; the id of its ranking. Sent until it is taken, under one key."""
     body, headers = group([index % 200, 220, 240], f"p{index}", **rating), {"Idempotency-Key": f"group-{index}"}
+    ends = time.monotonic() + 120
     while True:
+        assert time.monotonic() < ends, "the service does not come back"
         with contextlib.suppress(httpx.TransportError):
             answer = httpx.post(f"{url}/v1/rank", json=body, headers=headers, timeout=30, trust_env=False)
             if answer.status_code != 503:
@@ -134,7 +136,7 @@ def test_no_answer_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
 
     In the end every group has its ranking, every subset exactly the answers asked for, and every receipt its answer.
     """
-    groups, database = 24, f"sqlite:///{tmp_path}/ratings.db"
+    groups, database = 15, f"sqlite:///{tmp_path}/ratings.db"
     dice = random.Random(3)
     with reserve_port() as port:
         variables, url = environment(database, port), f"http://127.0.0.1:{port}"
@@ -145,7 +147,7 @@ def test_no_answer_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
             with working(raters):
                 ids = []
                 for index in range(groups):
-                    if index in (6, 12, 18):
+                    if index in (5, 10):
                         time.sleep(dice.random() / 2)
                         process.kill()
                         process.wait()
