@@ -345,7 +345,7 @@ async function sendOutgoing() {
     saved.outgoing = null;
     saved.keepDraft(answer.lease, {}, answer.looks);
     if (reply.body.undo) saved.pushAnswer({ id: reply.body.id, placements: answer.placements });
-    rater.answered_today += 1;
+    if (!answer.body.skip) rater.answered_today += 1;
     rater.waiting = Math.max(0, rater.waiting - 1);
     showProgress();
     loadRater().catch(() => {}); // the figures may have moved; the next request tells of any trouble
