@@ -14,8 +14,6 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 STATIC = Path(__file__).with_name("static")
-OPEN_PATHS = ("/", "/rate", "/operator")  # without a key, as is everything below OPEN_PREFIX
-OPEN_PREFIX = "/static/"
 HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'; object-src 'none'",
