@@ -56,7 +56,9 @@ class RatingService:
         self.api = httpx.Client(base_url=url, timeout=30)
         self.tasks: dict[str, tuple[str, list[NDArray[np.uint8]]]] = {}  # prompt: (ranking, its images)
 
-    def add_task(self, prompt: str, *, count: int = 4, size: int = 96, seed: int = 0, **rating: Any) -> str:
+    def add_task(
+        self, prompt: str, *, count: int = 4, size: int = 96, seed: int = 0, callback_url: str | None = None, **rating: Any
+    ) -> str:
         """Ask for a ranking, and remember it by its prompt, which must be new. Its id."""
         images = pictures.draw_candidates(prompt, count, size, seed)
         candidates = [
@@ -64,7 +66,8 @@ class RatingService:
             for name, data in zip(SECRET_IDS, map(pictures.encode_png, images), strict=False)
         ]
         metadata = {"model": "sdturbo-secret", "seed": 90210, "step": 4711, "rating": rating}
-        answer = self.api.post("/v1/rank", json={"prompt": prompt, "candidates": candidates, "metadata": metadata})
+        body = {"prompt": prompt, "candidates": candidates, "metadata": metadata, "callback_url": callback_url}
+        answer = self.api.post("/v1/rank", json=body)
         assert answer.status_code == 202, answer.text
         ranking = str(answer.json()["id"])
         self.tasks[prompt] = (ranking, images)

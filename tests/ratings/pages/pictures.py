@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +22,12 @@ def choose_prompts(count: int) -> list[str]:
 
 
 def draw_candidates(prompt: str, count: int = 4, size: int = 512, seed: int = 0) -> list[NDArray[np.uint8]]:
-    """uint8 RGB (size, size, 3) each: the first as the prompt asks, the others with one thing wrong each."""
-    words = [word for word in prompt.split() if word != "a"]
-    asked = [(words[0], words[1]), (words[3], words[4])]  # "a red circle and a blue square"
+    """uint8 RGB (size, size, 3) each: the first as the prompt asks, the others with one thing wrong each.
+
+    Prompts that are not of the tiny world get scenes of a red circle and a blue square.
+    """
+    found = re.fullmatch(r"a (\w+) (\w+) and a (\w+) (\w+)", prompt)
+    asked = [found.group(1, 2), found.group(3, 4)] if found else [("red", "circle"), ("blue", "square")]
     random = np.random.default_rng(seed)
     images = []
     for index in range(count):

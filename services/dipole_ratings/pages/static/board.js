@@ -1,7 +1,7 @@
 // The candidates and the tiers of one task on the page. It draws what a Ranking holds, and says what was asked of it.
 
 import { relative } from "./api.js";
-import { UNRANKED, listWords, nameTier } from "./ranking.js";
+import { UNRANKED, nameTier } from "./ranking.js";
 
 const GAP_PX = 16; // between cards, as in rate.css
 const SIDE_PX = 56; // the column of buttons beside an image
@@ -83,10 +83,7 @@ export class Board {
     for (const item of items.children) item.classList.toggle("selected", item.dataset.drag === this.selection);
     lane.classList.toggle("filled", labels.length > 0);
     lane.querySelector(".lane-letters").textContent = labels.join(" ");
-    const holds = labels.length ? `holds ${listWords(labels)}` : "empty";
-    const act = this.selection ? `: place candidate ${this.selection} here` : "";
-    const name = tier === UNRANKED ? "0 unranked" : `${tier}${tier === 1 ? " best" : tier === this.ranking.maxTiers ? " worst" : ""}`;
-    lane.querySelector(".lane-button").setAttribute("aria-label", `${name}, ${holds}${act}`);
+    lane.querySelector(".lane-act").textContent = this.selection ? `: place candidate ${this.selection} here` : "";
   }
 
   #makeCard({ label, url, width, height }) {
@@ -135,9 +132,10 @@ export class Board {
     const button = make(
       "button",
       { type: "button", className: "lane-button" },
-      make("span", { className: "lane-number", textContent: String(tier) }),
-      make("span", { className: "lane-word", textContent: word }),
+      make("span", { className: "lane-number", textContent: String(tier) }), " ",
+      make("span", { className: "lane-word", textContent: word }), " ",
       make("span", { className: "lane-letters" }),
+      make("span", { className: "lane-act visually-hidden" }),
     );
     const lane = make("li", { className: tier === UNRANKED ? "lane tray" : "lane" }, button, make("div", { className: "lane-items" }));
     lane.dataset.tier = tier;

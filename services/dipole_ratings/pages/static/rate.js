@@ -174,9 +174,9 @@ function settleImages() {
     const placements = saved.draftOfLooks(looks);
     for (const label of ranking.labels) if (placements[label]) ranking.place(label, placements[label]);
     ranking.history = [];
+    if (!ranking.isUntouched) say("Your ranking of these images was kept.");
   }
   if (!ranking.isUntouched) saved.keepDraft(task.id, ranking.placements(), looks);
-  if (!ranking.isUntouched) say("Your ranking of these images was kept.");
   board.render();
   renderActions();
 }

@@ -35,7 +35,7 @@ export class Table {
       return line;
     });
     const table = make("table", {}, make("caption", { className: "visually-hidden", textContent: this.caption }), make("thead", {}, head), make("tbody", {}, ...body));
-    return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: this.caption }, table);
+    return make("div", { className: "scroll", tabIndex: 0, role: "region", ariaLabel: `${this.caption}, table` }, table);
   }
 
   #makeButton(row, { text, label, act }) {
