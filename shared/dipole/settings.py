@@ -26,6 +26,7 @@ def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
         wrong = [
             f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()
+            if each["type"] != "default_factory_not_called"  # a default that follows from what is wrong
         ]
         raise ConfigurationError("; ".join(wrong)) from error
 
@@ -35,7 +36,11 @@ class PlatformSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
-    home: Path = Field(default=Path(".dipole"), description="Folder of the embedded stack's files.")
+    home: Path = Field(
+        default=Path(".dipole"),
+        description="Folder of one machine's platform: where the database, artifacts and models lie unless they are "
+        "told to lie elsewhere.",
+    )
     redis_url: str = Field(
         default="redis://127.0.0.1:6379/0",
         description="URL of the Redis that holds messages, answers and images in flight: "
@@ -44,11 +49,12 @@ class PlatformSettings(BaseSettings):
         "`ssl_cert_reqs=none` verifies nothing.",
     )
     database_url: str = Field(
-        default="sqlite:///.dipole/dipole.db",
+        default_factory=lambda chosen: f"sqlite:///{chosen['home'] / 'dipole.db'}",
         description="URL of the jobs database: SQLite's, or PostgreSQL's with any of libpq's parameters.",
     )
     artifacts_url: str = Field(
-        default=".dipole/artifacts", description="Folder or fsspec URL of checkpoints and samples."
+        default_factory=lambda chosen: str(chosen["home"] / "artifacts"),
+        description="Folder or fsspec URL of checkpoints and samples.",
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
     candidates_max_gib: float = Field(
@@ -67,7 +73,8 @@ class PlatformSettings(BaseSettings):
         default=30.0, gt=0, description="Seconds without a heartbeat after which a job is taken over."
     )
     models_dir: Path = Field(
-        default=Path(".dipole/models"), description="Folder whose subfolders are base models that a job may name."
+        default_factory=lambda chosen: chosen["home"] / "models",
+        description="Folder whose subfolders are base models that a job may name.",
     )
 
     @field_validator("redis_url")
@@ -75,11 +82,6 @@ class PlatformSettings(BaseSettings):
     def _check_redis_url(cls, value: str) -> str:
         parse_redis_url(value)
         return value
-
-    @property
-    def models_folder(self) -> Path:
-        """Where `dipole up` with these settings looks for base models: a home has its own, unless another is chosen."""
-        return self.models_dir if "models_dir" in self.model_fields_set else self.home / "models"
 
     def health_file(self, name: str) -> Path:
         """What a process of this host touches while it is healthy, and stack/container_probe.py looks at."""

@@ -17,8 +17,8 @@ import httpx
 import psutil
 import pytest
 
-from dipole.errors import ConfigurationError, Conflict
-from dipole.stack.stack import LocalReward, Stack
+from dipole.errors import ConfigurationError, Conflict, InvalidInput
+from dipole.stack.stack import LocalReward, Stack, parse_local_rewards
 from dipole.stack.supervisor import StartFailed
 
 COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
@@ -64,6 +64,18 @@ def test_settings_of_the_caller_leave_the_stack_whole(tmp_path: Path, monkeypatc
     assert told["DIPOLE_MODELS_DIR"] == str(tmp_path / "models")
     monkeypatch.setenv("DIPOLE_MODELS_DIR", "/models")
     assert Stack(tmp_path).environment()["DIPOLE_MODELS_DIR"] == "/models"
+
+
+def test_rewards_of_a_stack_are_named_on_its_command_line() -> None:
+    """One of ours by its name, one's own by name and class; ports follow each other."""
+    assert parse_local_rewards(["pickscore", "mine=my_module:Brightness"]) == [
+        LocalReward("pickscore", "pickscore", 8401),
+        LocalReward("mine", "my_module:Brightness", 8402),
+    ]
+    with pytest.raises(InvalidInput, match="clip is given twice"):
+        parse_local_rewards(["clip", "clip"])
+    with pytest.raises(InvalidInput, match="letters, digits"):
+        parse_local_rewards(["my_module:Brightness"])
 
 
 def test_a_second_stack_on_the_home_is_refused(stack: Stack) -> None:

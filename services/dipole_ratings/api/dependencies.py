@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, cast
+from typing import Annotated, Any, cast
 
 from fastapi import Depends, Request
 
@@ -17,6 +17,8 @@ from dipole_ratings.queue.raters import Raters
 from dipole_ratings.queue.statistics import RatingStatistics
 from dipole_ratings.queue.tasks import RatingTasks
 from dipole_ratings.settings import RatingsSettings
+
+Responses = dict[int | str, dict[str, Any]]  # of a route, as FastAPI documents them
 
 
 @dataclass(frozen=True)

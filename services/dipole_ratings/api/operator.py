@@ -6,8 +6,9 @@ from dataclasses import asdict
 from typing import Annotated
 
 from fastapi import APIRouter, Path
+from fastapi.responses import StreamingResponse
 
-from dipole_ratings.api.dependencies import Parts
+from dipole_ratings.api.dependencies import Parts, Responses
 from dipole_ratings.api.schemas import (
     DeliveryReport,
     Invitation,
@@ -22,13 +23,14 @@ from dipole_ratings.api.schemas import (
     to_iso_or_none,
 )
 from dipole_ratings.queue.deliveries import DeliveryState
+from dipole_ratings.queue.export import MEDIA_TYPES, ExportFormat, write_json_lines, write_parquet
 from dipole_ratings.queue.rater_quality import RaterFigures
 from dipole_ratings.queue.raters import InvitationState
 
 router = APIRouter(prefix="/v1/ratings", tags=["operator"])
 Identifier = Annotated[str, Path(max_length=128)]
-_MISSING = {401: {"description": "No valid key."}, 404: {"description": "There is no such thing."}}
-_KEY = {401: {"description": "No valid key."}}
+_MISSING: Responses = {401: {"description": "No valid key."}, 404: {"description": "There is no such thing."}}
+_KEY: Responses = {401: {"description": "No valid key."}}
 
 
 @router.post("/invitations", status_code=201, summary="Make a link for a new rater", responses=_KEY)
@@ -97,6 +99,21 @@ def list_deliveries(parts: Parts) -> list[DeliveryReport]:
 @router.post("/deliveries/{delivery_id}/resend", summary="Send a callback again", responses=_MISSING)
 def resend_delivery(delivery_id: Identifier, parts: Parts) -> DeliveryReport:
     return _delivery(parts.outbox.resend(delivery_id))
+
+
+@router.get(
+    "/export",
+    summary="What people said, as pairs that the trainer takes",
+    response_class=StreamingResponse,
+    responses={
+        **_KEY,
+        200: {"content": {each: {} for each in MEDIA_TYPES.values()}, "description": "Pairs, a row each."},
+    },
+)
+def export_answers(parts: Parts, format: ExportFormat = "jsonl") -> StreamingResponse:
+    write = write_json_lines if format == "jsonl" else write_parquet
+    headers = {"Content-Disposition": f'attachment; filename="ratings.{format}"'}
+    return StreamingResponse(write(parts.context), media_type=MEDIA_TYPES[format], headers=headers)
 
 
 def _invitation(state: InvitationState) -> Invitation:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Path, Request, Response
 
-from dipole_ratings.api.dependencies import Parts
+from dipole_ratings.api.dependencies import Parts, Responses
 from dipole_ratings.api.schemas import (
     AnswerReceipt,
     AnswerRequest,
@@ -32,8 +32,8 @@ def current_rater(request: Request, parts: Parts) -> CurrentRater:
 
 
 Rater = Annotated[CurrentRater, Depends(current_rater)]
-_NO_SESSION = {401: {"description": "No session: open the invitation's link again."}}
-_ERRORS = {**_NO_SESSION, 404: {"description": "No such thing of this rater's."}}
+_NO_SESSION: Responses = {401: {"description": "No session: open the invitation's link again."}}
+_ERRORS: Responses = {**_NO_SESSION, 404: {"description": "No such thing of this rater's."}}
 
 
 @router.post("/session", status_code=204, summary="Come by an invitation", responses=_NO_SESSION)

@@ -104,7 +104,7 @@ class CallbackOutbox:
         """By state."""
         query = select(DeliveryRow.state, func.count()).group_by(DeliveryRow.state)
         with self.context.database.reading() as session:
-            found = dict(session.execute(query).tuples().all())
+            found = dict(session.execute(query).all())
         return {state: found.get(state, 0) for state in ("waiting", "delivered", "given_up")}
 
 

@@ -162,14 +162,12 @@ class RatingLeases:
         if session.scalar(open_tasks.with_only_columns(SubsetRow.seq).limit(1)) is None:
             return None
         share, settings = self.context.dice.random(), self.context.settings
-        if share < settings.ratings_gold_share:
-            found, purpose = self._find_gold(session, rater), "gold"
-        elif share < settings.ratings_gold_share + settings.ratings_repeat_share:
-            found, purpose = self._find_repeat(session, rater), "repeat"
-        else:
-            found, purpose = None, "task"
-        if found is not None:
-            return found, purpose
+        if share < settings.ratings_gold_share + settings.ratings_repeat_share:
+            kinds = [("gold", self._find_gold), ("repeat", self._find_repeat)]
+            # where there is none of one kind, the other serves as well
+            for purpose, find in kinds if share < settings.ratings_gold_share else kinds[::-1]:
+                if (found := find(session, rater)) is not None:
+                    return found, purpose
         full: list[int] = []
         for _ in range(MAX_TRIES):
             query = open_tasks.where(SubsetRow.seq.not_in(full)).limit(1)
@@ -237,9 +235,7 @@ class RatingLeases:
         digests = dict(
             session.execute(
                 select(TaskImageRow.position, TaskImageRow.sha256).where(TaskImageRow.task_seq == subset.task_seq)
-            )
-            .tuples()
-            .all()
+            ).all()
         )
         order = shuffle_positions(subset, rater.pseudonym, purpose)
         session.add_all(
@@ -287,7 +283,7 @@ def _is_wanted(session: Session, lease: LeaseRow) -> bool:
     return session.scalar(query.where(SubsetRow.seq == lease.subset_seq)) == "pending"
 
 
-def _find_open(rater_seq: int, time: float) -> Select[tuple[SubsetRow, TaskRow]]:
+def _find_open(rater_seq: int, time: float) -> Select[SubsetRow, TaskRow]:
     """Subsets with a free place that this rater has not answered or skipped, those wanted first first."""
     leases = select(func.count()).where(LeaseRow.subset_seq == SubsetRow.seq, is_live(time)).correlate(SubsetRow)
     answers = select(func.count()).where(AnswerRow.subset_seq == SubsetRow.seq, is_counted()).correlate(SubsetRow)

@@ -52,7 +52,7 @@ class RaterJudge:
         """Write every rater's weight, by which their answers count from now on."""
         with self.context.database.reading() as session:
             rated = self._rate(session)
-            known = dict(session.execute(select(RaterRow.pseudonym, RaterRow.weight)).tuples().all())
+            known = dict(session.execute(select(RaterRow.pseudonym, RaterRow.weight)).all())
         changed = {
             rater: quality.weight
             for rater, quality in rated.items()
@@ -122,7 +122,7 @@ def _answers_by_task(rows: Sequence[_Row]) -> dict[int, list[Answer]]:
 def _check_raters(session: Session, rows: Sequence[_Row]) -> dict[str, RaterChecks]:
     first = {(rater, row.subset_seq): to_answer(row, rater) for row, rater, _ in rows if row.purpose == "task"}
     gold = [subset.task_seq for row, _, subset in rows if row.purpose == "gold"]
-    scores = dict(session.execute(select(TaskRow.seq, TaskRow.scores).where(TaskRow.seq.in_(gold))).tuples().all())
+    scores = dict(session.execute(select(TaskRow.seq, TaskRow.scores).where(TaskRow.seq.in_(gold))).all())
     checks: defaultdict[str, _Checks] = defaultdict(_Checks)
     for row, rater, subset in rows:
         answer, found = to_answer(row, rater), checks[rater]

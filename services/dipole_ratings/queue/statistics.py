@@ -67,7 +67,7 @@ class RatingStatistics:
         """By state."""
         with self.context.database.reading() as session:
             found = session.execute(select(TaskRow.state, func.count()).group_by(TaskRow.state))
-            return dict(found.tuples().all())
+            return dict(found.all())
 
     def count_live_leases(self) -> int:
         """Places of tasks that raters hold."""
@@ -84,7 +84,7 @@ class RatingStatistics:
             )
 
 
-def _jobs_query() -> Select[tuple[str, int, int, float | None, int | None]]:
+def _jobs_query() -> Select[str, int, int, float | None, int | None]:
     waits = case((TaskRow.state == "pending", TaskRow.created_at))
     return (
         select(

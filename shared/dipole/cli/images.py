@@ -119,12 +119,12 @@ def list_models(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: 
 
 
 def _models_folder() -> str:
-    return str(load_settings(PlatformSettings).models_folder.absolute())
+    return str(load_settings(PlatformSettings).models_dir.absolute())
 
 
 def _models_in_folder() -> Iterator[dict[str, Any]]:
     """Every pipeline of diffusers there, as the API shows a model."""
-    folder = load_settings(PlatformSettings).models_folder
+    folder = load_settings(PlatformSettings).models_dir
     for index in sorted(folder.glob("*/model_index.json")):
         created = int(index.stat().st_mtime)
         yield {"id": index.parent.name, "object": "model", "created": created, "owned_by": "models_dir"}

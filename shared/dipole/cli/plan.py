@@ -36,7 +36,7 @@ def plan_job(
     remarks.set_verbosity_error()
     planning = import_optional("dipole_trainer.planning.job_plan", "trainer")
     devices = import_optional("dipole_trainer.planning.devices", "trainer")
-    models_dir = load_settings(PlatformSettings).models_folder
+    models_dir = load_settings(PlatformSettings).models_dir
     spec = planning.parse_job(read_job_file(job))
     chosen = [devices.find_device(name) for name in device or devices.DEFAULT_DEVICES]
     with console.status("Running one update of it on tensors without memory …"):

@@ -141,10 +141,24 @@ def run_stack(
         Path | None,
         typer.Option(help="Folder for everything it writes, instead of DIPOLE_HOME.", show_default=".dipole"),
     ] = None,
+    reward: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="NAME[=MODULE:CLASS]",
+            help="Reward to serve, one of `dipole rewards list` or a class of your own; repeat it.",
+            show_default="shapes, colourfulness",
+        ),
+    ] = None,
 ) -> None:
-    """Start the whole platform on this machine; Ctrl-C stops every process of it."""
+    """Start the whole platform on this machine; Ctrl-C stops every process of it.
+
+    dipole up --reward pickscore --reward clip
+
+    dipole up --reward mine=my_module:Brightness
+    """
     with explain_missing("embedded"):
-        from dipole.stack.stack import Stack
+        from dipole.stack.stack import DEFAULT_REWARDS, Stack, parse_local_rewards
+    rewards = parse_local_rewards(reward) if reward else DEFAULT_REWARDS
     console = Console(highlight=False, soft_wrap=True)
 
     def report_restart(name: str, code: int) -> None:
@@ -153,7 +167,7 @@ def run_stack(
     try:
         with (
             console.status("Starting …") as status,
-            Stack(home, sampler=True, on_restart=report_restart) as stack,
+            Stack(home, rewards, sampler=True, on_restart=report_restart) as stack,
         ):
             status.stop()
             console.print(processes_table(stack))

@@ -29,18 +29,21 @@ from typing import Self, TextIO
 
 import httpx
 import redis
+from pydantic import TypeAdapter, ValidationError
 
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import ImageRequestStore, image_coordination
 from dipole.broker.rankings import TaskCoordination
-from dipole.errors import ConfigurationError, Conflict
+from dipole.errors import ConfigurationError, Conflict, InvalidInput
 from dipole.private_files import make_private_folder
+from dipole.protocol.schemas import Name
 from dipole.redis_url import parse_redis_url
 from dipole.settings import ApiSettings, PlatformSettings, load_settings
 from dipole.stack.ports import LOOPBACK, PortTaken, reserve_port
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
 DEFAULT_REDIS_PORT = 6379
+FIRST_REWARD_PORT = 8401
 # For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
 # than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
 HUGE_PAGES_ENVIRONMENT = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
@@ -48,7 +51,7 @@ HUGE_PAGES_ENVIRONMENT = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "gl
 
 @dataclass(frozen=True)
 class LocalReward:
-    """A reward to serve: its name, its import string `module:Class`, and the port it would like."""
+    """A reward to serve: its name, what `dipole rewards serve` takes for it, and the port it would like."""
 
     name: str
     plugin: str
@@ -59,6 +62,26 @@ DEFAULT_REWARDS = (
     LocalReward("shapes", "dipole_rewards.rewards.shapes:Shapes", 8401),
     LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402),
 )
+
+
+def parse_local_rewards(texts: Sequence[str]) -> list[LocalReward]:
+    """`pickscore` or `mine=my_module:Brightness`; the first listens on 8401, the next on 8402, and so on.
+
+    Raises InvalidInput for a name that a job cannot name, and for one that is given twice.
+    """
+    rewards: dict[str, LocalReward] = {}
+    for text in texts:
+        name, _, plugin = text.partition("=")
+        try:
+            TypeAdapter(Name).validate_python(name)
+        except ValidationError as error:
+            raise InvalidInput(
+                f"--reward {text!r}: a reward's name is 1 to 64 letters, digits, dots, dashes and underscores"
+            ) from error
+        if name in rewards:
+            raise InvalidInput(f"--reward {name} is given twice: give the second a name of its own, NAME=MODULE:CLASS")
+        rewards[name] = LocalReward(name, plugin or name, FIRST_REWARD_PORT + len(rewards))
+    return list(rewards.values())
 
 
 @dataclass(frozen=True)
@@ -88,8 +111,9 @@ class Stack:
         start_s: float = 180.0,
         on_restart: Callable[[str, int], None] | None = None,
     ) -> None:
-        self._settings = load_settings(ApiSettings)
-        self.home = (home or self._settings.home).absolute()
+        home = (home or load_settings(ApiSettings).home).absolute()
+        self._settings = load_settings(ApiSettings, home=home)
+        self.home = home
         self.log_dir = self.home / "logs"
         self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler
         self._start_s, self._on_restart = start_s, on_restart
@@ -169,17 +193,14 @@ class Stack:
 
     def environment(self) -> dict[str, str]:
         """What the processes, and a command that talks to them, find in their environment."""
-        chosen = self._settings.model_fields_set
-        database, artifacts = f"sqlite:///{self.home / 'dipole.db'}", str(self.home / "artifacts")
-        models = self._settings.models_dir if "models_dir" in chosen else self.home / "models"
         # our own rewards are there, whatever is chosen
         hosts = dict.fromkeys([*self._settings.reward_hosts, LOOPBACK])
         return {
             "DIPOLE_HOME": str(self.home),
             "DIPOLE_REDIS_URL": self.redis_url,
-            "DIPOLE_DATABASE_URL": self._settings.database_url if "database_url" in chosen else database,
-            "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url if "artifacts_url" in chosen else artifacts,
-            "DIPOLE_MODELS_DIR": str(models),
+            "DIPOLE_DATABASE_URL": self._settings.database_url,
+            "DIPOLE_ARTIFACTS_URL": self._settings.artifacts_url,
+            "DIPOLE_MODELS_DIR": str(self._settings.models_dir),
             "DIPOLE_REWARD_HOSTS": ",".join(hosts),
             "DIPOLE_API_HOST": LOOPBACK,
             "DIPOLE_API_PORT": str(self._api_port),
