@@ -29,21 +29,28 @@ FLAGS = (
     "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
-NO_CHROMIUM = "the tests of the pages drive Chromium, and there is none: run `make browser`, or apt-get install chromium"
+NO_CHROMIUM = (
+    "the tests of the pages drive Chromium, and there is none: run `make browser`, or apt-get install chromium"
+)
 # what a browser itself writes about answers that a test expects
 EXPECTED_CONSOLE = re.compile(r"Failed to load resource: (net::ERR_(INTERNET_DISCONNECTED|FAILED)|.* status of 4\d\d)")
 # a candidate's id as a trainer might make it: nothing of it may reach a rater
 SECRET_IDS = ["model-sdturbo.step-4711.seed-90210", "after", "before", "base-score-0.93", "gold", "checkpoint-12"]
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, until the module ends: Playwright's loop must not be there for tests that run one of their own."""
+def find_chromium() -> str:
+    """Its path. Fails, and does not skip, where there is none."""
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
     if path is None:
         pytest.fail(NO_CHROMIUM, pytrace=False)
+    return path
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium, until the module ends: Playwright's loop must not be there for tests that run one of their own."""
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
         yield browser
         browser.close()
 
@@ -57,7 +64,14 @@ class RatingService:
         self.tasks: dict[str, tuple[str, list[NDArray[np.uint8]]]] = {}  # prompt: (ranking, its images)
 
     def add_task(
-        self, prompt: str, *, count: int = 4, size: int = 96, seed: int = 0, callback_url: str | None = None, **rating: Any
+        self,
+        prompt: str,
+        *,
+        count: int = 4,
+        size: int = 96,
+        seed: int = 0,
+        callback_url: str | None = None,
+        **rating: Any,
     ) -> str:
         """Ask for a ranking, and remember it by its prompt, which must be new. Its id."""
         images = pictures.draw_candidates(prompt, count, size, seed)
@@ -193,7 +207,9 @@ def visitors(browser: Browser) -> Iterator[Visitors]:
     for context in visitors.contexts:
         context.close()
     assert visitors.console == []
-    foreign = [url for url in visitors.asked if not re.match(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1:)", url)]
+    foreign = [
+        url for url in visitors.asked if not re.match(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1:)", url)
+    ]
     assert foreign == []
 
 

@@ -10,7 +10,9 @@ from playwright.sync_api import expect
 from ...prefix_proxy import serve_below
 from .conftest import SECRET_IDS, RatingService, Visitors, press, wait_for_images, wait_for_next
 
-TELLING = re.compile(r"seed|step|model|score|gold|before|after|checkpoint|epoch|purpose|repeat|sdturbo|90210|4711", re.IGNORECASE)
+TELLING = re.compile(
+    r"seed|step|model|score|gold|before|after|checkpoint|epoch|purpose|repeat|sdturbo|90210|4711", re.IGNORECASE
+)
 
 
 def test_nothing_that_a_rater_receives_tells_where_images_come_from(service: RatingService, visitors: Visitors) -> None:

@@ -52,9 +52,7 @@ WAYS: dict[str, tuple[dict[str, Any], Callable[..., None], Callable[..., None]]]
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_ten_tasks_one_undone_one_reloaded_one_through_a_lost_network(
-    way: str, serve: Any, visitors: Visitors
-) -> None:
+def test_ten_tasks_one_undone_one_reloaded_one_through_a_lost_network(way: str, serve: Any, visitors: Visitors) -> None:
     """A rater orders ten tasks as the trainer's own scripts would; every ranking that comes out is exactly that order."""
     options, rank, submit = WAYS[way]
     with serve(ratings_undo_s=60) as service:

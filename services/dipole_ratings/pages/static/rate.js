@@ -267,11 +267,11 @@ function act(change, nothing) {
   else say(nothing);
 }
 
-function undo() {
+function undo({ focus = false } = {}) {
   if (isSending) return;
   const label = ranking?.undo();
   if (!label) return takeBackAnswer();
-  board.select(label);
+  board.select(label, { focus });
   changed(`Undone. ${describePlacement(ranking, label)}`);
 }
 
@@ -553,7 +553,7 @@ const count = (number, one, many) => `${number} ${number === 1 ? one : many}`;
 // --- wiring ---
 
 $("submit").addEventListener("click", submit);
-$("undo").addEventListener("click", undo);
+$("undo").addEventListener("click", () => undo());
 $("empty-undo").addEventListener("click", takeBackAnswer);
 $("skip").addEventListener("click", openSkip);
 $("none-usable").addEventListener("click", () => send({ none_usable: true }));
@@ -573,7 +573,7 @@ enableKeys(
     tie: () => act((label) => ranking.tieWithAbove(label), "No image lies above it."),
     zoom: () => zoom.toggle(),
     submit,
-    undo,
+    undo: () => undo({ focus: true }),
     skip: openSkip,
     help: () => $("help-dialog").showModal(),
   },
