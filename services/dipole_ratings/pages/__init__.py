@@ -1,1 +1,1 @@
-"""The pages of the rating service: `/rate`, where people rank images, and `/operator`, where somebody looks after them."""
+"""The pages of the rating service: `/rate`, where people rank, and `/operator`, where somebody looks after it."""

@@ -128,10 +128,10 @@ class RatingService:
 
 @contextmanager
 def serve_ratings(folder: Path, **settings: Any) -> Iterator[RatingService]:
-    """A service on a free port of loopback, without gold and repeats unless asked for, so that a test knows its tasks."""
+    """A service on a free port of loopback, without gold and repeats, so that a test knows its tasks."""
     chosen = {
-        "ratings_database_url": f"sqlite:///{folder}/ratings.db", "ratings_gold_share": 0.0, "ratings_repeat_share": 0.0,
-        "ratings_undo_s": 0.0, **settings,
+        "ratings_database_url": f"sqlite:///{folder}/ratings.db", "ratings_gold_share": 0.0,
+        "ratings_repeat_share": 0.0, "ratings_undo_s": 0.0, **settings,
     }  # fmt: skip
     app = create_app(RatingsSettings(**chosen))
     server = http_server.create_server(app, host="127.0.0.1", port=0, timeout_graceful_shutdown=2)

@@ -165,7 +165,7 @@ def test_a_finger_that_rests_drags_and_one_that_moves_scrolls(service: RatingSer
 
 
 def test_on_a_phone_all_that_is_touched_is_large_enough(service: RatingService, visitors: Visitors) -> None:
-    """44 pixels a side, two columns of equal images, Submit in sight without scrolling, and nothing to scroll sideways."""
+    """44 pixels a side, two columns of equal images, Submit in sight, and nothing to scroll sideways."""
     service.add_task("six of them", count=6)
     page = visitors.rater(service.invite(), **PHONE)
     small = []
