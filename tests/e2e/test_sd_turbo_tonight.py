@@ -29,6 +29,7 @@ from ..fake_hub import FakeHub, running_hub, write_table
 from .conftest import PATIENCE_S
 
 REPOSITORY = Path(__file__).parents[2]
+WIDTH = 64  # of the latent MAE: two channels a group, so that its last map may be one pixel
 PAGE = REPOSITORY / "docs/sd-turbo-tonight.md"
 # what a CPU with a small pipeline can do of examples/sd-turbo.json
 SMALLER = {"resolution": 64, "precision": "fp32", "candidates": 6, "prompts_per_step": 2, "steps": 2}
@@ -45,17 +46,17 @@ def read_commands() -> list[str]:
 
 
 def write_latent_mae(path: Path) -> None:
-    """One stage of one block, as `mae_latent_256_torch.pth` names its tensors."""
-    sizes = {"conv1.weight": (8, 4, 3, 3), "gn1.weight": (8,), "gn1.bias": (8,)}
+    """Four stages of one block, as `mae_latent_256_torch.pth` names its tensors."""
+    sizes = {"conv1.weight": (WIDTH, 4, 3, 3), "gn1.weight": (WIDTH,), "gn1.bias": (WIDTH,)}
     for stage in range(4):
         block = f"stages_{stage}.layers_0"
         for number in (1, 2):
-            sizes |= {f"{block}.conv{number}.weight": (8, 8, 3, 3)}
-            sizes |= {f"{block}.gn{number}.{kind}": (8,) for kind in ("weight", "bias")}
+            sizes |= {f"{block}.conv{number}.weight": (WIDTH, WIDTH, 3, 3)}
+            sizes |= {f"{block}.gn{number}.{kind}": (WIDTH,) for kind in ("weight", "bias")}
         if stage:  # halved in size
-            sizes |= {f"{block}.proj_conv.weight": (8, 8, 1, 1)}
-            sizes |= {f"{block}.proj_gn.{kind}": (8,) for kind in ("weight", "bias")}
-        sizes |= {f"layer{stage + 1}_norm.{kind}": (8,) for kind in ("weight", "bias")}
+            sizes |= {f"{block}.proj_conv.weight": (WIDTH, WIDTH, 1, 1)}
+            sizes |= {f"{block}.proj_gn.{kind}": (WIDTH,) for kind in ("weight", "bias")}
+        sizes |= {f"layer{stage + 1}_norm.{kind}": (WIDTH,) for kind in ("weight", "bias")}
     torch.manual_seed(0)
     path.parent.mkdir(parents=True)
     torch.save({f"encoder.{name}": torch.randn(shape) for name, shape in sizes.items()}, path)
