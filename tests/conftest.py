@@ -23,7 +23,7 @@ from dipole.stack import parent_death
 
 
 def pytest_make_parametrize_id(val: object) -> str | None:
-    """Bytes are named by their length: as an id they are unreadable, and pytest-xdist's workers must agree on every id."""
+    """Bytes are named by their length: as ids they are unreadable, and xdist's workers must agree on every id."""
     return f"{len(val)} bytes" if isinstance(val, bytes) else None
 
 

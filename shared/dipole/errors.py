@@ -74,6 +74,11 @@ class Conflict(DipoleError):
     slug = "conflict"
 
 
+class Gone(DipoleError):
+    status = 410
+    slug = "gone"
+
+
 class Overloaded(DipoleError):
     """The queue is full. `retry_after` is in seconds."""
 

@@ -15,6 +15,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = {
     "dipole": ROOT / "shared/dipole",
+    "dipole_ratings": ROOT / "services/dipole_ratings",
     "dipole_rewards": ROOT / "services/dipole_rewards",
     "dipole_trainer": ROOT / "trainer/dipole_trainer",
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Collection
 from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,19 +16,18 @@ from standardwebhooks.webhooks import Webhook
 from dipole.client.environment import environment_options
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
-from dipole_rewards.server.pending_rankings import RankingState
-from dipole_rewards.settings import RewardSettings
+from dipole_rewards.server.ranker import RankingState
 
 log = structlog.get_logger()
 
 CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
 
 
-def check_callback_url(url: str | None, settings: RewardSettings) -> None:
+def check_callback_url(url: str | None, allowed_hosts: Collection[str]) -> None:
     """Raises InvalidInput unless `url` names an allowed host, over http(s) and without user or password."""
     if url is None:
         return
-    if not settings.reward_callback_hosts:
+    if not allowed_hosts:
         raise InvalidInput(
             "callback_url: this endpoint sends no callbacks; leave it out and poll", field="callback_url"
         )
@@ -39,7 +39,7 @@ def check_callback_url(url: str | None, settings: RewardSettings) -> None:
         raise InvalidInput(f"callback_url {url!r} is not a URL", field="callback_url") from None
     if parts.scheme not in ("http", "https") or not host or parts.username is not None:
         raise InvalidInput("callback_url must be http(s)://host/… without user or password", field="callback_url")
-    if host not in settings.reward_callback_hosts:
+    if host not in allowed_hosts:
         raise InvalidInput(f"callback_url: host {host!r} is not on this endpoint's allow-list", field="callback_url")
 
 
@@ -47,27 +47,35 @@ async def deliver_callback(
     url: str, state: RankingState, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
 ) -> None:
     """POST a Standard-Webhooks-signed event; retried under one message id, never redirected; then given up."""
-    body = _event_body(state)
-    message_id, webhook = f"msg_{state.id}", Webhook(secret)
     try:
-        options: dict[str, Any] = environment_options(url) if transport is None else {"transport": transport}
-        async with httpx.AsyncClient(**options, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
-            async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=CALLBACK_ATTEMPTS, timeout=None):
-                with attempt:
-                    now = datetime.now(UTC)
-                    headers = {
-                        "content-type": "application/json",
-                        "webhook-id": message_id,
-                        "webhook-timestamp": str(int(now.timestamp())),
-                        "webhook-signature": webhook.sign(message_id, now, body),
-                    }
-                    response = await client.post(url, content=body, headers=headers)
-                    if not response.is_success:
-                        raise httpx.HTTPStatusError(
-                            f"callback answered {response.status_code}", request=response.request, response=response
-                        )
+        async for attempt in stamina.retry_context(on=httpx.HTTPError, attempts=CALLBACK_ATTEMPTS, timeout=None):
+            with attempt:
+                await post_callback(url, state, secret=secret, transport=transport)
     except (httpx.HTTPError, ConfigurationError) as error:
         log.warning("callback_given_up", ranking=state.id, error=repr(error))
+
+
+async def post_callback(
+    url: str, state: RankingState, *, secret: str, transport: httpx.AsyncBaseTransport | None = None
+) -> None:
+    """One attempt; the message id is the ranking's at every one, so that a receiver knows a repeat.
+
+    Raises httpx.HTTPError, also for an answer that is no success, or ConfigurationError for a proxy that cannot be.
+    """
+    body, message_id, now = _event_body(state), f"msg_{state.id}", datetime.now(UTC)
+    headers = {
+        "content-type": "application/json",
+        "webhook-id": message_id,
+        "webhook-timestamp": str(int(now.timestamp())),
+        "webhook-signature": Webhook(secret).sign(message_id, now, body),
+    }
+    options: dict[str, Any] = environment_options(url) if transport is None else {"transport": transport}
+    async with httpx.AsyncClient(**options, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
+        response = await client.post(url, content=body, headers=headers)
+    if not response.is_success:
+        raise httpx.HTTPStatusError(
+            f"callback answered {response.status_code}", request=response.request, response=response
+        )
 
 
 def _event_body(state: RankingState) -> str:

@@ -1,4 +1,4 @@
-"""Rankings that were answered with 202: their state, their result, their cancellation, and the signed callback.
+"""Rankings that were answered with 202, in memory: state, result, cancellation, and the signed callback.
 
 The stored state is what counts. A callback is tried a few times; if it never arrives, a poll still finds the result.
 """
@@ -16,8 +16,8 @@ import structlog
 from dipole.errors import Conflict, NotFound, Overloaded
 from dipole.protocol import problems
 from dipole.protocol.schemas import ItemError, PendingRanking, Ranking
+from dipole_rewards.server.ranker import RankingState
 
-RankingState = Ranking | PendingRanking
 SubmittedGroup = asyncio.Future[Any]  # whoever ranks resolves it, and knows what to
 AwaitRanking = Callable[[SubmittedGroup, str], Awaitable[Ranking]]
 
@@ -65,15 +65,16 @@ class PendingRankings:
             raise NotFound(f"there is no ranking {identifier!r}; it may have been dropped since it finished")
         return self._states[identifier]
 
-    def cancel(self, identifier: str) -> RankingState:
+    def cancel(self, identifier: str) -> PendingRanking:
         """Cancel what runs; cancelling twice is fine. Raises Conflict when the ranking has finished."""
         state = self.get(identifier)
         if isinstance(state, Ranking) or state.status == "failed":
             raise Conflict(f"ranking {identifier!r} has finished and cannot be cancelled")
+        cancelled = PendingRanking(id=identifier, status="cancelled")
         if state.status == "pending":
-            self._states[identifier] = PendingRanking(id=identifier, status="cancelled")
+            self._states[identifier] = cancelled
             self._tasks[identifier].cancel()
-        return self._states[identifier]
+        return cancelled
 
     def is_lost(self, identifier: str) -> bool:
         """Whether it will never give a result: it failed, was cancelled, or made room for another."""

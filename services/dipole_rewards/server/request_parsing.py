@@ -24,9 +24,17 @@ from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
 from dipole.protocol import images
 from dipole.protocol.schemas import RankRequest
 from dipole.web.json_body import JSONBuilder
-from dipole_rewards.settings import RewardSettings
 
 REQUEST_PART = "request"
+
+
+@dataclass(frozen=True)
+class RequestBounds:
+    """What one request may hold: candidates, pixels of an image, pixels of all its images together."""
+
+    max_candidates: int
+    max_pixels: int
+    max_total_pixels: int
 
 
 @dataclass(frozen=True)
@@ -41,14 +49,14 @@ class ParsedRequest:
     digest: str
 
 
-async def read_request(http: Request, settings: RewardSettings, builder: JSONBuilder) -> ParsedRequest:
+async def read_request(http: Request, bounds: RequestBounds, builder: JSONBuilder) -> ParsedRequest:
     """Raises InvalidInput and its subclasses, or RequestValidationError, each naming the field."""
     kind = http.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind == "application/json":
-        return await builder.build(partial(_parse_json, settings=settings), await _read_body(http))
+        return await builder.build(partial(_parse_json, bounds=bounds), await _read_body(http))
     if kind == "multipart/form-data":
-        request, parts = await _parse_multipart(http, settings, builder)
-        return await asyncio.to_thread(_decode_images, request, parts, settings)
+        request, parts = await _parse_multipart(http, bounds, builder)
+        return await asyncio.to_thread(_decode_images, request, parts, bounds)
     raise UnsupportedMediaType(
         f"Content-Type must be application/json or multipart/form-data, not {kind or 'absent'}", field="Content-Type"
     )
@@ -59,32 +67,32 @@ async def _read_body(http: Request) -> bytes:
     return b"".join([chunk async for chunk in http.stream()])
 
 
-def _parse_json(body: bytes, settings: RewardSettings) -> ParsedRequest:
-    request = _validate_request(body, settings)
+def _parse_json(body: bytes, bounds: RequestBounds) -> ParsedRequest:
+    request = _validate_request(body, bounds)
     data = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
         if candidate.image.data is None:
             raise InvalidInput(f"{field}.data is missing: base64 of the image's bytes", field=f"{field}.data")
         data[candidate.id] = images.decode_base64(candidate.image.data, field=field)
-    return _decode_images(request, data, settings)
+    return _decode_images(request, data, bounds)
 
 
 async def _parse_multipart(
-    http: Request, settings: RewardSettings, builder: JSONBuilder
+    http: Request, bounds: RequestBounds, builder: JSONBuilder
 ) -> tuple[RankRequest, dict[str, bytes]]:
     """The JSON part and each candidate's bytes by id."""
     try:
-        async with http.form(max_files=settings.reward_max_candidates + 1, max_fields=2) as form:
-            return await _validate_parts(form, settings, builder)
+        async with http.form(max_files=bounds.max_candidates + 1, max_fields=2) as form:
+            return await _validate_parts(form, bounds, builder)
     except HTTPException as error:
         if "Too many files" in str(error.detail):
-            raise _too_many_candidates("more", settings) from None
+            raise _too_many_candidates("more", bounds) from None
         raise InvalidInput(f"the multipart body cannot be read: {error.detail}", field="body") from None
 
 
 async def _validate_parts(
-    form: FormData, settings: RewardSettings, builder: JSONBuilder
+    form: FormData, bounds: RequestBounds, builder: JSONBuilder
 ) -> tuple[RankRequest, dict[str, bytes]]:
     parts: dict[str, UploadFile | str] = {}
     for name, part in form.multi_items():
@@ -95,7 +103,7 @@ async def _validate_parts(
     if head is None:
         raise InvalidInput(f"the JSON part {REQUEST_PART!r} is missing", field=REQUEST_PART)
     text = head.encode() if isinstance(head, str) else await head.read()
-    request = await builder.build(partial(_validate_request, settings=settings), text)
+    request = await builder.build(partial(_validate_request, bounds=bounds), text)
     return request, await _read_part_bytes(request, parts)
 
 
@@ -116,41 +124,41 @@ async def _read_part_bytes(request: RankRequest, parts: Mapping[str, UploadFile 
     return data
 
 
-def _validate_request(body: bytes, settings: RewardSettings) -> RankRequest:
+def _validate_request(body: bytes, bounds: RequestBounds) -> RankRequest:
     try:
         request = RankRequest.model_validate_json(body)
     except ValidationError as error:
         listed: list[Any] = error.errors(include_url=False, include_context=False, include_input=False)
         raise RequestValidationError(listed) from None
-    if len(request.candidates) > settings.reward_max_candidates:
-        raise _too_many_candidates(str(len(request.candidates)), settings)
+    if len(request.candidates) > bounds.max_candidates:
+        raise _too_many_candidates(str(len(request.candidates)), bounds)
     return request
 
 
-def _too_many_candidates(found: str, settings: RewardSettings) -> TooLarge:
-    limit = settings.reward_max_candidates
+def _too_many_candidates(found: str, bounds: RequestBounds) -> TooLarge:
+    limit = bounds.max_candidates
     return TooLarge(f"candidates: at most {limit} are accepted, {found} were sent", field="candidates")
 
 
-def _decode_images(request: RankRequest, data: Mapping[str, bytes], settings: RewardSettings) -> ParsedRequest:
+def _decode_images(request: RankRequest, data: Mapping[str, bytes], bounds: RequestBounds) -> ParsedRequest:
     """Measure every image by its header, then decode them all."""
     total = 0
     for index, candidate in enumerate(request.candidates):
         height, width = images.measure_image(
             data[candidate.id],
             candidate.image.media_type,
-            max_pixels=settings.reward_max_pixels,
+            max_pixels=bounds.max_pixels,
             field=f"candidates[{index}].image",
         )
         total += height * width
-    if total > settings.reward_max_total_pixels:
-        limit = settings.reward_max_total_pixels
+    if total > bounds.max_total_pixels:
+        limit = bounds.max_total_pixels
         raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
     pixels = [
         images.decode_image(
             data[candidate.id],
             candidate.image.media_type,
-            max_pixels=settings.reward_max_pixels,
+            max_pixels=bounds.max_pixels,
             field=f"candidates[{index}].image",
         )
         for index, candidate in enumerate(request.candidates)

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 LATEST_JOBS = 100
 
 app = typer.Typer(no_args_is_help=True, help="Run one process of the platform.")
-db = typer.Typer(no_args_is_help=True, help="The jobs database.")
+db = typer.Typer(no_args_is_help=True, help="The databases of jobs and of ratings.")
 
 
 @app.command("api")
@@ -101,12 +101,39 @@ def serve_sampler(
         module.run_sampler(settings)
 
 
+@app.command("ratings")
+def serve_ratings() -> None:
+    """Run the rating service: people behind the ranking protocol, their pages and the operator's."""
+    from dipole import logs
+
+    settings = load_settings(import_optional("dipole_ratings.settings", "ratings").RatingsSettings)
+    logs.configure_logging("ratings")
+    http_server = import_optional("dipole.web.http_server", "ratings")
+    server = http_server.create_server(
+        import_optional("dipole_ratings.app", "ratings").create_app(settings),
+        host=settings.ratings_host,
+        port=settings.ratings_port,
+        timeout_graceful_shutdown=5,
+    )
+    with contextlib.suppress(KeyboardInterrupt):
+        server.run()
+    if not server.started:
+        raise ConfigurationError(f"could not listen on {settings.ratings_host}:{settings.ratings_port}")
+
+
 @db.command("upgrade")
 def upgrade_database() -> None:
     """Bring the jobs database to this version's schema; harmless when it is."""
     import_optional("dipole_trainer.database.engine", "api").upgrade_database(
         load_settings(PlatformSettings).database_url
     )
+
+
+@db.command("upgrade-ratings")
+def upgrade_ratings_database() -> None:
+    """Bring the ratings database to this version's schema, as the rating service does when it starts."""
+    settings = load_settings(import_optional("dipole_ratings.settings", "ratings").RatingsSettings)
+    import_optional("dipole_ratings.database.engine", "ratings").upgrade_database(settings.ratings_database_url)
 
 
 def run_stack(

@@ -18,8 +18,8 @@ import sqlalchemy as sa
 from fsspec.implementations.local import LocalFileSystem
 from fsspec.implementations.memory import MemoryFileSystem
 
+from dipole.database import engine as database_engine
 from dipole.settings import ApiSettings
-from dipole_trainer.database import engine as database_engine
 from dipole_trainer.database.engine import upgrade_database
 
 JOBS = "/v1/fine_tuning/jobs"

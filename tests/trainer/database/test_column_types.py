@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from dipole.database import column_types
 from dipole.errors import InvalidInput
-from dipole_trainer.database import column_types
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import Base, CheckpointRow, EventRow, FileRow, JobRow
 

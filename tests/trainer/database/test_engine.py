@@ -14,10 +14,10 @@ import pytest
 import sqlalchemy as sa
 from sqlalchemy.exc import IntegrityError, OperationalError, ProgrammingError
 
+from dipole.database import engine as database_engine
+from dipole.database.failures import describe_database_error, explain_database_error
 from dipole.errors import ConfigurationError, DependencyUnavailable
-from dipole_trainer.database import engine as database_engine
 from dipole_trainer.database.engine import Database, upgrade_database
-from dipole_trainer.database.failures import describe_database_error, explain_database_error
 from dipole_trainer.database.tables import JobRow, RewardRow
 
 SECRET = "a-key-of-an-endpoint"

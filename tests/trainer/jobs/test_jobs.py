@@ -17,9 +17,10 @@ from cryptography.fernet import Fernet
 from pydantic import SecretStr
 
 from dipole.client.endpoint import Endpoint, check_reward_url
+from dipole.database.migrations import alembic_config
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
 from dipole.vault import Vault
-from dipole_trainer.database.engine import Database, _alembic_config, upgrade_database
+from dipole_trainer.database.engine import MIGRATIONS, Database, upgrade_database
 from dipole_trainer.database.tables import Base, JobRow
 from dipole_trainer.jobs import transitions
 from dipole_trainer.jobs.leases import MAX_FRUITLESS_RESUMES
@@ -96,7 +97,7 @@ def test_migrations_go_down_again(url: str) -> None:
 
     database = Database(url)
     with database.engine.begin() as connection:
-        command.downgrade(_alembic_config(connection), "base")
+        command.downgrade(alembic_config(connection, MIGRATIONS), "base")
     assert sa.inspect(database.engine).get_table_names() == ["alembic_version"]
     database.close()
 
@@ -109,7 +110,7 @@ def test_endpoints_registered_before_kinds_are_of_the_ranking_protocol(url: str)
 
     def migrate(move: Callable[[Config, str], None], revision: str) -> None:
         with database.engine.begin() as connection:
-            move(_alembic_config(connection), revision)
+            move(alembic_config(connection, MIGRATIONS), revision)
 
     migrate(command.downgrade, "0002")
     columns = "(name, url, key, description, created_at)"

@@ -11,12 +11,12 @@ from fastapi.openapi.utils import get_openapi
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException
 
+from dipole.database.failures import describe_database_error, explain_database_error
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
 from dipole.web import asgi
 from dipole.web.openapi import document_problems
-from dipole_trainer.database.failures import describe_database_error, explain_database_error
 
 log = structlog.get_logger()
 

@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Collection
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole_trainer.database.failures import describe_database_error
+from dipole.database.failures import describe_database_error
 
 log = structlog.get_logger()
 

@@ -14,10 +14,10 @@ from pydantic import BaseModel
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole.database.failures import describe_database_error
 from dipole.web import asgi
 from dipole_trainer.api.dependencies import State
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRow
 
 log = structlog.get_logger()

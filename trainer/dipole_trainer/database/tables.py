@@ -14,26 +14,25 @@ from __future__ import annotations
 
 from typing import Any
 
-from sqlalchemy import JSON, Float, ForeignKey, Index, MetaData, UniqueConstraint
+from sqlalchemy import Float, ForeignKey, Index, MetaData, UniqueConstraint
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
-from dipole_trainer.database.column_types import BigInteger, Integer, SerialInteger, String, Text
+from dipole.database.column_types import (
+    NAMING_CONVENTION,
+    BigInteger,
+    Integer,
+    NullableJson,
+    SerialInteger,
+    String,
+    Text,
+)
 
 ACTIVE_STATES = ("validating_files", "queued", "running", "paused")
 TERMINAL_STATES = ("succeeded", "failed", "cancelled")
 
-NullableJson = JSON(none_as_null=True)
-
 
 class Base(DeclarativeBase):
-    metadata = MetaData(
-        naming_convention={
-            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
-            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
-            "fk": "fk_%(table_name)s_%(column_0_name)s_%(referred_table_name)s",
-            "pk": "pk_%(table_name)s",
-        }
-    )
+    metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
 class FileRow(Base):

@@ -15,11 +15,11 @@ from typing import Any, Literal, cast
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
 from sqlalchemy.orm import Session
 
+from dipole.database.queries import database_time
 from dipole.errors import LeaseLost
 from dipole.protocol import job_events
 from dipole.protocol.job_events import JobEvent
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import database_time
 from dipole_trainer.database.tables import CheckpointRow, JobRow
 from dipole_trainer.jobs.transitions import (
     clear_waiting,

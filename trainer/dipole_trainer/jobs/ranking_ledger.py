@@ -14,8 +14,8 @@ from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
+from dipole.database.queries import page_of_rows, require
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import page_of_rows, require
 from dipole_trainer.database.tables import RankedGroupRow, RankingRow
 from dipole_trainer.jobs.leases import Claim, lock_claimed_job
 from dipole_trainer.jsonable import to_jsonable

@@ -20,10 +20,10 @@ from sqlalchemy import exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
+from dipole.database.queries import database_time, page_of_rows, require
 from dipole.errors import Conflict, NotFound
 from dipole.protocol import job_events
 from dipole_trainer.database.engine import Database, upgrade_database
-from dipole_trainer.database.queries import database_time, page_of_rows, require
 from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, CheckpointRow, EventRow, JobRow
 from dipole_trainer.jobs.leases import Claim, DesiredState, LeaseStore
 from dipole_trainer.jobs.transitions import (

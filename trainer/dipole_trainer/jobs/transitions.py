@@ -10,10 +10,10 @@ from typing import Any, Literal
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from dipole.database.queries import database_time, require
 from dipole.errors import Conflict
 from dipole.protocol import job_events
 from dipole.protocol.job_events import EventLevel, JobEvent
-from dipole_trainer.database.queries import database_time, require
 from dipole_trainer.database.tables import EventRow, JobRow
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.spec import TrainSpec

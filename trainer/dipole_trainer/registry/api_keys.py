@@ -8,9 +8,9 @@ from typing import Literal
 
 from sqlalchemy import select, update
 
+from dipole.database.queries import database_time, require
 from dipole.web.auth import hash_key
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import database_time, require
 from dipole_trainer.database.tables import ApiKeyRow
 
 KeyScope = Literal["train", "admin", "rate"]

@@ -7,9 +7,9 @@ from typing import Literal
 
 from sqlalchemy import delete, or_, select
 
+from dipole.database.queries import database_time, page_of_rows, require
 from dipole.errors import Conflict
 from dipole_trainer.database.engine import Database, Session, now
-from dipole_trainer.database.queries import database_time, page_of_rows, require
 from dipole_trainer.database.tables import ACTIVE_STATES, FileRow, JobRow
 
 FileKind = Literal["prompts", "pairs"]

@@ -12,10 +12,10 @@ from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 
 from dipole.client.endpoint import Endpoint, check_reward_url, parse_options
+from dipole.database.queries import database_time, require
 from dipole.errors import ConfigurationError, Conflict
 from dipole.vault import Vault
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.queries import database_time, require
 from dipole_trainer.database.tables import ACTIVE_STATES, JobRow, RewardRow
 from dipole_trainer.spec import RewardSpec
 

@@ -19,9 +19,9 @@ import stamina
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole.database.failures import AWAY_ERRORS, describe_database_error
 from dipole.errors import DependencyUnavailable, DipoleError, LeaseLost
 from dipole.protocol import job_events
-from dipole_trainer.database.failures import AWAY_ERRORS, describe_database_error
 from dipole_trainer.jobs.leases import Claim, DesiredState
 from dipole_trainer.jobs.ranking_ledger import LEDGER_REPORT, RankingLedger, make_ledger_entry
 from dipole_trainer.jobs.store import JobStore

@@ -34,6 +34,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient
+from dipole.database.failures import describe_database_error
 from dipole.errors import (
     ConfigurationError,
     DependencyUnavailable,
@@ -48,7 +49,6 @@ from dipole.protocol import job_events
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.jobs.leases import Claim

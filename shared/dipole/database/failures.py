@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import DBAPIError, InterfaceError, OperationalError, SQLAlchemyError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from dipole.errors import DependencyUnavailable
 
+
+@dataclass(frozen=True)
+class DatabaseName:
+    """What people call a database: in sentences, the setting of its URL, and the command that makes its tables."""
+
+    name: str
+    setting: str
+    upgrade_command: str
+
+
+JOBS_DATABASE = DatabaseName("the jobs database", "DIPOLE_DATABASE_URL", "dipole db upgrade")
 RETRY_AFTER_S = 5.0  # it is being restarted, or others give their connections back
 AWAY_ERRORS = (OperationalError, InterfaceError, PoolTimeout)
 """What is raised while the database is away, full, locked or out of connections: the same may succeed later."""
-_UPGRADE = "has not the tables of this version: run `dipole db upgrade`"
+_UPGRADE = "has not the tables of this version: run `{command}`"
 _STATES = {
     "42P01": _UPGRADE,
     "42703": _UPGRADE,
@@ -46,7 +59,7 @@ def describe_database_error(error: SQLAlchemyError) -> str:
     return str(said).partition("\n")[0] or type(said).__name__
 
 
-def explain_database_error(error: SQLAlchemyError) -> DependencyUnavailable | None:
+def explain_database_error(error: SQLAlchemyError, named: DatabaseName = JOBS_DATABASE) -> DependencyUnavailable | None:
     """The error that a caller is told, without addresses and names; None where we are to blame, not the database."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""
     if state not in _STATES and not isinstance(error, AWAY_ERRORS):
@@ -56,4 +69,6 @@ def explain_database_error(error: SQLAlchemyError) -> DependencyUnavailable | No
     reason = _STATES.get(state) or next(words, "does not answer")
     if isinstance(error, PoolTimeout):
         reason = f"is out of connections: {said}"
-    return DependencyUnavailable(f"the jobs database {reason}", retry_after=RETRY_AFTER_S)
+    if reason == _UPGRADE:
+        reason = _UPGRADE.format(command=named.upgrade_command)
+    return DependencyUnavailable(f"{named.name} {reason}", retry_after=RETRY_AFTER_S)

@@ -8,8 +8,8 @@ from typing import TypeVar
 from sqlalchemy import select
 from sqlalchemy.orm import Session
 
+from dipole.database.engine import now
 from dipole.errors import NotFound
-from dipole_trainer.database.engine import now
 
 T = TypeVar("T")
 

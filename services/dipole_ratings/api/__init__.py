@@ -1,0 +1,1 @@
+"""The service over HTTP: the ranking protocol, raters, the operator, health."""

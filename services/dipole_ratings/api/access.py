@@ -1,0 +1,76 @@
+"""Who may ask what: trainers and operators by key, raters by cookie, pages by anybody.
+
+| paths                                   | who                                                                     |
+|-----------------------------------------|-------------------------------------------------------------------------|
+| /livez, /readyz, /metrics               | anybody                                                                 |
+| pages and their files                   | anybody: they hold nothing                                              |
+| /v1/rater…                              | a session's cookie; no page of another origin                           |
+| /v1/ratings…                            | the operator's key, or the service's where no other is set              |
+| the ranking protocol, all else          | the service's key                                                       |
+
+Without a key everybody on this machine may, but for web pages of other sites (dipole.web.auth).
+"""
+
+from __future__ import annotations
+
+import hmac
+
+from dipole.errors import DipoleError, Forbidden, Unauthorized
+from dipole.protocol.problems import problem_of
+from dipole.web.asgi import ASGIApp, ProblemResponse, Receive, Scope, Send
+from dipole.web.auth import OPEN_PATHS, bearer_key, hash_key, refuse_foreign_page
+from dipole_ratings.settings import RatingsSettings
+
+PAGE_PATHS = ("/", "/rate", "/operator", "/favicon.ico")
+STATIC_PREFIX = "/static/"
+RATER_PATH, OPERATOR_PATH = "/v1/rater", "/v1/ratings"
+
+
+class AccessGuard:
+    def __init__(self, app: ASGIApp, *, settings: RatingsSettings) -> None:
+        self.app = app
+        key, operator = settings.ratings_key, settings.ratings_operator_key
+        self._trainer = hash_key(key.get_secret_value()) if key else None
+        self._operator = hash_key(operator.get_secret_value()) if operator else self._trainer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            self._check(scope)
+        except DipoleError as error:
+            return await ProblemResponse(*problem_of(error))(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    def _check(self, scope: Scope) -> None:
+        """Raises Forbidden or Unauthorized."""
+        path = str(scope["path"])
+        if self._trainer is None:
+            refuse_foreign_page(scope)
+        if path in OPEN_PATHS or path in PAGE_PATHS or path.startswith(STATIC_PREFIX):
+            return
+        if _is_below(path, RATER_PATH):
+            return refuse_foreign_origin(scope)
+        wanted = self._operator if _is_below(path, OPERATOR_PATH) else self._trainer
+        given = hash_key(bearer_key(scope) or "")
+        if wanted is not None and not hmac.compare_digest(given, wanted):
+            raise Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")
+
+
+def _is_below(path: str, top: str) -> bool:
+    return path == top or path.startswith(f"{top}/")
+
+
+def refuse_foreign_origin(scope: Scope) -> None:
+    """Raise Forbidden for what a page of another origin sends with a rater's cookie.
+
+    Browsers say so in Sec-Fetch-Site; older ones in Origin, which is compared with Host. Who sends neither is no page.
+    """
+    headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
+    site, origin = headers.get(b"sec-fetch-site"), headers.get(b"origin")
+    if site is not None:
+        foreign = site not in ("same-origin", "none")
+    else:
+        foreign = origin is not None and origin.partition("://")[2] != headers.get(b"host", "")
+    if foreign:
+        raise Forbidden("raters are answered on this service's own pages alone, not on those of another origin")

@@ -1,0 +1,79 @@
+"""/livez, /readyz, /metrics: the process answers; its database does; the queue for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import structlog
+from fastapi import APIRouter, Response
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+from sqlalchemy import select
+from sqlalchemy.exc import SQLAlchemyError
+
+from dipole.database.failures import describe_database_error
+from dipole.protocol.schemas import ProtocolMessage
+from dipole_ratings.api.dependencies import Parts, RatingParts
+from dipole_ratings.database.tables import TaskRow
+
+log = structlog.get_logger()
+router = APIRouter(tags=["health"])
+
+
+class ServiceHealth(ProtocolMessage):
+    status: str
+
+
+@router.get("/livez", summary="The process answers")
+async def livez() -> ServiceHealth:
+    return ServiceHealth(status="alive")
+
+
+@router.get("/readyz", summary="The database answers and has its tables", responses={503: {}})
+def readyz(parts: Parts) -> ServiceHealth:
+    with parts.database.reading() as session:
+        session.execute(select(TaskRow.id).limit(1))
+    return ServiceHealth(status="ready")
+
+
+def metrics_router(parts: RatingParts) -> APIRouter:
+    registry = CollectorRegistry()
+    registry.register(_QueueCollector(parts))
+    routes = APIRouter(tags=["health"])
+
+    @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
+    def metrics() -> Response:
+        return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
+
+    return routes
+
+
+class _QueueCollector(Collector):
+    """Read from the database when it is asked, so that every replica says the same."""
+
+    def __init__(self, parts: RatingParts) -> None:
+        self._parts = parts
+
+    def describe(self) -> Iterator[Metric]:
+        yield from ()
+
+    def collect(self) -> Iterator[Metric]:
+        try:
+            figures = self._parts.statistics.measure_queue()
+            tasks = self._parts.statistics.count_tasks()
+            deliveries = self._parts.outbox.count_deliveries()
+        except SQLAlchemyError as error:
+            log.warning("database_unreachable", error=describe_database_error(error))
+            return
+        by_state = GaugeMetricFamily("dipole_ratings_tasks", "Tasks by state.", labels=["state"])
+        for state in ("pending", "completed", "failed", "cancelled"):
+            by_state.add_metric([state], tasks.get(state, 0))
+        yield by_state
+        yield GaugeMetricFamily("dipole_ratings_leases", "Leases that raters hold.", value=figures.leased)
+        yield CounterMetricFamily("dipole_ratings_answers", "Answers that are kept.", value=figures.answered)
+        yield GaugeMetricFamily("dipole_ratings_oldest_seconds", "Age of the oldest task.", value=figures.oldest_s or 0)
+        owed = GaugeMetricFamily("dipole_ratings_deliveries", "Callbacks by state.", labels=["state"])
+        for state, count in deliveries.items():
+            owed.add_metric([state], count)
+        yield owed

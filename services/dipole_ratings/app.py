@@ -1,0 +1,81 @@
+"""The rating service: create_app(settings) is people behind the ranking protocol, their raters' API and the operator's.
+
+Wiring alone: `queue` has the rules, over SQL; `api` the routes; `dipole_rewards.server` the protocol that reward
+services have too; `housekeeping` what happens without a request.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import httpx
+from fastapi import FastAPI
+
+from dipole.settings import load_settings
+from dipole.web import auth, body_limit, request_context
+from dipole_ratings.api import health, operator, rater
+from dipole_ratings.api.access import AccessGuard
+from dipole_ratings.api.dependencies import RatingParts
+from dipole_ratings.api.errors import install_error_handlers
+from dipole_ratings.api.people_ranker import PeopleRanker
+from dipole_ratings.database.engine import open_database, upgrade_database
+from dipole_ratings.housekeeping import Housekeeper
+from dipole_ratings.queue.context import QueueContext
+from dipole_ratings.settings import RatingsSettings
+from dipole_rewards.server import openapi
+from dipole_rewards.server.ranking_routes import add_ranking_routes
+
+
+def create_app(
+    settings: RatingsSettings | None = None,
+    *,
+    context: QueueContext | None = None,
+    callback_transport: httpx.AsyncBaseTransport | None = None,
+) -> FastAPI:
+    """Wire the service. Raises ConfigurationError when others could reach it without a key, or for its database.
+
+    `context` brings a clock and dice of the caller's, and its own database.
+    """
+    settings = settings or load_settings(RatingsSettings)
+    auth.refuse_open_host(settings.ratings_host, settings.ratings_key, "DIPOLE_RATINGS_KEY")
+    upgrade_database(settings.ratings_database_url)
+    context = context or QueueContext(open_database(settings.ratings_database_url), settings)
+    parts = RatingParts.over(context)
+    ranker = PeopleRanker(parts.tasks, settings)
+    housekeeper = Housekeeper(parts, callback_transport=callback_transport)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        keeping = asyncio.create_task(housekeeper.run_forever())
+        yield
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await keeping
+        context.database.close()
+
+    app = FastAPI(
+        title="Dipole ratings",
+        version="1",
+        lifespan=lifespan,
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,  # such a redirect would leave out a proxy's path prefix
+    )
+    app.state.parts = parts
+    install_error_handlers(app)
+    add_ranking_routes(app, ranker)
+    for part in (rater, operator, health):
+        app.include_router(part.router)
+    app.include_router(health.metrics_router(parts))
+    app.add_middleware(
+        body_limit.BodyLimit,
+        max_bytes=settings.ratings_max_body_bytes,
+        budget=body_limit.BodyBudget(settings.ratings_held_body_bytes),
+    )
+    app.add_middleware(AccessGuard, settings=settings)
+    app.add_middleware(request_context.RequestContext)
+    openapi.install_openapi(app)
+    return app

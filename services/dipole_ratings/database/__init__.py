@@ -1,0 +1,1 @@
+"""The ratings database: tables and migrations."""

@@ -1,0 +1,1 @@
+"""Tasks, leases, answers, raters and deliveries, stored in SQL."""
