@@ -15,7 +15,7 @@ import httpx
 from fastapi import FastAPI
 
 from dipole.settings import load_settings
-from dipole.web import auth, body_limit, request_context
+from dipole.web import asgi, auth, body_limit, request_context
 from dipole_ratings.api import health, operator, rater
 from dipole_ratings.api.access import AccessGuard
 from dipole_ratings.api.dependencies import RatingParts
@@ -27,6 +27,8 @@ from dipole_ratings.queue.context import QueueContext
 from dipole_ratings.settings import RatingsSettings
 from dipole_rewards.server import openapi
 from dipole_rewards.server.ranking_routes import add_ranking_routes
+
+MAX_SMALL_BODY_BYTES = 64 * 2**10  # of any request but a trainer's: raters have no key yet when they come
 
 
 def create_app(
@@ -70,12 +72,21 @@ def create_app(
     for part in (rater, operator, health):
         app.include_router(part.router)
     app.include_router(health.metrics_router(parts))
-    app.add_middleware(
-        body_limit.BodyLimit,
-        max_bytes=settings.ratings_max_body_bytes,
-        budget=body_limit.BodyBudget(settings.ratings_held_body_bytes),
-    )
+    app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AccessGuard, settings=settings)
     app.add_middleware(request_context.RequestContext)
     openapi.install_openapi(app)
     return app
+
+
+class _BodyLimits:
+    """Groups of images may be large; everything else is small. Both are bounded while they stream in."""
+
+    def __init__(self, app: asgi.ASGIApp, *, settings: RatingsSettings) -> None:
+        budget = body_limit.BodyBudget(settings.ratings_held_body_bytes)
+        self._groups = body_limit.BodyLimit(app, max_bytes=settings.ratings_max_body_bytes, budget=budget)
+        self._others = body_limit.BodyLimit(app, max_bytes=MAX_SMALL_BODY_BYTES, timeout_s=10)
+
+    async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
+        limit = self._groups if scope.get("path") == "/v1/rank" else self._others
+        await limit(scope, receive, send)

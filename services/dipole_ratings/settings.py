@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, SecretStr, field_validator, model_validator
@@ -17,10 +18,14 @@ class RatingsSettings(BaseSettings):
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
 
+    home: Path = Field(
+        default=Path(".dipole"),
+        description="Folder of one machine's platform: where the ratings database lies unless told otherwise.",
+    )
     ratings_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     ratings_port: int = Field(default=8450, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     ratings_database_url: str = Field(
-        default="sqlite:///.dipole/ratings.db",
+        default_factory=lambda chosen: f"sqlite:///{chosen['home'] / 'ratings.db'}",
         description="URL of the ratings database: SQLite's, or PostgreSQL's, which replicas of the service share.",
     )
     ratings_key: SecretStr | None = Field(

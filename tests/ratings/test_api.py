@@ -192,6 +192,11 @@ async def test_pages_of_other_origins_are_refused(serve_app: ServeApp) -> None:
             assert (await client.get("/v1/rater", headers={"Sec-Fetch-Site": "cross-site"})).status_code == 403
 
 
+async def test_bodies_of_those_without_a_key_are_small(serve_app: ServeApp) -> None:
+    async with serve_app(ratings_key=KEY) as client:
+        assert (await client.post("/v1/rater/session", content=b" " * 100_000)).status_code == 413
+
+
 async def test_keys_open_what_is_theirs(serve_app: ServeApp) -> None:
     """A trainer's key the protocol, an operator's the operator's routes; a session opens neither; health needs none."""
     async with serve_app(ratings_key=KEY, ratings_operator_key=OPERATOR_KEY) as client:

@@ -50,6 +50,8 @@ def working(raters: list[ScriptedRater]) -> Iterator[None]:
         over.set()
         for thread in threads:
             thread.join(90)
+        for rater in raters:
+            rater.http.close()
     assert not failures, failures
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -129,6 +130,16 @@ def test_a_repeated_request_is_the_same_task(queue: tuple[RatingParts, HandClock
     assert parts.tasks.cancel_task(first.id).status == "cancelled"
     assert parts.tasks.cancel_task(first.id).status == "cancelled"
     assert parts.tasks.submit_task(request(key="k")).id != first.id
+
+
+def test_the_same_request_twice_at_once_is_one_task(queue: tuple[RatingParts, HandClock]) -> None:
+    """As a trainer sends it to two replicas after a timeout."""
+    parts, _ = queue
+    for number in range(5):
+        together = request(prompt=f"p{number}", key=f"k{number}")
+        with ThreadPoolExecutor(4) as pool:
+            assert len({state.id for state in pool.map(parts.tasks.submit_task, [together] * 4)}) == 1
+    assert len(rows(parts, TaskRow)) == 5
 
 
 def test_one_image_is_not_asked_about(queue: tuple[RatingParts, HandClock]) -> None:

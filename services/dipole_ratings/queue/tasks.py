@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from dipole.database.queries import require
@@ -51,6 +52,13 @@ class RatingTasks:
 
         Raises InvalidInput for a key that came with another request, Overloaded when too many tasks wait.
         """
+        try:
+            return self._submit_once(request)
+        except IntegrityError:
+            # another replica took the same key, or dropped an image of ours, since we looked
+            return self._submit_once(request)
+
+    def _submit_once(self, request: TaskRequest) -> RankingState:
         least, most = request.options.ratings_wanted(self.context.settings)
         with self.context.database.writing() as session:
             if (known := _find_repeat(session, request)) is not None:
