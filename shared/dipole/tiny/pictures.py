@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,41 @@ def draw_before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], ta
                 at = (left + column * (CELL + GAP), TOP + row * (CELL + GAP))
                 picture.paste(sheet.crop(box).resize((CELL, CELL), Image.Resampling.LANCZOS), at)
                 _draw_frame(draw, at, marks[column])
-    for row, prompt in enumerate(cell["prompts"]):
+    _draw_prompts(draw, cell["prompts"])
+    picture.save(target)
+    return target
+
+
+def draw_comparison(
+    prompts: Sequence[str],
+    sides: Mapping[str, Sequence[Sequence[Image.Image]]],
+    target: Path,
+) -> Path:
+    """One row a prompt, a block of images a side: `sides[title][row]` are as many images in each row as in any other.
+
+    `target` appears whole or not at all.
+    """
+    columns = max(len(images) for rows in sides.values() for images in rows)
+    block = columns * (CELL + GAP)
+    width = LEFT + len(sides) * block + (len(sides) + 1) * GAP
+    picture = Image.new("RGB", (width, TOP + len(prompts) * (CELL + GAP) + GAP), "white")
+    draw = ImageDraw.Draw(picture)
+    for side, (title, rows) in enumerate(sides.items()):
+        left = LEFT + side * (block + 2 * GAP)
+        draw.text((left, 14), title, fill="black", font=load_font(17))
+        for row, images in enumerate(rows):
+            for column, image in enumerate(images):
+                at = (left + column * (CELL + GAP), TOP + row * (CELL + GAP))
+                picture.paste(image.convert("RGB").resize((CELL, CELL), Image.Resampling.LANCZOS), at)
+    _draw_prompts(draw, prompts)
+    partial = target.with_name(f".{target.name}")
+    picture.save(partial, format="PNG")
+    return partial.replace(target)
+
+
+def _draw_prompts(draw: ImageDraw.ImageDraw, prompts: Sequence[str]) -> None:
+    """At the left of their rows, in lines of their column's width."""
+    for row, prompt in enumerate(prompts):
         words, line, y = prompt.split(), "", TOP + row * (CELL + GAP) + CELL // 2 - 20
         for word in [*words, ""]:
             if not word or draw.textlength(f"{line} {word}", font=load_font(17)) > LEFT - 30:
@@ -49,8 +84,6 @@ def draw_before_after(job: Path, base: dict[str, Any], tuned: dict[str, Any], ta
             else:
                 line = f"{line} {word}".strip()
     draw.text((14, 14), "prompt", fill=(90, 90, 90), font=load_font(17))
-    picture.save(target)
-    return target
 
 
 def _draw_frame(draw: ImageDraw.ImageDraw, at: tuple[int, int], right: float | None) -> None:
