@@ -20,7 +20,7 @@ from dipole_ratings.api import health, operator, rater
 from dipole_ratings.api.access import AccessGuard
 from dipole_ratings.api.dependencies import RatingParts
 from dipole_ratings.api.errors import install_error_handlers
-from dipole_ratings.api.people_ranker import PeopleRanker
+from dipole_ratings.api.people_backend import PeopleBackend
 from dipole_ratings.database.engine import open_database, upgrade_database
 from dipole_ratings.housekeeping import Housekeeper
 from dipole_ratings.queue.context import QueueContext
@@ -46,7 +46,7 @@ def create_app(
     upgrade_database(settings.ratings_database_url)
     context = context or QueueContext(open_database(settings.ratings_database_url), settings)
     parts = RatingParts.over(context)
-    ranker = PeopleRanker(parts.tasks, settings)
+    backend = PeopleBackend(parts.tasks, settings)
     housekeeper = Housekeeper(parts, callback_transport=callback_transport)
 
     @asynccontextmanager
@@ -68,7 +68,7 @@ def create_app(
     )
     app.state.parts = parts
     install_error_handlers(app)
-    add_ranking_routes(app, ranker)
+    add_ranking_routes(app, backend)
     for part in (rater, operator, health):
         app.include_router(part.router)
     app.include_router(health.metrics_router(parts))

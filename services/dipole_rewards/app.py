@@ -1,7 +1,7 @@
 """The one HTTP app of every reward: create_app(settings) serves whichever class DIPOLE_REWARD names.
 
 POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics. The wiring is here;
-scoring.service scores and scoring.reward_ranker answers; of `server`, ranking_routes takes a request, request_parsing
+scoring.service scores and scoring.reward_backend answers; of `server`, ranking_routes takes a request, request_parsing
 reads it, idempotency answers repeats, pending_rankings keeps 202 answers, and openapi describes it all.
 """
 
@@ -22,7 +22,7 @@ from dipole.protocol.schemas import ProtocolMessage
 from dipole.settings import load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole_rewards.reward import import_reward
-from dipole_rewards.scoring.reward_ranker import RewardRanker
+from dipole_rewards.scoring.reward_backend import RewardBackend
 from dipole_rewards.scoring.service import OnFailure, RewardService
 from dipole_rewards.server import openapi
 from dipole_rewards.server.ranking_routes import add_ranking_routes
@@ -43,7 +43,7 @@ def create_app(
     auth.refuse_open_host(settings.reward_host, settings.reward_key, "DIPOLE_REWARD_KEY")
     registry = CollectorRegistry()
     service = RewardService(import_reward(settings.reward), settings, registry)
-    ranker = RewardRanker(service, callback_transport=callback_transport)
+    backend = RewardBackend(service, callback_transport=callback_transport)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
@@ -54,7 +54,7 @@ def create_app(
 
         loading = asyncio.create_task(load_reward())
         yield
-        await ranker.close()
+        await backend.close()
         await loading
         service.close()
 
@@ -76,7 +76,7 @@ def create_app(
     )
     app.add_middleware(auth.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
     app.add_middleware(request_context.RequestContext)
-    add_ranking_routes(app, ranker)
+    add_ranking_routes(app, backend)
     _add_health_routes(app, service, registry)
     openapi.install_openapi(app)
     return app

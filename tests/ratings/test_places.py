@@ -98,21 +98,17 @@ class Floor:
                 assert given >= task.min_ratings, "nothing is delivered too soon"
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("places")
+@pytest.fixture
+def queue(make_queue: MakeQueue, tmp_path: Path) -> tuple[RatingParts, HandClock]:
+    """One for all stories: each begins by emptying it."""
+    return make_queue(f"sqlite:///{tmp_path}/ratings.db", ratings_undo_s=10)
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(steps=st.lists(STEPS, min_size=5, max_size=30))
-def test_places_are_never_given_twice(make_queue: MakeQueue, folder: Path, steps: list[tuple[str, Any]]) -> None:
+def test_places_are_never_given_twice(queue: tuple[RatingParts, HandClock], steps: list[tuple[str, Any]]) -> None:
     """After every step of any story of three raters: live leases and answers together are no more than the target."""
-    url = f"sqlite:///{folder}/ratings.db"
-    known = getattr(test_places_are_never_given_twice, "made", None)
-    if known is None or known[0] is not make_queue:
-        known = (make_queue, *make_queue(url, ratings_undo_s=10))
-        test_places_are_never_given_twice.made = known  # type: ignore[attr-defined]
-    _, parts, clock = known
+    parts, clock = queue
     with parts.database.writing() as session:
         for table in reversed(RatingsBase.metadata.sorted_tables):
             session.execute(sa.delete(table))

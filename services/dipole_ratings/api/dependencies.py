@@ -12,10 +12,10 @@ from dipole_ratings.queue.answers import RatingAnswers
 from dipole_ratings.queue.context import QueueContext
 from dipole_ratings.queue.deliveries import CallbackOutbox
 from dipole_ratings.queue.leases import RatingLeases
-from dipole_ratings.queue.rater_quality import RaterJudge
 from dipole_ratings.queue.raters import Raters
-from dipole_ratings.queue.statistics import RatingStatistics
 from dipole_ratings.queue.tasks import RatingTasks
+from dipole_ratings.reports.rater_quality import RaterJudge
+from dipole_ratings.reports.statistics import RatingStatistics
 from dipole_ratings.settings import RatingsSettings
 
 Responses = dict[int | str, dict[str, Any]]  # of a route, as FastAPI documents them

@@ -23,9 +23,9 @@ from dipole_ratings.api.schemas import (
     to_iso_or_none,
 )
 from dipole_ratings.queue.deliveries import DeliveryState
-from dipole_ratings.queue.export import MEDIA_TYPES, ExportFormat, write_json_lines, write_parquet
-from dipole_ratings.queue.rater_quality import RaterFigures
 from dipole_ratings.queue.raters import InvitationState
+from dipole_ratings.reports.export import MEDIA_TYPES, ExportFormat, write_json_lines, write_parquet
+from dipole_ratings.reports.rater_quality import RaterFigures
 
 router = APIRouter(prefix="/v1/ratings", tags=["operator"])
 Identifier = Annotated[str, Path(max_length=128)]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dipole.protocol.schemas import ItemError, PendingRanking, RankedItem, Ranking, rank_scores
 from dipole_ratings.database.tables import TaskRow
 from dipole_ratings.settings import RatingsSettings
-from dipole_rewards.server.ranker import RankingState
+from dipole_rewards.server.ranking_backend import RankingState
 
 RECIPE_VERSION = "1"  # of aggregation, and of what raters are shown
 __all__ = ["RECIPE_VERSION", "RankingState", "cancelled_ranking", "ranking_of_task"]

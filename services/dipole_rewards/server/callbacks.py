@@ -16,7 +16,7 @@ from standardwebhooks.webhooks import Webhook
 from dipole.client.environment import environment_options
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
-from dipole_rewards.server.ranker import RankingState
+from dipole_rewards.server.ranking_backend import RankingState
 
 log = structlog.get_logger()
 

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import Ranking
-from dipole_rewards.server.ranker import RankingState
+from dipole_rewards.server.ranking_backend import RankingState
 
 IDEMPOTENCY_HEADER = "Idempotency-Key"
 MAX_KEY_CHARS = 255

@@ -16,7 +16,7 @@ import structlog
 from dipole.errors import Conflict, NotFound, Overloaded
 from dipole.protocol import problems
 from dipole.protocol.schemas import ItemError, PendingRanking, Ranking
-from dipole_rewards.server.ranker import RankingState
+from dipole_rewards.server.ranking_backend import RankingState
 
 SubmittedGroup = asyncio.Future[Any]  # whoever ranks resolves it, and knows what to
 AwaitRanking = Callable[[SubmittedGroup, str], Awaitable[Ranking]]

@@ -1,4 +1,4 @@
-"""A reward as the ranker behind the protocol's routes: its 202 rankings and its answers to repeats are in memory."""
+"""A reward as the backend of the protocol's routes: its 202 rankings and its answers to repeats are in memory."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dipole_rewards.scoring.service import RewardService
 from dipole_rewards.server.callbacks import check_callback_url, deliver_callback
 from dipole_rewards.server.idempotency import IdempotencyStore
 from dipole_rewards.server.pending_rankings import PendingRankings
-from dipole_rewards.server.ranker import RankingState, RankOptions
+from dipole_rewards.server.ranking_backend import RankingState, RankOptions
 from dipole_rewards.server.request_parsing import ParsedRequest, RequestBounds
 
 
-class RewardRanker:
-    """Implements server.ranker.Ranker. Raises ConfigurationError for callbacks without a secret to sign them."""
+class RewardBackend:
+    """Implements RankingBackend. Raises ConfigurationError for callbacks without a secret to sign them."""
 
     poll_interval_s = 1
 

@@ -1,4 +1,4 @@
-"""People as the ranker behind the protocol's routes: requests become tasks in SQL, which replicas share."""
+"""People as the backend of the protocol's routes: requests become tasks in SQL, which replicas share."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from dipole_ratings.queue.tasks import RatingTasks, TaskRequest
 from dipole_ratings.settings import RatingsSettings
 from dipole_rewards.server.callbacks import check_callback_url
 from dipole_rewards.server.idempotency import check_key
-from dipole_rewards.server.ranker import RankingState, RankOptions
+from dipole_rewards.server.ranking_backend import RankingState, RankOptions
 from dipole_rewards.server.request_parsing import ParsedRequest, RequestBounds
 
 NO_JOB = "none"  # of requests that name none
 
 
-class PeopleRanker:
-    """Implements server.ranker.Ranker. Raises ConfigurationError for callbacks without a secret to sign them."""
+class PeopleBackend:
+    """Implements RankingBackend. Raises ConfigurationError for callbacks without a secret to sign them."""
 
     poll_interval_s = 2
 

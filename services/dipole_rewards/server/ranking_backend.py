@@ -1,7 +1,7 @@
 """The seam of the ranking protocol's server: whoever ranks, behind the routes of ranking_routes.
 
-a reward            answers at once, or keeps 202 rankings in memory       dipole_rewards.scoring.reward_ranker
-people              tasks in SQL, which replicas share                     dipole_ratings.api.people_ranker
+a reward            answers at once, or keeps 202 rankings in memory       dipole_rewards.scoring.reward_backend
+people              tasks in SQL, which replicas share                     dipole_ratings.api.people_backend
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class RankOptions:
     respond_async: bool = False
 
 
-class Ranker(Protocol):
+class RankingBackend(Protocol):
     """Ranks groups. Errors are DipoleErrors; a state that is pending is answered with 202."""
 
     @property
@@ -45,7 +45,7 @@ class Ranker(Protocol):
         ...
 
     def check_request(self, incoming: ParsedRequest) -> None:
-        """Raise InvalidInput for what a decoded request asks and this ranker does not do, such as a callback."""
+        """Raise InvalidInput for what a decoded request asks and this backend does not do, such as a callback."""
         ...
 
     async def rank_group(self, incoming: ParsedRequest, options: RankOptions) -> RankingState:
