@@ -32,6 +32,7 @@ from typing import Any
 
 from dipole.errors import NothingToLearn
 from dipole_trainer.evaluation import results
+from dipole_trainer.storage import job_layout
 
 SETTINGS = Path(__file__).with_name("alignment-settings.json")
 ARMS = ("drpo", "random", "dpo", "grpo", "pso", "sft", "drpo-1", "drpo-2")
@@ -147,7 +148,8 @@ def base_evaluation(target: Path, *, tuning: bool) -> str:
     rank = InProcessRanker(scorers(), spec.rewards, threads=1)
     scored, _ = scoring.score_prompts(spec.evaluation, generator, phi, rank, step=0, job_id="base")
     rank.close()
-    return str(results.write_results(target, 0, scored, statistics.summarize_scores(scored, None)))
+    path = target / job_layout.evaluation_file(0)
+    return str(results.write_results(path, 0, scored, statistics.summarize_scores(scored, None)))
 
 
 def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ def generator(size: str, spec: TrainSpec, device: str) -> OneStepGenerator:
     torch.manual_seed(0)
     with torch.device(device):
         made = make_pipeline(SHAPES[size])
-    if spec.precision != "fp32":
+    if spec.precision not in (None, "fp32"):
         made.to(dtype=DTYPES[spec.precision])
     kind = SdxlGenerator if size.startswith("sdxl") else OneStepGenerator
     found = kind(made, spec, kind="sdxl" if size.startswith("sdxl") else "sd", device=device)

@@ -17,7 +17,7 @@ VENV = ROOT / ".venv"
 
 def explain_missing_package(kind, error, trace):  # type: ignore[no-untyped-def]  # an old Python's signature
     if issubclass(kind, ImportError):
-        sys.exit(f"{sys.argv[0]}: {error}. Run `make install` in {ROOT}, or activate an environment with dipole[dev].")
+        sys.exit(f"{sys.argv[0]}: {error}. Run `make install` in {ROOT}, or activate an environment that has it.")
     sys.__excepthook__(kind, error, trace)
 
 

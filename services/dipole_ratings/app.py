@@ -23,6 +23,7 @@ from dipole_ratings.api.errors import install_error_handlers
 from dipole_ratings.api.people_backend import PeopleBackend
 from dipole_ratings.database.engine import open_database, upgrade_database
 from dipole_ratings.housekeeping import Housekeeper
+from dipole_ratings.pages.routes import add_page_routes
 from dipole_ratings.queue.context import QueueContext
 from dipole_ratings.settings import RatingsSettings
 from dipole_rewards.server import openapi
@@ -72,6 +73,7 @@ def create_app(
     for part in (rater, operator, health):
         app.include_router(part.router)
     app.include_router(health.metrics_router(parts))
+    add_page_routes(app)
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AccessGuard, settings=settings)
     app.add_middleware(request_context.RequestContext)

@@ -28,9 +28,10 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue, ValidationError
 
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, how_to_install
 from dipole.protocol.schemas import ItemError, RankedItem, rank_scores
 from dipole.protocol.validation import first_error
+from dipole_rewards.shipped import SHIPPED_REWARDS
 
 MAX_ATTRIBUTE_CHARS = 255  # as long as a ledger keeps it
 Pixels = NDArray[np.uint8]
@@ -62,11 +63,14 @@ class CandidateImages:
 
 @dataclass(frozen=True)
 class Golden:
-    """A tiny image whose score is known: a service is ready when it scores it within `tolerance`."""
+    """A tiny image whose score is known: a service is ready when it scores it within `tolerance`.
+
+    None where nobody knows the score yet: then any will do, and `record_golden_score` is told of it.
+    """
 
     prompt: str
     image: Pixels
-    score: float
+    score: float | None
     tolerance: float = 1e-3
     metadata: Mapping[str, JsonValue] | None = None
 
@@ -88,6 +92,8 @@ class Reward(ABC):
     """Version of everything around the model: preprocessing, template, scale."""
     calibrated: bool = True
     """False when only the order of scores means something."""
+    verified: bool | None = None
+    """Of a reward with weights: whether what its published implementation gives the golden image is known."""
 
     @classmethod
     def load(cls, device: str) -> Self:
@@ -109,6 +115,10 @@ class Reward(ABC):
     @abstractmethod
     def golden(self) -> Golden:
         """The readiness check."""
+
+    def record_golden_score(self, score: float) -> None:
+        """Told what the golden image got where `golden` knows no score. Raises RewardFault where it must not be so."""
+        return
 
     def close(self) -> None:
         """Release what `load` acquired; nothing is scored any more."""
@@ -139,17 +149,23 @@ class RewardFault(Exception):
 
 
 def import_reward(path: str) -> type[Reward]:
-    """The Reward class that `module:Class` names. Raises ConfigurationError: one sentence that says what to fix."""
-    module_name, _, class_name = path.partition(":")
+    """The Reward class that `module:Class` names, or the short name of one that ships.
+
+    Raises ConfigurationError: one sentence that says what to fix.
+    """
+    module_name, _, class_name = SHIPPED_REWARDS.get(path, path).partition(":")
     if not module_name or not class_name:
         raise ConfigurationError(
-            f"DIPOLE_REWARD={path!r} must read module:Class, as in dipole_rewards.rewards.shapes:Shapes"
+            f"DIPOLE_REWARD={path!r} must be one of {', '.join(SHIPPED_REWARDS)}; or module:Class, as in "
+            "dipole_rewards.rewards.shapes:Shapes"
         )
     try:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         missing = error.name or module_name
         hint = "check the spelling" if module_name.startswith(missing) else f"install what provides {missing}"
+        if path in SHIPPED_REWARDS:
+            hint = how_to_install(path)
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: there is no module {missing!r}; {hint}") from error
     except Exception as error:
         # its author's module, and its author's mistake
@@ -283,7 +299,7 @@ def check_attributes(reward: Reward) -> None:
 
 
 def check_golden(reward: Reward) -> None:
-    """Raises RewardFault unless the golden image gets its score."""
+    """Raises RewardFault unless the golden image gets its score, or one at all where nobody knows it."""
     golden = reward.golden()
     if not isinstance(golden, Golden):
         raise RewardFault(
@@ -292,7 +308,12 @@ def check_golden(reward: Reward) -> None:
         )
     image = np.array(golden.image, dtype=np.uint8)
     (item,) = rank_items(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
-    if item.score is None or abs(item.score - golden.score) > golden.tolerance:
+    if item.score is None:
+        why = item.error.message if item.error else "no reason"
+        raise RewardFault(f"{reward.name} gives its golden image no score: {why}", code="golden_mismatch")
+    if golden.score is None:
+        reward.record_golden_score(item.score)
+    elif abs(item.score - golden.score) > golden.tolerance:
         raise RewardFault(
             f"{reward.name} scores its golden image {item.score}, not {golden.score} ± {golden.tolerance}: "
             "the weights or the preprocessing are not the ones this recipe was made for",

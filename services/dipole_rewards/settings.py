@@ -20,12 +20,17 @@ class WeightSettings(BaseSettings):
     reward_dtype: Literal["bf16", "fp32"] = Field(
         default="bf16", description="Precision that the weights are computed in."
     )
+    reward_state: Path | None = Field(
+        default=None,
+        description="Folder for what a reward with weights writes, recorded-scores.json; the folder of its weights "
+        "if unset.",
+    )
 
 
 class RewardSettings(WeightSettings):
     """Which reward, where it listens, and how much it takes at once."""
 
-    reward: str = Field(description="Import string of the reward: module:Class.")
+    reward: str = Field(description="The reward: a short name, as in `pickscore`, or module:Class.")
     reward_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     reward_port: int = Field(default=8401, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     reward_name: str | None = Field(

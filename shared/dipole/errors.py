@@ -159,3 +159,8 @@ def is_storage_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def how_to_install(extra: str) -> str:
+    """What somebody does who lacks the dependencies of an extra: Dipole is on no package index."""
+    return f"run `pip install -c constraints.txt '.[{extra}]'` in a clone of Dipole's repository"

@@ -10,7 +10,7 @@ What was stored before it was set still opens.
 
 from __future__ import annotations
 
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, how_to_install
 from dipole.settings import SecretsSettings, load_settings
 
 SEALED_PREFIX = "fernet:"
@@ -26,7 +26,9 @@ class Vault:
         try:
             from cryptography.fernet import Fernet, MultiFernet
         except ModuleNotFoundError as error:
-            raise ConfigurationError("DIPOLE_SECRETS_KEY is set: pip install 'dipole[api]' for cryptography") from error
+            raise ConfigurationError(
+                f"DIPOLE_SECRETS_KEY is set, and cryptography is not installed: {how_to_install('api')}"
+            ) from error
         try:
             self._fernet = MultiFernet([Fernet(key.strip()) for key in keys.split(",")])
         except ValueError:

@@ -148,14 +148,15 @@ def test_a_reward_can_be_scaled() -> None:
 def test_weights_are_read_from_a_folder_that_must_exist() -> None:
     """They lie in ./weights/NAME, are never written, and a folder that is missing is an error; they may use a GPU."""
     for name, service in REWARDS.items():
-        for volume in service.get("volumes", []):
-            assert volume == {
+        if volumes := service.get("volumes"):
+            weights = {
                 "type": "bind",
                 "source": f"./weights/{name}",
                 "target": "/data/weights",
                 "read_only": True,
                 "bind": {"create_host_path": False},
             }
+            assert volumes == [weights, "reward-state:/data/state"], "and what they record is written elsewhere"
         assert ("volumes" in service) == (GPU.get(name, {}).get("environment") == {"DIPOLE_REWARD_DEVICE": "cuda"})
 
 

@@ -301,7 +301,9 @@ def test_weights_and_gpus_go_together() -> None:
         if "weights" in mounts:
             assert mounts["weights"]["readOnly"] is True
             assert mounts["weights"]["subPathExpr"] == "$(DIPOLE_REWARD_NAME)"
-            assert f"DIPOLE_REWARD_WEIGHTS={mounts['weights']['mountPath']}\n" in image
+            assert f"DIPOLE_REWARD_WEIGHTS={mounts['weights']['mountPath']} " in image
+            assert "readOnly" not in mounts["state"]
+            assert f"DIPOLE_REWARD_STATE={mounts['state']['mountPath']}\n" in image
 
 
 def test_every_process_has_probes(container: Container, reference: ModuleType) -> None:

@@ -37,7 +37,7 @@ def assignments(function: ast.AST) -> Iterator[tuple[str, str]]:
 
 def names() -> Iterator[tuple[str, str]]:
     """(module, attribute) of everything that the command line takes from a module it names by string."""
-    for path in sorted(CLI.glob("*.py")):
+    for path in sorted(CLI.rglob("*.py")):
         for function in ast.walk(ast.parse(path.read_text())):
             if isinstance(function, ast.FunctionDef):
                 variables = dict(assignments(function))

@@ -21,9 +21,13 @@ import yaml
 
 import dipole
 import dipole_rewards
+from dipole.downloads.table import read_table
 from dipole.stack.stack import HUGE_PAGES_ENVIRONMENT
 from dipole_rewards import rewards
+from dipole_rewards.networks.golden_scores import read_goldens_table
 from dipole_rewards.reward import Reward
+from dipole_rewards.shipped import SHIPPED_REWARDS
+from dipole_rewards.verification import comparison
 
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -115,8 +119,51 @@ def distributions(*modules: str) -> set[str]:
     return found
 
 
+def test_short_names_are_those_of_the_rewards_that_ship() -> None:
+    """`dipole rewards serve NAME` means the class of that name."""
+    assert {name: f"{kind.__module__}:{kind.__name__}" for name, kind in REWARDS.items()} == SHIPPED_REWARDS
+
+
+def test_every_published_reward_but_one_can_be_verified() -> None:
+    """By a script of its name that imports nothing of ours; GenEval's published detector is not the one here."""
+    packages = comparison.read_packages()
+    scripts = {path.stem: path for path in (FOLDERS["dipole_rewards"] / "verification/published").glob("*.py")}
+    assert packages.keys() == scripts.keys() == read_table().rewards.keys() - {"geneval"}
+    for name, path in scripts.items():
+        nodes = list(ast.walk(ast.parse(path.read_text())))
+        modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}
+        modules |= {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+        assert not any(str(module).startswith("dipole") for module in modules), name
+        assert all("==" in each for each in packages[name].requirements), "a version is pinned"
+
+
+def test_the_table_of_golden_scores_is_one() -> None:
+    """Whatever is committed there can be read, and is of rewards that ship."""
+    assert {entry.reward for entry in read_goldens_table()} <= REWARDS.keys()
+
+
+def test_no_text_installs_what_no_index_has() -> None:
+    """Dipole is installed from its repository: `pip install` of its name would bring whatever somebody published."""
+    texts = [ROOT / name for name in ("README.md", "CHANGELOG.md", "Makefile", "docker-compose.yml")]
+    kinds = {
+        "docs": ["*.md"],
+        "shared": ["*.py"],
+        "services": ["*.py", "Dockerfile"],
+        "trainer": ["*.py", "Dockerfile"],
+        "scripts": ["*"],
+        "examples": ["*.py", "*.md", "*.toml"],
+        "k8s": ["*.yaml"],
+    }
+    for folder, patterns in kinds.items():
+        texts += [path for each in patterns for path in (ROOT / folder).rglob(each) if path.is_file()]
+    for path in texts:
+        if path.name not in ("PLAN.md", "LOG.md") and "node_modules" not in path.parts:
+            text = path.read_text(errors="replace")
+            assert not re.search(r"pip install[^\n]*['\" ]dipole\b|dipole\[\w+\]", text), path
+
+
 def test_an_extra_of_its_name_brings_what_a_reward_imports(name: str) -> None:
-    """`pip install 'dipole[NAME]'` is enough to serve it; Starlette comes with FastAPI."""
+    """Installed with the extra of its name, it can be served; Starlette comes with FastAPI."""
     wanted = distributions(REWARDS[name].__module__, *SERVED_WITH) - {"starlette"}
     assert wanted >= {"fastapi", "numpy", "pydantic"}, "imports are read"
     assert wanted <= brought(name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
 import zipfile
 from collections.abc import Callable
@@ -14,6 +15,7 @@ import pytest
 import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
+from dipole.client.trainer_api import TrainerApiError
 from dipole_trainer.generators import tiny_pipelines
 
 COLOURFULNESS = {"name": "colourfulness"}
@@ -26,6 +28,12 @@ def models(platform: Any) -> Path:
     folder = Path(platform.stack.home) / "models"
     for kind in CLASSES:
         tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
+
+    def is_seen() -> bool:
+        (worker,) = platform.api.get("/v1/workers")["data"]
+        return {f"tiny-{kind}" for kind in CLASSES} <= worker["models"].keys()
+
+    platform.wait_for(is_seen, "the worker has seen the models")
     return folder
 
 
@@ -72,20 +80,15 @@ def _latents(pipe: Any) -> torch.Tensor:
     return found
 
 
-def test_weights_that_are_not_here_fail_the_job_with_the_command_that_fetches_them(platform: Any) -> None:
-    """`sd-turbo` may be named without its weights; the job says where it looked and what to run. Nothing is written."""
-    job = submit(platform, "sd-turbo")
-    failed = platform.until(job, "failed")
-    assert failed["error"]["param"] == "model"
-    assert "dipole models fetch sd-turbo --to " in failed["error"]["message"]
-    assert not list(platform.folder(job).glob("checkpoint-*"))
-
-
-def test_feature_weights_that_are_not_here_fail_the_job_too(platform: Any, models: Path) -> None:
-    job = submit(platform, "tiny-sd", features={"type": "dinov2"})
-    failed = platform.until(job, "failed")
-    assert failed["error"]["param"] == "features.weights"
-    assert "dipole models fetch dinov2 --to " in failed["error"]["message"]
+def test_weights_that_are_not_here_are_refused_with_the_command_that_fetches_them(platform: Any) -> None:
+    """`sd-turbo` and feature spaces may be named without their weights; the worker has said what it can load."""
+    for model, features, command in (
+        ("sd-turbo", {}, "dipole models fetch sd-turbo`"),
+        ("tiny-sd", {"features": {"type": "dinov2"}}, "dipole models fetch dinov2`"),
+    ):
+        with pytest.raises(TrainerApiError, match=re.escape(command)) as refused:
+            submit(platform, model, **features)
+        assert refused.value.http_status == 422
 
 
 @pytest.mark.parametrize(

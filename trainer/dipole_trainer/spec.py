@@ -26,6 +26,7 @@ from dipole.protocol.schemas import MAX_BODY_BYTES, Name, StrictModel
 from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+Precision = Literal["fp32", "bf16", "fp16"]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -41,6 +42,23 @@ class SpecModel(StrictModel):
     """Base class. A part is looked at again by the model that it becomes part of: `model_copy` checks nothing."""
 
     model_config = ConfigDict(frozen=True, allow_inf_nan=False, revalidate_instances="always")
+
+
+class ShownSpec(SpecModel):
+    """Which candidates of a group a reward is asked for, chosen by another reward of the job."""
+
+    by: Name = Field(description="Name of the reward of this job whose scores choose.")
+    best: CountOrZero = Field(default=0, description="Number of its best candidates that are shown.")
+    worst: CountOrZero = Field(default=0, description="Number of its worst candidates that are shown.")
+
+    @model_validator(mode="after")
+    def _check_count(self) -> ShownSpec:
+        if self.best + self.worst < 2:
+            raise InvalidInput(
+                f"shows: best + worst = {self.best + self.worst} leaves nothing to compare: show at least 2",
+                field="best",
+            )
+        return self
 
 
 class RewardSpec(SpecModel):
@@ -72,6 +90,14 @@ class RewardSpec(SpecModel):
     min_valid: Count = Field(
         default=2,
         description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
+    )
+    shows: ShownSpec | None = Field(
+        default=None,
+        description="Ask it for the candidates alone that another reward chose, as `{by, best, worst}`; all if absent.",
+    )
+    evaluates: bool = Field(
+        default=True,
+        description="Whether evaluations ask it too. Leave people out: an order of one prompt's images is no score.",
     )
 
     @field_validator("required")
@@ -324,6 +350,35 @@ class EvalSpec(SpecModel):
     )
 
 
+class SamplesSpec(SpecModel):
+    """Pictures of the same prompts and noises from the base to the end, and a point of the curves with each.
+
+    They are of the first held-out prompts, which the rewards are asked about; where a job holds none out, of the first
+    training prompts, for pictures and diversity alone. Noises and their number are the evaluation's.
+    """
+
+    prompts: int = Field(
+        default=8, ge=0, le=12, description="Number of prompts, a row each; 0 turns pictures and curves' points off."
+    )
+    every: CountOrZero | None = Field(
+        default=None,
+        description="Steps between two; 0 only before and after. If absent, a tenth of the steps, or more where that "
+        "would draw more than a twentieth of the images that are trained on.",
+    )
+
+
+class InitialCheckpoint(SpecModel):
+    """The checkpoint of an earlier job that a job starts from: its weights, merged, are the job's frozen base.
+
+    The job keeps a copy of them (storage/job_layout.py), and needs nothing more of the earlier job.
+    """
+
+    id: str = Field(max_length=64, description="The checkpoint's id.")
+    name: str = Field(max_length=700, description="Its name, as `GET /v1/models` lists it.")
+    job: str = Field(max_length=64, description="The job that made it.")
+    step: CountOrZero
+
+
 class GeneratorSpec(SpecModel):
     """Which one-step generator, and how it is loaded and trained."""
 
@@ -340,10 +395,10 @@ class GeneratorSpec(SpecModel):
         default="lora", description="Train an adapter, or every weight of the network."
     )
     lora: LoraSpec = LoraSpec()
-    precision: Literal["fp32", "bf16", "fp16"] = Field(
-        default="fp32",
-        description="Precision of the frozen base: fp32 is exact, and slow on GPUs: there take bf16. "
-        "What is trained stays fp32.",
+    precision: Precision | None = Field(
+        default=None,
+        description="Precision of the frozen base; if absent, bf16 on a GPU that has it and fp32 elsewhere, as an "
+        "event says. What is trained stays fp32.",
     )
     resolution: int | None = Field(
         default=None,
@@ -356,6 +411,9 @@ class GeneratorSpec(SpecModel):
         default=False, description="torch.compile the network: minutes at start, faster steps on a GPU."
     )
     seed: int = Field(default=0, ge=0, lt=2**63)
+    initial_checkpoint: InitialCheckpoint | None = Field(
+        default=None, description="Checkpoint that the job starts from; the name given as `model` says which."
+    )
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
@@ -369,8 +427,23 @@ class GeneratorSpec(SpecModel):
             raise InvalidInput(message, field=first.path or None) from None
 
 
-GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution")
+GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution", "initial_checkpoint")
 """What of a GeneratorSpec decides what its checkpoints draw."""
+
+
+MAX_SAMPLINGS, MAX_SAMPLED_SHARE = 10, 20  # pictures a run, and one in so many of the images that it draws at most
+PROMPT_DRAWS, PAIR_DRAWS = 20, 5  # of each prompt, in a job that does not say for how long it trains
+MIN_STEPS, MAX_STEPS = 100, 1000  # of such a job; 1000 are the published ones of SD-Turbo
+
+
+def choose_steps(prompts: int, prompts_per_step: int, *, of_pairs: bool) -> int:
+    """How many updates a job has that does not say. The same for every method, so that comparisons are of one budget.
+
+    Fewer prompts than the published sets have are drawn more often, and few of them more often than is good for them;
+    pairs are fewer draws, as their images are the same each time.
+    """
+    draws = PAIR_DRAWS if of_pairs else PROMPT_DRAWS
+    return min(MAX_STEPS, max(MIN_STEPS, -(-draws * prompts // prompts_per_step))) if prompts else MAX_STEPS
 
 
 class TrainSpec(GeneratorSpec):
@@ -390,16 +463,25 @@ class TrainSpec(GeneratorSpec):
     )
     rewards: Many[RewardSpec] = Field(default=(), max_length=32)
     method: MethodSpec = Field(default_factory=MethodSpec)
-    steps: Count = 1000
     candidates: int = Field(default=24, ge=2, le=64, description="K: number of images per prompt and update.")
     prompts_per_step: int = Field(
         default=8, ge=1, le=1024, description="Number of prompts of one step, over all devices."
+    )
+    steps: Count = Field(
+        default_factory=lambda known: choose_steps(
+            len(known.get("prompts", ())),
+            known.get("prompts_per_step", 8),
+            of_pairs=known.get("pairs_file") is not None,
+        ),
+        description="Number of updates; if absent, as many as draw each prompt 20 times (of pairs, 5 times), "
+        "at least 100 and at most 1000.",
     )
     max_staleness: int = Field(
         default=0, ge=0, le=16, description="Number of steps that generation may run ahead of updates."
     )
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvalSpec = EvalSpec()
+    samples: SamplesSpec = SamplesSpec()
     checkpoint_every: Count = 100
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
@@ -424,7 +506,7 @@ class TrainSpec(GeneratorSpec):
         """The rewards as they are asked: an offline job's only watch its evaluations, so none of them is required."""
         if not asks_rewards(self):
             return ()
-        watched = {"required": False} if self.is_offline else {}
+        watched = {"required": False, "weight": 0.0} if self.is_offline else {}
         return tuple(each.model_copy(update=watched) for each in self.rewards)
 
     @model_validator(mode="after")
@@ -435,7 +517,26 @@ class TrainSpec(GeneratorSpec):
         names = [reward.name for reward in self.rewards]
         if len(set(names)) != len(names):
             raise InvalidInput("rewards: names must be unique within a job", field="rewards")
+        for reward in self.rewards:
+            self._check_shown(reward)
         return self
+
+    def _check_shown(self, reward: RewardSpec) -> None:
+        """What a reward is shown is chosen by another of the job, which is shown everything."""
+        if reward.shows is None:
+            return
+        chooser = next((each for each in self.rewards if each.name == reward.shows.by), None)
+        where = f"rewards: shows.by of {reward.name}"
+        if chooser is None or chooser is reward or chooser.shows is not None:
+            raise InvalidInput(
+                f"{where} is {reward.shows.by!r}: name another reward of this job that has no `shows` itself",
+                field="rewards",
+            )
+        if reward.evaluates and not chooser.evaluates and self.evaluation.prompts:
+            raise InvalidInput(
+                f"{where} is {reward.shows.by!r}, which evaluations do not ask: set evaluates alike in both",
+                field="rewards",
+            )
 
     def _check_group_size(self) -> None:
         # groups of pairs are as large as their prompt has pairs
@@ -459,6 +560,20 @@ class TrainSpec(GeneratorSpec):
                 "validation_file, or leave it out",
                 field="evaluation.every",
             )
+        if self.samples.every and not self.samples.prompts:
+            raise InvalidInput(
+                "samples.every is given, but samples.prompts is 0, which turns pictures off: leave one of them out",
+                field="samples.every",
+            )
+
+    def sample_interval(self) -> int:
+        """Steps between two pictures; 0: only before and after."""
+        if self.samples.every is not None or self.samples.prompts == 0:
+            return self.samples.every or 0
+        drawn = self.samples.prompts * self.evaluation.images_per_prompt
+        trained = self.prompts_per_step * self.candidates
+        cheap = -(-MAX_SAMPLED_SHARE * drawn // trained)
+        return max(-(-self.steps // MAX_SAMPLINGS), cheap)
 
     def with_explicit_sides(self) -> TrainSpec:
         """The same with P and N as numbers where they followed from K, for whoever reads what the job is."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -16,7 +15,8 @@ from torch import Tensor
 from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
 from dipole_rewards.networks.clip_encoder import ClipEncoder
 from dipole_rewards.networks.clip_images import resize_and_crop
-from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
+from dipole_rewards.networks.golden_scores import GoldenScore
+from dipole_rewards.networks.weight_files import WeightedReward
 from dipole_rewards.reward import BatchedReward, CandidateImages, Pixels, Scores
 
 ScoreEmbeddings = Callable[[Tensor, Sequence[str]], Tensor]
@@ -25,11 +25,9 @@ ScoreEmbeddings = Callable[[Tensor, Sequence[str]], Tensor]
 class ClipReward(BatchedReward, WeightedReward):
     """Cosine of prompt and image, times `scale`; a subclass says where its weights lie, and may judge otherwise."""
 
-    tolerance: ClassVar[float]
-    """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
     scale = 1.0
 
-    def __init__(self, encoder: ClipEncoder, golden: GoldenScore, revision: str) -> None:
+    def __init__(self, encoder: ClipEncoder, golden: GoldenScore | None, revision: str) -> None:
         self.encoder, self.golden_score, self.model_revision = encoder, golden, revision
         self.micro_batches = MicroBatches(self.name)
 

@@ -7,7 +7,8 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three may lie in the local Huggi
     instruction.txt               the text that it was trained to answer: the strings INSTRUCTION and
                                   prompt_with_special_token of hpsv3/dataset/data_collator_qwen.py in the package hpsv3,
                                   one after the other, out of which `dipole rewards prepare hpsv3` reads them
-    golden.json                   {"score": …}: what the published implementation gives weight_files.make_golden_image()
+    golden.json                   where it is known, {"score": …}: what the published implementation gives the golden
+                                  image; `dipole rewards verify hpsv3` writes it
 
 The instruction is not in this repository, because it is somebody else's text; a wrong one would only lower scores a
 little, so its SHA-256 is.
@@ -26,10 +27,10 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.hpsv3_model import REWARD_TOKEN, HPSv3Network, QuestionTokenizer
 from dipole_rewards.networks.weight_files import (
     DTYPES,
-    GoldenScore,
     WeightsFolder,
     load_exactly,
     read_json,
@@ -47,7 +48,7 @@ GOLDEN_TOLERANCE = 0.1  # of the golden score: another GPU's bfloat16
 class LoadedHPSv3:
     network: HPSv3Network
     tokenizer: QuestionTokenizer
-    golden: GoldenScore
+    golden: GoldenScore | None
     revision: str  # of the weights: the start of the file's SHA-256, which the hub shows too
 
 

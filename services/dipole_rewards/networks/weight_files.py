@@ -1,8 +1,8 @@
 """Files of weights: where they lie, and what they hold. For every reward that has some; nothing is downloaded.
 
 DIPOLE_REWARD_WEIGHTS names a folder. What a repository on the hub offers may lie in the local Hugging Face cache
-instead. `golden.json` always lies in the folder, {"score": …} and perhaps "tolerance": what the published
-implementation gives the reward's golden image. A reward whose score nobody has compared is not served.
+instead. golden_scores.py says what is known of the score that a reward should give its golden image, and what becomes
+of a reward whose score nobody has compared.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Self, TypeVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import numpy as np
 import torch
 from huggingface_hub import try_to_load_from_cache
-from pydantic import BaseModel, Field, FiniteFloat, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -30,23 +29,22 @@ from transformers.utils import logging as transformers_logging
 
 from dipole.downloads.table import find_reward_command
 from dipole.errors import ConfigurationError
-from dipole.protocol.validation import first_error
 from dipole.settings import load_settings
+from dipole_rewards.networks.golden_scores import (
+    GOLDENS_TABLE,
+    RECORD_FILE,
+    GoldenScore,
+    Recipe,
+    ScoreRecord,
+    check_golden_fits,
+    find_known_score,
+    read_golden_file,
+)
 from dipole_rewards.reward import Golden, Pixels, Reward
 from dipole_rewards.settings import WeightSettings
 
 DTYPES = {"bf16": torch.bfloat16, "fp32": torch.float32}
 ModelT = TypeVar("ModelT", bound=PreTrainedModel)
-
-
-class GoldenScore(BaseModel):
-    """What golden.json holds; it is finite: a comparison with NaN would always pass."""
-
-    score: FiniteFloat
-    tolerance: FiniteFloat = Field(ge=0)
-
-    def to_golden(self) -> Golden:
-        return Golden(prompt="a soft gradient", image=make_golden_image(), score=self.score, tolerance=self.tolerance)
 
 
 def check_device(device: str) -> str:
@@ -67,21 +65,47 @@ def make_golden_image() -> Pixels:
 
 
 class WeightedReward(Reward):
-    """A reward with weights: `from_settings` says where they lie, and its instances know their golden score."""
+    """A reward with weights: `from_settings` says where they lie; its instances know their golden score, or None."""
 
-    golden_score: GoldenScore
+    tolerance: ClassVar[float]
+    """How far from the golden score another device's bfloat16 may be, where whoever knows the score does not say."""
+    goldens_table: ClassVar[Path] = GOLDENS_TABLE
+
+    golden_score: GoldenScore | None
+    """The published implementation's; None where it is not known, and then `record` has ours of the first start."""
+    record: ScoreRecord | None = None
 
     @classmethod
     def load(cls, device: str) -> Self:
-        return cls.from_settings(load_settings(WeightSettings), check_device(device))
+        settings = load_settings(WeightSettings)
+        reward = cls.from_settings(settings, check_device(device))
+        assert settings.reward_weights is not None, "from_settings has refused that"
+        made, folder = reward.describe_recipe(), settings.reward_weights
+        if reward.golden_score is not None:
+            check_golden_fits(reward.golden_score, made, folder)
+        else:
+            reward.golden_score = find_known_score(made, tolerance=cls.tolerance, table=cls.goldens_table)
+        reward.verified = reward.golden_score is not None
+        file = (settings.reward_state or folder) / RECORD_FILE
+        reward.record = ScoreRecord(file, made, settings.reward_dtype, device.partition(":")[0])
+        return reward
 
     @classmethod
     @abstractmethod
     def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
 
+    def describe_recipe(self) -> Recipe:
+        return Recipe(self.name, self.model_revision, self.recipe_version)
+
     def golden(self) -> Golden:
-        return self.golden_score.to_golden()
+        known = self.golden_score
+        score, tolerance = (known.score, known.tolerance) if known else (None, self.tolerance)
+        return Golden(prompt="a soft gradient", image=make_golden_image(), score=score, tolerance=tolerance)
+
+    def record_golden_score(self, score: float) -> None:
+        if self.record is not None:
+            self.record.compare(score, tolerance=self.tolerance)
 
 
 @dataclass(frozen=True)
@@ -126,15 +150,9 @@ class WeightsFolder:
             f"{self.explaining_module} says what else belongs there"
         )
 
-    def read_golden_score(self, *, tolerance: float) -> GoldenScore:
-        """`golden.json`, with this tolerance where it names none."""
-        path = self.find_file("golden.json")
-        try:
-            return GoldenScore(**{"tolerance": tolerance, **json.loads(path.read_bytes())})
-        except (ValueError, TypeError) as error:
-            # pydantic's and json's are ValueErrors; TypeError: not an object
-            reason = first_error(error).message if isinstance(error, ValidationError) else error
-            raise ConfigurationError(f'{path} must read {{"score": NUMBER}}: {reason}') from error
+    def read_golden_score(self, *, tolerance: float) -> GoldenScore | None:
+        """`golden.json`, with this tolerance where it names none; None without it."""
+        return read_golden_file(self.path, tolerance=tolerance)
 
 
 def weights_revision(*files: Path) -> str:

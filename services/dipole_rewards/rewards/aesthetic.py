@@ -6,7 +6,8 @@ two files may lie in the local Hugging Face cache instead.
 
     model.safetensors, config.json       of openai/clip-vit-large-patch14
     sac+logos+ava1-l14-linearMSE.pth     of github.com/christophschuhmann/improved-aesthetic-predictor
-    golden.json     {"score": …}: what its simple_inference.py gives weight_files.make_golden_image()
+    golden.json     where it is known, {"score": …}: what its simple_inference.py gives the golden image; `dipole
+                    rewards verify aesthetic` writes it
 """
 
 from __future__ import annotations

@@ -3,9 +3,9 @@
 CLIP (arXiv 2103.00020) gives about 0.1…0.35. DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the
 local Hugging Face cache instead.
 
-    model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14 golden.json     {"score": …}: what
-    transformers' CLIPModel gives weight_files.make_golden_image() and "a soft gradient",
-                    logits_per_image / exp(logit_scale)
+    model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
+    golden.json     where it is known, {"score": …}: what transformers' CLIPModel gives the golden image,
+                    logits_per_image / exp(logit_scale); `dipole rewards verify clip` writes it
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ Hugging Face cache instead.
 
     detector/model.safetensors, config.json         of facebook/mask2former-swin-small-coco-instance
     clip/model.safetensors, config.json, tokenizer.json   of openai/clip-vit-large-patch14
-    golden.json     {"score": …}: what these weights give make_golden_sign(), a drawing, where a red stop sign is asked
-                    for: 1 if GenEval's evaluate_images.py calls it correct
+    golden.json     where it is known, {"score": …}: what these weights give make_golden_sign(), a drawing, where a red
+                    stop sign is asked for: 1 if GenEval's evaluate_images.py calls it correct
 
 DIPOLE_REWARD_DTYPE is CLIP's: GenEval computes in fp32, and bf16 may decide otherwise between two likely colours. The
 detector is always float32.
@@ -46,8 +46,8 @@ from dipole_rewards.geneval.scoring import (
 )
 from dipole_rewards.networks.batches import MAX_ASPECT, TOO_THIN, MicroBatches
 from dipole_rewards.networks.clip_encoder import load_encoder
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.weight_files import (
-    GoldenScore,
     WeightedReward,
     WeightsFolder,
     read_safetensors,
@@ -76,7 +76,7 @@ class GenEval(BatchedReward, WeightedReward):
     tolerance = 0.02
 
     def __init__(
-        self, detector: ObjectDetector, colourist: ColourClassifier, golden: GoldenScore, revision: str
+        self, detector: ObjectDetector, colourist: ColourClassifier, golden: GoldenScore | None, revision: str
     ) -> None:
         self.detector, self.colour_classifier, self.golden_score, self.model_revision = (
             detector,
@@ -125,9 +125,8 @@ class GenEval(BatchedReward, WeightedReward):
     def golden(self) -> Golden:
         red: list[JsonValue] = [{"class": "stop sign", "count": 1, "color": "red"}]
         asked: dict[str, JsonValue] = {"tag": "colors", "include": red}
-        return replace(
-            self.golden_score.to_golden(), prompt="a photo of a red stop sign", image=make_golden_sign(), metadata=asked
-        )
+        sign = make_golden_sign()
+        return replace(super().golden(), prompt="a photo of a red stop sign", image=sign, metadata=asked)
 
     def _score_tasks(self, tasks: Mapping[tuple[int, int], ImageTask]) -> dict[tuple[int, int], tuple[float, float]]:
         """Strict and graded by group and image; images of one size go through the networks together."""

@@ -5,8 +5,8 @@ folder; the first three files may lie in the local Hugging Face cache instead.
 
     HPS_v2.1_compressed.pt        of xswu/HPSv2
     config.json, tokenizer.json   of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, the same network in transformers' format
-    golden.json     {"score": …}: what hpsv2.score(…, hps_version="v2.1") gives weight_files.make_golden_image() and
-                    "a soft gradient"
+    golden.json     where it is known, {"score": …}: what hpsv2.score(…, hps_version="v2.1") gives the golden image;
+                    `dipole rewards verify hpsv2` writes it
 
 Published prompts also pass through ftfy, which mends broken encodings, and have HTML's entities resolved; here they
 do not.

@@ -11,8 +11,9 @@ from typing import ClassVar, Self
 
 from dipole_rewards.networks import hpsv3_files
 from dipole_rewards.networks.batches import score_all
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.hpsv3_model import HPSv3Scorer
-from dipole_rewards.networks.weight_files import GoldenScore, WeightedReward
+from dipole_rewards.networks.weight_files import WeightedReward
 from dipole_rewards.reward import BatchedReward, CandidateImages, Scores
 from dipole_rewards.settings import WeightSettings
 
@@ -22,9 +23,10 @@ class HPSv3(BatchedReward, WeightedReward):
 
     name = "hpsv3"
     model = hpsv3_files.HPSV3_REPOSITORY
+    tolerance = hpsv3_files.GOLDEN_TOLERANCE
     instruction_sha256: ClassVar[str] = "f6ee57479d4e9eee76b49c00dc962e1e696a5a2b3cc32cebd9b1fa76fe27502c"
 
-    def __init__(self, scorer: HPSv3Scorer, golden: GoldenScore) -> None:
+    def __init__(self, scorer: HPSv3Scorer, golden: GoldenScore | None) -> None:
         self.scorer, self.golden_score = scorer, golden
 
     @classmethod

@@ -5,8 +5,8 @@ DIPOLE_REWARD_WEIGHTS names a folder; the first three files may lie in the local
 
     ImageReward.pt, med_config.json   of zai-org/ImageReward, which was THUDM's
     tokenizer.json                    of google-bert/bert-base-uncased
-    golden.json     {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives "a soft gradient" and
-                    weight_files.make_golden_image()
+    golden.json     where it is known, {"score": …}: what ImageReward.load("ImageReward-v1.0").score gives the golden
+                    image; `dipole rewards verify imagereward` writes it
 
 What is written "[SEP]" or the like in a prompt is a token to the published code, and text here.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar, Self
+from typing import Self
 
 import torch
 
@@ -27,8 +27,8 @@ from dipole_rewards.networks.blip import (
     load_imagereward_network,
     load_prompt_tokenizer,
 )
+from dipole_rewards.networks.golden_scores import GoldenScore
 from dipole_rewards.networks.weight_files import (
-    GoldenScore,
     WeightedReward,
     WeightsFolder,
     read_torch,
@@ -46,11 +46,10 @@ class ImageReward(BatchedReward, WeightedReward):
 
     name = "imagereward"
     model = "zai-org/ImageReward"
-    tolerance: ClassVar[float] = 0.1
-    """How far from the golden score another device's bfloat16 may be, where golden.json does not say."""
+    tolerance = 0.1
 
     def __init__(
-        self, network: ImageRewardNetwork, words: BertPromptTokenizer, golden: GoldenScore, revision: str
+        self, network: ImageRewardNetwork, words: BertPromptTokenizer, golden: GoldenScore | None, revision: str
     ) -> None:
         self.network, self.tokenizer, self.golden_score, self.model_revision = network, words, golden, revision
         self.micro_batches = MicroBatches(self.name)

@@ -5,8 +5,8 @@ the first three files may lie in the local Hugging Face cache instead.
 
     model.safetensors, config.json   of yuvalkirstain/PickScore_v1
     tokenizer.json                   of laion/CLIP-ViT-H-14-laion2B-s32B-b79K, whose processor it was trained with
-    golden.json     {"score": …}: what the model card's code gives weight_files.make_golden_image() and "a soft
-    gradient"
+    golden.json     where it is known, {"score": …}: what the model card's code gives the golden image; `dipole rewards
+                    verify pickscore` writes it
 """
 
 from __future__ import annotations

@@ -80,7 +80,15 @@ class RewardService:
             observe=self._forward_metrics.observe_forward,
         )
         self._reward = reward
-        log.info("reward_ready", reward=self.name, seconds=round(time.monotonic() - began, 3))
+        if reward.verified is False:
+            log.warning(
+                "reward_unverified",
+                reward=self.name,
+                revision=reward.model_revision,
+                reason="nobody has compared its scores with those of the published implementation",
+                fix=f"dipole rewards verify {reward.name}",
+            )
+        log.info("reward_ready", reward=self.name, verified=reward.verified, seconds=round(time.monotonic() - began, 3))
 
     def close(self) -> None:
         if self._batcher is not None:
@@ -97,7 +105,8 @@ class RewardService:
         return self._reward
 
     def describe(self) -> RewardInfo:
-        reward = self._reward or self.reward_class
+        """What is served. Raises Overloaded while it is loading: what depends on the weights is not known before."""
+        reward = self.ready_reward()
         return RewardInfo(
             name=self.name,
             model=reward.model or self.reward_class.__name__,
@@ -107,6 +116,7 @@ class RewardService:
             max_candidates=self.settings.reward_max_candidates,
             max_pixels=self.settings.reward_max_pixels,
             calibrated=reward.calibrated,
+            verified=reward.verified,
         )
 
     def submit_group(self, incoming: ParsedRequest) -> asyncio.Future[Scores]:

@@ -47,7 +47,7 @@ def write_weights(folder: Path, reward: str, *, seed: int = 0) -> Path:
         torch.manual_seed(seed)
         files(folder)
     golden = folder / "golden.json"
-    golden.write_text('{"score": 0}')
+    golden.unlink(missing_ok=True)
     opened = kind.from_settings(WeightSettings(reward_weights=folder, reward_dtype="fp32"), "cpu")
     known = opened.golden()
     (score,) = opened.score(prompt=known.prompt, images=[known.image], metadata=known.metadata).scores

@@ -29,7 +29,7 @@ def write_clip(folder: Path, *, activation: str = "quick_gelu") -> None:
     state = {name: value.contiguous() for name, value in _amplify_weights(model.state_dict()).items()}
     state["text_model.embeddings.position_ids"] = torch.arange(77)[None]  # older checkpoints hold what is no weight
     state["logit_scale"] = torch.tensor(math.log(100))
-    save_file(state, folder / "model.safetensors")
+    save_file(state, folder / "model.safetensors", metadata={"format": "pt"})  # as published files say
 
 
 def make_clip_config(vocabulary: int, activation: str) -> dict[str, Any]:

@@ -1,5 +1,7 @@
 """What travels through Redis between the API and the samplers: requests, claims, answers, and images by reference.
 
+A request to plan a job goes the same way, and its answer has the plan in it.
+
 | who                 | does                                           | waits for, woken by                         |
 |---------------------|------------------------------------------------|---------------------------------------------|
 | the API             | opens a request below the limit, sends its     | the answer: a push, or its poll's interval; |
@@ -24,6 +26,7 @@ from dipole.broker.process_health import HEARTBEAT_TTL_S
 from dipole.broker.rankings import TaskCoordination
 
 IMAGE_TASK = "dipole.images"
+PLAN_TASK = "dipole.plan"  # on the same queue: what samplers do that is no image
 IMAGE_QUEUE = "images"
 RESULT_TTL_S = 300  # for images and answers that nobody fetched
 # a killed sampler is noticed after this; a living one renews, also while it loads a model

@@ -2,6 +2,7 @@
 
     ranker        RankMessage    ->   rank worker    pushes a RankAnswer to the run
     API           ImageRequest   ->   sampler        pushes an ImageAnswer to the request
+    API           PlanRequest    ->   sampler        pushes a PlanAnswer to the request
 
 An answer's `status` says which of its type's forms it has.
 """
@@ -10,7 +11,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
-from dipole.protocol.schemas import Ranking
+from dipole.protocol.schemas import Ranking, RewardInfo
 
 
 class RunRecord(TypedDict):
@@ -32,6 +33,7 @@ class RankMessage(TypedDict):
     metadata: dict[str, Any] | None
     location: str | None  # of a ranking that is pending at the endpoint
     deadline: float  # by Redis's clock
+    withdraw: NotRequired[bool]  # nobody waits any more for what is pending at `location`: tell the endpoint
 
 
 class RankAnswer(TypedDict):
@@ -57,6 +59,7 @@ class RankAnswer(TypedDict):
     model: NotRequired[str]
     model_revision: NotRequired[str]
     recipe_version: NotRequired[str]
+    verified: NotRequired[bool | None]  # as RewardInfo says it
     # failed, pending, missing
     code: NotRequired[str]
     message: NotRequired[str]
@@ -79,11 +82,11 @@ def failure_answer(
     }
 
 
-def ranking_answer(ranking: Ranking, *, calibrated: bool) -> RankAnswer:
-    """A ranking: scores in candidate order, reasons by index.
+def ranking_answer(ranking: Ranking, info: RewardInfo) -> RankAnswer:
+    """A ranking of an endpoint that says `info` of itself: scores in candidate order, reasons by index.
 
     Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
-    Of an endpoint that is not `calibrated` scores are an order too.
+    Of an endpoint that is not calibrated scores are an order too.
     """
     scores: list[float | None] = [item.score for item in ranking.results]
     ranks_alone = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
@@ -98,12 +101,13 @@ def ranking_answer(ranking: Ranking, *, calibrated: bool) -> RankAnswer:
     return {
         "status": "completed",
         "scores": scores,
-        "ordinal": ranks_alone or not calibrated,
+        "ordinal": ranks_alone or not info.calibrated,
         "sub_scores": {name: [(item.sub_scores or {}).get(name) for item in ranking.results] for name in parts},
         "errors": errors,
         "model": ranking.model,
         "model_revision": ranking.model_revision,
         "recipe_version": ranking.recipe_version,
+        "verified": info.verified,
     }
 
 
@@ -134,6 +138,29 @@ class ImageAnswer(TypedDict):
     status: Literal["drawn", "refused", "busy", "failed"]
     images: NotRequired[list[str]]
     warning: NotRequired[str | None]
+    message: NotRequired[str]
+    field: NotRequired[str | None]
+    retry_after: NotRequired[float]
+
+
+class PlanRequest(TypedDict):
+    """What is to be planned. `job` are the fields of a job to create, its prompts left out; `devices` are names."""
+
+    order: str
+    job: dict[str, Any]
+    devices: list[str]
+    chunk_size: int | None
+    deadline: float  # by Redis's clock
+
+
+class PlanAnswer(TypedDict):
+    """planned: a plan for each device, as `dipole plan --json` prints it, and `remarks` in sentences. The others as of
+    an ImageAnswer.
+    """
+
+    status: Literal["planned", "refused", "busy", "failed"]
+    plans: NotRequired[list[dict[str, Any]]]
+    remarks: NotRequired[list[str]]
     message: NotRequired[str]
     field: NotRequired[str | None]
     retry_after: NotRequired[float]

@@ -35,11 +35,11 @@ class TaskCoordination:
 
     # Runs: a ranker opens one, its messages name it; when it is closed, messages still queued are void.
 
-    def open_run(self, run_id: str, run: RunRecord) -> bool:
-        """Write the record, and tell rank workers which lanes are needed."""
+    def open_run(self, run_id: str, run: RunRecord, *, ttl_s: int | None = None) -> bool:
+        """Write the record, for `ttl_s` where it is not renewed, and tell rank workers which lanes are needed."""
         now = self.server_time()
         pipe = self._redis.pipeline(transaction=False)
-        pipe.set(f"dipole:run:{run_id}", json.dumps(run), ex=self._ttl_s)
+        pipe.set(f"dipole:run:{run_id}", json.dumps(run), ex=ttl_s or self._ttl_s)
         pipe.zadd(_LANES_KEY, dict.fromkeys(run["rewards"], now))
         pipe.publish(_LANE_CHANNEL, "lanes")
         pipe.execute()

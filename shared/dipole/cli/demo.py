@@ -27,7 +27,6 @@ from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import job_events
-from dipole.tiny import pictures
 from dipole.tiny.job import build_demo_job, build_demo_prompts
 from dipole.tiny.world import TAGS
 
@@ -178,7 +177,7 @@ def _follow_job(client: TrainerApi, job: dict[str, Any]) -> None:
 
 
 def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: str, name: str) -> None:
-    """Download what the job made, print the table, draw the pictures, and say where things are."""
+    """Download what the job made, print the table, and say where things are."""
     raw = out / "job"
     shutil.rmtree(raw, ignore_errors=True)
     for artifact in client.get(f"/v1/fine_tuning/jobs/{job['id']}/artifacts")["data"]:
@@ -196,13 +195,12 @@ def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: st
         if event["kind"] == job_events.RewardHackingFound.kind:
             console.print(f"[bold yellow]{printable(event['message'])}[/]")
             break
-    steps = [event["data"] for event in events if event["kind"] == job_events.StepFinished.kind]
     lora = out / "lora"
     shutil.rmtree(lora, ignore_errors=True)
     shutil.copytree(raw / "export", lora)
     written = {
-        "before and after": pictures.draw_before_after(raw, base, tuned, out / "before_after.png", name),
-        "curves": pictures.draw_curves(steps[::-1], out / "curves.png"),
+        "before and after": Path(shutil.copyfile(lora / "samples.png", out / "before_after.png")),
+        "curves": Path(shutil.copyfile(lora / "curves.png", out / "curves.png")),
         "LoRA for diffusers": lora / "pytorch_lora_weights.safetensors",
         "figures and every score": raw / "evaluation",
     }

@@ -25,6 +25,7 @@ from dipole.cli.terminal import (
     printable,
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
+from dipole.downloads.report import published_weights
 from dipole.settings import PlatformSettings, load_settings
 
 app = typer.Typer(no_args_is_help=True, help="Draw images.")
@@ -115,7 +116,7 @@ def list_models(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: 
         "created": lambda model: format_time(model["created"]) if model["created"] else "",
     }
     print_list(models, columns, as_json=as_json)
-    print_published_weights("models", as_json=as_json)
+    print_published_weights(published_weights("models"), as_json=as_json)
 
 
 def _models_folder() -> str:

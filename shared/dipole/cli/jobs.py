@@ -25,7 +25,7 @@ from dipole.cli.terminal import (
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
 from dipole.errors import InvalidInput
-from dipole.protocol.job_events import EvaluationProgress, StepFinished
+from dipole.protocol.job_events import EvaluationProgress, RankingsPending, StepFinished
 from dipole.protocol.validation import check_storable
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
@@ -63,7 +63,7 @@ def create_job(
     reward: Annotated[
         list[str] | None, typer.Option(help="NAME[=URL][:WEIGHT]; repeat it. Weight 0 only watches.")
     ] = None,
-    model: Annotated[str | None, typer.Option(help="Base model to train.")] = None,
+    model: Annotated[str | None, typer.Option(help="A base, or what an earlier job made (ft:…).")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Number of updates.")] = None,
     candidates: Annotated[int | None, typer.Option(min=2, help="Number of images per prompt and update.")] = None,
     validation: Annotated[
@@ -72,10 +72,13 @@ def create_job(
     config: Annotated[
         Path | None, typer.Option(exists=True, dir_okay=False, help="JSON file with any field of the job; options win.")
     ] = None,
+    allow_unready: Annotated[
+        bool, typer.Option("--allow-unready", help="Create the job although rewards do not say that they are ready.")
+    ] = False,
     url: UrlOption = DEFAULT_URL,
     key: KeyOption = None,
 ) -> None:
-    """Create a job and print its id.
+    """Create a job and print its id; what is to be said of it goes to standard error.
 
     Examples:
 
@@ -95,8 +98,13 @@ def create_job(
     files = {"training_file": prompts, "validation_file": validation}
     if prompts is not None:
         body.pop("prompts", None)
+    if allow_unready:
+        body["allow_unready"] = True
     with TrainerApi(url, key) as api:
-        print(api.create_job(body, {field: path for field, path in files.items() if path is not None})["id"])
+        job = api.create_job(body, {field: path for field, path in files.items() if path is not None})
+    for warning in job.get("warnings", []):
+        err.print(f"[yellow]warning: {printable(warning)}[/]")
+    print(job["id"])
 
 
 @app.command("list")
@@ -159,6 +167,9 @@ def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = N
                     if event["kind"] == StepFinished.kind:
                         step = event["data"]["step"]
                         progress.update(task, completed=step, description="running", note=describe_step(event["data"]))
+                    elif event["kind"] == RankingsPending.kind:
+                        waiting = f"waiting for {event['data']['reward']}"
+                        progress.update(task, description=waiting, note=describe_pending(event["data"]))
                     elif event["kind"] != EvaluationProgress.kind:
                         progress.console.print(_format_event(event))
             except KeyboardInterrupt:
@@ -283,9 +294,25 @@ def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
         for name, value in (data.get("rewards") or {}).items()
         if value is not None
     ]
+    for name, pending in (data.get("pending") or {}).items():
+        parts.append(f"{pending['groups']} pending at {name}")
     if data.get("images_per_s"):
         parts.append(f"{data['images_per_s']:.1f} img/s")
     if data.get("eta_s") is not None:
-        minutes, seconds = divmod(round(data["eta_s"]), 60)
-        parts.append(f"ETA {minutes}:{seconds:02d}")
+        parts.append(f"ETA {_format_minutes(data['eta_s'])}")
     return "  ".join(parts)
+
+
+def describe_pending(data: dict[str, Any]) -> str:
+    """What a person wants to see of rankings that are waited for."""
+    parts = [f"{data['groups']} groups, the oldest for {_format_minutes(data['oldest_s'])}"]
+    if data.get("per_minute") is not None:
+        parts.append(f"{data['per_minute']:.1f} a minute")
+    if data.get("expected_s") is not None:
+        parts.append(f"next step in about {_format_minutes(data['expected_s'])}")
+    return "  ".join(parts)
+
+
+def _format_minutes(duration_s: float) -> str:
+    minutes, seconds = divmod(round(duration_s), 60)
+    return f"{minutes}:{seconds:02d}"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from dipole.errors import ConfigurationError
+from dipole.errors import ConfigurationError, how_to_install
 
 
 def import_optional(name: str, extra: str) -> Any:
@@ -22,4 +22,4 @@ def explain_missing(extra: str) -> Iterator[None]:
     try:
         yield
     except ModuleNotFoundError as error:
-        raise ConfigurationError(f"{error.name} is not installed: pip install 'dipole[{extra}]'") from error
+        raise ConfigurationError(f"{error.name} is not installed: {how_to_install(extra)}") from error

@@ -1,9 +1,9 @@
-"""`dipole rewards …`: serve a reward, register endpoints or all that a file declares, check any of them."""
+"""`dipole rewards …`: prepare, serve and verify rewards, register endpoints or all that a file declares, check any."""
 
 from __future__ import annotations
 
-import os
-import sys
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,8 @@ import typer
 
 from dipole.cli.check import check_endpoint
 from dipole.cli.optional_imports import import_optional
+from dipole.cli.reward_commands.serve import serve_reward
+from dipole.cli.reward_commands.verify import verify_reward
 from dipole.cli.terminal import (
     AdminKeyOption,
     FromOption,
@@ -26,12 +28,15 @@ from dipole.cli.terminal import (
     printable,
 )
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
-from dipole.errors import ConfigurationError, InvalidInput
-from dipole.settings import load_settings
+from dipole.downloads.fetch import noted_digests
+from dipole.downloads.report import published_weights
+from dipole.errors import InvalidInput
 
 app = typer.Typer(
-    no_args_is_help=True, help="Prepare, serve, register, list and delete rewards, and check reward endpoints."
+    no_args_is_help=True, help="Prepare, serve, verify, register, list and delete rewards, and check reward endpoints."
 )
+app.command("serve")(serve_reward)
+app.command("verify")(verify_reward)
 app.command("check")(check_endpoint)
 
 
@@ -50,53 +55,6 @@ def prepare_rewards(
     HF_ENDPOINT names a mirror of the hub, and --from a folder that has the files, where there is no network.
     """
     fetch_and_print("rewards", names, to, given, extra="clip")
-
-
-@app.command("serve")
-def serve_reward(
-    reward: Annotated[
-        str | None,
-        typer.Argument(help="The reward class, MODULE:CLASS. Default: DIPOLE_REWARD.", metavar="MODULE:CLASS"),
-    ] = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: DIPOLE_REWARD_HOST.")] = None,
-    port: Annotated[int | None, typer.Option(help="Port to listen on. Default: DIPOLE_REWARD_PORT.")] = None,
-    name: Annotated[str | None, typer.Option(help="Name in /v1/info. Default: the class's own.")] = None,
-    device: Annotated[str | None, typer.Option(help="Where weights go: cpu, cuda, cuda:1.")] = None,
-) -> None:
-    """Serve one reward over HTTP until stopped.
-
-    dipole rewards serve dipole_rewards.rewards.colourfulness:Colourfulness --port 8402
-
-    Modules in the current folder can be named. Further settings come from DIPOLE_REWARD_… variables.
-    """
-    from dipole import logs
-
-    sys.path.insert(0, os.getcwd())
-    http_server = import_optional("dipole.web.http_server", "rewards")
-    rewards_app = import_optional("dipole_rewards.app", "rewards")
-    rewards_settings = import_optional("dipole_rewards.settings", "rewards")
-    given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device}
-    settings = load_settings(
-        rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
-    )
-    logs.configure_logging(f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}")
-    failures: list[Exception] = []
-
-    def stop_server(failure: Exception) -> None:
-        failures.append(failure)
-        server.should_exit = True
-
-    server = http_server.create_server(
-        rewards_app.create_app(settings, on_failure=stop_server),
-        host=settings.reward_host,
-        port=settings.reward_port,
-        timeout_graceful_shutdown=10,
-    )
-    server.run()
-    if failures:
-        raise ConfigurationError(f"{settings.reward} could not be loaded: {failures[0]}") from failures[0]
-    if not server.started:
-        raise ConfigurationError(f"could not listen on {settings.reward_host}:{settings.reward_port}")
 
 
 @app.command("register")
@@ -160,24 +118,65 @@ def apply_rewards_file(
 
 @app.command("list")
 def list_rewards(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
-    """List registered rewards; `dipole status` asks each whether it is ready.
+    """List registered rewards, and whether each says that it is verified; `dipole status` says whether it is ready.
 
-    Then the published rewards: whether their weights are on this machine, and the command that brings them.
+    Then the published rewards: whether their weights are on this machine, or the command that brings them, and whether
+    a golden score is known of them, so that a service on them is verified.
     """
     columns = {
         "name": lambda reward: reward["name"],
         "url": lambda reward: reward["url"],
         "kind": lambda reward: reward["kind"],
+        "verified": lambda reward: _describe_verified(reward["verified"]),
         "description": lambda reward: reward["description"],
     }
     with TrainerApi(url, key) as api:
         try:
-            print_list(api.get("/v1/rewards")["data"], columns, as_json=as_json)
+            registered = api.get("/v1/rewards")["data"]
+            with ThreadPoolExecutor(max_workers=8) as pool:
+                told = list(pool.map(lambda reward: _ask_verified(api, reward), registered))
+            rows = [{**reward, "verified": each} for reward, each in zip(registered, told, strict=True)]
+            print_list(rows, columns, as_json=as_json)
         except TrainerApiError as error:
             if error.http_status != 0:
                 raise
             err.print(f"[yellow]{printable(str(error))}[/]")
-    print_published_weights("rewards", as_json=as_json)
+    print_published_weights(
+        _published_rewards(),
+        as_json=as_json,
+        more={
+            "verified": lambda weights: (
+                f"no: dipole rewards verify {weights['name']}"
+                if weights["verified"] is False
+                else _describe_verified(weights["verified"])
+            )
+        },
+    )
+
+
+def _published_rewards() -> Iterator[dict[str, Any]]:
+    """The published rewards; `verified` of those whose weights are here."""
+    golden_scores = import_optional("dipole_rewards.networks.golden_scores", "rewards")
+    for weights in published_weights("rewards"):
+        name, folder = weights["name"], Path(weights["folder"])
+        is_here = weights["state"] == "here"
+        known = golden_scores.is_verified_folder(name, folder, noted_digests(folder)) if is_here else None
+        yield {**weights, "verified": known}
+
+
+def _ask_verified(api: TrainerApi, reward: dict[str, Any]) -> bool | None:
+    """What a service of ours says of itself now; None where it says nothing."""
+    if reward.get("kind") != "dipole":
+        return None
+    try:
+        checked: dict[str, Any] = api.post(f"/v1/rewards/{quote_segment(reward['name'])}/check")
+    except TrainerApiError:
+        return None
+    return (checked["info"] or {}).get("verified")
+
+
+def _describe_verified(verified: bool | None) -> str:
+    return "" if verified is None else "yes" if verified else "no"
 
 
 @app.command("delete")

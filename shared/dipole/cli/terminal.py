@@ -16,7 +16,7 @@ from rich.padding import Padding
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing
-from dipole.downloads.report import fetch_named, published_weights
+from dipole.downloads.report import fetch_named
 from dipole.downloads.table import Kind
 
 UrlOption = Annotated[str, typer.Option("--api", envvar="DIPOLE_API_URL", help="URL of the trainer API.")]
@@ -76,15 +76,21 @@ def fetch_and_print(kind: Kind, names: Sequence[str], to: Path | None, given: Pa
         out.print(str(folder), markup=False)
 
 
-def print_published_weights(kind: Kind, *, as_json: bool) -> None:
-    """Which published weights are on this machine, and what brings the others."""
-    columns = {
+def print_published_weights(
+    published: Iterable[dict[str, Any]],
+    *,
+    as_json: bool,
+    more: Mapping[str, Callable[[dict[str, Any]], object]] | None = None,
+) -> None:
+    """Which published weights are on this machine, and what brings the others; `more` are further columns."""
+    columns: dict[str, Callable[[dict[str, Any]], object]] = {
         "published": lambda weights: weights["name"],
         "weights": lambda weights: weights["state"],
         "GB": lambda weights: weights["gigabytes"] or "",
         "folder, or what fetches it": lambda weights: weights["command"] or weights["folder"],
+        **(more or {}),
     }
-    print_list(published_weights(kind), columns, as_json=as_json)
+    print_list(published, columns, as_json=as_json)
 
 
 def _print_paragraphs(rows: Iterable[list[str]], headings: list[str]) -> None:

@@ -123,8 +123,8 @@ class RankClient:
         `location` looks again; InvalidInput where that is not the endpoint's own, for the key is sent along. With
         `retry=False` there is one attempt; a retryable error leaves what is pending alone.
         """
-        if location is not None and _origin(location) != _origin(self.base_url):
-            raise InvalidInput(f"location is not on {self.base_url}", field="location")
+        if location is not None:
+            self._check_location(location)
         deadline = Deadline(deadline_s)
         job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
         try:
@@ -138,6 +138,18 @@ class RankClient:
             if job.location is not None and not comes_back:
                 self._cancel_ranking(job.location)
             raise
+
+    def withdraw_ranking(self, location: str) -> None:
+        """Tell the endpoint that nobody waits for what is pending there, which it may not hear. Raises InvalidInput
+        where that is not its own.
+        """
+        self._check_location(location)
+        self._cancel_ranking(location)
+
+    def _check_location(self, location: str) -> None:
+        """It must be the endpoint's own, for the key is sent along."""
+        if _origin(location) != _origin(self.base_url):
+            raise InvalidInput(f"location is not on {self.base_url}", field="location")
 
     def _rank_once(self, job: _RankCall, deadline: Deadline, poll: bool) -> Ranking:
         """Post the group unless it was, and poll as long as the answer is 202."""

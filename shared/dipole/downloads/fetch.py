@@ -87,6 +87,12 @@ def is_current(file: RemoteFile, folder: Path) -> bool:
     return True
 
 
+def noted_digests(folder: Path) -> list[str]:
+    """Of the files that were fetched into a folder, the digests that their notes have."""
+    notes = (folder / NOTES_FOLDER).rglob("*.metadata")
+    return [lines[1] for lines in (note.read_text().split("\n") for note in notes) if len(lines) > 1]
+
+
 def format_bytes(count: float) -> str:
     """As people write it: 5.2 GB."""
     if count < 1000:

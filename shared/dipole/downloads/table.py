@@ -118,8 +118,8 @@ def fetch_command(kind: Kind, name: str, folder: Path | None = None) -> str:
     return f"{COMMANDS[kind]} {name}" + (f" --to {shlex.quote(str(folder))}" if folder else "")
 
 
-def find_model_command(repository: str, folder: Path, *, revision: str | None = None) -> str | None:
-    """What brings a repository's weights to a folder; None where the table has none of it, or another revision."""
+def find_model_command(repository: str, folder: Path | None = None, *, revision: str | None = None) -> str | None:
+    """What brings a repository's weights to a folder, as `fetch_command`; None for what the table has not."""
     table = read_table()
     for name, weights in table.models.items():
         if weights.parts[0].source == repository and revision in (None, table.sources[repository].revision):

@@ -148,6 +148,61 @@ class RewardLeftOut(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RewardUnverified(JobEvent):
+    """Told of a reward once a run: nobody has compared its weights' scores with the published implementation's."""
+
+    kind = "reward_unverified"
+    message = (
+        "Reward {reward} is unverified: nobody has compared the scores of {model} at {revision} with those of its "
+        "published implementation; `dipole rewards verify` does, where it is served"
+    )
+    level = "warn"
+    reward: str
+    model: str
+    revision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardSilent(JobEvent):
+    """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
+
+    kind = "reward_silent"
+    message = "Reward {reward} is silent: groups go on without it until it answers again ({reason})"
+    level = "warn"
+    step: int
+    reward: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardAnswersAgain(JobEvent):
+    kind = "reward_answers_again"
+    message = "Reward {reward} answers again: groups wait for it"
+    step: int
+    reward: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankingsPending(JobEvent):
+    """Training waits for rankings that an endpoint takes its time for, as people do (202).
+
+    `groups` are pending at this reward, over all steps that are drawn; the oldest since `oldest_s` seconds.
+    `step_groups` of them are the next update's, `expected_s` when they should be there, by the rate so far;
+    both None while there is none.
+    """
+
+    kind = "rankings_pending"
+    message = "Waiting for {reward}: {groups} groups, the oldest for {oldest_s} s; {per_minute} a minute so far"
+    step: int
+    reward: str
+    groups: int
+    step_groups: int
+    oldest_s: float
+    per_minute: float | None
+    expected_s: float | None
+
+
+@dataclass(frozen=True, kw_only=True)
 class GroupSkipped(JobEvent):
     kind = "skipped_group"
     message = "A group was skipped: {reason}"
@@ -205,6 +260,33 @@ class MemoryRanOut(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class PrecisionChosen(JobEvent):
+    """What the frozen base computes in, at each start of the run; `device` is cuda or cpu."""
+
+    kind = "precision"
+    message = "Computing in {precision} on {device}: {why}"
+    precision: str
+    device: str
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionKept(JobEvent):
+    """A run goes on where a new one would compute in another precision, `default`."""
+
+    kind = "precision_kept"
+    message = (
+        "Computing in {precision} on {device}, as the run began on {began_on}: a job that names no precision keeps its "
+        "first, and a new one would take {default} here"
+    )
+    level = "warn"
+    precision: str
+    device: str
+    began_on: str
+    default: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionIsSlow(JobEvent):
     kind = "slow_precision"
     message = "Advice: {what}"
@@ -229,6 +311,26 @@ class JobCreated(JobEvent):
     message = "Job created: {steps} steps on {prompts} prompts"
     steps: int = in_text_only()
     prompts: int = in_text_only()
+
+
+@dataclass(frozen=True, kw_only=True)
+class JobCreatedForDefaultSteps(JobCreated):
+    """`steps` were not given, and follow from the prompts."""
+
+    message = (
+        "Job created: {steps} steps on {prompts} prompts, which draw each about {draws} times; steps are not given, "
+        "and follow from the number of prompts"
+    )
+    draws: float = in_text_only()
+
+
+class JobWarned(JobEvent):
+    """What the caller was told when the job was created."""
+
+    kind = "warning"
+    message = "Warning: {warning}"
+    level = "warn"
+    warning: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -345,8 +447,9 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, RewardLeftOut, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
-    MemoryRanOut, PrecisionIsSlow, AcceleratorLost,
+    FileExported, RewardHackingFound, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
+    RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
+    MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 
@@ -355,6 +458,19 @@ def describe_event(kind: str, data: Mapping[str, Any]) -> tuple[str, EventLevel]
     """What a session's report says in a sentence, and its level; a kind that is not known is named by itself."""
     event, plain = _BY_KIND.get(kind), _name_kind(kind)
     return format_message(event.message if event else plain, data, plain), event.level if event else "info"
+
+
+def pending_rankings(kind: str, data: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What an event says of rankings that are pending, by reward; none of them are any more where it is empty, and
+    None where it is an event that says nothing of them.
+    """
+    figures = ("groups", "step_groups", "oldest_s", "per_minute", "expected_s")
+    if kind == RankingsPending.kind:
+        return {data["reward"]: {name: data.get(name) for name in figures}}
+    if kind == StepFinished.kind:
+        found = data.get("pending") or {}
+        return {name: {each: said.get(each) for each in figures} for name, said in found.items()}
+    return None
 
 
 def format_message(message: str, data: Mapping[str, Any], otherwise: str) -> str:

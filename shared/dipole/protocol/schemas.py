@@ -150,6 +150,11 @@ class RewardInfo(ProtocolMessage):
     calibrated: bool = Field(
         default=True, description="False when only the order means something; ranks may then come alone."
     )
+    verified: bool | None = Field(
+        default=None,
+        description="Of published weights: whether the published implementation is known to give the same score. Null "
+        "where there is none to compare.",
+    )
     multipart: bool = True
 
 

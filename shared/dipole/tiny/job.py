@@ -56,7 +56,7 @@ def build_people_job(*, steps: int, seed: int = 0) -> dict[str, Any]:
     return {
         "model": "tiny-turbo",
         "features": {"type": "tiny"},
-        "rewards": [{"name": "people"}],
+        "rewards": [{"name": "people", "evaluates": False}],
         "method": {
             "type": "drpo",
             "drpo": {"positives": 2, "negatives": 2, "radii": [0.2, 0.5, 1.0], "mask_self": True},

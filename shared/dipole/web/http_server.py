@@ -18,14 +18,16 @@ starts on every request of a read (ADR 15). A body's bytes and time are dipole.w
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
+import socket
 from typing import Any
 
 import h11
 import uvicorn
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from dipole.errors import InvalidInput, Overloaded
+from dipole.errors import ConfigurationError, InvalidInput, Overloaded
 from dipole.protocol.problems import PROBLEM_JSON, make_problem
 from dipole.protocol.schemas import Problem
 
@@ -161,6 +163,32 @@ class BoundedProtocol(H11Protocol):
 def max_connections() -> int:
     """As many as this process may have files open for, within MAX_CONNECTIONS."""
     return min(MAX_CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // FILES_PER_CONNECTION)
+
+
+def bind_socket(host: str, port: int, chosen_by: str) -> socket.socket:
+    """A socket for a server to listen on; 0 is any free port.
+
+    Raises ConfigurationError, which names `chosen_by`, the option or setting that chooses another port.
+    """
+    try:
+        (family, kind, protocol, _, address), *_ = socket.getaddrinfo(
+            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )
+    except socket.gaierror as error:
+        raise ConfigurationError(f"{host} is no address to listen on: {error.strerror}") from error
+    bound = socket.socket(family, kind, protocol)
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        bound.bind(address)
+    except OSError as error:
+        bound.close()
+        why = (
+            f"is taken by another program: stop that, or choose another port with {chosen_by}, where 0 takes a free one"
+            if error.errno == errno.EADDRINUSE
+            else f"cannot be listened on ({error.strerror}): choose another with {chosen_by}"
+        )
+        raise ConfigurationError(f"port {port} of {host} {why}") from error
+    return bound
 
 
 def create_server(app: Any, *, host: str, port: int, timeout_graceful_shutdown: int, **options: Any) -> uvicorn.Server:

@@ -8,6 +8,7 @@ import shutil
 import zipfile
 from pathlib import Path
 
+import httpx
 import pytest
 
 from dipole.downloads.table import read_table
@@ -57,7 +58,7 @@ def write_wheel(path: Path) -> None:
 
 @pytest.mark.parametrize("name", tiny_weights.WRITERS)
 def test_what_is_prepared_is_what_the_reward_loads(name: str, weights: Path, tmp_path: Path) -> None:
-    """Every file but the golden score, which only whoever runs the published implementation has."""
+    """Every file; the golden score alone is of whoever runs the published implementation."""
     with running_hub() as hub:
         published = publish(weights, name, tmp_path / "published")
         hub.repositories = published
@@ -79,7 +80,7 @@ def test_what_is_prepared_is_what_the_reward_loads(name: str, weights: Path, tmp
 
 
 def test_a_service_starts_on_what_was_prepared(weights: Path, tmp_path: Path, serve_process: Process) -> None:
-    """By the built-in table; and the list says that it is here, and what brings the others."""
+    """By the built-in table, with no golden score, which it says; the list has what brings and verifies what."""
     with running_hub() as hub:
         hub.repositories = publish(weights, "pickscore", tmp_path / "published")
         assert run_dipole(hub, "rewards", "prepare", "pickscore", cwd=tmp_path).returncode == 0
@@ -88,7 +89,10 @@ def test_a_service_starts_on_what_was_prepared(weights: Path, tmp_path: Path, se
     rows = {line.split()[0]: line.split()[1] for line in listed.stdout.splitlines() if line.strip()}
     assert (rows["pickscore"], rows["hpsv3"]) == ("here", "missing")
     assert "dipole rewards prepare hpsv3" in listed.stdout
+    assert "no: dipole rewards verify pickscore" in listed.stdout
     folder = tmp_path / "weights/pickscore"
-    shutil.copy(weights / "pickscore/golden.json", folder)
-    with serve_process("dipole_rewards.rewards.pickscore:PickScore", WEIGHTS=str(folder), DTYPE="fp32"):
-        pass  # ready: its golden score was compared
+    with serve_process("pickscore", WEIGHTS=str(folder), DTYPE="fp32") as url:
+        assert httpx.get(f"{url}/v1/info", trust_env=False).json()["verified"] is False
+    (recorded,) = json.loads((folder / "recorded-scores.json").read_text())["scores"]
+    known = json.loads((weights / "pickscore/golden.json").read_text())["score"]
+    assert recorded["score"] == pytest.approx(known, rel=1e-5)

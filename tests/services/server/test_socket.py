@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
 import socket
 import subprocess
@@ -181,6 +182,8 @@ def test_sigterm_ends_it_cleanly(served: tuple[str, subprocess.Popen[bytes]], fo
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["redness"], "must be one of aesthetic, clip, colourfulness, geneval"),
+        (["pickscore", "--dtype", "fp8", "--port", "0"], "DIPOLE_REWARD_DTYPE: Input should be 'bf16' or 'fp32'"),
         (["my_rewards:Rednes"], "my_rewards has no 'Rednes'; it offers Redness"),
         (["my_reward:Redness"], "there is no module 'my_reward'"),
         (["my_rewards:Missing", "--port", "0"], "/weights/redness.safetensors is missing"),
@@ -193,3 +196,42 @@ def test_a_wrong_start_is_one_readable_sentence(folder: Path, arguments: list[st
     assert ended.returncode == 1
     assert sentence in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_a_port_in_use_is_a_sentence_before_anything_is_loaded(folder: Path) -> None:
+    """With the option that chooses another."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        arguments = command("my_rewards:Missing", "--port", str(port))
+        ended = subprocess.run(arguments, cwd=folder, capture_output=True, text=True, timeout=60, check=False)
+    assert ended.returncode == 1
+    assert f"Error: port {port} of 127.0.0.1 is taken by another program" in ended.stderr
+    assert "--port or DIPOLE_REWARD_PORT" in ended.stderr
+    assert "redness.safetensors" not in ended.stderr
+
+
+@pytest.mark.parametrize(("missing", "extra"), [("torch", "pickscore"), ("fastapi", "pickscore")])
+def test_a_missing_extra_is_a_sentence_with_the_command_that_brings_it(missing: str, extra: str, folder: Path) -> None:
+    """Dipole is on no package index: it is installed from its repository."""
+    program = f"import sys; sys.modules[{missing!r}] = None; from dipole.cli import app; app()"
+    ended = subprocess.run(
+        [sys.executable, "-c", program, "rewards", "serve", "pickscore", "--port", "0"],
+        cwd=folder, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert ended.returncode == 1
+    (sentence,) = ended.stderr.splitlines()
+    assert missing in sentence
+    assert f"`pip install -c constraints.txt '.[{extra}]'` in a clone of Dipole's repository" in sentence
+
+
+def test_a_published_reward_looks_where_prepare_puts_its_weights(folder: Path, tmp_path: Path) -> None:
+    """By its short name, and without a folder named, with the command that brings what is missing there."""
+    for given, named in (([], tmp_path / "weights/clip"), (["--weights", "elsewhere"], Path("elsewhere"))):
+        environment = {**os.environ, "DIPOLE_WEIGHTS_DIR": str(tmp_path / "weights"), "HF_HOME": str(tmp_path)}
+        ended = subprocess.run(
+            command("clip", "--port", "0", *given),
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+        assert ended.returncode == 1
+        assert f"{named / 'model.safetensors'} is missing" in ended.stderr.splitlines()[-1]
+        assert f"`dipole rewards prepare clip --to {named}`" in ended.stderr.splitlines()[-1]

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from dipole.cli import terminal
+from dipole.cli.jobs import describe_pending
 
 JOBS: list[dict[str, Any]] = [
     {"id": "ftjob-5ab5fe7e4eeb047e437b8879", "status": "failed", "reason": "no image is finite\n" * 100},
@@ -59,3 +60,10 @@ def test_programs_get_a_line_for_each(capsys: pytest.CaptureFixture[str]) -> Non
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == ["id", *(job["id"] for job in JOBS)]
     terminal.print_list(JOBS, COLUMNS, as_json=True)
     assert [json.loads(line) for line in capsys.readouterr().out.splitlines()] == JOBS
+
+
+def test_a_wait_for_people_reads_as_one_asks_for_it() -> None:
+    """How many groups, since when, how fast and until when; what is not known yet is left out."""
+    known = {"groups": 12, "oldest_s": 200.4, "per_minute": 1.5, "expected_s": 80.0}
+    assert describe_pending(known) == "12 groups, the oldest for 3:20  1.5 a minute  next step in about 1:20"
+    assert describe_pending({**known, "per_minute": None, "expected_s": None}) == "12 groups, the oldest for 3:20"

@@ -57,10 +57,45 @@ REPORTS: list[tuple[JobEvent, str, dict[str, Any], str]] = [
         "Checkpoint at step 5",
     ),
     (
+        job_events.RewardSilent(step=1, reward="red", reason="timeout: no ranking within 60 s"),
+        "reward_silent",
+        {"step": 1, "reward": "red", "reason": "timeout: no ranking within 60 s"},
+        "Reward red is silent: groups go on without it until it answers again (timeout: no ranking within 60 s)",
+    ),
+    (
+        job_events.RewardAnswersAgain(step=2, reward="red"),
+        "reward_answers_again",
+        {"step": 2, "reward": "red"},
+        "Reward red answers again: groups wait for it",
+    ),
+    (
+        job_events.RankingsPending(
+            step=2, reward="people", groups=12, step_groups=3, oldest_s=200.0, per_minute=1.5, expected_s=120.0
+        ),
+        "rankings_pending",
+        {
+            "step": 2,
+            "reward": "people",
+            "groups": 12,
+            "step_groups": 3,
+            "oldest_s": 200.0,
+            "per_minute": 1.5,
+            "expected_s": 120.0,
+        },
+        "Waiting for people: 12 groups, the oldest for 200 s; 1.5 a minute so far",
+    ),
+    (
         job_events.RewardLeftOut(step=1, reward="red", group="g", reason="500"),
         "reward_failure",
         {"step": 1, "reward": "red", "group": "g", "reason": "500"},
         "Reward red was left out of a group: 500",
+    ),
+    (
+        job_events.RewardUnverified(reward="pick", model="PickScore", revision="sha256:0123"),
+        "reward_unverified",
+        {"reward": "pick", "model": "PickScore", "revision": "sha256:0123"},
+        "Reward pick is unverified: nobody has compared the scores of PickScore at sha256:0123 with those of its "
+        "published implementation; `dipole rewards verify` does, where it is served",
     ),
 ]  # fmt: skip
 

@@ -35,6 +35,7 @@ from dipole_trainer.database.tables import FileRow
 from dipole_trainer.datasets import containers, recordings
 from dipole_trainer.jobs.leases import Claim
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.weights.inventory import Inventory
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
 KEY = "an-admin-key-of-some-length"
@@ -62,6 +63,10 @@ class Server:
     async def job(self, **more: Any) -> dict[str, Any]:
         return await ok(self.client.post(JOBS, json=body(**more)))
 
+    def add_worker(self) -> None:
+        """One that lives and can run what tests create, so that nothing is to be warned of."""
+        self.state.workers.publish("worker", Inventory({"tiny-turbo": "tiny"}, {}), [], lease_s=600)
+
     def claim(self) -> Claim:
         claim = self.state.jobs.claim_job("worker", 60)
         assert claim is not None
@@ -70,7 +75,8 @@ class Server:
 
 @asynccontextmanager
 async def serve(folder: Path, transport: httpx.BaseTransport | None = None, **more: Any) -> AsyncIterator[Server]:
-    app = create_app(settings(folder, **more), reward_transport=transport)
+    ready = httpx.MockTransport(lambda request: httpx.Response(200))
+    app = create_app(settings(folder, **more), reward_transport=transport or ready)
     async with app.router.lifespan_context(app):
         asgi = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=asgi, base_url="http://127.0.0.1:8400", timeout=60) as client:
@@ -435,6 +441,7 @@ def test_jobs_and_events_page_like_openai_s(tmp_path: Path) -> None:
     """Newest first, `after` is the last id seen, `has_more` says whether to go on; unknown queries are refused."""
 
     async def test(server: Server) -> None:
+        server.add_worker()
         ids = [(await server.job())["id"] for _ in range(3)]
         page = await ok(server.client.get(JOBS, params={"limit": 2}))
         assert ([job["id"] for job in page["data"]], page["has_more"]) == (ids[:0:-1], True)
@@ -518,6 +525,7 @@ def test_the_stream_gives_what_was_missed_then_what_comes_then_ends(tmp_path: Pa
     """A caller that reconnects with Last-Event-ID gets every event once, in order, and the end with the job's end."""
 
     async def test(server: Server) -> None:
+        server.add_worker()
         job_id = (await server.job())["id"]
         claim = server.claim()
         seen: list[tuple[int, str]] = []
@@ -546,6 +554,7 @@ def test_an_idle_stream_pings(tmp_path: Path) -> None:
     """Silence is broken by comments, so that neither side takes the other for dead."""
 
     async def test(server: Server) -> None:
+        server.add_worker()
         job_id = (await server.job())["id"]
         events = read_stream(server.state, job_id, ping_s=0.2)
         found = [await asyncio.wait_for(anext(events), 30) for _ in range(5)]

@@ -80,7 +80,7 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     config.write_text(json.dumps({"steps": 3, "seed": 9, "rewards": [{"name": "none"}]}))
     job = dipole(
         api, "jobs", "create", "--prompts", str(prompts), "--reward", "shapes", "--reward", "w=http://127.0.0.1:9:0",
-        "--steps", "7", "--config", str(config), "--validation", str(prompts),
+        "--steps", "7", "--config", str(config), "--validation", str(prompts), "--allow-unready",
     ).strip()  # fmt: skip
     shown = json.loads(dipole(api, "jobs", "show", job))
     assert (shown["steps"], shown["seed"], shown["evaluation"]["prompt_count"]) == (7, 9, 1)
@@ -113,7 +113,7 @@ def test_sides_follow_the_number_of_candidates(api: Any, tmp_path: Path) -> None
     prompts, config = tmp_path / "prompts.jsonl", tmp_path / "job.json"
     prompts.write_text(PROMPTS)
     config.write_text(json.dumps({"method": {"type": "dpo", "dpo": {"positives": 5}}}))
-    create = ("jobs", "create", "--prompts", str(prompts), "--reward", "shapes", "--candidates", "8")
+    create = ("jobs", "create", "--prompts", str(prompts), "--reward", "shapes", "--candidates", "8", "--allow-unready")
     for more, sides in (((), (2, 2)), (("--config", str(config)), (5, 2))):
         job = dipole(api, *create, *more).strip()
         method = json.loads(dipole(api, "jobs", "show", job))["method"]
@@ -203,7 +203,7 @@ def test_watching_survives_a_restart_of_the_api(
 
     with api_server(tmp_path, port) as server:
         httpx.post(f"{server.url}/v1/rewards", json={"name": "s", "url": "http://127.0.0.1:9"}).raise_for_status()
-        body = {"prompts": [{"prompt": "x"}], "rewards": [{"name": "s"}]}
+        body = {"prompts": [{"prompt": "x"}], "rewards": [{"name": "s"}], "allow_unready": True}
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, timeout=30).raise_for_status().json()["id"]
         database = Database(server.environment["DIPOLE_DATABASE_URL"])
         store = JobStore(database)
@@ -222,6 +222,9 @@ def test_watching_survives_a_restart_of_the_api(
         watcher.join(60)
         assert not watcher.is_alive()
     database.close()
+    # no worker and a reward that is away
+    assert [kind for _, kind in seen[1:3]] == ["warning", "warning"]
+    del seen[1:3]
     assert [kind for _, kind in seen] == ["created", "queued", "running", "step", "step", "step", "succeeded"]
     assert len(set(seen)) == len(seen)
     assert breaks
@@ -247,7 +250,7 @@ def test_a_download_is_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_a_config_of_another_editor_is_read(api: Any, tmp_path: Path) -> None:
     """A byte order mark, or UTF-16; half of a character is named, and no traceback."""
-    config = {"prompts": [{"prompt": "é"}], "rewards": [{"name": "shapes"}], "steps": 1}
+    config = {"prompts": [{"prompt": "é"}], "rewards": [{"name": "shapes"}], "steps": 1, "allow_unready": True}
     path = tmp_path / "job.json"
     for encoding in ("utf-8-sig", "utf-16"):
         path.write_text(json.dumps(config, ensure_ascii=False), encoding=encoding)
@@ -263,7 +266,9 @@ def test_prompts_of_a_text_file_are_taken(api: Any, tmp_path: Path) -> None:
     path = tmp_path / "prompts.txt"
     path.write_text("a red square\n\na blue circle\n")
     assert dipole(api, "files", "upload", str(path)).startswith("file-")
-    job = dipole(api, "jobs", "create", "--prompts", str(path), "--reward", "shapes", "--steps", "1").strip()
+    job = dipole(
+        api, "jobs", "create", "--prompts", str(path), "--reward", "shapes", "--steps", "1", "--allow-unready"
+    ).strip()
     assert json.loads(dipole(api, "jobs", "show", job))["prompt_count"] == 2
     dipole(api, "jobs", "cancel", job)
     csv = path.rename(tmp_path / "prompts.csv")

@@ -15,7 +15,7 @@ from dipole_trainer.spec import MAX_COUNT
 
 JOBS = "/v1/fine_tuning/jobs"
 REWARD = {"name": "shapes", "url": "http://127.0.0.1:9"}
-JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD]}
+JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD], "allow_unready": True}
 Client = httpx.AsyncClient
 RunApp = Callable[..., None]
 BROKEN_TEXTS = [
@@ -142,9 +142,11 @@ def test_no_text_in_a_path_or_query_is_a_500(run_app: RunApp, database_url: str)
                     for query in ("", *(f"?{name}={text}" for name in names)):
                         if "{" in path or query:
                             answer = await client.request(method, url + query, json={} if method == "post" else None)
-                            assert answer.status_code < 500, (method, url + query, answer.text)
+                            # an empty job can be planned, and nobody does it here
+                            is_unplanned = path.endswith("/plan") and answer.status_code == 503
+                            assert answer.status_code < 500 or is_unplanned, (method, url + query, answer.text)
 
-    run_app(test, database_url=database_url)
+    run_app(test, database_url=database_url, redis_url="redis://127.0.0.1:9/0")
 
 
 @pytest.mark.parametrize("text", ["a\x00b", "\x00"])

@@ -27,6 +27,7 @@ JOB = {
     "prompts": [{"prompt": "a red square"}],
     "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}],
     "steps": 4,
+    "allow_unready": True,
 }
 Client = httpx.AsyncClient
 RunApp = Callable[..., None]

@@ -33,7 +33,13 @@ def ask(server: Running, method: str, path: str, **request: Any) -> httpx.Respon
 
 
 def job_request(**more: Any) -> dict[str, Any]:
-    return {"model": "tiny-turbo", "prompts": [{"prompt": "a"}], "rewards": [{"name": "shapes"}], **more}
+    return {
+        "model": "tiny-turbo",
+        "prompts": [{"prompt": "a"}],
+        "rewards": [{"name": "shapes"}],
+        "allow_unready": True,
+        **more,
+    }
 
 
 def test_a_head_without_end_is_refused(server: Running) -> None:

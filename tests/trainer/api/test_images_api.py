@@ -41,6 +41,7 @@ OPEN = "dipole:images:open"
 JOB = {
     "model": "tiny-turbo", "prompts": [{"prompt": PROMPT}], "rewards": [{"name": "shapes"}], "steps": 2,
     "lora": {"rank": 4, "alpha": 4.0}, "suffix": "mine",
+    "allow_unready": True,
 }  # fmt: skip
 
 
@@ -107,7 +108,10 @@ def platform(
 ) -> Iterator[Platform]:
     folder = tmp_path_factory.mktemp("images")
     with redis_server(folder) as url, contextlib.ExitStack() as running:
-        settings = {"REDIS_URL": url, "MODELS_DIR": str(folder / "models"), "SAMPLER_MAX_SIDE": "512"}
+        settings = {
+            "REDIS_URL": url, "MODELS_DIR": str(folder / "models"), "SAMPLER_MAX_SIDE": "512",
+            "SAMPLER_TIMEOUT_S": "600",
+        }  # fmt: skip
         api = running.enter_context(api_server(folder, **settings))
         process = running.enter_context(running_sampler(api.environment, folder))
         httpx.post(f"{api.url}/v1/rewards", json={"name": "shapes", "url": "http://127.0.0.1:9"}).raise_for_status()
@@ -400,6 +404,6 @@ def test_a_sampler_that_is_killed_costs_a_503(platform: Platform) -> None:
         asking = pool.submit(platform.post, **request)
         wait_for(lambda: client.keys("dipole:image:*:0"), "the first image")
         platform.sampler.kill()
-        told(asking.result(), "the sampler that drew this ended: send the request again")
+        told(asking.result(), "the sampler that worked on this ended: send the request again")
         assert time.monotonic() - began < 40
         assert not client.exists(OPEN)

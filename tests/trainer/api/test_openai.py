@@ -21,7 +21,7 @@ from dipole_trainer.jobs.store import JobStore
 
 PROMPTS = b'{"prompt": "a red square"}\n{"prompt": "two blue circles"}\n'
 METHOD: Any = {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}}
-EXTRA = {"rewards": [{"name": "shapes"}], "candidates": 6, "steps": 10}
+EXTRA = {"rewards": [{"name": "shapes"}], "candidates": 6, "steps": 10, "allow_unready": True}
 COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness")
 TRAINED: dict[str, Any] = {
     "rewards": [{"name": "colourfulness"}], "steps": 1000, "candidates": 4, "prompts_per_step": 1,
@@ -132,7 +132,7 @@ def test_a_job_s_life(client: openai.OpenAI) -> None:
     assert str(jobs.pause(job.id).status) == "paused"
     assert jobs.resume(job.id).status == "queued"
     events = list(jobs.list_events(job.id, limit=1))
-    assert [event.object for event in events] == ["fine_tuning.job.event"] * 4
+    assert [event.object for event in events] == ["fine_tuning.job.event"] * 6  # two are warnings
     assert events[-1].message.startswith("Job created")
     assert jobs.cancel(job.id).status == "cancelled"
     with pytest.raises(openai.ConflictError, match="cancelled"):

@@ -30,7 +30,8 @@ def adapter() -> bytes:
 
 def write_outputs(folder: Path, url: str) -> str:
     """A job with a checkpoint and a sample; its id."""
-    body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+    body: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "allow_unready": True}
+    body["rewards"] = [{"name": "shapes", "url": "http://127.0.0.1:9"}]
     job: str = httpx.post(f"{url}/{JOBS}", json=body, trust_env=False).raise_for_status().json()["id"]
     root = folder / "artifacts/jobs" / job
     lora = root / "checkpoint-2/unet_lora"

@@ -12,6 +12,7 @@ JOB: dict[str, Any] = {
     "prompts": [{"prompt": "a red square"}],
     "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}],
     "steps": 4,
+    "allow_unready": True,
 }
 RunApp = Callable[..., None]
 

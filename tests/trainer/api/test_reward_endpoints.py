@@ -24,7 +24,13 @@ JUDGE = {
     "name": "judge", "url": "https://127.0.0.1:8000/", "kind": "vllm-score", "options": {"model": "judge-2b"},
     "key": SECRET, "description": "d",
 }  # fmt: skip
-JOB = {"prompts": [{"prompt": "a red square"}], "steps": 4, "candidates": 4, "method": {"type": "sft"}}
+JOB = {
+    "prompts": [{"prompt": "a red square"}],
+    "steps": 4,
+    "candidates": 4,
+    "method": {"type": "sft"},
+    "allow_unready": True,
+}
 Test = Callable[[httpx.AsyncClient, ApiState], Awaitable[None]]
 
 

@@ -15,7 +15,7 @@ from dipole_trainer.spec import EvalSpec, FeaturesSpec, OptimizerSpec, PromptSpe
 
 JOBS = "/v1/fine_tuning/jobs"
 REWARD = {"name": "shapes", "url": "http://127.0.0.1:9"}
-JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD], "steps": 4}
+JOB: dict[str, Any] = {"prompts": [{"prompt": "a red square"}], "rewards": [REWARD], "steps": 4, "allow_unready": True}
 Client = httpx.AsyncClient
 RunApp = Callable[..., None]
 

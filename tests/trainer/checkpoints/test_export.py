@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import export, model_card
+from dipole_trainer.generators import initial_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
 
@@ -171,7 +172,7 @@ def test_merging_a_convolution_is_adding_its_two_convolutions() -> None:
     up, x = nn.Conv2d(2, 8, 1, bias=False), torch.randn(2, 3, 5, 5)
     expected = plain(x) + 0.5 * up(down(x))
     adapter = {"c.lora_A.weight": down.weight, "c.lora_B.weight": up.weight}
-    merged = export.merge_adapter({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
+    merged = initial_weights.merge_adapter({"c.weight": plain.weight, "other": torch.ones(1)}, adapter, 0.5)
     assert torch.allclose(nn.functional.conv2d(x, merged["c.weight"], padding=1), expected, atol=1e-6)
     assert set(merged) == {"c.weight", "other"}
 
@@ -246,19 +247,20 @@ def test_the_cards_snippet_runs_as_it_stands(
 
 
 def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path: Path) -> None:
-    """Base, method, rewards, steps of the checkpoint, and the sheet of the last evaluation."""
+    """Base, method, rewards, steps of the checkpoint, and the pictures that were drawn for it."""
     spec = make_spec(model="tiny-sd", method={"type": "random"})
     generator, checkpoint = trained(spec, models, tmp_path)
-    (tmp_path / "samples").mkdir()
-    for step, colour in ((0, "red"), (6, "green"), (12, "blue")):
-        Image.new("RGB", (2, 2), colour).save(tmp_path / f"samples/step-{step}.png")
-    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator)
-    assert "samples.png" in [path.name for path in written]
-    with Image.open(tmp_path / "export/samples.png") as sheet:
-        assert sheet.getpixel((0, 0)) == (0, 0, 255)
+
+    def draw_pictures(folder: Path) -> None:
+        for name in ("samples.png", "curves.png"):
+            Image.new("RGB", (2, 2), "blue").save(folder / name)
+
+    written = export.export_checkpoint(checkpoint, tmp_path, spec, generator, draw_pictures)
+    assert {"samples.png", "curves.png"} <= {path.name for path in written}
     card = (tmp_path / "export/README.md").read_text()
     for fact in (
-        "![Samples](samples.png)", "| base | tiny-sd |", "| method | random |", "pretty (weight 1), sharp (weight 0)",
+        "](samples.png)", "- `curves.png`: rewards", "| base | tiny-sd |", "| method | random |",
+        "pretty (weight 1), sharp (weight 0)",
         "| updates | 7 of 8 prompts and 24 candidates each |", "rank 4, alpha 4", "`tiny-sd-random_webui.safetensors`",
     ):  # fmt: skip
         assert fact in card
@@ -267,9 +269,12 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.render_model_card(spec, step=3, pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS])
+    card = model_card.render_model_card(
+        spec, step=3, precision="fp16", pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS]
+    )
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card
     assert "recorded preferences" in card
+    assert "unverified" not in card
     compile(re.findall(r"```python\n(.*?)```", card, re.DOTALL)[0], "card", "exec")

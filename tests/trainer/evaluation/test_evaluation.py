@@ -182,7 +182,7 @@ def test_vendi_of_two_samples_at_an_angle() -> None:
 
 def test_files_say_everything_again(tmp_path: Path) -> None:
     items = scored([[0.5, None]])
-    path = write_results(tmp_path, 3, items, summarize_scores(items, None))
+    path = write_results(tmp_path / "evaluation/step-3.json", 3, items, summarize_scores(items, None))
     assert read_results(path) == items
     assert json.loads(path.read_text())["step"] == 3
 

@@ -20,6 +20,7 @@ from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.database.migrations import alembic_config
 from dipole.errors import ConfigurationError, Conflict, InvalidInput, LeaseLost, NotFound
 from dipole.vault import Vault
+from dipole_trainer.api.schemas import to_job_object
 from dipole_trainer.database.engine import MIGRATIONS, Database, upgrade_database
 from dipole_trainer.database.tables import Base, JobRow
 from dipole_trainer.jobs import transitions
@@ -381,6 +382,30 @@ def test_event_cursors_grow_and_a_step_moves_the_job(store: JobStore) -> None:
     stored = next(event for event in store.list_events(job.id, after=last)[0] if event.id == cursor)
     assert stored.data == {"step": 2, "loss": None, "eta_s": 1.5, "path": "a/b", "bad": "nul\N{REPLACEMENT CHARACTER}"}
     assert (store.get_job(job.id).step, store.get_job(job.id).eta_s) == (2, 1.5)
+
+
+def test_a_running_job_shows_what_people_have_before_them(store: JobStore) -> None:
+    """From the last event that said so; a step says it anew, and a job that nobody trains shows nothing."""
+    job = store.create_job(SPEC)
+    claim = store.claim_job("w", 60)
+    assert claim is not None
+    told = {"groups": 5, "step_groups": 2, "oldest_s": 61.5, "per_minute": 1.5, "expected_s": 80.0}
+
+    def shown() -> dict[str, dict[str, object]] | None:
+        return to_job_object(store.get_job(job.id)).model_dump()["pending_rankings"]
+
+    assert shown() is None
+    store.append_event(claim, "rankings_pending", {"step": 0, "reward": "people", **told})
+    store.append_event(claim, "evaluating", {})
+    assert shown() == {"people": told}
+    pending = {"artists": {"groups": 1, "oldest_s": 2.0, "per_minute": None}}
+    store.append_event(claim, "step", {"step": 1, "pending": pending})
+    assert shown() == {"artists": {**pending["artists"], "step_groups": None, "expected_s": None}}
+    store.append_event(claim, "step", {"step": 2})
+    assert shown() is None
+    store.append_event(claim, "rankings_pending", {"step": 2, "reward": "people", **told})
+    store.release_job(claim, "the worker was stopped")
+    assert shown() is None
 
 
 def test_checkpoints_are_kept_once_a_step_and_forgotten_when_pruned(store: JobStore) -> None:

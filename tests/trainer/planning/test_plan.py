@@ -151,3 +151,16 @@ def test_what_cannot_be_planned_is_told(tmp_path: Path) -> None:
     path.write_text("[1]")
     with pytest.raises(InvalidInput, match="must hold a JSON object"):
         read_job_file(path)
+
+
+def test_each_device_is_planned_in_the_precision_that_a_job_would_take_there() -> None:
+    """A job that names none: bf16 where the card has it; one that does is planned as it says."""
+    cards = [DEVICES["t4"], DEVICES["a100"]]
+    spec = job()
+    assert spec.precision is None
+    old, new = plan_job(spec, models_dir=Path("none"), devices=cards)
+    assert (old.precision, new.precision) == ("fp32", "bf16")
+    (named,) = plan_job(job(precision="bf16"), models_dir=Path("none"), devices=cards[1:])
+    assert new == named
+    old, new = plan_job(job(precision="fp16"), models_dir=Path("none"), devices=cards)
+    assert (old.precision, new.precision) == ("fp16", "fp16")

@@ -14,6 +14,7 @@ from dipole_trainer.ranking.selection import (
     combine_scores,
     normalize_scores,
     select_extremes,
+    select_shown,
     shuffle_scores,
 )
 
@@ -96,6 +97,24 @@ def test_rewards_are_summed_by_weight_after_normalising() -> None:
         combine_scores({"a": WeightedScores(a, 1.0), "b": WeightedScores(b, 1.0)}),
     )
     assert combine_scores({"a": WeightedScores(a, 2.0), "b": WeightedScores(b, 1.0)}).argmax() == 3
+
+
+def test_ranks_of_people_join_a_models_scores() -> None:
+    """Those that people were not shown take no part; among the others an order counts as ranks in -1..1, whatever its
+    numbers, and a model's scores as z-scores of the same candidates.
+    """
+    shown = select_shown([5.0, 1.0, None, 3.0, 2.0, 4.0], best=2, worst=1)
+    assert shown == {0, 1, 5}
+    model, people = [5.0, 1.0, NAN, 3.0, 2.0, 4.0], [-2.0, -1.0, None, None, None, -3.0]
+    total = combine_scores({"model": WeightedScores(model, 1.0), "people": WeightedScores(people, 0.5, "rank")})
+    assert np.flatnonzero(np.isfinite(total)).tolist() == [0, 1, 5]
+    among = np.array([5.0, 1.0, 4.0])
+    assert np.allclose(total[[0, 1, 5]], (among - among.mean()) / among.std() + 0.5 * np.array([0.0, 1.0, -1.0]))
+
+
+@pytest.mark.parametrize(("best", "worst"), [(3, 3), (0, 9), (9, 0)])
+def test_all_are_shown_where_more_are_asked_for_than_have_a_score(best: int, worst: int) -> None:
+    assert select_shown([1.0, None, 1.0, 0.0], best, worst) == {0, 2, 3}
 
 
 def test_normalised_ranks_share_ties() -> None:

@@ -123,13 +123,6 @@ def test_order_of_arrival_changes_nothing(tmp_path: Path) -> None:
     assert same(one, other)
 
 
-def test_fp32_on_a_gpu_is_warned_of() -> None:
-    """It is the default, which suits the tiny world on a CPU."""
-    assert "bf16" in str(session.precision_advice(make_spec(), "cuda:0"))
-    assert session.precision_advice(make_spec(), "cpu") is None
-    assert session.precision_advice(make_spec(precision="bf16"), "cuda:0") is None
-
-
 class Unasked(InProcessRanker):
     """A ranker of whom nothing is asked."""
 
@@ -512,3 +505,31 @@ def test_group_ids_and_seeds_are_functions_of_the_step(tmp_path: Path) -> None:
         train(make_spec(steps=1), tmp_path / name, Recording({"bright": brightness}, make_spec().rewards))
     assert [(group.id, group.seeds) for group in seen[:2]] == [(group.id, group.seeds) for group in seen[2:]]
     assert all((one.images == other.images).all() for one, other in zip(seen[:2], seen[2:], strict=True))
+
+
+def test_an_unverified_reward_is_said_once_and_in_the_model_card(tmp_path: Path) -> None:
+    """Each run tells of each, with its model; not again when it is resumed; the export's card names it at the end."""
+
+    def unverified(prompt: str, images: np.ndarray, metadata: Any) -> RewardResult:
+        return RewardResult(scores=tuple(brightness(prompt, images, metadata)), verified=False)
+
+    spec = make_spec(rewards=[{"name": "bright"}, {"name": "watched", "weight": 0}])
+
+    def ranker() -> InProcessRanker:
+        return InProcessRanker({"bright": unverified, "watched": brightness}, spec.rewards)
+
+    first: list[Any] = []
+
+    def pause_after_a_step() -> str:
+        return "pause" if any(kind == "step" for kind, _ in first) else "run"
+
+    _, _, outcome = train(spec, tmp_path, ranker(), control=pause_after_a_step, events=first)
+    assert outcome == "paused"
+    _, rest, _ = train(spec, tmp_path, ranker())
+    told = [data for kind, data in first + rest if kind == "reward_unverified"]
+    assert told == [{"reward": "bright", "model": "bright", "revision": ""}]
+    assert [kind for kind, _ in first].count("reward_unverified") == 1
+    card = (tmp_path / "export/README.md").read_text()
+    (line,) = [line for line in card.splitlines() if line.startswith("| unverified |")]
+    assert "bright (bright at )" in line
+    assert "watched" not in line

@@ -29,7 +29,7 @@ from dipole_trainer.api.app import create_app
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.datasets import recordings
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.ranking.selection import GroupOrder, order_group
 from dipole_trainer.spec import TrainSpec
@@ -56,7 +56,10 @@ class Nobody:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         raise AssertionError("a reward was waited for")
 
-    def cancel(self) -> None:
+    def list_pending(self) -> dict[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
         pass
 
     def close(self) -> None:
@@ -291,7 +294,7 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     spec = online_spec(precision="bf16")
     rollout = rollout_of(spec)
     ranker = InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
-    recorder = CandidateRecorder(spec, spec.rewards, tmp_path)
+    recorder = CandidateRecorder(spec, spec.rewards, tmp_path, "bf16")
     entries = []
     for index, prompt in enumerate(spec.prompts[:2]):
         drawn = rollout.sample_group(0, index, prompt)

@@ -35,7 +35,7 @@ from dipole_trainer.distributed.group import ProcessGroup as Processes
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
@@ -66,7 +66,10 @@ class FakeRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return None
 
-    def cancel(self) -> None:
+    def list_pending(self) -> dict[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
         self.cancelled = True
 
     def close(self) -> None:

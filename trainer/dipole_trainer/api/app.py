@@ -18,7 +18,20 @@ from sqlalchemy import func, select
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
-from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, rewards
+from dipole_trainer.api import (
+    api_keys,
+    errors,
+    files,
+    health,
+    images,
+    job_artifacts,
+    jobs,
+    models,
+    plans,
+    rewards,
+    workers,
+)
+from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
@@ -30,6 +43,7 @@ from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 OPENAPI_TAGS = [
@@ -39,6 +53,7 @@ OPENAPI_TAGS = [
     {"name": "models", "description": "Base models and what was made of them, by name."},
     {"name": "images", "description": "Images of base models and of what was made of them, as OpenAI's images API."},
     {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
+    {"name": "workers", "description": "Who trains, and what each can load."},
     {"name": "keys", "description": "Callers' keys and what they may do."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
@@ -69,6 +84,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         async with state.event_notifier.run_in_background():
             yield
         sampler_client.close()
+        state.readiness.close()
         database.close()
 
     metrics = health.ApiMetrics(database)
@@ -85,9 +101,10 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
+    for part in (files, jobs, job_artifacts, models, rewards, workers, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
+    app.include_router(plans.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
@@ -110,6 +127,8 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         jobs=JobStore(database),
         files=FileRegistry(database),
         rewards=RewardRegistry(database),
+        workers=WorkerRegistry(database),
+        readiness=ReadinessProbe(settings.tls_dir, reward_transport),
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),

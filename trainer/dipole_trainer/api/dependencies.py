@@ -16,6 +16,7 @@ from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
 from dipole.settings import ApiSettings
+from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
@@ -23,6 +24,7 @@ from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 
@@ -33,6 +35,8 @@ class ApiState:
     jobs: JobStore
     files: FileRegistry
     rewards: RewardRegistry
+    workers: WorkerRegistry
+    readiness: ReadinessProbe
     api_keys: ApiKeys
     ledger: RankingLedger
     artifacts: ArtifactStore

@@ -20,7 +20,7 @@ from dipole_trainer.api.dependencies import ApiState, JobId, PageQuery, State
 from dipole_trainer.api.files import CHUNK_BYTES, stream_file
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import check_safe_path
-from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, to_diffusers_lora
+from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["outputs"], dependencies=[require_scope("train")])
 INLINE_MEDIA_TYPES = (
@@ -56,7 +56,7 @@ def download_checkpoint(state: State, job_id: JobId, checkpoint_id: CheckpointId
     row = state.jobs.get_checkpoint(job_id, checkpoint_id)
     spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=32 * CHUNK_BYTES)  # noqa: SIM115 (closed by _drain_spool)
     try:
-        _zip_weights(state, job_layout.job_path(job_id, row.path), spool)
+        _zip_weights(state, job_id, row.path, spool)
     except BaseException:
         spool.close()
         raise
@@ -104,32 +104,58 @@ def download_artifact(state: State, job_id: JobId, path: Annotated[str, Path(max
     )
 
 
-def _zip_weights(state: ApiState, folder: str, target: IO[bytes]) -> None:
-    """Zip a checkpoint's LoRA, or every weight. Raises NotFound when the checkpoint is no longer there."""
-    names = [artifact.path for artifact in state.artifacts.list_files(folder)]
+def _zip_weights(state: ApiState, job_id: str, path: str, target: IO[bytes]) -> None:
+    """Zip what a checkpoint and what its job started from add to the model's own base: one LoRA, or every weight, or
+    every weight of the start and a LoRA on it. Raises NotFound when the checkpoint is no longer there.
+    """
+    folders = [*_initial_folders(state, job_id), job_layout.job_path(job_id, path)]
+    named = [(folder, [each.path for each in state.artifacts.list_files(folder)]) for folder in folders]
+    # every weight of a network has in it what came before
+    whole_at = max((at for at, (_, names) in enumerate(named) if job_layout.fully_trained_component(names)), default=0)
+    adapters = list[tuple[bytes, dict[str, Any]]]()
     # stored as it is: weights hardly shrink
     with zipfile.ZipFile(target, "w") as archive:
-        if (component := job_layout.adapted_component(names)) is not None:
-            with state.artifacts.open_file(f"{folder}/{job_layout.adapter_config_file(component)}") as file:
-                config = json.load(file)
-            with state.artifacts.open_file(f"{folder}/{job_layout.adapter_weights_file(component)}") as file:
-                archive.writestr(LORA_WEIGHTS_FILE, to_diffusers_lora(file.read(), config, component))
+        for folder, names in named[whole_at:]:
+            if (component := job_layout.adapted_component(names)) is not None:
+                adapters.append(_read_adapter(state, folder, component))
+                trained = component
+            elif (whole := job_layout.fully_trained_component(names)) is not None:
+                _zip_file(state, archive, folder, job_layout.full_weights_file(whole))
+            else:
+                raise NotFound("there is no such file")
+        if adapters:
+            weights, config = fold_adapters(adapters)
+            archive.writestr(LORA_WEIGHTS_FILE, to_diffusers_lora(weights, config, trained))
             archive.writestr(job_layout.ADAPTER_CONFIG_NAME, json.dumps(config, indent=1))
-        elif (component := job_layout.fully_trained_component(names)) is not None:
-            weights = job_layout.full_weights_file(component)
-            with (
-                state.artifacts.open_file(f"{folder}/{weights}") as file,
-                archive.open(weights, "w", force_zip64=True) as packed,
-            ):
-                shutil.copyfileobj(file, packed, CHUNK_BYTES)
-        else:
-            raise NotFound("there is no such file")
     target.seek(0, 2)
 
 
+def _initial_folders(state: ApiState, job_id: str) -> list[str]:
+    """Where the weights lie that a job starts from, in the order that they are merged in."""
+    folder = job_layout.job_path(job_id, job_layout.INITIAL_FOLDER)
+    found = job_layout.initial_folders(each.path for each in state.artifacts.list_files(folder))
+    return [f"{folder}/{name}" for name in found]
+
+
+def _read_adapter(state: ApiState, folder: str, component: str) -> tuple[bytes, dict[str, Any]]:
+    with state.artifacts.open_file(f"{folder}/{job_layout.adapter_config_file(component)}") as file:
+        config = json.load(file)
+    with state.artifacts.open_file(f"{folder}/{job_layout.adapter_weights_file(component)}") as file:
+        return file.read(), config
+
+
+def _zip_file(state: ApiState, archive: zipfile.ZipFile, folder: str, name: str) -> None:
+    with (
+        state.artifacts.open_file(f"{folder}/{name}") as file,
+        archive.open(name, "w", force_zip64=True) as packed,
+    ):
+        shutil.copyfileobj(file, packed, CHUNK_BYTES)
+
+
 def _is_private(path: str) -> bool:
-    """Whether it is in a checkpoint: optimiser states are large, and of use to the worker alone."""
-    return "/" in path and job_layout.step_of_checkpoint(path.partition("/")[0]) is not None
+    """Whether it is of use to the worker alone, as large as it is: a checkpoint's, or what the job started from."""
+    top = path.partition("/")[0]
+    return "/" in path and (top == job_layout.INITIAL_FOLDER or job_layout.step_of_checkpoint(top) is not None)
 
 
 def _drain_spool(spool: IO[bytes]) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
 """What a caller sends to create a job, and the TrainSpec it means.
 
 JobRequest is TrainSpec (one declaration of every knob) with OpenAI's own fields beside it. What it trains on comes
-inline, from a file of prompts or of pairs, or from another job; models, rewards and hosts are checked here, so that a
-job which cannot work is refused and not failed later.
+inline, from a file of prompts or of pairs, or from another job; models, rewards and hosts are checked here, live
+workers and rewards are asked (admission.py), so that a job which cannot work is refused and not failed later.
 """
 
 from __future__ import annotations
@@ -17,16 +17,19 @@ from typing import Annotated, Any, Literal
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from starlette.concurrency import run_in_threadpool
 
-from dipole.client.endpoint import check_reward_url
+from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.errors import InvalidInput, NotFound
 from dipole.protocol.validation import check_storable
-from dipole_trainer.api import files
+from dipole_trainer.api import admission, files
 from dipole_trainer.api.dependencies import ApiState
+from dipole_trainer.api.initial_weights import InitialWeights, find_initial_weights, initial_of_job
 from dipole_trainer.database.tables import TERMINAL_STATES, JobRow, RewardRow
 from dipole_trainer.datasets import prompts, recordings
 from dipole_trainer.datasets.recordings import RecordedJob
-from dipole_trainer.spec import MAX_COUNT, Count, Many, PromptSpec, SpecModel, TrainSpec, asks_rewards
+from dipole_trainer.jobs.store import new_job_id
+from dipole_trainer.spec import MAX_COUNT, Count, Many, PromptSpec, RewardSpec, SpecModel, TrainSpec, asks_rewards
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights import base_models
 
@@ -66,6 +69,13 @@ class JobRequest(TrainSpec):
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         default=None, max_length=MAX_NOTES, description="Up to 16 notes of the caller's own."
     )
+    allow_unready: bool = Field(
+        default=False,
+        description="Create the job although rewards do not say that they are ready; it is a warning then.",
+    )
+    initial_checkpoint: None = Field(
+        default=None, description="In answers the checkpoint that a job starts from; here `model` names it."
+    )
     integrations: list[JsonValue] | None = Field(
         default=None, max_length=0, description="Integrations; none are supported, so this must be empty."
     )
@@ -92,10 +102,36 @@ class _TrainingData:
     file: str | None = None  # None: of inline prompts it is yet to be written
     values: dict[str, Any] = field(default_factory=dict)
     replayed: RecordedJob | None = None
+    initial: InitialWeights | None = None  # of a replay, which starts from where the job did
 
 
-def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) -> JobRow:
+@dataclass(frozen=True)
+class CheckedJob:
+    """A request whose job may be queued, once its rewards have been asked."""
+
+    body: JobRequest
+    digest: str
+    spec: TrainSpec
+    source: _TrainingData
+    initial: InitialWeights | None
+    endpoints: list[tuple[str, RewardSpec, Endpoint | str]]
+    warnings: list[str]
+
+
+async def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) -> JobRow:
     """Check a request and queue its job; a repeat with the same key returns the first job."""
+    checked = await run_in_threadpool(_check_request, state, body, idempotency_key)
+    if isinstance(checked, JobRow):
+        return checked
+    unready = await state.readiness.find_unready(checked.endpoints)
+    if not body.allow_unready:
+        admission.refuse_unready(unready)
+    checked.warnings.extend(each.sentence for each in unready)
+    return await run_in_threadpool(_store_job, state, checked, idempotency_key)
+
+
+def _check_request(state: ApiState, body: JobRequest, idempotency_key: str | None) -> JobRow | CheckedJob:
+    """All that is known without asking anybody else. The first job, of a repeat."""
     check_storable(body.model_dump())
     text = json.dumps(body.model_dump(mode="json", exclude_unset=True), sort_keys=True)
     digest = hashlib.sha256(text.encode()).hexdigest()
@@ -105,8 +141,9 @@ def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) ->
         except NotFound:
             pass
     source = _resolve_training_data(state, body)
-    spec = _build_spec(state, body, source)
-    base_models.check_model_name(spec.model, state.settings.models_dir)
+    initial = source.initial or find_initial_weights(state, body.model)
+    spec = _build_spec(state, body, source, initial)
+    warnings = admission.check_loadable(spec, state.workers.list_live(), state.settings.models_dir)
     spec = _resolve_rewards(state, spec)
     # where the model's own side is not known here, the session asks
     side = spec.resolution or base_models.image_side(spec.model, state.settings.models_dir)
@@ -116,19 +153,32 @@ def queue_job(state: ApiState, body: JobRequest, idempotency_key: str | None) ->
     if source.replayed is not None:
         recordings.check_replay_fits(spec, source.replayed)
         recordings.rewards_of_replay(spec, source.replayed)
-    training_file = source.file
+    endpoints = admission.resolve_endpoints(spec, state.rewards, state.settings.reward_hosts)
+    return CheckedJob(body, digest, spec, source, initial, endpoints, warnings)
+
+
+def _store_job(state: ApiState, checked: CheckedJob, idempotency_key: str | None) -> JobRow:
+    body, training_file = checked.body, checked.source.file
     # inline prompts become a file, so that every job has one
     if training_file is None:
-        lines = io.BytesIO(prompts.dump_prompts(source.prompts))
+        lines = io.BytesIO(prompts.dump_prompts(checked.source.prompts))
         training_file = files.store_file(state, lines, "inline-prompts.jsonl", field="prompts").id
-    return state.jobs.create_job(
-        spec,
+    job_id = new_job_id()
+    if checked.initial is not None:
+        checked.initial.copy_to(state.artifacts, job_id)
+    job = state.jobs.create_job(
+        checked.spec,
+        job_id=job_id,
         training_file=training_file,
         validation_file=body.validation_file,
-        extra={"metadata": body.metadata, "suffix": body.suffix},
+        extra={"metadata": body.metadata, "suffix": body.suffix, "warnings": checked.warnings},
+        warnings=checked.warnings,
         idempotency_key=idempotency_key,
-        digest=digest,
+        digest=checked.digest,
     )
+    if job.id != job_id and checked.initial is not None:
+        state.artifacts.delete_folder(job_layout.job_path(job_id))  # another request with the same key was first
+    return job
 
 
 # ---- what it trains on ----------------------------------------------------------------------------------------------
@@ -144,7 +194,7 @@ def _resolve_training_data(state: ApiState, body: JobRequest) -> _TrainingData:
             "a job needs training_file (an uploaded file's id), prompts or replay_job", field="training_file"
         )
     if body.replay_job:
-        return _resolve_replay(state, body, body.replay_job)
+        return resolve_replay(state, body, body.replay_job)
     if body.prompts:
         return _TrainingData(body.prompts)
     (way,) = given
@@ -153,7 +203,7 @@ def _resolve_training_data(state: ApiState, body: JobRequest) -> _TrainingData:
     return _TrainingData(found, row.id, {"pairs_file": row.id} if row.kind == "pairs" else {})
 
 
-def _resolve_replay(state: ApiState, body: JobRequest, job_id: str) -> _TrainingData:
+def resolve_replay(state: ApiState, body: JobRequest, job_id: str) -> _TrainingData:
     """Another job's recorded rankings. What the caller leaves out is as it was there."""
     try:
         job = state.jobs.get_job(job_id)
@@ -173,15 +223,19 @@ def _resolve_replay(state: ApiState, body: JobRequest, job_id: str) -> _Training
         replayed = recordings.read_recorded_step(file).job
     same = {"steps": len(steps), **{name: getattr(replayed, name) for name in recordings.MATCHED_FIELDS}}
     values = {name: value for name, value in same.items() if name not in body.model_fields_set}
-    return _TrainingData(state.jobs.load_spec(job_id).prompts, job.training_file, values, replayed)
+    spec = state.jobs.load_spec(job_id)
+    initial = initial_of_job(state, spec, job_id) if "model" in values else None
+    return _TrainingData(spec.prompts, job.training_file, values, replayed, initial)
 
 
 # ---- the spec -------------------------------------------------------------------------------------------------------
 
 
-def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData) -> TrainSpec:
+def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData, initial: InitialWeights | None) -> TrainSpec:
     values = {name: getattr(body, name) for name in TrainSpec.model_fields if name in body.model_fields_set}
     values |= {"prompts": source.prompts, **source.values}
+    if initial is not None:
+        values |= initial.spec_values(values)
     if body.validation_file:
         if body.evaluation.prompts:
             raise InvalidInput("give evaluation.prompts or validation_file, not both", field="validation_file")
@@ -190,7 +244,7 @@ def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData) -> Tra
         if len(held_out) > 2000:
             raise InvalidInput(f"evaluation takes 2000 prompts at most, not {len(held_out)}", field="validation_file")
         values["evaluation"] = body.evaluation.model_copy(update={"prompts": tuple(held_out)})
-    values |= _fields_of_hyperparameters(
+    values |= fields_of_hyperparameters(
         body, len(source.prompts), values.get("prompts_per_step", body.prompts_per_step)
     )
     try:
@@ -236,7 +290,7 @@ def _check_rewards(state: ApiState, spec: TrainSpec, rows: Sequence[RewardRow]) 
             )
 
 
-def _fields_of_hyperparameters(body: JobRequest, prompt_count: int, per_step: int) -> dict[str, Any]:
+def fields_of_hyperparameters(body: JobRequest, prompt_count: int, per_step: int) -> dict[str, Any]:
     given = body.hyperparameters
     if given is None:
         return {}

@@ -35,8 +35,8 @@ STREAM_DESCRIPTION = (
 
 
 @router.post("", summary="Create a job")
-def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> AnyJob:
-    return schemas.show_job(queue_job(state, body, idempotency_key))
+async def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> AnyJob:
+    return schemas.show_job(await queue_job(state, body, idempotency_key))
 
 
 @router.get("", summary="List jobs, newest first")

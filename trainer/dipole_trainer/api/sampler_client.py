@@ -1,4 +1,4 @@
-"""SamplerClient: how the API has images drawn, without torch and without blocking its event loop.
+"""SamplerClient: how the API has images drawn and jobs planned, without torch and without blocking its event loop.
 
 A request goes to whichever sampler is free; its answer is waited for in short looks, each in a thread of a small pool
 of their own. Every way out has an end: no sampler, too many requests, a sampler that was killed, Redis restarted, the
@@ -19,8 +19,8 @@ from redis.exceptions import RedisError
 
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
-from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, ImageRequestStore, image_coordination
-from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
+from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, PLAN_TASK, ImageRequestStore, image_coordination
+from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest, PlanAnswer, PlanRequest
 from dipole.errors import DipoleError, InvalidInput, Overloaded
 from dipole.settings import ApiSettings
 
@@ -53,8 +53,18 @@ class DrawnImages(NamedTuple):
     warning: str | None
 
 
+class PlannedJob(NamedTuple):
+    """A plan for each device, as `dipole plan --json` prints it, and what the numbers do not say."""
+
+    plans: list[dict[str, Any]]
+    remarks: list[str]
+
+
+IsDisconnected = Callable[[], Awaitable[bool]]
+
+
 class SamplerClient:
-    """One per API process. `draw_images` may be awaited by many requests at once."""
+    """One per API process. Its methods may be awaited by many requests at once."""
 
     def __init__(self, settings: ApiSettings) -> None:
         self._settings = settings
@@ -74,7 +84,7 @@ class SamplerClient:
         checkpoint: CheckpointRef | None,
         prompt: str,
         seeds: list[int],
-        is_disconnected: Callable[[], Awaitable[bool]],
+        is_disconnected: IsDisconnected,
     ) -> DrawnImages:
         """A PNG file a seed. Raises InvalidInput, Overloaded or SamplerFailed as the sampler said, or Overloaded."""
         request: ImageRequest = {
@@ -88,44 +98,67 @@ class SamplerClient:
         images: list[str] = []
         began = time.monotonic()
         try:
-            await self._run_in_pool(lambda: self._send_request(request))
-            answer = await self._await_answer(
-                request["order"], began + self._settings.sampler_timeout_s, is_disconnected
-            )
+            await self._run_in_pool(lambda: self._send_request(IMAGE_TASK, request))
+            deadline = began + self._settings.sampler_timeout_s
+            answer = cast(ImageAnswer, await self._await_answer(request["order"], deadline, is_disconnected))
             images = _image_references(answer)
             return DrawnImages(await self._run_in_pool(lambda: self._fetch_images(images)), answer.get("warning"))
         finally:
             await self._run_in_pool(lambda: self._discard_request(request["order"], images))
 
+    async def plan_job(
+        self,
+        job: Mapping[str, Any],
+        devices: list[str],
+        chunk_size: int | None,
+        is_disconnected: IsDisconnected,
+    ) -> PlannedJob:
+        """What a job with these fields takes on each device. Raises as `draw_images`."""
+        request: PlanRequest = {
+            "order": uuid.uuid4().hex,
+            "job": dict(job),
+            "devices": devices,
+            "chunk_size": chunk_size,
+            "deadline": 0.0,
+        }
+        began = time.monotonic()
+        try:
+            await self._run_in_pool(lambda: self._send_request(PLAN_TASK, request))
+            deadline = began + self._settings.sampler_timeout_s
+            answer = cast(PlanAnswer, await self._await_answer(request["order"], deadline, is_disconnected))
+            if answer["status"] == "planned":
+                return PlannedJob(answer["plans"], answer["remarks"])
+            raise _refusal_of(answer)
+        finally:
+            await self._run_in_pool(lambda: self._discard_request(request["order"], []))
+
     # What is done in a thread
 
-    def _send_request(self, image_request: ImageRequest) -> None:
+    def _send_request(self, task: str, request: ImageRequest | PlanRequest) -> None:
         """Raises Overloaded when no sampler runs, or the queue is full."""
         limit, now = self._settings.sampler_queue, self._coordination.server_time()
         if not self._image_requests.count_samplers(now=now):
             raise Overloaded(f"no sampler runs: {START_HINT}", retry_after=RETRY_AFTER_S)
-        image_request["deadline"] = now + self._settings.sampler_timeout_s
-        if not self._image_requests.open(
-            image_request["order"], now=now, deadline=image_request["deadline"], limit=limit
-        ):
-            wait = f"{limit} requests for images wait already (DIPOLE_SAMPLER_QUEUE): "
+        request["deadline"] = now + self._settings.sampler_timeout_s
+        if not self._image_requests.open(request["order"], now=now, deadline=request["deadline"], limit=limit):
+            wait = f"{limit} requests for samplers wait already (DIPOLE_SAMPLER_QUEUE): "
             wait += f"come back later, or {START_HINT} more"
             raise Overloaded(wait, retry_after=RETRY_AFTER_S)
         request_id = structlog.contextvars.get_contextvars().get("request_id", "")
         self._app.send_task(
-            IMAGE_TASK,
-            kwargs=image_request,
+            task,
+            kwargs=request,
             queue=IMAGE_QUEUE,
-            task_id=image_request["order"],
+            task_id=request["order"],
             headers={"request_id": request_id},
             retry=False,
         )
 
-    def _poll_answer(self, request_id: str, wait_s: float) -> tuple[ImageAnswer | None, bool, bool]:
+    def _poll_answer(self, request_id: str, wait_s: float) -> tuple[ImageAnswer | PlanAnswer | None, bool, bool]:
         """(the answer, whether it is open, whether a sampler works on it), after a wait for the first."""
         answers = self._coordination.pop_answers(request_id, wait_s)
         if answers:
-            return cast(ImageAnswer, answers[0]), True, True
+            return cast("ImageAnswer | PlanAnswer", answers[0]), True, True
         return None, self._image_requests.is_open(request_id), bool(self._coordination.claimed_keys([request_id]))
 
     def _fetch_images(self, images: list[str]) -> list[bytes]:
@@ -144,8 +177,8 @@ class SamplerClient:
     # Waiting
 
     async def _await_answer(
-        self, request_id: str, deadline: float, is_disconnected: Callable[[], Awaitable[bool]]
-    ) -> ImageAnswer:
+        self, request_id: str, deadline: float, is_disconnected: IsDisconnected
+    ) -> ImageAnswer | PlanAnswer:
         claimed = False
         while (left := deadline - time.monotonic()) > 0:
             wait_s = min(POLL_INTERVAL_S, left)
@@ -154,7 +187,7 @@ class SamplerClient:
             if answer is None and claimed and not is_claimed:
                 answer, _, _ = await self._run_in_pool(lambda: self._poll_answer(request_id, 0))
                 if answer is None:
-                    raise ImageRequestLost("the sampler that drew this ended")
+                    raise ImageRequestLost("the sampler that worked on this ended")
             if answer is not None:
                 return answer
             if not is_open:
@@ -165,7 +198,7 @@ class SamplerClient:
         limit = f"within {self._settings.sampler_timeout_s:g} s (DIPOLE_SAMPLER_TIMEOUT_S)"
         if claimed:
             raise Overloaded(
-                f"the images were not done {limit}: ask for fewer or smaller ones", retry_after=RETRY_AFTER_S
+                f"a sampler took this and was not done {limit}: ask for less, or later", retry_after=RETRY_AFTER_S
             )
         raise Overloaded(
             f"every sampler was busy, none took this {limit}: {START_HINT} more", retry_after=RETRY_AFTER_S
@@ -182,11 +215,15 @@ class SamplerClient:
 
 def _image_references(answer: ImageAnswer) -> list[str]:
     """References of the images of an answer; what else it may say is raised."""
+    if answer["status"] == "drawn":
+        return list(answer["images"])
+    raise _refusal_of(answer)
+
+
+def _refusal_of(answer: ImageAnswer | PlanAnswer) -> DipoleError:
     match answer["status"]:
-        case "drawn":
-            return list(answer["images"])
         case "refused":
-            raise InvalidInput(answer["message"], field=answer["field"])
+            return InvalidInput(answer["message"], field=answer["field"])
         case "busy":
-            raise Overloaded(answer["message"], retry_after=answer["retry_after"])
-    raise SamplerFailed
+            return Overloaded(answer["message"], retry_after=answer["retry_after"])
+    return SamplerFailed()

@@ -13,9 +13,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dipole.protocol.job_events import SESSION_EVENTS
 from dipole.protocol.validation import first_error
-from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow
+from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow, WorkerRow
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
-from dipole_trainer.spec import FeaturesSpec, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+from dipole_trainer.spec import FeaturesSpec, InitialCheckpoint, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -79,6 +79,16 @@ class UnreadableObject(BaseModel):
     error: JobError
 
 
+class PendingRankings(ApiModel):
+    """Groups that a reward takes its time for (202), as people do, when the job last said so."""
+
+    groups: int = Field(description="Number of groups that are pending there.")
+    step_groups: int | None = Field(description="How many of them the next update waits for; null while it does not.")
+    oldest_s: float = Field(description="Seconds that the oldest has been pending.")
+    per_minute: float | None = Field(description="Rate of the last rankings that came; null before the first.")
+    expected_s: float | None = Field(description="Seconds until the next update has its own, by that rate.")
+
+
 class EvaluationSummary(ApiModel):
     """The evaluation's settings; a count stands for its prompts."""
 
@@ -118,6 +128,9 @@ class FineTuningJob(ApiModel):
     waiting_for: JobError | None = Field(
         description="What a paused job waits for: an unavailable reward (`param`), or room for its files."
     )
+    pending_rankings: dict[str, PendingRankings] | None = Field(
+        default=None, description="Of a running job: what is pending at rewards that take their time, by their names."
+    )
     suffix: str | None
     started_at: int | None
     step: int = Field(description="Number of updates done.")
@@ -134,7 +147,11 @@ class FineTuningJob(ApiModel):
     checkpoint_every: int
     keep_checkpoints: int
     chunk_size: int
-    precision: str
+    precision: str | None = Field(description="None given: it follows the device, as an event says.")
+    initial_checkpoint: InitialCheckpoint | None = Field(
+        default=None, description="Checkpoint of an earlier job that this one starts from, where `model` named one."
+    )
+    warnings: list[str] = Field(default=[], description="What was to be said when the job was created, in sentences.")
 
 
 class JobEventObject(ApiModel):
@@ -248,6 +265,7 @@ def to_file_object(row: FileRow) -> FileObject:
 
 def to_job_object(row: JobRow) -> FineTuningJob:
     said = dict(row.summary)
+    pending = said.pop("pending_rankings", None)
     waiting = None
     if row.waiting_reward is not None or row.waiting_reason is not None:
         code = "reward_unavailable" if row.waiting_reward else "storage_unavailable"
@@ -271,6 +289,7 @@ def to_job_object(row: JobRow) -> FineTuningJob:
         validation_file=row.validation_file,
         estimated_finish=int(time.time() + row.eta_s) if row.eta_s is not None and row.state == "running" else None,
         waiting_for=waiting,
+        pending_rankings=(pending or None) if row.state == "running" else None,
         step=row.step,
     )
 
@@ -342,6 +361,42 @@ class ModelObject(ApiModel):
 def to_model_object(model: NamedModel) -> ModelObject:
     owner = "system" if model.is_base else "dipole"
     return ModelObject(id=model.name, created=int(model.created_at), owned_by=owner)
+
+
+class WorkerDevice(ApiModel):
+    """What a worker computes on."""
+
+    model_config = ConfigDict(extra="allow")
+
+    kind: str = Field(examples=["cuda"])
+    name: str = Field(examples=["NVIDIA GeForce RTX 4090"])
+    memory_bytes: int
+
+
+class WorkerObject(ApiModel):
+    """A worker that lives, and what of the weights that jobs may name lies on its machine."""
+
+    id: str
+    object: Literal["worker"] = "worker"
+    models: dict[str, str] = Field(
+        description="Names of whole pipelines, with their kind: folders, hub ids of its cache, `org/name@revision`.",
+        examples=[{"tiny-turbo": "tiny", "sd-turbo": "sd"}],
+    )
+    features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
+    devices: list[WorkerDevice]
+    started_at: int
+    seen_at: int
+
+
+def to_worker_object(row: WorkerRow) -> WorkerObject:
+    return WorkerObject(
+        id=row.name,
+        models=row.models,
+        features=row.features,
+        devices=[WorkerDevice(**each) for each in row.devices],
+        started_at=int(row.started_at),
+        seen_at=int(row.seen_at),
+    )
 
 
 class ImageObject(ApiModel):

@@ -3,9 +3,12 @@
     export/
       pytorch_lora_weights.safetensors     the adapter, for diffusers
       <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111
-      merged/                              the whole pipeline, with `export_merged`, and always with `tune: full`
-      README.md  samples.png               the model card, and the last evaluation's samples
+      merged/                              the whole pipeline, with `export_merged`, and always where every weight was
+                                           trained, by this job or by one that it started from
+      README.md                            the model card
+      samples.png  curves.png              base beside final, and how it came to it (evaluation/pictures.py)
 
+The adapter fits the model that `spec.model` names: of a job that started from an earlier one it holds both jobs' parts.
 Written whole or not at all.
 """
 
@@ -14,22 +17,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file
 from torch import Tensor
 
 from dipole.errors import NotFinite
 from dipole_trainer.checkpoints import model_card
+from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
+from dipole_trainer.ranking.unverified import read_unverified_rewards
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
-from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, to_diffusers_lora, to_webui_lora
+from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora, to_webui_lora
 
 
-def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: OneStepGenerator) -> list[Path]:
+def export_checkpoint(
+    trained: Path,
+    workdir: Path,
+    spec: TrainSpec,
+    generator: OneStepGenerator,
+    draw_pictures: Callable[[Path], None] = lambda folder: None,
+) -> list[Path]:
     """Write `workdir/export` from the checkpoint `trained` of `generator`; returns what lies in it.
+
+    `draw_pictures` is given the folder to write the run's pictures to.
 
     The generator gives the base's weights and the pipeline's other parts; what it has trained since is not looked at.
     """
@@ -37,22 +51,23 @@ def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: 
     partial = workdir / f".{job_layout.EXPORT_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    if spec.tune == "lora":
-        _write_loras(trained, partial, spec, generator)
-    if spec.tune == "full" or spec.export_merged:
+    adapters = _read_adapters(trained, workdir, spec, generator)
+    if adapters:
+        _write_loras(adapters, partial, spec, generator)
+    if not adapters or spec.export_merged:
         generator.write_pipeline(_load_trained_state(trained, spec, generator), partial / job_layout.MERGED_FOLDER)
         _strip_local_paths(partial / job_layout.MERGED_FOLDER)
-    sheet = _newest_samples(workdir / job_layout.SAMPLES_FOLDER)
-    if sheet is not None:
-        shutil.copyfile(sheet, partial / job_layout.EXPORTED_SAMPLES_FILE)
+    draw_pictures(partial)
     written = sorted(path.name for path in partial.iterdir())
     step = int(json.loads((trained / job_layout.TRAINING_STATE_FILE).read_text())["step"])
     card = model_card.render_model_card(
         spec,
         step=step,
+        precision=generator.precision,
         pipeline=generator.pipeline_class.__name__,
         files=written,
         schedule_change=generator.schedule_change,
+        unverified=read_unverified_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
     )
     (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
@@ -60,10 +75,29 @@ def export_checkpoint(trained: Path, workdir: Path, spec: TrainSpec, generator: 
     return sorted(folder.iterdir())
 
 
-def _write_loras(trained: Path, folder: Path, spec: TrainSpec, generator: OneStepGenerator) -> None:
+def _read_adapters(
+    trained: Path, workdir: Path, spec: TrainSpec, generator: OneStepGenerator
+) -> list[tuple[bytes, dict[str, Any]]]:
+    """The adapters (weights, settings) between the model's own base and the checkpoint, in order; none where every
+    weight was trained on the way, so that no adapter alone is the difference.
+    """
+    initial = workdir / job_layout.INITIAL_FOLDER
+    earlier = [initial / name for name in job_layout.initial_folders(job_layout.files_below(initial))]
     component = generator.component
-    adapter = (trained / job_layout.adapter_weights_file(component)).read_bytes()
-    config = json.loads((trained / job_layout.adapter_config_file(component)).read_text())
+    found = []
+    for folder in [*earlier, trained]:
+        if not (folder / job_layout.adapter_weights_file(component)).is_file():
+            return []
+        config = json.loads((folder / job_layout.adapter_config_file(component)).read_text())
+        found.append(((folder / job_layout.adapter_weights_file(component)).read_bytes(), config))
+    return found
+
+
+def _write_loras(
+    adapters: list[tuple[bytes, dict[str, Any]]], folder: Path, spec: TrainSpec, generator: OneStepGenerator
+) -> None:
+    component = generator.component
+    adapter, config = fold_adapters(adapters)
     (folder / LORA_WEIGHTS_FILE).write_bytes(to_diffusers_lora(adapter, config, component))
     name = f"{Path(spec.model).name}-{spec.method.type}"
     metadata = {"ss_output_name": name, **generator.webui_metadata()}
@@ -75,7 +109,7 @@ def _write_loras(trained: Path, folder: Path, spec: TrainSpec, generator: OneSte
 
 def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenerator) -> dict[str, Tensor]:
     """The trained part's state_dict on the CPU, in the precision that the run computed in. Raises NotFinite."""
-    dtype, component = DTYPES[spec.precision], generator.component
+    dtype, component = DTYPES[generator.precision], generator.component
     if spec.tune == "full":
         state: Mapping[str, Tensor] = load_file(trained / job_layout.full_weights_file(component))
     else:
@@ -85,22 +119,8 @@ def _load_trained_state(trained: Path, spec: TrainSpec, generator: OneStepGenera
         state = merge_adapter(base, adapter, config["lora_alpha"] / config["r"])
     written = {name: value.to(dtype).contiguous() for name, value in state.items()}
     if broken := [name for name, value in written.items() if not value.isfinite().all()]:
-        raise NotFinite(f"{broken[0]} is not finite in {spec.precision}: export with precision bf16 or fp32")
+        raise NotFinite(f"{broken[0]} is not finite in {generator.precision}: export with precision bf16 or fp32")
     return written
-
-
-def merge_adapter(base: Mapping[str, Tensor], adapter: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    """W + scale·B·A for every layer that has an adapter, in float32; the others as they are.
-
-    A is (r, in, …) and B (out, r, …): of a convolution A has its kernel and B one of 1×1.
-    """
-    merged = dict(base)
-    for name, down in adapter.items():
-        if name.endswith(".lora_A.weight"):
-            layer = name.removesuffix(".lora_A.weight")
-            up, weight = adapter[f"{layer}.lora_B.weight"], base[f"{layer}.weight"].float()
-            merged[f"{layer}.weight"] = weight + scale * (up.flatten(1) @ down.flatten(1)).view_as(weight)
-    return merged
 
 
 def _strip_local_paths(folder: Path) -> None:
@@ -110,9 +130,3 @@ def _strip_local_paths(folder: Path) -> None:
             config = json.loads(path.read_text())
             if config.pop("_name_or_path", None) is not None:
                 path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-
-
-def _newest_samples(samples: Path) -> Path | None:
-    """The samples of the last evaluation."""
-    found = {step: path for path in samples.glob("*.png") if (step := job_layout.step_of_file(path.name)) is not None}
-    return found[max(found)] if found else None

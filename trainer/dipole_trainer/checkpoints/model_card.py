@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
-from dipole_trainer.spec import TrainSpec
-from dipole_trainer.storage.job_layout import EXPORTED_SAMPLES_FILE, MERGED_FOLDER
+from dipole_trainer.spec import Precision, TrainSpec
+from dipole_trainer.storage.job_layout import CURVES_FILE, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.base_models import PUBLISHED_MODELS
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
@@ -36,56 +36,91 @@ FILE_DESCRIPTIONS = {
     LORA_WEIGHTS_FILE: "the adapter, for diffusers",
     "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
     MERGED_FOLDER: "the whole pipeline in diffusers format, with the trained weights in place",
-    EXPORTED_SAMPLES_FILE: "samples of the last evaluation: a row a prompt, a column a noise",
+    EXPORTED_SAMPLES_FILE: "the base beside the trained model: a row a prompt, a column a noise, the same for both",
+    CURVES_FILE: "rewards, diversity, loss and seconds over the updates",
 }
 
 
 def render_model_card(
-    spec: TrainSpec, *, step: int, pipeline: str, files: Sequence[str], schedule_change: str | None = None
+    spec: TrainSpec,
+    *,
+    step: int,
+    precision: Precision,
+    pipeline: str,
+    files: Sequence[str],
+    schedule_change: str | None = None,
+    unverified: Mapping[str, str] | None = None,
 ) -> str:
-    """The card of a checkpoint at `step` whose pipeline is of the diffusers class `pipeline`.
+    """The card of a checkpoint at `step`, trained in `precision`, whose pipeline is of the diffusers class `pipeline`.
 
     `schedule_change` says what the base's scheduler needs to draw in one step; who loads the base has to do it too.
+    `unverified` names the rewards whose scores nobody has compared with those of their published implementations, with
+    the model and revision of each.
     """
     name = Path(spec.model).name
-    what = "LoRA for" if spec.tune == "lora" else "Every weight of the network of"
+    is_lora = LORA_WEIGHTS_FILE in files
+    what = "LoRA for" if is_lora else "Every weight of the network of"
     return CARD_TEMPLATE.format(
         title=f"{what} `{name}`",
         head=ModelCardData(
             library_name="diffusers",
             pipeline_tag="text-to-image",
             base_model=_hub_id(spec),
-            tags=[*(["lora"] if spec.tune == "lora" else []), "text-to-image", "one-step", "dipole"],
+            tags=[*(["lora"] if is_lora else []), "text-to-image", "one-step", "dipole"],
         ).to_yaml(),
-        picture=f"![Samples]({EXPORTED_SAMPLES_FILE})\n\n" if EXPORTED_SAMPLES_FILE in files else "",
-        facts="\n".join(f"| {fact} | {value} |" for fact, value in _card_facts(spec, step, schedule_change)),
-        snippet=_usage_snippet(spec, pipeline, trailing=schedule_change is not None),
+        picture=f"![The base beside the trained model, on the same prompts and noises]({EXPORTED_SAMPLES_FILE})\n\n"
+        if EXPORTED_SAMPLES_FILE in files
+        else "",
+        facts="\n".join(
+            f"| {fact} | {value} |"
+            for fact, value in _card_facts(spec, step, precision, is_lora, schedule_change, unverified)
+        ),
+        snippet=_usage_snippet(spec, pipeline, precision, is_lora=is_lora, trailing=schedule_change is not None),
         files="\n".join(
             f"- `{file}`: {told}" for file in files for end, told in FILE_DESCRIPTIONS.items() if file.endswith(end)
         ),
     )
 
 
-def _card_facts(spec: TrainSpec, step: int, schedule_change: str | None) -> Iterator[tuple[str, str]]:
+def _card_facts(
+    spec: TrainSpec,
+    step: int,
+    precision: Precision,
+    is_lora: bool,
+    schedule_change: str | None,
+    unverified: Mapping[str, str] | None,
+) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
+    if (initial := spec.initial_checkpoint) is not None:
+        holds = "the adapter holds that job's part too: it goes onto the base" if is_lora else "it is merged in"
+        yield "started from", f"{initial.name}, step {initial.step} of job {initial.job}; {holds}"
     yield "method", spec.method.type
     if spec.is_offline:
         yield "learned from", "recorded preferences"
     else:
         yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+    if unverified:
+        named = ", ".join(f"{reward} ({_cell(what)})" for reward, what in sorted(unverified.items()))
+        yield "unverified", f"{named}: not compared with the scores of the published implementation"
     yield "updates", f"{step} of {spec.prompts_per_step} prompts and {spec.candidates} candidates each"
     if spec.tune == "lora":
-        yield "adapter", f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
-    yield "precision, seed", f"{spec.precision}, {spec.seed}"
+        trained = "adapter" if spec.initial_checkpoint is None else "adapter trained here"
+        yield trained, f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
+    yield "precision, seed", f"{precision}, {spec.seed}"
     if schedule_change:
         yield "scheduler", schedule_change
 
 
-def _usage_snippet(spec: TrainSpec, pipeline: str, *, trailing: bool) -> str:
+def _cell(text: str) -> str:
+    """What an endpoint said of itself, as it may stand in a table of Markdown."""
+    return "".join(char if char.isprintable() and char not in "|<>`[]\\" else " " for char in text)
+
+
+def _usage_snippet(spec: TrainSpec, pipeline: str, precision: Precision, *, is_lora: bool, trailing: bool) -> str:
     """Python that draws an image, run in the export's folder."""
-    imports, base = _base_expression(spec, pipeline)
-    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[spec.precision]
-    if spec.precision != "fp32":
+    imports, base = _base_expression(spec, pipeline, is_lora=is_lora)
+    dtype = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16"}[precision]
+    if precision != "fp32":
         dtype += ' if device == "cuda" else torch.float32'
     lines = [
         *imports,
@@ -93,14 +128,14 @@ def _usage_snippet(spec: TrainSpec, pipeline: str, *, trailing: bool) -> str:
         'device = "cuda" if torch.cuda.is_available() else "cpu"',
         f"dtype = {dtype}",
         f"base = {base}",
-        f"pipe = {pipeline}.from_pretrained(base{_revision_argument(spec)}, dtype=dtype).to(device)",
+        f"pipe = {pipeline}.from_pretrained(base{_revision_argument(spec, is_lora)}, dtype=dtype).to(device)",
     ]
-    if trailing and spec.tune == "lora":
+    if trailing and is_lora:
         lines += [
             "scheduler = pipe.scheduler",
             'pipe.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")',
         ]
-    if spec.tune == "lora":
+    if is_lora:
         lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}")  # of this folder')
     size = f", height={spec.resolution}, width={spec.resolution}" if spec.resolution else ""
     lines += [
@@ -111,11 +146,11 @@ def _usage_snippet(spec: TrainSpec, pipeline: str, *, trailing: bool) -> str:
     return "\n".join(lines)
 
 
-def _base_expression(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
+def _base_expression(spec: TrainSpec, pipeline: str, *, is_lora: bool) -> tuple[list[str], str]:
     """The snippet's imports, and the expression that says what it loads."""
     usual = ["import torch", f"from diffusers import {pipeline}"]
     hub_id, name = _hub_id(spec), Path(spec.model).name
-    if spec.tune == "full":
+    if not is_lora:
         return usual, '"merged"  # of this folder'
     if hub_id is not None:
         return usual, f'"{hub_id}"'
@@ -128,8 +163,8 @@ def _base_expression(spec: TrainSpec, pipeline: str) -> tuple[list[str], str]:
     ], f'os.path.join(os.environ["DIPOLE_MODELS_DIR"], {json.dumps(name, ensure_ascii=False)})'
 
 
-def _revision_argument(spec: TrainSpec) -> str:
-    return f', revision="{spec.revision}"' if spec.revision and spec.tune == "lora" else ""
+def _revision_argument(spec: TrainSpec, is_lora: bool) -> str:
+    return f', revision="{spec.revision}"' if spec.revision and is_lora else ""
 
 
 def _hub_id(spec: TrainSpec) -> str | None:

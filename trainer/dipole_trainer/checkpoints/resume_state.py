@@ -8,7 +8,8 @@ storage/job_layout.py says where each lies.
 
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
 no random state, scheduler, data position or pending group needs saving, and on the CPU the run goes on to the same bits
-while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Nothing here is pickled.
+while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Where a reward takes its
+time (202), as people do, those windows are kept instead (training/groups_in_flight.py). Nothing here is pickled.
 
 A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
 nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them.
@@ -16,10 +17,10 @@ nobody lists names with a dot, and `remove_partial_checkpoints` removes what a k
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -28,14 +29,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from dipole.errors import InvalidInput
+from dipole_trainer.generators.initial_weights import fingerprint_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.storage import job_layout
 
 
 def save_checkpoint(
-    folder: Path, step: int, generator: OneStepGenerator, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+    folder: Path,
+    step: int,
+    generator: OneStepGenerator,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    write_more: Callable[[Path], None] = lambda folder: None,
 ) -> Path:
-    """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path."""
+    """Write `folder/checkpoint-{step}` by renaming a finished temporary folder; returns its path. `write_more` may put
+    other files into it.
+    """
     name = job_layout.checkpoint_name(step)
     target, temporary = folder / name, folder / f".{name}.partial"
     shutil.rmtree(temporary, ignore_errors=True)
@@ -46,6 +55,7 @@ def save_checkpoint(
         generator.lora.save_pretrained(str(weights.parent))
     save_file(_optimizer_tensors(optimizer), temporary / job_layout.OPTIMIZER_FILE)
     (temporary / job_layout.TRAINING_STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
+    write_more(temporary)
     for file in temporary.rglob("*"):
         if file.is_file():
             _fsync_path(file)
@@ -88,7 +98,9 @@ def load_checkpoint(
 
 
 def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of step `best`."""
+    """Remove all but the newest `keep` checkpoints and that of step `best`; older ones are not gone on from."""
+    for step in job_layout.checkpoint_steps(folder)[:-1]:
+        (folder / job_layout.checkpoint_name(step) / job_layout.GROUPS_IN_FLIGHT_FILE).unlink(missing_ok=True)
     for step in job_layout.checkpoint_steps(folder)[:-keep]:
         if step != best:
             shutil.rmtree(_rename_for_removal(folder / job_layout.checkpoint_name(step)))
@@ -101,12 +113,8 @@ def remove_partial_checkpoints(folder: Path) -> None:
 
 
 def fingerprint_base(generator: OneStepGenerator) -> str:
-    """What tells base networks apart: a hash of names, shapes and first numbers. To be asked before any training."""
-    digest = hashlib.sha256()
-    for name, value in generator.base_state().items():
-        head = value.detach().flatten()[:64].float().cpu().numpy().tobytes()
-        digest.update(f"{name}{tuple(value.shape)}".encode() + head)
-    return digest.hexdigest()
+    """What tells base networks apart. To be asked before any training."""
+    return generator.initial_fingerprint or fingerprint_weights(generator.base_state())
 
 
 def weight_files(generator: OneStepGenerator) -> tuple[str, str]:

@@ -27,16 +27,16 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
-from dipole_trainer.comparison import contact_sheet, inputs, table
+from dipole_trainer.comparison import inputs, table
 from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.database.engine import Database
-from dipole_trainer.evaluation import scoring, statistics
+from dipole_trainer.evaluation import contact_sheet, scoring, statistics
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import ModelRef, ModelResolver
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -91,8 +91,11 @@ class ObservedRanker:
             self.on_progress(self.label, self.drawn, self.ranked)
         return answer
 
-    def cancel(self) -> None:
-        self.ranker.cancel()
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return self.ranker.list_pending()
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        self.ranker.cancel(withdraw=withdraw)
 
     def close(self) -> None:
         self.ranker.close()

@@ -72,7 +72,7 @@ def _resolve_reward(
 ) -> ResolvedReward:
     name, _, url = given.partition("=")
     try:
-        spec = RewardSpec(name=name, url=url or None, required=False, min_valid=1, timeout_s=timeout_s)
+        spec = RewardSpec(name=name, url=url or None, weight=0, min_valid=1, timeout_s=timeout_s)  # it only watches
     except ValidationError as error:
         raise InvalidInput(
             f"--reward {given!r} is not NAME or NAME=URL: {first_error(error).message}", field="reward"

@@ -21,9 +21,11 @@ from dipole_trainer.compute import gpu
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.evaluation import scoring
 from dipole_trainer.features import FeatureExtractor
-from dipole_trainer.generators.one_step import OneStepGenerator, PipelineKind
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.registry.model_names import ModelRef
 from dipole_trainer.spec import FeaturesSpec, GeneratorSpec
+from dipole_trainer.weights import feature_weights
+from dipole_trainer.weights.pipelines import PipelineKind
 
 PIXEL_SPACES = ("vit_mae", "dinov2", "clip")  # the others read latents, which only models of one kind share
 PRECISIONS = ("fp32", "bf16", "fp16")
@@ -41,12 +43,14 @@ class ModelLoader:
         device: str | None = None,
         precision: str | None = None,
     ) -> None:
-        """`precision` is that of all; absent, the one that the first trained model was trained in."""
+        """`precision` is that of all; absent, the first trained model's own, or of bases alone the device's default."""
         if precision is not None and precision not in PRECISIONS:
             raise InvalidInput(f"--precision {precision} is none of {', '.join(PRECISIONS)}", field="precision")
         self.models, self.features, self.models_dir = models, spec, models_dir
         self.device = _check_device(device or gpu.default_device())
-        self.precision = precision or next((each.precision for each in models if each.precision), "fp32")
+        self.precision = precision or next(
+            (each.precision for each in models if each.precision), gpu.default_precision(self.device)
+        )
         self.micro_batches = MicroBatches(
             scoring.MAX_BATCH_IMAGES
         )  # one for all models: what did not fit the first fits none
@@ -62,7 +66,7 @@ class ModelLoader:
         for model in reversed(self.models):
             kinds.add(self._check_model(model))
         asked = self.features.type
-        spaces = {features.PUBLISHED_SPACES[kind] for kind in kinds} if asked == "auto" else {asked}
+        spaces = {feature_weights.PUBLISHED_SPACES[kind] for kind in kinds} if asked == "auto" else {asked}
         bases = {model.base for model in self.models} if asked == "teacher_unet" else kinds
         if len(spaces) > 1 or (len(bases) > 1 and not spaces <= {*PIXEL_SPACES}):
             raise InvalidInput(
@@ -110,7 +114,9 @@ class ModelLoader:
             gc.collect()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
-            self._generator = generators.build_generator(spec, models_dir=self.models_dir, device=self.device)
+            self._generator = generators.build_generator(
+                spec, models_dir=self.models_dir, device=self.device, initial=model.initial
+            )
             self._base = resume_state.fingerprint_base(self._generator)
             self._loaded_features = self._build_features(self._generator)
             self._spec = spec

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
+from dipole_trainer.evaluation.figure_texts import Evaluation, Figure, format_estimate, pluralize_count, score_names
 from dipole_trainer.evaluation.statistics import significant_sign
-
-Evaluation = Mapping[str, Any]  # comparison.build_report
-Figure = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -66,14 +63,6 @@ def table_rows(evaluation: Evaluation) -> list[TableRow]:
     return [*found, *(make_row(f"diversity, {name}", each, 0) for name, each in known.items())]
 
 
-def score_names(evaluation: Evaluation) -> list[str]:
-    """Rewards in the order asked for, each followed by its parts."""
-    rewards = [reward["name"] for reward in evaluation["rewards"]]
-    known = {name for model in evaluation["models"] for name in model["figures"]["scores"]} - {*rewards}
-    parts = {reward: sorted(name for name in known if name.startswith(f"{reward}.")) for reward in rewards}
-    return [name for reward in rewards for name in (reward, *parts[reward])]
-
-
 def render_markdown(evaluation: Evaluation) -> str:
     """Title, table and notes; what is sure stands in bold."""
     titles = column_headings(evaluation)
@@ -123,16 +112,6 @@ def _is_complete(evaluation: Evaluation) -> bool:
     )
 
 
-def format_estimate(figure: Figure, *, sign: bool = False) -> str:
-    if "mean" not in figure:
-        return "–"
-    mean, half = (
-        figure["mean"],
-        "" if figure["low"] is None else f" ± {_format_number((figure['high'] - figure['low']) / 2)}",
-    )
-    return f"{'+' if sign and mean >= 0 else ''}{_format_number(mean)}{half}"
-
-
 def _difference_cell(figure: Figure | None) -> TableCell:
     return TableCell("–") if figure is None else TableCell(format_estimate(figure, sign=True), significant_sign(figure))
 
@@ -142,11 +121,3 @@ def _win_rate_cell(rate: Figure | None) -> TableCell:
         return TableCell("")
     between = "" if rate["low"] is None else f" [{100 * rate['low']:.0f}, {100 * rate['high']:.0f}]"
     return TableCell(f"{100 * rate['mean']:.0f} %{between}", significant_sign(rate, 0.5))
-
-
-def _format_number(value: float) -> str:
-    return f"{value:.3f}" if abs(value) < 100 else f"{value:.1f}"
-
-
-def pluralize_count(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -5,7 +5,7 @@ wake-up.
            ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
     rewards┘        ├─ checkpoints
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
-    api_keys
+    api_keys  workers
 
 Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
@@ -186,3 +186,17 @@ class RankingRow(Base):
     recipe_version: Mapped[str] = mapped_column(String(255))
     seconds: Mapped[float] = mapped_column(Float)
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class WorkerRow(Base):
+    """A worker that lives until `expires_at` unless it says so again, and what it can load (weights/inventory.py)."""
+
+    __tablename__ = "workers"
+
+    name: Mapped[str] = mapped_column(String(255), primary_key=True)
+    models: Mapped[dict[str, str]] = mapped_column(NullableJson)
+    features: Mapped[dict[str, list[str]]] = mapped_column(NullableJson)
+    devices: Mapped[list[dict[str, Any]]] = mapped_column(NullableJson)
+    started_at: Mapped[float] = mapped_column(Float)
+    seen_at: Mapped[float] = mapped_column(Float)
+    expires_at: Mapped[float] = mapped_column(Float)

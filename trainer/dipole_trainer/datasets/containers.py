@@ -108,7 +108,7 @@ def _start_reader(
 def _broken_installation(why: str) -> ConfigurationError:
     return ConfigurationError(
         "the file was not looked at, because the process that reads Parquet, zip and tar does not start on this "
-        f"server ({why}): its operator should reinstall dipole[api]; JSON lines can be sent meanwhile"
+        f"server ({why}): its operator should reinstall Dipole with its extra `api`; JSON lines can be sent meanwhile"
     )
 
 

@@ -26,9 +26,8 @@ class ScoredPrompt:
     vendi: float | None = None  # how many different images these are in φ, 1 to K; None for a single image
 
 
-def write_results(workdir: Path, step: int, scored: Sequence[ScoredPrompt], figures: Mapping[str, Any]) -> Path:
+def write_results(path: Path, step: int, scored: Sequence[ScoredPrompt], figures: Mapping[str, Any]) -> Path:
     """The figures and every score behind them, whole or not at all; the file's path."""
-    path = workdir / job_layout.evaluation_file(step)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.stem}.partial")
     temporary.write_text(
@@ -64,3 +63,13 @@ def write_sample_sheet(workdir: Path, step: int, images: Sequence[NDArray[np.uin
     cell = {"width": images[0].shape[2], "height": images[0].shape[1], "prompts": list(prompts[: len(images)])}
     (workdir / job_layout.sample_prompts_file()).write_text(json.dumps(cell))
     return path
+
+
+def read_sample_sheet(workdir: Path, step: int) -> list[NDArray[np.uint8]]:
+    """What `write_sample_sheet` was given, (n, H, W, 3) a prompt."""
+    cell = json.loads((workdir / job_layout.sample_prompts_file()).read_text())
+    with Image.open(workdir / job_layout.samples_file(step)) as file:
+        sheet = np.asarray(file.convert("RGB"))
+    rows, columns = len(cell["prompts"]), sheet.shape[1] // cell["width"]
+    cells = sheet.reshape(rows, cell["height"], columns, cell["width"], 3)
+    return list(cells.transpose(0, 2, 1, 3, 4))

@@ -1,4 +1,5 @@
-"""A run's evaluations: when they are due, what they compare with, which step was best, and which events are reported.
+"""A run's evaluations and pictures: when they are due, what they compare with, which step was best, which events are
+reported.
 
 Each process of the run evaluates its share of the prompts: generating and waiting for rewards cost as much as some
 steps, and what comes back is small. Rank 0 puts the shares together.
@@ -14,7 +15,7 @@ from __future__ import annotations
 import base64
 import json
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +30,20 @@ from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import Ranker
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
+from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 
 PROGRESS_EVERY_PROMPTS = 8  # evaluated prompts between two events
 
 
 class EvaluationSchedule:
-    """Before the first step, after the last, and every `evaluation.every` between; never twice for one step."""
+    """Evaluations before the first step, after the last, and every `evaluation.every` between; pictures every
+    `samples.every`. Never twice for one step: an evaluation's first prompts are its pictures.
+
+    Pictures are of held-out prompts where there are any. Else they are of `training_prompts`, about which no reward is
+    asked here: nothing is held out that the job did not hold out.
+    """
 
     def __init__(
         self,
@@ -49,15 +55,20 @@ class EvaluationSchedule:
         on_event: OnEvent,
         workdir: Path,
         job_id: str,
+        training_prompts: Sequence[PromptSpec] = (),
     ) -> None:
-        self.spec, self.generator, self.features, self.micro_batches, self.ranker = (
-            spec,
-            generator,
-            features,
-            micro_batches,
-            ranker,
-        )
-        self.on_event, self.workdir, self.job_id = on_event, workdir, job_id
+        self.spec = spec
+        self.generator = generator
+        self.features = features
+        self.micro_batches = micro_batches
+        self.ranker = ranker
+        self.on_event = on_event
+        self.workdir = workdir
+        self.job_id = job_id
+        self.shows_held_out = bool(spec.evaluation.prompts)
+        shown = spec.evaluation.prompts or tuple({each.prompt: each for each in training_prompts}.values())
+        self.shown_prompts = tuple(shown[: spec.samples.prompts])
+        self._interval = spec.sample_interval()
 
     def resume_at(self, step: int) -> None:
         """Forget what later steps left: a run that goes on from `step` will make its own.
@@ -65,32 +76,58 @@ class EvaluationSchedule:
         The events are reported again: the process may have crashed after writing the file and before reporting.
         """
         results.remove_results_after(self.workdir, step)
+        if self._samples_path(step).is_file():
+            self._report_samples(step, results.read_figures(self._samples_path(step)))
         if self._results_path(step).is_file():
             self._report_evaluation(step, results.read_figures(self._results_path(step)))
 
     def is_scheduled(self, step: int) -> bool:
+        """Whether an evaluation or pictures belong to this step."""
+        ends = step in (0, self.spec.steps)
+        pictured = ends or (self._interval and step % self._interval == 0)
+        return bool(self._is_evaluated(step) or (pictured and self.shown_prompts))
+
+    def is_due(self, step: int) -> bool:
+        """Whether any of it is still to be made: files tell, which rank 0 alone has."""
+        made = self._results_path(step) if self._is_evaluated(step) else self._samples_path(step)
+        return self.is_scheduled(step) and not made.is_file()
+
+    def is_evaluation_due(self, step: int) -> bool:
+        """Whether it may be found to be the best, and needs a checkpoint."""
+        return self._is_evaluated(step) and self.is_due(step)
+
+    def _is_evaluated(self, step: int) -> bool:
         knobs = self.spec.evaluation
         here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
         return bool(here and knobs.prompts)
 
-    def is_due(self, step: int) -> bool:
-        """Whether it is still to be evaluated: files tell, which rank 0 alone has."""
-        return self.is_scheduled(step) and not self._results_path(step).is_file()
-
-    def evaluate_step(self, step: int, check_stop: StopCheck, processes: ProcessGroup) -> None:
-        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises."""
+    def evaluate_step(
+        self,
+        step: int,
+        check_stop: StopCheck,
+        processes: ProcessGroup,
+        on_other: Callable[[RankedGroup], None] = lambda ranked: None,
+    ) -> None:
+        """Evaluate the present weights, write what was found, and say it. `check_stop` may end it by what it raises.
+        `on_other` gets answers for groups of the training, which go on being ranked meanwhile.
+        """
         began = time.monotonic()
+        asked = frozenset(reward.name for reward in self.spec.rewards if reward.evaluates)
+        whole = self._is_evaluated(step)
+        prompts = self.spec.evaluation.prompts if whole else self.shown_prompts
         scored, sheet = scoring.score_prompts(
-            self.spec.evaluation,
+            self.spec.evaluation.model_copy(update={"prompts": prompts}),
             self.generator,
             self.features,
-            self.ranker,
+            self.ranker if self.shows_held_out else UnaskedRanker(),
             step=step,
             job_id=self.job_id,
             micro_batches=self.micro_batches,
             is_ours=processes.owns,
-            on_progress=lambda count, total: self._report_progress(step, count, total, processes),
+            on_progress=lambda count, total: self._report_progress(step, count, len(prompts), processes),
             on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
+            on_other=on_other,
+            asked=asked,
             check_stop=check_stop,
         )
         if processes.size > 1:
@@ -99,14 +136,39 @@ class EvaluationSchedule:
             return
         for kind, told in processes.take_reports():
             self.on_event(kind, told)
-        before = results.read_results(self._results_path(0)) if step else None
-        found = statistics.summarize_scores(scored, before)
+        seconds = time.monotonic() - began
+        # all files before any event: what has a file is said again by the next run
+        shown = len(self.shown_prompts)
+        sampled = self._write_samples(step, scored[:shown], sheet[:shown], seconds) if shown else None
+        if whole:
+            before = results.read_results(self._results_path(0)) if step else None
+            found = statistics.summarize_scores(scored, before)
+            results.write_results(self._results_path(step), step, scored, found)
+        if sampled is not None:
+            self._report_samples(step, sampled)
+        if whole:
+            self._report_evaluation(step, {**found, "seconds": seconds})
+
+    def _write_samples(
+        self, step: int, scored: Sequence[results.ScoredPrompt], sheet: Sequence[NDArray[np.uint8]], seconds: float
+    ) -> dict[str, Any]:
+        """Images, and what was found of them, which is returned."""
+        base = self._samples_path(0)
+        before = results.read_results(base) if step and base.is_file() else None
+        figures = {
+            "of": "held_out" if self.shows_held_out else "training",
+            **statistics.summarize_scores(scored, before),
+            "seconds": seconds,
+        }
         results.write_sample_sheet(self.workdir, step, sheet, [item.prompt for item in scored])
-        results.write_results(self.workdir, step, scored, found)
-        self._report_evaluation(step, {**found, "seconds": time.monotonic() - began})
+        results.write_results(self._samples_path(step), step, scored, figures)
+        return figures
+
+    def _report_samples(self, step: int, figures: Mapping[str, Any]) -> None:
+        told = {name: figures[name] for name in ("of", "scores", "diversity", "diversity_ratio", "seconds")}
+        job_events.SamplesWritten(step=step, path=job_layout.samples_file(step), figures=told).report(self.on_event)
 
     def _report_evaluation(self, step: int, found: Mapping[str, Any]) -> None:
-        job_events.SamplesWritten(step=step, path=job_layout.samples_file(step)).report(self.on_event)
         evaluated = job_events.EvaluationFinished(step=step, path=job_layout.evaluation_file(step), figures=found)
         evaluated.report(self.on_event)
         self._warn_of_reward_hacking(step, found)
@@ -147,10 +209,13 @@ class EvaluationSchedule:
     def _results_path(self, step: int) -> Path:
         return self.workdir / job_layout.evaluation_file(step)
 
-    def _report_progress(self, step: int, count: int, total: int, processes: ProcessGroup) -> None:
-        """As rank 0 is getting on: the others' shares are like its own."""
-        if processes.is_main and (count % PROGRESS_EVERY_PROMPTS == 0 or count == total):
-            prompts = len(self.spec.evaluation.prompts)
+    def _samples_path(self, step: int) -> Path:
+        return self.workdir / job_layout.sample_figures_file(step)
+
+    def _report_progress(self, step: int, count: int, prompts: int, processes: ProcessGroup) -> None:
+        """Of an evaluation, as rank 0 is getting on: the others' shares are like its own."""
+        ours = len(range(processes.rank, prompts, processes.size))
+        if processes.is_main and self._is_evaluated(step) and (count % PROGRESS_EVERY_PROMPTS == 0 or count == ours):
             done = min(count * processes.size, prompts)
             job_events.EvaluationProgress(step=step, prompts_done=done, prompts=prompts).report(self.on_event)
 
@@ -160,6 +225,28 @@ class EvaluationSchedule:
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked:
             job_events.RewardHackingFound(step=step, figures=hacked).report(self.on_event)
+
+
+class UnaskedRanker:
+    """A groups.Ranker that answers at once, without any score: for images that no reward is asked about."""
+
+    def __init__(self) -> None:
+        self._answers: list[RankedGroup] = []
+
+    def submit(self, group: CandidateGroup) -> None:
+        self._answers.append(RankedGroup(group.id, {}))
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        return self._answers.pop(0) if self._answers else None
+
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        self._answers.clear()
+
+    def close(self) -> None:
+        self.cancel()
 
 
 def _gather_results(

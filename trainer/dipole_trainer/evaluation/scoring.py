@@ -7,6 +7,7 @@ prompt. Rewards are asked through the job's own ranker.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -40,12 +41,15 @@ def score_prompts(
     is_ours: Callable[[int], bool] = lambda index: True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
     on_ranked: Callable[[RankedGroup], None] = lambda ranked: None,
+    on_other: Callable[[RankedGroup], None] = lambda ranked: None,
+    asked: frozenset[str] | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[list[ScoredPrompt], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
 
     `micro_batches` says how many samples are worked on at once, at first MAX_BATCH_IMAGES where it is absent.
-    `is_ours` says of a prompt's index whether it is evaluated here. `check_stop` is called at least every second while
+    `is_ours` says of a prompt's index whether it is evaluated here. `asked` names the rewards, None all. `on_other`
+    gets the answers for groups that the ranker was given by others. `check_stop` is called at least every second while
     answers are waited for; what it raises ends the evaluation.
     """
     micro_batches = micro_batches or MicroBatches(MAX_BATCH_IMAGES)
@@ -55,6 +59,9 @@ def score_prompts(
     indices = [index for index in range(len(spec.prompts)) if is_ours(index)]
 
     def take_answer(ranked: RankedGroup) -> None:
+        if ranked.group_id not in waiting:
+            on_other(ranked)
+            return
         on_ranked(ranked)
         index, *diversity = waiting.pop(ranked.group_id)
         prompt = spec.prompts[index]
@@ -66,7 +73,7 @@ def score_prompts(
     for index, group, x in _draw_groups(spec, generator, indices, step, job_id, micro_batches):
         phi = _finite_features(features, group, x, micro_batches)
         waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
-        ranker.submit(group)
+        ranker.submit(replace(group, asked=asked))
         if index < SHEET_PROMPTS:
             sheets.append(group.images)
         while len(waiting) >= MAX_GROUPS_IN_FLIGHT:

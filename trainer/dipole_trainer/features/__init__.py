@@ -18,11 +18,9 @@ from torch import Tensor
 
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
-from dipole_trainer.features.preprocessing import PROCESSOR_FILE
-from dipole_trainer.features.vision_models import SAFETENSORS_PATTERN
-from dipole_trainer.generators.one_step import OneStepGenerator, PipelineKind
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-from dipole_trainer.weights import local_weights
+from dipole_trainer.weights import feature_weights
 
 
 class FeatureExtractor(Protocol):
@@ -36,8 +34,6 @@ class FeatureExtractor(Protocol):
 
 LoadFeatures = Callable[[FeaturesSpec, OneStepGenerator, Path], FeatureExtractor]
 
-# what `auto` is, by the generator's kind
-PUBLISHED_SPACES = {"tiny": "tiny", "sd": "latent_mae", "sdxl": "vit_mae"}
 SPACES: dict[str, LoadFeatures] = {
     "tiny": tiny.load_tiny_features,
     "latents": latents.load_latent_features,
@@ -47,27 +43,6 @@ SPACES: dict[str, LoadFeatures] = {
     "clip": clip.load_clip_features,
     "teacher_unet": teacher_unet.load_teacher_unet,
 }
-_VISION_FILES = ("config.json", PROCESSOR_FILE)
-# of the spaces that load any: the published weights, and their files
-SPACE_WEIGHTS: dict[str, tuple[str, Sequence[str]]] = {
-    "latent_mae": (latent_mae.LATENT_MAE_WEIGHTS, (latent_mae.LATENT_MAE_FILES,)),
-    "vit_mae": (vit_mae.VIT_MAE_WEIGHTS, (*_VISION_FILES, f"{SAFETENSORS_PATTERN}|pytorch_model.bin")),
-    "dinov2": (dinov2.DINOV2_WEIGHTS, (*_VISION_FILES, SAFETENSORS_PATTERN)),
-    "clip": (clip.CLIP_WEIGHTS, (*_VISION_FILES, SAFETENSORS_PATTERN)),
-}
-
-
-def locate_weights(spec: FeaturesSpec, kind: PipelineKind, *, models_dir: Path) -> None:
-    """Raise InvalidInput where the weights that `build_features` will load are not on this machine, or not whole.
-
-    Cheap, and in need of no generator: to be asked before one is loaded.
-    """
-    space = resolve_space(spec, kind)
-    if space in SPACE_WEIGHTS:
-        published, files = SPACE_WEIGHTS[space]
-        local_weights.locate_weights(
-            spec.weights or published, models_dir, revision=spec.revision, field="features.weights", files=files
-        )
 
 
 def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) -> FeatureExtractor:
@@ -75,7 +50,7 @@ def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_di
 
     Raises InvalidInput where its weights are not on this machine or a key is not one of its.
     """
-    return SPACES[resolve_space(spec, generator.kind)](spec, generator, models_dir)
+    return SPACES[feature_weights.resolve_space(spec, generator.kind)](spec, generator, models_dir)
 
 
 @torch.no_grad()
@@ -92,8 +67,3 @@ def extract_features(
         range(len(x)), lambda rows: features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
     )
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}
-
-
-def resolve_space(spec: FeaturesSpec, kind: PipelineKind) -> str:
-    """The space's name, where `auto` is the published one of the generator's kind."""
-    return PUBLISHED_SPACES[kind] if spec.type == "auto" else spec.type

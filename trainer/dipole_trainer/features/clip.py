@@ -9,8 +9,7 @@ from transformers import CLIPVisionModel
 from dipole_trainer.features.vision_models import VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-
-CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
+from dipole_trainer.weights.feature_weights import CLIP_WEIGHTS
 
 
 def load_clip_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:

@@ -9,8 +9,7 @@ from transformers import Dinov2Model
 from dipole_trainer.features.vision_models import VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-
-DINOV2_WEIGHTS = "facebook/dinov2-base"
+from dipole_trainer.weights.feature_weights import DINOV2_WEIGHTS
 
 
 def load_dinov2_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:

@@ -22,9 +22,8 @@ from dipole_trainer.features.weight_files import read_weight_file
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import local_weights
+from dipole_trainer.weights.feature_weights import LATENT_MAE_FILES, LATENT_MAE_WEIGHTS
 
-LATENT_MAE_WEIGHTS = "jiangzhou130v1/drpo-mae-latent-256"
-LATENT_MAE_FILES = "mae_latent_256_torch.pth|*.safetensors"
 MAX_GROUPS = 32
 BLOCKS_BETWEEN = 2  # published: within a stage, every second block's output is a map to choose
 _NAME_PATTERNS = (  # the file's names as this module's

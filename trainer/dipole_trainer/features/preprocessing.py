@@ -16,9 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.feature_weights import PROCESSOR_FILE
 from dipole_trainer.weights.json_files import read_json_object
-
-PROCESSOR_FILE = "preprocessor_config.json"
 
 
 class ImagePreprocessor:

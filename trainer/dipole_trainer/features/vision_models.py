@@ -18,15 +18,15 @@ from torch import Tensor, nn
 from dipole.errors import InvalidInput
 from dipole_trainer.features import pooling
 from dipole_trainer.features.keys import choose_keys
-from dipole_trainer.features.preprocessing import PROCESSOR_FILE, ImagePreprocessor
+from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.generators import activations
 from dipole_trainer.generators.loading import explain_loading_errors
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import base_models, local_weights
+from dipole_trainer.weights.feature_weights import PROCESSOR_FILE, SAFETENSORS_PATTERN
 from dipole_trainer.weights.json_files import read_json_object
 
-SAFETENSORS_PATTERN = "model*.safetensors"
 TOKEN_STATISTICS: dict[str, Callable[[Tensor], Tensor]] = {  # of a layer's tokens (K, 1 + n, D), the class token first
     "patch_mean": lambda tokens: pooling.token_mean(tokens[:, 1:], 1)[:, None],
     "patch_std": lambda tokens: pooling.token_std(tokens[:, 1:], 1)[:, None],

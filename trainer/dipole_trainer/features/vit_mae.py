@@ -15,11 +15,10 @@ from torch import Tensor
 from transformers import ViTMAEModel
 
 from dipole_trainer.features.preprocessing import ImagePreprocessor
-from dipole_trainer.features.vision_models import SAFETENSORS_PATTERN, VisionFeatures, load_pretrained
+from dipole_trainer.features.vision_models import VisionFeatures, load_pretrained
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-
-VIT_MAE_WEIGHTS = "facebook/vit-mae-base"
+from dipole_trainer.weights.feature_weights import SAFETENSORS_PATTERN, VIT_MAE_WEIGHTS
 
 
 def load_vit_mae_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> VisionFeatures:

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -26,21 +26,21 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput, NotFinite
-from dipole_trainer.generators import activations, prompt_limits, vae
+from dipole_trainer.compute import gpu
+from dipole_trainer.generators import activations, initial_weights, prompt_limits, vae
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
 from dipole_trainer.generators.prompt_limits import CutPrompts
 from dipole_trainer.generators.trainable import FullWeights, LoraAdapter, check_same_shapes
 from dipole_trainer.spec import GeneratorSpec
+from dipole_trainer.weights.pipelines import PipelineKind
 
 disable_progress_bar()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
 CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-
-PipelineKind = Literal["tiny", "sd", "sdxl"]
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,7 @@ class OneStepGenerator:
         Raises InvalidInput where it does not draw in one step. `schedule_change` says what was set so that it does.
         """
         self.device, self.kind = torch.device(device), kind
+        self.initial_fingerprint: str | None = None  # of what the base was merged from, where it was
         schedule = make_one_step_schedule(pipeline.scheduler)
         pipeline.register_modules(scheduler=schedule.scheduler)
         self.scheduler, self.schedule_change = schedule.scheduler, schedule.change
@@ -78,7 +79,8 @@ class OneStepGenerator:
         self.vae.to(memory_format=torch.channels_last)  # decodes in 0.6 of the time on a CPU
         if self.vae.dtype == torch.float16 and self.vae.config.get("force_upcast"):
             self.vae.float()  # overflows in float16, as its config says
-        self.precision, self._dtype = spec.precision, DTYPES[spec.precision]
+        self.precision = spec.precision or gpu.default_precision(device)
+        self._dtype = DTYPES[self.precision]
         self.side = _image_side(pipeline, spec.resolution)
         if spec.tune == "full":
             self._trained: LoraAdapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
@@ -92,17 +94,27 @@ class OneStepGenerator:
 
     @classmethod
     def load(
-        cls, folder: Path, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu"
+        cls,
+        folder: Path,
+        spec: GeneratorSpec,
+        *,
+        kind: PipelineKind = "sd",
+        device: str = "cpu",
+        initial: Path | None = None,
     ) -> OneStepGenerator:
         """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled.
 
+        `initial` is a job's folder of the weights that `spec.initial_checkpoint` names: merged, they are the base.
         Raises InvalidInput where it cannot be loaded, or its one step draws nothing.
         """
-        dtype = DTYPES[spec.precision]
+        precision = spec.precision or gpu.default_precision(device)
+        spec, dtype = spec.model_copy(update={"precision": precision}), DTYPES[precision]
         dtypes = {"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype}
         pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts)
+        merged = _merge_initial(getattr(pipeline, cls.component), spec, initial)
         with explain_odd_values(folder):
             generator = cls(pipeline, spec, kind=kind, device=device)
+            generator.initial_fingerprint = merged
             noise = generator.draw_noise([0])
             check_sample_is_no_noise(generator.draw_reference(noise, "a photograph"), noise)
         return generator
@@ -318,6 +330,22 @@ class OneStepGenerator:
                 "use precision bf16 or fp32"
             )
         return latents
+
+
+def _merge_initial(network: nn.Module, spec: GeneratorSpec, folder: Path | None) -> str | None:
+    """Merge a job's initial weights; what tells the result from others. By what went in: sums differ in their last bit
+    from machine to machine.
+    """
+    if spec.initial_checkpoint is None:
+        return None
+    if folder is None or not folder.is_dir():
+        raise InvalidInput(
+            f"model: the weights of {spec.initial_checkpoint.name}, which the job starts from, are not in its folder",
+            field="model",
+        )
+    base = initial_weights.fingerprint_weights(network.state_dict())
+    initial_weights.merge_initial_weights(network, folder)
+    return f"{base}+{spec.initial_checkpoint.id}"
 
 
 def join_candidates(

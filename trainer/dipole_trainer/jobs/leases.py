@@ -107,9 +107,13 @@ class LeaseStore:
         """Write what a session reports; its cursor. A finished step also moves the job's step and ETA."""
         with self.database.writing() as session:
             job = lock_claimed_job(session, claim)
+            before = job.summary.get("pending_rankings") or {}
             if kind == job_events.StepFinished.kind:
+                before = {}
                 job.step, job.eta_s = int(data["step"]), to_jsonable(data.get("eta_s"))
                 job.waiting_tries, job.waiting_resumes = 0, 0
+            if (pending := job_events.pending_rankings(kind, data)) is not None:
+                job.summary = {**job.summary, "pending_rankings": to_jsonable({**before, **pending})}
             message, level = job_events.describe_event(kind, data)
             return record_report(session, job, kind, data, message=message, level=level)
 

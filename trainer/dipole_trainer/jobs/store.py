@@ -37,6 +37,10 @@ from dipole_trainer.jobs.transitions import (
 from dipole_trainer.spec import TrainSpec
 
 
+def new_job_id() -> str:
+    return f"ftjob-{secrets.token_hex(12)}"
+
+
 class JobStore(LeaseStore):
     """Jobs, their events and checkpoints, over one Database."""
 
@@ -44,15 +48,19 @@ class JobStore(LeaseStore):
         self,
         spec: TrainSpec,
         *,
+        job_id: str | None = None,
+        warnings: Sequence[str] = (),
         training_file: str | None = None,
         validation_file: str | None = None,
         extra: Mapping[str, Any] | None = None,
         idempotency_key: str | None = None,
         digest: str | None = None,
     ) -> JobRow:
-        """Queue a job. The same `idempotency_key` and `digest` return the first job, another digest is a Conflict."""
+        """Queue a job; `warnings` are events of it. The same `idempotency_key` and `digest` return the first,
+        another digest is a Conflict.
+        """
         job = JobRow(
-            id=f"ftjob-{secrets.token_hex(12)}",
+            id=job_id or new_job_id(),
             state="queued",
             desired="run",
             model=spec.model,
@@ -70,7 +78,9 @@ class JobStore(LeaseStore):
                 job.created_at = database_time(session)
                 session.add(job)
                 session.flush()
-                record_event(session, job, job_events.JobCreated(steps=spec.steps, prompts=len(spec.prompts)))
+                record_event(session, job, _describe_creation(spec))
+                for said in warnings:
+                    record_event(session, job, job_events.JobWarned(warning=said))
                 record_event(session, job, job_events.JobQueued(reason="Waiting for a worker"))
         except IntegrityError:
             if idempotency_key is None:
@@ -183,6 +193,15 @@ class JobStore(LeaseStore):
         query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id, CheckpointRow.job_id == job_id)
         with self.database.reading() as session:
             return require(session.scalar(query), checkpoint_id, "checkpoint")
+
+
+def _describe_creation(spec: TrainSpec) -> job_events.JobEvent:
+    """`steps` as they were given, or why they are as many."""
+    prompts = len(spec.prompts)
+    if "steps" in spec.model_fields_set:
+        return job_events.JobCreated(steps=spec.steps, prompts=prompts)
+    draws = spec.steps * spec.prompts_per_step / max(prompts, 1)
+    return job_events.JobCreatedForDefaultSteps(steps=spec.steps, prompts=prompts, draws=draws)
 
 
 __all__ = ["ACTIVE_STATES", "TERMINAL_STATES", "Claim", "Database", "DesiredState", "JobStore", "upgrade_database"]

@@ -4,5 +4,5 @@
 
 `architectures.py` has the published networks, `fake_models.py` makes a job's networks of fake tensors, `update_cost.py`
 runs one update on them and counts, `job_plan.py` turns the counts into memory, hours and calls on a device of
-`devices.py`.
+`devices.py`, which `plans.py` names.
 """

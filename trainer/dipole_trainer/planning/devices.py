@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 
 from dipole.errors import InvalidInput
+from dipole_trainer.compute import gpu
+from dipole_trainer.spec import Precision
 
 # shares of the peak rate that an update may reach: U-Nets and VAEs of these sizes, kernels of PyTorch
 UTILISATION = (0.25, 0.6)
@@ -29,20 +31,25 @@ class Device:
     half: float
     single: float
     is_measured: bool = False
+    has_bf16: bool = True
+
+    def default_precision(self) -> Precision:
+        """What a job computes in here that names no precision."""
+        return gpu.default_precision(self.name, lambda name: self.has_bf16)
 
     def rate(self, precision: str) -> float:
         return self.single if precision == "fp32" else self.half
 
 
-def _card(name: str, gib: float, half: float, single: float) -> Device:
-    return Device(name, int(gib * 2**30), half * 1e12, single * 1e12)
+def _card(name: str, gib: float, half: float, single: float, *, has_bf16: bool = True) -> Device:
+    return Device(name, int(gib * 2**30), half * 1e12, single * 1e12, has_bf16=has_bf16)
 
 
 DEVICES = {
     device.name: device
     for device in (
-        _card("t4", 15, 65, 8.1),
-        _card("v100", 32, 125, 15.7),
+        _card("t4", 15, 65, 8.1, has_bf16=False),
+        _card("v100", 32, 125, 15.7, has_bf16=False),
         _card("l4", 22.5, 121, 30.3),
         _card("a10g", 22.5, 70, 31.5),
         _card("rtx-3090", 24, 71, 35.6),
@@ -77,7 +84,8 @@ def measure_device(device: str) -> Device:
     else:
         memory, side = torch.cuda.get_device_properties(device).total_memory, 8192
     half, single = (_measure_rate(device, dtype, side) for dtype in (torch.bfloat16, torch.float32))
-    return Device(f"this machine's {device}", memory, half, single, is_measured=True)
+    name, has_bf16 = f"this machine's {device}", gpu.supports_bf16(device)
+    return Device(name, memory, half, single, is_measured=True, has_bf16=has_bf16)
 
 
 def _measure_rate(device: str, dtype: torch.dtype, side: int) -> float:

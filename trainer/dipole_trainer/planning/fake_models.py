@@ -17,7 +17,6 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from dipole.errors import InvalidInput
-from dipole_trainer import features
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.features.latent_mae import LatentMaeFeatures
 from dipole_trainer.features.latents import LatentFeatures
@@ -26,12 +25,13 @@ from dipole_trainer.features.teacher_unet import load_teacher_unet
 from dipole_trainer.features.tiny import TinyEncoder, TinyFeatures
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.features.vit_mae import make_vit_mae_features
-from dipole_trainer.generators import pipelines
-from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator, PipelineKind
+from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.planning import architectures
 from dipole_trainer.planning.architectures import PUBLISHED_PIPELINES, VISION_NETWORKS
 from dipole_trainer.spec import FeaturesSpec, TrainSpec
+from dipole_trainer.weights import feature_weights, pipelines
+from dipole_trainer.weights.pipelines import PipelineKind
 
 
 @dataclass(frozen=True)
@@ -62,12 +62,14 @@ class _OneStepScheduler:
 
 
 def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu") -> FakeModels:
-    """Raises InvalidInput for a model that is neither on this machine nor among the published shapes."""
-    spec = spec.model_copy(update={"compile": False})
+    """In the job's precision, fp32 where it names none. Raises InvalidInput for a model that is neither on this machine
+    nor among the published shapes.
+    """
+    spec = spec.model_copy(update={"compile": False, "precision": spec.precision or "fp32"})
     with torch.device("meta"):
         pipeline, kind, is_published = _make_pipeline(spec, models_dir)
         generator = (SdxlGenerator if kind == "sdxl" else OneStepGenerator)(pipeline, spec, kind=kind, device="meta")
-        space = features.resolve_space(spec.features, kind)
+        space = feature_weights.resolve_space(spec.features, kind)
         encoder = _make_encoder(space)
     with generator.base_weights():
         frozen = generator.network
@@ -126,10 +128,11 @@ def _read_pipeline(folder: Path, kind: PipelineKind) -> Any:
 
 def _cast_parts(pipeline: Any, spec: TrainSpec) -> Any:
     """As `from_pretrained` loads it: the job's precision, a U-Net that is trained whole in float32."""
+    dtype = DTYPES[spec.precision or "fp32"]
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
             is_trained = name == "unet" and spec.tune == "full"
-            nn.Module.to(part, torch.float32 if is_trained else DTYPES[spec.precision])
+            nn.Module.to(part, torch.float32 if is_trained else dtype)
     return pipeline
 
 

@@ -7,7 +7,7 @@ kernels, attention and memory traffic, until somebody measures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,52 +18,17 @@ from dipole.protocol.validation import first_error
 from dipole_trainer.planning.architectures import CLIP_TOKENS
 from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY, UTILISATION, Device
 from dipole_trainer.planning.fake_models import build_fake_models
+from dipole_trainer.planning.plans import JobPlan, MemoryPlan
 from dipole_trainer.planning.update_cost import UpdateCost, measure_update
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import MAX_STEPS, Precision, TrainSpec
+from dipole_trainer.weights.base_models import base_of_name
 
 # of the request that creates a job, what says nothing of its cost
-UNCOSTED_FIELDS = ("training_file", "validation_file", "suffix", "metadata", "integrations")
+UNCOSTED_FIELDS = (
+    "training_file", "validation_file", "suffix", "metadata", "integrations", "allow_unready", "initial_checkpoint",
+)  # fmt: skip
 MANY_PROMPTS = 4096  # whose embeddings are kept
 CHECKPOINT_COPIES = 3  # of what is trained, in float32: the weights and Adam's two moments
-
-
-@dataclass(frozen=True)
-class MemoryPlan:
-    """Bytes on the device; `total` is their sum, `usable` what the device has for tensors."""
-
-    weights: int
-    optimizer: int
-    groups: int
-    prompts: int
-    peak_phase: int
-    total: int
-    usable: int
-
-
-@dataclass(frozen=True)
-class JobPlan:
-    """Everything in bytes, seconds, and 10¹² operations (`teraflop`)."""
-
-    model: str
-    is_published_shape: bool
-    device: str
-    precision: str
-    chunk_size: int
-    memory: MemoryPlan
-    fits: bool
-    largest_chunk: int  # 0: not even one sample
-    phases: dict[str, dict[str, float]]  # teraflop an update and peak_bytes, by phase
-    teraflop_per_update: float
-    images_per_update: int
-    seconds_per_update: tuple[float, float]
-    hours: tuple[float, float]
-    ranking_requests_per_update: int  # to each reward
-    images_per_request: int
-    requests_per_minute: tuple[float, float]  # that a reward must answer, so that nobody waits for it
-    disk_bytes: int
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
 
 
 def parse_job(body: dict[str, Any]) -> TrainSpec:
@@ -73,8 +38,13 @@ def parse_job(body: dict[str, Any]) -> TrainSpec:
     if batch != "auto":
         wanted.setdefault("prompts_per_step", batch)
     if not wanted.get("pairs_file") and not wanted.get("replay_job"):
-        wanted["prompts"] = wanted.get("prompts") or [{"prompt": "a photograph"}]
+        if not wanted.get("prompts"):
+            wanted["prompts"] = [{"prompt": "a photograph"}]
+            # they follow from prompts that are not here: the most that are chosen
+            wanted.setdefault("steps", MAX_STEPS)
         wanted["rewards"] = wanted.get("rewards") or [{"name": "reward"}]
+    if isinstance(model := wanted.get("model"), str):
+        wanted["model"] = base_of_name(model)  # merged weights cost what the base's cost
     # evaluations are not planned
     wanted["evaluation"] = {}
     try:
@@ -87,12 +57,32 @@ def parse_job(body: dict[str, Any]) -> TrainSpec:
 def plan_job(
     spec: TrainSpec, *, models_dir: Path, devices: Sequence[Device], chunk_size: int | None = None
 ) -> list[JobPlan]:
-    """A plan for each device, of a job of one process. Raises InvalidInput for a model of unknown shape."""
+    """A plan for each device, of a job of one process, in the precision that it would compute in there.
+
+    Raises InvalidInput for a model of unknown shape.
+    """
+    precisions = [spec.precision or device.default_precision() for device in devices]
+    costs = {each: _cost_precision(spec, each, models_dir, chunk_size) for each in dict.fromkeys(precisions)}
+    return [_plan_device(spec, costs[each], device) for each, device in zip(precisions, devices, strict=True)]
+
+
+@dataclass(frozen=True)
+class _PrecisionCost:
+    """What an update takes in one precision, on whichever device."""
+
+    precision: Precision
+    update: UpdateCost
+    prompt_bytes: int
+    is_published_shape: bool
+
+
+def _cost_precision(spec: TrainSpec, precision: Precision, models_dir: Path, chunk_size: int | None) -> _PrecisionCost:
+    spec = spec.model_copy(update={"precision": precision})
     models = build_fake_models(spec, models_dir)
-    cost = measure_update(spec, models, chunk_size=chunk_size)
     width: int = models.generator.unet.config.cross_attention_dim
-    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if spec.precision == "fp32" else 2)
-    return [_plan_device(spec, cost, device, models.is_published_shape, prompt_bytes) for device in devices]
+    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if precision == "fp32" else 2)
+    update = measure_update(spec, models, chunk_size=chunk_size)
+    return _PrecisionCost(precision, update, prompt_bytes, models.is_published_shape)
 
 
 def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
@@ -105,23 +95,24 @@ def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
     ]
     if plan.is_published_shape:
         lines.append(f"{spec.model} is not on this machine: the plan is of its published shape.")
-    if spec.precision == "fp32":
+    if spec.precision is None:
+        lines.append("The job names no precision: bf16 is planned for GPUs that have it, fp32 for the others.")
+    elif spec.precision == "fp32":
         lines.append("fp32 is slow on a GPU: bf16 takes half the memory and a fraction of the time.")
     return lines
 
 
-def _plan_device(
-    spec: TrainSpec, cost: UpdateCost, device: Device, is_published_shape: bool, prompt_bytes: int
-) -> JobPlan:
-    memory = _plan_memory(spec, cost, device, prompt_bytes)
+def _plan_device(spec: TrainSpec, costed: _PrecisionCost, device: Device) -> JobPlan:
+    cost = costed.update
+    memory = _plan_memory(spec, cost, device, costed.prompt_bytes)
     low, high = MEASURED_UTILISATION if device.is_measured else UTILISATION
-    rate = device.rate(spec.precision)
+    rate = device.rate(costed.precision)
     seconds = (cost.operations / (rate * high), cost.operations / (rate * low))
     return JobPlan(
         model=spec.model,
-        is_published_shape=is_published_shape,
+        is_published_shape=costed.is_published_shape,
         device=device.name,
-        precision=spec.precision,
+        precision=costed.precision,
         chunk_size=cost.chunk_size,
         memory=memory,
         fits=memory.total <= memory.usable,

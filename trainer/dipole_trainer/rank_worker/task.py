@@ -32,6 +32,10 @@ from dipole.vault import Vault
 log = structlog.get_logger()
 
 MAX_CLIENTS = 64
+# Of one exchange, however long its ranking may take: an endpoint that hangs must not hold a lane's thread for hours.
+# One that needs longer answers 202.
+ANSWER_TIMEOUT_S = 600.0
+POLL_TIMEOUT_S = 30.0
 
 
 class Lane:
@@ -55,6 +59,9 @@ class Lane:
         remaining = message["deadline"] - self._coordination.server_time()
         if run is None or remaining <= 0:
             log.info("rank_dropped", reward=message["reward"], why="run closed" if run is None else "past its deadline")
+            return
+        if message.get("withdraw"):
+            self._withdraw_ranking(run["rewards"][message["reward"]], message)
             return
         key = message["key"]
         answer = cast("RankAnswer | None", self._coordination.kept_answer(key))
@@ -81,12 +88,12 @@ class Lane:
                 LazyCandidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
                 idempotency_key=message["key"],
-                deadline_s=remaining,
+                deadline_s=min(remaining, ANSWER_TIMEOUT_S if message["location"] is None else POLL_TIMEOUT_S),
                 location=message["location"],
                 poll=False,
                 retry=False,
             )
-            return ranking_answer(ranking, calibrated=client.fetch_info(deadline_s=remaining).calibrated)
+            return ranking_answer(ranking, client.fetch_info(deadline_s=min(remaining, POLL_TIMEOUT_S)))
         except StillPending as pending:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
@@ -110,6 +117,15 @@ class Lane:
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
             return failure_answer("internal", why, retryable=False)
+
+    def _withdraw_ranking(self, record: Mapping[str, Any], message: RankMessage) -> None:
+        """A courtesy: whatever prevents it, the endpoint's own deadline ends what is pending there."""
+        try:
+            if message["location"] is not None:
+                self._client_of(self._endpoint_of(record)).withdraw_ranking(message["location"])
+                log.info("rank_withdrawn", group=message["group"], reward=message["reward"])
+        except (ConfigurationError, InvalidInput) as error:
+            log.warning("rank_not_withdrawn", reward=message["reward"], error=str(error))
 
     def _endpoint_of(self, record: Mapping[str, Any]) -> Endpoint:
         """The endpoint that a run's record means. Redis is believed no more than a caller is: its host must be allowed.

@@ -14,6 +14,10 @@ restarted, which the run's missing record tells), a message, a lane (kill -9; it
 time was up). Only a message that Redis took counts as sent. A pending ranking (202) and a
 retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
+
+Hundreds of rankings may be pending for hours: their images leave Redis once the endpoint has them, the longer one has
+taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits for
+any more (its deadline, a cancelled job) is withdrawn at the endpoint, so that no rater works for nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +27,8 @@ import json
 import random
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
@@ -39,7 +44,7 @@ from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, que
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
@@ -49,6 +54,11 @@ T = TypeVar("T")
 RESEND_AFTER_S = 10.0  # silence after which a request that no lane works on is asked again; doubles each time
 MAX_RESEND_PAUSE_S = 60.0  # longest wait between two tasks of one request
 RUN_CHECK_INTERVAL_S = 1.0  # between looks whether Redis still has the run
+MIN_POLL_PAUSE_S = 0.2
+POLL_PAUSE_SHARE = 0.05  # of the time that a ranking has been pending: so much later than it could be is it learnt
+MAX_POLLS_PER_S = 20.0  # of one reward's pending rankings, in all
+RATE_ANSWERS = 20  # last answers of pending rankings, by which their rate is told
+WITHDRAW_TTL_S = 60  # how long rank workers may take to tell endpoints that nobody waits
 
 
 @dataclass(frozen=True)
@@ -73,12 +83,35 @@ class _Request:
     times_sent: int = 0
     failures: int = 0
     location: str | None = None
+    accepted_at: float | None = None  # when its endpoint was first known to have it pending
+    holds_images: bool = True  # in Redis
     reason: str = field(default="no answer from a rank worker")
 
 
 def resend_pause_s(first_s: float, times_sent: int) -> float:
     """How long a request may stay silent before it is sent again. A slow ranking is polled thousands of times."""
     return min(first_s * 2.0 ** min(times_sent - 1, 16), max(MAX_RESEND_PAUSE_S, first_s))
+
+
+def poll_pause_s(pending_s: float, pending: int, retry_after: float | None) -> float:
+    """How long a ranking that has been pending so long, among so many of its reward's, is left alone."""
+    pause = max(retry_after or 0.0, MIN_POLL_PAUSE_S, POLL_PAUSE_SHARE * pending_s, pending / MAX_POLLS_PER_S)
+    return min(pause, MAX_RESEND_PAUSE_S)
+
+
+class _AnswerRate:
+    """How fast the rankings of a reward that were pending came."""
+
+    def __init__(self, since: float) -> None:
+        self._times = deque([since], maxlen=RATE_ANSWERS + 1)
+        self.answered = 0
+
+    def add_answer(self, now: float) -> None:
+        self._times.append(now)
+        self.answered += 1
+
+    def per_minute(self) -> float | None:
+        return 60 * (len(self._times) - 1) / max(self._times[-1] - self._times[0], 1e-3) if self.answered else None
 
 
 class CeleryRanker:
@@ -103,7 +136,9 @@ class CeleryRanker:
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
         self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
         self._requests: dict[tuple[str, str], _Request] = {}
-        self._stored_references: dict[str, str] = {}  # group id -> reference of its images
+        self._uses: Counter[str] = Counter()  # requests that need the images of a reference in Redis
+        self._unused: list[str] = []  # references to be deleted
+        self._rates: dict[str, _AnswerRate] = {}  # of the rewards that have answered 202
         self._run_id = uuid.uuid4().hex
         self._run_record = _build_run_record(rewards, vault or Vault.from_environment())
         self._check_run_at = 0.0
@@ -113,25 +148,9 @@ class CeleryRanker:
     def submit(self, group: CandidateGroup) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
         now = time.monotonic()
-        if not self._in_flight.add_group(group, now):
-            return
-        group = group.without_flaws()
-        reference = CandidateStore.reference_of(group.images)
-        self._stored_references[group.id] = reference
+        self._in_flight.add_group(group, now)
         self._ensure_run(now)
-        stored = self._if_redis_answers(lambda: self._store.put(reference, group.images))
-        for name, reward in self._rewards.items():
-            request = _Request(
-                group=group,
-                reward=name,
-                candidates=reference,
-                key=self._idempotency_key(group, reward, reference),
-                deadline=now + reward.spec.timeout_s,
-                next_send_at=now + 1,
-            )
-            self._requests[group.id, name] = request
-            if stored is not None:
-                self._send_task(request, now)
+        self._ask_rewards(now)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         """The next finished group. Every call asks again what is due: a trainer that computes only looks in."""
@@ -140,9 +159,10 @@ class CeleryRanker:
         while True:
             now = time.monotonic()
             self._ensure_run(now)
+            self._ask_rewards(now)
             self._resend_due(now)
+            self._delete_unused_images()
             if (ranked := self._in_flight.pop_finished()) is not None:
-                self._delete_images([ranked.group_id])
                 return ranked
             if self._expire_requests(now):
                 continue
@@ -151,13 +171,35 @@ class CeleryRanker:
             dues = [min(request.next_send_at, request.deadline) for request in self._requests.values()]
             self._receive_answers(min([until, self._check_run_at, *dues]) - now)
 
-    def cancel(self) -> None:
-        """Forget every group in flight: queued messages become void, late answers go nowhere."""
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        now = time.monotonic()
+        found = {}
+        for name, rate in self._rates.items():
+            waiting = {
+                group_id: now - request.accepted_at
+                for (group_id, reward), request in self._requests.items()
+                if reward == name and request.accepted_at is not None
+            }
+            found[name] = PendingRankings(waiting, rate.answered, rate.per_minute())
+        return found
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        """Queued messages become void, late answers go nowhere."""
+        pending = [request for request in self._requests.values() if request.location is not None]
         self._in_flight.clear()
-        self._requests.clear()
-        self._delete_images(list(self._stored_references))
+        for at in list(self._requests):
+            self._drop_request(at)
+        self._delete_unused_images()
         old, self._run_id, self._check_run_at = self._run_id, uuid.uuid4().hex, 0.0
         self._if_redis_answers(lambda: self._coordination.close_run(old))
+        if withdraw and pending:
+            # under a record of their own, which outlives this ranker
+            run, until = uuid.uuid4().hex, time.monotonic() + WITHDRAW_TTL_S
+            opened = self._if_redis_answers(
+                lambda: self._coordination.open_run(run, self._run_record, ttl_s=WITHDRAW_TTL_S)
+            )
+            for request in pending if opened else ():
+                self._withdraw(replace(request, deadline=until), run)
 
     def close(self) -> None:
         self.cancel()
@@ -165,6 +207,31 @@ class CeleryRanker:
         self._redis.close()
 
     # Asking
+
+    def _ask_rewards(self, now: float) -> None:
+        """Send what is to be asked and was not yet."""
+        for question in self._in_flight.pop_questions():
+            group, name = question.group, question.reward
+            reference = CandidateStore.reference_of(group.images)
+            is_new = not self._uses[reference]
+            self._uses[reference] += 1
+            if reference in self._unused:
+                self._unused.remove(reference)
+            request = _Request(
+                group=group,
+                reward=name,
+                candidates=reference,
+                key=self._idempotency_key(group, self._rewards[name], reference),
+                deadline=question.asked_at + self._rewards[name].spec.timeout_s,
+                next_send_at=now + 1,
+            )
+            self._requests[group.id, name] = request
+            if not is_new or self._store_images(request):
+                self._send_task(request, now)
+
+    def _store_images(self, request: _Request) -> bool:
+        """Whether Redis has them."""
+        return self._if_redis_answers(lambda: self._store.put(request.candidates, request.group.images)) is not None
 
     def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, reference: str) -> str:
         asked = [reward.spec.name, *reward.endpoint.answer_identity()]
@@ -177,8 +244,21 @@ class CeleryRanker:
         False when Redis did not take it: it was not sent, and is tried again in a second.
         """
         number = request.times_sent + 1
-        message: RankMessage = {
-            "run": self._run_id,
+        if not self._send_message(self._message_of(request, self._run_id), request, f"{number}", now):
+            request.next_send_at, request.is_scheduled = now + 1, True
+            return False
+        pause_s = resend_pause_s(self._resend_s, number)
+        request.times_sent, request.next_send_at, request.is_scheduled = number, now + pause_s, False
+        return True
+
+    def _withdraw(self, request: _Request, run: str) -> None:
+        """Have its endpoint told that nobody waits for it. Once, and unheard: its endpoint has deadlines too."""
+        message: RankMessage = {**self._message_of(request, run), "withdraw": True}
+        self._send_message(message, request, "withdraw", time.monotonic())
+
+    def _message_of(self, request: _Request, run: str) -> RankMessage:
+        return {
+            "run": run,
             "group": request.group.id,
             "reward": request.reward,
             "key": request.key,
@@ -189,6 +269,9 @@ class CeleryRanker:
             "location": request.location,
             "deadline": 0.0,
         }
+
+    def _send_message(self, message: RankMessage, request: _Request, number: str, now: float) -> bool:
+        """Whether Redis took it."""
 
         def send() -> Any:
             message["deadline"] = self._coordination.server_time() + request.deadline - now
@@ -201,12 +284,7 @@ class CeleryRanker:
                 retry=False,
             )
 
-        if self._if_redis_answers(send) is None:
-            request.next_send_at, request.is_scheduled = now + 1, True
-            return False
-        pause_s = resend_pause_s(self._resend_s, number)
-        request.times_sent, request.next_send_at, request.is_scheduled = number, now + pause_s, False
-        return True
+        return self._if_redis_answers(send) is not None
 
     def _resend_due(self, now: float) -> None:
         """Send what is due, and what has been silent though no lane claims it."""
@@ -244,32 +322,43 @@ class CeleryRanker:
             return
         now = time.monotonic()
         if answer["status"] == "pending":
-            request.location = answer.get("location") or request.location
-            request.reason = "pending at the endpoint"
-            request.next_send_at, request.is_scheduled = (
-                now + min(max(answer["retry_after"] or 0.0, 0.2), MAX_RESEND_PAUSE_S),
-                True,
-            )
+            self._handle_pending(request, answer, now)
         elif answer["status"] == "claimed":
             # by a lane that answers another run of ours, or a repeated delivery
             request.next_send_at, request.is_scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
             request.next_send_at, request.is_scheduled = now, True
-            if self._if_redis_answers(lambda: self._store.put(request.candidates, request.group.images)) is None:
+            if not self._store_images(request):
                 request.next_send_at = now + 1
+            if not request.holds_images:
+                request.holds_images = True
+                self._uses[request.candidates] += 1
         elif answer["status"] == "failed" and answer["retryable"]:
             request.failures += 1
             request.reason = f"{answer['code']}: {answer['message']}"
             # a restart forgot the pending ranking: post the group anew
             if answer["http_status"] == 404:
-                request.location = None
+                request.location = request.accepted_at = None
             backoff = min(10.0, 0.5 * 2 ** min(request.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
             pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_RESEND_PAUSE_S)
             request.next_send_at, request.is_scheduled = now + pause, True
             log.warning("rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1))
         else:
-            del self._requests[at]
-            self._in_flight.put_result(*at, self._result_of(request, answer))
+            if request.accepted_at is not None:
+                self._rates[request.reward].add_answer(now)
+            self._drop_request(at)
+            self._in_flight.put_result(*at, self._result_of(request, answer), now)
+
+    def _handle_pending(self, request: _Request, answer: RankAnswer, now: float) -> None:
+        """Its endpoint has it, and needs no images from here any more."""
+        request.location = answer.get("location") or request.location
+        request.reason = "pending at the endpoint"
+        self._rates.setdefault(request.reward, _AnswerRate(now))
+        request.accepted_at = request.accepted_at or now
+        pending = sum(each.reward == request.reward and each.location is not None for each in self._requests.values())
+        pause = poll_pause_s(now - request.accepted_at, pending, answer["retry_after"])
+        request.next_send_at, request.is_scheduled = now + pause, True
+        self._release_images(request)
 
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
         count = len(request.group.images)
@@ -285,6 +374,7 @@ class CeleryRanker:
             model=answer["model"],
             model_revision=answer["model_revision"],
             recipe_version=answer["recipe_version"],
+            verified=answer.get("verified"),
             seconds=answer["seconds"],
         )
 
@@ -292,20 +382,32 @@ class CeleryRanker:
 
     def _expire_requests(self, now: float) -> bool:
         """Settle the requests past their deadline, each with the last thing heard; whether there were any."""
-        late = {at: request.reason for at, request in self._requests.items() if request.deadline <= now}
-        for at in late:
-            del self._requests[at]
-        self._in_flight.expire_overdue(now, late)
+        late = {at: request for at, request in self._requests.items() if request.deadline <= now}
+        pending = {at for at, request in late.items() if request.location is not None}
+        for at, request in late.items():
+            self._drop_request(at)
+            if at in pending:
+                self._withdraw(replace(request, deadline=now + WITHDRAW_TTL_S), self._run_id)
+        self._in_flight.expire_overdue(now, {at: request.reason for at, request in late.items()}, pending)
         return bool(late)
 
-    def _delete_images(self, group_ids: Sequence[str]) -> None:
-        """Free the images of groups that nobody waits for; should another group have the same, they are sent again."""
-        gone = [self._stored_references.pop(each) for each in group_ids if each in self._stored_references]
-        self._if_redis_answers(
-            lambda: self._store.delete(
-                [reference for reference in gone if reference not in self._stored_references.values()]
-            )
-        )
+    def _drop_request(self, at: tuple[str, str]) -> None:
+        self._release_images(self._requests.pop(at))
+
+    def _release_images(self, request: _Request) -> None:
+        """Its images need no room in Redis for its sake; should they be missed after all, they are sent again."""
+        if not request.holds_images:
+            return
+        request.holds_images = False
+        self._uses[request.candidates] -= 1
+        if not self._uses[request.candidates]:
+            del self._uses[request.candidates]
+            self._unused.append(request.candidates)
+
+    def _delete_unused_images(self) -> None:
+        unused, self._unused = self._unused, []
+        if unused:
+            self._if_redis_answers(lambda: self._store.delete(unused))
 
     def _ensure_run(self, now: float) -> None:
         """Keep the run's record, with endpoints and keys, alive while the run is.

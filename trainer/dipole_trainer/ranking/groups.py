@@ -16,6 +16,8 @@ from pydantic import JsonValue
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 
+SILENT = "silent"  # code of a failure that is told once and not of each group: nobody waits for this reward now
+
 
 @dataclass(frozen=True)
 class CandidateGroup:
@@ -23,7 +25,8 @@ class CandidateGroup:
 
     `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
     `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise. `flaws` says of candidates that have no
-    image why, by row: rewards are asked for the others, and these get no score.
+    image why, by row: rewards are asked for the others, and these get no score. `asked` names the rewards that are
+    asked, None all.
     """
 
     id: str
@@ -33,6 +36,7 @@ class CandidateGroup:
     images: NDArray[np.uint8]
     seeds: Sequence[int]
     flaws: Mapping[int, str] = field(default_factory=dict)
+    asked: frozenset[str] | None = None
 
     def without_flaws(self) -> CandidateGroup:
         """The candidates that have an image."""
@@ -49,6 +53,7 @@ class RewardResult:
     `failure` is set when the reward gave nothing usable at all; then every score is None. `sub_scores` are the parts
     some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
     `ordinal` says that the scores only order this group's candidates, as negated ranks do, and compare with no other's.
+    `verified` is what the endpoint says of its weights: False where nobody has compared them with what was published.
     """
 
     scores: tuple[float | None, ...]
@@ -59,6 +64,7 @@ class RewardResult:
     model: str = ""
     model_revision: str = ""
     recipe_version: str = ""
+    verified: bool | None = None
     seconds: float = 0.0
 
     def with_flaws(self, flaws: Mapping[int, str]) -> RewardResult:
@@ -90,22 +96,44 @@ class RewardResult:
 
 @dataclass(frozen=True)
 class RankedGroup:
-    """Every reward's answer for one group, by reward name."""
+    """Every reward's answer for one group, by reward name.
+
+    `became_silent` says of rewards that groups wait for no more why, `came_back` names those that they wait for again:
+    since the last group that said so.
+    """
 
     group_id: str
     results: Mapping[str, RewardResult]
+    became_silent: Mapping[str, str] = field(default_factory=dict)
+    came_back: Sequence[str] = ()
 
     def of_rows(self, rows: Sequence[int]) -> RankedGroup:
         """The answers for some of the candidates."""
         return replace(self, results={name: result.of_rows(rows) for name, result in self.results.items()})
 
     def report_failures(self, step: int, on_event: OnEvent) -> None:
-        """Tell of each reward that gave nothing, and why."""
+        """Tell of each reward that gave nothing, and why; of a silent one when it becomes so and when it is back."""
+        for name, why in self.became_silent.items():
+            job_events.RewardSilent(step=step, reward=name, reason=why).report(on_event)
+        for name in self.came_back:
+            job_events.RewardAnswersAgain(step=step, reward=name).report(on_event)
         for name, result in self.results.items():
-            if result.failure is not None:
+            if result.failure is not None and not result.failure.startswith(f"{SILENT}:"):
                 job_events.RewardLeftOut(step=step, reward=name, group=self.group_id, reason=result.failure).report(
                     on_event
                 )
+
+
+@dataclass(frozen=True)
+class PendingRankings:
+    """What a reward that takes its time (202) has not answered yet: groups with how long they wait there, in s.
+
+    `answered` of its rankings that were pending came, the last of them at `per_minute`; None before the first.
+    """
+
+    waiting: Mapping[str, float]
+    answered: int = 0
+    per_minute: float | None = None
 
 
 class Ranker(Protocol):
@@ -121,8 +149,13 @@ class Ranker(Protocol):
         required reward is past its deadline.
         """
 
-    def cancel(self) -> None:
-        """Forget every group in flight."""
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        """By reward, for each that has answered 202 since this ranker was made."""
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        """Forget every group in flight. `withdraw` also tells endpoints that nobody waits for what is pending there;
+        without, whoever submits the same group again gets the ranking that is under way.
+        """
 
     def close(self) -> None:
         """Cancel, and give back connections and threads. It is not used again."""

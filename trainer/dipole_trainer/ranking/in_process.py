@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
@@ -53,10 +53,8 @@ class InProcessRanker:
         self._run = 0  # answers of cancelled runs carry an older number
 
     def submit(self, group: CandidateGroup) -> None:
-        if not self._in_flight.add_group(group, time.monotonic()):
-            return
-        for name in self._in_flight.specs:
-            self._pool.submit(self._score_group, self._run, group.without_flaws(), name)
+        self._in_flight.add_group(group, time.monotonic())
+        self._ask_rewards()
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         until = time.monotonic() + timeout_s
@@ -66,6 +64,7 @@ class InProcessRanker:
                 return ranked
             now = time.monotonic()
             self._in_flight.expire_overdue(now)
+            self._ask_rewards()
             if (ranked := self._in_flight.pop_finished()) is not None or now >= until:
                 return ranked
             due = min([until, *(deadline for _, _, deadline in self._in_flight.deadlines())])
@@ -74,7 +73,10 @@ class InProcessRanker:
             except queue.Empty:
                 continue
 
-    def cancel(self) -> None:
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
         self._run += 1
         self._in_flight.clear()
 
@@ -89,7 +91,12 @@ class InProcessRanker:
     def _handle_answer(self, answer: tuple[int, str, str, RewardResult]) -> None:
         run, group_id, name, result = answer
         if run == self._run:
-            self._in_flight.put_result(group_id, name, result)
+            self._in_flight.put_result(group_id, name, result, time.monotonic())
+            self._ask_rewards()
+
+    def _ask_rewards(self) -> None:
+        for question in self._in_flight.pop_questions():
+            self._pool.submit(self._score_group, self._run, question.group, question.reward)
 
     def _score_group(self, run: int, group: CandidateGroup, name: str) -> None:
         started = time.monotonic()
@@ -100,7 +107,7 @@ class InProcessRanker:
             answer = self._scorers[name](group.prompt, group.images, group.metadata)
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
             judged = apply_policy(self._in_flight.specs[name], count, given.scores)
-            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal)
+            result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal, verified=given.verified)
         except Exception as error:
             # a scorer is a caller's function: whatever it raises is its answer
             result = failed_result(count, f"invalid_response: {type(error).__name__}: {error}")

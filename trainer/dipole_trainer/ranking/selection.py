@@ -101,6 +101,13 @@ def select_extremes(total: NDArray[np.float64], positives: int, negatives: int) 
     return Selection(positives=tuple(best), negatives=tuple(worst))
 
 
+def select_shown(scores: ScoreList, best: int, worst: int) -> frozenset[int]:
+    """The rows of the `best` best and the `worst` worst of one reward's scores, without those that have none."""
+    scored = [(-score, row) for row, score in enumerate(scores) if score is not None]
+    order = [row for _, row in sorted(scored)]
+    return frozenset(order[:best] + order[max(len(order) - worst, 0) :])
+
+
 def shuffle_scores(total: NDArray[np.float64], rng: np.random.Generator) -> NDArray[np.float64]:
     """The control: the same scores, handed to other candidates at random. NaN stay where they are."""
     mixed, valid = total.copy(), np.isfinite(total)

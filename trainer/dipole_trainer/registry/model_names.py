@@ -28,7 +28,7 @@ from dipole.errors import ConfigurationError, InvalidInput
 from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import CheckpointRow, JobRow
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.spec import GENERATOR_FIELDS, LoraSpec
+from dipole_trainer.spec import GENERATOR_FIELDS, InitialCheckpoint, LoraSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.weights import base_models
@@ -52,8 +52,17 @@ class ModelRef:
     trained_rewards: tuple[str, ...] = ()  # rewards that its job was trained on
 
     @property
-    def base(self) -> tuple[Any, Any]:
-        return self.generator_fields["model"], self.generator_fields.get("revision")
+    def base(self) -> tuple[Any, ...]:
+        initial = self.generator_fields.get("initial_checkpoint")
+        started_from = InitialCheckpoint.model_validate(initial).id if initial else None
+        return self.generator_fields["model"], self.generator_fields.get("revision"), started_from
+
+    @property
+    def initial(self) -> Path | None:
+        """Where the weights lie that its job started from, if it started from any."""
+        if self.folder is None or not self.generator_fields.get("initial_checkpoint"):
+            return None
+        return self.folder.parent / job_layout.INITIAL_FOLDER
 
 
 class ModelResolver:
@@ -116,13 +125,16 @@ class ModelResolver:
             raise InvalidInput(
                 f"--model {name}: its files are not in DIPOLE_ARTIFACTS_URL of this machine", field="model"
             )
+        if spec.initial_checkpoint is not None:
+            initial = job_layout.INITIAL_FOLDER
+            self._copy_checkpoint(job_layout.job_path(job.id, initial), self.scratch / job.id / initial)
         return ModelRef(
             given=name,
             label=f"{job.summary.get('suffix') or job.id.removeprefix('ftjob-')[:8]}:{row.step}",
             generator_fields={field: getattr(spec, field) for field in GENERATOR_FIELDS if field != "precision"},
             folder=folder,
             step=row.step,
-            precision=spec.precision,
+            precision=spec.precision or _trained_precision(folder),
             trained_rewards=tuple(reward.name for reward in spec.rewards if reward.weight > 0),
         )
 
@@ -134,6 +146,12 @@ class ModelResolver:
             with self.artifacts.open_file(f"{stored}/{name}") as source, (target / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         return bool(names)
+
+
+def _trained_precision(folder: Path) -> str | None:
+    """As a checkpoint says it, where it followed from the device that its run began on."""
+    found: str | None = json.loads((folder / job_layout.TRAINING_STATE_FILE).read_text()).get("precision")
+    return found
 
 
 def _model_of_folder(name: str, folder: Path) -> ModelRef:
@@ -151,7 +169,7 @@ def _model_of_folder(name: str, folder: Path) -> ModelRef:
         raise InvalidInput(f"--model {name}: {error.filename} is not there", field="model") from error
     except (ValueError, LookupError, TypeError) as error:
         raise InvalidInput(f"--model {name} is no checkpoint of this version: {error!r}", field="model") from error
-    own = {field: state[field] for field in ("resolution",) if state.get(field)}
+    own = {field: state[field] for field in ("resolution", "initial_checkpoint") if state.get(field)}
     label = f"{folder.resolve().parent.name}/{folder.name}"
     return ModelRef(name, label, {**build, **own}, folder, step, state.get("precision"))
 
@@ -221,12 +239,17 @@ def list_models(database: Database, models_dir: Path, limit: int = 1000) -> list
     return [*map(NamedModel, base_models.available_models(models_dir)), *tuned.values()]
 
 
-def _find_checkpoint(name: str, database: Database, models_dir: Path) -> tuple[CheckpointRow, JobRow] | None:
-    """A checkpoint and its job, None for a base. Raises InvalidInput on `model`."""
+def find_checkpoint(name: str, database: Database) -> tuple[CheckpointRow, JobRow]:
+    """The checkpoint of a name that begins with `ft:` or `ftckpt-`, and its job. Raises InvalidInput on `model`."""
     if name.startswith("ftckpt-"):
         return _latest_checkpoint(database, CheckpointRow.id == name, f"checkpoint {name}")
-    if name.startswith("ft:"):
-        return _checkpoint_of_name(database, name)
+    return _checkpoint_of_name(database, name)
+
+
+def _find_checkpoint(name: str, database: Database, models_dir: Path) -> tuple[CheckpointRow, JobRow] | None:
+    """A checkpoint and its job, None for a base. Raises InvalidInput on `model`."""
+    if name.startswith(("ft:", "ftckpt-")):
+        return find_checkpoint(name, database)
     base_models.check_model_name(name, models_dir)
     return None
 

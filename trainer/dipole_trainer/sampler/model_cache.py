@@ -27,7 +27,7 @@ from dipole_trainer import generators
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.spec import GeneratorSpec
+from dipole_trainer.spec import GeneratorSpec, Precision
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore, check_safe_path
 from dipole_trainer.weights import base_models
@@ -49,7 +49,7 @@ class ModelCache:
     def __init__(self, settings: SamplerSettings) -> None:
         self._settings = settings
         self._artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
-        self._loaded: LRUCache[str, _LoadedModel] = LRUCache(settings.sampler_models)
+        self._loaded: LRUCache[tuple[str, Precision], _LoadedModel] = LRUCache(settings.sampler_models)
 
     def draw_images(
         self, model: Mapping[str, Any], checkpoint: CheckpointRef | None, prompt: str, seeds: list[int]
@@ -73,7 +73,8 @@ class ModelCache:
 
     def describe_unread(self, model: Mapping[str, Any], prompt: str) -> str | None:
         """What the text encoder of a model that has drawn did not read of the prompt, in a sentence."""
-        loaded = self._loaded.get(json.dumps(model, sort_keys=True))
+        asked = json.dumps(model, sort_keys=True)
+        loaded = next((each for (found, _), each in self._loaded.items() if found == asked), None)
         cut = loaded.generator.find_cut_prompts([prompt]) if loaded else None
         return None if cut is None else str(cut)
 
@@ -95,18 +96,20 @@ class ModelCache:
 
     def _load_model(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None) -> OneStepGenerator:
         """The generator with the right weights in place."""
-        key = json.dumps(model, sort_keys=True)
+        precision = model.get("precision") or self._default_precision(checkpoint)
+        key = json.dumps(model, sort_keys=True), precision
         # back in its place when nothing failed: half-loaded weights are dropped
         found = self._loaded.pop(key, None)
         if found is None:
-            spec = self._check_spec(model)
+            spec = self._check_spec({**model, "precision": precision})
             # first, or both need memory at once
             while len(self._loaded) >= self._settings.sampler_models:
                 self._loaded.popitem()
             log.info("model_loading", model=spec.model)
-            generator = generators.build_generator(
-                spec, models_dir=self._settings.models_dir, device=gpu.default_device()
-            )
+            with self._initial_folder(spec, checkpoint) as initial:
+                generator = generators.build_generator(
+                    spec, models_dir=self._settings.models_dir, device=gpu.default_device(), initial=initial
+                )
             if generator.schedule_change is not None:
                 log.warning("scheduler_changed", model=spec.model, what=generator.schedule_change)
             found = _LoadedModel(generator, resume_state.fingerprint_base(generator))
@@ -115,6 +118,32 @@ class ModelCache:
         self._loaded[key] = found
         return found.generator
 
+    def _default_precision(self, checkpoint: CheckpointRef | None) -> Precision:
+        """Of a job that names none: what its checkpoint was trained in, which may be another device's default."""
+        if checkpoint is not None:
+            state = check_safe_path(job_layout.job_path(checkpoint["job"], checkpoint["path"]))
+            with (
+                _explain_missing_checkpoint(checkpoint),
+                self._artifacts.open_file(f"{state}/{job_layout.TRAINING_STATE_FILE}") as file,
+            ):
+                found: Precision | None = json.load(file).get("precision")
+            if found is not None:
+                return found
+        return gpu.default_precision(gpu.default_device())
+
+    @contextmanager
+    def _initial_folder(self, spec: GeneratorSpec, checkpoint: CheckpointRef | None) -> Iterator[Path | None]:
+        """Where the weights lie that the checkpoint's job started from; none for most."""
+        if spec.initial_checkpoint is None or checkpoint is None:
+            yield None
+            return
+        try:
+            with self._artifacts.local_path(job_layout.job_path(checkpoint["job"], job_layout.INITIAL_FOLDER)) as found:
+                yield found
+        except NotFound as error:
+            gone = f"the weights that {checkpoint['job']} started from are no longer there: its files were removed"
+            raise InvalidInput(gone, field="model") from error
+
     def _check_spec(self, model: Mapping[str, Any]) -> GeneratorSpec:
         """Looks whether the weights are here too, before anything that works is given up for them."""
         spec = GeneratorSpec.from_stored(json.dumps(model))
@@ -122,13 +151,11 @@ class ModelCache:
         return spec
 
     def _load_checkpoint(self, loaded: _LoadedModel, checkpoint: CheckpointRef) -> None:
-        try:
-            with self._checkpoint_folder(checkpoint, loaded.generator) as folder:
-                resume_state.load_checkpoint(folder, loaded.generator, base=loaded.base_fingerprint)
-        except (NotFound, FileNotFoundError) as error:
-            gone = f"{checkpoint['path']} of {checkpoint['job']} is no longer there: "
-            gone += "it was pruned, or its files were removed"
-            raise InvalidInput(gone, field="model") from error
+        with (
+            _explain_missing_checkpoint(checkpoint),
+            self._checkpoint_folder(checkpoint, loaded.generator) as folder,
+        ):
+            resume_state.load_checkpoint(folder, loaded.generator, base=loaded.base_fingerprint)
         loaded.checkpoint_id = checkpoint["id"]
 
     @contextmanager
@@ -145,3 +172,14 @@ class ModelCache:
                 with self._artifacts.open_file(f"{stored}/{name}") as source, (folder / name).open("wb") as target:
                     shutil.copyfileobj(source, target)
             yield folder
+
+
+@contextmanager
+def _explain_missing_checkpoint(checkpoint: CheckpointRef) -> Iterator[None]:
+    """Files that are not there become an InvalidInput on `model`."""
+    try:
+        yield
+    except (NotFound, FileNotFoundError) as error:
+        gone = f"{checkpoint['path']} of {checkpoint['job']} is no longer there: "
+        gone += "it was pruned, or its files were removed"
+        raise InvalidInput(gone, field="model") from error

@@ -1,4 +1,5 @@
-"""The sampler: draws images for the API, from base models and checkpoints. `dipole serve sampler` runs run_sampler().
+"""The sampler: draws images for the API, from base models and checkpoints, and plans jobs.
+`dipole serve sampler` runs run_sampler().
 
 A Celery worker with one thread on the queue `images`. An order that nobody waits for any more is dropped; an order is
 claimed while it is worked on, so that a message that comes again draws nothing twice, and the API sees at once when a
@@ -33,11 +34,12 @@ from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import (
     IMAGE_QUEUE,
     IMAGE_TASK,
+    PLAN_TASK,
     REQUEST_CLAIM_TTL_S,
     ImageRequestStore,
     image_coordination,
 )
-from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest
+from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest, PlanAnswer, PlanRequest
 from dipole.broker.process_health import HealthFiles, check_heartbeat
 from dipole.errors import InvalidInput, Overloaded
 from dipole.settings import SamplerSettings
@@ -58,16 +60,25 @@ class DrawsImages(Protocol):
     def describe_unread(self, model: Mapping[str, Any], prompt: str) -> str | None: ...
 
 
+PlanJob = Callable[[Mapping[str, Any], list[str], int | None, SamplerSettings], PlanAnswer]
+"""planner.answer_plan: of a job's fields, names of devices and a chunk size."""
+
+
 class Sampler:
     """One order at a time. A thread of its own beats and renews the claim meanwhile."""
 
     def __init__(
-        self, settings: SamplerSettings, make_models: Callable[[SamplerSettings], DrawsImages] | None = None
+        self,
+        settings: SamplerSettings,
+        make_models: Callable[[SamplerSettings], DrawsImages] | None = None,
+        make_planner: Callable[[], PlanJob] | None = None,
     ) -> None:
         self._settings, self._make_models = settings, make_models or load_model_cache
+        self._make_planner = make_planner or load_planner
         client = connect_redis(settings.redis_url)
         self._coordination, self._image_requests = image_coordination(client), ImageRequestStore(client)
         self._models: DrawsImages | None = None
+        self._planner: PlanJob | None = None
         self._host = socket.gethostname()
         self._claimed_key: str | None = None
         self._stuck_at = float("inf")
@@ -89,19 +100,54 @@ class Sampler:
 
     def answer_message(self, message: ImageRequest) -> None:
         """Draw the images of one request and push its answer, or drop it."""
+
+        def draw(deadline: float) -> ImageAnswer | None:
+            assert self._models is not None
+            return self._draw_answer(self._models, message, deadline)
+
+        def load_models() -> None:
+            self._models = self._models or self._make_models(self._settings)
+
+        self._answer_request(message, load_models, draw)
+
+    def answer_plan(self, message: PlanRequest) -> None:
+        """Plan a job and push the answer, or drop the request."""
+
+        def load_planner() -> None:
+            self._planner = self._planner or self._make_planner()
+
+        def plan(_: float) -> PlanAnswer:
+            assert self._planner is not None
+            try:
+                return self._planner(message["job"], message["devices"], message["chunk_size"], self._settings)
+            except InvalidInput as error:
+                return {"status": "refused", "message": str(error), "field": error.field}
+            except Exception:
+                log.exception("order_failed", order=message["order"])
+                return {"status": "failed"}
+
+        self._answer_request(message, load_planner, plan)
+
+    def _answer_request(
+        self,
+        message: ImageRequest | PlanRequest,
+        prepare: Callable[[], None],
+        answer_it: Callable[[float], ImageAnswer | PlanAnswer | None],
+    ) -> None:
+        """Claim a request that somebody waits for, and push the answer; nothing when `answer_it` was too late."""
         request_id, left = message["order"], message["deadline"] - self._coordination.server_time()
         if left <= 0 or not self._image_requests.is_open(request_id):
             log.info("order_dropped", order=request_id, why="past its deadline" if left <= 0 else "nobody waits for it")
             return
         # before the claim: see REQUEST_CLAIM_TTL_S
-        self._models = self._models or self._make_models(self._settings)
+        prepare()
         if not self._coordination.claim_task(request_id):
             log.info("order_dropped", order=request_id, why="another sampler draws it")
             return
         began = time.monotonic()
         self._claimed_key, self._stuck_at = request_id, began + left + STUCK_AFTER_S
         try:
-            answer = self._draw_answer(self._models, message, began + left)
+            answer = answer_it(began + left)
             if answer is not None:
                 self._coordination.push_answer(request_id, answer)
         finally:
@@ -156,14 +202,25 @@ def load_model_cache(settings: SamplerSettings) -> DrawsImages:
     return models
 
 
-def register_draw_task(app: Celery, sampler: Sampler) -> None:
-    """Give the app its one task."""
+def load_planner() -> PlanJob:
+    planner: PlanJob = importlib.import_module("dipole_trainer.sampler.planner").answer_plan
+    return planner
+
+
+def register_tasks(app: Celery, sampler: Sampler) -> None:
+    """Give the app its two tasks."""
 
     @app.task(name=IMAGE_TASK, bind=True)  # type: ignore[untyped-decorator]
     def draw_request(self: Task, **message: Any) -> None:
         request_id = str((self.request.headers or {}).get("request_id", ""))
         with structlog.contextvars.bound_contextvars(request_id=request_id):
             sampler.answer_message(cast(ImageRequest, message))
+
+    @app.task(name=PLAN_TASK, bind=True)  # type: ignore[untyped-decorator]
+    def plan_request(self: Task, **message: Any) -> None:
+        request_id = str((self.request.headers or {}).get("request_id", ""))
+        with structlog.contextvars.bound_contextvars(request_id=request_id):
+            sampler.answer_plan(cast(PlanRequest, message))
 
 
 # ---- the process ----------------------------------------------------------------------------------------------------
@@ -172,7 +229,7 @@ def register_draw_task(app: Celery, sampler: Sampler) -> None:
 def run_sampler(settings: SamplerSettings) -> None:
     """Until SIGTERM or SIGINT; the order under way is finished first."""
     app, sampler = create_celery_app(settings.redis_url), Sampler(settings)
-    register_draw_task(app, sampler)
+    register_tasks(app, sampler)
     worker = app.Worker(
         hostname=f"sampler@{socket.gethostname()}.{os.getpid()}",
         queues=[IMAGE_QUEUE],

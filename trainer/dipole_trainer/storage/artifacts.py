@@ -29,7 +29,13 @@ from dipole.errors import DependencyUnavailable, DipoleError, InvalidInput, NotF
 from dipole.private_files import make_private_folder
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
-from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, COMPLETE_MARK, checkpoint_name, step_of_checkpoint
+from dipole_trainer.storage.job_layout import (
+    CANDIDATES_FOLDER,
+    COMPLETE_MARK,
+    INITIAL_FOLDER,
+    checkpoint_name,
+    step_of_checkpoint,
+)
 
 RETRY_AFTER_S = 30.0  # a full disk is looked after by somebody, a bucket comes back
 PROBE_BYTES = 2**20
@@ -77,6 +83,29 @@ class ArtifactStore:
                 with suppress(Exception):
                     self._fs.rm_file(path)
                 raise
+
+    def copy_file(self, source: str, target: str) -> None:
+        """Copy a stored file within the store, whole or not at all. Raises NotFound."""
+        for path in (source, target):
+            check_safe_path(path)
+        with _store_errors():
+            if not self._fs.isfile(source):
+                raise NotFound("there is no such file")
+            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
+            try:
+                self._fs.cp_file(source, target)
+            except FileNotFoundError as error:  # it was pruned a moment ago
+                raise NotFound("there is no such file") from error
+            except Exception:
+                with suppress(Exception):
+                    self._fs.rm_file(target)
+                raise
+
+    def delete_folder(self, path: str) -> None:
+        check_safe_path(path)
+        with _store_errors():
+            if self._fs.exists(path):
+                self._fs.rm(path, recursive=True)
 
     def delete_file(self, path: str) -> None:
         check_safe_path(path)
@@ -209,6 +238,9 @@ class ArtifactStore:
             if needed and top != CANDIDATES_FOLDER and not name.endswith(f"/{COMPLETE_MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))
+                if top == INITIAL_FOLDER:  # large at times, and never written by a worker
+                    found = (workdir / name).stat()
+                    self._sent[workdir / name] = (found.st_mtime_ns, found.st_size)
 
     def sync_job(self, job_id: str, workdir: Path) -> None:
         """Upload what is new in the working folder and delete checkpoints that were pruned there. A plain folder needs

@@ -4,12 +4,19 @@
     jobs/<job id>/
       checkpoint-N/                             what a run resumes from (checkpoints/resume_state.py)
         training_state.json  optimizer.safetensors
+        groups_in_flight.safetensors            drawn ahead, and pending at a slow reward; in the newest alone
         <component>_lora/adapter_model.safetensors, adapter_config.json     an adapter; with `tune: full` instead
         <component>/diffusion_pytorch_model.safetensors                     every weight
         complete                                in a copy only, written last: without it the copy was cut short
+      initial/0/, initial/1/, ...               weights of the checkpoints that it starts from, merged in this order;
+                                                each as in a checkpoint, without the rest of it
       candidates/step-N.safetensors             what was ranked, with `record_candidates` (datasets/recordings.py)
       evaluation/step-N.json                    figures, and every score behind them
-      samples/step-N.png  prompts.json          an evaluation's images; a row a prompt, a column a noise
+      samples/step-N.png  prompts.json          the same prompts and noises at each; a row a prompt, a column a noise
+      samples/step-N.json                       what was found of them: a point of the curves
+      metrics.jsonl                             a line a step: what its event says
+      run.json                                  what the run chose when it began, and keeps (training/precision.py)
+      unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
       export/                                   what other people's tools load (checkpoints/export.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
@@ -23,8 +30,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
+RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
+INITIAL_FOLDER = "initial"
+GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
+UNVERIFIED_REWARDS_FILE = "unverified-rewards.json"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")
@@ -81,6 +92,10 @@ def samples_file(step: int) -> str:
     return f"{SAMPLES_FOLDER}/step-{step}.png"
 
 
+def sample_figures_file(step: int) -> str:
+    return f"{SAMPLES_FOLDER}/step-{step}.json"
+
+
 def sample_prompts_file() -> str:
     """The prompts of the rows of every sheet of samples."""
     return f"{SAMPLES_FOLDER}/prompts.json"
@@ -126,6 +141,21 @@ def adapted_component(names: Iterable[str]) -> str | None:
 def fully_trained_component(names: Iterable[str]) -> str | None:
     """The component that a checkpoint of these files has every weight of; None where it has not."""
     return next((match["component"] for name in names if (match := _FULL_WEIGHTS_PATH.fullmatch(name))), None)
+
+
+def weight_files(names: Iterable[str]) -> list[str]:
+    """Those of a checkpoint's files that are what it trained: an adapter and its settings, or every weight."""
+    names = list(names)
+    if (component := adapted_component(names)) is not None:
+        return [adapter_config_file(component), adapter_weights_file(component)]
+    component = fully_trained_component(names)
+    return [] if component is None else [full_weights_file(component)]
+
+
+def initial_folders(names: Iterable[str]) -> list[str]:
+    """Folders in INITIAL_FOLDER, in the order that they are merged in, of the files in it."""
+    found = {name.partition("/")[0] for name in names}
+    return sorted((name for name in found if name.isdecimal()), key=int)
 
 
 def files_below(folder: Path) -> list[str]:

@@ -17,7 +17,7 @@ from dipole_trainer.datasets import recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedJob, RecordedStep
 from dipole_trainer.generators.one_step import DTYPES
 from dipole_trainer.ranking.groups import RankedGroup
-from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.spec import Precision, RewardSpec, TrainSpec
 from dipole_trainer.storage.job_layout import CANDIDATES_FOLDER, candidates_file_name
 from dipole_trainer.training.rollout import SampledGroup
 
@@ -25,8 +25,8 @@ from dipole_trainer.training.rollout import SampledGroup
 class CandidateRecorder:
     """Writes below `workdir`. Latents are kept in the precision that the job computes in."""
 
-    def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path) -> None:
-        self.folder, self._dtype = workdir / CANDIDATES_FOLDER, DTYPES[spec.precision]
+    def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path, precision: Precision) -> None:
+        self.folder, self._dtype = workdir / CANDIDATES_FOLDER, DTYPES[precision]
         facts = {name: getattr(spec, name) for name in (*recordings.MATCHED_FIELDS, "method")}
         self._job = RecordedJob(**facts, rewards=tuple(rewards))
 

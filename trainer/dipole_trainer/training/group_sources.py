@@ -53,5 +53,6 @@ class OnlineSource:
                 )
                 self.ranker.submit(group)
                 drawn.leave_out(flaws)
+                drawn.candidates = group
                 groups[group.id] = drawn
         return groups

@@ -11,6 +11,10 @@ at once, and each is turned into gradients when its answer comes, in whichever o
 order of the prompts, so that arrival order cannot change a bit of the result. `max_staleness` windows may be drawn
 ahead of the update; with 0, the default, every ranking is of the weights it trains.
 
+A reward that takes its time (202), as people do, does not hold up what others are ready for: a group that is pending
+there changes places with one of a later window that has its rankings, and is trained on at most `max_staleness` steps
+after its own. Windows in flight go on being ranked during evaluations, and are kept in checkpoints.
+
     for step:   window ─ K samples a prompt ─ submit ──┐ (rewards work)
                 features of x and x_ref while they do  │
                 per answer: order → loss → gradient  ←─┘
@@ -39,7 +43,7 @@ from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
-from dipole_trainer.ranking.groups import RankedGroup
+from dipole_trainer.ranking.groups import PendingRankings, RankedGroup
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import TrainSpec
@@ -47,13 +51,18 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
+from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, save_groups
 from dipole_trainer.training.interface import RunControl, RunOutcome
+from dipole_trainer.training.metrics_log import MetricsLog
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
 MAX_STEPS_WITHOUT_UPDATE = 25  # steps without an update after which a job fails rather than pretend to train
 MAX_REASONS = 16  # of groups that gave no gradient, kept in a checkpoint
 SHOWN_REASONS = 3
+FIRST_PENDING_REPORT_S = 10.0  # wait for pending rankings after which it is said; then twice as long, and so on
+MAX_PENDING_REPORT_PAUSE_S = 300.0
+SLOW_CHECKPOINT_S = 60.0  # waited for slow rankings, after which the next step is kept in a checkpoint
 POLL_INTERVAL_S = 0.5  # how often a waiting loop looks whether it should stop
 
 
@@ -62,11 +71,14 @@ class _StepGroups:
     """The groups of one step, and what became of them so far."""
 
     step: int
-    drawn_at: int  # updates the weights that drew it had had: step - drawn_at is the staleness
-    groups: dict[str, SampledGroup]
-    ranked: list[RankedGroup] = field(default_factory=list)
+    groups: dict[str, WaitingGroup]
     recorded: list[dict[str, Any]] = field(default_factory=list)  # what the recorder is to keep
     seconds: dict[str, float] = field(default_factory=lambda: {"generate": 0.0, "wait": 0.0, "update": 0.0})
+    reports: int = 0  # that it waits for pending rankings
+    report_at: float = 0.0  # of `seconds["wait"]`: when it is said next
+
+    def untrained(self) -> list[WaitingGroup]:
+        return [each for each in self.groups.values() if not each.is_trained]
 
 
 class Trainer:
@@ -86,7 +98,7 @@ class Trainer:
         recorder: CandidateRecorder | None = None,
     ) -> None:
         self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
-        self.recorder = recorder
+        self.recorder, self.metrics_log = recorder, MetricsLog(workdir)
         self.generator, self.ranker = rollout.generator, source.ranker
         self.on_event, self.workdir, self.control, self.processes = on_event, workdir, control, processes
         knobs = spec.optimizer
@@ -100,6 +112,7 @@ class Trainer:
         self.untrained: Counter[str] = Counter()  # why their groups gave none
         self.has_told_flaws = False
         self.windows: deque[_StepGroups] = deque()
+        self.waited_s = 0.0  # for rankings, since the last checkpoint
         self.started, self.started_at = time.monotonic(), 0
 
     def run(self) -> RunOutcome:
@@ -119,9 +132,12 @@ class Trainer:
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
             self.processes.release_followers()
+            self.ranker.cancel(withdraw=True)
             return "succeeded"
         except RunStopped as stopped:
             self._write_checkpoint()
+            if stopped.outcome == "cancelled":
+                self.ranker.cancel(withdraw=True)
             return stopped.outcome
         except RewardUnavailable:
             self._write_checkpoint()
@@ -136,9 +152,10 @@ class Trainer:
         self.check_stop()
         while len(self.windows) <= self.spec.max_staleness and self._next_step_to_draw() < self.spec.steps:
             self.windows.append(self._draw_step(self._next_step_to_draw()))
-        current, tally = self.windows.popleft(), StepMetrics()
+        current, tally = self.windows[0], StepMetrics()
         total = self._sum_gradients(current, tally)
         self._apply_update(self._reduce_gradients(total, tally, current), tally)
+        self.windows.popleft()
         self._report_step(current, tally)
         # a run of fewer steps, none of which updated anything, has trained nothing either
         if self.steps_without_update == min(MAX_STEPS_WITHOUT_UPDATE, self.spec.steps):
@@ -150,46 +167,91 @@ class Trainer:
     def _draw_step(self, step: int) -> _StepGroups:
         """Draw this process's groups of a step and send them off."""
         began = time.monotonic()
-        drawn = _StepGroups(step, self.finished_steps, self.source.draw_groups(step))
+        groups = {
+            group_id: WaitingGroup(group_id, drawn, step, self.finished_steps, window=step, place=drawn.index)
+            for group_id, drawn in self.source.draw_groups(step).items()
+        }
+        drawn = _StepGroups(step, groups)
         drawn.seconds["generate"] = time.monotonic() - began
         return drawn
 
     def _sum_gradients(self, current: _StepGroups, tally: StepMetrics) -> list[Tensor] | None:
         """The sum of the groups' gradients, as answers come; features are taken while they do not."""
-        indices = [drawn.index for drawn in current.groups.values()]
-        gradients = OrderedGradientSum(indices, lazy=self.spec.tune == "full")
-        unprepared = deque(current.groups.values())
-        while current.groups:
-            ranked = self._collect_ranked(current, blocking=not (unprepared or current.ranked))
-            if ranked is None and current.ranked:
-                ranked = current.ranked.pop()
-            if ranked is None and unprepared:
-                self.rollout.prepare_features(unprepared.popleft())
-            elif ranked is not None:
+        places = [each.place for each in current.groups.values()]
+        gradients = OrderedGradientSum(places, lazy=self.spec.tune == "full")
+        while waiting := current.untrained():
+            unprepared = next((each for each in waiting if not each.drawn.is_prepared), None)
+            is_busy = unprepared is not None or any(each.ranked for each in waiting)
+            self._collect_ranked(current, blocking=not (is_busy or self._fill_in_ranked(current)))
+            ready = next((each for each in current.untrained() if each.ranked), None)
+            if ready is not None and ready.ranked is not None:
                 began = time.monotonic()
-                drawn = current.groups.pop(ranked.group_id)
-                gradients.add_gradient(drawn.index, partial(self._group_gradient, drawn, ranked, current, tally))
+                make = partial(self._group_gradient, ready, ready.ranked, current, tally)
+                gradients.add_gradient(ready.place, make)
+                ready.is_trained = True
                 current.seconds["update"] += time.monotonic() - began
+            elif unprepared is not None:
+                self.rollout.prepare_features(unprepared.drawn)
             else:
                 self.check_stop()
+                self._report_pending(current)
         return gradients.total
 
-    def _collect_ranked(self, current: _StepGroups, *, blocking: bool) -> RankedGroup | None:
-        """The next answer for the current window; answers for later windows are kept there."""
+    def _collect_ranked(self, current: _StepGroups, *, blocking: bool) -> None:
+        """The next answer, if there is one, to its group."""
         began = time.monotonic()
         ranked = self.ranker.collect(POLL_INTERVAL_S if blocking else 0.0)
         current.seconds["wait"] += time.monotonic() - began
-        if ranked is None or ranked.group_id in current.groups:
-            return ranked
-        for later in self.windows:
-            if ranked.group_id in later.groups:
-                later.ranked.append(ranked)
-        return None
+        if ranked is not None:
+            self._keep_ranked(ranked)
+
+    def _keep_ranked(self, ranked: RankedGroup) -> None:
+        for window in self.windows:
+            if ranked.group_id in window.groups:
+                window.groups[ranked.group_id].ranked = ranked
+
+    def _fill_in_ranked(self, current: _StepGroups) -> bool:
+        """Where nothing of this step has its rankings: let a group of a later one that has them change places with one
+        that is pending at a slow reward. Whether there were two.
+        """
+        if len(self.windows) == 1 or self.recorder is not None:  # a recording has the groups of each step
+            return False
+        pending = {group_id for each in self.ranker.list_pending().values() for group_id in each.waiting}
+        for slow in (each for each in current.untrained() if each.id in pending):
+            for later in list(self.windows)[1:]:
+                ready = next((each for each in later.groups.values() if each.ranked), None)
+                if ready is not None and later.step - slow.step <= self.spec.max_staleness:
+                    del current.groups[slow.id], later.groups[ready.id]
+                    slow.window, ready.window = ready.window, slow.window
+                    slow.place, ready.place = ready.place, slow.place
+                    current.groups[ready.id], later.groups[slow.id] = ready, slow
+                    return True
+        return False
+
+    def _report_pending(self, current: _StepGroups) -> None:
+        """Say for whom the step waits, ever more rarely."""
+        waited = current.seconds["wait"]
+        if not self.processes.is_main or waited < max(current.report_at, FIRST_PENDING_REPORT_S):
+            return
+        own = {each.id for each in current.untrained()}
+        for reward, found in self.ranker.list_pending().items():
+            groups = len(own & found.waiting.keys())
+            if not groups:
+                continue
+            expected = None if found.per_minute is None else 60 * groups / found.per_minute
+            figures = {**pending_figures(found), "step_groups": groups, "expected_s": expected}
+            job_events.RankingsPending(step=current.step, reward=reward, **figures).report(self.on_event)
+        current.reports += 1
+        pause = min(FIRST_PENDING_REPORT_S * 2.0 ** min(current.reports, 16), MAX_PENDING_REPORT_PAUSE_S)
+        current.report_at = waited + pause
 
     def _group_gradient(
-        self, drawn: SampledGroup, ranked: RankedGroup, current: _StepGroups, tally: StepMetrics
+        self, waiting: WaitingGroup, ranked: RankedGroup, current: _StepGroups, tally: StepMetrics
     ) -> list[Tensor] | None:
         """The group's gradient, one tensor a parameter; None when it cannot be trained on."""
+        drawn = waiting.drawn
+        tally.filled_in += waiting.step > current.step
+        tally.staleness = max(tally.staleness, self.finished_steps - waiting.drawn_at)
         ranked.report_failures(current.step, self.on_event)
         self.rollout.prepare_features(drawn)
         self._report_flaws(drawn, ranked.group_id, current.step, tally)
@@ -201,16 +263,18 @@ class Trainer:
         positives, negatives = self.spec.method.settings.sides(self.spec.candidates)
         shuffle = None
         if self.rollout.method.shuffles_scores:
-            (seed,) = derive_seeds(self.spec.seed, "shuffle", current.step, drawn.index, count=1)
+            (seed,) = derive_seeds(self.spec.seed, "shuffle", waiting.step, drawn.index, count=1)
             shuffle = np.random.default_rng(seed)
         found = order_group(ranked, self.source.rewards, positives=positives, negatives=negatives, shuffle=shuffle)
         if isinstance(found, SkippedGroup):
             tally.skipped += 1
+            tally.late += any((result.failure or "").startswith("late:") for result in ranked.results.values())
             tally.add_untrained(found.reason)
             skipped = job_events.GroupSkipped(step=current.step, group=ranked.group_id, reason=found.reason)
             skipped.report(self.on_event)
             return None
-        loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=current.drawn_at == self.finished_steps)
+        loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=waiting.drawn_at == self.finished_steps)
+        drawn.drop_features()
         tally.add_loss(loss.read_figures())
         if gradient is None:
             tally.add_untrained("its loss has no gradient")
@@ -248,13 +312,13 @@ class Trainer:
     def _apply_update(self, total: list[Tensor] | None, tally: StepMetrics) -> None:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.spec, self.finished_steps)
-        if total is None:
+        # people who are asleep are no sign that nothing can be learnt
+        if total is None and not tally.late:
             self.steps_without_update += 1
             self.untrained.update(tally.untrained)
-        else:
+        if total is not None:
             self.steps_without_update = 0
             self.untrained.clear()
-        if total is not None:
             parameters = self.generator.parameters()
             for parameter, gradient in zip(parameters, total, strict=True):
                 parameter.grad = gradient
@@ -284,21 +348,25 @@ class Trainer:
         figures = {
             **tally.means(),
             "lr": self.optimizer.param_groups[0]["lr"],
-            "staleness": current.step - current.drawn_at,
             "images_per_s": steps * self.spec.prompts_per_step * self.spec.candidates / elapsed,
             "eta_s": elapsed / steps * (self.spec.steps - self.finished_steps),
             "seconds": current.seconds,
         }
         if self.generator.device.type == "cuda":
             figures["gpu_gib"] = torch.cuda.max_memory_allocated(self.generator.device) / 2**30
+        if pending := {name: pending_figures(each) for name, each in self.ranker.list_pending().items()}:
+            figures["pending"] = pending
+        self.waited_s += current.seconds["wait"]
         finished = job_events.StepFinished(step=self.finished_steps, steps=self.spec.steps, figures=figures)
+        self.metrics_log.append_step(finished.data())
         finished.report(self.on_event)
 
     def _checkpoint_when_due(self) -> None:
         if (
             self.finished_steps == self.spec.steps
             or self.finished_steps % self.spec.checkpoint_every == 0
-            or self.evaluations.is_due(self.finished_steps)  # so that the best step has one
+            or self.evaluations.is_evaluation_due(self.finished_steps)  # so that the best step has one
+            or (self.waited_s > SLOW_CHECKPOINT_S and self.ranker.list_pending())  # what people did is not lost
         ):
             self._write_checkpoint()
 
@@ -322,11 +390,30 @@ class Trainer:
             self.optimizer, step=self.finished_steps, base=self.base_fingerprint
         )
         if path is not None:
+            if int(state.get("processes", 0)) == self.processes.size:
+                self._restore_windows(path)
             job_events.RunResumed(step=self.finished_steps).report(self.on_event)
             job_events.CheckpointWritten(step=self.finished_steps, path=path.name).report(self.on_event)
+        if self.processes.is_main:
+            self.metrics_log.remove_steps_after(self.finished_steps)
         self.evaluations.resume_at(self.finished_steps)
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
+
+    def _restore_windows(self, checkpoint: Path) -> None:
+        """Have ranked what was in flight when it was written: the same questions, so those who answer go on."""
+        path = checkpoint / job_layout.GROUPS_IN_FLIGHT_FILE
+        windows: dict[int, _StepGroups] = {}
+        for each in load_groups(path, self.generator.device):
+            assert each.drawn.candidates is not None
+            windows.setdefault(each.window, _StepGroups(each.window, {})).groups[each.id] = each
+            self.ranker.submit(each.drawn.candidates)
+        self.windows.extend(windows[step] for step in sorted(windows))
+
+    def _save_windows(self, checkpoint: Path) -> None:
+        if self.windows and self.ranker.list_pending():
+            groups = [each for window in self.windows for each in window.groups.values()]
+            save_groups(checkpoint / job_layout.GROUPS_IN_FLIGHT_FILE, groups)
 
     def _write_checkpoint(self) -> None:
         if self.saved_step == self.finished_steps or not self.processes.is_main:
@@ -334,17 +421,22 @@ class Trainer:
         if not all(bool(parameter.isfinite().all()) for parameter in self.generator.parameters()):
             raise NotFinite("the last update made weights that are not finite: lower optimizer.lr")
         known = ("model", "revision", "precision", "resolution")
+        initial = self.spec.initial_checkpoint
         state = {
             **{name: getattr(self.spec, name) for name in known},
+            "initial_checkpoint": initial and initial.model_dump(mode="json"),
             "base": self.base_fingerprint,
             "barren": self.steps_without_update,
             "untrained": dict(self.untrained.most_common(MAX_REASONS)),
             "chunk_size": self.rollout.micro_batches.size,
+            "processes": self.processes.size,
         }
-        path = resume_state.save_checkpoint(self.workdir, self.finished_steps, self.generator, self.optimizer, state)
+        path = resume_state.save_checkpoint(
+            self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_windows
+        )
         best = self.evaluations.best_step()
         resume_state.prune_checkpoints(self.workdir, self.spec.keep_checkpoints, best[0] if best else None)
-        self.saved_step = self.finished_steps
+        self.saved_step, self.waited_s = self.finished_steps, 0.0
         job_events.CheckpointWritten(step=self.finished_steps, path=path.name).report(self.on_event)
 
     def _evaluate_when_due(self) -> None:
@@ -353,10 +445,8 @@ class Trainer:
         (first, *_) = self.processes.all_gather({"due": self.evaluations.is_due(self.finished_steps)})
         if not first["due"]:
             return
-        self.ranker.cancel()  # windows drawn ahead are forgotten, and drawn again from the same seeds
-        self.windows.clear()
         began = time.monotonic()
-        self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes)
+        self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
 
 
@@ -366,6 +456,12 @@ class RunStopped(Exception):
     def __init__(self, outcome: Literal["paused", "cancelled"]) -> None:
         super().__init__(outcome)
         self.outcome = outcome
+
+
+def pending_figures(found: PendingRankings) -> dict[str, Any]:
+    """What is told of the groups that are pending at a slow reward."""
+    oldest = round(max(found.waiting.values(), default=0.0), 1)
+    return {"groups": len(found.waiting), "oldest_s": oldest, "per_minute": found.per_minute}
 
 
 def describe_untrained(steps: int, reasons: Counter[str]) -> str:

@@ -10,6 +10,7 @@ that people chose and rejected, or the samples that the other job had ranked. No
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,7 +24,7 @@ from dipole.errors import InvalidInput
 from dipole_trainer.datasets import pairs, recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedStep
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
 from dipole_trainer.seeds import derive_seeds, prompts_of_step
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -48,7 +49,10 @@ class KnownAnswersRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return self._answers.popleft() if self._answers else None
 
-    def cancel(self) -> None:
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return {}
+
+    def cancel(self, *, withdraw: bool = False) -> None:
         self._answers.clear()
 
     def close(self) -> None:

@@ -23,6 +23,7 @@ from dipole_trainer.generators.one_step import OneStepGenerator, join_candidates
 from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
+from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.ranking.selection import GroupOrder
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import PromptSpec, TrainSpec
@@ -46,10 +47,15 @@ class SampledGroup:
     ranks_itself: bool  # ranked is x
     ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
     flaws: dict[int, str] = field(default_factory=dict)
+    candidates: CandidateGroup | None = None  # what rewards are asked, for whoever has to ask again
     is_prepared: bool = False
     x_ref: Tensor | None = None
     phi_ref: FeatureSets = field(default_factory=dict)
     phi_ranked: FeatureSets = field(default_factory=dict)
+
+    def drop_features(self) -> None:
+        """What `prepare_features` made: it is large, and made again where it is needed again."""
+        self.is_prepared, self.x_ref, self.phi_ref, self.phi_ranked = False, None, {}, {}
 
     def leave_out(self, flaws: Mapping[int, str]) -> None:
         """Remove these of the K candidates, each for its reason."""

@@ -2,34 +2,40 @@
 
 workdir/
   checkpoint-N/      to resume from          evaluation/step-N.json   figures and every score
-  samples/step-N.png  fixed prompts, noises   export/                  LoRAs, model card, samples
+  samples/step-N.png  fixed prompts, noises   export/                  LoRAs, model card, base beside final, curves
   candidates/step-N.safetensors               what was ranked, with record_candidates
+  initial/           of a job that starts from a checkpoint: its weights, put there before
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
 from dipole_trainer.checkpoints import export
+from dipole_trainer.compute import gpu
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.distributed.launch import current_group
+from dipole_trainer.evaluation import pictures
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
-from dipole_trainer.generators import pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import interface, loop
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.group_sources import GroupSource, OnlineSource
 from dipole_trainer.training.offline_sources import KnownAnswersRanker, PairsSource, ReplaySource
+from dipole_trainer.training.precision import HasBf16, choose_precision, precision_advice
 from dipole_trainer.training.rollout import Rollout
+from dipole_trainer.weights import feature_weights, pipelines
 
 
 def run_session(
@@ -44,22 +50,28 @@ def run_session(
     data: Path | None = None,
     candidates_max_gib: float = math.inf,
     processes: ProcessGroup | None = None,
+    has_bf16: HasBf16 = gpu.supports_bf16,
 ) -> interface.RunOutcome:
     """Train one job to its end, or until `control` stops it; resumes from the newest checkpoint under `workdir`.
 
     `data` is what an offline job trains on: the pairs file, or the `candidates` folder of the job that is replayed.
     Then `ranker` serves evaluations alone; without rewards they give samples and diversity, and no scores.
 
+    `has_bf16` tells of a device whether it computes in bf16 itself.
+
     Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
     names something that is not there, and whatever `control` or `on_event` raises.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     processes = processes or current_group()
-    if processes.is_main and (advice := precision_advice(spec, processes.device)):
+    if processes.is_main and (advice := precision_advice(spec, processes.device, has_bf16)):
         job_events.PrecisionIsSlow(what=advice).report(on_event)
+    spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
     _, kind = pipelines.find_pipeline(spec, models_dir)
-    features.locate_weights(spec.features, kind, models_dir=models_dir)  # a pipeline takes minutes to load
-    generator = generators.build_generator(spec, models_dir=models_dir, device=processes.device)
+    feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
+    generator = generators.build_generator(
+        spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
+    )
     spec.check_side(generator.side)
     spec.check_window(generator.side, candidates_max_gib)
     phi = features.build_features(spec.features, generator, models_dir=models_dir)
@@ -68,15 +80,17 @@ def run_session(
         spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
     )
     rollout = Rollout(spec, generator, phi, micro_batches)
+    if processes.is_main:
+        ranker = UnverifiedRewardReporter(ranker, workdir / job_layout.UNVERIFIED_REWARDS_FILE, on_event)
     source = _build_source(spec, rollout, ranker, processes, job_id, data)
     # a run that is resumed has said it
     if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
         _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
     judge = ranker if spec.rewards else KnownAnswersRanker()
     evaluations = EvaluationSchedule(
-        _evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id
+        _evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id, source.prompts
     )
-    recorder = CandidateRecorder(spec, source.rewards, workdir) if spec.record_candidates else None
+    recorder = CandidateRecorder(spec, source.rewards, workdir, generator.precision) if spec.record_candidates else None
     trainer = loop.Trainer(
         spec,
         rollout,
@@ -92,16 +106,10 @@ def run_session(
     if outcome == "succeeded":
         trained = job_layout.newest_checkpoint(workdir)
         assert trained is not None, "a run that succeeded has its last checkpoint"
-        for path in export.export_checkpoint(trained, workdir, spec, generator):
+        draw_pictures = partial(pictures.draw_pictures, workdir, spec)
+        for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
             job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
     return outcome
-
-
-def precision_advice(spec: TrainSpec, device: str) -> str | None:
-    """What to say of a precision that is slow on this device; whoever asks for it for exactness is not overruled."""
-    if spec.precision != "fp32" or not device.startswith("cuda"):
-        return None
-    return "precision fp32 is slow on a GPU: bf16 computes faster, and what is trained stays fp32"
 
 
 def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSpec], on_event: OnEvent) -> None:

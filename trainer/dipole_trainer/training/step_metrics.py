@@ -22,6 +22,9 @@ class StepMetrics:
     losses: dict[str, list[float]] = field(default_factory=dict)
     skipped: int = 0
     not_finite: int = 0  # candidates
+    late: int = 0  # groups that a required reward left pending at its deadline
+    filled_in: int = 0  # groups of later steps, in place of some that were pending
+    staleness: int = 0  # most updates since a group was drawn
     untrained: dict[str, int] = field(default_factory=dict)  # why groups gave no gradient: how many
 
     def add_ranked(self, group: RankedGroup, rewards: Sequence[RewardSpec]) -> None:
@@ -45,6 +48,9 @@ class StepMetrics:
         """Another process's tally, as `asdict` gave it."""
         self.skipped += other["skipped"]
         self.not_finite += other["not_finite"]
+        self.late += other["late"]
+        self.filled_in += other["filled_in"]
+        self.staleness = max(self.staleness, other["staleness"])
         self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
             for name, values in theirs.items():
@@ -54,10 +60,11 @@ class StepMetrics:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:
-        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`."""
+        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`, `staleness`, `filled_in`."""
         losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
         by_reward = {
             part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
             for part in ("rewards", "spread")
         }
-        return {**losses, **by_reward, "skipped": self.skipped, "not_finite": self.not_finite}
+        counts = {name: getattr(self, name) for name in ("skipped", "not_finite", "staleness", "filled_in")}
+        return {**losses, **by_reward, **counts}

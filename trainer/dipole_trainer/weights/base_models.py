@@ -28,6 +28,7 @@ UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
 PREFERRED_VARIANTS = ("fp16", "bf16", "fp32")  # before others, such as `ema`
 INDEX_FILE = "model_index.json"
 _NAME_PART = r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}"
+_FINE_TUNED_NAME = re.compile(r"ft:(?P<base>[^:]+):dipole:.*")  # registry/model_names.py has all of it
 _HUB_ID = re.compile(f"{_NAME_PART}/{_NAME_PART}")
 
 
@@ -49,6 +50,21 @@ def check_model_name(name: str, models_dir: Path) -> None:
             "and hub ids org/name",
             field="model",
         )
+
+
+def base_of_name(name: str) -> str:
+    """The base of a fine-tuned model, which its name has in it; a base's name is its own.
+
+    Raises InvalidInput for a checkpoint's id, which says nothing of it.
+    """
+    if name.startswith("ftckpt-"):
+        raise InvalidInput(
+            f"model: which base {name} is of is known to the API alone: ask it (`dipole plan --api URL`), or name the "
+            "checkpoint as `GET /v1/models` does",
+            field="model",
+        )
+    match = _FINE_TUNED_NAME.fullmatch(name)
+    return name if match is None else match["base"]
 
 
 def locate_pipeline(name: str, models_dir: Path, revision: str | None = None) -> str:

@@ -5,6 +5,8 @@ is an 8-byte length, a JSON header of names and offsets, and the numbers, so thi
 
 - diffusers: the trained component before each name, `unet.`, and the adapter's settings (rank, alpha) in the metadata.
 - ComfyUI, A1111 and their kin: kohya's names, `lora_unet_down_blocks_….lora_down.weight`, and each layer's alpha.
+
+Adapters that were trained one on another become one first (`fold_adapters`), which fits the base that the first fits.
 """
 
 from __future__ import annotations
@@ -12,8 +14,11 @@ from __future__ import annotations
 import io
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from dipole.errors import InvalidInput
 from dipole_trainer.weights.safetensors_header import METADATA, read_header
@@ -48,6 +53,53 @@ def to_webui_lora(adapter: bytes, config: dict[str, Any], metadata: Mapping[str,
             named[f"{key}.alpha"] = {"dtype": "F32", "shape": [], "data_offsets": where}
             numbers += alpha
     return _join_safetensors(named, numbers, metadata)
+
+
+def fold_adapters(adapters: Sequence[tuple[bytes, dict[str, Any]]]) -> tuple[bytes, dict[str, Any]]:
+    """One adapter that does what these (weights, settings) do when each is merged on the one before.
+
+    W + s₁·B₁·A₁ + s₂·B₂·A₂ = W + [s₁·B₁, s₂·B₂]·[A₁; A₂]: its rank is the sum of theirs, its alpha its rank, and a
+    layer that one of them leaves alone has zeros in its place. Raises InvalidInput where one is no safetensors file of
+    float32.
+    """
+    if len(adapters) == 1:
+        return adapters[0]
+    read = [(_read_tensors(weights), config) for weights, config in adapters]
+    rank = sum(config["r"] for _, config in read)
+    layers = sorted({name.rsplit(".", 2)[0] for tensors, _ in read for name in tensors})
+    folded: dict[str, NDArray[np.float32]] = {}
+    for layer in layers:
+        down, up = f"{layer}.lora_A.weight", f"{layer}.lora_B.weight"
+        like = next(tensors for tensors, _ in read if down in tensors)  # A (r, in, …) and B (out, r, …)
+        parts = []
+        for tensors, config in read:
+            r, scale = config["r"], np.float32(config["lora_alpha"] / config["r"])
+            absent = (np.zeros((r, *like[down].shape[1:]), np.float32), np.zeros_like(like[up][:, :1]).repeat(r, 1))
+            parts.append((tensors[down], scale * tensors[up]) if down in tensors else absent)
+        folded[down] = np.concatenate([each for each, _ in parts], 0)
+        folded[up] = np.concatenate([each for _, each in parts], 1)
+    modules = sorted({name for _, config in read for name in config["target_modules"]})
+    config = {**read[-1][1], "r": rank, "lora_alpha": float(rank), "target_modules": modules}
+    return _write_tensors(folded), config
+
+
+def _read_tensors(data: bytes) -> dict[str, NDArray[np.float32]]:
+    places, numbers = _split_safetensors(data)
+    if odd := sorted({place["dtype"] for place in places.values()} - {"F32"}):
+        raise InvalidInput(f"the checkpoint's adapter is {odd[0]}: float32 is what jobs train")
+    return {
+        name: np.frombuffer(numbers[slice(*place["data_offsets"])], "<f4").reshape(place["shape"])
+        for name, place in places.items()
+    }
+
+
+def _write_tensors(tensors: Mapping[str, NDArray[np.float32]]) -> bytes:
+    places, numbers = dict[str, Any](), bytearray()
+    for name, value in tensors.items():
+        begin = len(numbers)
+        numbers += np.ascontiguousarray(value, "<f4").tobytes()
+        places[name] = {"dtype": "F32", "shape": list(value.shape), "data_offsets": [begin, len(numbers)]}
+    return _join_safetensors(places, numbers, {"format": "pt"})
 
 
 def _join_safetensors(named: Mapping[str, Any], numbers: bytes | bytearray, metadata: Mapping[str, str]) -> bytes:

@@ -8,8 +8,8 @@ they would report goes to rank 0 with the next exchange. They write no file, and
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,7 @@ from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, Ranker, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 if TYPE_CHECKING:
@@ -95,6 +96,19 @@ def _offline_data(spec: TrainSpec, settings: PlatformSettings) -> AbstractContex
     )
 
 
+@contextmanager
+def _make_workdir(spec: TrainSpec, job_id: str, settings: PlatformSettings) -> Iterator[Path]:
+    """A folder with nothing in it but what is read from a job's own: the weights that it starts from."""
+    with tempfile.TemporaryDirectory(prefix="dipole-") as folder:
+        if spec.initial_checkpoint is None:
+            yield Path(folder)
+            return
+        store = ArtifactStore(settings.artifacts_url, settings.home / "work")
+        with store.local_path(job_layout.job_path(job_id, job_layout.INITIAL_FOLDER)) as initial:
+            (Path(folder) / job_layout.INITIAL_FOLDER).symlink_to(initial)
+            yield Path(folder)
+
+
 def _train_job(
     processes: TorchProcessGroup,
     settings: PlatformSettings,
@@ -109,11 +123,11 @@ def _train_job(
         spec = TrainSpec.from_stored(said["spec"])
         ranker = make_ranker(settings, said["id"], [_resolved_reward(each) for each in said["rewards"]], report_ranking)
         try:
-            with _offline_data(spec, settings) as data, tempfile.TemporaryDirectory(prefix="dipole-") as nothing:
+            with _offline_data(spec, settings) as data, _make_workdir(spec, said["id"], settings) as workdir:
                 session(
                     spec,
                     job_id=said["id"],
-                    workdir=Path(nothing),
+                    workdir=workdir,
                     models_dir=settings.models_dir,
                     ranker=ranker,
                     on_event=processes.report,

@@ -56,6 +56,7 @@ from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.training.interface import RunSession
@@ -64,6 +65,7 @@ from dipole_trainer.worker import followers
 from dipole_trainer.worker.claimed_job import ClaimedJob
 from dipole_trainer.worker.followers import MakeRanker
 from dipole_trainer.worker.health import touch_health_file
+from dipole_trainer.worker.published import WorkerReport
 
 log = structlog.get_logger()
 
@@ -98,11 +100,13 @@ class Worker:
         self.store, self.ledger = JobStore(self.database), RankingLedger(self.database)
         self.rewards = RewardRegistry(self.database)
         self.artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
+        self.report = WorkerReport(self.name, WorkerRegistry(self.database), settings)
         self.stop_requested = threading.Event()
 
     def run(self) -> None:
         """Work until `stop_requested` is set."""
         log.info("worker_started", worker=self.name)
+        self.report.start()
         while not self.stop_requested.is_set():
             try:
                 self.requeue_waiting_jobs()
@@ -117,6 +121,7 @@ class Worker:
                     {}
                 )  # nothing to do; and so an idle worker learns that a process of its own died
                 self.stop_requested.wait(self._idle_s)
+        self.report.stop()
         self.processes.all_gather(followers.END_MESSAGE)
         self.database.close()
         log.info("worker_stopped", worker=self.name)

@@ -25,12 +25,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dipole.cli.optional_imports import explain_missing
+from dipole.cli.people import pictures
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError
 from dipole.protocol import job_events
-from dipole.tiny import pictures
 from dipole.tiny.job import build_people_job, build_people_prompts
 
 INSTRUCTIONS = "Which do you like best? Any taste will do, such as the redder the better; keep to it."

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dipole_trainer.comparison import contact_sheet
-from dipole_trainer.comparison.contact_sheet import (
+from dipole_trainer.evaluation import contact_sheet
+from dipole_trainer.evaluation.contact_sheet import (
     LEFT,
     MAX_PROMPTS,
     clip_text,

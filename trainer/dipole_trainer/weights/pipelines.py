@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators.one_step import TINY_TURBO, PipelineKind
 from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.weights import base_models
+
+PipelineKind = Literal["tiny", "sd", "sdxl"]
 
 PIPELINE_KINDS: dict[str, PipelineKind] = {"StableDiffusionPipeline": "sd", "StableDiffusionXLPipeline": "sdxl"}
 REQUIRED_PARTS = ("unet", "vae", "text_encoder", "tokenizer", "scheduler")
@@ -17,7 +19,7 @@ def find_pipeline(spec: GeneratorSpec, models_dir: Path) -> tuple[Path, Pipeline
     """The pipeline's folder, and its kind. Raises InvalidInput where it is not on this machine, or none of ours."""
     located = base_models.locate_pipeline(spec.model, models_dir, spec.revision)
     if located in base_models.BUILT_IN_MODELS:
-        return TINY_TURBO, "tiny"
+        return base_models.BUILT_IN_FOLDER, "tiny"
     index = base_models.read_pipeline_index(Path(located))
     name = index.get("_class_name")
     if name is None:

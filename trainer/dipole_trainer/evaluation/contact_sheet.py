@@ -1,4 +1,4 @@
-"""The contact sheet of a comparison: a row a prompt, a block of columns a model, the same noises in each block.
+"""The contact sheet of models side by side: a row a prompt, a block of columns a model, the same noises in each block.
 
 Legend: N prompts shown, M models, n noises shown of each, H, W image size.
 """
@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from dipole_trainer.comparison.table import format_estimate, pluralize_count, score_names
+from dipole_trainer.evaluation.figure_texts import format_estimate, pluralize_count, score_names
 
 MAX_PROMPTS = 12
 SHEET_WIDTH = 1800  # pixels of the sheet, at most about
@@ -29,7 +29,11 @@ Images = Sequence[NDArray[np.uint8]]  # (K, H, W, 3) a prompt
 
 
 def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) -> Image.Image:
-    """The first prompts of a comparison.build_report; `images` holds each model's, (K, H, W, 3) a prompt."""
+    """The first prompts of a comparison.build_report; `images` holds each model's, (K, H, W, 3) a prompt.
+
+    `evaluation` may say what its prompts are, as `prompt_kind`, `remark` on them, and of how many they are the first,
+    as `prompt_count`.
+    """
     models, prompts = evaluation["models"], evaluation["prompts"][:MAX_PROMPTS]
     shown, cell = _fit_cells(len(models), evaluation["images_per_prompt"])
     score = _shown_score(evaluation)
@@ -43,7 +47,7 @@ def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) 
         pen.rectangle((left - 8, 8, left + block + 7, sheet.height - 9), fill=SHADE)
         _draw_heading(pen, model, score, left, block)
         for index, prompt in enumerate(prompts):
-            scores = prompt["models"][model["label"]]["scores"].get(score, [None] * shown)
+            scores = prompt["models"][model["label"]]["scores"].get(score, [None] * shown) if score else None
             at = (left, TOP + index * row + GAP)
             _draw_row(sheet, pen, at, cell, drawn[index][:shown], scores)
     for index, prompt in enumerate(prompts):
@@ -69,8 +73,11 @@ def _shown_score(evaluation: Mapping[str, Any]) -> str | None:
 
 
 def _draw_corner(pen: ImageDraw.ImageDraw, evaluation: Mapping[str, Any], shown: int, score: str | None) -> None:
-    count, prompts = evaluation["images_per_prompt"], len(evaluation["prompts"])
-    rows = pluralize_count(prompts, "prompt") if prompts <= MAX_PROMPTS else f"first {MAX_PROMPTS} of {prompts} prompts"
+    count, given = evaluation["images_per_prompt"], len(evaluation["prompts"])
+    prompts, rows_shown = evaluation.get("prompt_count", given), min(given, MAX_PROMPTS)
+    kind, remark = evaluation.get("prompt_kind", "prompt"), evaluation.get("remark", "")
+    rows = pluralize_count(prompts, kind) if prompts == rows_shown else f"first {rows_shown} of {prompts} {kind}s"
+    rows += remark
     columns = pluralize_count(count, "noise") if shown == count else f"first {shown} of {count} noises"
     lines = [rows, f"{columns}, same for all"]
     if score is not None:
@@ -96,12 +103,15 @@ def _draw_row(
     at: tuple[int, int],
     cell: int,
     images: NDArray[np.uint8],  # (n, H, W, 3)
-    scores: Sequence[float | None],
+    scores: Sequence[float | None] | None,  # None: nothing was scored
 ) -> None:
     left, top = at
-    for index, (image, score) in enumerate(zip(images, scores, strict=False)):
+    for index, image in enumerate(images):
         x = left + index * (cell + GAP)
         sheet.paste(_make_thumbnail(image, cell), (x, top))
+        if scores is None:
+            continue
+        score = scores[index] if index < len(scores) else None
         text = "no score" if score is None else _format_score(score)
         pen.text(
             (x + cell / 2, top + cell + 3), text, fill=GREY if score is None else INK, font=load_font(13), anchor="ma"

@@ -1,0 +1,54 @@
+"""Which rewards of a run are unverified: said once in its events, and kept in the job's folder for the model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from dipole.protocol import job_events
+from dipole.protocol.job_events import OnEvent
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
+
+
+class UnverifiedRewardReporter:
+    """The run's ranker, of whose answers it tells those whose endpoint calls itself unverified. One a run, on rank 0.
+
+    `file` has {reward: "model at revision"} of all that were found; a run that is resumed has said them.
+    """
+
+    def __init__(self, ranker: Ranker, file: Path, on_event: OnEvent) -> None:
+        self._ranker, self._file, self._on_event = ranker, file, on_event
+        self._found = read_unverified_rewards(file)
+
+    def submit(self, group: CandidateGroup) -> None:
+        self._ranker.submit(group)
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        ranked = self._ranker.collect(timeout_s)
+        if ranked is not None:
+            self._report_new(ranked)
+        return ranked
+
+    def cancel(self) -> None:
+        self._ranker.cancel()
+
+    def close(self) -> None:
+        self._ranker.close()
+
+    def _report_new(self, ranked: RankedGroup) -> None:
+        for reward, result in ranked.results.items():
+            what = f"{result.model} at {result.model_revision}"
+            if result.verified is False and self._found.get(reward) != what:
+                self._found[reward] = what
+                told = job_events.RewardUnverified(reward=reward, model=result.model, revision=result.model_revision)
+                told.report(self._on_event)
+                self._file.write_text(json.dumps(self._found, indent=1, ensure_ascii=False), encoding="utf-8")
+
+
+def read_unverified_rewards(file: Path) -> dict[str, str]:
+    """What a run has found: {reward: "model at revision"}; none where nothing was written."""
+    try:
+        return {str(reward): str(what) for reward, what in json.loads(file.read_text(encoding="utf-8")).items()}
+    except (FileNotFoundError, ValueError, AttributeError):
+        # a file that a kill cut short: it is found again
+        return {}
