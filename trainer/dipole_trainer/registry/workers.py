@@ -7,8 +7,8 @@ from typing import Any
 
 from sqlalchemy import delete, select
 
+from dipole.database.queries import database_time
 from dipole_trainer.database.engine import Database, now
-from dipole_trainer.database.queries import database_time
 from dipole_trainer.database.tables import WorkerRow
 from dipole_trainer.weights.inventory import Inventory
 

@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole.database.failures import describe_database_error
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
-from dipole_trainer.database.failures import describe_database_error
 from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.weights.inventory import Inventory, list_local_weights
 
