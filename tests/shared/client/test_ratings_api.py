@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -59,7 +59,7 @@ def test_an_export_that_breaks_off_leaves_no_file(tmp_path: Path) -> None:
     target = tmp_path / "said.jsonl"
 
     class Broken(httpx.SyncByteStream):
-        def __iter__(self):  # type: ignore[no-untyped-def]
+        def __iter__(self) -> Iterator[bytes]:
             yield b"{}\n"
             raise httpx.ReadError("gone")
 
