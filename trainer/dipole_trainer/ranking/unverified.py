@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
 
 
 class UnverifiedRewardReporter:
@@ -29,8 +30,11 @@ class UnverifiedRewardReporter:
             self._report_new(ranked)
         return ranked
 
-    def cancel(self) -> None:
-        self._ranker.cancel()
+    def list_pending(self) -> Mapping[str, PendingRankings]:
+        return self._ranker.list_pending()
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        self._ranker.cancel(withdraw=withdraw)
 
     def close(self) -> None:
         self._ranker.close()
