@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dipole.errors import Conflict, Gone
+from dipole.protocol.schemas import Ranking
 from dipole_ratings.api.dependencies import RatingParts
 from dipole_ratings.database.tables import AnswerRow, LeaseRow, RatingsBase, SubsetRow, TaskRow
 from dipole_ratings.queue.answers import GivenAnswer
 from dipole_ratings.queue.leases import TakenLease
 
 from .conftest import HandClock, MakeQueue
-from .test_queue import hire, in_order, request
+from .test_queue import hire, in_order, request, rows
 
 RATERS, TASKS = 3, 2
 RATER = st.integers(0, RATERS - 1)
@@ -116,3 +118,28 @@ def test_places_are_never_given_twice(queue: tuple[RatingParts, HandClock], step
     for step in steps:
         floor.run(step)
         floor.check()
+
+
+def test_raters_at_once_are_given_exactly_what_is_asked_for(make_queue: MakeQueue, ratings_url: str) -> None:
+    """Six raters in threads over two replicas' connections: no place twice, no surplus, every task with its answers."""
+    replicas = [make_queue(ratings_url)[0] for _ in range(2)]
+    groups = [request((10, 20, 30), f"p{number}", min_ratings=3, max_ratings=3) for number in range(6)]
+    ids = [replicas[number % 2].tasks.submit_task(each).id for number, each in enumerate(groups)]
+    raters = hire(replicas[0], 6)
+
+    def work(number: int) -> None:
+        parts = replicas[number % 2]
+        while parts.statistics.count_tasks().get("pending"):
+            lease = parts.leases.take_lease(raters[number])
+            if lease is None:
+                parts.tasks.close_due_tasks()
+            else:
+                given = in_order(parts, lease)
+                assert parts.answers.submit_answer(raters[number], lease.id, given, lease.id).counted
+
+    with ThreadPoolExecutor(len(raters)) as pool:
+        list(pool.map(work, range(len(raters))))
+    assert all(isinstance(replicas[1].tasks.get_ranking(each), Ranking) for each in ids)
+    answers, leases = rows(replicas[0], AnswerRow), rows(replicas[0], LeaseRow)
+    assert Counter(answer.subset_seq for answer in answers) == dict.fromkeys(range(1, 7), 3)
+    assert len({(answer.subset_seq, answer.rater_seq) for answer in answers}) == len(leases) == 18

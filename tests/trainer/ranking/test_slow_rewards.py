@@ -11,14 +11,14 @@ import redis
 
 from dipole_trainer.ranking import celery_ranker
 from dipole_trainer.ranking.celery_ranker import CeleryRanker
-from dipole_trainer.ranking.groups import PendingRankings
+from dipole_trainer.ranking.groups import RankingBacklog
 from dipole_trainer.ranking.in_flight import MAX_LATE_GROUPS
 
 from .people_server import PeopleServer
 from .ranking_harness import Answer, Call, Endpoints, Harness, collect, good, group, reward
 
 pytestmark = pytest.mark.usefixtures("rank_worker")
-_NOTHING = PendingRankings({})
+_NOTHING = RankingBacklog({})
 
 
 @pytest.fixture

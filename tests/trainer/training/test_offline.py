@@ -29,7 +29,7 @@ from dipole_trainer.api.app import create_app
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.datasets import recordings
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.ranking.selection import GroupOrder, order_group
 from dipole_trainer.spec import TrainSpec
@@ -56,7 +56,7 @@ class Nobody:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         raise AssertionError("a reward was waited for")
 
-    def list_pending(self) -> dict[str, PendingRankings]:
+    def list_pending(self) -> dict[str, RankingBacklog]:
         return {}
 
     def cancel(self, *, withdraw: bool = False) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from dipole.tiny.world import all_prompts
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import loop, session
@@ -53,8 +53,8 @@ class Raters:
         ranked = {"people": RewardResult(scores=scores, ordinal=True)}
         return RankedGroup(chosen, {} if group.asked == frozenset() else ranked)
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
-        return {"people": PendingRankings(dict.fromkeys(self.pending, 1.0), answered=6, per_minute=3.0)}
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
+        return {"people": RankingBacklog(dict.fromkeys(self.pending, 1.0), answered=6, per_minute=3.0)}
 
     def cancel(self, *, withdraw: bool = False) -> None:
         self.withdrawn += list(self.pending) if withdraw else []

@@ -35,7 +35,7 @@ from dipole_trainer.distributed.group import ProcessGroup as Processes
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
@@ -66,7 +66,7 @@ class FakeRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return None
 
-    def list_pending(self) -> dict[str, PendingRankings]:
+    def list_pending(self) -> dict[str, RankingBacklog]:
         return {}
 
     def cancel(self, *, withdraw: bool = False) -> None:

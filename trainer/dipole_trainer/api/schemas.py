@@ -79,7 +79,7 @@ class UnreadableObject(BaseModel):
     error: JobError
 
 
-class PendingRankings(ApiModel):
+class PendingRankingsSummary(ApiModel):
     """Groups that a reward takes its time for (202), as people do, when the job last said so."""
 
     groups: int = Field(description="Number of groups that are pending there.")
@@ -128,7 +128,7 @@ class FineTuningJob(ApiModel):
     waiting_for: JobError | None = Field(
         description="What a paused job waits for: an unavailable reward (`param`), or room for its files."
     )
-    pending_rankings: dict[str, PendingRankings] | None = Field(
+    pending_rankings: dict[str, PendingRankingsSummary] | None = Field(
         default=None, description="Of a running job: what is pending at rewards that take their time, by their names."
     )
     suffix: str | None

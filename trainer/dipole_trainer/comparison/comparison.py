@@ -36,7 +36,7 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import ModelRef, ModelResolver
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -91,7 +91,7 @@ class ObservedRanker:
             self.on_progress(self.label, self.drawn, self.ranked)
         return answer
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         return self.ranker.list_pending()
 
     def cancel(self, *, withdraw: bool = False) -> None:

@@ -44,7 +44,7 @@ from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, que
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
@@ -171,7 +171,7 @@ class CeleryRanker:
             dues = [min(request.next_send_at, request.deadline) for request in self._requests.values()]
             self._receive_answers(min([until, self._check_run_at, *dues]) - now)
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         now = time.monotonic()
         found = {}
         for name, rate in self._rates.items():
@@ -180,7 +180,7 @@ class CeleryRanker:
                 for (group_id, reward), request in self._requests.items()
                 if reward == name and request.accepted_at is not None
             }
-            found[name] = PendingRankings(waiting, rate.answered, rate.per_minute())
+            found[name] = RankingBacklog(waiting, rate.answered, rate.per_minute())
         return found
 
     def cancel(self, *, withdraw: bool = False) -> None:

@@ -125,7 +125,7 @@ class RankedGroup:
 
 
 @dataclass(frozen=True)
-class PendingRankings:
+class RankingBacklog:
     """What a reward that takes its time (202) has not answered yet: groups with how long they wait there, in s.
 
     `answered` of its rankings that were pending came, the last of them at `per_minute`; None before the first.
@@ -149,7 +149,7 @@ class Ranker(Protocol):
         required reward is past its deadline.
         """
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         """By reward, for each that has answered 202 since this ranker was made."""
 
     def cancel(self, *, withdraw: bool = False) -> None:

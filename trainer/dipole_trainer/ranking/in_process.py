@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.spec import RewardSpec
 
@@ -73,7 +73,7 @@ class InProcessRanker:
             except queue.Empty:
                 continue
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {}
 
     def cancel(self, *, withdraw: bool = False) -> None:

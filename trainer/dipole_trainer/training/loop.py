@@ -43,7 +43,7 @@ from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
-from dipole_trainer.ranking.groups import PendingRankings, RankedGroup
+from dipole_trainer.ranking.groups import RankedGroup, RankingBacklog
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import TrainSpec
@@ -458,7 +458,7 @@ class RunStopped(Exception):
         self.outcome = outcome
 
 
-def pending_figures(found: PendingRankings) -> dict[str, Any]:
+def pending_figures(found: RankingBacklog) -> dict[str, Any]:
     """What is told of the groups that are pending at a slow reward."""
     oldest = round(max(found.waiting.values(), default=0.0), 1)
     return {"groups": len(found.waiting), "oldest_s": oldest, "per_minute": found.per_minute}

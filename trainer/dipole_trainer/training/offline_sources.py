@@ -24,7 +24,7 @@ from dipole.errors import InvalidInput
 from dipole_trainer.datasets import pairs, recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedStep
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, RewardResult
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.seeds import derive_seeds, prompts_of_step
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -49,7 +49,7 @@ class KnownAnswersRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return self._answers.popleft() if self._answers else None
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {}
 
     def cancel(self, *, withdraw: bool = False) -> None:
