@@ -19,6 +19,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import math
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -73,6 +74,14 @@ class Golden:
     score: float | None
     tolerance: float = 1e-3
     metadata: Mapping[str, JsonValue] | None = None
+
+
+def choose_device(wanted: str) -> str:
+    """`wanted`, or for "auto" the GPU that torch sees. A reward whose module has not loaded torch needs no GPU."""
+    torch: Any = sys.modules.get("torch")
+    if wanted != "auto":
+        return wanted
+    return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
 class Reward(ABC):

@@ -36,7 +36,9 @@ class RewardSettings(WeightSettings):
     reward_name: str | None = Field(
         default=None, max_length=64, description="Name in /v1/info; the class's own if unset."
     )
-    reward_device: str = Field(default="cpu", description="Where weights go: cpu, cuda, cuda:1.")
+    reward_device: str = Field(
+        default="auto", description="Where weights go: cpu, cuda, cuda:1; auto is cuda where torch sees a GPU."
+    )
     reward_key: SecretStr | None = Field(default=None, min_length=16, description="Bearer key that callers must send.")
 
     reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Most candidates in one request.")

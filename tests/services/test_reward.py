@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,17 @@ from pydantic import JsonValue
 
 from dipole.errors import ConfigurationError
 from dipole.protocol.schemas import ItemError
-from dipole_rewards.reward import Golden, Pixels, Reward, RewardFault, Scores, check_golden, import_reward, rank_items
+from dipole_rewards.reward import (
+    Golden,
+    Pixels,
+    Reward,
+    RewardFault,
+    Scores,
+    check_golden,
+    choose_device,
+    import_reward,
+    rank_items,
+)
 from dipole_rewards.rewards.colourfulness import Colourfulness, measure_colourfulness
 
 
@@ -128,3 +140,13 @@ def test_colourfulness_does_not_depend_on_where_pixels_are(seed: int) -> None:
     shuffled = rng.permutation(image.reshape(-1, 3)).reshape(7, 5, 3)
     first, second = Colourfulness().score(prompt="", images=[image, shuffled], metadata=None).scores
     assert first == pytest.approx(second)
+
+
+def test_weights_go_to_the_gpu_that_torch_sees_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A program without weights, whose module loads no torch, loads none for this either."""
+    monkeypatch.setitem(sys.modules, "torch", SimpleNamespace(cuda=SimpleNamespace(is_available=lambda: True)))
+    assert choose_device("auto") == "cuda"
+    assert choose_device("cpu") == "cpu"
+    monkeypatch.delitem(sys.modules, "torch")
+    assert choose_device("auto") == "cpu"
+    assert "torch" not in sys.modules

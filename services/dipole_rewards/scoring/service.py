@@ -60,7 +60,7 @@ class RewardService:
         """Load and check, in a thread. A failure is kept for readiness and for whoever serves."""
         began = time.monotonic()
         try:
-            reward = self.reward_class.load(self.settings.reward_device)
+            reward = self.reward_class.load(choose_device(self.settings.reward_device))
             check_attributes(reward)
             check_golden(reward)
         except Exception as error:

@@ -324,6 +324,7 @@ class JobCreatedForDefaultSteps(JobCreated):
     draws: float = in_text_only()
 
 
+@dataclass(frozen=True, kw_only=True)
 class JobWarned(JobEvent):
     """What the caller was told when the job was created."""
 

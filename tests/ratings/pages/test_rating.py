@@ -152,21 +152,16 @@ def test_an_answer_outlives_the_closed_page(service: RatingService, visitors: Vi
     assert first != second
 
 
-def test_a_lease_warns_is_extended_and_lapses(serve: Any, visitors: Visitors) -> None:
-    """There is time to ask for more; and when it ran out, the task is taken again with the ranking as it was."""
+def test_a_lapsed_task_is_taken_again_with_its_ranking(serve: Any, visitors: Visitors) -> None:
+    """When the time ran out, the task comes under another lease, its images under other names: the ranking is found."""
     with serve(ratings_lease_s=4) as service:
         (prompt,) = service.add_tasks(1)
         page = visitors.rater(service.invite())
         labels = service.tell_labels(page)
         names = [page.locator(f".card[data-label={label}] img").get_attribute("src") for label in "ABCD"]
         rank_by_keys(page, labels, {0: 1, 2: 2})
-        keep = page.get_by_role("button", name="Keep this task")
-        keep.click()
-        expect(page.locator("#lease-notice")).to_be_hidden()
-        keep.wait_for()
-        expect(page.locator("#alarm")).to_contain_text("left on this task")
         page.get_by_role("button", name="Take it up again").click()
-        expect(page.locator("#lease-notice")).to_be_hidden()
+        expect(page.locator(".picture img").first).not_to_have_attribute("src", names[0] or "")
         assert shown_prompt(page) == prompt
         labels = service.tell_labels(page)
         expect(page.locator(f".card[data-label={labels[0]}]")).to_have_attribute(
@@ -203,11 +198,20 @@ def test_who_works_keeps_the_lease_and_who_left_is_warned(service: RatingService
         page.keyboard.press("a")
         page.clock.fast_forward(61_000)
     expect(page.locator("#time-left")).to_have_text(re.compile(r"10:00|9:5\d"))
-    beats = len([url for url in visitors.asked if re.search(r"/leases/\w+$", url)])
+    beats = count_lease_requests(visitors)
     page.clock.fast_forward(541_000)
     expect(page.locator("#lease-title")).to_have_text(re.compile(r"0:5\d left on this task."))
+    expect(page.locator("#alarm")).to_contain_text("left on this task")
     expect(page.locator("#clock")).to_contain_text("Time left on this task: 0:5")
-    assert len([url for url in visitors.asked if re.search(r"/leases/\w+$", url)]) == beats
+    assert count_lease_requests(visitors) == beats
+    page.get_by_role("button", name="Keep this task").click()
+    expect(page.locator("#lease-notice")).to_be_hidden()
+    expect(page.locator("#time-left")).to_have_text(re.compile(r"10:00|9:5\d"))
+    assert count_lease_requests(visitors) == beats + 1
+
+
+def count_lease_requests(visitors: Visitors) -> int:
+    return len([url for url in visitors.asked if re.search(r"/leases/[\w-]+$", url)])
 
 
 def test_two_raters_side_by_side_never_get_the_same_place(service: RatingService, visitors: Visitors) -> None:

@@ -30,7 +30,7 @@ from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 
@@ -239,7 +239,7 @@ class UnaskedRanker:
     def collect(self, timeout_s: float) -> RankedGroup | None:
         return self._answers.pop(0) if self._answers else None
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {}
 
     def cancel(self, *, withdraw: bool = False) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
-from dipole_trainer.ranking.groups import CandidateGroup, PendingRankings, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
 
 
 class UnverifiedRewardReporter:
@@ -30,7 +30,7 @@ class UnverifiedRewardReporter:
             self._report_new(ranked)
         return ranked
 
-    def list_pending(self) -> Mapping[str, PendingRankings]:
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
         return self._ranker.list_pending()
 
     def cancel(self, *, withdraw: bool = False) -> None:

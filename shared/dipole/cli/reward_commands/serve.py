@@ -14,7 +14,9 @@ from dipole.downloads.table import read_table
 from dipole.errors import ConfigurationError
 from dipole.settings import DownloadSettings, load_settings
 
-DeviceOption = Annotated[str | None, typer.Option(help="Where weights go: cpu, cuda, cuda:1.")]
+DeviceOption = Annotated[
+    str | None, typer.Option(help="Where weights go: cpu, cuda, cuda:1. Default: cuda where torch sees a GPU.")
+]
 DtypeOption = Annotated[str | None, typer.Option(help="Precision of the weights: bf16 or fp32.")]
 WeightsOption = Annotated[
     Path | None,

@@ -38,12 +38,13 @@ def verify_reward(
     verification uses again. Exits with 1 when the scores differ, or there is none.
     """
     settings = import_optional("dipole_rewards.settings", name)
+    reward = import_optional("dipole_rewards.reward", name)
     comparison = import_optional("dipole_rewards.verification.comparison", name)
     choose_weights(name, weights, dtype)
     found = comparison.verify_reward(
         name,
         settings=load_settings(settings.WeightSettings),
-        device=device or load_settings(settings.RewardSettings, reward=name).reward_device,
+        device=reward.choose_device(device or load_settings(settings.RewardSettings, reward=name).reward_device),
         environments=load_settings(PlatformSettings).home.absolute() / "published",
         show_step=_show_step,
         python=python,
