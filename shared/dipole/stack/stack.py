@@ -234,8 +234,10 @@ class Stack:
     def _build_programs(self) -> list[Program]:
         programs = [self._redis_program()] if self._own_redis else []
         for reward in self._rewards:
-            is_people = isinstance(reward, LocalRaters)
-            programs.append(self._raters_program(reward) if is_people else self._reward_program(reward))
+            if isinstance(reward, LocalRaters):
+                programs.append(self._raters_program(reward))
+            else:
+                programs.append(self._reward_program(reward))
         beats = self._is_rank_worker_up
         programs.append(
             self._dipole_program("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES_ENVIRONMENT)
