@@ -39,7 +39,7 @@ def read_commands() -> list[str]:
     """The page's four commands, lines joined, without the folder of the environment."""
     section = PAGE.read_text().partition("## Four commands")[2].partition("\n## ")[0]
     blocks = re.findall(r"(?m)^```\n(.*?)^```", section, re.DOTALL)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    lines = "".join(blocks).replace("\\\n", " ").splitlines()
     assert all(line.startswith(".venv/bin/dipole ") for line in lines)
     return [re.sub(" +", " ", line) for line in lines]
 

@@ -58,7 +58,7 @@ def test_a_reward_is_found_by_its_import_string() -> None:
 @pytest.mark.parametrize(
     ("path", "sentence"),
     [
-        ("dipole_rewards.rewards.colourfulness", "must read module:Class"),
+        ("dipole_rewards.rewards.colourfulness", "or module:Class, as in"),
         ("dipole_rewards.rewards.colorfulness:Colourfulness", "no module 'dipole_rewards.rewards.colorfulness'"),
         ("dipole_rewards.rewards.colourfulness:Colorfulness", "it offers Colourfulness"),
         ("dipole_rewards.reward:Reward", "not a concrete subclass"),

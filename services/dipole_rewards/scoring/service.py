@@ -20,6 +20,7 @@ from dipole_rewards.reward import (
     Scores,
     check_attributes,
     check_golden,
+    choose_device,
     rank_items,
     to_number,
 )
