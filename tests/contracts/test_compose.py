@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 import yaml
 
+from dipole.stack.stack import PEOPLE_TIMEOUT_S
+
 ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
 REWARDS = {name: each for name, each in SERVICES.items() if "DIPOLE_REWARD" in each.get("environment", {})}
 ALWAYS = {"shapes", "colourfulness"}  # rewards without a profile
+DOCKERFILE = (ROOT / "services/Dockerfile").read_text()
 DOCKERFILES = sorted(ROOT.glob("*/Dockerfile"))
 
 
@@ -111,7 +114,7 @@ def test_every_reward_host_is_a_service() -> None:
     """The allow-list of reward hosts names services that listen on the protocol's port."""
     hosts = SERVICES["api"]["environment"]["DIPOLE_REWARD_HOSTS"].split(",")
     assert sorted(hosts) == sorted(
-        each for each, told in SERVICES.items() if told["image"].startswith("dipole-rewards")
+        each for each, told in SERVICES.items() if told["image"].startswith(("dipole-rewards", "dipole-ratings"))
     )
 
 
@@ -121,7 +124,10 @@ def test_every_reward_is_declared() -> None:
     binds = [each for each in SERVICES["api"]["volumes"] if isinstance(each, dict)]
     (source,) = [each["source"] for each in binds if each["target"] == environment["DIPOLE_REWARDS_FILE"]]
     told = tomllib.loads((ROOT / source).read_text())["rewards"]
-    assert {name: each["url"] for name, each in told.items()} == {name: f"http://{name}:8401" for name in REWARDS}
+    assert {name: each["url"] for name, each in told.items()} == {
+        **{name: f"http://{name}:8401" for name in REWARDS},
+        "people": f"http://people:{SERVICES['people']['environment']['DIPOLE_RATINGS_PORT']}",
+    }
     assert {each["key_env"] for each in told.values()} == {"DIPOLE_REWARD_KEY"} <= environment.keys()
     assert "DIPOLE_REWARD_PORT=8401" in (ROOT / "services/Dockerfile").read_text()
 
@@ -163,6 +169,17 @@ def test_the_judge_takes_every_setting_from_outside(reference: ModuleType) -> No
     }
 
 
+def test_people_have_a_profile_a_page_and_a_schema_of_their_own() -> None:
+    """Their service runs where it is asked for, is reached at port 8450, and keeps out of the jobs' tables."""
+    service = SERVICES["people"]
+    assert service["profiles"] == ["people"]
+    assert service["ports"] == ["127.0.0.1:8450:8450"]
+    assert service["environment"]["DIPOLE_RATINGS_DATABASE_URL"].endswith("?options=-csearch_path%3Dratings")
+    told = tomllib.loads((ROOT / "rewards.toml").read_text())["rewards"]["people"]
+    assert told["options"] == {"timeout_s": PEOPLE_TIMEOUT_S}
+    assert service["build"]["args"]["EXTRA"] in re.findall(r'"\$EXTRA" in ([a-z|]+)\)', DOCKERFILE)[0], "without torch"
+
+
 def test_images_have_the_version_of_the_package() -> None:
     """Tags of our images say what pyproject.toml says."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
@@ -182,11 +199,13 @@ def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
     """Addresses with passwords are where they are needed and nowhere else; nobody waits for what he does not use."""
     both = {"DATABASE", "REDIS"}
     used = {"migrate": {"DATABASE"}, "api": both, "worker": both, "rank-worker": {"REDIS"}, "sampler": {"REDIS"}}
-    told = {store for store in ("DATABASE", "REDIS") if f"DIPOLE_{store}_URL" in SERVICES[name].get("environment", {})}
+    used["people"] = {"RATINGS_DATABASE"}
+    stores = (*both, "RATINGS_DATABASE")
+    told = {store for store in stores if f"DIPOLE_{store}_URL" in SERVICES[name].get("environment", {})}
     assert told == used.get(name, set())
     waits = set(SERVICES[name].get("depends_on", {}))
     assert ("redis" in waits) == ("REDIS" in told)
-    if "DATABASE" not in told and name != "cli":
+    if not any("DATABASE" in store for store in told) and name != "cli":
         assert not waits & {"postgres", "migrate"}
 
 

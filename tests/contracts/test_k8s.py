@@ -30,9 +30,13 @@ COMPOSE: dict[str, Object] = yaml.safe_load((ROOT / "docker-compose.yml").read_t
 EVERYTHING = build(ROOT / "k8s/overlays/rewards")  # the overlay that has all there is
 LOADER = ROOT / "k8s/weights/loader.yaml"
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "DaemonSet"}
-STORES = {"redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"}, "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL"}}
+STORES = {
+    "redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"},
+    "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL", "DIPOLE_RATINGS_DATABASE_URL"},
+}
 BOTH = {"redis", "postgres"}
 USED = {"migrate": {"postgres"}, "api": BOTH, "worker": BOTH, "rank-worker": {"redis"}, "sampler": {"redis"}}
+USED |= {"people": {"postgres"}, "migrate-ratings": {"postgres"}}
 
 
 @dataclass(frozen=True)
@@ -217,9 +221,14 @@ def test_a_pod_gets_the_stores_that_it_uses(container: Container) -> None:
     if container.is_ours:
         assert uses == USED.get(container.spec["name"], set())
     for store in ("redis", "postgres"):
-        (rule,) = named("NetworkPolicy")[store]["spec"]["ingress"]
-        callers = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in rule["from"]}
-        assert callers == {each for each in USED if store in USED[each] and each != "migrate"}
+        policies = [
+            each["spec"]
+            for each in named("NetworkPolicy").values()
+            if each["spec"]["podSelector"].get("matchLabels") == {"app.kubernetes.io/name": store}
+        ]
+        peers = [peer for policy in policies for rule in policy["ingress"] for peer in rule["from"]]
+        callers = {peer["podSelector"]["matchLabels"]["app.kubernetes.io/name"] for peer in peers}
+        assert callers == {each for each in USED if store in USED[each] and not each.startswith("migrate")}
 
 
 def test_whoever_handles_endpoints_opens_their_keys(container: Container) -> None:
@@ -255,7 +264,7 @@ def test_declared_rewards_are_services() -> None:
     entries = tomllib.loads(text)["rewards"]
     assert {each["key_env"] for each in entries.values()} <= told.keys()
     hosts = named("ConfigMap")["dipole"]["data"]["DIPOLE_REWARD_HOSTS"].split(",")
-    assert sorted(hosts) == sorted(entries) == sorted(rewards())
+    assert sorted(hosts) == sorted(entries) == sorted([*rewards(), "people"])
     keys = dict.fromkeys(["DIPOLE_REWARD_KEY"], "a-key-of-enough-letters")
     for name, declared in rewards_file.read_rewards_file(ROOT / "rewards.toml", keys).items():
         (port,) = named("Service")[name]["spec"]["ports"]
@@ -299,7 +308,7 @@ def test_weights_and_gpus_go_together() -> None:
 
 def test_every_process_has_probes(container: Container, reference: ModuleType) -> None:
     """Readiness or liveness ask a route of the app behind the port, or run a command that the image has."""
-    if container.spec["name"] == "migrate":  # it ends by itself
+    if container.spec["name"].startswith("migrate"):  # it ends by itself
         return
     probes = [value for name, value in container.spec.items() if name.endswith("Probe")]
     assert "livenessProbe" in container.spec

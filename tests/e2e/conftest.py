@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from dipole.client.trainer_api import TrainerApi
-from dipole.stack.stack import Stack
+from dipole.stack.stack import EMBEDDED_REWARDS, Stack
 from dipole.tiny.job import build_demo_prompts
 
 TERMINAL = ("succeeded", "failed", "cancelled")
@@ -190,7 +190,7 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPOLE_LEASE_S", "4")
         patch.setenv("OMP_NUM_THREADS", "1")
-        with Stack(tmp_path_factory.mktemp("platform")) as stack:
+        with Stack(tmp_path_factory.mktemp("platform"), EMBEDDED_REWARDS) as stack:
             platform = Platform(stack)
             with platform.api:
                 yield platform

@@ -18,7 +18,7 @@ import psutil
 import pytest
 
 from dipole.errors import ConfigurationError, Conflict, InvalidInput
-from dipole.stack.stack import LocalReward, Stack, parse_local_rewards
+from dipole.stack.stack import LocalRaters, LocalReward, Stack, parse_local_rewards
 from dipole.stack.supervisor import StartFailed
 
 COLOURFULNESS = LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402)
@@ -68,9 +68,10 @@ def test_settings_of_the_caller_leave_the_stack_whole(tmp_path: Path, monkeypatc
 
 def test_rewards_of_a_stack_are_named_on_its_command_line() -> None:
     """One of ours by its name, one's own by name and class; ports follow each other."""
-    assert parse_local_rewards(["pickscore", "mine=my_module:Brightness"]) == [
+    assert parse_local_rewards(["pickscore", "mine=my_module:Brightness", "people"]) == [
         LocalReward("pickscore", "pickscore", 8401),
         LocalReward("mine", "my_module:Brightness", 8402),
+        LocalRaters("people", 8450),
     ]
     with pytest.raises(InvalidInput, match="clip is given twice"):
         parse_local_rewards(["clip", "clip"])
@@ -135,10 +136,10 @@ def test_up_says_what_runs_where_and_leaves_nothing_when_killed(tmp_path: Path) 
     with printed.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as up:
         wait_for(lambda: "Ready." in printed.read_text() or up.poll() is not None, "up", 200)
         assert up.poll() is None, printed.read_text()
-        for name in ("shapes", "colourfulness", "rank-worker", "sampler", "api", "worker", "redis"):
+        for name in ("shapes", "colourfulness", "people", "rank-worker", "sampler", "api", "worker", "redis"):
             assert name in printed.read_text()
         started = psutil.Process(up.pid).children(recursive=True)
-        assert len(started) >= 7
+        assert len(started) >= 8
         up.kill()
         up.wait(60)
         wait_for(lambda: not any(each.is_running() for each in started), "all gone")

@@ -11,6 +11,7 @@ from dipole.database import column_types
 from dipole.database.migrations import alembic_config
 from dipole_ratings.database.engine import MIGRATIONS, open_database, upgrade_database
 from dipole_ratings.database.tables import RatingsBase
+from dipole_trainer.database import engine as jobs
 
 
 def test_migrations_make_the_tables_and_go_down_again(ratings_url: str) -> None:
@@ -25,6 +26,24 @@ def test_migrations_make_the_tables_and_go_down_again(ratings_url: str) -> None:
         command.downgrade(alembic_config(connection, MIGRATIONS), "base")
     assert sa.inspect(database.engine).get_table_names() == ["alembic_version"]
     database.close()
+
+
+def test_jobs_and_ratings_share_a_server_in_schemas_of_their_own(postgres_url: str) -> None:
+    """The schema that a URL names is made where it is missing; each keeps its own tables and version in one database.
+
+    So Compose and Kubernetes need one PostgreSQL, and none of its start-up scripts.
+    """
+    ours = f"{postgres_url}&options=-csearch_path%3Dratings"
+    jobs.upgrade_database(postgres_url)
+    upgrade_database(ours)
+    upgrade_database(ours)
+    database = open_database(postgres_url)
+    inspector = sa.inspect(database.engine)
+    public, ratings = (set(inspector.get_table_names(schema=schema)) for schema in ("public", "ratings"))
+    database.close()
+    assert public & ratings == {"alembic_version"}
+    assert {"jobs"} < public
+    assert ratings == {"alembic_version", *RatingsBase.metadata.tables}
 
 
 def test_every_column_of_text_or_whole_numbers_is_checked() -> None:

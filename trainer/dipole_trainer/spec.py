@@ -19,6 +19,7 @@ from pydantic import (
 )
 
 from dipole.client.adapters import EndpointKind
+from dipole.client.adapters.base import MAX_TIMEOUT_S
 from dipole.client.endpoint import Endpoint, parse_options
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import MAX_BODY_BYTES, Name, StrictModel
@@ -81,8 +82,9 @@ class RewardSpec(SpecModel):
     )
     timeout_s: PositiveFloat = Field(
         default=60.0,
-        le=7 * 24 * 3600,
-        description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups.",
+        le=MAX_TIMEOUT_S,
+        description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups. "
+        "Absent: what the endpoint was registered with (`options.timeout_s`), or 60.",
     )
     normalize: Literal["zscore", "rank", "none"] = "zscore"
     min_valid: Count = Field(

@@ -16,6 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
 
@@ -79,6 +80,7 @@ app.command("status")(serve.show_status)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.add_typer(rewards.app, name="rewards")
+app.add_typer(ratings.app, name="ratings")
 app.add_typer(jobs.app, name="jobs")
 app.add_typer(files.files_app, name="files")
 app.add_typer(images.models_app, name="models")

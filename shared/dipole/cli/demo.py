@@ -1,4 +1,4 @@
-"""`dipole demo`: the whole platform once, from prompts to a picture.
+"""`dipole demo`: the whole platform once, from prompts to a picture. With --people: cli/people/demo.py.
 
 Starts the embedded stack (or talks to a running one), uploads the tiny world's prompts, creates a DrPO job over REST,
 shows it train, and compares base and result on prompts that training never saw.
@@ -7,6 +7,7 @@ shows it train, and compares base and result on prompts that training never saw.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,9 @@ from rich.table import Table
 
 from dipole.cli.jobs import describe_step
 from dipole.cli.optional_imports import explain_missing
+from dipole.cli.people.demo import PeopleAddresses, run_people_demo
 from dipole.cli.terminal import printable
+from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import job_events
@@ -28,6 +31,7 @@ from dipole.tiny.job import build_demo_job, build_demo_prompts
 from dipole.tiny.world import TAGS
 
 REWARDS = ("shapes", "colourfulness")
+STEPS, PEOPLE_STEPS = 60, 36
 # kinds of events that are printed above the bars
 TOLD = (
     job_events.RewardLeftOut.kind,
@@ -53,7 +57,15 @@ def run_demo(
     reward: Annotated[
         str, typer.Option(help="What to train for: shapes or colourfulness; the other is watched.")
     ] = "shapes",
-    steps: Annotated[int, typer.Option(min=2, help="Number of updates.")] = 60,
+    people: Annotated[
+        bool, typer.Option("--people", help="Train on what you rank in the browser, instead of on a reward.")
+    ] = False,
+    ratings: Annotated[
+        str, typer.Option(envvar="DIPOLE_RATINGS_URL", help="With --api and --people: the platform's rating service.")
+    ] = DEFAULT_RATINGS_URL,
+    steps: Annotated[
+        int | None, typer.Option(min=2, help="Number of updates.", show_default="60; with --people 36")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the job.")] = 0,
     control: Annotated[
         bool, typer.Option("--control", help="Train on shuffled ranks, the control: what any drift would do.")
@@ -70,11 +82,22 @@ def run_demo(
 
     dipole demo --reward colourfulness     another reward; watch `shapes` fall, and be told so
 
+    dipole demo --people                   the reward is you: rank four images at a time, see what it learns
+
     dipole demo --api http://api:8400      on a platform that runs already
     """
     if reward not in REWARDS:
         raise InvalidInput(f"--reward {reward!r} is not one of {', '.join(REWARDS)}")
+    if people and (control or reward != REWARDS[0]):
+        raise InvalidInput("--people is the reward and takes no ranks but people's: leave out --reward and --control")
     out.mkdir(parents=True, exist_ok=True)
+    if people:
+        running = None if api is None else PeopleAddresses(api, ratings)
+        ratings_key = os.environ.get("DIPOLE_RATINGS_OPERATOR_KEY") or os.environ.get("DIPOLE_RATINGS_KEY")
+        if not run_people_demo(running, key, ratings_key, steps=steps or PEOPLE_STEPS, seed=seed, out=out):
+            raise typer.Exit(130)
+        return
+    steps = steps or STEPS
     try:
         with _platform_url(api, out) as url, TrainerApi(url, key) as client:
             method = "random" if control else "drpo"
@@ -100,8 +123,11 @@ def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     from dipole.cli.serve import print_moved_ports, processes_table
 
     with explain_missing("embedded"):
-        from dipole.stack.stack import Stack
-    with console.status("Starting the platform …") as status, Stack(out / "platform") as stack:
+        from dipole.stack.stack import EMBEDDED_REWARDS, Stack
+    with (
+        console.status("Starting the platform …") as status,
+        Stack(out / "platform", EMBEDDED_REWARDS) as stack,
+    ):
         status.stop()
         console.print(processes_table(stack))
         print_moved_ports(console, stack)

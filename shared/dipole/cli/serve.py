@@ -23,6 +23,7 @@ from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
 from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, out, print_list, printable
+from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings
@@ -146,7 +147,7 @@ def run_stack(
         typer.Option(
             metavar="NAME[=MODULE:CLASS]",
             help="Reward to serve, one of `dipole rewards list` or a class of your own; repeat it.",
-            show_default="shapes, colourfulness",
+            show_default="shapes, colourfulness, people",
         ),
     ] = None,
 ) -> None:
@@ -172,6 +173,10 @@ def run_stack(
             status.stop()
             console.print(processes_table(stack))
             print_moved_ports(console, stack)
+            if stack.raters_url is not None:
+                console.print(f"People rank at {stack.raters_url}: `dipole ratings invite` makes a link for one.")
+                if stack.raters_url != DEFAULT_RATINGS_URL:
+                    console.print(f"Commands find it with: export DIPOLE_RATINGS_URL={stack.raters_url}")
             console.print("Ready. Ctrl-C stops everything.")
             stack.wait_for_signal()
     except KeyboardInterrupt:

@@ -82,7 +82,7 @@ class Endpoint(EndpointAddress):
 
     def answer_identity(self) -> list[Any]:
         """What of it decides what an answer means."""
-        return [self.url, self.kind, self.options]
+        return [self.url, self.kind, {name: value for name, value in self.options.items() if name != "timeout_s"}]
 
     def to_record(self) -> dict[str, Any]:
         """All of it as JSON, the key too: for places that nobody is shown."""

@@ -8,6 +8,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateSchema
 
 from dipole.database.engine import Database
 from dipole.database.failures import JOBS_DATABASE, DatabaseName, describe_database_error
@@ -24,6 +25,7 @@ def upgrade_tables(database_url: str, migrations: Path, named: DatabaseName = JO
         with database.engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
             if not database.is_sqlite():
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7046029254386353131)")
+                _create_schema(connection)
             command.upgrade(alembic_config(connection, migrations), "head")
     except SQLAlchemyError as error:
         shown = database.engine.url.render_as_string()
@@ -33,6 +35,13 @@ def upgrade_tables(database_url: str, migrations: Path, named: DatabaseName = JO
         ) from error
     finally:
         database.close()
+
+
+def _create_schema(connection: Connection) -> None:
+    """The schema that a URL chooses (`?options=-csearch_path%3Dratings`), where it is not there yet."""
+    if connection.exec_driver_sql("SELECT current_schema()").scalar() is None:
+        wanted = str(connection.exec_driver_sql("SHOW search_path").scalar()).partition(",")[0].strip(' "')
+        connection.execute(CreateSchema(wanted, if_not_exists=True))
 
 
 def alembic_config(connection: Connection, migrations: Path) -> Config:

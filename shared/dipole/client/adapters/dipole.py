@@ -12,7 +12,7 @@ from dipole.protocol.schemas import PendingRanking, Ranking, RewardInfo
 
 
 class DipoleOptions(EndpointOptions):
-    """None: it describes itself."""
+    """None of its own: it describes itself."""
 
 
 class DipoleAdapter(EndpointAdapter[DipoleOptions]):
