@@ -1,6 +1,7 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
-    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health,
+                              and its pages in dashboard/
 
 Routes write the desired state of a job to SQL and read its events from there; workers train. Only image requests go
 through Redis, to samplers. Replicas share these and the artifacts and need nothing else of each other."""
@@ -18,11 +19,23 @@ from sqlalchemy import func, select
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
-from dipole_trainer.api import api_keys, errors, files, health, images, job_artifacts, jobs, models, rewards
+from dipole_trainer.api import (
+    api_keys,
+    errors,
+    files,
+    health,
+    images,
+    job_artifacts,
+    job_metrics,
+    jobs,
+    models,
+    rewards,
+)
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.api.sampler_client import SamplerClient
+from dipole_trainer.dashboard import pages
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
@@ -85,10 +98,11 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_artifacts, models, rewards, api_keys, health):
+    for part in (files, jobs, job_metrics, job_artifacts, models, rewards, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
+    app.include_router(pages.create_router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
     app.add_middleware(health.RequestCountMiddleware, metrics=metrics)
