@@ -66,7 +66,8 @@ def test_of_one_point_the_newest_figures_come(store: JobStore, claim: Claim) -> 
 def test_a_job_without_figures_has_empty_curves(store: JobStore, claim: Claim) -> None:
     for points in (1, 100):
         found = read_curves(store.database, claim.job_id, points=points)
-        assert not found.steps.rows and not found.evaluations.rows
+        assert not found.steps.rows
+        assert not found.evaluations.rows
         assert found.cursor > 0  # of the events that say how it began
 
 

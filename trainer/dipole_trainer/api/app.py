@@ -16,6 +16,8 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
+from dipole.broker.connection import connect_redis
+from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
@@ -26,6 +28,7 @@ from dipole_trainer.api import (
     health,
     images,
     job_artifacts,
+    job_groups,
     job_metrics,
     jobs,
     models,
@@ -57,6 +60,7 @@ OPENAPI_TAGS = [
 ]
 API_DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
 STREAM_THREADS = 4  # of all event streams, and as many connections to the database
+REDIS_TIMEOUT_S = 2.0  # for what a page shows
 MAX_FORM_BYTES = 2**16  # what multipart adds around a file
 
 
@@ -98,7 +102,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_metrics, job_artifacts, models, rewards, api_keys, health):
+    for part in (files, jobs, job_metrics, job_groups, job_artifacts, models, rewards, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
@@ -126,6 +130,9 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         rewards=RewardRegistry(database),
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
+        endpoint_record=EndpointRecord(
+            connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
+        ),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
         event_notifier=EventNotifier(events_after),
         open_streams=CapacityLimiter(settings.api_max_streams),

@@ -1,7 +1,9 @@
 """The dashboard's routes: an HTML shell a page, and the static files that it loads.
 
     /                          jobs                  /jobs/{id}            a job: curves, events, config, checkpoints
+    /endpoints                 rewards, and how they answer
     /static/{name}             modules, styles       /jobs/{id}/gallery    its samples, step by step
+                                                     /jobs/{id}/groups     what it is taught: candidates in their orders
 
 A page holds no data: its module asks REST for it, with the caller's key where there is one. So pages and static files
 need no key themselves. All of it is read once, when the API starts, and served from memory; nothing is built.
@@ -55,7 +57,9 @@ SHELL = """<!doctype html>
 <nav aria-label="Pages">{links}</nav>
 <span id="connection" role="status"></span>
 </header>
-<main id="main" tabindex="-1"><noscript>This page shows what the REST API answers, and needs JavaScript for it.</noscript></main>
+<main id="main" tabindex="-1">
+<noscript>This page shows what the REST API answers, and needs JavaScript for it.</noscript>
+</main>
 </body>
 </html>
 """
@@ -78,8 +82,10 @@ class Page:
 
 PAGES = (
     Page("/", "jobs.js", "Jobs", link="Jobs"),
+    Page("/endpoints", "endpoints.js", "Endpoints", link="Endpoints"),
     Page("/jobs/{job_id}", "job.js", "Job"),
     Page("/jobs/{job_id}/gallery", "gallery.js", "Gallery"),
+    Page("/jobs/{job_id}/groups", "groups.js", "Groups"),
 )
 
 

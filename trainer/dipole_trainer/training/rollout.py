@@ -46,6 +46,7 @@ class SampledGroup:
     ranks_itself: bool  # ranked is x
     ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
     flaws: dict[int, str] = field(default_factory=dict)
+    images: NDArray[np.uint8] | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
     is_prepared: bool = False
     x_ref: Tensor | None = None
     phi_ref: FeatureSets = field(default_factory=dict)

@@ -4,7 +4,7 @@ import { jobName } from "./actions.js";
 import { ROOT } from "./api.js";
 import { h, replace, stateElement } from "./dom.js";
 
-const TABS = { job: ["Overview", ""], gallery: ["Gallery", "/gallery"] };
+const TABS = { job: ["Overview", ""], gallery: ["Gallery", "/gallery"], groups: ["Groups", "/groups"] };
 
 /** `show(job, buttons)` fills it; buttons are made anew only when what may be asked has changed. */
 export function jobHead(current) {
