@@ -1,7 +1,7 @@
 """The dashboard's routes: an HTML shell a page, and the static files that it loads.
 
     /                          jobs                  /jobs/{id}            a job: curves, events, config, checkpoints
-    /endpoints                 rewards, and how they answer
+    /compare                   jobs over each other  /endpoints            rewards, and how they answer
     /static/{name}             modules, styles       /jobs/{id}/gallery    its samples, step by step
                                                      /jobs/{id}/groups     what it is taught: candidates in their orders
 
@@ -82,6 +82,7 @@ class Page:
 
 PAGES = (
     Page("/", "jobs.js", "Jobs", link="Jobs"),
+    Page("/compare", "compare.js", "Compare", link="Compare"),
     Page("/endpoints", "endpoints.js", "Endpoints", link="Endpoints"),
     Page("/jobs/{job_id}", "job.js", "Job"),
     Page("/jobs/{job_id}/gallery", "gallery.js", "Gallery"),

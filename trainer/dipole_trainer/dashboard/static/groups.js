@@ -155,7 +155,7 @@ function orderRow(row, group, role, address) {
       tile.append(h("span", { "aria-hidden": "true" }, `${candidate + 1}`));
     }
     return h("li", { class: is ?? "", "data-candidate": String(candidate), "data-place": String(place) }, tile,
-      h("span", { class: "under-tile" }, is ? h("span", { class: `sign ${is}`, "aria-hidden": "true" }, is === "attracts" ? "+" : "−") : null, h("span", {}, score === null ? "none" : formatNumber(score, 2))));
+      h("span", { class: "under-tile" }, is ? h("span", { class: `sign ${is}`, "aria-hidden": "true" }, is === "attracts" ? "+" : "−") : null, h("span", {}, score === null ? "none" : formatNumber(Math.round(score * 100) / 100, 3))));
   })));
 }
 
