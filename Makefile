@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up test fuzz check format constraints docs env images clean
+.PHONY: help install demo up browser test fuzz check format constraints docs env images clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,7 +43,12 @@ demo: $(VENV)/.embedded ## Train on this machine and see before and after
 up: $(VENV)/.embedded ## Run the whole platform on this machine until Ctrl-C
 	$(BIN)/dipole up
 
-test: install ## Run every test, a file at a time on each of two cores
+browser: ## Install Chromium, which the tests of the pages drive, where it is missing
+	@command -v chromium >/dev/null || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
+	else echo "make: the tests of the pages need Chromium and will fail without it: apt-get install chromium" >&2; fi
+
+test: install browser ## Run every test, a file at a time on each of two cores
 	$(BIN)/pytest -n 2 --dist loadfile
 
 $(VENV)/.fuzz: pyproject.toml constraints.txt $(VENV)/.dev

@@ -2,8 +2,8 @@
 
     /                          jobs                  /jobs/{id}            a job: curves, events, config, checkpoints
     /compare                   jobs over each other  /endpoints            rewards, and how they answer
-    /static/{name}             modules, styles       /jobs/{id}/gallery    its samples, step by step
-                                                     /jobs/{id}/groups     what it is taught: candidates in their orders
+    /new                       a form to start one   /jobs/{id}/gallery    its samples, step by step
+    /static/{name}             modules, styles       /jobs/{id}/groups     what it is taught: candidates in their orders
 
 A page holds no data: its module asks REST for it, with the caller's key where there is one. So pages and static files
 need no key themselves. All of it is read once, when the API starts, and served from memory; nothing is built.
@@ -82,6 +82,7 @@ class Page:
 
 PAGES = (
     Page("/", "jobs.js", "Jobs", link="Jobs"),
+    Page("/new", "new.js", "New job", link="New job"),
     Page("/compare", "compare.js", "Compare", link="Compare"),
     Page("/endpoints", "endpoints.js", "Endpoints", link="Endpoints"),
     Page("/jobs/{job_id}", "job.js", "Job"),

@@ -91,7 +91,7 @@ export async function cloneJob(job, root) {
   h("h2", { id: "clone-title" }, `Clone ${jobName(job)}`),
   h("p", { id: "clone-help", class: "muted" }, "The request that makes the same job again. Change what should differ, the seed for one."),
   h("label", { for: "clone-body", class: "sr" }, "Request as JSON"), text, fault,
-  h("div", { class: "actions" }, h("button", { type: "button", onclick: () => dialog.close() }, "Close"), h("button", { class: "primary" }, "Start the job"))));
+  h("div", { class: "actions" }, h("a", { class: "button", href: new URL(`new?from=${encodeURIComponent(job.id)}`, root).href }, "As a form"), h("button", { type: "button", onclick: () => dialog.close() }, "Close"), h("button", { class: "primary" }, "Start the job"))));
   dialog.addEventListener("close", () => dialog.remove());
   document.body.append(dialog);
   dialog.showModal();

@@ -8,7 +8,7 @@ const PAGE = 20;
 const main = document.getElementById("main");
 const body = h("tbody");
 const empty = h("div", { class: "empty card", hidden: true },
-  h("p", {}, "No job yet. ", h("code", {}, "dipole demo --api …"), " makes one, and so does ", h("code", {}, "dipole jobs create"), "."));
+  h("p", {}, "No job yet. ", h("a", { href: "new" }, "The form"), " makes one, and so does ", h("code", {}, "dipole jobs create"), " or the demo."));
 const table = h("div", { class: "card scroll", hidden: true }, h("table", { class: "jobs" },
   h("caption", { class: "sr" }, "Jobs, newest first"),
   h("thead", {}, h("tr", {}, ["Job", "State", "Progress", "Last figures", "Created", h("span", { class: "sr" }, "Actions")].map((head) => h("th", { scope: "col" }, head)))),
@@ -20,7 +20,7 @@ const figures = new Map(); // id → newest figures; of jobs that have ended the
 let trail = view.get("after", "").split(",").filter(Boolean);
 let last = null;
 
-main.append(h("div", { class: "head" }, h("h1", {}, "Jobs")), empty, table, h("div", { class: "actions" }, newer, older));
+main.append(h("div", { class: "head" }, h("h1", {}, "Jobs"), h("div", { class: "actions" }, h("a", { class: "button primary", href: "new" }, "New job"))), empty, table, h("div", { class: "actions" }, newer, older));
 const refresh = repeatWhileVisible(load, 3000);
 
 function turn(next) {
