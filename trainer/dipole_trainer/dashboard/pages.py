@@ -59,6 +59,7 @@ SHELL = """<!doctype html>
 </header>
 <main id="main" tabindex="-1">
 <noscript>This page shows what the REST API answers, and needs JavaScript for it.</noscript>
+<p class="loading">Loading …</p>
 </main>
 </body>
 </html>

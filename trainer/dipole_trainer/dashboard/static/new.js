@@ -9,7 +9,7 @@ import { h, save, view } from "./dom.js";
 const main = document.getElementById("main");
 const FIRST = ["steps", "candidates", "prompts_per_step", "seed"]; // beside the method; the others are further down
 const SPECIAL = new Set(["prompts", "training_file", "validation_file", "rewards", "method", "model", "suffix", "hyperparameters", "integrations", "metadata", ...FIRST]);
-const LABELS = { suffix: "Name", model: "Base model" };
+const LABELS = { suffix: "Name", model: "Base model", "method.type": "Method" };
 let schemas = {};
 
 start().catch((error) => {
@@ -106,7 +106,7 @@ function labelled(name, schema, control) {
   const id = `field-${name.replaceAll(/\W/g, "-")}`;
   control.id = id;
   control.name = name;
-  const help = schema.description ? h("span", { class: "muted small", id: `${id}-help` }, schema.description) : null;
+  const help = schema.description ? h("span", { class: "muted small", id: `${id}-help` }, schema.description.replaceAll("`", "")) : null;
   if (help) control.setAttribute("aria-describedby", help.id);
   return h("div", { class: "field" }, h("label", { for: id }, title(name)), control, help);
 }
@@ -118,7 +118,7 @@ function makeField(name, given, value) {
     const children = Object.entries(schema.properties).filter(([key]) => !(name === "evaluation" && key === "prompts"))
       .map(([key, each]) => [key, makeField(`${name}.${key}`, each, value?.[key])]);
     return {
-      element: h("fieldset", { class: "stack" }, h("legend", { class: "sr" }, title(name)), schema.description ? h("p", { class: "muted small" }, schema.description) : null, h("div", { class: "form-grid" }, children.map(([, field]) => field.element))),
+      element: h("fieldset", { class: "stack" }, h("legend", { class: "sr" }, title(name)), schema.description ? h("p", { class: "muted small" }, schema.description.replaceAll("`", "")) : null, h("div", { class: "form-grid" }, children.map(([, field]) => field.element))),
       read: () => {
         const found = Object.fromEntries(children.map(([key, field]) => [key, field.read()]).filter(([, each]) => each !== undefined));
         return Object.keys(found).length ? found : undefined;
