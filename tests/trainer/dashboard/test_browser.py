@@ -19,6 +19,7 @@ from dipole_trainer.jobs.store import JobStore
 
 from .conftest import PATIENCE_MS, PHONE, STEPS, Platform, WatchedBrowser, open_browser_page, rows_of, run_axe
 
+pytestmark = pytest.mark.timeout(900)  # a stack and its jobs, on a machine that does other things too
 KEY = "an-admin-key-of-some-length"
 HASH = re.compile(r"ftjob-[0-9a-f]{24}")
 
@@ -173,6 +174,30 @@ def test_a_job_is_cloned_and_compared(platform: Platform, trained: str, visitors
     expect(compared.locator("section table tbody tr")).to_have_count(2)
 
 
+def test_the_form_names_the_wrong_field_and_starts_the_job(platform: Platform, visitors: WatchedBrowser) -> None:
+    """It is made of the schema: its fields are REST's, and what is left empty is the server's default."""
+    page = visitors.page(f"{platform.url}/new")
+    page.get_by_label("Name", exact=True).fill("by-form")
+    page.get_by_label("Prompts, one a line", exact=True).fill("a red square\na blue circle\n")
+    page.get_by_label("Use shapes").check()
+    page.get_by_label("Weight of colourfulness").fill("0")
+    page.get_by_label("Steps", exact=True).fill("0")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("alert")).to_contain_text("steps")
+    expect(page.get_by_label("Steps", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_label("Steps", exact=True)).to_be_focused()
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_label("Candidates", exact=True).fill("4")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("heading", name="by-form", level=1)).to_be_visible()
+    job = platform.api.get(f"/v1/fine_tuning/jobs/{HASH.findall(page.url)[0]}")
+    assert (job["steps"], job["candidates"], job["prompts_per_step"], job["prompt_count"]) == (2, 4, 8, 2)
+    assert {each["name"]: each["weight"] for each in job["rewards"]} == {"shapes": 1.0, "colourfulness": 0.0}
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(state_of(page, "cancelled")).to_be_visible(timeout=PATIENCE_MS)
+
+
 def test_an_endpoint_that_hangs_is_seen_and_so_is_its_return(
     platform: Platform, trained: str, visitors: WatchedBrowser
 ) -> None:
@@ -209,7 +234,7 @@ def test_a_restart_of_the_api_loses_no_curve_and_no_image(platform: Platform, tr
 
 
 @pytest.mark.parametrize(
-    "way", ["", "jobs/{job}", "jobs/{job}/gallery", "jobs/{job}/groups", "compare?jobs={job}", "endpoints"]
+    "way", ["", "jobs/{job}", "jobs/{job}/gallery", "jobs/{job}/groups", "compare?jobs={job}", "endpoints", "new"]
 )
 @pytest.mark.parametrize("size", [{}, PHONE], ids=["desktop", "phone"])
 def test_axe_finds_nothing(
@@ -218,7 +243,7 @@ def test_axe_finds_nothing(
     """In light and in dark; nor does a page scroll sideways."""
     page = visitors.page(f"{platform.url}/{way.format(job=trained)}", **size)
     expect(page.locator("main .card:visible").first).to_be_visible()
-    expect(page.locator("figure, .group, .jobs tbody tr, [data-endpoint]").first).to_be_visible()
+    expect(page.locator("figure, .group, .jobs tbody tr, [data-endpoint], form").first).to_be_visible()
     for summary in page.get_by_text("Table", exact=True).all():
         summary.click()
     run_axe(page, way)

@@ -33,6 +33,7 @@ router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=JSONRoute
 RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
+RETRY_AFTER_S = 5.0  # where Redis does not answer
 
 
 REGISTRATION_EXAMPLES: list[JsonValue] = [
@@ -167,7 +168,7 @@ def read_statistics(state: State, name: RewardName) -> RewardStatistics:
     try:
         found = state.endpoint_record.read_statistics(name)
     except RedisError as error:
-        raise DependencyUnavailable(describe_redis_error(error)) from error
+        raise DependencyUnavailable(describe_redis_error(error), retry_after=RETRY_AFTER_S) from error
     last = found.last
     return RewardStatistics(
         name=name,

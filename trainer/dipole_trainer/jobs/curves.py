@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import func, select
+from sqlalchemy import exists, func, select
 from sqlalchemy.orm import Session
 
 from dipole.protocol import job_events
@@ -64,20 +64,22 @@ def _read_newest(session: Session, job_id: str, kind: str) -> CurvePoints:
 
 
 def _read_thinned(session: Session, job_id: str, kind: str, points: int) -> CurvePoints:
+    ids = _last_words(session, job_id, kind)
+    every = max(1, -(-len(ids) // points))
+    chosen = {*ids[::every], *ids[-1:]}
+    rows = session.scalars(select(EventRow).where(EventRow.id.in_(chosen))).all() if chosen else []
+    return CurvePoints(len(ids), every, sorted(map(_to_point, rows), key=lambda point: int(point["step"])))
+
+
+def _last_words(session: Session, job_id: str, kind: str) -> Sequence[int]:
+    """Ids of the last event of each step, by step. Only where a run was resumed have events to be asked for theirs."""
+    mine = select(EventRow.id).where(EventRow.job_id == job_id, EventRow.kind == kind)
+    resumed = exists().where(EventRow.job_id == job_id, EventRow.kind == job_events.RunResumed.kind)
+    if not session.scalar(select(resumed)):
+        return session.scalars(mine.order_by(EventRow.id)).all()
     step = EventRow.data["step"].as_integer()
-    last_said = (
-        select(func.max(EventRow.id).label("id"), step.label("step"))
-        .where(EventRow.job_id == job_id, EventRow.kind == kind)
-        .group_by(step)
-        .subquery()
-    )
-    total = session.scalar(select(func.count()).select_from(last_said)) or 0
-    every = max(1, -(-total // points))
-    placed = select(last_said.c.id, func.row_number().over(order_by=last_said.c.step).label("place")).subquery()
-    chosen = select(placed.c.id).where(((placed.c.place - 1) % every == 0) | (placed.c.place == total))
-    rows = session.scalars(select(EventRow).where(EventRow.id.in_(chosen))).all()
-    found = sorted((_to_point(row) for row in rows), key=lambda point: int(point["step"]))
-    return CurvePoints(total, every, found)
+    last = select(func.max(EventRow.id)).where(EventRow.job_id == job_id, EventRow.kind == kind)
+    return session.scalars(last.group_by(step).order_by(step)).all()
 
 
 def _to_point(row: EventRow) -> dict[str, Any]:

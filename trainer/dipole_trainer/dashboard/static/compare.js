@@ -143,7 +143,7 @@ function drawSummary(all) {
   };
   const plain = () => lines.map((line) => [line.label, line.job.method?.type, line.job.seed, line.step, ...line.scores.map((figure) => figure?.mean ?? null), line.ratio]);
   replace(summary, h("div", { class: "head" }, h("h2", { id: "summary-title" }, "Last evaluation"), h("span", { class: "muted small" }, "held-out prompts, ± 95 %; in brackets the difference to the job's own base")),
-    h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 ? "number" : null }, name)))),
+    h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 1 ? "number" : null }, name)))),
       h("tbody", {}, lines.map((line) => h("tr", {}, h("th", { scope: "row" }, line.label), h("td", {}, line.job.method?.type ?? "–"), h("td", { class: "number" }, formatNumber(line.job.seed)), h("td", { class: "number" }, formatNumber(line.step)),
         line.scores.map((figure) => h("td", { class: "number nowrap" }, cell(figure))), h("td", { class: "number" }, line.ratio === null ? "–" : `${Math.round(line.ratio * 100)} %`)))))),
     h("div", { class: "actions" }, h("button", { class: "quiet", type: "button", "data-save": "csv" }, "CSV"), h("button", { class: "quiet", type: "button", "data-save": "json" }, "JSON")));

@@ -166,7 +166,7 @@ function highlight(element, candidate) {
 function scoreTable(group, rows, role) {
   const heads = ["candidate", "seed", ...rows.map((row) => row.name), "role"];
   const lines = group.seeds.map((seed, candidate) => [candidate + 1, String(seed), ...rows.map((row) => row.scores[candidate] ?? null), { attracts: "attracted", repels: "repelled" }[role.get(candidate)] ?? ""]);
-  return h("div", { class: "stack" }, h("div", { class: "scroll" }, h("table", {},
+  return h("div", { class: "stack" }, h("div", { class: "scroll", tabindex: "0" }, h("table", {},
     h("caption", { class: "sr" }, `Scores of the candidates for ${group.prompt}`),
     h("thead", {}, h("tr", {}, heads.map((name, index) => h("th", { scope: "col", class: index > 0 && index < heads.length - 1 ? "number" : null }, name)))),
     h("tbody", {}, lines.map((line) => h("tr", {}, line.map((value, index) => h(index ? "td" : "th", { scope: index ? null : "row", class: index > 0 && index < heads.length - 1 ? "number" : null }, typeof value === "number" ? formatNumber(value) : value ?? "none"))))))),

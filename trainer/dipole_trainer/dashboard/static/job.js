@@ -197,7 +197,7 @@ function draw() {
 function reasonTable(title, counts) {
   if (!counts.size) return null;
   const rows = [...counts].sort((a, b) => b[1] - a[1]).slice(0, 20);
-  return h("div", { class: "card stack" }, h("h3", {}, title), h("div", { class: "scroll" }, h("table", {},
+  return h("div", { class: "card stack" }, h("h3", {}, title), h("div", { class: "scroll", tabindex: "0" }, h("table", {},
     h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Reason"), h("th", { scope: "col", class: "number" }, "Groups"))),
     h("tbody", {}, rows.map(([reason, count]) => h("tr", {}, h("td", {}, reason), h("td", { class: "number" }, formatNumber(count))))))));
 }
@@ -208,14 +208,14 @@ async function showCheckpoints() {
   const [kept, files] = await Promise.all([request(`${path}/checkpoints?limit=100`), request(`${path}/artifacts`)]);
   const exported = files.data.filter((file) => file.path.startsWith("export/"));
   replace(checkpoints,
-    kept.data.length ? h("div", { class: "scroll" }, h("table", {},
+    kept.data.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {},
       h("caption", { class: "sr" }, "Checkpoints, newest first"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "Step"), h("th", { scope: "col" }, "Written"), h("th", { scope: "col" }, "Weights"))),
       h("tbody", {}, kept.data.map((each) => h("tr", {}, h("th", { scope: "row" }, formatNumber(each.step_number)), h("td", {}, timeElement(each.created_at)),
         h("td", {}, downloadLink(each.download, `${id}-step-${each.step_number}.zip`, job.tune === "full" ? "Download weights" : "Download LoRA"))))))) :
       h("p", { class: "muted" }, "No checkpoint yet."),
     exported.length ? h("h3", {}, "Export") : null,
-    exported.length ? h("div", { class: "scroll" }, h("table", {}, h("caption", { class: "sr" }, "Exported files"),
+    exported.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("caption", { class: "sr" }, "Exported files"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"))),
       h("tbody", {}, exported.map((file) => h("tr", {}, h("td", {}, downloadLink(file.url, file.path.split("/").at(-1), file.path.replace("export/", ""))), h("td", { class: "number nowrap" }, formatBytes(file.bytes))))))) : null);
 }
@@ -243,7 +243,7 @@ async function showConfig(other) {
   const select = h("select", { id: "other", onchange: (event) => compareTo(event.target.value) }, h("option", { value: "" }, "no other job"));
   config.replaceChildren(h("div", { class: "tools" }, h("label", { class: "inline", for: "other" }, "Difference to", select)),
     theirs === null ? h("dl", { class: "fields" }, shown.map((name) => h("div", {}, h("dt", {}, name), h("dd", {}, mine.get(name) || "none")))) :
-      shown.length === 0 ? h("p", {}, "The two jobs are configured alike.") : h("div", { class: "scroll" }, h("table", { class: "config" },
+      shown.length === 0 ? h("p", {}, "The two jobs are configured alike.") : h("div", { class: "scroll", tabindex: "0" }, h("table", { class: "config" },
         h("caption", { class: "sr" }, "Fields that differ"),
         h("thead", {}, h("tr", {}, ["Field", jobName(job), `${jobName(other)} (${other.id})`].map((head) => h("th", { scope: "col" }, head)))),
         h("tbody", {}, shown.map((name) => h("tr", {}, h("td", { class: "mono" }, name), h("td", {}, mine.get(name) ?? "–"), h("td", {}, theirs.get(name) ?? "–")))))));

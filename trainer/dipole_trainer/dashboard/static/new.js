@@ -182,7 +182,7 @@ function rewardsField(rewards, value) {
   });
   const strangers = (value ?? []).filter((each) => !rewards.some((reward) => reward.name === each.name)); // by address
   return {
-    element: h("div", { class: "scroll" }, h("table", {}, h("thead", {}, h("tr", {}, ["Use", "Reward", "Weight", "Address"].map((head) => h("th", { scope: "col" }, head)))),
+    element: h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("thead", {}, h("tr", {}, ["Use", "Reward", "Weight", "Address"].map((head) => h("th", { scope: "col" }, head)))),
       h("tbody", {}, rows.map((row) => h("tr", {}, h("td", {}, row.use), h("th", { scope: "row" }, row.reward.name), h("td", {}, row.weight), h("td", { class: "mono" }, row.reward.url))))),
     h("p", { class: "muted small" }, "A weight of 0 holds a reward out: it is watched, and never trained on.")),
     read: () => {
