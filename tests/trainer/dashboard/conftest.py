@@ -19,7 +19,7 @@ from ...browser import visitors as visitors
 
 __all__ = ["PATIENCE_MS", "PHONE", "Platform", "WatchedBrowser", "run_axe"]
 
-PATIENCE_MS = 180_000  # for what takes seconds on an idle machine
+PATIENCE_MS = 300_000  # for what takes seconds on an idle machine
 STEPS = 6
 
 
@@ -45,6 +45,7 @@ class Platform:
             "steps": STEPS,
             "candidates": 6,
             "prompts_per_step": 2,
+            "chunk_size": 16,
             "evaluation": {"prompts": build_demo_prompts(held_out=True)[:2], "images_per_prompt": 2, "every": 3},
             "checkpoint_every": 3,
             "record_candidates": True,
@@ -63,8 +64,10 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
-        yield Platform(stack, api)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")  # on a busy machine threads of torch wait for each other
+        with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
+            yield Platform(stack, api)
 
 
 @pytest.fixture(scope="module")

@@ -30,7 +30,7 @@ def state_of(page: Page, name: str) -> Any:
 
 def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform, visitors: WatchedBrowser) -> None:
     """From the list to the end of the job, live: the page is never loaded again."""
-    job = platform.submit(steps=14, suffix="watched", checkpoint_every=100)
+    job = platform.submit(steps=10, suffix="watched", checkpoint_every=100, evaluation={})
     page = visitors.page(platform.url)
     row = page.locator(f"#{job}")
     expect(row).to_contain_text("watched")
@@ -45,7 +45,7 @@ def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform
     expect(page.locator("#connection")).to_have_text("job has ended")
     expect(page.locator(".events [data-kind='resumed']")).to_have_count(1)
     # each step once, whatever was trained twice
-    assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(14, 0, -1)]
+    assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(10, 0, -1)]
 
 
 def test_every_curve_has_its_numbers_beside_it(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
@@ -259,10 +259,10 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
         body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, headers=headers, trust_env=False).json()["id"]
         page = visitors.page(server.url)
-        page.get_by_label("Key").fill("a-wrong-key-of-some-length")
+        page.get_by_role("textbox", name="Key").fill("a-wrong-key-of-some-length")
         page.get_by_role("button", name="Go on").click()
         expect(page.get_by_role("alert")).to_contain_text("does not know that key")
-        page.get_by_label("Key").fill(KEY)
+        page.get_by_role("textbox", name="Key").fill(KEY)
         page.get_by_role("button", name="Go on").click()
         expect(page.locator(f"#{job}")).to_be_visible()
         page.goto(f"{server.url}/jobs/{job}")
@@ -271,7 +271,7 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
         expect(page.get_by_role("dialog")).to_have_count(0)
         assert page.evaluate("Object.values(localStorage).length") == 0
         assert page.context.cookies() == []
-        expect(visitors.page(server.url).get_by_label("Key")).to_be_visible()
+        expect(visitors.page(server.url).get_by_role("textbox", name="Key")).to_be_visible()
         page.close()
 
 
