@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class Platform:
 
     stack: Stack
     api: TrainerApi
+    held_out: str  # id of a file of prompts
 
     @property
     def url(self) -> str:
@@ -46,7 +48,8 @@ class Platform:
             "candidates": 6,
             "prompts_per_step": 2,
             "chunk_size": 16,
-            "evaluation": {"prompts": build_demo_prompts(held_out=True)[:2], "images_per_prompt": 2, "every": 3},
+            "validation_file": self.held_out,
+            "evaluation": {"images_per_prompt": 2, "every": 3},
             "checkpoint_every": 3,
             "record_candidates": True,
             "suffix": "first",
@@ -67,7 +70,9 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", "1")  # on a busy machine threads of torch wait for each other
         with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
-            yield Platform(stack, api)
+            path = stack.home / "held-out.jsonl"
+            path.write_text("".join(json.dumps(line) + "\n" for line in build_demo_prompts(held_out=True)[:2]))
+            yield Platform(stack, api, str(api.upload_file(path)["id"]))
 
 
 @pytest.fixture(scope="module")

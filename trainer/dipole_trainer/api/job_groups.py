@@ -34,7 +34,7 @@ class GroupsQuery(ListQuery):
     limit: int = Field(default=8, ge=1, le=64)
 
 
-class GroupOrder(ApiModel):
+class GroupOrderObject(ApiModel):
     """Combined scores and the rows of the best and the worst, best and worst first."""
 
     total: list[float | None] = Field(description="In the order of the seeds; null for a candidate without.")
@@ -55,7 +55,7 @@ class GroupObject(ApiModel):
     prompt: str
     seeds: list[int]
     rewards: dict[str, dict[str, Any]]
-    order: GroupOrder
+    order: GroupOrderObject
     preview: str | None = Field(description="Where its small images are, relative to the API's base URL.")
 
 
@@ -131,8 +131,8 @@ def _read_recording(state: ApiState, job_id: str, step: int) -> tuple[dict[int, 
         return {}, set()
 
 
-def _show_order(order: ToldOrder) -> GroupOrder:
-    return GroupOrder(
+def _show_order(order: ToldOrder) -> GroupOrderObject:
+    return GroupOrderObject(
         total=list(order.total),
         positives=list(order.positives),
         negatives=list(order.negatives),

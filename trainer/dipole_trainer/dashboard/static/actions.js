@@ -53,12 +53,19 @@ export async function toRequest(job) {
   if (body.evaluation) {
     const known = resolve(schemas, schemas.JobRequest.properties.evaluation).properties;
     body.evaluation = Object.fromEntries(Object.entries(body.evaluation).filter(([name, value]) => name in known && value !== null));
-    if (!job.evaluation.prompt_count) delete body.evaluation;
+    if (!job.evaluation.prompt_count || hasInlineEvaluation(job)) delete body.evaluation;
   }
   if (body.method) body.method = { type: job.method.type, ...(job.method[job.method.type] ? { [job.method.type]: job.method[job.method.type] } : {}) };
   if (body.replay_job || body.pairs_file) delete body.training_file;
   return body;
 }
+
+/** Whether its held-out prompts came with the request: REST keeps their number, and not the prompts. */
+export function hasInlineEvaluation(job) {
+  return Boolean(job.evaluation?.prompt_count) && !job.validation_file;
+}
+
+export const INLINE_EVALUATION = "Its held-out prompts came with its request and cannot be read back: give validation_file, or evaluation.prompts, for the new job to be evaluated too.";
 
 export function resolve(schemas, schema) {
   const reference = schema.$ref ?? schema.allOf?.[0]?.$ref ?? schema.anyOf?.find((each) => each.$ref)?.$ref;
@@ -90,6 +97,7 @@ export async function cloneJob(job, root) {
   },
   h("h2", { id: "clone-title" }, `Clone ${jobName(job)}`),
   h("p", { id: "clone-help", class: "muted" }, "The request that makes the same job again. Change what should differ, the seed for one."),
+  hasInlineEvaluation(job) ? h("p", { class: "notice warn" }, INLINE_EVALUATION) : null,
   h("label", { for: "clone-body", class: "sr" }, "Request as JSON"), text, fault,
   h("div", { class: "actions" }, h("a", { class: "button", href: new URL(`new?from=${encodeURIComponent(job.id)}`, root).href }, "As a form"), h("button", { type: "button", onclick: () => dialog.close() }, "Close"), h("button", { class: "primary" }, "Start the job"))));
   dialog.addEventListener("close", () => dialog.remove());

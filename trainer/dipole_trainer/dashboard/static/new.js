@@ -2,7 +2,7 @@
 //
 // What is left empty is left out of the request, so that the server's defaults hold; they are shown in grey.
 
-import { describe, jobLink, toRequest } from "./actions.js";
+import { describe, hasInlineEvaluation, INLINE_EVALUATION, jobLink, toRequest } from "./actions.js";
 import { ApiError, request, ROOT, showConnection } from "./api.js";
 import { h, save, view } from "./dom.js";
 
@@ -26,7 +26,7 @@ async function start() {
   schemas = document_.components.schemas;
   const body = copied ? await toRequest(copied) : {};
   showConnection("live", "");
-  main.append(h("div", { class: "head" }, h("div", { class: "what" }, h("h1", {}, "New job"), copied ? h("span", { class: "muted small" }, `as ${copied.suffix ?? copied.id} is configured`) : null)), buildForm(body, { rewards: rewards.data, models: models.data, files: files.data }));
+  main.append(h("div", { class: "head" }, h("div", { class: "what" }, h("h1", {}, "New job"), copied ? h("span", { class: "muted small" }, `as ${copied.suffix ?? copied.id} is configured`) : null)), copied && hasInlineEvaluation(copied) ? h("p", { class: "notice warn" }, INLINE_EVALUATION) : "", buildForm(body, { rewards: rewards.data, models: models.data, files: files.data }));
 }
 
 function buildForm(body, { rewards, models, files }) {
