@@ -284,6 +284,7 @@ def test_every_group_of_every_step_is_recorded(tmp_path: Path) -> None:
                 sent.prompt, sent.metadata, list(sent.seeds),
             )  # fmt: skip
             assert np.array_equal(generator.decode_images(latents[str(group.index)]), sent.images)
+            assert recordings.preview_name(group.index) in latents
             assert list(group.results["bright"].scores) == brightness("", sent.images, None)
             assert list(group.results["dark"].scores) == darkness("", sent.images, None)
     assert tuple(told.job.rewards) == spec.rewards

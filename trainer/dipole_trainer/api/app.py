@@ -1,6 +1,7 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
-    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health
+    create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health,
+                              and its pages in dashboard/
 
 Routes write the desired state of a job to SQL and read its events from there; workers train. Only image requests go
 through Redis, to samplers. Replicas share these and the artifacts and need nothing else of each other."""
@@ -15,6 +16,8 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
+from dipole.broker.connection import connect_redis
+from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.json_body import JSONBuilder
@@ -25,6 +28,8 @@ from dipole_trainer.api import (
     health,
     images,
     job_artifacts,
+    job_groups,
+    job_metrics,
     jobs,
     models,
     plans,
@@ -36,6 +41,7 @@ from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.api.sampler_client import SamplerClient
+from dipole_trainer.dashboard import pages
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
@@ -59,6 +65,7 @@ OPENAPI_TAGS = [
 ]
 API_DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
 STREAM_THREADS = 4  # of all event streams, and as many connections to the database
+REDIS_TIMEOUT_S = 2.0  # for what a page shows
 MAX_FORM_BYTES = 2**16  # what multipart adds around a file
 
 
@@ -101,11 +108,12 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_artifacts, models, rewards, workers, api_keys, health):
+    for part in (files, jobs, job_metrics, job_groups, job_artifacts, models, rewards, workers, api_keys, health):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(plans.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
+    app.include_router(pages.create_router())
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
     app.add_middleware(health.RequestCountMiddleware, metrics=metrics)
@@ -131,6 +139,9 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         readiness=ReadinessProbe(settings.tls_dir, reward_transport),
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
+        endpoint_record=EndpointRecord(
+            connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
+        ),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
         event_notifier=EventNotifier(events_after),
         open_streams=CapacityLimiter(settings.api_max_streams),

@@ -12,6 +12,7 @@ from starlette.concurrency import run_in_threadpool
 from dipole.errors import DipoleError, Forbidden, Unauthorized
 from dipole.web import asgi, auth
 from dipole_trainer.api.errors import answer_error
+from dipole_trainer.dashboard.pages import is_page_path
 from dipole_trainer.registry.api_keys import ApiKeys, KeyScope
 
 
@@ -31,7 +32,7 @@ class AuthenticationMiddleware:
         try:
             if self.is_open:
                 auth.refuse_foreign_page(scope)
-            if scope["path"] not in auth.OPEN_PATHS:
+            if scope["path"] not in auth.OPEN_PATHS and not is_page_path(scope["path"]):
                 scope["dipole.scopes"] = await self._scopes(scope)
         except (DipoleError, SQLAlchemyError) as error:
             await answer_error(None, error)(scope, receive, send)

@@ -15,6 +15,7 @@ from anyio import CapacityLimiter
 from fastapi import Depends, Path, Request
 from pydantic import BaseModel, ConfigDict, Field
 
+from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings
 from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.event_notifier import EventNotifier
@@ -39,6 +40,7 @@ class ApiState:
     readiness: ReadinessProbe
     api_keys: ApiKeys
     ledger: RankingLedger
+    endpoint_record: EndpointRecord
     artifacts: ArtifactStore
     event_notifier: EventNotifier
     open_streams: CapacityLimiter

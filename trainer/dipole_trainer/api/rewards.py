@@ -11,12 +11,14 @@ import numpy as np
 import structlog
 from fastapi import APIRouter, Path
 from pydantic import BaseModel, ConfigDict, Field, JsonValue
+from redis.exceptions import RedisError
 
+from dipole.broker.connection import describe_redis_error
 from dipole.client import rewards_file
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint, check_reward_url
 from dipole.client.rank_client import RankClient
-from dipole.errors import ConfigurationError, InvalidInput
+from dipole.errors import ConfigurationError, DependencyUnavailable, InvalidInput
 from dipole.protocol.schemas import Name, RewardInfo
 from dipole.protocol.validation import check_storable
 from dipole_trainer.api import schemas
@@ -31,6 +33,7 @@ router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=JSONRoute
 RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
+RETRY_AFTER_S = 5.0  # where Redis does not answer
 
 
 REGISTRATION_EXAMPLES: list[JsonValue] = [
@@ -68,6 +71,22 @@ class RewardCheckResult(BaseModel):
     info: RewardInfo | None
     problem: str | None = Field(description="What is wrong, in a sentence.", examples=["GET /readyz answered 503"])
     seconds: float
+
+
+class RewardStatistics(BaseModel):
+    """How an endpoint answered the last requests of rank workers, at most 200, whichever job they were of."""
+
+    object: str = "reward.statistics"
+    name: str
+    requests: int = Field(description="Number of requests that the other fields are of.")
+    failures: dict[str, int] = Field(description="Failed ones by code.", examples=[{"timeout": 2}])
+    p50_seconds: float | None = Field(description="Half of the answered ones took no longer.")
+    p95_seconds: float | None
+    since: float | None = Field(description="When the oldest of them ended, in Unix seconds.")
+    last_at: float | None
+    last_outcome: str | None = Field(description="`completed`, `pending`, or the code of a failure.")
+    circuit: str | None = Field(description="Of the lane that asked last: `closed`, `open` or `half-open`.")
+    revision: str | None = Field(description="The revision that answered last.")
 
 
 def apply_rewards_file(state: ApiState, path: FilePath) -> None:
@@ -135,6 +154,33 @@ def check_reward(state: State, name: RewardName) -> RewardCheckResult:
         info=info,
         problem=problem,
         seconds=round(time.monotonic() - began, 3),
+    )
+
+
+@router.get(
+    "/{name}/statistics",
+    summary="How an endpoint has been answering rank workers",
+    dependencies=[require_scope("train")],
+    responses={503: {"description": "Redis does not answer."}},
+)
+def read_statistics(state: State, name: RewardName) -> RewardStatistics:
+    state.rewards.get_reward(name)
+    try:
+        found = state.endpoint_record.read_statistics(name)
+    except RedisError as error:
+        raise DependencyUnavailable(describe_redis_error(error), retry_after=RETRY_AFTER_S) from error
+    last = found.last
+    return RewardStatistics(
+        name=name,
+        requests=found.requests,
+        failures=found.failures,
+        p50_seconds=found.p50_s,
+        p95_seconds=found.p95_s,
+        since=found.since,
+        last_at=last["at"] if last else None,
+        last_outcome=last["outcome"] if last else None,
+        circuit=last["circuit"] if last else None,
+        revision=found.revision,
     )
 
 

@@ -3,6 +3,7 @@ candidate_recorder.py.
 
     candidates/step-N.safetensors     N as in the ledger's group ids, from 0
       tensors `INDEX` (R, c, h, w)    the ranked latents of the window's prompt of that index
+      tensors `INDEX.preview` (bytes) its images as people see them: small, side by side, as a WebP
       metadata `recorded`             JSON of Recorded: what the job was, and each group's prompt, seeds and rankings
 
 A safetensors file begins with its metadata, so the API checks a replay against them when it is asked for. No torch.
@@ -10,18 +11,24 @@ A safetensors file begins with its metadata, so the API checks a replay against 
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from typing import BinaryIO
 
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
 from pydantic import ValidationError
 
-from dipole.errors import InvalidInput
+from dipole.errors import InvalidInput, NotFound
 from dipole_trainer.ranking.groups import RewardResult
 from dipole_trainer.spec import MethodSpec, PromptSpec, RewardSpec, SpecModel, TrainSpec
 from dipole_trainer.weights import safetensors_header
 
 METADATA_KEY = "recorded"
 NEEDS_RECORDING = "only a job with record_candidates can be replayed"
+MAX_PREVIEW_BYTES = 16 * 2**20
+MAX_PREVIEW_SIDE = 160  # of one image, in pixels: about 5 KB, where its latents take 32
 MATCHED_FIELDS = (
     "model",
     "revision",
@@ -74,6 +81,47 @@ def read_recorded_step(file: BinaryIO) -> RecordedStep:
             f"the recorded candidates are damaged, or of another version: {str(error).splitlines()[0]}",
             field="replay_job",
         ) from error
+
+
+def preview_name(index: int) -> str:
+    """The tensor with the preview of a step's group."""
+    return f"{index}.preview"
+
+
+def encode_preview(images: NDArray[np.uint8]) -> bytes:
+    """Images (K, H, W, 3) as one WebP, side by side from the first, none larger than MAX_PREVIEW_SIDE."""
+    scale = min(1.0, MAX_PREVIEW_SIDE / max(images.shape[1:3]))
+    width, height = (max(1, round(side * scale)) for side in (images.shape[2], images.shape[1]))
+    strip = Image.new("RGB", (width * len(images), height))
+    for place, image in enumerate(images):
+        strip.paste(Image.fromarray(image).resize((width, height), Image.Resampling.BOX), (place * width, 0))
+    encoded = io.BytesIO()
+    strip.save(encoded, "WEBP", quality=90)
+    return encoded.getvalue()
+
+
+def previewed_groups(file: BinaryIO) -> set[int]:
+    """Indices of the groups of a step that have a preview. Raises InvalidInput where the file is damaged."""
+    try:
+        header, _ = safetensors_header.read_header(file)
+    except ValueError as error:
+        raise InvalidInput(f"the recorded candidates are damaged: {error}", field="step") from error
+    return {int(index) for index, _, kind in (name.partition(".") for name in header) if kind == "preview"}
+
+
+def read_preview(file: BinaryIO, index: int) -> bytes:
+    """The preview of a step's group. Raises NotFound where it has none, InvalidInput where the file is damaged."""
+    try:
+        header, start = safetensors_header.read_header(file)
+        if preview_name(index) not in header:
+            raise NotFound("the group was recorded without a preview")
+        begin, end = header[preview_name(index)]["data_offsets"]
+        if not 0 <= begin <= end <= begin + MAX_PREVIEW_BYTES:
+            raise ValueError("a preview cannot be as long")
+        file.seek(start + begin)
+        return file.read(end - begin)
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidInput(f"the recorded candidates are damaged: {error}", field="step") from error
 
 
 def check_replay_fits(spec: TrainSpec, job: RecordedJob) -> None:

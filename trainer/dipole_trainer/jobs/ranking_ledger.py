@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, select
+from sqlalchemy import Table, func, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -21,6 +21,7 @@ from dipole_trainer.jobs.leases import Claim, lock_claimed_job
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
 
+EVALUATION_GROUPS = "%.eval%"  # their ids, which evaluation/scoring.py gives
 LEDGER_REPORT = "ranked"  # what a process of several reports beside events: an entry for the ledger
 
 
@@ -39,9 +40,16 @@ class RankingLedger:
             ranking = {"group_seq": seq, "reward": entry["reward"]}
             self._upsert(session, RankingRow, ranking, entry["ranking"], RankingRow.group_seq)
 
-    def list_groups(self, job_id: str, *, after: int = 0, limit: int = 20) -> tuple[Sequence[dict[str, Any]], bool]:
-        """Groups in the order they were ranked, each with its rewards' scores; `after` is the last `cursor` seen."""
+    def list_groups(
+        self, job_id: str, *, step: int | None = None, after: int = 0, limit: int = 20
+    ) -> tuple[Sequence[dict[str, Any]], bool]:
+        """Groups in the order they were ranked, each with its rewards' scores; `after` is the last `cursor` seen.
+
+        With `step`, those that it trained on alone: a step's evaluation ranks groups too.
+        """
         query = select(RankedGroupRow).where(RankedGroupRow.job_id == job_id, RankedGroupRow.seq > after)
+        if step is not None:
+            query = query.where(RankedGroupRow.step == step, RankedGroupRow.group_id.not_like(EVALUATION_GROUPS))
         with self.database.reading() as session:
             groups, more = page_of_rows(
                 session.scalars(query.order_by(RankedGroupRow.seq).limit(limit + 1)).all(), limit
@@ -50,6 +58,15 @@ class RankingLedger:
                 select(RankingRow).where(RankingRow.group_seq.in_([group.seq for group in groups]))
             ).all()
         return [_to_ledger_object(group, [row for row in rows if row.group_seq == group.seq]) for group in groups], more
+
+    def ranked_steps(self, job_id: str) -> tuple[int, int] | None:
+        """The first and the last step that a group was ranked for, evaluations left out; None where none was."""
+        query = select(func.min(RankedGroupRow.step), func.max(RankedGroupRow.step)).where(
+            RankedGroupRow.job_id == job_id, RankedGroupRow.group_id.not_like(EVALUATION_GROUPS)
+        )
+        with self.database.reading() as session:
+            first, last = session.execute(query).one()
+        return None if first is None else (int(first), int(last))
 
     def _upsert(
         self,

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.broker.connection import connect_redis
+from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination
 from dipole.client import tls
@@ -47,6 +48,7 @@ class Lane:
         self._reward_hosts = settings.reward_hosts
         self._store = CandidateStore(client, settings.candidate_ttl_s)
         self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
+        self._record = EndpointRecord(client)
         self._tls_dir = settings.tls_dir
         self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()
@@ -72,6 +74,7 @@ class Lane:
             try:
                 answer = self._ask_endpoint(run["rewards"][message["reward"]], message, remaining)
                 answer["seconds"] = time.monotonic() - started
+                self._record_request(run["rewards"][message["reward"]], message["reward"], answer)
                 if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
                     self._coordination.keep_answer(key, answer)
             finally:
@@ -126,6 +129,22 @@ class Lane:
                 log.info("rank_withdrawn", group=message["group"], reward=message["reward"])
         except (ConfigurationError, InvalidInput) as error:
             log.warning("rank_not_withdrawn", reward=message["reward"], error=str(error))
+
+    def _record_request(self, record: Mapping[str, Any], reward: str, answer: RankAnswer) -> None:
+        """Keep how the endpoint answered; what never reached it says nothing of it."""
+        outcome = answer.get("code", "failed") if answer["status"] == "failed" else answer["status"]
+        if outcome in ("missing", "configuration", "internal"):
+            return
+        self._record.add_request(
+            reward,
+            {
+                "at": self._coordination.server_time(),
+                "seconds": round(answer.get("seconds", 0.0), 4),
+                "outcome": outcome,
+                "circuit": self._client_of(self._endpoint_of(record)).breaker.state,
+                "revision": answer.get("model_revision", ""),
+            },
+        )
 
     def _endpoint_of(self, record: Mapping[str, Any]) -> Endpoint:
         """The endpoint that a run's record means. Redis is believed no more than a caller is: its host must be allowed.

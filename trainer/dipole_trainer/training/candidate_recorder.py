@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 from dipole_trainer.datasets import recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedJob, RecordedStep
@@ -42,7 +43,10 @@ class CandidateRecorder:
             index=drawn.index, prompt=drawn.prompt, seeds=tuple(drawn.seeds), results=dict(ranked.results)
         )
         latents = safetensors.torch.save({"ranked": drawn.ranked_latents.to("cpu", self._dtype).contiguous()})
-        return {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
+        entry = {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
+        if drawn.images is not None:
+            entry["preview"] = base64.b64encode(recordings.encode_preview(drawn.images)).decode()
+        return entry
 
     def write_step(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
         """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced."""
@@ -51,6 +55,11 @@ class CandidateRecorder:
             str(entry["group"]["index"]): safetensors.torch.load(base64.b64decode(entry["latents"]))["ranked"]
             for entry in ordered
         }
+        for entry in ordered:
+            if "preview" in entry:
+                preview = bytearray(base64.b64decode(entry["preview"]))
+                name = recordings.preview_name(int(entry["group"]["index"]))
+                tensors[name] = torch.frombuffer(preview, dtype=torch.uint8)
         groups = tuple(RecordedGroup.model_validate(entry["group"]) for entry in ordered)
         told = RecordedStep(step=step, job=self._job, groups=groups).model_dump_json()
         self.folder.mkdir(exist_ok=True)

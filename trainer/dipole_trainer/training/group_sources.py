@@ -52,6 +52,7 @@ class OnlineSource:
                     f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws
                 )
                 self.ranker.submit(group)
+                drawn.images = images if self.spec.record_candidates else None
                 drawn.leave_out(flaws)
                 drawn.candidates = group
                 groups[group.id] = drawn

@@ -48,6 +48,7 @@ class SampledGroup:
     ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
     flaws: dict[int, str] = field(default_factory=dict)
     candidates: CandidateGroup | None = None  # what rewards are asked, for whoever has to ask again
+    images: NDArray[np.uint8] | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
     is_prepared: bool = False
     x_ref: Tensor | None = None
     phi_ref: FeatureSets = field(default_factory=dict)

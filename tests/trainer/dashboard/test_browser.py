@@ -1,0 +1,311 @@
+"""The dashboard in a real Chromium over the platform's real processes: what an operator sees and does."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from playwright.sync_api import Browser, Page, expect
+
+from dipole_trainer.database.engine import Database
+from dipole_trainer.database.tables import EventRow
+from dipole_trainer.jobs.store import JobStore
+
+from .conftest import PATIENCE_MS, PHONE, STEPS, Platform, WatchedBrowser, open_browser_page, rows_of, run_axe
+
+pytestmark = pytest.mark.timeout(900)  # a stack and its jobs, on a machine that does other things too
+KEY = "an-admin-key-of-some-length"
+HASH = re.compile(r"ftjob-[0-9a-f]{24}")
+
+
+def state_of(page: Page, name: str) -> Any:
+    return page.locator(f".head .state.{name}")
+
+
+def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform, visitors: WatchedBrowser) -> None:
+    """From the list to the end of the job, live: the page is never loaded again."""
+    job = platform.submit(steps=10, suffix="watched", checkpoint_every=100, evaluation={}, validation_file=None)
+    page = visitors.page(platform.url)
+    row = page.locator(f"#{job}")
+    expect(row).to_contain_text("watched")
+    row.get_by_role("link", name="watched").click()
+    expect(page.get_by_role("heading", name="watched", level=1)).to_be_visible()
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.locator(".events [data-kind='step']").first).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_role("button", name="Pause").click()
+    expect(state_of(page, "paused")).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_role("button", name="Resume").click()
+    expect(state_of(page, "succeeded")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.locator("#connection")).to_have_text("job has ended")
+    expect(page.locator(".events [data-kind='resumed']")).to_have_count(1)
+    # each step once, whatever was trained twice
+    assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(10, 0, -1)]
+
+
+def test_every_curve_has_its_numbers_beside_it(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    """A reward's table has both its curves: on training prompts by step, on held-out prompts with their interval."""
+    page = visitors.page(f"{platform.url}/jobs/{trained}?smooth=0")
+    events = platform.api.get(f"/v1/fine_tuning/jobs/{trained}/metrics")
+    rows = rows_of(page, "shapes")
+    assert [row[0] for row in rows] == [str(step) for step in range(STEPS, -1, -1)]
+    by_step = {row[0]: row for row in rows}
+    for point in events["steps"]["data"]:
+        assert float(by_step[str(point["step"])][1]) == pytest.approx(point["rewards"]["shapes"], abs=1e-3)
+    for point in events["evaluations"]["data"]:
+        told, score = by_step[str(point["step"])], point["scores"]["shapes"]
+        shown = [float(each.replace("−", "-")) for each in told[2:5]]
+        assert shown == pytest.approx([score["mean"], score["low"], score["high"]], abs=1e-3)
+    for title in (
+        "Parts of shapes", "Spread in a group", "Diversity", "Diversity, of the base's",
+        "Loss and its drifts", "Groups skipped, candidates not finite", "Images a second", "Time by phase",
+    ):  # fmt: skip
+        assert len(rows_of(page, title)) in (STEPS, len(events["evaluations"]["data"])), title
+
+
+def test_the_address_keeps_the_view(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    page = visitors.page(f"{platform.url}/jobs/{trained}")
+    page.get_by_text("Wall clock", exact=True).click()
+    page.get_by_text("Normalised", exact=True).click()
+    expect(page.get_by_role("figure", name="All rewards, training prompts, normalised")).to_be_visible()
+    assert {"x=time", "scale=normalised"} <= set(page.url.partition("?")[2].split("&"))
+    again = visitors.page(page.url)
+    rows = rows_of(again, "All rewards, held-out prompts, against the base")
+    assert rows[-1][1:3] == ["0", "–"]  # the base against itself
+    assert rows == rows_of(page, "All rewards, held-out prompts, against the base")
+
+
+def test_what_is_shown_is_saved_as_csv_json_and_png(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    page = visitors.page(f"{platform.url}/jobs/{trained}")
+    rows = rows_of(page, "Learning rate")
+    found: dict[str, bytes] = {}
+    for form in ("CSV", "JSON", "PNG"):
+        with page.expect_download() as download:
+            page.get_by_role("button", name=f"Save Learning rate as {form}").click()
+        found[download.value.suggested_filename] = Path(download.value.path()).read_bytes()
+    lines = found["learning-rate.csv"].decode().splitlines()
+    assert lines[0] == "step,learning rate"
+    assert len(lines) == 1 + len(rows) == 1 + STEPS
+    assert len(json.loads(found["learning-rate.json"])["rows"]) == STEPS
+    assert found["learning-rate.png"].startswith(b"\x89PNG")
+
+
+def test_checkpoints_are_downloaded(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    page = visitors.page(f"{platform.url}/jobs/{trained}")
+    with page.expect_download() as download:
+        page.get_by_role("link", name="Download LoRA").first.click()
+    assert Path(download.value.path()).read_bytes().startswith(b"PK")
+
+
+def test_the_gallery_slides_through_the_checkpoints(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    """One slider changes every image at once, by keyboard too; the base stays beside them."""
+    page = visitors.page(f"{platform.url}/jobs/{trained}/gallery")
+    images = page.locator(".image.now")
+    expect(images).to_have_count(4)
+    expect(images.first).to_have_attribute("aria-label", re.compile(f"^Step {STEPS}, "))
+    shown = images.first.evaluate("element => getComputedStyle(element).backgroundImage")
+    page.get_by_role("slider", name="Step").press("ArrowLeft")
+    expect(page.locator(".image.now[aria-label^='Step 3, ']")).to_have_count(4)
+    assert images.first.evaluate("element => getComputedStyle(element).backgroundImage") != shown
+    assert "step=3" in page.url
+    page.get_by_text("Swipe", exact=True).click()
+    page.get_by_role("slider", name="Swipe: base to the left").press("Home")
+    clip = images.first.evaluate("element => getComputedStyle(element).clipPath")
+    assert clip.endswith(" 0%)"), clip
+    page.get_by_role("button", name="☆ Pin").last.click()
+    page.get_by_label("Pinned prompts only").check()
+    expect(page.locator(".gallery section:visible")).to_have_count(1)
+    assert "pin=1" in page.url
+    expect(page.locator(".gallery section:visible .scores").first).to_contain_text("shapes")
+
+
+def test_groups_show_what_attracted_and_what_repelled(
+    platform: Platform, trained: str, visitors: WatchedBrowser
+) -> None:
+    """In each reward's order, as REST tells it, with an image for every candidate."""
+    found = platform.api.get(f"/v1/fine_tuning/jobs/{trained}/groups?step=2")
+    group = found["data"][0]
+    page = visitors.page(f"{platform.url}/jobs/{trained}/groups?step=2")
+    card = page.locator(f"[data-group='{group['group']}']")
+    expect(card).to_be_visible()
+    for name in ("combined", "shapes", "colourfulness"):
+        scores = group["order"]["total"] if name == "combined" else group["rewards"][name]["scores"]
+        placed = [int(each) for each in card.locator(f"[data-order='{name}'] li").evaluate_all(
+            "items => items.map((item) => item.dataset.candidate)")]  # fmt: skip
+        assert sorted(placed) == list(range(6))
+        assert [scores[each] for each in placed] == sorted(scores, reverse=True), name
+    for role, rows in (("attracts", group["order"]["positives"]), ("repels", group["order"]["negatives"])):
+        marked = card.locator(f"[data-order='combined'] li.{role}")
+        assert sorted(int(str(each.get_attribute("data-candidate"))) for each in marked.all()) == sorted(rows)
+    assert "url(" in card.locator(".tile").first.evaluate("element => getComputedStyle(element).backgroundImage")
+    preview = httpx.get(f"{platform.url}/{group['preview']}", trust_env=False)
+    assert preview.content[8:12] == b"WEBP"
+    card.get_by_text("Table", exact=True).click()
+    expect(card.locator("tbody tr")).to_have_count(6)
+    expect(card.get_by_text("attracted")).to_have_count(len(group["order"]["positives"]))
+    page.get_by_role("button", name="Next step").click()
+    expect(page.locator(".groups[data-step='3']")).to_be_visible()
+
+
+def test_a_job_is_cloned_and_compared(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
+    """The clone differs where it was changed; a link to the comparison shows the same to somebody else."""
+    page = visitors.page(f"{platform.url}/jobs/{trained}")
+    page.get_by_role("button", name="Clone").click()
+    body = json.loads(page.get_by_label("Request as JSON").input_value())
+    page.get_by_label("Request as JSON").fill(json.dumps({**body, "steps": 0}))
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("alert")).to_contain_text("steps")
+    page.get_by_label("Request as JSON").fill(json.dumps({**body, "seed": 5, "steps": 3, "suffix": "second"}))
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("heading", name="second", level=1)).to_be_visible()
+    clone = HASH.findall(page.url)[0]
+    expect(state_of(page, "succeeded")).to_be_visible(timeout=PATIENCE_MS)
+    page.get_by_label("Difference to").select_option(trained)
+    expect(page.locator(".config tbody tr td:first-child")).to_have_text(["seed", "suffix", "steps"])
+    compared = visitors.page(f"{platform.url}/compare?jobs={trained},{clone}")
+    rows = rows_of(compared, "shapes, training prompts")
+    assert len(rows) == STEPS
+    assert [cell == "–" for cell in rows[0]] == [False, False, True]  # the clone has fewer steps
+    assert rows_of(visitors.page(compared.url), "shapes, training prompts") == rows
+    expect(compared.locator("section table tbody tr")).to_have_count(2)
+
+
+def test_the_form_names_the_wrong_field_and_starts_the_job(platform: Platform, visitors: WatchedBrowser) -> None:
+    """It is made of the schema: its fields are REST's, and what is left empty is the server's default."""
+    page = visitors.page(f"{platform.url}/new")
+    page.get_by_label("Name", exact=True).fill("by-form")
+    page.get_by_label("Prompts, one a line", exact=True).fill("a red square\na blue circle\n")
+    page.get_by_label("Use shapes").check()
+    page.get_by_label("Weight of colourfulness").fill("0")
+    page.get_by_label("Steps", exact=True).fill("0")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("alert")).to_contain_text("steps")
+    expect(page.get_by_label("Steps", exact=True)).to_have_attribute("aria-invalid", "true")
+    expect(page.get_by_label("Steps", exact=True)).to_be_focused()
+    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_label("Candidates", exact=True).fill("4")
+    page.get_by_role("button", name="Start the job").click()
+    expect(page.get_by_role("heading", name="by-form", level=1)).to_be_visible()
+    job = platform.api.get(f"/v1/fine_tuning/jobs/{HASH.findall(page.url)[0]}")
+    assert (job["steps"], job["candidates"], job["prompts_per_step"], job["prompt_count"]) == (2, 4, 8, 2)
+    assert {each["name"]: each["weight"] for each in job["rewards"]} == {"shapes": 1.0, "colourfulness": 0.0}
+    page.get_by_role("button", name="Cancel", exact=True).click()
+    page.get_by_role("button", name="Cancel the job").click()
+    expect(state_of(page, "cancelled")).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_an_endpoint_that_hangs_is_seen_and_so_is_its_return(
+    platform: Platform, trained: str, visitors: WatchedBrowser
+) -> None:
+    page = visitors.page(f"{platform.url}/endpoints")
+    card = page.locator("[data-endpoint='colourfulness']")
+    expect(card.locator(".state.up")).to_be_visible()
+    expect(card).to_contain_text(re.compile(r"Failures\s*0 %"))
+    process = platform.stack.processes["colourfulness"]
+    os.kill(process, signal.SIGSTOP)
+    try:
+        expect(card.locator(".state.down")).to_be_visible(timeout=60_000)
+        expect(page.locator("[data-endpoint='shapes'] .state.up")).to_be_visible()
+    finally:
+        os.kill(process, signal.SIGCONT)
+    expect(card.locator(".state.up")).to_be_visible(timeout=60_000)
+
+
+def test_a_restart_of_the_api_loses_no_curve_and_no_image(platform: Platform, trained: str, browser: Browser) -> None:
+    page = open_browser_page(browser, f"{platform.url}/jobs/{trained}")
+    before = rows_of(page, "shapes")
+    listing = open_browser_page(browser, platform.url)
+    expect(listing.locator("#connection")).to_have_text("live")
+    os.kill(platform.stack.processes["api"], signal.SIGSTOP)
+    process = platform.stack.processes["api"]
+    os.kill(process, signal.SIGKILL)
+    expect(listing.locator("#connection[data-state='away']")).to_be_visible(timeout=60_000)
+    expect(listing.locator("#connection[data-state='live']")).to_be_visible(timeout=PATIENCE_MS)
+    page.reload()
+    assert rows_of(page, "shapes") == before
+    page.goto(f"{platform.url}/jobs/{trained}/gallery")
+    expect(page.locator(".image.now[aria-label^='Step ']")).to_have_count(4)
+    for opened in (page, listing):
+        opened.context.close()
+
+
+@pytest.mark.parametrize(
+    "way", ["", "jobs/{job}", "jobs/{job}/gallery", "jobs/{job}/groups", "compare?jobs={job}", "endpoints", "new"]
+)
+@pytest.mark.parametrize("size", [{}, PHONE], ids=["desktop", "phone"])
+def test_axe_finds_nothing(
+    platform: Platform, trained: str, visitors: WatchedBrowser, way: str, size: dict[str, Any]
+) -> None:
+    """In light and in dark; nor does a page scroll sideways."""
+    page = visitors.page(f"{platform.url}/{way.format(job=trained)}", **size)
+    expect(page.locator("main .card:visible").first).to_be_visible()
+    expect(page.locator("figure, .group, .jobs tbody tr, [data-endpoint], form").first).to_be_visible()
+    for summary in page.get_by_text("Table", exact=True).all():
+        summary.click()
+    run_axe(page, way)
+    assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+
+
+def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
+    api_server: Any, tmp_path: Path, visitors: WatchedBrowser
+) -> None:
+    """Also the stream of events sends it, and a wrong one is told."""
+    with api_server(tmp_path, API_KEY=KEY) as server:
+        headers = {"authorization": f"Bearer {KEY}"}
+        body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, headers=headers, trust_env=False).json()["id"]
+        page = visitors.page(server.url)
+        page.get_by_role("textbox", name="Key").fill("a-wrong-key-of-some-length")
+        page.get_by_role("button", name="Go on").click()
+        expect(page.get_by_role("alert")).to_contain_text("does not know that key")
+        page.get_by_role("textbox", name="Key").fill(KEY)
+        page.get_by_role("button", name="Go on").click()
+        expect(page.locator(f"#{job}")).to_be_visible()
+        page.goto(f"{server.url}/jobs/{job}")
+        expect(page.locator("#connection")).to_have_text("live")
+        expect(page.locator(".events li").first).to_be_visible()
+        expect(page.get_by_role("dialog")).to_have_count(0)
+        assert page.evaluate("Object.values(localStorage).length") == 0
+        assert page.context.cookies() == []
+        expect(visitors.page(server.url).get_by_role("textbox", name="Key")).to_be_visible()
+        page.close()
+
+
+def test_ten_thousand_events_do_not_make_a_page_grow(api_server: Any, tmp_path: Path, visitors: WatchedBrowser) -> None:
+    """Rows are capped and curves thinned, while every event passes by."""
+    with api_server(tmp_path) as server:
+        body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json={**body, "steps": 20_000}, trust_env=False).json()[
+            "id"
+        ]
+        database = Database(f"sqlite:///{tmp_path}/jobs.db")
+        store = JobStore(database)
+        assert store.claim_job("worker", 3600) is not None
+
+        def add_steps(steps: range) -> None:
+            with database.writing() as session:
+                for step in steps:
+                    data = {"step": step, "steps": 20_000, "loss": 1 / step, "rewards": {"shapes": 0.5}, "lr": 1e-3,
+                            "spread": {"shapes": 0.1}, "seconds": {"generate": 1.0}, "eta_s": 9.0}  # fmt: skip
+                    session.add(EventRow(job_id=job, created_at=1.8e9 + step, kind="step", level="info",
+                                         message=f"Step {step}", data=data))  # fmt: skip
+
+        add_steps(range(1, 1001))
+        page = visitors.page(f"{server.url}/jobs/{job}")
+        rows_of(page, "Learning rate")
+        add_steps(range(1001, 1401))
+        expect(page.locator(".events li").first).to_contain_text("Step 1400")
+        elements = page.evaluate("document.querySelectorAll('*').length")
+        for start in range(1401, 11_401, 2500):
+            add_steps(range(start, start + 2500))
+        expect(page.locator(".events li").first).to_contain_text("Step 11400", timeout=PATIENCE_MS)
+        expect(page.get_by_role("figure", name="Learning rate").locator("tbody th").first).to_have_text("11\u202f400")
+        assert page.locator(".events li").count() <= 200
+        assert page.evaluate("document.querySelectorAll('*').length") < elements + 100
+        page.close()
+        database.close()
