@@ -128,7 +128,8 @@ def test_groups_show_what_attracted_and_what_repelled(
     platform: Platform, trained: str, visitors: WatchedBrowser
 ) -> None:
     """In each reward's order, as REST tells it, with an image for every candidate."""
-    found = platform.api.get(f"/v1/fine_tuning/jobs/{trained}/groups?step=2")
+    url = f"{platform.url}/v1/fine_tuning/jobs/{trained}/groups?step=2"
+    found = httpx.get(url, trust_env=False).raise_for_status().json()
     group = found["data"][0]
     page = visitors.page(f"{platform.url}/jobs/{trained}/groups?step=2")
     card = page.locator(f"[data-group='{group['group']}']")

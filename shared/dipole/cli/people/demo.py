@@ -196,7 +196,7 @@ class _PeopleDemo:
 
     def _draw_images(self, model: str) -> list[list[Image.Image]]:
         """A row a prompt, always of the same noises."""
-        rows = []
+        rows: list[list[Image.Image]] = []
         for index, prompt in enumerate(self.prompts):
             body = {"model": model, "prompt": prompt, "n": NOISES, "seed": FIRST_SEED + index * NOISES}
             answer = self.api.post("/v1/images/generations", body, timeout=GENERATE_TIMEOUT_S)
