@@ -17,8 +17,8 @@ from dipole_trainer.evaluation.figure_texts import pluralize_count
 from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.storage.metrics_log import MetricsLog
 from dipole_trainer.training import session
-from dipole_trainer.training.metrics_log import MetricsLog
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

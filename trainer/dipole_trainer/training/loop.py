@@ -48,12 +48,12 @@ from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.metrics_log import MetricsLog
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
 from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, save_groups
 from dipole_trainer.training.interface import RunControl, RunOutcome
-from dipole_trainer.training.metrics_log import MetricsLog
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
