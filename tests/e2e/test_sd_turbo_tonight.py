@@ -33,6 +33,7 @@ WIDTH = 64  # of the latent MAE: two channels a group, so that its last map may 
 PAGE = REPOSITORY / "docs/sd-turbo-tonight.md"
 # what a CPU with a small pipeline can do of examples/sd-turbo.json
 SMALLER = {"resolution": 64, "precision": "fp32", "candidates": 6, "prompts_per_step": 2, "steps": 2}
+SMALLER |= {"features": {"type": "latent_mae", "keys": ["layer4_mean", "layer4_std"]}}  # a map of one pixel
 SMALLER |= {"method": {"type": "drpo"}, "evaluation": {"every": 2, "images_per_prompt": 1}, "checkpoint_every": 1}
 
 
@@ -144,7 +145,7 @@ def test_four_commands_bring_a_lora(hub: FakeHub, folder: Path) -> None:
         run(f".venv/bin/dipole jobs download {job['id']} -o lora.zip")
     finally:
         up.send_signal(signal.SIGINT)
-        up.wait(PATIENCE_S)
+        up.communicate(timeout=PATIENCE_S)
     zipfile.ZipFile(folder / "lora.zip").extractall(folder / "lora")
     (weights,) = (folder / "lora").rglob("pytorch_lora_weights.safetensors")
     trained = load_file(weights)

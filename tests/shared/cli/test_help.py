@@ -42,7 +42,7 @@ def test_every_list_has_a_form_for_programs() -> None:
         for path, command in COMMANDS.items()
         if path[-1:] in (("list",), ("checkpoints",), ("events",), ("status",))
     }
-    assert len(lists) == 7
+    assert len(lists) == 8
     for path, command in lists.items():
         assert any("--json" in parameter.opts for parameter in command.params), path
 

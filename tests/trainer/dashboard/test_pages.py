@@ -133,7 +133,7 @@ def test_our_modules_name_no_other_host_and_make_no_markup_from_text() -> None:
 
 
 def test_metrics_of_a_job_come_over_rest(api: Any) -> None:
-    body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes"}]}
+    body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes"}], "allow_unready": True}
     jobs = f"{api.url}/v1/fine_tuning/jobs"
     job = httpx.post(jobs, json=body, trust_env=False).raise_for_status().json()["id"]
     found = get(f"{jobs}/{job}/metrics").raise_for_status().json()

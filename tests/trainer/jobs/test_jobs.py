@@ -386,7 +386,7 @@ def test_event_cursors_grow_and_a_step_moves_the_job(store: JobStore) -> None:
 
 def test_a_running_job_shows_what_people_have_before_them(store: JobStore) -> None:
     """From the last event that said so; a step says it anew, and a job that nobody trains shows nothing."""
-    job = store.create_job(SPEC)
+    job = store.create_job(SPEC, extra={"metadata": None, "suffix": None})
     claim = store.claim_job("w", 60)
     assert claim is not None
     told = {"groups": 5, "step_groups": 2, "oldest_s": 61.5, "per_minute": 1.5, "expected_s": 80.0}
