@@ -197,7 +197,10 @@ def test_a_reward_is_served_in_compose_by_its_name(name: str) -> None:
 def test_torch_comes_first_where_it_is_needed() -> None:
     """The Dockerfile leaves out torch's own index for those sets alone that have no torch."""
     (left_out,) = re.findall(r'case "\$EXTRA" in (\S+)\) ;; \*\)', DOCKERFILE)
-    assert set(left_out.split("|")) == {"rewards", *(each for each in REWARDS if "torch" not in brought(each))}
+    assert set(left_out.split("|")) == {
+        "rewards",
+        *(each for each in (*REWARDS, "ratings") if "torch" not in brought(each)),
+    }
 
 
 def test_the_docs_say_how_to_deploy_it(name: str) -> None:
