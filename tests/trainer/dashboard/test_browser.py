@@ -259,6 +259,7 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
     with api_server(tmp_path, API_KEY=KEY) as server:
         headers = {"authorization": f"Bearer {KEY}"}
         body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        body["allow_unready"] = True
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, headers=headers, trust_env=False).json()["id"]
         page = visitors.page(server.url)
         page.get_by_role("textbox", name="Key").fill("a-wrong-key-of-some-length")
@@ -281,6 +282,7 @@ def test_ten_thousand_events_do_not_make_a_page_grow(api_server: Any, tmp_path: 
     """Rows are capped and curves thinned, while every event passes by."""
     with api_server(tmp_path) as server:
         body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        body["allow_unready"] = True
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json={**body, "steps": 20_000}, trust_env=False).json()[
             "id"
         ]

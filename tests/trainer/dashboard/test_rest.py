@@ -46,6 +46,7 @@ def job(server: Any) -> str:
     body = {
         "prompts": [{"prompt": "a red square"}],
         "rewards": rewards,
+        "allow_unready": True,
         "candidates": 4,
         "method": {"type": "drpo", "drpo": {"positives": 1, "negatives": 1}},
         "record_candidates": True,

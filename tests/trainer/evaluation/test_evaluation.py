@@ -234,7 +234,7 @@ def test_an_evaluation_keeps_to_the_pieces_of_its_run(tmp_path: Path) -> None:
     evaluated(Tight(phi), chunks, tmp_path, 0)
     assert (max(drawn), halved) == (4, [2])
     drawn.clear()
-    pieces = evaluated(Tight(phi), chunks, tmp_path, 1)
+    pieces = evaluated(Tight(phi), chunks, tmp_path, SPEC.steps)
     assert (max(drawn), halved) == (2, [2])
     at_once = evaluated(phi, MicroBatches(MAX_BATCH_IMAGES), tmp_path / "whole", 0)
     assert max(drawn) == 8

@@ -15,6 +15,7 @@ from dipole.database.failures import describe_database_error, explain_database_e
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
+from dipole.protocol.validation import FOLLOWS_FROM_WRONG
 from dipole.web import asgi
 from dipole.web.openapi import document_problems
 
@@ -67,7 +68,9 @@ def answer_error(_: Any, error: Exception) -> Any:
         log.warning("database_unavailable", error=describe_database_error(error))
         error = explained
     if isinstance(error, RequestValidationError):
-        error = RequestValidationError([_named_error(each) for each in error.errors()])
+        error = RequestValidationError(
+            [_named_error(each) for each in error.errors() if each["type"] != FOLLOWS_FROM_WRONG]
+        )
     document, headers = problems.problem_of_refusal(error)
     return asgi.ProblemResponse(_add_error_object(document), headers)
 
