@@ -146,23 +146,21 @@ def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, 
         "huge": "more than",
     }  # fmt: skip
     servers = {mode: referee(mode) for mode in reasons} | {"dies": referee(dies_after=1)}
-    deadlines = {"hang": 3, "dies": 8}  # the others answer, each in its way
+    deadlines = {"hang": 3, "dies": 15}  # the others answer, each in its way
     optional = [
         {"name": mode, "url": server.url, "required": False, "timeout_s": deadlines.get(mode, 120)}
         for mode, server in servers.items()
     ]
     job = platform.submit([SHAPES, COLOURFULNESS, *optional], steps=2, prompts_per_step=1)
     platform.until(job, "succeeded")
-    failures = platform.events(job, "reward_failure")
+    # whoever lets a deadline pass without a word is waited for no more, which is said once
+    failures = platform.events(job, "reward_failure") + platform.events(job, "reward_silent")
     said = {name: [event["data"] for event in failures if event["data"]["reward"] == name] for name in servers}
     for mode, reason in reasons.items():
-        # who lets a deadline pass without a word is waited for no more, which is said once
         assert [data["step"] for data in said[mode]] == ([0] if mode == "hang" else [0, 1])
         assert all(reason in data["reason"] for data in said[mode]), said[mode]
-    silent = [event["data"]["reward"] for event in platform.events(job, "reward_silent")]
-    assert silent.count("hang") == 1
-    assert [data["step"] for data in said["dies"]] == [1]
-    assert said["dies"][0]["reason"].startswith(("transport", "timeout", "circuit_open"))
+    assert [data["step"] for data in said["dies"]] == [1], said["dies"]
+    assert said["dies"][0]["reason"].removeprefix("silent: ").startswith(("transport", "timeout", "circuit_open"))
     assert all(event["level"] == "warn" for event in failures)
     groups = platform.api.get(f"/v1/fine_tuning/jobs/{job}/rankings", limit=1000)["data"]
     assert len(groups) == 2
