@@ -170,5 +170,5 @@ def test_a_job_that_is_cancelled_withdraws_what_is_pending(tmp_path: Path) -> No
             return asked if len(looks) > 3 else "run"
 
         raters = Raters(lambda ids: None)
-        train(make_spec(max_staleness=0), tmp_path / asked, raters, control)
+        train(make_spec(max_staleness=0, samples={"prompts": 0}), tmp_path / asked, raters, control)
         assert raters.withdrawn == expected
