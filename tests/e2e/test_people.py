@@ -8,10 +8,8 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from dipole.protocol.images import Pixels
 from dipole.stack.stack import PEOPLE_TIMEOUT_S, LocalRaters, Stack
 from dipole_trainer.datasets.recordings import RecordedGroup, read_recorded_step
 
-from ..ratings.people import ScriptedRater
+from ..ratings.people import ScriptedRater, at_work
 from .conftest import PATIENCE_S, Platform
 
 SETTINGS = {"UNDO_S": "0", "GOLD_SHARE": "0", "REPEAT_SHARE": "0", "MAX": "1"}
@@ -51,30 +49,6 @@ class RedLover(ScriptedRater):
         assert said.status_code == 201, said.text
         self.receipts.append(said.json())
         return True
-
-
-@contextmanager
-def at_work(*raters: ScriptedRater) -> Iterator[None]:
-    """Each rates, in a thread of its own, whatever comes, and is closed in the end."""
-    over, failures = threading.Event(), list[BaseException]()
-
-    def rate(rater: ScriptedRater) -> None:
-        try:
-            rater.rate_until(over.is_set)
-        except BaseException as error:
-            failures.append(error)
-
-    threads = [threading.Thread(target=rate, args=(rater,), daemon=True) for rater in raters]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread, rater in zip(threads, raters, strict=True):
-            thread.join(30)
-            rater.http.close()
-    assert failures == []
 
 
 @pytest.fixture(scope="module")

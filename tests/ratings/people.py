@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import threading
 import time
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -108,3 +110,27 @@ class ScriptedRater:
         while not is_over():
             if not self.rate_one():
                 time.sleep(0.02)
+
+
+@contextmanager
+def at_work(*raters: ScriptedRater) -> Iterator[None]:
+    """Each rates, in a thread of its own, whatever comes, and is closed in the end."""
+    over, failures = threading.Event(), list[BaseException]()
+
+    def rate(rater: ScriptedRater) -> None:
+        try:
+            rater.rate_until(over.is_set)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=rate, args=(rater,), daemon=True) for rater in raters]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        for thread, rater in zip(threads, raters, strict=True):
+            thread.join(90)
+            rater.http.close()
+    assert failures == []

@@ -7,9 +7,7 @@ import itertools
 import random
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +23,9 @@ from dipole_ratings.database.tables import AnswerRow, LeaseRow, RaterRow, Subset
 
 from ..processes import start
 from .conftest import SERVE, environment
-from .people import ScriptedRater, brightness, grey, group, invite, plain_client
+from .people import ScriptedRater, at_work, brightness, grey, group, invite, plain_client
 
 KEY = "a key of sixteen characters"
-
-
-@contextlib.contextmanager
-def working(raters: list[ScriptedRater]) -> Iterator[None]:
-    """The raters rate in threads until the end; what one of them trips over is raised."""
-    over, failures = threading.Event(), []
-
-    def work(rater: ScriptedRater) -> None:
-        try:
-            rater.rate_until(over.is_set)
-        except BaseException as failure:
-            failures.append(failure)
-
-    threads = [threading.Thread(target=work, args=(rater,), daemon=True) for rater in raters]
-    for thread in threads:
-        thread.start()
-    try:
-        yield
-    finally:
-        over.set()
-        for thread in threads:
-            thread.join(90)
-        for rater in raters:
-            rater.http.close()
-    assert not failures, failures
 
 
 def answers_of(url: str) -> list[tuple[int, int, str, bool]]:
@@ -110,7 +83,7 @@ def test_the_conformance_suite_passes_with_people_at_work(tmp_path: Path) -> Non
         try:
             wait_until_ready(url, process, tmp_path / "log")
             raters = [ScriptedRater(url, invite(url, KEY), brightness) for _ in range(2)]
-            with working(raters):
+            with at_work(*raters):
                 # before anything was rated: later the store of answers has what these ask
                 first = ("pending_says_when", "pending_can_be_cancelled", "pending_finishes")
                 results = conformance.run_checks(url, key=KEY, only=first, timeout_s=60)
@@ -144,7 +117,7 @@ def test_no_answer_is_lost_or_doubled_by_kill_9(tmp_path: Path) -> None:
         try:
             wait_until_ready(url, process, tmp_path / "log")
             raters = [ScriptedRater(url, invite(url), brightness, patience_s=90) for _ in range(3)]
-            with working(raters), plain_client(url) as client:
+            with at_work(*raters), plain_client(url) as client:
                 ids = []
                 for index in range(groups):
                     if index in (5, 10):
@@ -182,7 +155,7 @@ def test_two_replicas_never_give_the_same_place_twice(postgres_url: str, tmp_pat
         raters = [ScriptedRater(url, invite(urls[0])) for url in urls * 3]
         clients = [stack.enter_context(plain_client(url)) for url in urls]
         ids = [post_group(clients[index % 2], index, min_ratings=3, max_ratings=3) for index in range(groups)]
-        with working(raters):
+        with at_work(*raters):
             await_rankings(clients[1], ids)
     kept = answers_of(postgres_url)
     assert all(counted for *_, counted in kept)
@@ -204,7 +177,7 @@ def test_a_trainers_client_trains_on_people(tmp_path: Path) -> None:
             from dipole.client.endpoint import Endpoint
 
             with (
-                working([ScriptedRater(url, invite(url, KEY))]),
+                at_work(ScriptedRater(url, invite(url, KEY))),
                 RankClient(Endpoint(url=url, key=KEY)) as client,  # type: ignore[arg-type]
             ):
                 ranking = client.rank("a", [grey(level) for level in range(10, 80, 10)], deadline_s=60)

@@ -15,10 +15,9 @@ from __future__ import annotations
 
 import hmac
 
-from dipole.errors import DipoleError, Forbidden, Unauthorized
-from dipole.protocol.problems import problem_of
-from dipole.web.asgi import ASGIApp, ProblemResponse, Receive, Scope, Send
-from dipole.web.auth import OPEN_PATHS, bearer_key, hash_key, refuse_foreign_page
+from dipole.errors import Forbidden, Unauthorized
+from dipole.web.asgi import ASGIApp, Scope
+from dipole.web.auth import OPEN_PATHS, RequestGuard, bearer_key, hash_key, refuse_foreign_page
 from dipole_ratings.settings import RatingsSettings
 
 PAGE_PATHS = ("/", "/rate", "/operator", "/favicon.ico")
@@ -26,24 +25,14 @@ STATIC_PREFIX = "/static/"
 RATER_PATH, OPERATOR_PATH = "/v1/rater", "/v1/ratings"
 
 
-class AccessGuard:
+class AccessGuard(RequestGuard):
     def __init__(self, app: ASGIApp, *, settings: RatingsSettings) -> None:
-        self.app = app
+        super().__init__(app)
         key, operator = settings.ratings_key, settings.ratings_operator_key
         self._trainer = hash_key(key.get_secret_value()) if key else None
         self._operator = hash_key(operator.get_secret_value()) if operator else self._trainer
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        try:
-            self._check(scope)
-        except DipoleError as error:
-            return await ProblemResponse(*problem_of(error))(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> None:
-        """Raises Forbidden or Unauthorized."""
+    def check_request(self, scope: Scope) -> None:
         path = str(scope["path"])
         if self._trainer is None:
             refuse_foreign_page(scope)

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 
 import httpx
 
+from dipole.client.download import save_body
 from dipole.client.endpoint import check_url
 from dipole.client.environment import environment_options
 from dipole.errors import DipoleError
@@ -64,24 +65,11 @@ class RatingsApi:
 
     def download_export(self, target: Path, form: Literal["jsonl", "parquet"]) -> int:
         """Write what people said to `target`, whole or not at all; its bytes."""
-        partial = target.with_name(f".{target.name}.partial")
-        size = 0
+        stream = self._http.stream("GET", f"{self.url}/v1/ratings/export", params={"format": form})
         try:
-            with (
-                self._http.stream("GET", f"{self.url}/v1/ratings/export", params={"format": form}) as answer,
-                partial.open("wb") as file,
-            ):
-                if answer.is_error:
-                    answer.read()
-                    raise _error_of_response(answer)
-                for chunk in answer.iter_bytes():
-                    size += file.write(chunk)
-            partial.replace(target)
+            return save_body(stream, target, _error_of_response)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return size
 
     def _ask(self, method: str, path: str, **options: Any) -> Any:
         try:

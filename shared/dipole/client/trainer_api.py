@@ -19,6 +19,7 @@ from urllib.parse import quote
 import httpx
 from httpx_sse import EventSource, SSEError
 
+from dipole.client.download import save_body
 from dipole.client.environment import environment_options
 from dipole.errors import DipoleError, InvalidInput
 
@@ -102,21 +103,10 @@ class TrainerApi:
 
     def download_file(self, path: str, target: Path) -> int:
         """Write an answer's body to `target`, whole or not at all; its bytes."""
-        partial = target.with_name(f".{target.name}.partial")
-        size = 0
         try:
-            with self._client.stream("GET", path) as answer, partial.open("wb") as file:
-                if answer.is_error:
-                    answer.read()
-                    raise error_of_response(answer)
-                for chunk in answer.iter_bytes():
-                    size += file.write(chunk)
-            partial.replace(target)
+            return save_body(self._client.stream("GET", path), target, error_of_response)
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
-        finally:
-            partial.unlink(missing_ok=True)
-        return size
 
     def iterate_items(self, path: str, *, limit: int = 100) -> Iterator[Any]:
         """Every object of a list, following its cursor."""

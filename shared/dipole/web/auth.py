@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+from abc import ABC, abstractmethod
 from collections.abc import Collection
 
 from dipole.errors import ConfigurationError, DipoleError, Forbidden, Unauthorized
@@ -68,28 +69,38 @@ def _host_without_port(authority: str) -> str:
     return authority.partition("]")[0] + "]" if authority.startswith("[") else authority.partition(":")[0]
 
 
-class KeyGuard:
+class RequestGuard(ABC):
+    """Lets a request through that `check_request` has nothing against."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        try:
+            self.check_request(scope)
+        except DipoleError as error:
+            return await ProblemResponse(*problem_of(error))(scope, receive, send)
+        await self.app(scope, receive, send)
+
+    @abstractmethod
+    def check_request(self, scope: Scope) -> None:
+        """Raises Forbidden or Unauthorized."""
+
+
+class KeyGuard(RequestGuard):
     """Lets a request through when its bearer key is one of `keys`; health stays open.
 
     Without keys everybody may, but for web pages of other sites.
     """
 
     def __init__(self, app: ASGIApp, *, keys: Collection[str], open_paths: Collection[str] = OPEN_PATHS) -> None:
-        self.app = app
+        super().__init__(app)
         self.digests = [hash_key(key) for key in keys]
         self.open_paths = frozenset(open_paths)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            return await self.app(scope, receive, send)
-        try:
-            self._check(scope)
-        except DipoleError as error:
-            return await ProblemResponse(*problem_of(error))(scope, receive, send)
-        await self.app(scope, receive, send)
-
-    def _check(self, scope: Scope) -> None:
-        """Raises Forbidden or Unauthorized."""
+    def check_request(self, scope: Scope) -> None:
         if not self.digests:
             return refuse_foreign_page(scope)
         digest = hash_key(bearer_key(scope) or "")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import re
-import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,44 +14,21 @@ import httpx
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from playwright.sync_api import Browser, BrowserContext, Error, Page, Response, expect, sync_playwright
+from playwright.sync_api import Browser, Page, expect
 
 from dipole.protocol.images import decode_image
 from dipole.web import http_server
 from dipole_ratings.app import create_app
 from dipole_ratings.settings import RatingsSettings
 
+from ...browser import PHONE, WatchedBrowser, closing, run_axe
+from ...browser import browser as browser
 from . import pictures
 
-PHONE = {"viewport": {"width": 390, "height": 844}, "has_touch": True, "is_mobile": True, "device_scale_factor": 2}
-FLAGS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
-NO_CHROMIUM = (
-    "the tests of the pages drive Chromium, and there is none: run `make browser`, or apt-get install chromium"
-)
-# what a browser itself writes about answers that a test expects
-EXPECTED_CONSOLE = re.compile(r"Failed to load resource: (net::ERR_(INTERNET_DISCONNECTED|FAILED)|.* status of 4\d\d)")
+__all__ = ["PHONE", "run_axe"]
+
 # a candidate's id as a trainer might make it: nothing of it may reach a rater
 SECRET_IDS = ["model-sdturbo.step-4711.seed-90210", "after", "before", "base-score-0.93", "gold", "checkpoint-12"]
-
-
-def find_chromium() -> str:
-    """Its path. Fails, and does not skip, where there is none."""
-    path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if path is None:
-        pytest.fail(NO_CHROMIUM, pytrace=False)
-    return path
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    """Chromium, until the module ends: Playwright's loop must not be there for tests that run one of their own."""
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=FLAGS)
-        yield browser
-        browser.close()
 
 
 class RatingService:
@@ -162,31 +138,13 @@ def service(tmp_path: Path) -> Iterator[RatingService]:
         yield service
 
 
-class Visitors:
-    """Makes browser contexts, and keeps what their pages asked for, got, and wrote to the console."""
+class Visitors(WatchedBrowser):
+    """Raters and operators, whose network a test may take away."""
 
-    def __init__(self, browser: Browser) -> None:
-        self.browser = browser
-        self.contexts: list[BrowserContext] = []
-        self.asked: list[str] = []
-        self.responses: list[Response] = []
-        self.console: list[str] = []
-
-    def context(self, **options: Any) -> BrowserContext:
-        chosen: dict[str, Any] = {"viewport": {"width": 1280, "height": 800}, "reduced_motion": "reduce", **options}
-        context = self.browser.new_context(**chosen)
-        context.set_default_timeout(20_000)
-        context.on("request", lambda request: self.asked.append(request.url))
-        context.on("response", lambda response: self.responses.append(response))
-        context.on("console", lambda message: self._keep(message.type, message.text))
-        context.on("weberror", lambda error: self._keep("error", str(error.error)))
-        self.contexts.append(context)
-        return context
-
-    def page(self, url: str, **options: Any) -> Page:
-        page = self.context(**options).new_page()
-        page.goto(url)
-        return page
+    expected_console = re.compile(
+        r"Failed to load resource: (net::ERR_(INTERNET_DISCONNECTED|FAILED)|.* status of 4\d\d)"
+    )
+    timeout_ms = 20_000
 
     def rater(self, link: str, **options: Any) -> Page:
         """A page with a task whose images are there."""
@@ -194,28 +152,17 @@ class Visitors:
         wait_for_images(page)
         return page
 
-    def _keep(self, kind: str, text: str) -> None:
-        if kind in ("error", "warning") and not EXPECTED_CONSOLE.match(text):
-            self.console.append(f"{kind}: {text}")
-
 
 @pytest.fixture
 def visitors(browser: Browser) -> Iterator[Visitors]:
-    """Whatever a test does, no page asks another host, and none writes an error to the console."""
-    visitors = Visitors(browser)
-    yield visitors
-    for context in visitors.contexts:
-        context.close()
-    assert visitors.console == []
-    foreign = [
-        url for url in visitors.asked if not re.match(r"(http://127\.0\.0\.1:\d+/|blob:http://127\.0\.0\.1:)", url)
-    ]
-    assert foreign == []
+    with closing(Visitors(browser)) as visitors:
+        yield visitors
 
 
 def wait_for_images(page: Page) -> None:
-    expect(page.locator(".picture img:not([data-state='loaded'])")).to_have_count(0)
+    """First that they are on the page: of images that are not there yet, none is still loading."""
     expect(page.locator(".picture img").first).to_be_visible()
+    expect(page.locator(".picture img:not([data-state='loaded'])")).to_have_count(0)
 
 
 def press(page: Page, keys: Sequence[str]) -> None:
@@ -226,17 +173,3 @@ def press(page: Page, keys: Sequence[str]) -> None:
 def wait_for_next(page: Page, prompt: str) -> None:
     """Until another task than this one is there, or none."""
     expect(page.locator("#prompt:visible", has_text=re.compile(f"^{re.escape(prompt)}$"))).to_have_count(0)
-
-
-def run_axe(page: Page, what: str) -> None:
-    """axe-core finds nothing, in light and in dark."""
-    for scheme in ("light", "dark"):
-        page.emulate_media(color_scheme=scheme)
-        if not page.evaluate("() => Boolean(window.axe)"):
-            page.evaluate((Path(__file__).with_name("axe") / "axe.min.js").read_text())
-        try:
-            found = page.evaluate("async () => (await axe.run()).violations")
-        except Error as error:
-            raise AssertionError(f"axe did not run on {what}") from error
-        told = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
-        assert told == [], f"{what}, {scheme}"

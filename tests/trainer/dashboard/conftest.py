@@ -14,14 +14,19 @@ from dipole.client.trainer_api import TrainerApi
 from dipole.stack.stack import Stack
 from dipole.tiny.job import build_demo_prompts
 
-from ...browser import PHONE, WatchedBrowser, run_axe
+from ...browser import PHONE, WatchedBrowser, closing, run_axe
 from ...browser import browser as browser
-from ...browser import visitors as visitors
 
 __all__ = ["PATIENCE_MS", "PHONE", "Platform", "WatchedBrowser", "run_axe"]
 
 PATIENCE_MS = 300_000  # for what takes seconds on an idle machine
 STEPS = 6
+
+
+@pytest.fixture
+def visitors(browser: Browser) -> Iterator[WatchedBrowser]:
+    with closing(WatchedBrowser(browser)) as visitors:
+        yield visitors
 
 
 @dataclass

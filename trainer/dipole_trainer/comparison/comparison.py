@@ -36,7 +36,8 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
+from dipole_trainer.ranking.forwarding import ForwardingRanker
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import ModelRef, ModelResolver
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -64,13 +65,12 @@ class ModelEvaluation:
 # ---- the evaluation -------------------------------------------------------------------------------------------------
 
 
-class ObservedRanker:
-    """Wraps a Ranker: counts images and prompts over all models, and missing scores of the present one, over all
-    models, and what goes missing, of the present one.
-    """
+class ObservedRanker(ForwardingRanker):
+    """Counts images and prompts over all models, and missing scores of the present one."""
 
     def __init__(self, ranker: Ranker, on_progress: OnProgress) -> None:
-        self.ranker, self.on_progress = ranker, on_progress
+        super().__init__(ranker)
+        self.on_progress = on_progress
         self.label, self.drawn, self.ranked = "", 0, 0
         self.missing: dict[str, Counter[str]] = {}
         self.revisions: dict[str, dict[str, str]] = {}  # which model and revision each reward answered with
@@ -79,26 +79,17 @@ class ObservedRanker:
         self.label, self.missing = label, {}
 
     def submit(self, group: CandidateGroup) -> None:
-        self.ranker.submit(group)
+        super().submit(group)
         self.drawn += len(group.images)
         self.on_progress(self.label, self.drawn, self.ranked)
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
-        answer = self.ranker.collect(timeout_s)
+        answer = super().collect(timeout_s)
         if answer is not None:
             self.ranked += 1
             self._count_missing(answer)
             self.on_progress(self.label, self.drawn, self.ranked)
         return answer
-
-    def list_pending(self) -> Mapping[str, RankingBacklog]:
-        return self.ranker.list_pending()
-
-    def cancel(self, *, withdraw: bool = False) -> None:
-        self.ranker.cancel(withdraw=withdraw)
-
-    def close(self) -> None:
-        self.ranker.close()
 
     def _count_missing(self, answer: RankedGroup) -> None:
         for name, result in answer.results.items():

@@ -30,7 +30,8 @@ from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
+from dipole_trainer.ranking.groups import RankedGroup, Ranker
+from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 
@@ -119,7 +120,7 @@ class EvaluationSchedule:
             self.spec.evaluation.model_copy(update={"prompts": prompts}),
             self.generator,
             self.features,
-            self.ranker if self.shows_held_out else UnaskedRanker(),
+            self.ranker if self.shows_held_out else KnownAnswersRanker(),
             step=step,
             job_id=self.job_id,
             micro_batches=self.micro_batches,
@@ -225,28 +226,6 @@ class EvaluationSchedule:
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked:
             job_events.RewardHackingFound(step=step, figures=hacked).report(self.on_event)
-
-
-class UnaskedRanker:
-    """A groups.Ranker that answers at once, without any score: for images that no reward is asked about."""
-
-    def __init__(self) -> None:
-        self._answers: list[RankedGroup] = []
-
-    def submit(self, group: CandidateGroup) -> None:
-        self._answers.append(RankedGroup(group.id, {}))
-
-    def collect(self, timeout_s: float) -> RankedGroup | None:
-        return self._answers.pop(0) if self._answers else None
-
-    def list_pending(self) -> Mapping[str, RankingBacklog]:
-        return {}
-
-    def cancel(self, *, withdraw: bool = False) -> None:
-        self._answers.clear()
-
-    def close(self) -> None:
-        self.cancel()
 
 
 def _gather_results(

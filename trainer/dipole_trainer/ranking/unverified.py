@@ -3,41 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
+from dipole_trainer.ranking.forwarding import ForwardingRanker
+from dipole_trainer.ranking.groups import RankedGroup, Ranker
 
 
-class UnverifiedRewardReporter:
+class UnverifiedRewardReporter(ForwardingRanker):
     """The run's ranker, of whose answers it tells those whose endpoint calls itself unverified. One a run, on rank 0.
 
     `file` has {reward: "model at revision"} of all that were found; a run that is resumed has said them.
     """
 
     def __init__(self, ranker: Ranker, file: Path, on_event: OnEvent) -> None:
-        self._ranker, self._file, self._on_event = ranker, file, on_event
+        super().__init__(ranker)
+        self._file, self._on_event = file, on_event
         self._found = read_unverified_rewards(file)
 
-    def submit(self, group: CandidateGroup) -> None:
-        self._ranker.submit(group)
-
     def collect(self, timeout_s: float) -> RankedGroup | None:
-        ranked = self._ranker.collect(timeout_s)
+        ranked = super().collect(timeout_s)
         if ranked is not None:
             self._report_new(ranked)
         return ranked
-
-    def list_pending(self) -> Mapping[str, RankingBacklog]:
-        return self._ranker.list_pending()
-
-    def cancel(self, *, withdraw: bool = False) -> None:
-        self._ranker.cancel(withdraw=withdraw)
-
-    def close(self) -> None:
-        self._ranker.close()
 
     def _report_new(self, ranked: RankedGroup) -> None:
         for reward, result in ranked.results.items():

@@ -9,8 +9,6 @@ that people chose and rejected, or the samples that the other job had ranked. No
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,7 +22,8 @@ from dipole.errors import InvalidInput
 from dipole_trainer.datasets import pairs, recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedStep
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
+from dipole_trainer.ranking.groups import RewardResult
+from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.seeds import derive_seeds, prompts_of_step
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -32,31 +31,6 @@ from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 MAX_CACHED_PAIRS = 1024  # encoded pairs kept, least recently used first out: 128 KB each at 512²
 PREFERENCE_REWARD = "preference"  # the one reward of a pairs file
-
-
-class KnownAnswersRanker:
-    """A groups.Ranker for answers that are there already. Of a group that is submitted it knows no scores."""
-
-    def __init__(self) -> None:
-        self._answers: deque[RankedGroup] = deque()
-
-    def put_answer(self, group_id: str, results: dict[str, RewardResult]) -> None:
-        self._answers.append(RankedGroup(group_id, results))
-
-    def submit(self, group: CandidateGroup) -> None:
-        self.put_answer(group.id, {})
-
-    def collect(self, timeout_s: float) -> RankedGroup | None:
-        return self._answers.popleft() if self._answers else None
-
-    def list_pending(self) -> Mapping[str, RankingBacklog]:
-        return {}
-
-    def cancel(self, *, withdraw: bool = False) -> None:
-        self._answers.clear()
-
-    def close(self) -> None:
-        self.cancel()
 
 
 class PairsSource:

@@ -26,13 +26,14 @@ from dipole_trainer.evaluation import pictures
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import interface, loop
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.group_sources import GroupSource, OnlineSource
-from dipole_trainer.training.offline_sources import KnownAnswersRanker, PairsSource, ReplaySource
+from dipole_trainer.training.offline_sources import PairsSource, ReplaySource
 from dipole_trainer.training.precision import HasBf16, choose_precision, precision_advice
 from dipole_trainer.training.rollout import Rollout
 from dipole_trainer.weights import feature_weights, pipelines

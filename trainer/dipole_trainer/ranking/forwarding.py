@@ -1,0 +1,29 @@
+"""A ranker in front of another one, for whoever watches what passes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
+
+
+class ForwardingRanker:
+    """A groups.Ranker that passes all on to `ranker`; what is watched is overridden."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        self.ranker = ranker
+
+    def submit(self, group: CandidateGroup) -> None:
+        self.ranker.submit(group)
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        return self.ranker.collect(timeout_s)
+
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
+        return self.ranker.list_pending()
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        self.ranker.cancel(withdraw=withdraw)
+
+    def close(self) -> None:
+        self.ranker.close()
