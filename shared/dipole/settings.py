@@ -15,6 +15,8 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from dipole.errors import ConfigurationError
 from dipole.redis_url import parse_redis_url
 
+FOLLOWS_FROM_WRONG = "default_factory_not_called"
+"""pydantic's kind of error of a default that follows from other fields, one of which is wrong: nobody gave it."""
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
@@ -26,7 +28,7 @@ def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
         wrong = [
             f"DIPOLE_{'.'.join(map(str, each['loc'])).upper()}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors()
-            if each["type"] != "default_factory_not_called"  # a default that follows from what is wrong
+            if each["type"] != FOLLOWS_FROM_WRONG
         ]
         raise ConfigurationError("; ".join(wrong)) from error
 

@@ -12,9 +12,6 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.protocol.problems import format_field_path
 
-FOLLOWS_FROM_WRONG = "default_factory_not_called"
-"""pydantic's kind of error of a default that follows from other fields, one of which is wrong: nobody gave it."""
-
 
 class FirstError(NamedTuple):
     """`path` is the field's, as in `rewards[0].timeout_s`, empty for the whole; nothing repeats what was given."""

@@ -15,7 +15,7 @@ from dipole.database.failures import describe_database_error, explain_database_e
 from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import problems
 from dipole.protocol.schemas import FieldError, Problem
-from dipole.protocol.validation import FOLLOWS_FROM_WRONG
+from dipole.settings import FOLLOWS_FROM_WRONG
 from dipole.web import asgi
 from dipole.web.openapi import document_problems
 
