@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, DipoleError
 from dipole_ratings.api.dependencies import RatingParts
-from dipole_ratings.queue.deliveries import DueDelivery
+from dipole_ratings.queue.deliveries import CLAIM_S, DueDelivery
 from dipole_ratings.queue.retention import drop_old_tasks
 from dipole_rewards.server.callbacks import post_callback
 
@@ -57,8 +57,10 @@ class Housekeeper:
     async def _deliver(self, due: DueDelivery, secret: str) -> None:
         error: str | None = None
         try:
-            await post_callback(due.url, due.state, secret=secret, transport=self._transport)
-        except (httpx.HTTPError, ConfigurationError) as problem:
+            # a receiver that answers in drops holds nobody longer than its claim
+            async with asyncio.timeout(CLAIM_S / 2):
+                await post_callback(due.url, due.state, secret=secret, transport=self._transport)
+        except (httpx.HTTPError, ConfigurationError, TimeoutError) as problem:
             error = str(problem) or type(problem).__name__
             log.warning("callback_failed", delivery=due.id, error=error)
         await asyncio.to_thread(self.parts.outbox.record_attempt, due.id, error)

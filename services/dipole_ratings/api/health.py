@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import structlog
 from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
@@ -71,7 +71,7 @@ class _QueueCollector(Collector):
             by_state.add_metric([state], tasks.get(state, 0))
         yield by_state
         yield GaugeMetricFamily("dipole_ratings_leases", "Leases that raters hold.", value=figures.leased)
-        yield CounterMetricFamily("dipole_ratings_answers", "Answers that are kept.", value=figures.answered)
+        yield GaugeMetricFamily("dipole_ratings_answers", "Answers that are kept.", value=figures.answered)
         yield GaugeMetricFamily("dipole_ratings_oldest_seconds", "Age of the oldest task.", value=figures.oldest_s or 0)
         owed = GaugeMetricFamily("dipole_ratings_deliveries", "Callbacks by state.", labels=["state"])
         for state, count in deliveries.items():

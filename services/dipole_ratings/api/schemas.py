@@ -71,7 +71,7 @@ class LeaseMessage(ProtocolMessage):
                 LeaseImage(
                     id=each.id,
                     label=each.label,
-                    url=f"/v1/rater/images/{each.id}",
+                    url=f"{IMAGES}{each.id}",
                     width=each.width,
                     height=each.height,
                 )

@@ -103,7 +103,6 @@ class RatingAnswers:
                 # surplus or skipped: it may be looked at again, and takes a place only if there is one
                 session.flush()
                 if count_places(session, lease.subset_seq, time, but_rater=rater_seq) >= task.target:
-                    lease.ended_at = time
                     raise Conflict("others have taken the place of this answer: it can be undone no more")
             session.flush()
             if lease.purpose == "task":

@@ -9,7 +9,6 @@ from sqlalchemy import Select, and_, case, func, select, update
 
 from dipole_ratings.database.tables import AnswerRow, JobPriorityRow, LeaseRow, TaskRow
 from dipole_ratings.queue.context import QueueContext
-from dipole_ratings.queue.settlement import is_live
 
 HOUR_S = 3600.0
 LISTED_JOBS = 100
@@ -68,12 +67,6 @@ class RatingStatistics:
         with self.context.database.reading() as session:
             found = session.execute(select(TaskRow.state, func.count()).group_by(TaskRow.state))
             return dict(found.all())
-
-    def count_live_leases(self) -> int:
-        """Places of tasks that raters hold."""
-        with self.context.database.reading() as session:
-            live = is_live(self.context.clock(session))
-            return session.scalar(select(func.count()).select_from(LeaseRow).where(live)) or 0
 
     def set_job_priority(self, job: str, priority: int) -> None:
         """Of a job's tasks, those that wait and those to come. It takes the place of what the tasks said themselves."""

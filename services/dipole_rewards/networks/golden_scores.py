@@ -146,7 +146,7 @@ class ScoreRecord:
                 records = self._read()
                 before = next((each["score"] for each in records if self._is_of(each)), None)
                 if before is None:
-                    self._write([*records, {**self._key(), "score": score, "recorded": _today()}])
+                    write_json(self.file, {"scores": [*records, {**self._key(), "score": score, "recorded": today()}]})
         except OSError as error:
             log.warning(
                 "golden_score_not_recorded",
@@ -187,11 +187,6 @@ class ScoreRecord:
                 "next start records anew"
             ) from error
 
-    def _write(self, records: list[dict[str, Any]]) -> None:
-        partial = self.file.with_name(f".{self.file.name}.partial")
-        partial.write_text(json.dumps({"scores": records}, indent=1) + "\n")
-        os.replace(partial, self.file)
-
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
@@ -204,5 +199,12 @@ def _locked(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _today() -> str:
+def write_json(file: Path, content: object) -> None:
+    """Whole or not at all."""
+    partial = file.with_name(f".{file.name}.partial")
+    partial.write_text(json.dumps(content, indent=1) + "\n")
+    os.replace(partial, file)
+
+
+def today() -> str:
     return time.strftime("%Y-%m-%d", time.gmtime())

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import tempfile
-import time
 import tomllib
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from dipole.downloads.table import fetch_command, read_table
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.images import encode_png
-from dipole_rewards.networks.golden_scores import GOLDEN_FILE, Recipe
+from dipole_rewards.networks.golden_scores import GOLDEN_FILE, Recipe, today, write_json
 from dipole_rewards.networks.weight_files import WeightedReward, check_device
 from dipole_rewards.reward import Golden, import_reward, rank_items
 from dipole_rewards.settings import WeightSettings
@@ -109,7 +107,7 @@ def verify_reward(
         published = _score_with_published(name, environment, golden, folder, device)
     source = f"{requirements[0]} on {device}"
     file = folder / GOLDEN_FILE
-    _write_golden(file, {**_fields_of(made), "score": published, "source": f"{source}, {_today()}"})
+    write_json(file, {**asdict(made), "score": published, "source": f"{source}, {today()}"})
     return ScoreComparison(made, ours, published, tolerance, file, source)
 
 
@@ -146,17 +144,3 @@ def _score_with_published(name: str, environment: Environment, golden: Golden, w
         image.write_bytes(encode_png(golden.image))
         asked = {"weights": str(weights.absolute()), "image": str(image), "prompt": golden.prompt, "device": device}
         return environment.run(FOLDER / "published" / f"{name}.py", asked)
-
-
-def _fields_of(made: Recipe) -> dict[str, str]:
-    return {"reward": made.reward, "revision": made.revision, "recipe": made.recipe}
-
-
-def _write_golden(file: Path, content: dict[str, str | float]) -> None:
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, file)
-
-
-def _today() -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime())

@@ -62,7 +62,7 @@ def find_initial_weights(state: ApiState, model: str) -> InitialWeights | None:
         return None
     row, job = find_checkpoint(model, state.database)
     checkpoint = InitialCheckpoint(id=row.id, name=checkpoint_name(job, row.step), job=job.id, step=row.step)
-    earlier = _initial_folders(state.artifacts, job.id)
+    earlier = initial_folders(state.artifacts, job.id)
     folder = job_layout.job_path(job.id, row.path)
     names = [each.path for each in state.artifacts.list_files(folder)]
     # every weight of a network has in it what came before
@@ -75,11 +75,12 @@ def initial_of_job(state: ApiState, spec: TrainSpec, job_id: str) -> InitialWeig
     """What a job started from, for another that starts there too."""
     if spec.initial_checkpoint is None:
         return None
-    folders = _initial_folders(state.artifacts, job_id)
+    folders = initial_folders(state.artifacts, job_id)
     return InitialWeights(spec.initial_checkpoint, spec.model, spec.revision, spec.resolution, folders)
 
 
-def _initial_folders(artifacts: ArtifactStore, job_id: str) -> list[str]:
+def initial_folders(artifacts: ArtifactStore, job_id: str) -> list[str]:
+    """Where the weights lie that a job starts from, in the order that they are merged in."""
     initial = job_layout.job_path(job_id, job_layout.INITIAL_FOLDER)
     names = job_layout.initial_folders(each.path for each in artifacts.list_files(initial))
     return [f"{initial}/{name}" for name in names]

@@ -18,6 +18,7 @@ from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, JobId, PageQuery, State
 from dipole_trainer.api.files import CHUNK_BYTES, stream_file
+from dipole_trainer.api.initial_weights import initial_folders
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import check_safe_path
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora
@@ -108,7 +109,7 @@ def _zip_weights(state: ApiState, job_id: str, path: str, target: IO[bytes]) -> 
     """Zip what a checkpoint and what its job started from add to the model's own base: one LoRA, or every weight, or
     every weight of the start and a LoRA on it. Raises NotFound when the checkpoint is no longer there.
     """
-    folders = [*_initial_folders(state, job_id), job_layout.job_path(job_id, path)]
+    folders = [*initial_folders(state.artifacts, job_id), job_layout.job_path(job_id, path)]
     named = [(folder, [each.path for each in state.artifacts.list_files(folder)]) for folder in folders]
     # every weight of a network has in it what came before
     whole_at = max((at for at, (_, names) in enumerate(named) if job_layout.fully_trained_component(names)), default=0)
@@ -128,13 +129,6 @@ def _zip_weights(state: ApiState, job_id: str, path: str, target: IO[bytes]) -> 
             archive.writestr(LORA_WEIGHTS_FILE, to_diffusers_lora(weights, config, trained))
             archive.writestr(job_layout.ADAPTER_CONFIG_NAME, json.dumps(config, indent=1))
     target.seek(0, 2)
-
-
-def _initial_folders(state: ApiState, job_id: str) -> list[str]:
-    """Where the weights lie that a job starts from, in the order that they are merged in."""
-    folder = job_layout.job_path(job_id, job_layout.INITIAL_FOLDER)
-    found = job_layout.initial_folders(each.path for each in state.artifacts.list_files(folder))
-    return [f"{folder}/{name}" for name in found]
 
 
 def _read_adapter(state: ApiState, folder: str, component: str) -> tuple[bytes, dict[str, Any]]:

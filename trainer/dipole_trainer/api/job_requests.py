@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_valida
 from starlette.concurrency import run_in_threadpool
 
 from dipole.client.endpoint import Endpoint, check_reward_url
-from dipole.errors import InvalidInput, NotFound
+from dipole.errors import Conflict, InvalidInput, NotFound
 from dipole.protocol.validation import check_storable
 from dipole_trainer.api import admission, files
 from dipole_trainer.api.dependencies import ApiState
@@ -166,16 +166,22 @@ def _store_job(state: ApiState, checked: CheckedJob, idempotency_key: str | None
     job_id = new_job_id()
     if checked.initial is not None:
         checked.initial.copy_to(state.artifacts, job_id)
-    job = state.jobs.create_job(
-        checked.spec,
-        job_id=job_id,
-        training_file=training_file,
-        validation_file=body.validation_file,
-        extra={"metadata": body.metadata, "suffix": body.suffix, "warnings": checked.warnings},
-        warnings=checked.warnings,
-        idempotency_key=idempotency_key,
-        digest=checked.digest,
-    )
+    try:
+        job = state.jobs.create_job(
+            checked.spec,
+            job_id=job_id,
+            training_file=training_file,
+            validation_file=body.validation_file,
+            extra={"metadata": body.metadata, "suffix": body.suffix, "warnings": checked.warnings},
+            warnings=checked.warnings,
+            idempotency_key=idempotency_key,
+            digest=checked.digest,
+        )
+    except Conflict:
+        # another request with the same key was first
+        if checked.initial is not None:
+            state.artifacts.delete_folder(job_layout.job_path(job_id))
+        raise
     if job.id != job_id and checked.initial is not None:
         state.artifacts.delete_folder(job_layout.job_path(job_id))  # another request with the same key was first
     return job

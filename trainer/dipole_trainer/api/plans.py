@@ -20,7 +20,7 @@ from dipole_trainer.api.job_requests import JobRequest, fields_of_hyperparameter
 from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.api.sampler_client import PlannedJob, SamplerClient
 from dipole_trainer.planning.plans import JobPlan
-from dipole_trainer.spec import TrainSpec
+from dipole_trainer.spec import TrainSpec, choose_steps
 
 PLAN_DESCRIPTION = (
     "The body is that of creating a job; what says nothing of its cost, such as prompts and rewards, may be missing. "
@@ -101,8 +101,8 @@ def _planned_fields(state: ApiState, body: JobRequest) -> dict[str, Any]:
     count = len(body.prompts)
     if body.replay_job:
         job |= resolve_replay(state, body, body.replay_job).values
-    elif body.training_file:
-        file = files.find_file(state, body.training_file, field="training_file")
+    elif file_id := body.training_file or body.pairs_file:
+        file = files.find_file(state, file_id, field="training_file" if body.training_file else "pairs_file")
         count = file.lines
         if file.kind == "pairs":
             job["pairs_file"] = file.id
@@ -111,6 +111,9 @@ def _planned_fields(state: ApiState, body: JobRequest) -> dict[str, Any]:
         job |= {name: values[name] for name in ("steps", "prompts_per_step") if name in values}
     elif body.hyperparameters is not None and body.hyperparameters.batch_size != "auto":
         job["prompts_per_step"] = body.hyperparameters.batch_size
+    if count and "steps" not in job:
+        per_step = job.get("prompts_per_step", body.prompts_per_step)
+        job["steps"] = choose_steps(count, per_step, of_pairs="pairs_file" in job)
     return job
 
 

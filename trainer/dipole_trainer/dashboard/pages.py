@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import html
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from importlib.resources.abc import Traversable
 
@@ -143,8 +144,13 @@ def _add_document(router: APIRouter, path: str, content: bytes, media_type: str)
     router.add_api_route(path, serve_page, methods=["GET", "HEAD"], name=f"page {path}")
 
 
+@cache
+def _etag(content: bytes) -> str:
+    return f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+
+
 def _answer(request: Request, content: bytes, media_type: str) -> Response:
-    tag = f'"{hashlib.sha256(content).hexdigest()[:32]}"'
+    tag = _etag(content)
     headers = {**HEADERS, "etag": tag}
     if request.headers.get("if-none-match") == tag:
         return Response(status_code=304, headers=headers)

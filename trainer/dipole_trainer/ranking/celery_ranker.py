@@ -210,9 +210,13 @@ class CeleryRanker:
 
     def _ask_rewards(self, now: float) -> None:
         """Send what is to be asked and was not yet."""
-        for question in self._in_flight.pop_questions():
+        questions = self._in_flight.pop_questions()
+        references: dict[int, str] = {}  # by an array of images, which rewards share: hashing it takes a while
+        for question in questions:
             group, name = question.group, question.reward
-            reference = CandidateStore.reference_of(group.images)
+            if id(group.images) not in references:
+                references[id(group.images)] = CandidateStore.reference_of(group.images)
+            reference = references[id(group.images)]
             is_new = not self._uses[reference]
             self._uses[reference] += 1
             if reference in self._unused:

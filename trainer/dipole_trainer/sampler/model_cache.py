@@ -96,8 +96,10 @@ class ModelCache:
 
     def _load_model(self, model: Mapping[str, Any], checkpoint: CheckpointRef | None) -> OneStepGenerator:
         """The generator with the right weights in place."""
-        precision = model.get("precision") or self._default_precision(checkpoint)
-        key = json.dumps(model, sort_keys=True), precision
+        asked = json.dumps(model, sort_keys=True)
+        precision = model.get("precision") or self._loaded_precision(asked, checkpoint)
+        precision = precision or self._default_precision(checkpoint)
+        key = asked, precision
         # back in its place when nothing failed: half-loaded weights are dropped
         found = self._loaded.pop(key, None)
         if found is None:
@@ -117,6 +119,13 @@ class ModelCache:
             self._load_checkpoint(found, checkpoint)
         self._loaded[key] = found
         return found.generator
+
+    def _loaded_precision(self, asked: str, checkpoint: CheckpointRef | None) -> Precision | None:
+        """Of a checkpoint whose weights are in place; the store need not be asked again."""
+        for (model, precision), loaded in self._loaded.items():
+            if checkpoint is not None and (model, loaded.checkpoint_id) == (asked, checkpoint["id"]):
+                return precision
+        return None
 
     def _default_precision(self, checkpoint: CheckpointRef | None) -> Precision:
         """Of a job that names none: what its checkpoint was trained in, which may be another device's default."""

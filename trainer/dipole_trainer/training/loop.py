@@ -267,6 +267,7 @@ class Trainer:
             shuffle = np.random.default_rng(seed)
         found = order_group(ranked, self.source.rewards, positives=positives, negatives=negatives, shuffle=shuffle)
         if isinstance(found, SkippedGroup):
+            drawn.drop_features()
             tally.skipped += 1
             tally.late += any((result.failure or "").startswith("late:") for result in ranked.results.values())
             tally.add_untrained(found.reason)

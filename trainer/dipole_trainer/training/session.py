@@ -107,7 +107,7 @@ def run_session(
     if outcome == "succeeded":
         trained = job_layout.newest_checkpoint(workdir)
         assert trained is not None, "a run that succeeded has its last checkpoint"
-        draw_pictures = partial(pictures.draw_pictures, workdir, spec)
+        draw_pictures = partial(pictures.draw_pictures, workdir, _evaluation_spec(spec))
         for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
             job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
     return outcome

@@ -1,6 +1,7 @@
 // The candidates and the tiers of one task on the page. It draws what a Ranking holds, and says what was asked of it.
 
 import { relative } from "./api.js";
+import { make } from "./dom.js";
 import { UNRANKED, nameTier } from "./ranking.js";
 
 const GAP_PX = 16; // between cards, as in rate.css
@@ -28,6 +29,7 @@ export class Board {
   }
 
   show(task, ranking) {
+    this.images.clear();
     this.ranking = ranking;
     this.selection = null;
     this.aspect = task.images[0].width / task.images[0].height;
@@ -206,11 +208,4 @@ export class Board {
     this.grid.style.setProperty("--frame-width", `${size}px`);
     this.grid.style.setProperty("--frame-height", `${Math.floor(size / this.aspect)}px`);
   }
-}
-
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (properties.role) element.setAttribute("role", properties.role);
-  element.append(...children);
-  return element;
 }

@@ -14,7 +14,6 @@ let timer = null;
 const operate = (method, path, body) => ask(method, path, { body, headers: authorization() });
 const key = () => sessionStorage.getItem(KEY);
 const authorization = () => (key() ? { Authorization: `Bearer ${key()}` } : {});
-const rowsOf = (body) => (Array.isArray(body) ? body : body.data);
 
 const tables = {
   invitations: new Table($("invitations"), {
@@ -110,9 +109,9 @@ function show(status, invitations, raters, deliveries) {
   $("figure-agreement").textContent = decimal(status.agreement);
   $("figure-answered").textContent = number(status.answered);
   tables.jobs.show(status.by_job);
-  tables.invitations.show(rowsOf(invitations));
-  tables.raters.show(rowsOf(raters));
-  tables.deliveries.show(rowsOf(deliveries));
+  tables.invitations.show(invitations);
+  tables.raters.show(raters);
+  tables.deliveries.show(deliveries);
 }
 
 function tellTrouble(error) {

@@ -139,13 +139,13 @@ function waitForRetry(seconds) {
 // --- tasks ---
 
 async function takeTask() {
-  clearTimeout(looking);
   const reply = await persist(() => ask("POST", "/v1/rater/leases"));
   if (reply.body === null) return showEmpty(reply.retryAfterS);
   showTask(reply.body);
 }
 
 function showTask(lease, placements = null) {
+  clearTimeout(looking);
   task = lease;
   const labels = lease.images.map((image) => image.label);
   ranking = new Ranking(labels, lease.max_tiers, placements ?? saved.draftOfLease(lease.id));
@@ -168,7 +168,7 @@ function showTask(lease, placements = null) {
 /** Once all images are there they are known by their looks, and a draft of an earlier lease is found. */
 function settleImages() {
   renderActions();
-  if (!board.areLoaded || Object.keys(looks).length) return;
+  if (!ranking || !board.areLoaded || Object.keys(looks).length) return;
   looks = Object.fromEntries([...board.images].map(([label, image]) => [label, fingerprint(image)]).filter(([, look]) => look));
   if (ranking.isUntouched && ranking.history.length === 0) {
     const placements = saved.draftOfLooks(looks);

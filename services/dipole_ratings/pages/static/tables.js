@@ -1,5 +1,7 @@
 // Tables that are drawn again when what they show has changed, and keep the focus where it was.
 
+import { make } from "./dom.js";
+
 /**
  * columns: [{name, text(row), number?: true}], buttons(row): [{text, label, act, kind?}], key(row): what names a row.
  * `empty` is the sentence shown without rows.
@@ -44,11 +46,4 @@ export class Table {
     button.addEventListener("click", act);
     return button;
   }
-}
-
-function make(tag, properties, ...children) {
-  const element = Object.assign(document.createElement(tag), properties);
-  if (properties.role) element.setAttribute("role", properties.role);
-  element.append(...children);
-  return element;
 }

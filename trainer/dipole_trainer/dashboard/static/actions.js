@@ -17,13 +17,13 @@ export function jobLink(job, page = "") {
 
 /** Buttons for what may be asked now. `onDone(job)` gets the job as it is then. */
 export function actionButtons(job, root, onDone) {
-  const ask = (verb) => async (event) => {
-    event.currentTarget.disabled = true;
+  const ask = (verb) => async ({ currentTarget: button }) => {
+    button.disabled = true;
     try {
       onDone(await request(`${PATH}/${encodeURIComponent(job.id)}/${verb}`, { method: "POST" }));
     } catch (error) {
       await tell(`The job could not be asked to ${verb}`, error.message);
-      onDone(job);
+      button.disabled = false;
     }
   };
   const asked = job.desired;

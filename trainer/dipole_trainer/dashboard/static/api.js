@@ -245,3 +245,12 @@ export function repeatWhileVisible(work, ms) {
   turn();
   return turn;
 }
+
+/** Begin a page; where it cannot, it says why, and `missing` where what it shows is not there. */
+export function begin(start, missing = null) {
+  start().catch((error) => {
+    if (!(error instanceof ApiError)) throw error;
+    const text = error.status === 404 && missing ? missing : error.message;
+    document.getElementById("main").replaceChildren(h("div", { class: "notice bad", role: "alert" }, text));
+  });
+}

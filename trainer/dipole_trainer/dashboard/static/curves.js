@@ -14,13 +14,14 @@ export class JobFigures {
     this.evaluations = metrics.evaluations.data;
     this.skipped = new Map(metrics.skipped.map((each) => [each.reason, each.count]));
     this.failures = new Map(metrics.failures.map((each) => [`${each.reward}: ${each.reason}`, each.count]));
-    const first = this.steps[0];
-    this.unit = null;
-    if (first) this.#measure();
+    this.#measure();
   }
 
   add(event) {
-    if (event.kind === "step") this.#put(this.steps, { ...event.data, created_at: event.created_at });
+    if (event.kind === "step") {
+      this.#put(this.steps, { ...event.data, created_at: event.created_at });
+      if (this.steps.length <= FIRST_STEPS) this.#measure();
+    }
     if (event.kind === "evaluation") this.#put(this.evaluations, { ...event.data, created_at: event.created_at });
     if (event.kind === "skipped_group") count(this.skipped, event.data.reason);
     if (event.kind === "reward_failure") count(this.failures, `${event.data.reward}: ${event.data.reason}`);
@@ -91,7 +92,7 @@ export class JobFigures {
   /** Normalised: how far each reward came, in spreads of its first groups; from its own start, and from the base. */
   normalisedSeries(kind, smooth, where) {
     return this.rewardNames().map((name, index) => {
-      const unit = this.unit?.[name];
+      const unit = this.unit[name];
       if (!unit) return null;
       const label = `${name}${this.isHeldOut(name) ? " (held out)" : ""}`;
       const more = { colour: (index % 6) + 1 };

@@ -4,7 +4,7 @@
 // the address of one background.
 
 import { actionButtons } from "./actions.js";
-import { ApiError, followEvents, imageAddress, request, ROOT } from "./api.js";
+import { ApiError, begin, followEvents, imageAddress, request, ROOT } from "./api.js";
 import { formatNumber, h, segments, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
 
@@ -41,10 +41,7 @@ const grid = h("div", { class: "gallery" });
 let job = null;
 let cell = null;
 
-start().catch((error) => {
-  if (!(error instanceof ApiError)) throw error;
-  main.replaceChildren(h("div", { class: "notice bad", role: "alert" }, error.status === 404 ? `There is no job ${id}.` : error.message));
-});
+begin(start, `There is no job ${id}.`);
 
 async function start() {
   job = await request(path);

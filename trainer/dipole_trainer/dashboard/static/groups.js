@@ -1,7 +1,7 @@
 // What a job is taught: a step's groups, each in the order that every reward gave it, with what attracted and repelled.
 
 import { actionButtons } from "./actions.js";
-import { ApiError, followEvents, imageAddress, request, ROOT } from "./api.js";
+import { begin, followEvents, imageAddress, request, ROOT } from "./api.js";
 import { formatNumber, h, save, toCsv, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
 
@@ -27,10 +27,7 @@ let cursor = 0;
 let asked = 0;
 let addresses = [];
 
-start().catch((error) => {
-  if (!(error instanceof ApiError)) throw error;
-  main.replaceChildren(h("div", { class: "notice bad", role: "alert" }, error.status === 404 ? `There is no job ${id}.` : error.message));
-});
+begin(start, `There is no job ${id}.`);
 
 async function start() {
   job = await request(path);
@@ -51,7 +48,10 @@ async function start() {
 function choose(step) {
   wanted = step === null ? null : Math.min(shown.last, Math.max(shown.first, step));
   view.set("step", wanted === null ? null : String(wanted));
-  if (wanted !== null) showStep(wanted);
+  if (wanted !== null) {
+    shown.step = wanted;
+    showStep(wanted);
+  }
   load();
 }
 
@@ -70,10 +70,9 @@ function takeSpan(page) {
 }
 
 async function learnSpan() {
-  const step = shown.step;
-  takeSpan(await request(`${path}/groups?limit=1`));
-  shown.step = step;
-  showStep(step);
+  const page = await request(`${path}/groups?limit=1`);
+  takeSpan({ ...page, step: shown.step });
+  showStep(shown.step);
 }
 
 /** The wanted step's groups; whatever is asked later overtakes it. */
@@ -105,8 +104,10 @@ function showMore(page) {
 }
 
 async function loadMore() {
+  const turn = asked;
   const page = await request(`${path}/groups?step=${shown.step}&after=${cursor}`);
   const cards = await Promise.all(page.data.map(groupCard));
+  if (turn !== asked) return;
   addresses.push(...cards.map((card) => card.address).filter(Boolean));
   list.append(...cards.map((card) => card.element));
   showMore(page);

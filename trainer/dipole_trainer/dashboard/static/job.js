@@ -1,7 +1,7 @@
 // A job: what it is doing, its curves by reward, events as they happen, configuration, checkpoints.
 
 import { actionButtons, jobName } from "./actions.js";
-import { ApiError, downloadLink, eventNumber, followEvents, request, ROOT, TERMINAL } from "./api.js";
+import { begin, downloadLink, eventNumber, followEvents, request, ROOT, TERMINAL } from "./api.js";
 import { Chart } from "./charts.js";
 import { JobFigures, toModel } from "./curves.js";
 import { formatBytes, formatNumber, formatSeconds, h, replace, segments, stateElement, timeElement, view } from "./dom.js";
@@ -33,10 +33,7 @@ const olderEvents = h("button", { class: "quiet", type: "button", hidden: true, 
 const checkpoints = h("div", { class: "stack" });
 const config = h("div", { class: "stack" });
 
-start().catch((error) => {
-  if (!(error instanceof ApiError)) throw error;
-  main.replaceChildren(h("div", { class: "notice bad", role: "alert" }, error.status === 404 ? `There is no job ${id}.` : error.message));
-});
+begin(start, `There is no job ${id}.`);
 
 async function start() {
   const [found, metrics, recent] = await Promise.all([request(path), request(`${path}/metrics`), request(`${path}/events?limit=50`)]);

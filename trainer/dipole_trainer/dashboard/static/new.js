@@ -3,7 +3,7 @@
 // What is left empty is left out of the request, so that the server's defaults hold; they are shown in grey.
 
 import { describe, hasInlineEvaluation, INLINE_EVALUATION, jobLink, toRequest } from "./actions.js";
-import { ApiError, request, ROOT, showConnection } from "./api.js";
+import { ApiError, begin, request, ROOT, showConnection } from "./api.js";
 import { h, save, view } from "./dom.js";
 
 const main = document.getElementById("main");
@@ -12,10 +12,7 @@ const SPECIAL = new Set(["prompts", "training_file", "validation_file", "rewards
 const LABELS = { suffix: "Name", model: "Base model", "method.type": "Method" };
 let schemas = {};
 
-start().catch((error) => {
-  if (!(error instanceof ApiError)) throw error;
-  main.replaceChildren(h("div", { class: "notice bad", role: "alert" }, error.message));
-});
+begin(start);
 
 async function start() {
   const from = view.get("from", null);
