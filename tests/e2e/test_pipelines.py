@@ -28,13 +28,18 @@ def models(platform: Any) -> Path:
     folder = Path(platform.stack.home) / "models"
     for kind in CLASSES:
         tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
+    wait_until_seen(platform, *(f"tiny-{kind}" for kind in CLASSES))
+    return folder
+
+
+def wait_until_seen(platform: Any, *models: str) -> None:
+    """A worker publishes within seconds what lies in its folder; a job on what it lacks is refused."""
 
     def is_seen() -> bool:
         (worker,) = platform.api.get("/v1/workers")["data"]
-        return {f"tiny-{kind}" for kind in CLASSES} <= worker["models"].keys()
+        return worker["models"].keys() >= set(models)
 
     platform.wait_for(is_seen, "the worker has seen the models")
-    return folder
 
 
 def submit(platform: Any, model: str, **changes: Any) -> str:
@@ -143,6 +148,7 @@ def test_a_checkpoint_of_another_base_is_not_gone_on_from(
 ) -> None:
     """A base that was exchanged under a paused job fails it by field; its checkpoint stays as it was."""
     tiny_pipelines.write_pipeline(models / "changing", "sd", seed=1)
+    wait_until_seen(platform, "changing")
     judge = referee()
     judge.hold(after=3)
     job: str = platform.submit(

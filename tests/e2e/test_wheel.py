@@ -19,7 +19,10 @@ from dipole_rewards import tiny_weights
 from ..processes import serving
 
 ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = [ROOT / "shared/dipole", ROOT / "services/dipole_rewards", ROOT / "trainer/dipole_trainer"]
+PACKAGES = [
+    ROOT / "shared/dipole", ROOT / "services/dipole_rewards", ROOT / "services/dipole_ratings",
+    ROOT / "trainer/dipole_trainer",
+]  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,13 +59,13 @@ def run(python: Path, folder: Path, *arguments: str) -> str:
 
 
 def test_every_file_of_data_is_in_it(wheel: Path) -> None:
-    """Tables, fonts, weights, tokenizers, migrations: whatever lies in the packages' folders."""
+    """Tables, pages, weights, tokenizers, migrations: whatever lies in the packages' folders."""
     there = set(zipfile.ZipFile(wheel).namelist())
     for package in PACKAGES:
         files = [path for path in package.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
         names = {path.relative_to(package.parent).as_posix() for path in files}
         assert names - there == set()
-    for ending in (".toml", ".ttf", ".safetensors", ".json", "versions/0001_the_first_tables.py"):
+    for ending in (".toml", ".js", ".css", ".html", ".safetensors", ".json", "versions/0001_the_first_tables.py"):
         assert any(name.endswith(ending) for name in there), f"nothing ends with {ending}: is the list above right?"
 
 
