@@ -482,6 +482,19 @@ def test_a_paused_rater_gives_back_what_is_held(queue: tuple[RatingParts, HandCl
     assert parts.leases.take_lease(rater.seq) is None
 
 
+def test_a_paused_rater_takes_nothing_back(make_queue: MakeQueue, tmp_path: Any) -> None:
+    """What is taken back would be held."""
+    parts, _ = make_queue(f"sqlite:///{tmp_path}/r.db", ratings_undo_s=10)
+    parts.tasks.submit_task(request())
+    invitation, token = parts.raters.invite_rater("Ann", None)
+    rater, _ = parts.raters.start_session(token)
+    kept = answer(parts, rater.seq, take(parts, rater.seq), "k1")
+    parts.raters.pause_rater(invitation.rater, True)
+    with pytest.raises(Forbidden):
+        parts.answers.undo_answer(rater.seq, kept.id)
+    assert [row.undone_at for row in rows(parts, AnswerRow)] == [None]
+
+
 def test_a_link_ends_with_its_sessions(queue: tuple[RatingParts, HandClock]) -> None:
     """Revoked or expired; what the rater held is free. Tokens are stored as hashes."""
     parts, clock = queue

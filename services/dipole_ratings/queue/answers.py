@@ -12,7 +12,15 @@ from sqlalchemy.orm import Session
 from dipole.errors import Conflict, Gone, InvalidInput, NotFound
 from dipole_ratings.database.tables import AnswerRow, LeaseRow, ShownImageRow, SubsetRow, TaskRow
 from dipole_ratings.queue.context import QueueContext
-from dipole_ratings.queue.leases import LABELS, RatingLeases, TakenLease, end_leases, find_lease, lock_rater
+from dipole_ratings.queue.leases import (
+    LABELS,
+    RatingLeases,
+    TakenLease,
+    end_leases,
+    find_lease,
+    lock_rater,
+    lock_working_rater,
+)
 from dipole_ratings.queue.settlement import count_places, lower_target, settle_task
 
 
@@ -78,10 +86,11 @@ class RatingAnswers:
     def undo_answer(self, rater_seq: int, answer_id: str) -> TakenLease:
         """Take an answer back: its lease is live again, and the rater's only one.
 
-        Raises NotFound, or Conflict when it was undone, or its task was delivered or ended.
+        Raises NotFound, Forbidden for a rater who is paused, or Conflict when it was undone, or its task was delivered
+        or ended.
         """
         with self.context.database.writing() as session:
-            lock_rater(session, rater_seq)
+            lock_working_rater(session, rater_seq)
             query = select(AnswerRow).where(AnswerRow.id == answer_id, AnswerRow.rater_seq == rater_seq)
             answer = session.scalar(query)
             if answer is None:

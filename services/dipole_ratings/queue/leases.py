@@ -65,9 +65,7 @@ class RatingLeases:
         Raises Forbidden for a rater who is paused.
         """
         with self.context.database.writing() as session:
-            rater = lock_rater(session, rater_seq)
-            if rater.paused:
-                raise Forbidden("you are paused: the operator of this service can let you go on")
+            rater = lock_working_rater(session, rater_seq)
             time = self.context.clock(session)
             held = self._find_held(session, rater, time)
             if held is not None:
@@ -159,10 +157,10 @@ class RatingLeases:
     def _find_work(self, session: Session, rater: RaterRow, time: float) -> tuple[SubsetRow, str] | None:
         """A subset and its purpose. Gold and repeats only while tasks wait, so that nobody is kept busy with them."""
         open_tasks = _find_open(rater.seq, time)
-        if session.scalar(open_tasks.with_only_columns(SubsetRow.seq).limit(1)) is None:
-            return None
         share, settings = self.context.dice.random(), self.context.settings
         if share < settings.ratings_gold_share + settings.ratings_repeat_share:
+            if session.scalar(open_tasks.with_only_columns(SubsetRow.seq).limit(1)) is None:
+                return None
             kinds = [("gold", self._find_gold), ("repeat", self._find_repeat)]
             # where there is none of one kind, the other serves as well
             for purpose, find in kinds if share < settings.ratings_gold_share else kinds[::-1]:
@@ -258,6 +256,14 @@ def shuffle_positions(subset: SubsetRow, rater: str, purpose: str) -> list[int]:
 
 def lock_rater(session: Session, rater_seq: int) -> RaterRow:
     return session.scalars(select(RaterRow).where(RaterRow.seq == rater_seq).with_for_update()).one()
+
+
+def lock_working_rater(session: Session, rater_seq: int) -> RaterRow:
+    """For whoever is to get a task. Raises Forbidden for a rater who is paused."""
+    rater = lock_rater(session, rater_seq)
+    if rater.paused:
+        raise Forbidden("you are paused: the operator of this service can let you go on")
+    return rater
 
 
 def find_lease(session: Session, rater_seq: int, lease_id: str) -> LeaseRow:

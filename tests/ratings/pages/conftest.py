@@ -63,10 +63,10 @@ class RatingService:
         self.tasks[prompt] = (ranking, images)
         return ranking
 
-    def add_tasks(self, count: int, **rating: Any) -> list[str]:
-        """As many with prompts of their own, which come back."""
-        prompts = pictures.choose_prompts(count)
-        for index, prompt in enumerate(prompts):
+    def add_tasks(self, count: int, *, first: int = 0, **rating: Any) -> list[str]:
+        """As many with prompts of their own, which come back; those from the `first` on."""
+        prompts = pictures.choose_prompts(first + count)[first:]
+        for index, prompt in enumerate(prompts, first):
             self.add_task(prompt, seed=index, **rating)
         return prompts
 

@@ -234,6 +234,30 @@ def test_two_raters_side_by_side_never_get_the_same_place(service: RatingService
     assert service.answers() == len(prompts)
 
 
+def test_fifteen_at_once_give_exactly_the_answers_asked_for(service: RatingService, visitors: Visitors) -> None:
+    """200 tasks, of which 20 want two ratings: no answer is surplus, lost or doubled, and no page keeps a task."""
+    prompts = service.add_tasks(180, size=24, max_ratings=1)
+    prompts += service.add_tasks(20, first=180, size=24, min_ratings=2, max_ratings=2)
+    pages = [visitors.rater(service.invite(f"Rater {number}")) for number in range(15)]
+    receipts: list[dict[str, Any]] = []
+    for page in pages:
+        page.on("response", lambda told: receipts.append(told.json()) if told.url.endswith("/answer") else None)
+    while busy := [page for page in pages if page.locator("#screen-task").is_visible()]:
+        shown = [shown_prompt(page) for page in busy]
+        for page in busy:
+            press(page, ["a", "1", "b", "2", "c", "3"])
+        for page in busy:  # all within a moment
+            submit_by_keys(page)
+        for page, prompt in zip(busy, shown, strict=True):
+            wait_for_next(page, prompt)
+            expect(page.locator("#screen-task:visible, #screen-empty:visible")).to_have_count(1)
+    for page in pages:
+        expect(page.get_by_role("heading", name="Nothing to rank right now")).to_be_visible()
+    assert len(receipts) == service.answers() == 220
+    assert all(receipt["counted"] for receipt in receipts)
+    assert all(len(service.ranks(prompt)) == 4 for prompt in prompts)  # each is finished
+
+
 def test_leaving_gives_an_untouched_task_to_the_next(service: RatingService, visitors: Visitors) -> None:
     """A page that is closed before anything was ranked holds nothing; one that is left by its button neither."""
     (prompt,) = service.add_tasks(1)

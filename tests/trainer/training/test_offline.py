@@ -66,6 +66,24 @@ class Nobody:
         pass
 
 
+class Silent(Nobody):
+    """A ranker whose rewards have not answered yet."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.withdrawn: list[str] = []
+
+    def submit(self, group: CandidateGroup) -> None:
+        self.asked.append(group.id)
+
+    def collect(self, timeout_s: float) -> RankedGroup | None:
+        return None
+
+    def cancel(self, *, withdraw: bool = False) -> None:
+        if withdraw:
+            self.withdrawn += self.asked
+
+
 def brightness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
     return [float(value) for value in images.astype(np.float64).mean((1, 2, 3))]
 
@@ -253,6 +271,19 @@ def test_offline_evaluations_without_rewards_give_samples_and_diversity(tmp_path
     evaluations = [data for kind, data in events if kind == "evaluation"]
     assert [(data["step"], data["scores"]) for data in evaluations] == [(0, {}), (1, {})]
     assert (tmp_path / "run/samples/step-1.png").is_file()
+
+
+def test_a_cancelled_offline_job_withdraws_what_its_evaluation_waits_for(tmp_path: Path) -> None:
+    """People would go on ranking for nobody."""
+    data = write_pairs(tmp_path / "pairs.jsonl", [(PROMPTS[0], 200, 0)])
+    spec = pairs_spec(steps=1, rewards=[{"name": "people"}], evaluation={"prompts": [{"prompt": PROMPTS[1]}]})
+    people = Silent()
+    outcome = session.run_session(
+        spec, job_id="job_1", workdir=tmp_path / "run", models_dir=NOWHERE, data=data, ranker=people,
+        on_event=lambda kind, data: None, control=lambda: "cancel" if people.asked else "run",
+    )  # fmt: skip
+    assert outcome == "cancelled"
+    assert people.withdrawn == people.asked != []
 
 
 # ---- recording ------------------------------------------------------------------------------------------------------

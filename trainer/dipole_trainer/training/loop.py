@@ -132,18 +132,23 @@ class Trainer:
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
             self.processes.release_followers()
-            self.ranker.cancel(withdraw=True)
+            self._withdraw_rankings()
             return "succeeded"
         except RunStopped as stopped:
             self._write_checkpoint()
             if stopped.outcome == "cancelled":
-                self.ranker.cancel(withdraw=True)
+                self._withdraw_rankings()
             return stopped.outcome
         except RewardUnavailable:
             self._write_checkpoint()
             raise
         finally:
             self.ranker.cancel()
+
+    def _withdraw_rankings(self) -> None:
+        """Nobody waits for them any more. An offline job's evaluations have a ranker of their own."""
+        for ranker in (self.ranker, self.evaluations.ranker):
+            ranker.cancel(withdraw=True)
 
     # ------------------------------------------------------------ one update
 
