@@ -178,21 +178,9 @@ def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[st
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def interval(differences: Any, draws: int = 4000) -> tuple[float, float, float]:
-    """Mean and 95 % interval of (seeds, prompts) differences, resampling both; all seeds share a draw's prompts."""
-    import numpy as np
-
-    values = np.asarray(differences, float)
-    rng = np.random.default_rng(0)
-    seeds, prompts = values.shape
-    means = [
-        values[rng.integers(seeds, size=seeds)][:, rng.integers(prompts, size=prompts)].mean() for _ in range(draws)
-    ]
-    return float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist()
-
-
 def report(results: list[dict[str, Any]]) -> dict[str, Any]:
     """Per arm: each score, its difference to the base and DrPO's lead over it with intervals, and macro averages."""
+    import measuring
     import numpy as np
 
     arms = [arm for arm in ARMS if any(r["arm"] == arm for r in results)]
@@ -205,10 +193,10 @@ def report(results: list[dict[str, Any]]) -> dict[str, Any]:
             tuned = np.array([r["tuned"][name] for r in runs[arm]])
             base = np.array([r["base"][name] for r in runs[arm]])
             entry = {"mean": float(tuned.mean()), "by_seed": tuned.mean(1).round(4).tolist(),
-                     "minus base": interval(tuned - base)}  # fmt: skip
+                     "minus base": measuring.interval(tuned - base)}  # fmt: skip
             if arm != "drpo" and "drpo" in runs and len(runs["drpo"]) == len(runs[arm]):
                 ahead = np.array([r["tuned"][name] for r in runs["drpo"]])
-                entry["drpo minus this"] = interval(ahead - tuned)
+                entry["drpo minus this"] = measuring.interval(ahead - tuned)
                 entry["drpo minus this, over seeds"] = _student(ahead.mean(1) - tuned.mean(1))
                 entry["ratio drpo / this"] = float(ahead.mean() / max(tuned.mean(), 1e-9))
             table[arm][name] = entry

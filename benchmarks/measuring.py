@@ -1,4 +1,4 @@
-"""What benchmarks of an update share: peak memory, the distance of two gradients, a look at free memory, JSON."""
+"""What benchmarks share: peak memory, the distance of two gradients, intervals, a look at free memory, JSON."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -33,6 +34,17 @@ def difference(one: list[Tensor], other: list[Tensor]) -> float:
     """‖one − other‖ / ‖one‖ over all parameters."""
     gap = sum((a - b).double().square().sum().item() for a, b in zip(one, other, strict=True))
     return float((gap / sum(a.double().square().sum().item() for a in one)) ** 0.5)
+
+
+def interval(differences: Any, draws: int = 4000) -> tuple[float, float, float]:
+    """Mean and 95 % interval of (seeds, prompts) differences, resampling both; all seeds share a draw's prompts."""
+    values = np.asarray(differences, float)
+    rng = np.random.default_rng(0)
+    seeds, prompts = values.shape
+    means = [
+        values[rng.integers(seeds, size=seeds)][:, rng.integers(prompts, size=prompts)].mean() for _ in range(draws)
+    ]
+    return float(values.mean()), *np.quantile(means, [0.025, 0.975]).tolist()
 
 
 def require_memory(size: str, needed_gib: float, device: str) -> None:

@@ -8,12 +8,12 @@ at the pixels that they are shown and order them; arms differ in what the raters
 
     honest    all three order by redness
     third     one of the three gives a random order
-    random    all three do: the control
+    random    all three do: the control, which goes first
 
 Each task asks one rater, whoever comes first, so that in `third` about every third order is noise that nothing
 corrects; `--ratings 3` asks all three. Printed for each arm: answers given, redness (red above the mean of green and
-blue, 0 to 255) of held-out prompts that name no colour, before and after on the same noises, and the difference with a
-95 % interval over prompts (of means over noises and seeds).
+blue, 0 to 255) of held-out prompts that name no colour, before and after on the same noises, the difference, and its
+lead over the control's, with 95 % intervals over seeds and prompts (both are resampled; of means over noises).
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import measuring
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student
 
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
@@ -42,7 +42,9 @@ from dipole.protocol.images import Pixels
 from dipole.stack.stack import LocalRaters, Stack
 from dipole.tiny.job import build_people_job, build_people_prompts
 
-ARMS = {"honest": (True, True, True), "third": (True, True, False), "random": (False, False, False)}
+ARMS = {"random": (False, False, False), "third": (True, True, False), "honest": (True, True, True)}
+CONTROL = "random"
+FIGURES = ("difference", "over_control")
 NOISES, FIRST_SEED = 4, 1000
 Redness = NDArray[np.float64]  # (prompts, noises)
 
@@ -137,15 +139,14 @@ def train_arm(api: TrainerApi, ratings: RatingsApi, args: argparse.Namespace, ar
     return api.get(f"{path}/checkpoints")["data"][0]["id"], sum(rater.answers for rater in raters)
 
 
-def interval_of(values: NDArray[np.float64]) -> tuple[float, float]:
-    """(mean, half of the 95 % interval) over prompts."""
-    half = student.ppf(0.975, len(values) - 1) * values.std(ddof=1) / len(values) ** 0.5
-    return float(values.mean()), float(half)
-
-
-def describe_arm(arm: str, base: Redness, tuned: Redness, answers: float) -> dict[str, Any]:
-    mean, half = interval_of((tuned - base).mean(1))
-    figures = {"before": float(base.mean()), "after": float(tuned.mean()), "difference": mean, "half_interval": half}
+def describe_arm(
+    arm: str, base: Redness, tuned: list[Redness], answers: float, control: Redness | None
+) -> dict[str, Any]:
+    """`tuned` has one of a seed, and `control` the (seeds, prompts) means of the arm that answers at random."""
+    gained = np.stack([each - base for each in tuned]).mean(2)
+    figures = {"before": float(base.mean()), "after": float(np.mean(tuned)), "by_seed": gained.mean(1).tolist()}
+    figures |= {"difference": measuring.interval(gained)}
+    figures |= {} if control is None else {"over_control": measuring.interval(gained - control)}
     return {"arm": arm, "answers_per_seed": answers, **figures}
 
 
@@ -169,19 +170,25 @@ def main() -> None:
         RatingsApi(str(stack.raters_url)) as ratings,
     ):
         base = draw_redness(api, "tiny-turbo", prompts)
+        control = None
         for arm in args.arms:
             after, answers = [], 0
             for seed in args.seeds:
                 model, given = train_arm(api, ratings, args, arm, seed)
                 after.append(draw_redness(api, model, prompts))
                 answers += given
-            rows.append(describe_arm(arm, base, np.mean(after, axis=0), answers / len(args.seeds)))
+            rows.append(describe_arm(arm, base, after, answers / len(args.seeds), control))
             print(json.dumps(rows[-1]), flush=True)
-    print(f"\n{len(prompts)} held-out prompts × {NOISES} noises × {len(args.seeds)} seeds; ± 95 % over prompts")
-    print(f"{'raters':10}{'answers':>10}{'before':>10}{'after':>10}{'difference':>20}")
+            if arm == CONTROL:
+                control = np.stack([each - base for each in after]).mean(2)
+    print(
+        f"\n{len(prompts)} held-out prompts × {NOISES} noises × {len(args.seeds)} seeds; [95 % over seeds and prompts]"
+    )
+    print(f"{'raters':10}{'answers':>10}{'before':>10}{'after':>10}{'difference':>24}{'over the control':>24}")
     for row in rows:
-        said = f"{row['difference']:+.1f} ± {row['half_interval']:.1f}"
-        print(f"{row['arm']:10}{row['answers_per_seed']:>10.0f}{row['before']:>10.1f}{row['after']:>10.1f}{said:>20}")
+        told = ["{:+.1f} [{:.1f}, {:.1f}]".format(*row[name]) if name in row else "" for name in FIGURES]
+        figures = f"{row['answers_per_seed']:>10.0f}{row['before']:>10.1f}{row['after']:>10.1f}"
+        print(f"{row['arm']:10}{figures}{told[0]:>24}{told[1]:>24}")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name != "json"}
