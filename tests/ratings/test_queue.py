@@ -98,6 +98,27 @@ def test_an_answer_becomes_a_ranking(queue: tuple[RatingParts, HandClock]) -> No
     assert state == parts.tasks.get_ranking(pending.id)
 
 
+def test_two_jobs_that_ask_the_same_at_once_share_the_answers(queue: tuple[RatingParts, HandClock]) -> None:
+    """The job that matters more is shown; when that task is cancelled, the other is."""
+    parts, _ = queue
+    first = parts.tasks.submit_task(request((10, 20, 30)))
+    second = parts.tasks.submit_task(request((30, 10, 20), job="job-2"))
+    one, two = hire(parts, 2)
+    assert [parts.leases.count_waiting(rater) for rater in (one, two)] == [1, 1]
+    answer(parts, one, take(parts, one))
+    assert parts.leases.take_lease(two) is None
+    assert ranks(parts.tasks.get_ranking(first.id)) == [3, 2, 1]
+    assert ranks(parts.tasks.get_ranking(second.id)) == [1, 3, 2]
+
+    kept = parts.tasks.submit_task(request(prompt="b"))
+    dropped = parts.tasks.submit_task(request(prompt="b", job="job-2", priority=5))
+    assert parts.leases.count_waiting(one) == 1
+    take(parts, one)
+    parts.tasks.cancel_task(dropped.id)
+    answer(parts, two, take(parts, two))
+    assert ranks(parts.tasks.get_ranking(kept.id)) == [4, 3, 2, 1]
+
+
 def test_what_people_said_once_serves_whoever_asks_again(queue: tuple[RatingParts, HandClock]) -> None:
     """The same prompt, images and instructions in any order and of any job; not for more ratings, or another prompt."""
     parts, _ = queue

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from sqlalchemy import Select, and_, exists, func, or_, select
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from dipole.errors import Forbidden, Gone, NotFound
 from dipole_ratings.database.tables import (
@@ -290,11 +290,19 @@ def _is_wanted(session: Session, lease: LeaseRow) -> bool:
 
 
 def _find_open(rater_seq: int, time: float) -> Select[SubsetRow, TaskRow]:
-    """Subsets with a free place that this rater has not answered or skipped, those wanted first first."""
+    """Subsets with a free place that this rater has not answered or skipped, those wanted first first.
+
+    Of tasks that ask the same, of two jobs say, only the one wanted first is shown: its scores will serve the others.
+    """
     leases = select(func.count()).where(LeaseRow.subset_seq == SubsetRow.seq, is_live(time)).correlate(SubsetRow)
     answers = select(func.count()).where(AnswerRow.subset_seq == SubsetRow.seq, is_counted()).correlate(SubsetRow)
     said = exists().where(
         AnswerRow.subset_seq == SubsetRow.seq, AnswerRow.rater_seq == rater_seq, AnswerRow.undone_at.is_(None)
+    )
+    other = aliased(TaskRow)
+    is_first = or_(other.priority > TaskRow.priority, and_(other.priority == TaskRow.priority, other.seq < TaskRow.seq))
+    asked_already = exists().where(
+        other.content == TaskRow.content, other.state == "pending", other.deadline > time, is_first
     )
     return (
         select(SubsetRow, TaskRow)
@@ -304,6 +312,7 @@ def _find_open(rater_seq: int, time: float) -> Select[SubsetRow, TaskRow]:
             TaskRow.deadline > time,
             leases.scalar_subquery() + answers.scalar_subquery() < TaskRow.target,
             ~said,
+            ~asked_already,
         )
         .order_by(TaskRow.priority.desc(), TaskRow.seq, SubsetRow.seq)
     )

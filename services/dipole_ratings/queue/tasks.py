@@ -7,9 +7,9 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, or_, select
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import Session, aliased
 
 from dipole.database.queries import require
 from dipole.errors import Conflict, Overloaded
@@ -67,14 +67,9 @@ class RatingTasks:
             time = self.context.clock(session)
             task = self._add_task(session, request, least, most, time)
             session.flush()
-            distinct = task.images
-            equal = _find_rated(session, task) if distinct > 1 else None
-            if distinct == 1:
+            if task.images == 1:
                 task.code, task.reason = "one_image", ONE_IMAGE
-            elif equal is not None:
-                task.scores, task.reused = _reorder_scores(session, equal, task), True
-                task.agreement, task.ratings = equal.agreement, equal.ratings
-            else:
+            elif not _reuse_scores(session, task):
                 return PendingRanking(id=task.id)
             end_task(session, task, "completed", time, call_back=request.promise)
             return PendingRanking(id=task.id) if request.promise else ranking_of_task(task, self.context.settings)
@@ -98,7 +93,9 @@ class RatingTasks:
             return cancelled_ranking(task)
 
     def close_due_tasks(self, task_id: str | None = None, *, limit: int = 100) -> int:
-        """Deliver what has answers enough and can be undone no more, and end what is past its deadline; how many."""
+        """Deliver what has answers enough and can be undone no more, or has an equal task's; end what is past its
+        deadline. How many.
+        """
         closed = 0
         with self.context.database.reading() as session:
             due = _is_due(self.context.clock(session))
@@ -115,8 +112,13 @@ class RatingTasks:
     def _close_task(self, session: Session, task: TaskRow) -> bool:
         """Under the task's lock: what was read before it is looked at again."""
         time = self.context.clock(session)
+        if task.state != "pending":
+            return False
+        if task.complete_at is None and _reuse_scores(session, task):
+            end_task(session, task, "completed", time)
+            return True
         is_complete = has_expired(task.complete_at, time)
-        if task.state != "pending" or not (is_complete or has_expired(task.deadline, time)):
+        if not (is_complete or has_expired(task.deadline, time)):
             return False
         drops = task.on_timeout == "drop"
         if drops and task.complete_at is None:
@@ -189,7 +191,9 @@ def has_expired(moment: float | None, time: float) -> bool:
 
 
 def _is_due(time: float) -> ColumnElement[bool]:
-    return and_(TaskRow.state == "pending", or_(TaskRow.complete_at <= time, TaskRow.deadline <= time))
+    other = aliased(TaskRow)
+    is_rated = and_(TaskRow.complete_at.is_(None), exists().where(_is_rated(other, TaskRow)))
+    return and_(TaskRow.state == "pending", or_(TaskRow.complete_at <= time, TaskRow.deadline <= time, is_rated))
 
 
 def _find_repeat(session: Session, request: TaskRequest) -> TaskRow | None:
@@ -208,20 +212,23 @@ def _find_repeat(session: Session, request: TaskRequest) -> TaskRow | None:
     return known
 
 
-def _find_rated(session: Session, task: TaskRow) -> TaskRow | None:
-    """The latest task in which people ordered the same images for the same prompt, as often as is asked for now."""
-    return session.scalar(
-        select(TaskRow)
-        .where(
-            TaskRow.content == task.content,
-            TaskRow.state == "completed",
-            TaskRow.seq != task.seq,
-            TaskRow.code.is_(None),
-            TaskRow.ratings >= task.min_ratings,
-        )
-        .order_by(TaskRow.seq.desc())
-        .limit(1)
-    )
+def _is_rated(other: type[TaskRow], task: TaskRow | type[TaskRow]) -> ColumnElement[bool]:
+    """Whether people ordered the same images for the same prompt in it, as often as is asked for now."""
+    return and_(
+        other.content == task.content, other.state == "completed", other.seq != task.seq, other.code.is_(None),
+        other.ratings >= task.min_ratings,
+    )  # fmt: skip
+
+
+def _reuse_scores(session: Session, task: TaskRow) -> bool:
+    """Give a task the scores of the latest one that answers it; whether there is one."""
+    found = select(TaskRow).where(_is_rated(TaskRow, task)).order_by(TaskRow.seq.desc()).limit(1)
+    equal = session.scalar(found)
+    if equal is None:
+        return False
+    task.scores, task.reused = _reorder_scores(session, equal, task), True
+    task.agreement, task.ratings = equal.agreement, equal.ratings
+    return True
 
 
 def _reorder_scores(session: Session, source: TaskRow, target: TaskRow) -> list[float | None]:
