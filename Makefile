@@ -55,7 +55,7 @@ $(VENV)/.fuzz: pyproject.toml constraints.txt $(VENV)/.dev
 	$(BIN)/pip install --quiet -c constraints.txt -e '.[fuzz]'
 	@touch $@
 
-fuzz: $(VENV)/.fuzz ## Send thousands of odd requests to the real servers: no 5xx, no hang (five minutes)
+fuzz: $(VENV)/.fuzz ## Send thousands of odd requests to the real servers: no 5xx, no hang (eight minutes)
 	$(BIN)/python scripts/fuzz
 
 check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
