@@ -21,6 +21,10 @@ import redis
 
 from dipole.stack import parent_death
 
+# Before torch is imported, and for every process that a test starts. Threads of several torches on two cores wait for
+# each other far longer than they compute; on one thread sums are also the same from run to run.
+os.environ["OMP_NUM_THREADS"] = "1"
+
 
 def pytest_make_parametrize_id(val: object) -> str | None:
     """Bytes are named by their length: as ids they are unreadable, and xdist's workers must agree on every id."""

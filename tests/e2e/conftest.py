@@ -189,7 +189,6 @@ def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """The whole platform in processes of its own; leases are short, and every process has one thread for maths."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPOLE_LEASE_S", "4")
-        patch.setenv("OMP_NUM_THREADS", "1")
         with Stack(tmp_path_factory.mktemp("platform"), EMBEDDED_REWARDS) as stack:
             platform = Platform(stack)
             with platform.api:

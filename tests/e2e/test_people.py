@@ -54,13 +54,11 @@ class RedLover(ScriptedRater):
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     """A platform whose one reward is people, with a sampler."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        home = tmp_path_factory.mktemp("people")
-        with Stack(home, [LocalRaters(settings=SETTINGS)], sampler=True) as stack:
-            platform = Platform(stack)
-            with platform.api:
-                yield platform
+    home = tmp_path_factory.mktemp("people")
+    with Stack(home, [LocalRaters(settings=SETTINGS)], sampler=True) as stack:
+        platform = Platform(stack)
+        with platform.api:
+            yield platform
 
 
 def dipole(platform: Platform, *words: str) -> str:

@@ -29,7 +29,6 @@ def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """API, Redis, a rank worker and one reward service; the trainer is each test's own."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DIPOLE_LEASE_S", "4")
-        patch.setenv("OMP_NUM_THREADS", "1")
         patch.setenv("ACCELERATE_USE_CPU", "true")
         with Stack(tmp_path_factory.mktemp("several"), DEFAULT_REWARDS[:1], worker=False) as running:
             yield running

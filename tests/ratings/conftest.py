@@ -87,4 +87,4 @@ def environment(url: str, port: int, **more: str) -> dict[str, str]:
     """Settings of one process of the service, and nothing of the caller's own DIPOLE_ settings."""
     own = {name: value for name, value in os.environ.items() if not name.startswith("DIPOLE_")}
     ours = {"PORT": str(port), "DATABASE_URL": url, "UNDO_S": "0", "GOLD_SHARE": "0", "REPEAT_SHARE": "0", **more}
-    return {**own, **{f"DIPOLE_RATINGS_{name}": value for name, value in ours.items()}, "OMP_NUM_THREADS": "1"}
+    return {**own, **{f"DIPOLE_RATINGS_{name}": value for name, value in ours.items()}}

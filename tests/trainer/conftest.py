@@ -36,7 +36,7 @@ def environment(folder: Path, port: int, **more: str) -> dict[str, str]:
         "ARTIFACTS_URL": str(folder / "artifacts"),
         **more,
     }
-    return {**own, **{f"DIPOLE_{name}": value for name, value in ours.items()}, "OMP_NUM_THREADS": "1"}
+    return {**own, **{f"DIPOLE_{name}": value for name, value in ours.items()}}
 
 
 @contextlib.contextmanager
@@ -77,17 +77,6 @@ def api(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     with running_api(tmp_path_factory.mktemp("api")) as server:
         httpx.post(f"{server.url}/v1/rewards", json={"name": "shapes", "url": "http://127.0.0.1:9"}).raise_for_status()
         yield server
-
-
-@pytest.fixture(scope="module")
-def one_thread() -> Iterator[None]:
-    """torch on one thread: sums are then the same from run to run, and tests do not wait for each other's cores."""
-    import torch
-
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")

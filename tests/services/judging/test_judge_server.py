@@ -102,7 +102,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, str
     transformers_logging.disable_progress_bar()
     for name, answers in ANSWERS.items():
         write(folder / name, answers)
-    environment = {"HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "HF_HOME": str(folder / "hub")}
+    environment = {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "hub")}
     program = str(Path(sys.executable).with_name("transformers"))
 
     def command(port: int) -> list[str]:

@@ -188,7 +188,6 @@ def test_errors_show_their_sentence_and_field(client: openai.OpenAI) -> None:
 @pytest.fixture
 def platform(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[openai.OpenAI]:
     """Redis, a reward, a rank worker, a trainer worker, a sampler and the API, each a process; a client of them."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     with (
         Stack(tmp_path, [COLOURFULNESS], sampler=True) as stack,
         openai.OpenAI(base_url=f"{stack.api_url}/v1", api_key="none", timeout=120) as client,

@@ -22,8 +22,6 @@ from dipole_trainer.generators import initial_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPT, KINDS = "a red circle", ("sd", "sdxl")
 DIFFUSERS = "pytorch_lora_weights.safetensors"
 NO_TEXT_ENCODER = "No LoRA keys associated to CLIPTextModel"  # diffusers says so of every LoRA of a U-Net alone

@@ -48,8 +48,6 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LINES = build_demo_prompts(held_out=True)[:8]
 STEPS = 2
 
@@ -477,7 +475,7 @@ def test_dipole_eval_in_processes(platform: Platform, redis_url: str, tmp_path: 
     environment = {name: value for name, value in os.environ.items() if not name.startswith("DIPOLE_")} | {
         "DIPOLE_HOME": str(platform.settings.home), "DIPOLE_REDIS_URL": redis_url,
         "DIPOLE_DATABASE_URL": platform.settings.database_url, "DIPOLE_ARTIFACTS_URL": platform.settings.artifacts_url,
-        "DIPOLE_MODELS_DIR": str(platform.settings.models_dir), "OMP_NUM_THREADS": "1", "COLUMNS": "120",
+        "DIPOLE_MODELS_DIR": str(platform.settings.models_dir), "COLUMNS": "120",
     }  # fmt: skip
     prompts, out = tmp_path / "prompts.jsonl", tmp_path / "out"
     prompts.write_text("".join(json.dumps(line) + "\n" for line in LINES))

@@ -72,12 +72,10 @@ class Platform:
 
 @pytest.fixture(scope="module")
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")  # on a busy machine threads of torch wait for each other
-        with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
-            path = stack.home / "held-out.jsonl"
-            path.write_text("".join(json.dumps(line) + "\n" for line in build_demo_prompts(held_out=True)[:2]))
-            yield Platform(stack, api, str(api.upload_file(path)["id"]))
+    with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
+        path = stack.home / "held-out.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in build_demo_prompts(held_out=True)[:2]))
+        yield Platform(stack, api, str(api.upload_file(path)["id"]))
 
 
 @pytest.fixture(scope="module")

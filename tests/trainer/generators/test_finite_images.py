@@ -16,8 +16,6 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import GeneratorSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 KINDS: dict[str, tuple[type[OneStepGenerator], Any]] = {
     "sd": (OneStepGenerator, tiny_pipelines.make_sd_pipeline),
     "sdxl": (SdxlGenerator, tiny_pipelines.make_sdxl_pipeline),

@@ -22,8 +22,6 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import TrainSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPT, KINDS = "a red circle", ("sd", "sdxl")
 FIRST = [-0.04812828, 0.07333727, -0.09975463]  # of tiny-turbo's adapter of rank 16, seed 0
 CLASSES: dict[str, type[OneStepGenerator]] = {"sd": OneStepGenerator, "sdxl": SdxlGenerator}

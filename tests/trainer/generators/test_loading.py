@@ -17,8 +17,6 @@ from dipole_trainer import generators
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import GeneratorSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 UNET, VAE, TEXT = (
     "unet/diffusion_pytorch_model.safetensors",
     "vae/diffusion_pytorch_model.safetensors",

@@ -16,8 +16,6 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
 from dipole_trainer.spec import GeneratorSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOISES = {name: tiny_pipelines.NOISE_SCHEDULE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
 # what a single step of theirs would be: timestep 0 or 1, 501 of DPM-Solver's
 WRONG = [

@@ -13,8 +13,6 @@ from dipole_trainer.generators import prompt_limits, tiny_pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import GeneratorSpec
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 # each word is a token of tiny-turbo's vocabulary; with begin and end 14 of them fit into its 16
 LONG = " ".join(["red"] * 14)
 

@@ -18,8 +18,6 @@ from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import LossScale, OutputGradients, parameter_gradient
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOWHERE = Path("nowhere")
 PROMPT = PromptSpec(prompt="a red circle")
 K = 6

@@ -24,8 +24,6 @@ from dipole_trainer.spec import FeaturesSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOWHERE = Path("nowhere")
 PROMPT = "a photo of a red square"
 ADAPTER = job_layout.adapter_weights_file("unet")

@@ -28,8 +28,6 @@ from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import loop, session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOWHERE = Path("nowhere")
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=False)[:6]]
 

@@ -25,8 +25,6 @@ from dipole_trainer.spec import EvalSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 PROMPT = "a red circle"
 METHODS: dict[str, dict[str, Any]] = {
     "drpo": {"drpo": {"positives": 2, "negatives": 2}},

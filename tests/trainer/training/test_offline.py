@@ -41,8 +41,6 @@ from dipole_trainer.training.offline_sources import PairsSource, ReplaySource
 from dipole_trainer.training.rollout import Rollout
 from dipole_trainer.worker.worker import Worker
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 NOWHERE = Path("nowhere")
 PROMPTS = ["a red circle", "a blue square", "a green triangle"]
 

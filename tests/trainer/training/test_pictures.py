@@ -20,8 +20,6 @@ from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage.metrics_log import MetricsLog
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=False)[:6]]
 HELD_OUT = {"prompts": LINES[4:], "images_per_prompt": 2}
 

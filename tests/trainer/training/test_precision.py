@@ -18,8 +18,6 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 from dipole_trainer.training.precision import choose_precision, precision_advice
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LINES = [{"prompt": prompt.text, "metadata": prompt.metadata} for prompt in all_prompts(held_out=False)[:2]]
 
 

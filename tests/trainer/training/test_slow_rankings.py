@@ -16,8 +16,6 @@ from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import loop, session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 LINES = [{"prompt": prompt.text} for prompt in all_prompts(held_out=False)[:6]]
 
 
