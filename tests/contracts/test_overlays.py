@@ -68,6 +68,37 @@ def test_the_gpu_overlay_trains_draws_and_scores_on_gpus() -> None:
     assert holders == {"worker", "sampler", "pickscore", "clip"}
 
 
+def requests(overlay: str, kind: str, units: dict[str, float]) -> float:
+    """What all pods of an overlay ask the scheduler for, one pod a workload, in the unit of a bare number."""
+    total = 0.0
+    for each in build(K8S / "overlays" / overlay):
+        for container in each.get("spec", {}).get("template", {}).get("spec", {}).get("containers", []):
+            number, unit = re.fullmatch(r"(\d+)(\D*)", str(container["resources"]["requests"][kind])).groups()  # type: ignore[union-attr]
+            total += float(number) * units[unit]
+    return total
+
+
+def test_the_local_overlay_fits_a_small_node() -> None:
+    """Two cores and 8 GiB, of which the cluster's own pods take a part; also while one deployment rolls."""
+    assert requests("local", "cpu", {"": 1, "m": 1e-3}) <= 1.2
+    assert requests("local", "memory", {"Gi": 1, "Mi": 2**-10}) <= 5
+
+
+def test_nobody_but_a_store_says_how_many() -> None:
+    """An apply leaves alone what `kubectl scale` or an autoscaler set; two of a store would split or spoil its data."""
+    for overlay in OVERLAYS:
+        told = {each["metadata"]["name"] for each in build(overlay) if "replicas" in each.get("spec", {})}
+        assert told == {"redis", "postgres"}
+
+
+def test_whoever_holds_a_node_s_room_gives_it_up_first() -> None:
+    """On a full node a new pod would wait for the one that it replaces, and that one for the new."""
+    for overlay in OVERLAYS:
+        found = {each["metadata"]["name"]: each["spec"] for each in build(overlay) if each["kind"] == "Deployment"}
+        for name in ("worker", "sampler"):
+            assert found[name]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
+
+
 def test_every_manifest_is_in_an_overlay() -> None:
     """No file lies beside a kustomization unused, and nothing is named that is missing."""
     used: set[Path] = set()
