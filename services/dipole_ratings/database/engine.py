@@ -20,6 +20,8 @@ def open_database(url: str) -> Database:
     return Database(url, RATINGS_DATABASE)
 
 
-def upgrade_database(url: str) -> None:
-    """Bring the tables to this version's shape. Raises ConfigurationError where that cannot be done."""
-    upgrade_tables(url, MIGRATIONS, RATINGS_DATABASE)
+def upgrade_database(url: str, *, wait_s: float = 0.0) -> None:
+    """Bring the tables to this version's shape, once the database is there. Raises ConfigurationError where that cannot
+    be done.
+    """
+    upgrade_tables(url, MIGRATIONS, RATINGS_DATABASE, wait_s=wait_s)

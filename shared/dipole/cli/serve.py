@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from dipole.stack.stack import Stack
 
 LATEST_JOBS = 100
+DATABASE_WAIT_S = 90.0  # for a PostgreSQL that starts beside whoever upgrades it, as in a cluster
 
 app = typer.Typer(no_args_is_help=True, help="Run one process of the platform.")
 db = typer.Typer(no_args_is_help=True, help="The databases of jobs and of ratings.")
@@ -124,17 +125,20 @@ def serve_ratings() -> None:
 
 @db.command("upgrade")
 def upgrade_database() -> None:
-    """Bring the jobs database to this version's schema; harmless when it is."""
-    import_optional("dipole_trainer.database.engine", "api").upgrade_database(
-        load_settings(PlatformSettings).database_url
-    )
+    """Bring the jobs database to this version's schema; harmless when it is. A PostgreSQL that starts is waited for."""
+    url = load_settings(PlatformSettings).database_url
+    import_optional("dipole_trainer.database.engine", "api").upgrade_database(url, wait_s=DATABASE_WAIT_S)
 
 
 @db.command("upgrade-ratings")
 def upgrade_ratings_database() -> None:
-    """Bring the ratings database to this version's schema, as the rating service does when it starts."""
+    """Bring the ratings database to this version's schema, as the rating service does when it starts. A PostgreSQL that
+    starts is waited for.
+    """
     settings = load_settings(import_optional("dipole_ratings.settings", "ratings").RatingsSettings)
-    import_optional("dipole_ratings.database.engine", "ratings").upgrade_database(settings.ratings_database_url)
+    import_optional("dipole_ratings.database.engine", "ratings").upgrade_database(
+        settings.ratings_database_url, wait_s=DATABASE_WAIT_S
+    )
 
 
 def run_stack(

@@ -59,6 +59,13 @@ def describe_database_error(error: SQLAlchemyError) -> str:
     return str(said).partition("\n")[0] or type(said).__name__
 
 
+def is_out_of_reach(error: SQLAlchemyError) -> bool:
+    """Whether PostgreSQL cannot be reached, or is starting or full, rather than that it answered with a refusal."""
+    said = describe_database_error(error)
+    is_passing = any(words in said for words in ("starting up", "shutting down", "too many", "connection slots"))
+    return isinstance(error, OperationalError) and (is_passing or "FATAL" not in said)
+
+
 def explain_database_error(error: SQLAlchemyError, named: DatabaseName = JOBS_DATABASE) -> DependencyUnavailable | None:
     """The error that a caller is told, without addresses and names; None where we are to blame, not the database."""
     state = getattr(getattr(error, "orig", None), "sqlstate", None) or ""

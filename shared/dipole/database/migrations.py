@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
+import structlog
 from alembic import command
 from alembic.config import Config
 from sqlalchemy import Connection
@@ -11,17 +13,26 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateSchema
 
 from dipole.database.engine import Database
-from dipole.database.failures import JOBS_DATABASE, DatabaseName, describe_database_error
+from dipole.database.failures import JOBS_DATABASE, DatabaseName, describe_database_error, is_out_of_reach
 from dipole.errors import ConfigurationError
 
+log = structlog.get_logger()
 
-def upgrade_tables(database_url: str, migrations: Path, named: DatabaseName = JOBS_DATABASE) -> None:
-    """Run what `migrations` has and the database has not. Safe from several processes at once, and again.
+LOOK_AGAIN_S = 2.0
 
-    Raises ConfigurationError where the database is away, or does not let this user change its tables.
+
+def upgrade_tables(
+    database_url: str, migrations: Path, named: DatabaseName = JOBS_DATABASE, *, wait_s: float = 0.0
+) -> None:
+    """Run what `migrations` has and the database has not. Safe from several processes at once, and again. A PostgreSQL
+    that cannot be reached yet is waited for.
+
+    Raises ConfigurationError where the database is away, or does not let this user in or change its tables.
     """
     database = Database(database_url, named)
     try:
+        if not database.is_sqlite():
+            _wait_until_reached(database, wait_s)
         with database.engine.execution_options(sqlite_begin="IMMEDIATE").begin() as connection:
             if not database.is_sqlite():
                 connection.exec_driver_sql("SELECT pg_advisory_xact_lock(7046029254386353131)")
@@ -35,6 +46,19 @@ def upgrade_tables(database_url: str, migrations: Path, named: DatabaseName = JO
         ) from error
     finally:
         database.close()
+
+
+def _wait_until_reached(database: Database, wait_s: float) -> None:
+    until = time.monotonic() + wait_s
+    while True:
+        try:
+            with database.engine.connect():
+                return
+        except SQLAlchemyError as error:
+            if not is_out_of_reach(error) or time.monotonic() > until:
+                raise
+            log.warning("database_waited_for", error=describe_database_error(error))
+        time.sleep(LOOK_AGAIN_S)
 
 
 def _create_schema(connection: Connection) -> None:

@@ -261,3 +261,37 @@ def test_a_folder_that_is_there_stays_as_somebody_made_it(tmp_path: Path) -> Non
     folder.chmod(0o755)
     upgrade_database(f"sqlite:///{folder}/dipole.db")
     assert (mode(folder), mode(folder / "dipole.db")) == (0o755, 0o600)
+
+
+# ---- upgrading ------------------------------------------------------------------------------------------------------
+
+
+def upgrading(url: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "DIPOLE_DATABASE_URL": url}
+    command = [sys.executable, "-m", "dipole.cli", "db", "upgrade"]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_a_postgresql_that_starts_is_waited_for(postgres_url: str, tmp_path: Path) -> None:
+    """Its socket comes once somebody has said that it is waited for."""
+    plain, _, folder = postgres_url.partition("?host=")
+    later = tmp_path / "later"
+    with upgrading(f"{plain}?host={later}") as process:
+        assert process.stdout is not None
+        said = process.stdout.readline()
+        assert "database_waited_for" in said
+        later.symlink_to(folder)
+        assert process.wait(60) == 0, process.stdout.read()
+    with psycopg.connect(postgres_url) as connection:
+        assert connection.execute("SELECT count(*) FROM jobs").fetchone() == (0,)
+
+
+def test_a_postgresql_that_refuses_is_not_waited_for(postgres_url: str) -> None:
+    """One sentence, at once."""
+    with upgrading(postgres_url.replace("/test_", "/no_such_")) as process:
+        assert process.stdout is not None
+        said = process.stdout.read()
+        assert process.wait(60) != 0
+    assert "database_waited_for" not in said
+    assert "does not exist" in said
+    assert "Traceback" not in said
