@@ -108,7 +108,7 @@ def test_every_setting_named_exists(page: Path, reference: ModuleType) -> None:
 
 
 def test_every_path_named_exists(page: Path) -> None:
-    """A repository path in code, and the target of every relative link, is there; globs match something."""
+    """A repository path in code, or its example, and the target of every relative link, is there; globs match."""
     text = page.read_text()
     for target in re.findall(r"\]\((?!https?:|mailto:|#)([^)#\s]+)", text):
         assert (page.parent / target).exists(), target
@@ -116,7 +116,8 @@ def test_every_path_named_exists(page: Path) -> None:
         for word in span.split():
             path = word.strip("`'\",.:;()[]").removeprefix("./")
             if re.fullmatch(r"[\w.*-]+(/[\w.*-]+)*/?", path) and path.split("/")[0] in TOP_LEVEL and "/" in path:
-                assert any(ROOT.glob(path.rstrip("/"))), f"{path} in {span!r}"
+                plain = path.rstrip("/")
+                assert any(ROOT.glob(plain)) or any(ROOT.glob(f"{plain}.example")), f"{path} in {span!r}"
 
 
 def test_every_setting_is_explained(reference: ModuleType) -> None:
