@@ -9,10 +9,12 @@ from collections.abc import Callable, Iterator
 import pytest
 import redis
 
+from dipole.broker.celery_app import create_celery_app
 from dipole_trainer.ranking import celery_ranker
 from dipole_trainer.ranking.celery_ranker import CeleryRanker
 from dipole_trainer.ranking.groups import RankingBacklog
 from dipole_trainer.ranking.in_flight import MAX_LATE_GROUPS
+from dipole_trainer.ranking.pending_rankings import PendingRankings
 
 from .people_server import PeopleServer
 from .ranking_harness import Answer, Call, Endpoints, Harness, collect, good, group, reward
@@ -105,9 +107,8 @@ def test_hundreds_of_pending_groups_cost_little(harness: Harness, people: People
     for index in range(count):
         ranker.submit(group(f"g{index}", index))
     look_until(ranker, lambda: len(ranker.list_pending().get("crowd", _NOTHING).waiting) == count, 120)
-    assert ranker.collect(0) is None
     with redis.Redis.from_url(harness.settings.redis_url) as client:
-        assert client.keys("dipole:candidates:*") == []
+        look_until(ranker, lambda: client.keys("dipole:candidates:*") == [])
     before, began = people.polls, time.monotonic()
     assert ranker.collect(3) is None
     assert people.polls - before <= 2 * celery_ranker.MAX_POLLS_PER_S * (time.monotonic() - began)
@@ -150,6 +151,27 @@ def test_a_resumed_job_finds_the_task_that_raters_have(harness: Harness, people:
     assert people.withdrawn == []
     second.cancel(withdraw=True)
     look_until(second, lambda: people.withdrawn == ["prompt h"])
+
+
+def test_what_a_paused_job_left_is_withdrawn_by_whoever_cancels_it(harness: Harness, people: PeopleServer) -> None:
+    """Nobody holds its run then; what was answered meanwhile is left alone."""
+    ranker = harness.ranker(reward(people.url, "left-people", timeout_s=3600), job="left")
+    for index, name in enumerate("gh"):
+        ranker.submit(group(name, index))
+    look_until(ranker, lambda: len(ranker.list_pending().get("left-people", _NOTHING).waiting) == 2)
+    people.answer("prompt g")
+    assert collect(ranker)[0].group_id == "g"
+    ranker.close()
+    with redis.Redis.from_url(harness.settings.redis_url) as client:
+        pending = PendingRankings(create_celery_app(harness.settings.redis_url), client)
+        for _ in range(2):  # the second finds nothing
+            pending.withdraw("left")
+        pending.close()
+        assert client.keys("dipole:pending:left") == []
+    until = time.monotonic() + 60
+    while not people.withdrawn and time.monotonic() < until:
+        time.sleep(0.05)
+    assert people.withdrawn == ["prompt h"]
 
 
 def test_people_see_what_a_model_chose(endpoint: Endpoints, harness: Harness, people: PeopleServer) -> None:

@@ -16,6 +16,7 @@ from anyio import CapacityLimiter
 from fastapi import FastAPI
 from sqlalchemy import func, select
 
+from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings, load_settings
@@ -46,6 +47,7 @@ from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.ranking.pending_rankings import PendingRankings
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -91,6 +93,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         async with state.event_notifier.run_in_background():
             yield
         sampler_client.close()
+        state.pending_rankings.close()
         state.readiness.close()
         database.close()
 
@@ -129,6 +132,7 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
                 return newest, ()
             return newest, session.scalars(select(EventRow.job_id).where(EventRow.id > seen).distinct()).all()
 
+    redis = connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
     return ApiState(
         settings=settings,
         database=database,
@@ -139,9 +143,8 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         readiness=ReadinessProbe(settings.tls_dir, reward_transport),
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
-        endpoint_record=EndpointRecord(
-            connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
-        ),
+        endpoint_record=EndpointRecord(redis),
+        pending_rankings=PendingRankings(create_celery_app(settings.redis_url), redis),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
         event_notifier=EventNotifier(events_after),
         open_streams=CapacityLimiter(settings.api_max_streams),

@@ -22,6 +22,7 @@ from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.ranking.pending_rankings import PendingRankings
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -41,6 +42,7 @@ class ApiState:
     api_keys: ApiKeys
     ledger: RankingLedger
     endpoint_record: EndpointRecord
+    pending_rankings: PendingRankings
     artifacts: ArtifactStore
     event_notifier: EventNotifier
     open_streams: CapacityLimiter

@@ -5,10 +5,14 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
+import structlog
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.responses import StreamingResponse
+from kombu.exceptions import OperationalError
 from pydantic import Field
+from redis.exceptions import RedisError
 
+from dipole.broker.connection import describe_redis_error
 from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
@@ -18,6 +22,7 @@ from dipole_trainer.api.job_requests import JobRequest, queue_job
 from dipole_trainer.api.json_route import JSONRoute
 from dipole_trainer.database.tables import TERMINAL_STATES
 
+log = structlog.get_logger()
 router = APIRouter(
     prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[require_scope("train")], route_class=JSONRoute
 )
@@ -62,7 +67,13 @@ def resume_job(state: State, job_id: JobId) -> AnyJob:
 
 @router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
 def cancel_job(state: State, job_id: JobId) -> AnyJob:
-    return schemas.show_job(state.jobs.cancel_job(job_id))
+    job = state.jobs.cancel_job(job_id)
+    if job.state == "cancelled":  # no worker held it, which would have done this
+        try:
+            state.pending_rankings.withdraw(job_id)
+        except (RedisError, OperationalError) as error:
+            log.warning("rankings_not_withdrawn", job=job_id, error=describe_redis_error(error))
+    return schemas.show_job(job)
 
 
 @router.get("/{job_id}/events", summary="List events, newest first")

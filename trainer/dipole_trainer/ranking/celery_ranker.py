@@ -46,6 +46,7 @@ from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
+from dipole_trainer.ranking.pending_rankings import WITHDRAW_TTL_S, PendingRankings
 from dipole_trainer.spec import RewardSpec
 
 log = structlog.get_logger()
@@ -58,7 +59,6 @@ MIN_POLL_PAUSE_S = 0.2
 POLL_PAUSE_SHARE = 0.05  # of the time that a ranking has been pending: so much later than it could be is it learnt
 MAX_POLLS_PER_S = 20.0  # of one reward's pending rankings, in all
 RATE_ANSWERS = 20  # last answers of pending rankings, by which their rate is told
-WITHDRAW_TTL_S = 60  # how long rank workers may take to tell endpoints that nobody waits
 
 
 @dataclass(frozen=True)
@@ -135,6 +135,7 @@ class CeleryRanker:
         self._redis = connect_redis(settings.redis_url)
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
         self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
+        self._pending = PendingRankings(self._app, self._redis)
         self._requests: dict[tuple[str, str], _Request] = {}
         self._uses: Counter[str] = Counter()  # requests that need the images of a reference in Redis
         self._unused: list[str] = []  # references to be deleted
@@ -185,21 +186,15 @@ class CeleryRanker:
 
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
-        pending = [request for request in self._requests.values() if request.location is not None]
         self._in_flight.clear()
-        for at in list(self._requests):
-            self._drop_request(at)
+        for request in self._requests.values():
+            self._release_images(request)
+        self._requests.clear()
         self._delete_unused_images()
         old, self._run_id, self._check_run_at = self._run_id, uuid.uuid4().hex, 0.0
         self._if_redis_answers(lambda: self._coordination.close_run(old))
-        if withdraw and pending:
-            # under a record of their own, which outlives this ranker
-            run, until = uuid.uuid4().hex, time.monotonic() + WITHDRAW_TTL_S
-            opened = self._if_redis_answers(
-                lambda: self._coordination.open_run(run, self._run_record, ttl_s=WITHDRAW_TTL_S)
-            )
-            for request in pending if opened else ():
-                self._withdraw(replace(request, deadline=until), run)
+        if withdraw:
+            self._if_redis_answers(lambda: self._pending.withdraw(self._job_id))
 
     def close(self) -> None:
         self.cancel()
@@ -363,6 +358,8 @@ class CeleryRanker:
         pause = poll_pause_s(now - request.accepted_at, pending, answer["retry_after"])
         request.next_send_at, request.is_scheduled = now + pause, True
         self._release_images(request)
+        message, endpoint = self._message_of(request, self._run_id), self._run_record["rewards"][request.reward]
+        self._if_redis_answers(lambda: self._pending.keep(self._job_id, message, endpoint))
 
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
         count = len(request.group.images)
@@ -396,7 +393,10 @@ class CeleryRanker:
         return bool(late)
 
     def _drop_request(self, at: tuple[str, str]) -> None:
-        self._release_images(self._requests.pop(at))
+        request = self._requests.pop(at)
+        self._release_images(request)
+        if request.accepted_at is not None:
+            self._if_redis_answers(lambda: self._pending.forget(self._job_id, request.key))
 
     def _release_images(self, request: _Request) -> None:
         """Its images need no room in Redis for its sake; should they be missed after all, they are sent again."""
