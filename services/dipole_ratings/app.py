@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from dipole.settings import load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.api_reference.routes import add_api_reference
 from dipole_ratings.api import health, operator, rater
 from dipole_ratings.api.access import AccessGuard
 from dipole_ratings.api.dependencies import RatingParts
@@ -78,6 +79,13 @@ def create_app(
     app.add_middleware(AccessGuard, settings=settings)
     app.add_middleware(request_context.RequestContext)
     openapi.install_openapi(app)
+    add_api_reference(
+        app,
+        key_setting="DIPOLE_RATINGS_KEY",
+        is_keyed=settings.ratings_key is not None,
+        example_url=f"http://localhost:{settings.ratings_port}",
+        home=("operator", "People who rank"),
+    )
     return app
 
 

@@ -98,6 +98,8 @@ _MULTIPART_SCHEMA = {
 }
 RANK_ROUTE: dict[str, Any] = {
     "summary": "Order candidates for one prompt, best first",
+    "description": "The answer has a score for each candidate, where the endpoint has scores, and its rank. What takes "
+    "long is answered with 202, to be polled or awaited by callback.",
     "tags": ["ranking"],
     "responses": {200: _RANKED, 202: _PENDING, **_error_responses(401, 408, 413, 415, 422, 500, 503)},
     "openapi_extra": {
@@ -116,6 +118,7 @@ RANK_ROUTE: dict[str, Any] = {
 _MISSING = {404: {"description": "No such ranking."}}
 GET_RANKING_ROUTE: dict[str, Any] = {
     "summary": "A ranking that was answered with 202",
+    "description": "The answer is the ranking once it has finished, and says until then when to ask again.",
     "tags": ["ranking"],
     "responses": {
         200: {**_RANKED, "model": Ranking | PendingRanking, "description": "Completed, failed or cancelled."},
@@ -126,6 +129,7 @@ GET_RANKING_ROUTE: dict[str, Any] = {
 }
 DELETE_RANKING_ROUTE: dict[str, Any] = {
     "summary": "Cancel a pending ranking",
+    "description": "Nobody works on the ranking any more; one that has finished stays as it is.",
     "tags": ["ranking"],
     "responses": {
         200: {"description": "Cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
@@ -136,6 +140,7 @@ DELETE_RANKING_ROUTE: dict[str, Any] = {
 }
 INFO_ROUTE: dict[str, Any] = {
     "summary": "What this endpoint is and accepts",
+    "description": "The answer names the model and its revision, and the bounds of what may be sent.",
     "tags": ["ranking"],
     "response_model": RewardInfo,
     "responses": {

@@ -7,6 +7,9 @@ from typing import Any
 from dipole.protocol.problems import PROBLEM_JSON
 from dipole.protocol.schemas import Problem
 
+# what frameworks make schemas of, and do not describe
+UNDESCRIBED_SCHEMAS = {"JsonValue": "Any JSON value.", "Body_": "The parts of the form."}
+
 
 def document_problems(openapi: dict[str, Any], example: Problem | None = None) -> dict[str, Any]:
     """An OpenAPI document whose 4xx and 5xx answers are application/problem+json with the Problem schema."""
@@ -16,6 +19,10 @@ def document_problems(openapi: dict[str, Any], example: Problem | None = None) -
     whole = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas.update(whole.pop("$defs", {}))
     schemas["Problem"] = whole
+    for name, schema in schemas.items():
+        for beginning, description in UNDESCRIBED_SCHEMAS.items():
+            if name.startswith(beginning):
+                schema.setdefault("description", description)
     content: dict[str, Any] = {"schema": {"$ref": "#/components/schemas/Problem"}}
     if example is not None:
         content["example"] = example.model_dump(exclude_none=True)
