@@ -30,6 +30,11 @@ from dipole_ratings.settings import RatingsSettings
 from dipole_rewards.server import openapi
 from dipole_rewards.server.ranking_routes import add_ranking_routes
 
+OPENAPI_TAGS = [
+    *openapi.TAGS,
+    {"name": "rater", "description": "What a rater's page asks: tasks to take, answers to give and to take back."},
+    {"name": "operator", "description": "Invitations, how the queue and its raters do, callbacks, exports."},
+]
 MAX_SMALL_BODY_BYTES = 64 * 2**10  # of any request but a trainer's: raters have no key yet when they come
 
 
@@ -62,6 +67,7 @@ def create_app(
 
     app = FastAPI(
         title="Dipole ratings",
+        openapi_tags=OPENAPI_TAGS,
         version="1",
         lifespan=lifespan,
         docs_url=None,

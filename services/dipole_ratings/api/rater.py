@@ -78,7 +78,7 @@ def describe_rater(rater: Rater, parts: Parts) -> RaterState:
         **_NO_SESSION,
         200: {"model": LeaseMessage, "description": "The lease that is held already."},
         204: {"description": "Nothing to do: ask again after Retry-After seconds."},
-        403: {"description": "Paused."},
+        403: {"description": "The operator has paused this rater."},
     },
 )
 def take_lease(rater: Rater, parts: Parts, response: Response) -> LeaseMessage | Response:

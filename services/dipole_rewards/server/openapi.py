@@ -14,6 +14,10 @@ from dipole.protocol.images import encode_png
 from dipole.protocol.schemas import FieldError, PendingRanking, Ranking, RankRequest, RewardInfo
 from dipole.web.openapi import document_problems
 
+TAGS = [
+    {"name": "ranking", "description": "The ranking protocol: candidates of a prompt in, scores and an order out."},
+    {"name": "health", "description": "For orchestrators and Prometheus."},
+]
 IDEMPOTENCY_KEY_DESCRIPTION = "A repeat with the same key and body gets the first answer; with another body, 422."
 PREFER_DESCRIPTION = "`respond-async` asks for 202 and a ranking to poll."
 
@@ -132,7 +136,7 @@ DELETE_RANKING_ROUTE: dict[str, Any] = {
     "description": "Nobody works on the ranking any more; one that has finished stays as it is.",
     "tags": ["ranking"],
     "responses": {
-        200: {"description": "Cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
+        200: {"description": "It is cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
         409: {"description": "It has finished."},
         **_MISSING,
         **_error_responses(401, 422),
@@ -159,6 +163,7 @@ def install_openapi(app: FastAPI) -> None:
                 title=app.title,
                 version=app.version,
                 routes=app.routes,
+                tags=app.openapi_tags or TAGS,
                 description="Dipole's ranking protocol, version 1.",
             )
             whole = RankRequest.model_json_schema(ref_template="#/components/schemas/{model}")

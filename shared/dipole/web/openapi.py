@@ -7,7 +7,12 @@ from typing import Any
 from dipole.protocol.problems import PROBLEM_JSON
 from dipole.protocol.schemas import Problem
 
-# what frameworks make schemas of, and do not describe
+# what frameworks say of what nobody has described
+FRAMEWORKS_WORDS = {
+    "Successful Response": "The request was carried out.",
+    "Validation Error": "A field is wrong; `errors` names each.",
+    "Service Unavailable": "It cannot be answered now; `detail` says what is missing.",
+}
 UNDESCRIBED_SCHEMAS = {"JsonValue": "Any JSON value.", "Body_": "The parts of the form."}
 
 
@@ -29,6 +34,8 @@ def document_problems(openapi: dict[str, Any], example: Problem | None = None) -
     for path in openapi.get("paths", {}).values():
         for operation in path.values():
             for status, response in operation.get("responses", {}).items():
+                said = response.get("description")
+                response["description"] = FRAMEWORKS_WORDS.get(said, said)
                 if str(status)[:1] in "45":
                     response["content"] = {PROBLEM_JSON: content}
     return openapi

@@ -36,7 +36,7 @@ CheckpointId = Annotated[
 ]
 ArtifactPath = Annotated[str, Path(max_length=1024, description="Path of the file in the job's folder.")]
 ZIP_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/zip": {}}, "description": f"{LORA_WEIGHTS_FILE} and more."}
+    200: {"content": {"application/zip": {}}, "description": f"A zip of `{LORA_WEIGHTS_FILE}` and more."}
 }
 BYTES_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The file."}}
 

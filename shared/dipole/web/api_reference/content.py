@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from importlib import resources
 from typing import Any
 
 from markupsafe import Markup
@@ -13,6 +14,8 @@ from dipole.web.api_reference.templates import render_template
 
 Schema = Mapping[str, Any]
 SCHEMAS = "#/components/schemas/"
+STATIC = resources.files(__package__) / "static"
+STATIC_FILES = {name: (STATIC / name).read_bytes() for name in ("style.css", "icon.svg")}
 BOUNDS = {
     "minimum": "at least {}",
     "exclusiveMinimum": "more than {}",
@@ -68,7 +71,7 @@ class DescribedSchema:
     fields: tuple[Field, ...]
 
 
-def render_content(document: Mapping[str, Any], *, example_url: str, key_setting: str | None) -> str:
+def render_content(document: Mapping[str, Any], *, example_url: str, key_setting: str | None) -> Markup:
     """HTML of an OpenAPI document, below one <h1>. `key_setting` names the setting of the key, where one is wanted."""
     return render_template(
         "content.html",
@@ -78,6 +81,14 @@ def render_content(document: Mapping[str, Any], *, example_url: str, key_setting
         tags=_operations_by_tag(document, example_url, key_setting),
         schemas=[_describe_schema(*each) for each in sorted(document["components"]["schemas"].items())],
         key_setting=key_setting,
+    )
+
+
+def render_standalone_page(document: Mapping[str, Any], *, example_url: str, release: str, home: str) -> str:
+    """A whole HTML page of an OpenAPI document, which loads STATIC_FILES from its own folder and no module."""
+    content = render_content(document, example_url=example_url, key_setting=None)
+    return render_template(
+        "standalone.html", title=document["info"]["title"], release=release, home=home, content=content
     )
 
 
@@ -152,7 +163,8 @@ def _curl_line(
     examples = [media["example"]] if "example" in media else schema.get("examples", [])
     if not examples:
         return None
-    text = json.dumps(examples[0], indent=1, ensure_ascii=False).replace("'", "'\\''")
+    lines = [f"  {json.dumps(name)}: {json.dumps(value, ensure_ascii=False)}" for name, value in examples[0].items()]
+    text = "{{\n{}\n}}".format(",\n".join(lines)).replace("'", "'\\''")
     key = f' \\\n  -H "Authorization: Bearer ${key_setting}"' if key_setting else ""
     verb = "" if method == "post" else f" -X {method.upper()}"
     return f"curl -s{verb} {example_url}{path} -H 'content-type: application/json'{key} -d '{text}'"
@@ -208,4 +220,6 @@ def _remarks_of(schema: Schema) -> Iterator[str]:
     for part in (schema, *schema.get("anyOf", ())):
         for name, words in BOUNDS.items():
             if name in part:
-                yield words.format(part[name])
+                value = part[name]
+                whole = int(value) if isinstance(value, float) and value.is_integer() else value
+                yield words.format(whole) if whole != 1 else words.format(whole).rstrip("s")

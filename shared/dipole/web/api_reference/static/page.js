@@ -14,8 +14,7 @@ async function load() {
     example.textContent = example.textContent.replace(/https?:\/\/localhost(:\d+)?/, ROOT.href.replace(/\/$/, ""));
   }
   $("content").replaceChildren(...content.body.children);
-  $("key-form").hidden = true;
-  say("");
+  $("gate").hidden = true;
   document.querySelector(".filter").hidden = false;
   // the browser looked for it before it was there
   if (location.hash) document.getElementById(decodeURIComponent(location.hash.slice(1)))?.scrollIntoView();
