@@ -44,7 +44,7 @@ class Field:
 
 
 @dataclass(frozen=True)
-class Answer:
+class DescribedAnswer:
     status: str
     description: str
     kind: Markup | None
@@ -59,7 +59,7 @@ class Operation:
     description: str
     parameters: tuple[Field, ...]
     bodies: tuple[tuple[str, Markup], ...]  # media type, type
-    answers: tuple[Answer, ...]
+    answers: tuple[DescribedAnswer, ...]
     example: str | None
 
 
@@ -135,14 +135,14 @@ def _describe_parameter(parameter: Mapping[str, Any]) -> Field:
     )
 
 
-def _describe_answers(responses: Mapping[str, Mapping[str, Any]]) -> Iterator[Answer]:
+def _describe_answers(responses: Mapping[str, Mapping[str, Any]]) -> Iterator[DescribedAnswer]:
     for status, response in responses.items():
         content = response.get("content", {})
         kinds = [
             kind_of(each["schema"]) if each.get("schema") else Markup.escape(media_type)
             for media_type, each in content.items()
         ]
-        yield Answer(
+        yield DescribedAnswer(
             status="others" if status == "default" else status,
             description=response.get("description", ""),
             kind=Markup(", ").join(dict.fromkeys(kinds)) if kinds else None,
