@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up browser test fuzz check format constraints docs env images clean
+.PHONY: help install demo up browser test fuzz check format constraints docs docs-site docs-serve env images clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -77,6 +77,12 @@ constraints: install ## Write constraints.txt from what is installed; upgrade pa
 
 docs: install ## Write the reference pages from the code: docs/SETTINGS.md, docs/REFERENCE.md
 	$(BIN)/python scripts/write-reference
+
+docs-site: install ## Build the docs site into out/docs-site, offline; a broken link is a failure
+	$(BIN)/python scripts/build-docs
+
+docs-serve: docs-site ## Build the docs site and show it at http://localhost:8500 until Ctrl-C
+	$(BIN)/python -m http.server --bind 127.0.0.1 --directory out/docs-site 8500
 
 env: ## Write .env for docker compose: random keys, and who owns what the cli writes; adds what an existing one lacks
 	@scripts/write-env .env

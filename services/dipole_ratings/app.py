@@ -16,6 +16,7 @@ from fastapi import FastAPI
 
 from dipole.settings import load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.api_reference.routes import add_api_reference
 from dipole_ratings.api import health, operator, rater
 from dipole_ratings.api.access import AccessGuard
 from dipole_ratings.api.dependencies import RatingParts
@@ -29,6 +30,11 @@ from dipole_ratings.settings import RatingsSettings
 from dipole_rewards.server import openapi
 from dipole_rewards.server.ranking_routes import add_ranking_routes
 
+OPENAPI_TAGS = [
+    *openapi.TAGS,
+    {"name": "rater", "description": "What a rater's page asks: tasks to take, answers to give and to take back."},
+    {"name": "operator", "description": "Invitations, how the queue and its raters do, callbacks, exports."},
+]
 MAX_SMALL_BODY_BYTES = 64 * 2**10  # of any request but a trainer's: raters have no key yet when they come
 
 
@@ -61,6 +67,7 @@ def create_app(
 
     app = FastAPI(
         title="Dipole ratings",
+        openapi_tags=OPENAPI_TAGS,
         version="1",
         lifespan=lifespan,
         docs_url=None,
@@ -78,6 +85,13 @@ def create_app(
     app.add_middleware(AccessGuard, settings=settings)
     app.add_middleware(request_context.RequestContext)
     openapi.install_openapi(app)
+    add_api_reference(
+        app,
+        key_setting="DIPOLE_RATINGS_KEY",
+        is_keyed=settings.ratings_key is not None,
+        example_url=f"http://localhost:{settings.ratings_port}",
+        home=("operator", "People who rank"),
+    )
     return app
 
 

@@ -1,6 +1,6 @@
 """The one HTTP app of every reward: create_app(settings) serves whichever class DIPOLE_REWARD names.
 
-POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics. The wiring is here;
+POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics, /docs. The wiring is here;
 scoring.service scores and scoring.reward_backend answers; of `server`, ranking_routes takes a request, request_parsing
 reads it, idempotency answers repeats, pending_rankings keeps 202 answers, and openapi describes it all.
 """
@@ -15,12 +15,14 @@ import httpx
 from fastapi import FastAPI, Response
 from fastapi.exceptions import RequestValidationError
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from dipole.errors import DipoleError
 from dipole.protocol.schemas import ProtocolMessage
 from dipole.settings import load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.api_reference.routes import PAGE_PATHS, add_api_reference
 from dipole_rewards.reward import import_reward
 from dipole_rewards.scoring.reward_backend import RewardBackend
 from dipole_rewards.scoring.service import OnFailure, RewardService
@@ -74,28 +76,43 @@ def create_app(
         timeout_s=settings.reward_body_timeout_s,
         budget=body_limit.BodyBudget(settings.reward_held_body_bytes),
     )
-    app.add_middleware(auth.KeyGuard, keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [])
+    app.add_middleware(
+        auth.KeyGuard,
+        keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [],
+        open_paths=(*auth.OPEN_PATHS, *PAGE_PATHS),
+    )
     app.add_middleware(request_context.RequestContext)
     add_ranking_routes(app, backend)
     _add_health_routes(app, service, registry)
     openapi.install_openapi(app)
+    add_api_reference(
+        app,
+        key_setting="DIPOLE_REWARD_KEY",
+        is_keyed=settings.reward_key is not None,
+        example_url=f"http://localhost:{settings.reward_port}",
+    )
     return app
 
 
 class HealthReport(ProtocolMessage):
-    status: str
+    """The process answers, or the reward is loaded."""
+
+    status: str = Field(description="`alive` or `ready`, by the route that was asked.")
 
 
 def _add_health_routes(app: FastAPI, service: RewardService, registry: CollectorRegistry) -> None:
     @app.get("/livez", tags=["health"], summary="The process answers")
     async def livez() -> HealthReport:
+        """It answers while the process runs, also while the reward is loading."""
         return HealthReport(status="alive")
 
     @app.get("/readyz", responses={503: {}}, tags=["health"], summary="Loaded, and the golden score matched")
     async def readyz() -> HealthReport:
+        """It answers 503 until the reward is loaded and its golden scores matched."""
         service.ready_reward()
         return HealthReport(status="ready")
 
     @app.get("/metrics", tags=["health"], summary="Prometheus metrics", response_class=Response)
     async def metrics() -> Response:
+        """The answer is in Prometheus' text format."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

@@ -1,6 +1,6 @@
 """README and docs/ name only what exists, and everything that exists is named there.
 
-docs/PLAN.md and docs/LOG.md are left out: one tells what is not yet, the other what no longer is.
+docs/PLAN.md and LOG.md are left out: one tells what is not yet, the other what no longer is.
 """
 
 from __future__ import annotations
@@ -118,6 +118,31 @@ def test_every_path_named_exists(page: Path) -> None:
             if re.fullmatch(r"[\w.*-]+(/[\w.*-]+)*/?", path) and path.split("/")[0] in TOP_LEVEL and "/" in path:
                 plain = path.rstrip("/")
                 assert any(ROOT.glob(plain)) or any(ROOT.glob(f"{plain}.example")), f"{path} in {span!r}"
+
+
+def heading_anchors(page: Path) -> set[str]:
+    """The anchors that GitHub and the docs site give a page's headings."""
+    headings = re.findall(r"^#{1,4} (.+)$", FENCE.sub("", page.read_text()), flags=re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in headings}
+
+
+def test_every_anchor_linked_exists(page: Path) -> None:
+    """`page.md#heading` is a heading of that page, `#heading` one of this page."""
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#([^)\s]+)\)", page.read_text()):
+        assert anchor in heading_anchors(page.parent / target if target else page), f"{target}#{anchor}"
+
+
+def test_the_site_leads_to_every_page() -> None:
+    """Each page of docs/ stands in one table of contents of the docs site, and none stands there that is missing."""
+    fence = r"^:::\{toctree\}\n(.*?)^:::$"
+    tables = [
+        (path.parent, table)
+        for path in (ROOT / "docs/index.md", ROOT / "docs/decisions.md")
+        for table in re.findall(fence, path.read_text(), flags=re.MULTILINE | re.DOTALL)
+    ]
+    named = [line for _, table in tables for line in table.split("\n") if line and not line.startswith(":")]
+    pages = {str(path.relative_to(ROOT / "docs").with_suffix("")) for path in ROOT.glob("docs/*.md")}
+    assert sorted(named) == sorted([*(pages - {"index", "PLAN"}), "self", "adr/*"])
 
 
 def test_every_setting_is_explained(reference: ModuleType) -> None:

@@ -201,11 +201,12 @@ async def test_keys_open_what_is_theirs(serve_app: ServeApp) -> None:
     """A trainer's key the protocol, an operator's the operator's routes; a session opens neither; health needs none."""
     async with serve_app(ratings_key=KEY, ratings_operator_key=OPERATOR_KEY) as client:
         await come(client, OPERATOR_KEY)
-        for path, opens in (("/v1/info", KEY), ("/v1/ratings/status", OPERATOR_KEY), ("/openapi.json", KEY)):
+        for path, opens in (("/v1/info", KEY), ("/v1/ratings/status", OPERATOR_KEY), ("/docs/content", KEY)):
             for key in (None, KEY, OPERATOR_KEY, "x"):
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
                 assert (await client.get(path, headers=headers)).status_code == (200 if key == opens else 401), path
-        for path in ("/livez", "/readyz", "/metrics"):
+        assert (await client.get("/openapi.json")).status_code == 401
+        for path in ("/livez", "/readyz", "/metrics", "/docs", "/docs/page.js"):
             assert (await client.get(path)).status_code == 200
         assert "dipole_ratings_tasks" in (await client.get("/metrics")).text
 

@@ -64,7 +64,9 @@ class ShownSpec(SpecModel):
 class RewardSpec(SpecModel):
     """How a job uses one endpoint: a registered name, or an inline `url` on an allowed host."""
 
-    name: Name
+    name: Name = Field(
+        description="Name of the reward: a registered one, or one of the job's own where `url` is given."
+    )
     url: str | None = Field(
         default=None, max_length=2048, description="Base URL of the endpoint; absent for a registered reward."
     )
@@ -86,7 +88,9 @@ class RewardSpec(SpecModel):
         description="Deadline of one group: retries count, and so does queueing behind the trainer's other groups. "
         "Absent: what the endpoint was registered with (`options.timeout_s`), or 60.",
     )
-    normalize: Literal["zscore", "rank", "none"] = "zscore"
+    normalize: Literal["zscore", "rank", "none"] = Field(
+        default="zscore", description="How scores of a group are made comparable before rewards are weighed together."
+    )
     min_valid: Count = Field(
         default=2,
         description="Fewest candidates that must have a score; with fewer, the group's ranking is a failure.",
@@ -128,8 +132,10 @@ class PromptSpec(SpecModel):
 
     model_config = ConfigDict(revalidate_instances="never")  # there may be a million, and none is made by a copy
 
-    prompt: str = Field(min_length=1, max_length=10_000)
-    metadata: dict[str, JsonValue] | None = None
+    prompt: str = Field(min_length=1, max_length=10_000, description="Text that images are drawn for.")
+    metadata: dict[str, JsonValue] | None = Field(
+        default=None, description="What the prompt asks for, as rewards such as GenEval read it."
+    )
 
 
 class MethodSettings(SpecModel):
@@ -183,14 +189,25 @@ class TwoSidedSettings(MethodSettings):
 class DrpoSpec(TwoSidedSettings):
     """DrPO's own settings; defaults are the published ones for SD-Turbo (METHOD: published settings)."""
 
-    radii: Many[PositiveFloat] = Field(default=(0.02, 0.05, 0.2), min_length=1, max_length=16)
-    kernel: Literal["laplacian", "rbf", "cosine"] = "laplacian"
-    positive_weight: PositiveFloat = 3000.0
-    negative_weight: PositiveFloat = 3000.0
-    ref_positive_weight: PositiveFloat = 3000.0
-    ref_negative_weight: PositiveFloat = 3000.0
+    radii: Many[PositiveFloat] = Field(
+        default=(0.02, 0.05, 0.2),
+        min_length=1,
+        max_length=16,
+        description="Radii of the kernel, each of which adds a field of its own.",
+    )
+    kernel: Literal["laplacian", "rbf", "cosine"] = Field(
+        default="laplacian", description="Kernel that weighs samples by their distance in feature space."
+    )
+    positive_weight: PositiveFloat = Field(default=3000.0, description="Weight of the best candidates, which attract.")
+    negative_weight: PositiveFloat = Field(default=3000.0, description="Weight of the worst candidates, which repel.")
+    ref_positive_weight: PositiveFloat = Field(
+        default=3000.0, description="Weight of the base's samples that attract, in the drift to the base."
+    )
+    ref_negative_weight: PositiveFloat = Field(
+        default=3000.0, description="Weight of the model's own samples that repel, in the drift to the base."
+    )
     ref_lambda: float = Field(
-        default=0.2, ge=0, description="λ_ref: pull to the frozen base's samples on the same noises."
+        default=0.2, ge=0, description="Weight of the pull to the frozen base's samples on the same noises (λ_ref)."
     )
     mask_self: bool = Field(
         default=False, description="Mask each sample out of its own anchors in the preference drift."
@@ -203,7 +220,9 @@ class DrpoSpec(TwoSidedSettings):
 class DpoSpec(TwoSidedSettings):
     """Direct preference optimisation on latent distances to the best and the worst of the group."""
 
-    beta: PositiveFloat = 30.0
+    beta: PositiveFloat = Field(
+        default=30.0, description="Sharpness of the preference: larger punishes a wrong order more."
+    )
 
 
 class GrpoSpec(MethodSettings):
@@ -212,15 +231,15 @@ class GrpoSpec(MethodSettings):
     own_draws = "sigma"
 
     sigma: float = Field(
-        default=0.3, gt=0, le=1, description="σ: how far candidates' noises are from their common one."
+        default=0.3, gt=0, le=1, description="How far candidates' noises are from their common one (σ)."
     )
     anchors: Count = Field(default=4, description="Number of a group's candidates that gradients flow through.")
     temperature: PositiveFloat = Field(
         default=1.0, description="Temperature: divides the mean squared latent distances."
     )
     clip: PositiveFloat = Field(default=0.2, description="Bound of the ratio's distance from 1, as in PPO.")
-    norm_p: float = Field(default=0.8, gt=0, le=2, description="p of the quasi-norm that scales advantages.")
-    advantage_clip: PositiveFloat = 5.0
+    norm_p: float = Field(default=0.8, gt=0, le=2, description="Exponent of the quasi-norm that scales advantages.")
+    advantage_clip: PositiveFloat = Field(default=5.0, description="Bound of an advantage on either side of 0.")
 
     def check_candidates(self, candidates: int, *, field: str) -> None:
         if self.anchors > candidates:
@@ -238,7 +257,9 @@ class PsoSpec(MethodSettings):
     std: PositiveFloat = Field(
         default=0.05, description="Standard deviation of the Gaussian that candidates are drawn from, in latent units."
     )
-    beta: PositiveFloat = 50.0
+    beta: PositiveFloat = Field(
+        default=50.0, description="Sharpness of the preference: larger punishes a wrong order more."
+    )
     clip: float = Field(default=0.1, gt=0, lt=1, description="Bound of the ratio's distance from 1.")
 
 
@@ -251,13 +272,15 @@ class SftSpec(MethodSettings):
 class MethodSpec(SpecModel):
     """The method, and its settings under its own name; `random` is DrPO on shuffled ranks, the control."""
 
-    type: Literal["drpo", "dpo", "grpo", "pso", "sft", "random"] = "drpo"
-    drpo: DrpoSpec | None = None
-    dpo: DpoSpec | None = None
-    grpo: GrpoSpec | None = None
-    pso: PsoSpec | None = None
-    sft: SftSpec | None = None
-    random: DrpoSpec | None = None
+    type: Literal["drpo", "dpo", "grpo", "pso", "sft", "random"] = Field(
+        default="drpo", description="Which method trains; `random` is the control."
+    )
+    drpo: DrpoSpec | None = Field(default=None, description="Settings of `drpo`.")
+    dpo: DpoSpec | None = Field(default=None, description="Settings of `dpo`.")
+    grpo: GrpoSpec | None = Field(default=None, description="Settings of `grpo`.")
+    pso: PsoSpec | None = Field(default=None, description="Settings of `pso`.")
+    sft: SftSpec | None = Field(default=None, description="Settings of `sft`, which has none yet.")
+    random: DrpoSpec | None = Field(default=None, description="Settings of `random`, which are those of `drpo`.")
 
     @model_validator(mode="before")
     @classmethod
@@ -290,7 +313,7 @@ class MethodSpec(SpecModel):
 
 
 class FeaturesSpec(SpecModel):
-    """φ: the frozen space that samples drift in, one file each in dipole_trainer.features."""
+    """The frozen space that samples drift in (φ), one file each in dipole_trainer.features."""
 
     type: Literal["auto", "tiny", "latents", "latent_mae", "vit_mae", "dinov2", "clip", "teacher_unet"] = Field(
         default="auto",
@@ -310,28 +333,39 @@ class FeaturesSpec(SpecModel):
         max_length=64,
         description="Keys of the type's features that are used; if empty, the published ones.",
     )
-    timestep: int = Field(default=100, ge=0, le=999, description="teacher_unet: the timestep it is asked at.")
+    timestep: int = Field(default=100, ge=0, le=999, description="Timestep at which `teacher_unet` is asked.")
     noise: float = Field(
-        default=0.1, ge=0, description="teacher_unet: noise mixed into the latents, one draw a sample."
+        default=0.1, ge=0, description="Noise that is mixed into the latents for `teacher_unet`, one draw a sample."
     )
-    pool: int = Field(default=4, ge=1, le=64, description="teacher_unet: side of the squares that are averaged.")
+    pool: int = Field(default=4, ge=1, le=64, description="Side of the squares that are averaged for `teacher_unet`.")
 
 
 class LoraSpec(SpecModel):
-    rank: int = Field(default=16, ge=1, le=1024)
-    alpha: float = Field(default=16.0, gt=0)
-    target_modules: Many[str] = Field(default=("to_q", "to_k", "to_v", "to_out.0"), min_length=1, max_length=64)
+    """The shape of a LoRA adapter."""
+
+    rank: int = Field(default=16, ge=1, le=1024, description="Rank of the adapter.")
+    alpha: float = Field(
+        default=16.0, gt=0, description="Scale of the adapter: its product is multiplied by alpha / rank."
+    )
+    target_modules: Many[str] = Field(
+        default=("to_q", "to_k", "to_v", "to_out.0"),
+        min_length=1,
+        max_length=64,
+        description="Names of the layers that get an adapter.",
+    )
 
 
 class OptimizerSpec(SpecModel):
     """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
     lr: PositiveFloat = Field(default=1e-4, description="Published: 1e-4 for SD-Turbo, 1e-5 for SDXL-Turbo.")
-    betas: tuple[AdamBeta, AdamBeta] = (0.9, 0.999)
-    weight_decay: float = Field(default=1e-2, ge=0)
-    max_grad_norm: PositiveFloat = 1.0
-    warmup_steps: CountOrZero = 0
-    decay_steps: CountOrZero = 0
+    betas: tuple[AdamBeta, AdamBeta] = Field(
+        default=(0.9, 0.999), description="AdamW's decay rates of the gradient's mean and of its square's."
+    )
+    weight_decay: float = Field(default=1e-2, ge=0, description="AdamW's weight decay.")
+    max_grad_norm: PositiveFloat = Field(default=1.0, description="Norm that a larger gradient is scaled down to.")
+    warmup_steps: CountOrZero = Field(default=0, description="Number of first steps over which the rate rises.")
+    decay_steps: CountOrZero = Field(default=0, description="Number of last steps over which the rate falls.")
 
 
 class EvalSpec(SpecModel):
@@ -341,8 +375,12 @@ class EvalSpec(SpecModel):
     prompts: Many[PromptSpec] = Field(
         default=(), max_length=2000, description="Held-out prompts to evaluate on; none if empty."
     )
-    images_per_prompt: int = Field(default=4, ge=1, le=64)
-    seed: int = Field(default=1234, ge=-(2**63), lt=2**63)
+    images_per_prompt: int = Field(
+        default=4, ge=1, le=64, description="Number of images that are drawn for each prompt."
+    )
+    seed: int = Field(
+        default=1234, ge=-(2**63), lt=2**63, description="Seed of the noises that every evaluation draws from."
+    )
     best_by: str | None = Field(
         default=None,
         max_length=129,
@@ -376,7 +414,7 @@ class InitialCheckpoint(SpecModel):
     id: str = Field(max_length=64, description="The checkpoint's id.")
     name: str = Field(max_length=700, description="Its name, as `GET /v1/models` lists it.")
     job: str = Field(max_length=64, description="The job that made it.")
-    step: CountOrZero
+    step: CountOrZero = Field(description="Number of updates that the earlier job had done.")
 
 
 class GeneratorSpec(SpecModel):
@@ -394,7 +432,7 @@ class GeneratorSpec(SpecModel):
     tune: Literal["lora", "full"] = Field(
         default="lora", description="Train an adapter, or every weight of the network."
     )
-    lora: LoraSpec = LoraSpec()
+    lora: LoraSpec = Field(default=LoraSpec(), description="Shape of the adapter, where `tune` is `lora`.")
     precision: Precision | None = Field(
         default=None,
         description="Precision of the frozen base; if absent, bf16 on a GPU that has it and fp32 elsewhere, as an "
@@ -408,9 +446,9 @@ class GeneratorSpec(SpecModel):
         description="Side of the images, in pixels; the model's if absent.",
     )
     compile: bool = Field(
-        default=False, description="torch.compile the network: minutes at start, faster steps on a GPU."
+        default=False, description="Compile the network with torch.compile: minutes at start, faster steps on a GPU."
     )
-    seed: int = Field(default=0, ge=0, lt=2**63)
+    seed: int = Field(default=0, ge=0, lt=2**63, description="Seed that all of the job's noises follow from.")
     initial_checkpoint: InitialCheckpoint | None = Field(
         default=None, description="Checkpoint that the job starts from; the name given as `model` says which."
     )
@@ -449,8 +487,10 @@ def choose_steps(prompts: int, prompts_per_step: int, *, of_pairs: bool) -> int:
 class TrainSpec(GeneratorSpec):
     """Everything the training loop needs to know."""
 
-    features: FeaturesSpec = FeaturesSpec()
-    prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000)
+    features: FeaturesSpec = Field(
+        default=FeaturesSpec(), description="The frozen feature space that samples drift in."
+    )
+    prompts: Many[PromptSpec] = Field(default=(), max_length=1_000_000, description="Prompts to train on.")
     pairs_file: str | None = Field(
         default=None,
         max_length=64,
@@ -461,8 +501,10 @@ class TrainSpec(GeneratorSpec):
         max_length=64,
         description="Id of a job with record_candidates whose rankings are trained on again.",
     )
-    rewards: Many[RewardSpec] = Field(default=(), max_length=32)
-    method: MethodSpec = Field(default_factory=MethodSpec)
+    rewards: Many[RewardSpec] = Field(
+        default=(), max_length=32, description="Rewards that rank the candidates, and those that only watch."
+    )
+    method: MethodSpec = Field(default_factory=MethodSpec, description="How a ranked group becomes a loss.")
     candidates: int = Field(default=24, ge=2, le=64, description="K: number of images per prompt and update.")
     prompts_per_step: int = Field(
         default=8, ge=1, le=1024, description="Number of prompts of one step, over all devices."
@@ -479,10 +521,10 @@ class TrainSpec(GeneratorSpec):
     max_staleness: int = Field(
         default=0, ge=0, le=16, description="Number of steps that generation may run ahead of updates."
     )
-    optimizer: OptimizerSpec = OptimizerSpec()
-    evaluation: EvalSpec = EvalSpec()
-    samples: SamplesSpec = SamplesSpec()
-    checkpoint_every: Count = 100
+    optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="Settings of the optimizer.")
+    evaluation: EvalSpec = Field(default=EvalSpec(), description="When and on what the model is evaluated.")
+    samples: SamplesSpec = Field(default=SamplesSpec(), description="Which pictures are drawn during training.")
+    checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
     )

@@ -16,11 +16,12 @@ from __future__ import annotations
 import hmac
 
 from dipole.errors import Forbidden, Unauthorized
+from dipole.web.api_reference.routes import PAGE_PATHS as REFERENCE_PATHS
 from dipole.web.asgi import ASGIApp, Scope
 from dipole.web.auth import OPEN_PATHS, RequestGuard, bearer_key, hash_key, refuse_foreign_page
 from dipole_ratings.settings import RatingsSettings
 
-PAGE_PATHS = ("/", "/rate", "/operator", "/favicon.ico")
+PAGE_PATHS = frozenset({"/", "/rate", "/operator", "/favicon.ico"}) | REFERENCE_PATHS
 STATIC_PREFIX = "/static/"
 RATER_PATH, OPERATOR_PATH = "/v1/rater", "/v1/ratings"
 

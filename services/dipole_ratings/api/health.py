@@ -9,6 +9,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+from pydantic import Field
 from sqlalchemy import select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -22,16 +23,20 @@ router = APIRouter(tags=["health"])
 
 
 class ServiceHealth(ProtocolMessage):
-    status: str
+    """The process, or its database, answers."""
+
+    status: str = Field(description="`alive` or `ready`, by the route that was asked.")
 
 
 @router.get("/livez", summary="The process answers")
 async def livez() -> ServiceHealth:
+    """It answers while the process runs, whatever its database does."""
     return ServiceHealth(status="alive")
 
 
 @router.get("/readyz", summary="The database answers and has its tables", responses={503: {}})
 def readyz(parts: Parts) -> ServiceHealth:
+    """It answers 503 while requests would fail for want of the database."""
     with parts.database.reading() as session:
         session.execute(select(TaskRow.id).limit(1))
     return ServiceHealth(status="ready")
@@ -44,6 +49,7 @@ def metrics_router(parts: RatingParts) -> APIRouter:
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
     def metrics() -> Response:
+        """The answer is in Prometheus' text format."""
         return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)
 
     return routes

@@ -14,6 +14,10 @@ from dipole.protocol.images import encode_png
 from dipole.protocol.schemas import FieldError, PendingRanking, Ranking, RankRequest, RewardInfo
 from dipole.web.openapi import document_problems
 
+TAGS = [
+    {"name": "ranking", "description": "The ranking protocol: candidates of a prompt in, scores and an order out."},
+    {"name": "health", "description": "For orchestrators and Prometheus."},
+]
 IDEMPOTENCY_KEY_DESCRIPTION = "A repeat with the same key and body gets the first answer; with another body, 422."
 PREFER_DESCRIPTION = "`respond-async` asks for 202 and a ranking to poll."
 
@@ -98,6 +102,8 @@ _MULTIPART_SCHEMA = {
 }
 RANK_ROUTE: dict[str, Any] = {
     "summary": "Order candidates for one prompt, best first",
+    "description": "The answer has a score for each candidate, where the endpoint has scores, and its rank. What takes "
+    "long is answered with 202, to be polled or awaited by callback.",
     "tags": ["ranking"],
     "responses": {200: _RANKED, 202: _PENDING, **_error_responses(401, 408, 413, 415, 422, 500, 503)},
     "openapi_extra": {
@@ -116,6 +122,7 @@ RANK_ROUTE: dict[str, Any] = {
 _MISSING = {404: {"description": "No such ranking."}}
 GET_RANKING_ROUTE: dict[str, Any] = {
     "summary": "A ranking that was answered with 202",
+    "description": "The answer is the ranking once it has finished, and says until then when to ask again.",
     "tags": ["ranking"],
     "responses": {
         200: {**_RANKED, "model": Ranking | PendingRanking, "description": "Completed, failed or cancelled."},
@@ -126,9 +133,10 @@ GET_RANKING_ROUTE: dict[str, Any] = {
 }
 DELETE_RANKING_ROUTE: dict[str, Any] = {
     "summary": "Cancel a pending ranking",
+    "description": "Nobody works on the ranking any more; one that has finished stays as it is.",
     "tags": ["ranking"],
     "responses": {
-        200: {"description": "Cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
+        200: {"description": "It is cancelled.", "content": _json_content({**PENDING_EXAMPLE, "status": "cancelled"})},
         409: {"description": "It has finished."},
         **_MISSING,
         **_error_responses(401, 422),
@@ -136,6 +144,7 @@ DELETE_RANKING_ROUTE: dict[str, Any] = {
 }
 INFO_ROUTE: dict[str, Any] = {
     "summary": "What this endpoint is and accepts",
+    "description": "The answer names the model and its revision, and the bounds of what may be sent.",
     "tags": ["ranking"],
     "response_model": RewardInfo,
     "responses": {
@@ -154,6 +163,7 @@ def install_openapi(app: FastAPI) -> None:
                 title=app.title,
                 version=app.version,
                 routes=app.routes,
+                tags=app.openapi_tags or TAGS,
                 description="Dipole's ranking protocol, version 1.",
             )
             whole = RankRequest.model_json_schema(ref_template="#/components/schemas/{model}")

@@ -12,6 +12,7 @@ from dipole_rewards.server import openapi, request_parsing
 from dipole_rewards.server.ranking_backend import RankingBackend, RankingState, RankOptions
 
 MAX_KEYS, KEYS_PER_CANDIDATE = 2**16, 5  # in a request's JSON, its metadata's included
+RankingId = Annotated[str, Path(max_length=128, description="Id of the ranking.")]
 
 
 def add_ranking_routes(app: FastAPI, backend: RankingBackend) -> None:
@@ -31,12 +32,12 @@ def add_ranking_routes(app: FastAPI, backend: RankingBackend) -> None:
         return _answer(await backend.rank_group(incoming, options), backend, with_location=True)
 
     @app.get("/v1/rankings/{ranking_id}", **openapi.GET_RANKING_ROUTE)
-    async def get_ranking(ranking_id: Annotated[str, Path(max_length=128)]) -> Response:
+    async def get_ranking(ranking_id: RankingId) -> Response:
         # where it is, whoever asks knows already
         return _answer(await backend.get_ranking(ranking_id), backend, with_location=False)
 
     @app.delete("/v1/rankings/{ranking_id}", **openapi.DELETE_RANKING_ROUTE)
-    async def cancel_ranking(ranking_id: Annotated[str, Path(max_length=128)]) -> PendingRanking:
+    async def cancel_ranking(ranking_id: RankingId) -> PendingRanking:
         return await backend.cancel_ranking(ranking_id)
 
     @app.get("/v1/info", **openapi.INFO_ROUTE)

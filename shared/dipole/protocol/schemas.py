@@ -53,22 +53,26 @@ class ProtocolMessage(StrictModel):
 class ImageData(ProtocolMessage):
     """An image as bytes. `data` is base64; in multipart requests it is absent and the part named by the id has it."""
 
-    media_type: MediaType
-    data: str | None = None
+    media_type: MediaType = Field(description="How the image is encoded.")
+    data: str | None = Field(default=None, description="The encoded image in base64; absent in multipart requests.")
 
 
 class Candidate(ProtocolMessage):
-    id: Identifier
-    image: ImageData
+    """One image of a group."""
+
+    id: Identifier = Field(description="Id of the candidate, unique in its request.")
+    image: ImageData = Field(description="The candidate's image.")
 
 
 class RankRequest(ProtocolMessage):
     """One group: K candidates for one prompt, to be ordered best to worst."""
 
-    prompt: str = Field(max_length=MAX_PROMPT_CHARS)
-    candidates: Many[Candidate] = Field(min_length=1)
+    prompt: str = Field(max_length=MAX_PROMPT_CHARS, description="Text that the candidates were drawn for.")
+    candidates: Many[Candidate] = Field(min_length=1, description="Images to be ordered.")
     metadata: dict[str, JsonValue] | None = Field(default=None, description="What the prompt asks for, as in GenEval.")
-    callback_url: str | None = Field(default=None, max_length=2048)
+    callback_url: str | None = Field(
+        default=None, max_length=2048, description="URL that a ranking of 202 is sent to when it has finished."
+    )
 
     @model_validator(mode="after")
     def _check_unique_ids(self) -> RankRequest:
@@ -81,8 +85,8 @@ class RankRequest(ProtocolMessage):
 class ItemError(ProtocolMessage):
     """Why one candidate has no score."""
 
-    code: str
-    message: str
+    code: str = Field(description="The reason in a word, for programs.")
+    message: str = Field(description="The reason in a sentence, for people.")
 
 
 class RankedItem(ProtocolMessage):
@@ -91,12 +95,18 @@ class RankedItem(ProtocolMessage):
     Ranks without scores are right where no candidate has a score and /v1/info says `calibrated: false`.
     """
 
-    id: Identifier
-    score: Score | None
-    rank: RankNumber | None = None
-    tier: RankNumber | None = None
-    sub_scores: dict[str, Score] | None = None
-    error: ItemError | None = None
+    id: Identifier = Field(description="Id of the candidate.")
+    score: Score | None = Field(description="Score of the candidate, higher is better; null where it has none.")
+    rank: RankNumber | None = Field(
+        default=None, description="Place of the candidate, where 1 is best and ties share one; null where it failed."
+    )
+    tier: RankNumber | None = Field(
+        default=None, description="Tier that a ranker put it in, where 1 is best; null where it has no tiers."
+    )
+    sub_scores: dict[str, Score] | None = Field(
+        default=None, description="Parts of the score by name; null where it has none."
+    )
+    error: ItemError | None = Field(default=None, description="Why the candidate has no score; null where it has one.")
 
 
 def rank_scores(scores: Sequence[float | None]) -> list[int | None]:
@@ -116,37 +126,39 @@ def _empty_if_null(value: Any) -> Any:
 class Ranking(ProtocolMessage):
     """The answer to a RankRequest; `results` stand in the order of its candidates."""
 
-    id: str
-    object: Literal["ranking"] = "ranking"
+    id: str = Field(description="Id of the ranking.")
+    object: Literal["ranking"] = Field(default="ranking", description="What kind of object this is.")
     created: Annotated[int, BeforeValidator(_drop_fraction)] = Field(description="Unix time, seconds.")
-    model: Version
-    model_revision: Version
-    recipe_version: Version
-    status: Literal["completed"] = "completed"
-    results: Many[RankedItem]
-    usage: Annotated[dict[str, Any], BeforeValidator(_empty_if_null)] = Field(default_factory=dict)
+    model: Version = Field(description="Model that ranked.")
+    model_revision: Version = Field(description="Revision of the model's weights.")
+    recipe_version: Version = Field(description="Version of how scores are computed from the model.")
+    status: Literal["completed"] = Field(default="completed", description="Always `completed`.")
+    results: Many[RankedItem] = Field(description="A result for each candidate, in the order of the request.")
+    usage: Annotated[dict[str, Any], BeforeValidator(_empty_if_null)] = Field(
+        default_factory=dict, description="What the ranking took, such as `images` and `seconds`."
+    )
 
 
 class PendingRanking(ProtocolMessage):
     """202: a slow ranker took the request. Poll `Location` after `Retry-After`, or wait for the callback."""
 
-    id: str
-    object: Literal["ranking"] = "ranking"
-    status: Literal["pending", "cancelled", "failed"] = "pending"
-    error: ItemError | None = None
+    id: str = Field(description="Id that the ranking is asked for by.")
+    object: Literal["ranking"] = Field(default="ranking", description="What kind of object this is.")
+    status: Literal["pending", "cancelled", "failed"] = Field(default="pending", description="State of the ranking.")
+    error: ItemError | None = Field(default=None, description="Why it failed; null where it did not.")
 
 
 class RewardInfo(ProtocolMessage):
     """What an endpoint says of itself on `GET /v1/info`."""
 
-    name: str
-    model: Version
-    model_revision: Version
-    recipe_version: Version
-    protocol_version: str = PROTOCOL_VERSION
-    media_types: Many[MediaType]
-    max_candidates: int = Field(default=MAX_CANDIDATES, ge=1)
-    max_pixels: int = Field(default=MAX_PIXELS, ge=1)
+    name: str = Field(description="Name of the reward.")
+    model: Version = Field(description="Model that ranks.")
+    model_revision: Version = Field(description="Revision of the model's weights.")
+    recipe_version: Version = Field(description="Version of how scores are computed from the model.")
+    protocol_version: str = Field(default=PROTOCOL_VERSION, description="Version of the ranking protocol.")
+    media_types: Many[MediaType] = Field(description="Encodings of images that are accepted.")
+    max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Most candidates of one request.")
+    max_pixels: int = Field(default=MAX_PIXELS, ge=1, description="Most pixels of one image.")
     calibrated: bool = Field(
         default=True, description="False when only the order means something; ranks may then come alone."
     )
@@ -155,12 +167,14 @@ class RewardInfo(ProtocolMessage):
         description="Of published weights: whether the published implementation is known to give the same score. Null "
         "where there is none to compare.",
     )
-    multipart: bool = True
+    multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
 
 
 class FieldError(ProtocolMessage):
-    field: str
-    message: str
+    """A wrong field of a request."""
+
+    field: str = Field(description="Path of the wrong field.")
+    message: str = Field(description="What is wrong with it.")
 
 
 class Problem(BaseModel):
@@ -168,8 +182,8 @@ class Problem(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    type: str = "about:blank"
-    title: str
-    status: int
-    detail: str | None = None
-    errors: Many[FieldError] = Field(default_factory=list)
+    type: str = Field(default="about:blank", description="Kind of the problem, as a URI.")
+    title: str = Field(description="Kind of the problem, in words.")
+    status: int = Field(description="HTTP status of the answer.")
+    detail: str | None = Field(default=None, description="What is wrong and how to mend it, in a sentence.")
+    errors: Many[FieldError] = Field(default_factory=list, description="Each wrong field, where fields are to blame.")

@@ -81,15 +81,21 @@ def test_below_a_path_prefix_pages_and_files_are_found(api: Any) -> None:
 
 def test_pages_and_files_need_no_key_and_what_they_show_does(api_server: Any, tmp_path: Path) -> None:
     with api_server(tmp_path, API_KEY=KEY) as server:
-        for way in (*WAYS, "/static/dashboard.css"):
+        for way in (*WAYS, "/static/dashboard.css", "/docs", "/docs/page.js", "/docs/style.css"):
             assert get(server.url + way).status_code == 200, way
-        for way in ("/v1/fine_tuning/jobs", "/v1/fine_tuning/jobs/ftjob-1/metrics", "/v1/rewards", "/openapi.json"):
+        for way in (
+            "/v1/fine_tuning/jobs",
+            "/v1/fine_tuning/jobs/ftjob-1/metrics",
+            "/v1/rewards",
+            "/openapi.json",
+            "/docs/content",
+        ):
             assert get(server.url + way).status_code == 401, way
 
 
 def test_a_page_of_another_site_gets_nothing_where_there_is_no_key(api: Any) -> None:
     foreign = {"sec-fetch-site": "cross-site", "sec-fetch-mode": "cors", "origin": "http://evil.example"}
-    for way in ("/", "/static/api.js"):
+    for way in ("/", "/static/api.js", "/docs", "/docs/content"):
         assert get(api.url + way, headers=foreign).status_code == 403
 
 

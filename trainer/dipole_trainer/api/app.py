@@ -1,7 +1,7 @@
 """The trainer API: OpenAI's fine-tuning API in shape, so that its clients work, over the jobs database. No torch.
 
     create_app(settings)      the ASGI app; its routes are in files, jobs, outputs, models, images, rewards and health,
-                              and its pages in dashboard/
+                              and its pages in dashboard/; /docs describes them
 
 Routes write the desired state of a job to SQL and read its events from there; workers train. Only image requests go
 through Redis, to samplers. Replicas share these and the artifacts and need nothing else of each other."""
@@ -21,6 +21,7 @@ from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings, load_settings
 from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web.api_reference.routes import add_api_reference
 from dipole.web.json_body import JSONBuilder
 from dipole_trainer.api import (
     api_keys,
@@ -117,6 +118,13 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.include_router(plans.create_router(sampler_client))
     app.include_router(metrics.metrics_router())
     app.include_router(pages.create_router())
+    add_api_reference(
+        app,
+        key_setting="DIPOLE_API_KEY",
+        is_keyed=key is not None,
+        example_url="http://localhost:8400",
+        home=("./", "Dashboard"),
+    )
     app.add_middleware(_BodyLimits, settings=settings)
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
     app.add_middleware(health.RequestCountMiddleware, metrics=metrics)

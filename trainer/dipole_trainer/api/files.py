@@ -28,7 +28,9 @@ from dipole_trainer.spec import PromptSpec
 from dipole_trainer.storage.job_layout import upload_path
 
 router = APIRouter(prefix="/v1/files", tags=["files"], dependencies=[require_scope("train")])
-FileId = Annotated[str, PathParameter(max_length=64, examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])]
+FileId = Annotated[
+    str, PathParameter(max_length=64, description="Id of the file.", examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])
+]
 CHUNK_BYTES = 2**20
 FILE_DESCRIPTION = (
     "Prompts: JSON lines of {prompt, metadata?}, GenEval's evaluation_metadata.jsonl, or a .txt file with a prompt on "
@@ -41,10 +43,14 @@ FILE_DESCRIPTION = (
 class FilePageQuery(ListQuery):
     """Pagination of files, as OpenAI's client asks for it."""
 
-    after: str | None = Field(default=None, max_length=64)
-    limit: int = Field(default=100, ge=1, le=10_000)
-    order: Literal["asc", "desc"] = "desc"
-    purpose: str | None = None
+    after: str | None = Field(default=None, max_length=64, description="Id of the last file already seen.")
+    limit: int = Field(default=100, ge=1, le=10_000, description="Number of files on a page.")
+    order: Literal["asc", "desc"] = Field(
+        default="desc", description="Whether the newest files come first, or the oldest."
+    )
+    purpose: str | None = Field(
+        default=None, description="Files of this purpose only; all have the purpose `fine-tune`."
+    )
 
 
 async def _refuse_odd_parts(request: Request) -> None:
@@ -71,7 +77,7 @@ def upload_file(
     purpose: Annotated[str, Form(description="Purpose of the files; only fine-tune is known.", examples=["fine-tune"])],
     anchor: Annotated[
         Literal["created_at"] | None,
-        Form(alias="expires_after[anchor]", description="From when `seconds` are counted."),
+        Form(alias="expires_after[anchor]", description="Moment from which `seconds` are counted."),
     ] = None,
     seconds: Annotated[
         int | None,
@@ -83,6 +89,9 @@ def upload_file(
         ),
     ] = None,
 ) -> schemas.FileObject:
+    """The file is checked line by line while it is taken, and kept as JSON lines; a wrong line is named in the
+    error.
+    """
     if purpose != "fine-tune":
         raise InvalidInput("purpose must be fine-tune", field="purpose")
     if (anchor is None) != (seconds is None):
@@ -97,6 +106,7 @@ def upload_file(
 def list_files(
     state: State, page: Annotated[FilePageQuery, Query()]
 ) -> schemas.Paged[schemas.FileObject | schemas.UnreadableObject]:
+    """The list is a page of the files that were uploaded."""
     if page.purpose not in (None, "fine-tune"):
         return schemas.page_of([], False)
     rows, more = state.files.list_files(after=page.after, limit=page.limit, newest_first=page.order == "desc")
@@ -105,6 +115,7 @@ def list_files(
 
 @router.get("/{file_id}", summary="Retrieve a file")
 def retrieve_file(state: State, file_id: FileId) -> schemas.FileObject:
+    """The answer describes one file; its bytes are at `/content`."""
     return schemas.to_file_object(state.files.get_file(file_id))
 
 
@@ -115,6 +126,7 @@ def retrieve_file(state: State, file_id: FileId) -> schemas.FileObject:
     responses={200: {"content": {"application/jsonl": {"example": '{"prompt": "a photo of a red square"}\n'}}}},
 )
 def retrieve_file_content(state: State, file_id: FileId) -> StreamingResponse:
+    """The answer is the file as it is kept, as JSON lines."""
     row = state.files.get_file(file_id)
     return StreamingResponse(
         stream_file(state, upload_path(row.id)),
@@ -125,6 +137,7 @@ def retrieve_file_content(state: State, file_id: FileId) -> StreamingResponse:
 
 @router.delete("/{file_id}", summary="Delete a file; jobs keep their prompts, pairs in use stay")
 def delete_file(state: State, file_id: FileId) -> schemas.Deleted:
+    """A job keeps the prompts that it was created with; pairs that an open job trains on cannot be deleted."""
     state.files.delete_file(file_id)
     state.artifacts.delete_file(upload_path(file_id))
     return schemas.Deleted(id=file_id, object="file")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Response
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 from sqlalchemy import func, select
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -26,16 +26,20 @@ METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 
 
 class ApiHealth(BaseModel):
-    status: str
+    """The process, or its database, answers."""
+
+    status: str = Field(description="`alive` or `ready`, by the route that was asked.")
 
 
 @router.get("/livez", summary="The process answers")
 async def livez() -> ApiHealth:
+    """It answers while the process runs, whatever its database does."""
     return ApiHealth(status="alive")
 
 
 @router.get("/readyz", summary="The database answers and has its tables", responses={503: {}})
 def readyz(state: State) -> ApiHealth:
+    """It answers 503 while requests would fail for want of the database."""
     with state.database.reading() as session:
         session.execute(select(JobRow.id).limit(1))
     return ApiHealth(status="ready")
@@ -56,6 +60,7 @@ class ApiMetrics:
 
         @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
         def metrics() -> Response:
+            """The answer is in Prometheus' text format."""
             return Response(generate_latest(self.registry), media_type=CONTENT_TYPE_LATEST)
 
         return routes

@@ -39,7 +39,7 @@ class ImageGenerationRequest(StrictModel):
     )
 
     model: str = Field(min_length=1, max_length=700, description="A base, or a fine-tuned model, by name or id.")
-    prompt: str = Field(min_length=1, max_length=10_000)
+    prompt: str = Field(min_length=1, max_length=10_000, description="Text that images are drawn for.")
     n: int = Field(default=1, ge=1, le=10, description="Number of images.")
     size: str = Field(
         default="auto",
@@ -52,7 +52,7 @@ class ImageGenerationRequest(StrictModel):
     response_format: str = Field(
         default="b64_json", max_length=16, description="How images are returned; only b64_json is known."
     )
-    output_format: Literal["png"] = "png"
+    output_format: Literal["png"] = Field(default="png", description="Format of the images; only png is known.")
     user: str | None = Field(default=None, max_length=512, description="Whoever the images are for; it is not used.")
 
     @model_validator(mode="before")

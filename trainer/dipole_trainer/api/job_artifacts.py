@@ -31,9 +31,12 @@ INLINE_MEDIA_TYPES = (
     "image/webp",
     "text/csv",
 )  # types a browser may show as they are
-CheckpointId = Annotated[str, Path(max_length=64, examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])]
+CheckpointId = Annotated[
+    str, Path(max_length=64, description="Id of the checkpoint.", examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])
+]
+ArtifactPath = Annotated[str, Path(max_length=1024, description="Path of the file in the job's folder.")]
 ZIP_RESPONSE: dict[int | str, dict[str, Any]] = {
-    200: {"content": {"application/zip": {}}, "description": f"{LORA_WEIGHTS_FILE} and more."}
+    200: {"content": {"application/zip": {}}, "description": f"A zip of `{LORA_WEIGHTS_FILE}` and more."}
 }
 BYTES_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png": {}}, "description": "The file."}}
 
@@ -42,6 +45,7 @@ BYTES_RESPONSE: dict[int | str, dict[str, Any]] = {200: {"content": {"image/png"
 def list_checkpoints(
     state: State, job_id: JobId, page: Annotated[PageQuery, Query()]
 ) -> schemas.Paged[schemas.JobCheckpoint | schemas.UnreadableObject]:
+    """The list is a page of the checkpoints that are kept."""
     job = state.jobs.get_job(job_id)
     rows, more = state.jobs.list_checkpoints(job_id, after=page.after, limit=page.limit)
     return schemas.page_of(schemas.show_rows(rows, lambda row: schemas.to_checkpoint_object(row, job)), more)
@@ -54,6 +58,7 @@ def list_checkpoints(
     responses=ZIP_RESPONSE,
 )
 def download_checkpoint(state: State, job_id: JobId, checkpoint_id: CheckpointId) -> StreamingResponse:
+    """The answer is a zip that diffusers loads: a LoRA, or every weight where the job trains all of them."""
     row = state.jobs.get_checkpoint(job_id, checkpoint_id)
     spool: IO[bytes] = tempfile.SpooledTemporaryFile(max_size=32 * CHUNK_BYTES)  # noqa: SIM115 (closed by _drain_spool)
     try:
@@ -71,6 +76,7 @@ def download_checkpoint(state: State, job_id: JobId, checkpoint_id: CheckpointId
 
 @router.get("/{job_id}/artifacts", summary="List a job's samples, exports and reports")
 def list_artifacts(state: State, job_id: JobId) -> schemas.Paged[schemas.ArtifactObject]:
+    """The list has the paths of all files that the job made, but for its checkpoints."""
     state.jobs.get_job(job_id)
     found = [
         schemas.ArtifactObject(
@@ -88,7 +94,8 @@ def list_artifacts(state: State, job_id: JobId) -> schemas.Paged[schemas.Artifac
     response_class=StreamingResponse,
     responses=BYTES_RESPONSE,
 )
-def download_artifact(state: State, job_id: JobId, path: Annotated[str, Path(max_length=1024)]) -> StreamingResponse:
+def download_artifact(state: State, job_id: JobId, path: ArtifactPath) -> StreamingResponse:
+    """The answer is the file itself."""
     if _is_private(check_safe_path(path)):
         raise NotFound("there is no such file")
     stored = job_layout.job_path(state.jobs.get_job(job_id).id, path)

@@ -19,7 +19,7 @@ from dipole_trainer.spec import MAX_COUNT
 from dipole_trainer.storage import job_layout
 
 router = APIRouter(prefix="/v1/fine_tuning/jobs", tags=["jobs"], dependencies=[require_scope("train")])
-Step = Annotated[int, Path(ge=0, le=MAX_COUNT)]
+Step = Annotated[int, Path(ge=0, le=MAX_COUNT, description="The step that the group was drawn for.")]
 GroupIndex = Annotated[int, Path(ge=0, le=1023, description="The group's place in its step.")]
 PREVIEW_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"image/webp": {}}, "description": "Small images side by side, in the order of the seeds."}
@@ -31,7 +31,7 @@ class GroupsQuery(ListQuery):
 
     step: int | None = Field(default=None, ge=0, le=MAX_COUNT, description="From 0; absent: the newest ranked step.")
     after: int = Field(default=0, ge=0, le=2**62, description="`cursor` of the last group already seen.")
-    limit: int = Field(default=8, ge=1, le=64)
+    limit: int = Field(default=8, ge=1, le=64, description="Number of groups on a page.")
 
 
 class GroupOrderObject(ApiModel):
@@ -47,31 +47,36 @@ class GroupOrderObject(ApiModel):
 class GroupObject(ApiModel):
     """K candidates of one prompt. `rewards` are as the ledger has them, scores in the order of `seeds`."""
 
-    object: Literal["fine_tuning.job.group"] = "fine_tuning.job.group"
-    cursor: int
-    group: str
-    index: int
-    step: int
-    prompt: str
-    seeds: list[int]
-    rewards: dict[str, dict[str, Any]]
-    order: GroupOrderObject
+    object: Literal["fine_tuning.job.group"] = Field(
+        default="fine_tuning.job.group", description="What kind of object this is."
+    )
+    cursor: int = Field(description="Place of the group in the ledger: send it as `after` to go on behind it.")
+    group: str = Field(description="Id of the group within its job.")
+    index: int = Field(description="Place of the group in its step.")
+    step: int = Field(description="The step that the group was drawn for.")
+    prompt: str = Field(description="Text that the candidates were drawn for.")
+    seeds: list[int] = Field(description="Seeds of the candidates' noises, one each.")
+    rewards: dict[str, dict[str, Any]] = Field(description="What each reward answered, by its name.")
+    order: GroupOrderObject = Field(description="What the rewards' answers came to.")
     preview: str | None = Field(description="Where its small images are, relative to the API's base URL.")
 
 
 class GroupsPage(ApiModel):
     """Groups of one step."""
 
-    object: Literal["list"] = "list"
-    data: list[GroupObject]
-    has_more: bool
+    object: Literal["list"] = Field(default="list", description="What kind of object this is.")
+    data: list[GroupObject] = Field(description="Groups of this page.")
+    has_more: bool = Field(description="Whether the step has more groups after this page.")
     step: int | None = Field(description="The step they are of; null where none was ranked.")
-    first_step: int | None
-    last_step: int | None
+    first_step: int | None = Field(description="The first step that a group was ranked for; null where none was.")
+    last_step: int | None = Field(description="The newest step that a group was ranked for; null where none was.")
 
 
 @router.get("/{job_id}/groups", summary="A step's groups: scores, order, what attracted and what repelled")
 def list_groups(state: State, job_id: JobId, query: Annotated[GroupsQuery, Query()]) -> GroupsPage:
+    """The answer shows what the model is taught at a step: each group's candidates in the order that the rewards
+    gave them.
+    """
     job = schemas.to_job_object(state.jobs.get_job(job_id))
     span = state.ledger.ranked_steps(job_id)
     if span is None:
@@ -109,6 +114,9 @@ def list_groups(state: State, job_id: JobId, query: Annotated[GroupsQuery, Query
     responses=PREVIEW_RESPONSE,
 )
 def read_group_preview(state: State, job_id: JobId, step: Step, index: GroupIndex) -> Response:
+    """The answer is one image with the group's candidates side by side; there is one where the job records
+    candidates.
+    """
     with state.artifacts.open_file(_recording_path(state.jobs.get_job(job_id).id, step)) as file:
         content = recordings.read_preview(file, index)
     headers = {"x-content-type-options": "nosniff", "cache-control": "private, no-cache"}

@@ -28,23 +28,26 @@ class Curve(ApiModel):
 
     total: int = Field(description="Number of steps, or of evaluations, that there are.")
     every: int = Field(description="One in so many of them is in `data`, and the newest.")
-    data: list[dict[str, Any]]
+    data: list[dict[str, Any]] = Field(description="The figures, oldest first.")
 
 
 class JobMetrics(ApiModel):
     """A job's figures. Where a step was trained again after a crash, the last word counts."""
 
-    object: Literal["fine_tuning.job.metrics"] = "fine_tuning.job.metrics"
-    job_id: str
+    object: Literal["fine_tuning.job.metrics"] = Field(
+        default="fine_tuning.job.metrics", description="What kind of object this is."
+    )
+    job_id: str = Field(description="Id of the job.")
     cursor: int = Field(description="The newest event looked at: send it as `Last-Event-ID` to follow from here.")
-    steps: Curve
-    evaluations: Curve
+    steps: Curve = Field(description="Figures of the job's steps.")
+    evaluations: Curve = Field(description="Figures of the job's evaluations.")
     skipped: list[dict[str, Any]] = Field(description="Why groups were skipped, and how many: `reason`, `count`.")
     failures: list[dict[str, Any]] = Field(description="Rewards left out of groups: `reward`, `reason`, `count`.")
 
 
 @router.get("/{job_id}/metrics", summary="A job's curves: figures of its steps and evaluations, thinned")
 def read_job_metrics(state: State, job_id: JobId, query: Annotated[MetricsQuery, Query()]) -> JobMetrics:
+    """The answer has the figures of steps and evaluations, thinned to about as many points as are asked for."""
     state.jobs.get_job(job_id)
     found = read_curves(state.database, job_id, points=query.points)
     return JobMetrics(

@@ -47,9 +47,15 @@ MAX_NOTES = 16
 class Hyperparameters(SpecModel):
     """OpenAI's; `auto` keeps our default. `n_epochs` gives `steps`, `batch_size` is `prompts_per_step`."""
 
-    n_epochs: Count | Literal["auto"] = "auto"
-    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = "auto"
-    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+    n_epochs: Count | Literal["auto"] = Field(
+        default="auto", description="Number of times that each prompt is drawn, instead of `steps`."
+    )
+    batch_size: Annotated[int, Field(ge=1, le=1024)] | Literal["auto"] = Field(
+        default="auto", description="Number of prompts of one step, instead of `prompts_per_step`."
+    )
+    learning_rate_multiplier: Annotated[float, Field(gt=0)] | Literal["auto"] = Field(
+        default="auto", description="Factor on the default learning rate."
+    )
 
 
 class JobRequest(TrainSpec):
@@ -64,8 +70,16 @@ class JobRequest(TrainSpec):
         default=None, max_length=64, description="Id of an uploaded file of prompts, or of pairs."
     )
     validation_file: str | None = Field(default=None, max_length=64, description="Id of a file of held-out prompts.")
-    hyperparameters: Hyperparameters | None = None
-    suffix: str | None = Field(default=None, min_length=1, max_length=64, pattern=r"^[A-Za-z0-9._-]+$")
+    hyperparameters: Hyperparameters | None = Field(
+        default=None, description="OpenAI's names for three of the settings."
+    )
+    suffix: str | None = Field(
+        default=None,
+        min_length=1,
+        max_length=64,
+        pattern=r"^[A-Za-z0-9._-]+$",
+        description="Text that stands in the fine-tuned model's name.",
+    )
     metadata: dict[Annotated[str, Field(max_length=64)], Annotated[str, Field(max_length=512)]] | None = Field(
         default=None, max_length=MAX_NOTES, description="Up to 16 notes of the caller's own."
     )

@@ -41,32 +41,40 @@ STREAM_DESCRIPTION = (
 
 @router.post("", summary="Create a job")
 async def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> AnyJob:
+    """The request is checked whole and its rewards are asked first, so that a job which cannot work is refused and
+    not failed later.
+    """
     return schemas.show_job(await queue_job(state, body, idempotency_key))
 
 
 @router.get("", summary="List jobs, newest first")
 def list_jobs(state: State, page: Annotated[PageQuery, Query()]) -> schemas.Paged[AnyJob]:
+    """The list is a page of all jobs, in any state."""
     rows, more = state.jobs.list_jobs(after=page.after, limit=page.limit)
     return schemas.page_of(schemas.show_rows(rows, schemas.to_job_object), more)
 
 
 @router.get("/{job_id}", summary="Retrieve a job")
 def retrieve_job(state: State, job_id: JobId) -> AnyJob:
+    """The answer is the job as it is now."""
     return schemas.show_job(state.jobs.get_job(job_id))
 
 
 @router.post("/{job_id}/pause", summary="Pause: stop at the next step with a checkpoint")
 def pause_job(state: State, job_id: JobId) -> AnyJob:
+    """The job stops after the step that runs, writes a checkpoint and waits until it is resumed."""
     return schemas.show_job(state.jobs.pause_job(job_id))
 
 
 @router.post("/{job_id}/resume", summary="Resume a paused or failed job from its last checkpoint")
 def resume_job(state: State, job_id: JobId) -> AnyJob:
+    """The job is queued again and goes on from its last checkpoint."""
     return schemas.show_job(state.jobs.resume_job(job_id))
 
 
 @router.post("/{job_id}/cancel", summary="Cancel: stop at the next step for good")
 def cancel_job(state: State, job_id: JobId) -> AnyJob:
+    """The job stops after the step that runs, and cannot be resumed."""
     job = state.jobs.cancel_job(job_id)
     if job.state == "cancelled":  # no worker held it, which would have done this
         try:
@@ -80,6 +88,7 @@ def cancel_job(state: State, job_id: JobId) -> AnyJob:
 def list_events(
     state: State, job_id: JobId, page: Annotated[PageQuery, Query()]
 ) -> schemas.Paged[schemas.JobEventObject | schemas.UnreadableObject]:
+    """The list is a page of what happened to the job."""
     state.jobs.get_job(job_id)
     rows, more = state.jobs.list_events(job_id, after=_parse_event_id(page.after), limit=page.limit)
     return schemas.page_of(schemas.show_rows(rows, schemas.to_event_object), more)
@@ -112,11 +121,12 @@ class RankingsPageQuery(ListQuery):
     """Pagination of the ledger."""
 
     after: int = Field(default=0, ge=0, le=2**62, description="`cursor` of the last group already seen.")
-    limit: int = Field(default=100, ge=1, le=1000)
+    limit: int = Field(default=100, ge=1, le=1000, description="Number of groups on a page.")
 
 
 @router.get("/{job_id}/rankings", summary="The ledger: every ranking the job trained on, oldest first")
 def list_rankings(state: State, job_id: JobId, page: Annotated[RankingsPageQuery, Query()]) -> dict[str, Any]:
+    """Each entry is a group of candidates with every reward's scores, enough to audit the job and to replay it."""
     state.jobs.get_job(job_id)
     groups, more = state.ledger.list_groups(job_id, after=page.after, limit=page.limit)
     return {"object": "list", "data": groups, "has_more": more}

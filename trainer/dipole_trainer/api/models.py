@@ -13,17 +13,21 @@ from dipole_trainer.api.dependencies import State
 from dipole_trainer.registry.model_names import find_model, list_models
 
 router = APIRouter(prefix="/v1/models", tags=["models"], dependencies=[require_scope("train")])
-ModelName = Annotated[str, Path(max_length=700, examples=["tiny-turbo"])]
+ModelName = Annotated[
+    str, Path(max_length=700, description="Name of the model, which may have slashes.", examples=["tiny-turbo"])
+]
 
 
 @router.get("", summary="List base models, then fine-tuned ones and checkpoints, newest first")
 def list_all_models(state: State) -> schemas.Paged[schemas.ModelObject]:
+    """The list has what jobs and image requests may give as `model`."""
     found = list_models(state.database, state.settings.models_dir)
     return schemas.page_of([schemas.to_model_object(each) for each in found], False)
 
 
 @router.get("/{model:path}", summary="Retrieve a model; the weights of a base may be missing on the worker")
 def retrieve_model(state: State, model: ModelName) -> schemas.ModelObject:
+    """The answer says what the name stands for."""
     try:
         return schemas.to_model_object(find_model(model, state.database, state.settings.models_dir))
     except InvalidInput as error:

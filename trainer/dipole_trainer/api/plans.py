@@ -48,9 +48,9 @@ class PlanQuery(ListQuery):
 class PlanObject(schemas.ApiModel):
     """What a job will take; `data` is a plan for each device, `remarks` what the numbers do not say."""
 
-    object: Literal["fine_tuning.plan"] = "fine_tuning.plan"
-    data: list[JobPlan]
-    remarks: list[str]
+    object: Literal["fine_tuning.plan"] = Field(default="fine_tuning.plan", description="What kind of object this is.")
+    data: list[JobPlan] = Field(description="Plans, one for each device.")
+    remarks: list[str] = Field(description="What the numbers do not say, in sentences.")
 
 
 def create_router(samplers: SamplerClient) -> APIRouter:

@@ -30,7 +30,7 @@ log = structlog.get_logger()
 
 
 router = APIRouter(prefix="/v1/rewards", tags=["rewards"], route_class=JSONRoute)
-RewardName = Annotated[str, Path(max_length=64, examples=["shapes"])]
+RewardName = Annotated[str, Path(max_length=64, description="Name of the registered reward.", examples=["shapes"])]
 CHECK_TIMEOUT_S = 5.0
 SCORE_TIMEOUT_S = 30.0
 RETRY_AFTER_S = 5.0  # where Redis does not answer
@@ -53,8 +53,13 @@ class RewardRegistration(Endpoint):
 
     model_config = ConfigDict(json_schema_extra={"examples": REGISTRATION_EXAMPLES})
 
-    name: Name
-    description: str = Field(default="", max_length=2000, pattern=r"^[^\x00]*$")
+    name: Name = Field(description="Name that jobs will give.")
+    description: str = Field(
+        default="",
+        max_length=2000,
+        pattern=r"^[^\x00]*$",
+        description="What the reward looks for, for people who choose one.",
+    )
 
 
 class RewardCheckResult(BaseModel):
@@ -63,27 +68,27 @@ class RewardCheckResult(BaseModel):
     A server of another kind is asked to score two images too: it says too little of itself to be believed without.
     """
 
-    object: str = "reward.check"
-    name: str
-    url: str
-    ok: bool
-    ready: bool
-    info: RewardInfo | None
+    object: str = Field(default="reward.check", description="What kind of object this is.")
+    name: str = Field(description="Name of the reward.")
+    url: str = Field(description="Base URL that was asked.")
+    ok: bool = Field(description="Whether jobs can use the endpoint as it is.")
+    ready: bool = Field(description="Whether the endpoint says that it is ready.")
+    info: RewardInfo | None = Field(description="What the endpoint says of itself; null where it says nothing.")
     problem: str | None = Field(description="What is wrong, in a sentence.", examples=["GET /readyz answered 503"])
-    seconds: float
+    seconds: float = Field(description="Time that the check took, in seconds.")
 
 
 class RewardStatistics(BaseModel):
     """How an endpoint answered the last requests of rank workers, at most 200, whichever job they were of."""
 
-    object: str = "reward.statistics"
-    name: str
+    object: str = Field(default="reward.statistics", description="What kind of object this is.")
+    name: str = Field(description="Name of the reward.")
     requests: int = Field(description="Number of requests that the other fields are of.")
     failures: dict[str, int] = Field(description="Failed ones by code.", examples=[{"timeout": 2}])
     p50_seconds: float | None = Field(description="Half of the answered ones took no longer.")
-    p95_seconds: float | None
+    p95_seconds: float | None = Field(description="All but the slowest twentieth of the answered ones took no longer.")
     since: float | None = Field(description="When the oldest of them ended, in Unix seconds.")
-    last_at: float | None
+    last_at: float | None = Field(description="When the newest of them ended, in Unix seconds.")
     last_outcome: str | None = Field(description="`completed`, `pending`, or the code of a failure.")
     circuit: str | None = Field(description="Of the lane that asked last: `closed`, `open` or `half-open`.")
     revision: str | None = Field(description="The revision that answered last.")
@@ -111,6 +116,7 @@ def apply_rewards_file(state: ApiState, path: FilePath) -> None:
 
 @router.post("", summary="Register an endpoint, or replace it", dependencies=[require_scope("admin")])
 def register_reward(state: State, body: RewardRegistration) -> schemas.RegisteredReward:
+    """Jobs may name the endpoint from now on. Registering a name again replaces all of it, its key too."""
     endpoint = _check_endpoint(
         state, Endpoint(url=body.url, kind=body.kind, options=body.options, key=body.key, tls=body.tls)
     )
@@ -126,22 +132,28 @@ def _check_endpoint(state: ApiState, endpoint: Endpoint, *, field: str = "") -> 
 
 @router.get("", summary="List endpoints", dependencies=[require_scope("train")])
 def list_rewards(state: State) -> schemas.Paged[schemas.RewardObject | schemas.UnreadableObject]:
+    """The list has every registered endpoint, without its key."""
     return schemas.page_of(schemas.show_rows(state.rewards.list_rewards(), schemas.to_reward_object), False)
 
 
 @router.get("/{name}", summary="Retrieve an endpoint", dependencies=[require_scope("train")])
 def retrieve_reward(state: State, name: RewardName) -> schemas.RewardObject:
+    """The answer is the endpoint as it is registered, without its key."""
     return schemas.to_reward_object(state.rewards.get_reward(name))
 
 
 @router.delete("/{name}", summary="Forget an endpoint that no open job uses", dependencies=[require_scope("admin")])
 def delete_reward(state: State, name: RewardName) -> schemas.Deleted:
+    """Jobs may no longer name the endpoint. It is refused while an open job uses it."""
     state.rewards.delete_reward(name)
     return schemas.Deleted(id=name, object="reward")
 
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[require_scope("train")])
 def check_reward(state: State, name: RewardName) -> RewardCheckResult:
+    """The endpoint is asked now for its readiness and its information; one of another kind is asked to score two
+    images too.
+    """
     url = state.rewards.get_reward(name).url
     check_reward_url(url, state.settings.reward_hosts, field="url")  # the allow-list may have changed since
     began = time.monotonic()
@@ -164,6 +176,7 @@ def check_reward(state: State, name: RewardName) -> RewardCheckResult:
     responses={503: {"description": "Redis does not answer."}},
 )
 def read_statistics(state: State, name: RewardName) -> RewardStatistics:
+    """The answer sums up the last requests that rank workers made to the endpoint."""
     state.rewards.get_reward(name)
     try:
         found = state.endpoint_record.read_statistics(name)

@@ -31,42 +31,52 @@ class ApiModel(BaseModel):
 class Paged(ApiModel, Generic[T]):
     """A page of objects, newest first."""
 
-    object: Literal["list"] = "list"
-    data: list[T]
-    has_more: bool
-    first_id: str | None = None
-    last_id: str | None = None
+    model_config = ConfigDict(json_schema_extra={"description": "A page of objects, newest first."})
+
+    object: Literal["list"] = Field(default="list", description="What kind of object this is.")
+    data: list[T] = Field(description="Objects of this page.")
+    has_more: bool = Field(description="Whether there are more objects after this page.")
+    first_id: str | None = Field(default=None, description="Id of the first object; null where objects have none.")
+    last_id: str | None = Field(
+        default=None, description="Id of the last object: send it as `after` for the next page."
+    )
 
 
 class FileObject(ApiModel):
     """An uploaded file. `lines` counts its prompts or pairs, `kind` says which they are."""
 
-    id: str = Field(examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"])
-    object: Literal["file"] = "file"
-    bytes: int
-    created_at: int
-    filename: str = Field(examples=["prompts.jsonl"])
-    purpose: str = "fine-tune"
-    status: Literal["processed"] = "processed"
-    status_details: None = None
+    id: str = Field(examples=["file-0b5e7f2c9a4d1e8f63b7c2a5"], description="Id that jobs name the file by.")
+    object: Literal["file"] = Field(default="file", description="What kind of object this is.")
+    bytes: int = Field(description="Size of the file as it is kept, as JSON lines.")
+    created_at: int = Field(description="When the file was uploaded, in Unix seconds.")
+    filename: str = Field(examples=["prompts.jsonl"], description="Name that the file was uploaded with.")
+    purpose: str = Field(default="fine-tune", description="Purpose that the file was uploaded for.")
+    status: Literal["processed"] = Field(
+        default="processed", description="Always `processed`: a file is checked while it is taken."
+    )
+    status_details: None = Field(default=None, description="Always null; OpenAI's clients look for it.")
     expires_at: int | None = Field(default=None, description="When the file goes, if its caller wanted it to.")
-    lines: int
-    sha256: str
-    kind: Literal["prompts", "pairs"]
+    lines: int = Field(description="Number of prompts or pairs in the file.")
+    sha256: str = Field(description="SHA-256 of the file as it is kept, in hexadecimal.")
+    kind: Literal["prompts", "pairs"] = Field(description="Whether the file holds prompts, or pairs of images.")
 
 
 class Deleted(ApiModel):
-    id: str
-    object: str
-    deleted: Literal[True] = True
+    """What was deleted."""
+
+    id: str = Field(description="Id or name of what was deleted.")
+    object: str = Field(description="What kind of object was deleted.")
+    deleted: Literal[True] = Field(default=True, description="Always true: what could not be deleted is an error.")
 
 
 class JobError(ApiModel):
     """Why a job failed, or what a paused job waits for."""
 
-    code: str
-    message: str
-    param: str | None = None
+    code: str = Field(description="The reason in a word, for programs.")
+    message: str = Field(description="The reason in a sentence, for people.")
+    param: str | None = Field(
+        default=None, description="The field or the reward that is to blame; null where there is none."
+    )
 
 
 class UnreadableObject(BaseModel):
@@ -74,9 +84,9 @@ class UnreadableObject(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    id: str
-    object: str = Field(examples=["fine_tuning.job"])
-    error: JobError
+    id: str = Field(description="Id or name of the stored object.")
+    object: str = Field(examples=["fine_tuning.job"], description="What kind of object is stored.")
+    error: JobError = Field(description="Why this version cannot show the object.")
 
 
 class PendingRankingsSummary(ApiModel):
@@ -92,11 +102,11 @@ class PendingRankingsSummary(ApiModel):
 class EvaluationSummary(ApiModel):
     """The evaluation's settings; a count stands for its prompts."""
 
-    every: int
-    images_per_prompt: int
-    seed: int
-    best_by: str | None = None
-    prompt_count: int
+    every: int = Field(description="Steps between evaluations; 0 is only before and after.")
+    images_per_prompt: int = Field(description="Number of images that are drawn for each prompt.")
+    seed: int = Field(description="Seed of the noises that every evaluation draws from.")
+    best_by: str | None = Field(default=None, description="Score whose best checkpoint is kept.")
+    prompt_count: int = Field(description="Number of held-out prompts.")
 
 
 class FineTuningJob(ApiModel):
@@ -104,25 +114,33 @@ class FineTuningJob(ApiModel):
 
     model_config = ConfigDict(extra="allow")  # a new knob of TrainSpec shows up by itself
 
-    id: str = Field(examples=["ftjob-0b5e7f2c9a4d1e8f63b7c2a5"])
-    object: Literal["fine_tuning.job"] = "fine_tuning.job"
-    created_at: int
-    error: JobError | None
-    fine_tuned_model: str | None
-    finished_at: int | None
-    hyperparameters: dict[str, int | float | str]
-    model: str = Field(examples=["tiny-turbo"])
-    organization_id: str = ""
-    result_files: list[str] = []
-    seed: int
-    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"]
-    trained_tokens: None = None
-    training_file: str
-    validation_file: str | None
-    estimated_finish: int | None
-    integrations: list[Any] = []
-    metadata: dict[str, str] | None
-    method: MethodSpec
+    id: str = Field(examples=["ftjob-0b5e7f2c9a4d1e8f63b7c2a5"], description="Id of the job.")
+    object: Literal["fine_tuning.job"] = Field(default="fine_tuning.job", description="What kind of object this is.")
+    created_at: int = Field(description="When the job was created, in Unix seconds.")
+    error: JobError | None = Field(description="Why the job failed; null where it did not.")
+    fine_tuned_model: str | None = Field(
+        description="Name of the model that came of the job; null until it has succeeded."
+    )
+    finished_at: int | None = Field(description="When the job ended, in Unix seconds; null while it has not.")
+    hyperparameters: dict[str, int | float | str] = Field(
+        description="OpenAI's three hyperparameters, as this job has them."
+    )
+    model: str = Field(examples=["tiny-turbo"], description="Model that the job was asked to train.")
+    organization_id: str = Field(default="", description="Always empty; OpenAI's clients look for it.")
+    result_files: list[str] = Field(default=[], description="Always empty: what a job makes are its artifacts.")
+    seed: int = Field(description="Seed that all of the job's noises follow from.")
+    status: Literal["validating_files", "queued", "running", "paused", "succeeded", "failed", "cancelled"] = Field(
+        description="State of the job."
+    )
+    trained_tokens: None = Field(default=None, description="Always null: images have no tokens.")
+    training_file: str = Field(description="Id of the file that the job trains on; empty where there is none.")
+    validation_file: str | None = Field(description="Id of the file of held-out prompts; null where none was given.")
+    estimated_finish: int | None = Field(
+        description="When a running job will end at its present rate, in Unix seconds."
+    )
+    integrations: list[Any] = Field(default=[], description="Always empty: none are supported.")
+    metadata: dict[str, str] | None = Field(description="Notes of the caller's own, as they were given.")
+    method: MethodSpec = Field(description="The method, with its settings.")
     # ours
     desired: Literal["run", "pause", "cancel"] = Field(description="What was asked of the job; it follows soon.")
     waiting_for: JobError | None = Field(
@@ -131,22 +149,22 @@ class FineTuningJob(ApiModel):
     pending_rankings: dict[str, PendingRankingsSummary] | None = Field(
         default=None, description="Of a running job: what is pending at rewards that take their time, by their names."
     )
-    suffix: str | None
-    started_at: int | None
+    suffix: str | None = Field(description="Text that the caller wanted in the fine-tuned model's name.")
+    started_at: int | None = Field(description="When a worker first took the job, in Unix seconds.")
     step: int = Field(description="Number of updates done.")
-    steps: int
-    prompt_count: int
-    rewards: list[RewardSpec]
+    steps: int = Field(description="Number of updates that the job is to do.")
+    prompt_count: int = Field(description="Number of prompts that are trained on.")
+    rewards: list[RewardSpec] = Field(description="Rewards that rank the candidates, and those that only watch.")
     features: FeaturesSpec | str = Field(description="The feature space; its name alone in jobs of version 0.1.")
-    candidates: int
-    prompts_per_step: int
-    max_staleness: int
-    lora: LoraSpec
-    optimizer: OptimizerSpec
-    evaluation: EvaluationSummary
-    checkpoint_every: int
-    keep_checkpoints: int
-    chunk_size: int
+    candidates: int = Field(description="Number of images per prompt and update (K).")
+    prompts_per_step: int = Field(description="Number of prompts of one step.")
+    max_staleness: int = Field(description="Number of steps that generation may run ahead of updates.")
+    lora: LoraSpec = Field(description="Shape of the adapter that is trained.")
+    optimizer: OptimizerSpec = Field(description="Settings of the optimizer.")
+    evaluation: EvaluationSummary = Field(description="Settings of the evaluation.")
+    checkpoint_every: int = Field(description="Steps between checkpoints.")
+    keep_checkpoints: int = Field(description="Number of the newest checkpoints that are kept.")
+    chunk_size: int = Field(description="Number of samples that are worked on at once.")
     precision: str | None = Field(description="None given: it follows the device, as an event says.")
     initial_checkpoint: InitialCheckpoint | None = Field(
         default=None, description="Checkpoint of an earlier job that this one starts from, where `model` named one."
@@ -157,67 +175,77 @@ class FineTuningJob(ApiModel):
 class JobEventObject(ApiModel):
     """Something that happened to a job. `kind` says what; `type` is OpenAI's coarse word for it."""
 
-    id: str = Field(examples=["ftevent-42"])
-    object: Literal["fine_tuning.job.event"] = "fine_tuning.job.event"
-    created_at: int
-    level: str
-    message: str
-    type: Literal["message", "metrics"]
-    data: dict[str, Any]
-    kind: str = Field(examples=["step"])
-    job_id: str
+    id: str = Field(examples=["ftevent-42"], description="Id of the event; its number grows with time.")
+    object: Literal["fine_tuning.job.event"] = Field(
+        default="fine_tuning.job.event", description="What kind of object this is."
+    )
+    created_at: int = Field(description="When it happened, in Unix seconds.")
+    level: str = Field(description="How grave it is: `info`, `warn` or `error`.")
+    message: str = Field(description="What happened, in a sentence.")
+    type: Literal["message", "metrics"] = Field(
+        description="`metrics` where `data` holds figures to plot, else `message`."
+    )
+    data: dict[str, Any] = Field(description="Figures and names that belong to the event's kind.")
+    kind: str = Field(examples=["step"], description="What happened, as a word for programs.")
+    job_id: str = Field(description="Id of the job.")
 
 
 class JobCheckpoint(ApiModel):
     """A saved state of a job; `download` is the path of its LoRA."""
 
-    id: str = Field(examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])
-    object: Literal["fine_tuning.job.checkpoint"] = "fine_tuning.job.checkpoint"
-    created_at: int
-    fine_tuned_model_checkpoint: str
-    fine_tuning_job_id: str
-    metrics: dict[str, Any]
-    step_number: int
+    id: str = Field(examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"], description="Id of the checkpoint.")
+    object: Literal["fine_tuning.job.checkpoint"] = Field(
+        default="fine_tuning.job.checkpoint", description="What kind of object this is."
+    )
+    created_at: int = Field(description="When it was written, in Unix seconds.")
+    fine_tuned_model_checkpoint: str = Field(description="Name that image requests and later jobs give as `model`.")
+    fine_tuning_job_id: str = Field(description="Id of the job that wrote it.")
+    metrics: dict[str, Any] = Field(description="Figures of the last step before it, by name.")
+    step_number: int = Field(description="Number of updates that had been done.")
     download: str = Field(description="Where its weights are, relative to the API's base URL.")
 
 
 class ArtifactObject(ApiModel):
-    object: Literal["fine_tuning.job.artifact"] = "fine_tuning.job.artifact"
-    path: str = Field(examples=["samples/step-100.png"])
-    bytes: int
+    """A file that a job made."""
+
+    object: Literal["fine_tuning.job.artifact"] = Field(
+        default="fine_tuning.job.artifact", description="What kind of object this is."
+    )
+    path: str = Field(examples=["samples/step-100.png"], description="Path of the file in the job's folder.")
+    bytes: int = Field(description="Size of the file.")
     url: str = Field(description="Where it is, relative to the API's base URL.")
 
 
 class RewardObject(ApiModel):
     """A registered endpoint; its key is never shown."""
 
-    object: Literal["reward"] = "reward"
-    name: str = Field(examples=["shapes"])
-    url: str = Field(examples=["http://127.0.0.1:8401"])
-    kind: str = Field(examples=["dipole"])
-    options: dict[str, Any]
-    has_key: bool
+    object: Literal["reward"] = Field(default="reward", description="What kind of object this is.")
+    name: str = Field(examples=["shapes"], description="Name that jobs give.")
+    url: str = Field(examples=["http://127.0.0.1:8401"], description="Base URL of the endpoint.")
+    kind: str = Field(examples=["dipole"], description="Which protocol the endpoint speaks.")
+    options: dict[str, Any] = Field(description="Options of the kind, as they were registered.")
+    has_key: bool = Field(description="Whether a bearer key is sent to the endpoint.")
     tls: str | None = Field(description="Name of the folder with its certificates.")
-    description: str
-    created_at: int
+    description: str = Field(description="What the reward looks for, in its operator's words.")
+    created_at: int = Field(description="When it was first registered, in Unix seconds.")
 
 
 class RegisteredReward(RewardObject):
     """An endpoint as it is registered now, and what became of it."""
 
-    change: Literal["registered", "changed", "unchanged"]
+    change: Literal["registered", "changed", "unchanged"] = Field(description="What the registration did.")
     changed: list[str] = Field(description="Names of the fields that have changed.", examples=[["url", "key"]])
 
 
 class KeyObject(ApiModel):
     """A caller's key; `key` is its text, shown once, when it is made."""
 
-    object: Literal["api_key"] = "api_key"
-    id: str
-    name: str
-    scopes: list[str]
-    created_at: int
-    key: str | None = None
+    object: Literal["api_key"] = Field(default="api_key", description="What kind of object this is.")
+    id: str = Field(description="Id that the key is revoked by.")
+    name: str = Field(description="Name of whoever holds the key.")
+    scopes: list[str] = Field(description="What the key may do.")
+    created_at: int = Field(description="When it was made, in Unix seconds.")
+    key: str | None = Field(default=None, description="Text of the key: in the answer that makes it, and never again.")
 
 
 def page_of(objects: list[T], has_more: bool) -> Paged[T]:
@@ -352,9 +380,9 @@ def _whole_seconds(time_: float | None) -> int | None:
 class ModelObject(ApiModel):
     """A name that jobs and image requests may give as `model`. `created` is 0 for a base."""
 
-    id: str = Field(examples=["tiny-turbo"])
-    object: Literal["model"] = "model"
-    created: int
+    id: str = Field(examples=["tiny-turbo"], description="Name that jobs and image requests give as `model`.")
+    object: Literal["model"] = Field(default="model", description="What kind of object this is.")
+    created: int = Field(description="When it was made, in Unix seconds; 0 for a base model.")
     owned_by: str = Field(examples=["system"], description="`system` for a base, `dipole` for what was made of one.")
 
 
@@ -368,24 +396,24 @@ class WorkerDevice(ApiModel):
 
     model_config = ConfigDict(extra="allow")
 
-    kind: str = Field(examples=["cuda"])
-    name: str = Field(examples=["NVIDIA GeForce RTX 4090"])
-    memory_bytes: int
+    kind: str = Field(examples=["cuda"], description="Kind of the device, as torch calls it.")
+    name: str = Field(examples=["NVIDIA GeForce RTX 4090"], description="Name of the device.")
+    memory_bytes: int = Field(description="Memory of the device, in bytes.")
 
 
 class WorkerObject(ApiModel):
     """A worker that lives, and what of the weights that jobs may name lies on its machine."""
 
-    id: str
-    object: Literal["worker"] = "worker"
+    id: str = Field(description="Name of the worker.")
+    object: Literal["worker"] = Field(default="worker", description="What kind of object this is.")
     models: dict[str, str] = Field(
         description="Names of whole pipelines, with their kind: folders, hub ids of its cache, `org/name@revision`.",
         examples=[{"tiny-turbo": "tiny", "sd-turbo": "sd"}],
     )
     features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
-    devices: list[WorkerDevice]
-    started_at: int
-    seen_at: int
+    devices: list[WorkerDevice] = Field(description="Devices that the worker computes on.")
+    started_at: int = Field(description="When the worker started, in Unix seconds.")
+    seen_at: int = Field(description="When the worker last gave a sign of life, in Unix seconds.")
 
 
 def to_worker_object(row: WorkerRow) -> WorkerObject:
@@ -402,20 +430,20 @@ def to_worker_object(row: WorkerRow) -> WorkerObject:
 class ImageObject(ApiModel):
     """An image as a base64 PNG; the same `seed` gives it again."""
 
-    b64_json: str
-    seed: int
+    b64_json: str = Field(description="The image as PNG, in base64.")
+    seed: int = Field(description="Seed that draws this image again.")
 
 
 class ImagesResponse(ApiModel):
     """Drawn images. `checkpoint` is the id of the one that drew them; none: the base did."""
 
-    created: int
-    data: list[ImageObject]
-    output_format: Literal["png"] = "png"
-    size: str = Field(examples=["512x512"])
+    created: int = Field(description="When the images were drawn, in Unix seconds.")
+    data: list[ImageObject] = Field(description="The images, in the order of their seeds.")
+    output_format: Literal["png"] = Field(default="png", description="Format of the images.")
+    size: str = Field(examples=["512x512"], description="Size of the images, as width x height in pixels.")
     # ours
     model: str = Field(examples=["tiny-turbo"], description="The model as it was asked for.")
-    checkpoint: str | None
+    checkpoint: str | None = Field(description="Id of the checkpoint that drew the images; null for a base model.")
     warning: str | None = Field(
         default=None, description="What of the prompt the model's text encoder did not read: it is too long for it."
     )

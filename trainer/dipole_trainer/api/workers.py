@@ -13,4 +13,7 @@ router = APIRouter(prefix="/v1/workers", tags=["workers"], dependencies=[require
 
 @router.get("", summary="List workers that live, and what each can load")
 def list_workers(state: State) -> schemas.Paged[schemas.WorkerObject | schemas.UnreadableObject]:
+    """The list has the workers that gave a sign of life lately, with their devices and the weights on their
+    machines.
+    """
     return schemas.page_of(schemas.show_rows(state.workers.list_live(), schemas.to_worker_object), False)

@@ -22,6 +22,8 @@ from importlib.resources.abc import Traversable
 from fastapi import APIRouter, Request, Response
 from starlette.exceptions import HTTPException
 
+from dipole.web.api_reference.routes import PAGE_PATHS as REFERENCE_PATHS
+
 # objects of images that were fetched with a key are blob: addresses
 CONTENT_SECURITY_POLICY = (
     "default-src 'self'; img-src 'self' blob:; object-src 'none'; base-uri 'none'; form-action 'self'; "
@@ -55,7 +57,7 @@ SHELL = """<!doctype html>
 <a class="skip" href="#main">Skip to content</a>
 <header class="bar">
 <a class="brand" href="{home}"><img src="{root}static/icon.svg" alt="" width="22" height="22">Dipole</a>
-<nav aria-label="Pages">{links}</nav>
+<nav aria-label="Pages">{links}<a href="{root}docs">API</a></nav>
 <span id="connection" role="status"></span>
 </header>
 <main id="main" tabindex="-1">
@@ -111,8 +113,9 @@ def create_router() -> APIRouter:
 
 
 def is_page_path(path: str) -> bool:
-    """Whether a request's path is the dashboard's, whose pages hold no data and so need no key."""
-    return path == "/" or path.startswith(STATIC_PREFIX) or any(_matches(page.path, path) for page in PAGES)
+    """Whether a request's path is of a page or its files, which hold no data and so need no key."""
+    is_file = path in REFERENCE_PATHS or path.startswith(STATIC_PREFIX)
+    return path == "/" or is_file or any(_matches(page.path, path) for page in PAGES)
 
 
 def render_page(page: Page) -> str:
