@@ -160,27 +160,8 @@ class RaterUpdate(ProtocolMessage):
     paused: bool
 
 
-class JobReport(ProtocolMessage):
-    job: str
-    pending: int
-    completed: int
-    oldest_s: float | None
-    priority: int
-
-
 class JobUpdate(ProtocolMessage):
     priority: int = Field(ge=-1000, le=1000)
-
-
-class QueueReport(ProtocolMessage):
-    pending: int
-    leased: int
-    answered: int
-    oldest_s: float | None
-    ratings_per_hour: int
-    agreement: float | None = Field(description="Krippendorff's alpha (ordinal) over the latest answers.")
-    deliveries: dict[str, int]
-    by_job: list[JobReport]
 
 
 class DeliveryReport(ProtocolMessage):

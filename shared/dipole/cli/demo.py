@@ -22,6 +22,7 @@ from rich.table import Table
 from dipole.cli.jobs import describe_step
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people.demo import PeopleAddresses, run_people_demo
+from dipole.cli.running_stack import running_stack
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
@@ -120,17 +121,9 @@ def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     if api is not None:
         yield api
         return
-    from dipole.cli.serve import print_moved_ports, processes_table
-
     with explain_missing("embedded"):
-        from dipole.stack.stack import EMBEDDED_REWARDS, Stack
-    with (
-        console.status("Starting the platform …") as status,
-        Stack(out / "platform", EMBEDDED_REWARDS) as stack,
-    ):
-        status.stop()
-        console.print(processes_table(stack))
-        print_moved_ports(console, stack)
+        from dipole.stack.stack import EMBEDDED_REWARDS
+    with running_stack(console, out / "platform", EMBEDDED_REWARDS) as stack:
         yield stack.api_url
 
 

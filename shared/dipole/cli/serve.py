@@ -15,22 +15,19 @@ import json
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
+from dipole.cli.running_stack import running_stack
 from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, out, print_list, printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, SamplerSettings, load_settings
 from dipole.web import auth
-
-if TYPE_CHECKING:
-    from dipole.stack.stack import Stack
 
 LATEST_JOBS = 100
 
@@ -158,7 +155,7 @@ def run_stack(
     dipole up --reward mine=my_module:Brightness
     """
     with explain_missing("embedded"):
-        from dipole.stack.stack import DEFAULT_REWARDS, Stack, parse_local_rewards
+        from dipole.stack.stack import DEFAULT_REWARDS, parse_local_rewards
     rewards = parse_local_rewards(reward) if reward else DEFAULT_REWARDS
     console = Console(highlight=False, soft_wrap=True)
 
@@ -166,13 +163,7 @@ def run_stack(
         console.print(f"[yellow]{name} ended (exit code {code}) and was started again[/]")
 
     try:
-        with (
-            console.status("Starting …") as status,
-            Stack(home, rewards, sampler=True, on_restart=report_restart) as stack,
-        ):
-            status.stop()
-            console.print(processes_table(stack))
-            print_moved_ports(console, stack)
+        with running_stack(console, home, rewards, sampler=True, on_restart=report_restart) as stack:
             if stack.raters_url is not None:
                 console.print(f"People rank at {stack.raters_url}: `dipole ratings invite` makes a link for one.")
                 if stack.raters_url != DEFAULT_RATINGS_URL:
@@ -181,25 +172,6 @@ def run_stack(
             stack.wait_for_signal()
     except KeyboardInterrupt:
         console.print("Stopped.")
-
-
-def print_moved_ports(console: Console, stack: Stack) -> None:
-    """Which default ports were taken, by whom, and how commands find the API where it listens instead."""
-    for sentence in stack.moved_ports:
-        console.print(f"[yellow]{printable(sentence)}[/]")
-    if stack.api_url != DEFAULT_URL:
-        console.print(f"Commands find it with --api {stack.api_url}, or: export DIPOLE_API_URL={stack.api_url}")
-
-
-def processes_table(stack: Stack) -> Table:
-    """Name, address, process and log of everything in a stack."""
-    table = Table(title=f"Dipole in {stack.home}", title_justify="left")
-    for heading in ("name", "url", "pid", "log"):
-        table.add_column(heading, overflow="fold")
-    for row in stack.process_rows():
-        log = str(row.log.relative_to(stack.home)) if row.log else ""
-        table.add_row(row.name, row.url, str(row.pid or "not ours"), log)
-    return table
 
 
 def show_status(as_json: JsonOption = False, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:

@@ -33,6 +33,7 @@ from dipole_trainer.api import (
     jobs,
     models,
     plans,
+    rating_queues,
     rewards,
     workers,
 )
@@ -108,7 +109,19 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_metrics, job_groups, job_artifacts, models, rewards, workers, api_keys, health):
+    for part in (
+        files,
+        jobs,
+        job_metrics,
+        job_groups,
+        job_artifacts,
+        models,
+        rewards,
+        rating_queues,
+        workers,
+        api_keys,
+        health,
+    ):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(plans.create_router(sampler_client))

@@ -26,6 +26,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
+from dipole.cli.running_stack import running_stack
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
@@ -99,15 +100,10 @@ def _addresses(running: PeopleAddresses | None, out: Path) -> Iterator[PeopleAdd
     if running is not None:
         yield running
         return
-    from dipole.cli.serve import print_moved_ports, processes_table
-
     with explain_missing("embedded"):
-        from dipole.stack.stack import LocalRaters, Stack
+        from dipole.stack.stack import LocalRaters
     people = LocalRaters(settings=RATER_SETTINGS)
-    with console.status("Starting the platform …") as status, Stack(out / "platform", [people], sampler=True) as stack:
-        status.stop()
-        console.print(processes_table(stack))
-        print_moved_ports(console, stack)
+    with running_stack(console, out / "platform", [people], sampler=True) as stack:
         assert stack.raters_url is not None
         yield PeopleAddresses(stack.api_url, stack.raters_url)
 

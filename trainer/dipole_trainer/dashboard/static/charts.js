@@ -19,10 +19,9 @@ const scheme = matchMedia("(prefers-color-scheme: dark)");
 let numbering = 0;
 
 export class Chart {
-  constructor({ title, note = "", tag = null, sync = "job", height = HEIGHT }) {
+  constructor({ title, note = "", tag = null, sync }) {
     this.title = title;
     this.sync = sync;
-    this.height = height;
     this.hidden = new Set();
     this.model = null;
     this.plot = null;
@@ -38,7 +37,7 @@ export class Chart {
       this.place, this.legend,
       h("div", { class: "under" }, this.details, h("div", { class: "exports" },
         ["CSV", "JSON", "PNG"].map((form) => h("button", { class: "quiet", type: "button", "aria-label": `Save ${title} as ${form}`, onclick: () => this.#export(form) }, form)))));
-    this.resize = new ResizeObserver(() => this.plot && this.place.clientWidth && this.plot.setSize({ width: this.place.clientWidth, height: this.height }));
+    this.resize = new ResizeObserver(() => this.plot && this.place.clientWidth && this.plot.setSize({ width: this.place.clientWidth, height: HEIGHT }));
     this.resize.observe(this.place);
     this.onScheme = () => this.plot?.redraw(false);
     scheme.addEventListener("change", this.onScheme);
@@ -76,7 +75,7 @@ export class Chart {
     const bands = this.lines.flatMap((line, index) => (line.role === "high" ? [{ series: [index + 1, index + 2], fill: () => fade(css(`--series-${line.colour}`), 0.16) }] : []));
     return {
       width: this.place.clientWidth || 320,
-      height: this.height,
+      height: HEIGHT,
       padding: [10, 14, 0, 4],
       scales: { x: { time: false }, y: { range: (_, low, high) => padRange(low, high) } },
       axes: [
@@ -209,7 +208,7 @@ function toLines(series, index) {
 }
 
 /** Exponential moving average, corrected for its start; holes stay holes. */
-export function average(values, weight) {
+function average(values, weight) {
   let total = 0;
   let mass = 0;
   return values.map((value) => {

@@ -60,7 +60,7 @@ async function start() {
 }
 
 async function findSteps() {
-  const files = await request(`${path}/artifacts`);
+  const files = await request(`${path}/artifacts?under=samples`);
   const found = files.data.map((file) => /^samples\/step-(\d+)\.png$/.exec(file.path)).filter(Boolean).map((match) => Number(match[1]));
   state.steps = found.sort((a, b) => a - b);
   tools.hidden = !state.steps.length;
