@@ -315,6 +315,9 @@ def held_streams(url: str, jobs: list[str], count: int, *, after: int) -> Iterat
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+        for writer in writers:
+            writer.close()
+        await asyncio.gather(*(writer.wait_closed() for writer in writers), return_exceptions=True)
 
     writers = list[asyncio.StreamWriter]()  # or they would be closed as garbage
     thread = threading.Thread(target=lambda: asyncio.run(hold()))
@@ -396,7 +399,7 @@ def main() -> None:
     parser.add_argument("--only", choices=["pages", "streams"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    os.environ.update({"DIPOLE_API_MAX_STREAMS": str(max(200, args.streams)), "OMP_NUM_THREADS": "1"})
+    os.environ.update({"DIPOLE_API_MAX_STREAMS": str(min(1000, 2 * args.streams)), "OMP_NUM_THREADS": "1"})
     many, each = args.many, (args.events, args.sheets)
     few, large = History("10 jobs", 10, *each), History(f"{many} jobs", many, *each)
     long = History("one long", 10, *each, many * args.events, many * args.sheets)
