@@ -66,7 +66,7 @@ def test_every_curve_has_its_numbers_beside_it(platform: Platform, trained: str,
         shown = [float(each.replace("−", "-")) for each in told[2:5]]
         assert shown == pytest.approx([score["mean"], score["low"], score["high"]], abs=1e-3)
     for title in (
-        "Parts of shapes", "Spread in a group", "Diversity", "Diversity, of the base's",
+        "Parts of shapes", "Spread in a group", "Diversity: mean distance in φ", "Diversity, of the base's",
         "Loss and its drifts", "Groups skipped, candidates not finite", "Images a second", "Time by phase",
     ):  # fmt: skip
         assert len(rows_of(page, title)) in (STEPS, len(events["evaluations"]["data"])), title

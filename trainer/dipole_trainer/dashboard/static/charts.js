@@ -80,7 +80,7 @@ export class Chart {
       scales: { x: { time: false }, y: { range: (_, low, high) => padRange(low, high) } },
       axes: [
         { ...axis, size: 32, gap: 6, space: 70, values: (_, ticks) => ticks.map((tick) => (kind === "time" ? formatTick(tick) : formatNumber(tick))), ...(kind === "time" ? { incrs: TIME_STEPS } : { incrs: STEP_STEPS }) },
-        { ...axis, size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((value) => value.length)), gap: 6, values: (_, ticks) => ticks.map((tick) => formatNumber(tick, 3)) },
+        { ...axis, size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((value) => value.length)), gap: 6, values: (_, ticks) => formatTicks(ticks) },
       ],
       series: [{}, ...this.lines.map((line) => ({
         label: line.label,
@@ -247,9 +247,19 @@ function sample(line) {
 
 function padRange(low, high) {
   if (low === null || high === null || low === undefined) return [0, 1];
+  if (low === 0 && high === 0) return [0, 1];
   if (low === high) return [low - Math.max(Math.abs(low) * 0.1, 1e-9), high + Math.max(Math.abs(high) * 0.1, 1e-9)];
   const room = (high - low) * 0.08;
   return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
+}
+
+/** With as many digits as tell neighbours apart: 1, 1.0005, 1.001. */
+function formatTicks(ticks) {
+  for (let digits = 3; digits < 8; digits += 1) {
+    const texts = ticks.map((tick) => formatNumber(tick, digits));
+    if (new Set(texts).size === ticks.length) return texts;
+  }
+  return ticks.map((tick) => formatNumber(tick, 8));
 }
 
 /** 90 -> "1 min 30 s", 3600 -> "1 h": no parts that are 0. */

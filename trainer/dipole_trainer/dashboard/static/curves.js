@@ -1,6 +1,6 @@
 // What a job's figures mean as series: the one place that knows the names of a step's and an evaluation's data.
 
-const PLAIN = new Set(["step", "steps", "lr", "staleness", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
+const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
 const FIRST_STEPS = 3;
 
@@ -131,7 +131,7 @@ export class JobFigures {
 }
 
 const LOSS_LABELS = { loss: "loss", drift_pref: "drift to the preferred", drift_ref: "drift to the base" };
-const DIVERSITY_LABELS = { distance: "mean distance in φ", Vendi: "Vendi: different images" };
+const DIVERSITY_LABELS = { distance: "mean distance in φ", Vendi: "different images (Vendi)" };
 const PHASES = { generate: "generate", wait: "wait for rewards", update: "update" };
 
 function series(points, x, key, label, read, more) {

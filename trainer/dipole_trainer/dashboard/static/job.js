@@ -171,7 +171,9 @@ function draw() {
   }
   add("spread", "Spread in a group", figures.spreadSeries(x, smooth), { note: "Standard deviation of the candidates' scores: what there is to learn from." });
   add("diversity", "Diversity, of the base's", figures.diversityShare(x), { note: "Mean distance between a prompt's images in φ, as a share of the base's. It falls when images become alike." });
-  add("diversities", "Diversity", figures.diversitySeries(x), { note: "Between the images of a prompt, with 95 % over prompts." });
+  for (const series of figures.diversitySeries(x)) { // each in a unit of its own
+    add(`d-${series.key}`, `Diversity: ${series.label}`, [series], { note: "Between the images of a prompt, with 95 % over prompts." });
+  }
   add("loss", "Loss and its drifts", figures.lossSeries(x, smooth));
   add("skipped", "Groups skipped, candidates not finite", [...figures.plainSeries("skipped", "groups skipped", x, 0), ...figures.plainSeries("not_finite", "candidates not finite", x, 0)], { note: "In each step." });
   add("lr", "Learning rate", figures.plainSeries("lr", "learning rate", x, 0));
