@@ -22,7 +22,6 @@ from rich.table import Table
 from dipole.cli.jobs import describe_step
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people.demo import PeopleAddresses, run_people_demo
-from dipole.cli.running_stack import running_stack
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
@@ -121,6 +120,8 @@ def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     if api is not None:
         yield api
         return
+    from dipole.cli.serve import running_stack
+
     with explain_missing("embedded"):
         from dipole.stack.stack import EMBEDDED_REWARDS
     with running_stack(console, out / "platform", EMBEDDED_REWARDS) as stack:

@@ -26,7 +26,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
-from dipole.cli.running_stack import running_stack
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
@@ -100,6 +99,8 @@ def _addresses(running: PeopleAddresses | None, out: Path) -> Iterator[PeopleAdd
     if running is not None:
         yield running
         return
+    from dipole.cli.serve import running_stack
+
     with explain_missing("embedded"):
         from dipole.stack.stack import LocalRaters
     people = LocalRaters(settings=RATER_SETTINGS)
