@@ -199,7 +199,7 @@ def add_groups(database: Database, job_id: str, steps: int) -> None:
         for step in range(steps)
     ]  # fmt: skip
     scores = [each / CANDIDATES for each in range(CANDIDATES)]
-    rankings = [
+    rankings: list[dict[str, Any]] = [
         {"group_seq": group["seq"], "reward": reward, "scores": scores, "sub_scores": {}, "errors": {},
          "failure": None, "model": reward, "model_revision": "1", "recipe_version": "1", "seconds": 0.01,
          "created_at": BEGAN}
