@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import EventRow
@@ -277,7 +277,10 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
     """Also the stream of events sends it, and a wrong one is told."""
     with api_server(tmp_path, API_KEY=KEY) as server:
         headers = {"authorization": f"Bearer {KEY}"}
-        body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        body: dict[str, Any] = {
+            "prompts": [{"prompt": "a red square"}],
+            "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}],
+        }
         body["allow_unready"] = True
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, headers=headers, trust_env=False).json()["id"]
         page = visitors.page(server.url)
@@ -361,7 +364,12 @@ def test_a_hidden_tab_closes_its_stream_and_catches_up_when_it_is_shown(
     job = feed_job()
     page = visitors.page("about:blank")
     cursors = list[str | None]()
-    page.on("request", lambda asked: asked.url.endswith("/stream") and cursors.append(asked.headers["last-event-id"]))
+
+    def keep_cursor(request: Request) -> None:
+        if request.url.endswith("/stream"):
+            cursors.append(request.headers["last-event-id"])
+
+    page.on("request", keep_cursor)
     page.goto(job.page)
     job.add_steps(1, 3)
     newest = page.locator(".events li").first
