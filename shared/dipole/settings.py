@@ -156,6 +156,13 @@ class ApiSettings(PlatformSettings):
     rewards_file: Path | None = Field(
         default=None, description="File of reward endpoints that are registered when the API starts (docs/rewards.md)."
     )
+    ratings_url: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s]+$",
+        max_length=2048,
+        description="URL at which browsers reach the rating service, for the dashboard's link to its operator's page; "
+        "unset: the one that it is registered with.",
+    )
     api_max_file_bytes: int = Field(
         default=2**30, ge=1024, description="Most bytes of one uploaded file of prompts or pairs."
     )

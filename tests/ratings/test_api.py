@@ -198,14 +198,20 @@ async def test_bodies_of_those_without_a_key_are_small(serve_app: ServeApp) -> N
 
 
 async def test_keys_open_what_is_theirs(serve_app: ServeApp) -> None:
-    """A trainer's key the protocol, an operator's the operator's routes; a session opens neither; health needs none."""
+    """A trainer's key the protocol and the queue's figures, an operator's the operator's routes; a session neither."""
     async with serve_app(ratings_key=KEY, ratings_operator_key=OPERATOR_KEY) as client:
         await come(client, OPERATOR_KEY)
-        for path, opens in (("/v1/info", KEY), ("/v1/ratings/status", OPERATOR_KEY), ("/docs/content", KEY)):
+        for path, opens in (
+            ("/v1/info", {KEY}),
+            ("/openapi.json", {KEY}),
+            ("/docs/content", {KEY}),
+            ("/v1/ratings/status", {KEY, OPERATOR_KEY}),
+            ("/v1/ratings/raters", {OPERATOR_KEY}),
+            ("/v1/ratings/deliveries", {OPERATOR_KEY}),
+        ):
             for key in (None, KEY, OPERATOR_KEY, "x"):
                 headers = {"Authorization": f"Bearer {key}"} if key else {}
-                assert (await client.get(path, headers=headers)).status_code == (200 if key == opens else 401), path
-        assert (await client.get("/openapi.json")).status_code == 401
+                assert (await client.get(path, headers=headers)).status_code == (200 if key in opens else 401), path
         for path in ("/livez", "/readyz", "/metrics", "/docs", "/docs/page.js"):
             assert (await client.get(path)).status_code == 200
         assert "dipole_ratings_tasks" in (await client.get("/metrics")).text

@@ -5,6 +5,7 @@
 | /livez, /readyz, /metrics               | anybody                                                                 |
 | pages and their files                   | anybody: they hold nothing                                              |
 | /v1/rater…                              | a session's cookie; no page of another origin                           |
+| /v1/ratings/status, to read             | either key: a trainer shows how its own groups wait, in figures alone   |
 | /v1/ratings…                            | the operator's key, or the service's where no other is set              |
 | the ranking protocol, all else          | the service's key                                                       |
 
@@ -16,6 +17,7 @@ from __future__ import annotations
 import hmac
 
 from dipole.errors import Forbidden, Unauthorized
+from dipole.protocol.rating_queue import STATUS_PATH
 from dipole.web.api_reference.routes import PAGE_PATHS as REFERENCE_PATHS
 from dipole.web.asgi import ASGIApp, Scope
 from dipole.web.auth import OPEN_PATHS, RequestGuard, bearer_key, hash_key, refuse_foreign_page
@@ -41,10 +43,17 @@ class AccessGuard(RequestGuard):
             return
         if _is_below(path, RATER_PATH):
             return refuse_foreign_origin(scope)
-        wanted = self._operator if _is_below(path, OPERATOR_PATH) else self._trainer
-        given = hash_key(bearer_key(scope) or "")
-        if wanted is not None and not hmac.compare_digest(given, wanted):
+        given, keys = hash_key(bearer_key(scope) or ""), self._keys_for(path)
+        if keys and not any(hmac.compare_digest(given, key) for key in keys):
             raise Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")
+
+    def _keys_for(self, path: str) -> list[str]:
+        """Hashes of the keys that open it; none where it is open."""
+        if path == STATUS_PATH:
+            keys = [self._operator, self._trainer]
+        else:
+            keys = [self._operator if _is_below(path, OPERATOR_PATH) else self._trainer]
+        return [key for key in keys if key is not None]
 
 
 def _is_below(path: str, top: str) -> bool:

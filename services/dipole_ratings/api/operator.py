@@ -8,15 +8,14 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
 
+from dipole.protocol.rating_queue import JobReport, QueueReport
 from dipole_ratings.api.dependencies import Parts, Responses
 from dipole_ratings.api.schemas import (
     DeliveryReport,
     Invitation,
     InvitationRequest,
-    JobReport,
     JobUpdate,
     NewInvitation,
-    QueueReport,
     RaterReport,
     RaterUpdate,
     to_iso,

@@ -120,17 +120,11 @@ def _platform_url(api: str | None, out: Path) -> Iterator[str]:
     if api is not None:
         yield api
         return
-    from dipole.cli.serve import print_moved_ports, processes_table
+    from dipole.cli.serve import running_stack
 
     with explain_missing("embedded"):
-        from dipole.stack.stack import EMBEDDED_REWARDS, Stack
-    with (
-        console.status("Starting the platform …") as status,
-        Stack(out / "platform", EMBEDDED_REWARDS) as stack,
-    ):
-        status.stop()
-        console.print(processes_table(stack))
-        print_moved_ports(console, stack)
+        from dipole.stack.stack import EMBEDDED_REWARDS
+    with running_stack(console, out / "platform", EMBEDDED_REWARDS) as stack:
         yield stack.api_url
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -30,7 +31,7 @@ from dipole.settings import ApiSettings, PlatformSettings, RankWorkerSettings, S
 from dipole.web import auth
 
 if TYPE_CHECKING:
-    from dipole.stack.stack import Stack
+    from dipole.stack.stack import LocalRaters, LocalReward, Stack
 
 LATEST_JOBS = 100
 DATABASE_WAIT_S = 90.0  # for a PostgreSQL that starts beside whoever upgrades it, as in a cluster
@@ -162,7 +163,7 @@ def run_stack(
     dipole up --reward mine=my_module:Brightness
     """
     with explain_missing("embedded"):
-        from dipole.stack.stack import DEFAULT_REWARDS, Stack, parse_local_rewards
+        from dipole.stack.stack import DEFAULT_REWARDS, parse_local_rewards
     rewards = parse_local_rewards(reward) if reward else DEFAULT_REWARDS
     console = Console(highlight=False, soft_wrap=True)
 
@@ -170,13 +171,7 @@ def run_stack(
         console.print(f"[yellow]{name} ended (exit code {code}) and was started again[/]")
 
     try:
-        with (
-            console.status("Starting …") as status,
-            Stack(home, rewards, sampler=True, on_restart=report_restart) as stack,
-        ):
-            status.stop()
-            console.print(processes_table(stack))
-            print_moved_ports(console, stack)
+        with running_stack(console, home, rewards, sampler=True, on_restart=report_restart) as stack:
             if stack.raters_url is not None:
                 console.print(f"People rank at {stack.raters_url}: `dipole ratings invite` makes a link for one.")
                 if stack.raters_url != DEFAULT_RATINGS_URL:
@@ -187,15 +182,32 @@ def run_stack(
         console.print("Stopped.")
 
 
-def print_moved_ports(console: Console, stack: Stack) -> None:
-    """Which default ports were taken, by whom, and how commands find the API where it listens instead."""
-    for sentence in stack.moved_ports:
-        console.print(f"[yellow]{printable(sentence)}[/]")
-    if stack.api_url != DEFAULT_URL:
-        console.print(f"Commands find it with --api {stack.api_url}, or: export DIPOLE_API_URL={stack.api_url}")
+@contextlib.contextmanager
+def running_stack(
+    console: Console,
+    home: Path | None,
+    rewards: Sequence[LocalReward | LocalRaters],
+    *,
+    sampler: bool = False,
+    on_restart: Callable[[str, int], None] | None = None,
+) -> Iterator[Stack]:
+    """Every process ready and listed on the console; none is left afterwards. Raises what Stack does."""
+    with explain_missing("embedded"):
+        from dipole.stack.stack import Stack
+    with (
+        console.status("Starting the platform …") as status,
+        Stack(home, rewards, sampler=sampler, on_restart=on_restart) as stack,
+    ):
+        status.stop()
+        console.print(_processes_table(stack))
+        for sentence in stack.moved_ports:
+            console.print(f"[yellow]{printable(sentence)}[/]")
+        if stack.api_url != DEFAULT_URL:
+            console.print(f"Commands find it with --api {stack.api_url}, or: export DIPOLE_API_URL={stack.api_url}")
+        yield stack
 
 
-def processes_table(stack: Stack) -> Table:
+def _processes_table(stack: Stack) -> Table:
     """Name, address, process and log of everything in a stack."""
     table = Table(title=f"Dipole in {stack.home}", title_justify="left")
     for heading in ("name", "url", "pid", "log"):

@@ -312,3 +312,50 @@ def test_a_wrong_file_stops_the_start_and_registers_nothing(tmp_path: Path, text
         assert (await ok(client.get("/v1/rewards")))["data"] == []
 
     run(tmp_path, test)
+
+
+# ---- people behind an endpoint --------------------------------------------------------------------------------------
+
+QUEUE = {
+    "pending": 3, "leased": 1, "answered": 7, "oldest_s": 60.0, "ratings_per_hour": 4, "agreement": 0.8,
+    "deliveries": {"waiting": 1}, "by_job": [],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("status", "said", "found", "problem"),
+    [
+        (200, QUEUE, QUEUE, None),
+        (404, {}, None, None),  # a reward that is no rating service
+        (401, {}, None, "answered 401"),
+        (200, {"pending": 3}, None, "leased"),
+        (200, QUEUE | {"by_job": ["x" * 2**19]}, None, "more than"),
+        (302, {}, None, "redirect"),
+    ],
+)
+def test_the_queue_of_a_rating_service_is_read_with_the_endpoints_key(
+    tmp_path: Path, status: int, said: dict[str, Any], found: dict[str, Any] | None, problem: str | None
+) -> None:
+    """From the registered address alone; the link to its page is the one that browsers can follow."""
+    asked = list[httpx.Request]()
+
+    def serve(request: httpx.Request) -> httpx.Response:
+        asked.append(request)
+        headers = {"content-type": "application/json", "location": "http://127.0.0.1:1/"}
+        return httpx.Response(status, headers=headers, stream=httpx.ByteStream(json.dumps(said).encode()))
+
+    async def test(client: httpx.AsyncClient, state: ApiState) -> None:
+        people = {"name": "people", "url": "http://127.0.0.1:8450", "key": SECRET}
+        await ok(client.post("/v1/rewards", json=people))
+        shown = await ok(client.get("/v1/rewards/people/rating_queue"))
+        assert shown["queue"] == found
+        assert (shown["problem"] is None) == (problem is None)
+        assert (problem or "") in (shown["problem"] or "")
+        page = "https://raters.lan/dipole/operator"
+        assert shown["operator_url"] == (None if status == 404 else page)
+        (request,) = asked
+        assert str(request.url) == "http://127.0.0.1:8450/v1/ratings/status"
+        assert request.headers["authorization"] == f"Bearer {SECRET}"
+        assert (await client.get("/v1/rewards/nobody/rating_queue")).status_code == 404
+
+    run(tmp_path, test, httpx.MockTransport(serve), ratings_url="https://raters.lan/dipole/")

@@ -6,17 +6,21 @@ import json
 import os
 import re
 import signal
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, expect
+from playwright.sync_api import Browser, Page, Request, expect
 
 from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.store import JobStore
 
+from ...ratings.people import group
 from .conftest import PATIENCE_MS, PHONE, STEPS, Platform, WatchedBrowser, open_browser_page, rows_of, run_axe
 
 pytestmark = pytest.mark.timeout(900)  # a stack and its jobs, on a machine that does other things too
@@ -62,7 +66,7 @@ def test_every_curve_has_its_numbers_beside_it(platform: Platform, trained: str,
         shown = [float(each.replace("−", "-")) for each in told[2:5]]
         assert shown == pytest.approx([score["mean"], score["low"], score["high"]], abs=1e-3)
     for title in (
-        "Parts of shapes", "Spread in a group", "Diversity", "Diversity, of the base's",
+        "Parts of shapes", "Spread in a group", "Diversity: mean distance in φ", "Diversity, of the base's",
         "Loss and its drifts", "Groups skipped, candidates not finite", "Images a second", "Time by phase",
     ):  # fmt: skip
         assert len(rows_of(page, title)) in (STEPS, len(events["evaluations"]["data"])), title
@@ -217,6 +221,21 @@ def test_an_endpoint_that_hangs_is_seen_and_so_is_its_return(
     expect(card.locator(".state.up")).to_be_visible(timeout=60_000)
 
 
+def test_the_rating_queue_is_beside_its_endpoint(platform: Platform, visitors: WatchedBrowser) -> None:
+    """How many groups wait, and the way to the rating service's own page; other rewards have none."""
+    raters = platform.stack.raters_url
+    httpx.post(f"{raters}/v1/rank", json=group([10, 200], "which is lighter?"), trust_env=False).raise_for_status()
+    page = visitors.page(f"{platform.url}/endpoints")
+    queue = page.locator("[data-endpoint='people']").get_by_label("Rating queue")
+    expect(queue).to_contain_text(re.compile(r"Waiting\s*1\s*the oldest for"))
+    expect(page.locator("[data-endpoint='shapes'] .state.up")).to_be_visible()
+    expect(page.get_by_label("Rating queue")).to_have_count(1)
+    link = queue.get_by_role("link", name="Raters and their gold, invitations, deliveries to send again")
+    assert link.get_attribute("href") == f"{raters}/operator"
+    link.click()
+    expect(page.get_by_role("heading", name="People who rank")).to_be_visible()
+
+
 def test_a_restart_of_the_api_loses_no_curve_and_no_image(platform: Platform, trained: str, browser: Browser) -> None:
     page = open_browser_page(browser, f"{platform.url}/jobs/{trained}")
     before = rows_of(page, "shapes")
@@ -258,7 +277,10 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
     """Also the stream of events sends it, and a wrong one is told."""
     with api_server(tmp_path, API_KEY=KEY) as server:
         headers = {"authorization": f"Bearer {KEY}"}
-        body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
+        body: dict[str, Any] = {
+            "prompts": [{"prompt": "a red square"}],
+            "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}],
+        }
         body["allow_unready"] = True
         job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, headers=headers, trust_env=False).json()["id"]
         page = visitors.page(server.url)
@@ -278,37 +300,139 @@ def test_the_key_is_asked_for_once_and_kept_in_the_tab_alone(
         page.close()
 
 
-def test_ten_thousand_events_do_not_make_a_page_grow(api_server: Any, tmp_path: Path, visitors: WatchedBrowser) -> None:
-    """Rows are capped and curves thinned, while every event passes by."""
-    with api_server(tmp_path) as server:
-        body = {"prompts": [{"prompt": "a red square"}], "rewards": [{"name": "shapes", "url": "http://127.0.0.1:9"}]}
-        body["allow_unready"] = True
-        job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json={**body, "steps": 20_000}, trust_env=False).json()[
-            "id"
-        ]
-        database = Database(f"sqlite:///{tmp_path}/jobs.db")
-        store = JobStore(database)
-        assert store.claim_job("worker", 3600) is not None
+@dataclass
+class FedJob:
+    """A running job whose events a test writes itself."""
 
-        def add_steps(steps: range) -> None:
-            with database.writing() as session:
-                for step in steps:
-                    data = {"step": step, "steps": 20_000, "loss": 1 / step, "rewards": {"shapes": 0.5}, "lr": 1e-3,
-                            "spread": {"shapes": 0.1}, "seconds": {"generate": 1.0}, "eta_s": 9.0}  # fmt: skip
-                    session.add(EventRow(job_id=job, created_at=1.8e9 + step, kind="step", level="info",
-                                         message=f"Step {step}", data=data))  # fmt: skip
+    url: str
+    id: str
+    database: Database
 
-        add_steps(range(1, 1001))
-        page = visitors.page(f"{server.url}/jobs/{job}")
-        rows_of(page, "Learning rate")
-        add_steps(range(1001, 1401))
-        expect(page.locator(".events li").first).to_contain_text("Step 1400")
-        elements = page.evaluate("document.querySelectorAll('*').length")
-        for start in range(1401, 11_401, 2500):
-            add_steps(range(start, start + 2500))
-        expect(page.locator(".events li").first).to_contain_text("Step 11400", timeout=PATIENCE_MS)
-        expect(page.get_by_role("figure", name="Learning rate").locator("tbody th").first).to_have_text("11\u202f400")
-        assert page.locator(".events li").count() <= 200
-        assert page.evaluate("document.querySelectorAll('*').length") < elements + 100
-        page.close()
+    @property
+    def page(self) -> str:
+        return f"{self.url}/jobs/{self.id}"
+
+    def add_steps(self, first: int, last: int) -> None:
+        with self.database.writing() as session:
+            for step in range(first, last + 1):
+                data = {"step": step, "steps": 20_000, "loss": 1 / step, "rewards": {"shapes": 0.5}, "lr": 1e-3,
+                        "spread": {"shapes": 0.1}, "seconds": {"generate": 1.0}, "eta_s": 9.0}  # fmt: skip
+                session.add(EventRow(job_id=self.id, created_at=1.8e9 + step, kind="step", level="info",
+                                     message=f"Step {step}", data=data))  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def feed_job(api_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], FedJob]]:
+    """Makes jobs on an API without workers."""
+    folder = tmp_path_factory.mktemp("fed")
+    with api_server(folder) as server:
+        database = Database(f"sqlite:///{folder}/jobs.db")
+
+        def create_job() -> FedJob:
+            rewards = [{"name": "shapes", "url": "http://127.0.0.1:9"}]
+            body = {"prompts": [{"prompt": "a red square"}], "rewards": rewards, "allow_unready": True, "steps": 20_000}
+            made = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, trust_env=False).raise_for_status()
+            assert JobStore(database).claim_job("worker", 3600) is not None
+            return FedJob(server.url, made.json()["id"], database)
+
+        yield create_job
         database.close()
+
+
+def test_events_are_asked_for_where_no_stream_comes_through(
+    feed_job: Callable[[], FedJob], visitors: WatchedBrowser
+) -> None:
+    """A proxy ends each stream before its first byte; every event is shown all the same, and once."""
+    job = feed_job()
+    context = visitors.context()
+    context.route("**/stream", lambda route: route.fulfill(status=200, content_type="text/event-stream", body=""))
+    page = context.new_page()
+    page.goto(job.page)
+    expect(page.locator("#connection")).to_have_text("polling", timeout=PATIENCE_MS)
+    for last in (150, 152):  # more than a page of them, and then a few
+        job.add_steps(last - 1 if last == 152 else 1, last)
+        expect(page.locator(".events li").first).to_have_text(re.compile(rf"Step {last}$"), timeout=PATIENCE_MS)
+    steps = [int(each.split()[-1]) for each in page.locator(".events [data-kind='step']").all_inner_texts()]
+    assert steps == [*range(152, 0, -1)]
+    assert rows_of(page, "Learning rate")[0][0] == "152"
+
+
+def test_a_hidden_tab_closes_its_stream_and_catches_up_when_it_is_shown(
+    feed_job: Callable[[], FedJob], visitors: WatchedBrowser
+) -> None:
+    """It goes on after the last event that it saw, and shows each once."""
+    job = feed_job()
+    page = visitors.page("about:blank")
+    cursors = list[str | None]()
+
+    def keep_cursor(request: Request) -> None:
+        if request.url.endswith("/stream"):
+            cursors.append(request.headers["last-event-id"])
+
+    page.on("request", keep_cursor)
+    page.goto(job.page)
+    job.add_steps(1, 3)
+    newest = page.locator(".events li").first
+    expect(newest).to_contain_text("Step 3", timeout=PATIENCE_MS)
+    seen = str(newest.get_attribute("data-event")).removeprefix("ftevent-")
+
+    def turn(hidden: bool) -> None:
+        page.evaluate(
+            """(hidden) => {
+              Object.defineProperty(document, "hidden", { configurable: true, get: () => hidden });
+              document.dispatchEvent(new Event("visibilitychange"));
+            }""",
+            hidden,
+        )
+
+    turn(hidden=True)
+    expect(page.locator("#connection")).to_have_text("paused while hidden")
+    until = time.monotonic() + 60
+    while ended_streams(job.url) == 0:  # the server counts a stream once it is over
+        assert time.monotonic() < until
+        time.sleep(0.1)
+    asked = len(visitors.asked)
+    job.add_steps(4, 8)
+    page.wait_for_timeout(1500)  # longer than the server takes to tell those who listen
+    assert len(visitors.asked) == asked
+    expect(newest).to_contain_text("Step 3", timeout=PATIENCE_MS)
+    turn(hidden=False)
+    expect(newest).to_contain_text("Step 8", timeout=PATIENCE_MS)
+    expect(page.locator("#connection")).to_have_text("live")
+    expect(page.locator(".events [data-kind='step']")).to_have_count(8)
+    assert cursors[-1] == seen
+
+
+def ended_streams(url: str) -> float:
+    lines = httpx.get(f"{url}/metrics", trust_env=False).text.splitlines()
+    counts = [line for line in lines if line.startswith("dipole_api_requests_total") and "/stream" in line]
+    return sum(float(line.rpartition(" ")[2]) for line in counts)
+
+
+def test_ten_thousand_events_do_not_make_a_page_grow(feed_job: Callable[[], FedJob], visitors: WatchedBrowser) -> None:
+    """Rows are capped and curves thinned, while every event passes by; nor does the heap keep what is not shown."""
+    job = feed_job()
+    job.add_steps(1, 1000)
+    page = visitors.page(job.page)
+    rows_of(page, "Learning rate")
+
+    def add_until(last: int) -> tuple[int, int]:
+        """Elements, and bytes of the heap once garbage is gone."""
+        for start in range(1001 if last < 5000 else 3401, last, 2000):
+            job.add_steps(start, min(last, start + 1999))
+        expect(page.locator(".events li").first).to_have_text(re.compile(rf"Step {last}$"), timeout=PATIENCE_MS)
+        last_row = page.get_by_role("figure", name="Learning rate").locator("tbody th").first
+        expect(last_row).to_have_text(f"{last:,}".replace(",", "\u202f"))
+        devtools = page.context.new_cdp_session(page)
+        devtools.send("HeapProfiler.collectGarbage")
+        heap = int(devtools.send("Runtime.getHeapUsage")["usedSize"])
+        devtools.detach()
+        return page.evaluate("document.querySelectorAll('*').length"), heap
+
+    elements, heap = add_until(3400)
+    more_elements, more_heap = add_until(13_400)
+    assert page.locator(".events li").count() <= 200
+    assert more_elements < elements + 100
+    told = page.get_by_role("figure", name="Learning rate").get_by_text(re.compile("The newest 100 of")).inner_text()
+    assert int(re.findall(r"of (\d+) rows", told)[0]) <= 2000  # the points behind a curve
+    assert more_heap < heap + 3_000_000  # 10 000 events are 20 MB as the page reads them

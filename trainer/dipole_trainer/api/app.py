@@ -35,6 +35,7 @@ from dipole_trainer.api import (
     jobs,
     models,
     plans,
+    rating_queues,
     rewards,
     workers,
 )
@@ -42,10 +43,11 @@ from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
+from dipole_trainer.api.event_stream import EventReader
 from dipole_trainer.api.sampler_client import SamplerClient
 from dipole_trainer.dashboard import pages
 from dipole_trainer.database.engine import Database, upgrade_database
-from dipole_trainer.database.tables import EventRow
+from dipole_trainer.database.tables import EventRow, JobRow
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.pending_rankings import PendingRankings
@@ -112,7 +114,19 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     app.state.api = state
     app.state.json_builder = JSONBuilder()
     errors.install_error_handlers(app)
-    for part in (files, jobs, job_metrics, job_groups, job_artifacts, models, rewards, workers, api_keys, health):
+    for part in (
+        files,
+        jobs,
+        job_metrics,
+        job_groups,
+        job_artifacts,
+        models,
+        rewards,
+        rating_queues,
+        workers,
+        api_keys,
+        health,
+    ):
         app.include_router(part.router)
     app.include_router(images.create_router(sampler_client))
     app.include_router(plans.create_router(sampler_client))
@@ -140,11 +154,18 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
                 return newest, ()
             return newest, session.scalars(select(EventRow.job_id).where(EventRow.id > seen).distinct()).all()
 
+    def newest_events(jobs: Collection[str]) -> dict[str, int]:
+        newest = select(func.max(EventRow.id)).where(EventRow.job_id == JobRow.id).scalar_subquery()
+        with database.reading() as session:
+            found = session.execute(select(JobRow.id, newest).where(JobRow.id.in_(jobs)))
+            return {job_id: event_id or 0 for job_id, event_id in found}
+
+    job_store = JobStore(database)
     redis = connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
     return ApiState(
         settings=settings,
         database=database,
-        jobs=JobStore(database),
+        jobs=job_store,
         files=FileRegistry(database),
         rewards=RewardRegistry(database),
         workers=WorkerRegistry(database),
@@ -154,9 +175,9 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         endpoint_record=EndpointRecord(redis),
         pending_rankings=PendingRankings(create_celery_app(settings.redis_url), redis),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
-        event_notifier=EventNotifier(events_after),
+        event_notifier=EventNotifier(events_after, newest_events),
         open_streams=CapacityLimiter(settings.api_max_streams),
-        stream_threads=CapacityLimiter(STREAM_THREADS),
+        event_reader=EventReader(job_store, CapacityLimiter(STREAM_THREADS)),
         reward_transport=reward_transport,
     )
 

@@ -19,6 +19,7 @@ from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.settings import ApiSettings
 from dipole_trainer.api.admission import ReadinessProbe
 from dipole_trainer.api.event_notifier import EventNotifier
+from dipole_trainer.api.event_stream import EventReader
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
@@ -46,7 +47,7 @@ class ApiState:
     artifacts: ArtifactStore
     event_notifier: EventNotifier
     open_streams: CapacityLimiter
-    stream_threads: CapacityLimiter
+    event_reader: EventReader
     reward_transport: httpx.BaseTransport | None
 
 

@@ -12,11 +12,12 @@ from typing import IO, Annotated, Any
 
 from fastapi import APIRouter, Path, Query
 from fastapi.responses import StreamingResponse
+from pydantic import Field
 
 from dipole.errors import NotFound
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
-from dipole_trainer.api.dependencies import ApiState, JobId, PageQuery, State
+from dipole_trainer.api.dependencies import ApiState, JobId, ListQuery, PageQuery, State
 from dipole_trainer.api.files import CHUNK_BYTES, stream_file
 from dipole_trainer.api.initial_weights import initial_folders
 from dipole_trainer.storage import job_layout
@@ -74,16 +75,29 @@ def download_checkpoint(state: State, job_id: JobId, checkpoint_id: CheckpointId
     )
 
 
+class ArtifactsQuery(ListQuery):
+    """Which of a job's files: each step has some, so all of them are many."""
+
+    under: str = Field(
+        default="", max_length=255, description="A folder of the job's files, such as `export`; absent: all of them."
+    )
+
+
 @router.get("/{job_id}/artifacts", summary="List a job's samples, exports and reports")
-def list_artifacts(state: State, job_id: JobId) -> schemas.Paged[schemas.ArtifactObject]:
+def list_artifacts(
+    state: State, job_id: JobId, query: Annotated[ArtifactsQuery, Query()]
+) -> schemas.Paged[schemas.ArtifactObject]:
     """The list has the paths of all files that the job made, but for its checkpoints."""
     state.jobs.get_job(job_id)
+    prefix = f"{check_safe_path(query.under)}/" if query.under else ""
+    listed = [
+        (f"{prefix}{each.path}", each.bytes)
+        for each in state.artifacts.list_files(job_layout.job_path(job_id, query.under))
+    ]
     found = [
-        schemas.ArtifactObject(
-            path=each.path, bytes=each.bytes, url=f"v1/fine_tuning/jobs/{job_id}/artifacts/{each.path}"
-        )
-        for each in state.artifacts.list_files(job_layout.job_path(job_id))
-        if not _is_private(each.path)
+        schemas.ArtifactObject(path=path, bytes=size, url=f"v1/fine_tuning/jobs/{job_id}/artifacts/{path}")
+        for path, size in listed
+        if not _is_private(path)
     ]
     return schemas.page_of(found, False)
 

@@ -17,10 +17,9 @@ from dipole.errors import InvalidInput
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import JobId, ListQuery, PageQuery, State
-from dipole_trainer.api.event_stream import EventStreamResponse, read_for_stream
+from dipole_trainer.api.event_stream import EventStreamResponse
 from dipole_trainer.api.job_requests import JobRequest, queue_job
 from dipole_trainer.api.json_route import JSONRoute
-from dipole_trainer.database.tables import TERMINAL_STATES
 
 log = structlog.get_logger()
 router = APIRouter(
@@ -111,8 +110,7 @@ async def stream_job_events(
     last_event_id: Annotated[str | None, Header(max_length=32, description="The last `id:` seen.")] = None,
 ) -> Response:
     cursor = _parse_cursor(last_event_id or "0", "Last-Event-ID")
-    job, unseen = await read_for_stream(state, job_id, cursor, limit=1)
-    if job.state in TERMINAL_STATES and not unseen:
+    if not await state.event_reader.has_more(job_id, cursor):
         return Response(status_code=204)
     return EventStreamResponse(state, job_id, cursor)
 

@@ -97,7 +97,11 @@ class EventRow(Base):
     """Something that happened to a job. Written under the job's row lock, so ids of one job commit in order."""
 
     __tablename__ = "events"
-    __table_args__ = (Index("ix_events_job_id_id", "job_id", "id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        Index("ix_events_job_id_id", "job_id", "id"),
+        Index("ix_events_job_id_kind_id", "job_id", "kind", "id"),
+        {"sqlite_autoincrement": True},
+    )
 
     id: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))
@@ -155,7 +159,11 @@ class RankedGroupRow(Base):
     """The ledger's left half: K candidates of one prompt. Seeds redraw them, hashes prove it."""
 
     __tablename__ = "ranked_groups"
-    __table_args__ = (UniqueConstraint("job_id", "group_id"), {"sqlite_autoincrement": True})
+    __table_args__ = (
+        UniqueConstraint("job_id", "group_id"),
+        Index("ix_ranked_groups_job_id_step_seq", "job_id", "step", "seq"),
+        {"sqlite_autoincrement": True},
+    )
 
     seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
     job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"))

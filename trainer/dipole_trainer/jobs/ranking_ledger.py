@@ -10,7 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import Table, func, select
+from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
@@ -61,12 +61,16 @@ class RankingLedger:
 
     def ranked_steps(self, job_id: str) -> tuple[int, int] | None:
         """The first and the last step that a group was ranked for, evaluations left out; None where none was."""
-        query = select(func.min(RankedGroupRow.step), func.max(RankedGroupRow.step)).where(
+        query = select(RankedGroupRow.step).where(
             RankedGroupRow.job_id == job_id, RankedGroupRow.group_id.not_like(EVALUATION_GROUPS)
         )
         with self.database.reading() as session:
-            first, last = session.execute(query).one()
-        return None if first is None else (int(first), int(last))
+            # each is the end of an index; min() and max() together would read all of it
+            first, last = (
+                session.scalar(query.order_by(end).limit(1))
+                for end in (RankedGroupRow.step.asc(), RankedGroupRow.step.desc())
+            )
+        return None if first is None or last is None else (first, last)
 
     def _upsert(
         self,

@@ -226,7 +226,7 @@ def find_model(name: str, database: Database, models_dir: Path) -> NamedModel:
     return NamedModel(name) if found is None else NamedModel(name, found[0].created_at)
 
 
-def list_models(database: Database, models_dir: Path, limit: int = 1000) -> list[NamedModel]:
+def list_models(database: Database, models_dir: Path, *, limit: int) -> list[NamedModel]:
     """Bases; then of the newest `limit` checkpoints the names, and those of the jobs that ended with them."""
     query = select(CheckpointRow, JobRow).join(JobRow, JobRow.id == CheckpointRow.job_id)
     with database.reading() as session:

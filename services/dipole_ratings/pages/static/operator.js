@@ -86,7 +86,7 @@ async function refresh() {
     );
     show(...replies.map(({ body }) => body));
   } catch (error) {
-    if (error instanceof Problem && error.status === 401) return askForKey(error);
+    if (error instanceof Problem && error.status === 401) return askForKey();
     tellTrouble(error);
   }
   schedule();
@@ -131,7 +131,7 @@ async function change(method, path, body) {
     await refresh();
     return reply.body;
   } catch (error) {
-    if (error instanceof Problem && error.status === 401) return askForKey(error);
+    if (error instanceof Problem && error.status === 401) return askForKey();
     return tellTrouble(error);
   }
 }

@@ -94,6 +94,6 @@ export function nameTier(tier, maxTiers) {
   return `tier ${tier}${tier === 1 ? ", best" : tier === maxTiers ? ", worst" : ""}`;
 }
 
-export function listWords(words) {
+function listWords(words) {
   return words.length < 2 ? words.join("") : `${words.slice(0, -1).join(", ")} and ${words.at(-1)}`;
 }

@@ -1,28 +1,24 @@
 // The rater's page: it takes a task, shows it, sends what was answered, and takes the next. board.js draws, ranking.js
-// holds the ranking, lease.js the time, saved.js what outlives a reload, and api.js speaks to the server.
+// holds the ranking, lease.js the time, saved.js what outlives a reload, screens.js shows and says, and network.js asks
+// api.js until there is an answer.
 
 import { Problem, Unreachable, ask, makeKey } from "./api.js";
 import { Board } from "./board.js";
 import { enableDrag } from "./drag.js";
+import { DwellTimer } from "./dwell.js";
 import { fingerprint } from "./fingerprint.js";
 import { enableKeys } from "./keyboard.js";
-import { LeaseClock, clockText } from "./lease.js";
+import { LeaseClock } from "./lease.js";
+import { hideLeaseNotice, showTimeLeft, tellLapse, warnOfLapse } from "./lease_notice.js";
+import { persist } from "./network.js";
 import { Ranking, UNRANKED, describePlacement } from "./ranking.js";
 import { Saved, preferences } from "./saved.js";
+import { $, count, say, sentence, showProgress, showScreen, tellTrouble } from "./screens.js";
+import { enableSkipDialog, openSkipDialog } from "./skip_dialog.js";
 import { Zoom } from "./zoom.js";
 
-const RETRY_S = [1, 2, 4, 8, 15, 30];
 const LOOK_AGAIN_S = 10; // where the server names no time
 const PAUSED_LOOK_S = 20;
-const SKIP_REASONS = [
-  ["cannot_tell", "I cannot tell which is better"],
-  ["prompt_unclear", "I do not understand the prompt"],
-  ["images_broken", "Images are missing or broken"],
-  ["uncomfortable", "I would rather not look at these"],
-  ["other", "Another reason"],
-];
-
-const $ = (id) => document.getElementById(id);
 let rater = null; // {rater, answered, answered_today, waiting, paused}
 let saved = null;
 let task = null; // the lease with its images
@@ -30,8 +26,6 @@ let ranking = null;
 let looks = {}; // {A: fingerprint}, once the images are loaded
 let isSending = false;
 let looking = null; // the timer of the next look, where there is nothing to do
-let shownMs = 0; // how long the task was looked at, without the time in the background
-let shownSince = null;
 
 const board = new Board(
   { stage: $("stage"), grid: $("grid"), lanes: $("lanes") },
@@ -46,6 +40,7 @@ const zoom = new Zoom($("grid"), (on) => {
   $("zoom").setAttribute("aria-pressed", String(on));
   say(on ? "All images are zoomed at the same place. Shift and arrows look around." : "Zoom is off.");
 });
+const dwell = new DwellTimer();
 const clock = new LeaseClock({ renew: renewLease, tick: showTimeLeft, warn: warnOfLapse, safe: hideLeaseNotice, lapse: tellLapse });
 
 // --- coming in ---
@@ -72,7 +67,7 @@ function takeToken() {
 async function loadRater() {
   rater = (await persist(() => ask("GET", "/v1/rater"))).body;
   if (saved === null) saved = new Saved(rater.rater);
-  showProgress();
+  showProgress(rater);
 }
 
 function handleRefusal(error) {
@@ -85,10 +80,8 @@ function handleRefusal(error) {
 function askForInvitation(error) {
   dropTask();
   $("invitation-text").textContent = `${sentence(error.message)} Open the link that you were given, or paste it here.`;
-  showScreen("invitation");
+  showScreen("invitation", rater);
 }
-
-const sentence = (text) => `${text.charAt(0).toUpperCase()}${text.slice(1)}${/[.!?]$/.test(text) ? "" : "."}`;
 
 $("invitation-form").addEventListener("submit", (event) => {
   event.preventDefault();
@@ -96,45 +89,9 @@ $("invitation-form").addEventListener("submit", (event) => {
   const token = text.includes("invitation=") ? new URLSearchParams(text.slice(text.indexOf("#") + 1)).get("invitation") : text;
   history.replaceState(null, "", `${location.pathname}#${new URLSearchParams({ invitation: token })}`);
   saved = rater = null;
-  showScreen("loading");
+  showScreen("loading", rater);
   start();
 });
-
-/** Ask until an answer comes; meanwhile the page says so. Problems are thrown. */
-async function persist(request, { title = "No connection; trying again.", text = "Nothing is lost." } = {}) {
-  for (let attempt = 0; ; attempt++) {
-    try {
-      const reply = await request();
-      $("offline").hidden = true;
-      return reply;
-    } catch (error) {
-      if (!(error instanceof Unreachable)) {
-        $("offline").hidden = true;
-        throw error;
-      }
-      const seconds = error.retryAfterS ?? RETRY_S[Math.min(attempt, RETRY_S.length - 1)];
-      $("offline-title").textContent = title;
-      $("offline-text").textContent = text;
-      $("offline").hidden = false;
-      await waitForRetry(seconds);
-    }
-  }
-}
-
-/** The time, the network's return, or the button, whichever comes first. */
-function waitForRetry(seconds) {
-  return new Promise((resolve) => {
-    const go = () => {
-      clearTimeout(timer);
-      window.removeEventListener("online", go);
-      $("try-now").removeEventListener("click", go);
-      resolve();
-    };
-    const timer = setTimeout(go, seconds * 1000);
-    window.addEventListener("online", go);
-    $("try-now").addEventListener("click", go);
-  });
-}
 
 // --- tasks ---
 
@@ -155,12 +112,11 @@ function showTask(lease, placements = null) {
   $("instructions").hidden = !lease.instructions;
   looks = {};
   zoom.off();
-  showScreen("task");
+  showScreen("task", rater);
   board.show(lease, ranking);
   clock.start(lease);
   hideLeaseNotice();
-  shownMs = 0;
-  shownSince = document.visibilityState === "visible" ? performance.now() : null;
+  dwell.restart();
   say(ranking.isUntouched ? `${labels.length} images to rank.` : "Your ranking of these images was kept.");
   renderActions();
 }
@@ -190,7 +146,7 @@ function dropTask() {
 
 function showEmpty(retryAfterS) {
   dropTask();
-  showScreen("empty");
+  showScreen("empty", rater);
   $("empty-count").textContent = rater.answered_today ? `You have ranked ${count(rater.answered_today, "set", "sets")} today. Thank you.` : "";
   $("empty-undo").hidden = saved.answers.length === 0;
   lookAgainIn(retryAfterS ?? LOOK_AGAIN_S);
@@ -198,7 +154,7 @@ function showEmpty(retryAfterS) {
 
 function showPaused() {
   dropTask();
-  showScreen("paused");
+  showScreen("paused", rater);
   lookAgainIn(PAUSED_LOOK_S);
 }
 
@@ -289,7 +245,7 @@ async function takeBackAnswer() {
     setSending(false);
     showTask(reply.body, last.placements);
     saved.keepDraft(task.id, ranking.placements(), looks);
-    showProgress();
+    showProgress(rater);
     say("Your last answer is taken back. Change it and submit again.");
   } catch (error) {
     setSending(false);
@@ -313,7 +269,7 @@ function submit() {
 
 function send(answer) {
   if (!task || isSending) return;
-  const body = { ...answer, dwell_ms: Math.round(dwellMs()) };
+  const body = { ...answer, dwell_ms: Math.round(dwell.ms) };
   saved.outgoing = { lease: task.id, key: makeKey(), body, placements: ranking.placements(), looks };
   clock.stop();
   hideLeaseNotice();
@@ -347,7 +303,7 @@ async function sendOutgoing() {
     if (reply.body.undo) saved.pushAnswer({ id: reply.body.id, placements: answer.placements });
     if (!answer.body.skip) rater.answered_today += 1;
     rater.waiting = Math.max(0, rater.waiting - 1);
-    showProgress();
+    showProgress(rater);
     loadRater().catch(() => {}); // the figures may have moved; the next request tells of any trouble
   } catch (error) {
     if (error instanceof Problem && error.status === 401) throw error; // it waits for the rater to come in again
@@ -356,15 +312,6 @@ async function sendOutgoing() {
     tellTrouble("The server did not take your answer.", error);
   }
 }
-
-/** A refusal that the rater can do nothing about but read. */
-function tellTrouble(title, error) {
-  $("trouble-title").textContent = title;
-  $("trouble-text").textContent = sentence(error.message);
-  $("trouble").hidden = false;
-}
-
-$("trouble-close").addEventListener("click", () => ($("trouble").hidden = true));
 
 function setSending(on) {
   isSending = on;
@@ -395,35 +342,10 @@ function renderActions() {
 
 // --- skipping ---
 
-$("skip-reasons").append(
-  ...SKIP_REASONS.map(([value, text], index) => {
-    const label = document.createElement("label");
-    label.className = "choice";
-    const input = Object.assign(document.createElement("input"), { type: "radio", name: "reason", value, checked: index === 0 });
-    label.append(input, text);
-    return label;
-  }),
-);
-
-$("skip-reasons").addEventListener("change", () => {
-  const isOther = skipReason() === "other";
-  $("skip-text").hidden = !isOther;
-  if (isOther) $("skip-text").focus();
-});
-
-const skipReason = () => $("skip-form").elements.reason.value;
-
-$("skip-cancel").addEventListener("click", () => $("skip-dialog").close());
-$("skip-form").addEventListener("submit", () => {
-  const words = $("skip-text").value.trim();
-  send({ skip: skipReason() === "other" && words ? `other: ${words}` : skipReason() });
-  $("skip-text").value = "";
-});
+enableSkipDialog((skip) => send({ skip }));
 
 function openSkip() {
-  if (!ranking || isSending) return;
-  $("skip-dialog").showModal();
-  $("skip-form").elements.reason.forEach((input) => input.checked && input.focus());
+  if (ranking && !isSending) openSkipDialog();
 }
 
 // --- time ---
@@ -444,34 +366,6 @@ async function renewLease() {
   }
 }
 
-function showTimeLeft(seconds) {
-  $("clock").hidden = false;
-  $("time-left").textContent = clockText(seconds);
-  $("clock").classList.toggle("soon", seconds <= 60);
-}
-
-function warnOfLapse(seconds, isFirst) {
-  $("lease-title").textContent = `${clockText(seconds)} left on this task.`;
-  $("lease-text").textContent = "Then it is offered to somebody else.";
-  $("extend").textContent = "Keep this task";
-  $("extend").hidden = false;
-  $("lease-notice").hidden = false;
-  if (isFirst) announce(`${count(seconds, "second is", "seconds are")} left on this task. Press Keep this task to go on.`);
-}
-
-function hideLeaseNotice() {
-  $("lease-notice").hidden = true;
-}
-
-function tellLapse() {
-  $("time-left").textContent = clockText(0);
-  $("lease-title").textContent = "The time for this task ran out.";
-  $("lease-text").textContent = "Your ranking is kept. Take the task up again, or submit: it counts if nobody else was quicker.";
-  $("extend").textContent = "Take it up again";
-  $("extend").hidden = false;
-  $("lease-notice").hidden = false;
-}
-
 $("extend").addEventListener("click", async () => {
   if (clock.timer) return void (await clock.extend());
   try {
@@ -481,16 +375,8 @@ $("extend").addEventListener("click", async () => {
   }
 });
 
-const dwellMs = () => shownMs + (shownSince === null ? 0 : performance.now() - shownSince);
-
 document.addEventListener("visibilitychange", () => {
   const isVisible = document.visibilityState === "visible";
-  if (!isVisible && shownSince !== null) {
-    shownMs += performance.now() - shownSince;
-    shownSince = null;
-  } else if (isVisible && shownSince === null) {
-    shownSince = performance.now();
-  }
   if (isVisible && looking === null && ["empty", "paused"].includes(document.body.dataset.screen)) lookAgain();
 });
 
@@ -516,39 +402,8 @@ $("leave").addEventListener("click", async () => {
     if (!(error instanceof Problem)) throw error; // a session that is over already is left as well
   }
   dropTask();
-  showScreen("left");
+  showScreen("left", rater);
 });
-
-// --- what is shown and said ---
-
-function showScreen(name) {
-  document.body.dataset.screen = name;
-  for (const screen of document.querySelectorAll(".screen")) screen.hidden = screen.id !== `screen-${name}`;
-  const inTask = name === "task";
-  $("zoom").hidden = !inTask;
-  $("clock").hidden = !inTask;
-  $("leave").hidden = !["task", "empty", "paused"].includes(name);
-  $("progress").hidden = !rater || $("leave").hidden;
-  document.querySelector(`#screen-${name} h1`)?.focus({ preventScroll: true });
-}
-
-function showProgress() {
-  $("answered-today").textContent = rater.answered_today;
-  $("waiting").textContent = rater.waiting;
-  const all = rater.answered_today + rater.waiting;
-  $("meter").style.width = `${all ? (100 * rater.answered_today) / all : 0}%`;
-}
-
-/** Politely, and for eyes as well. */
-function say(message) {
-  $("said").textContent = message;
-}
-
-function announce(message) {
-  $("alarm").textContent = message;
-}
-
-const count = (number, one, many) => `${number} ${number === 1 ? one : many}`;
 
 // --- wiring ---
 

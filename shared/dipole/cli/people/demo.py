@@ -99,15 +99,12 @@ def _addresses(running: PeopleAddresses | None, out: Path) -> Iterator[PeopleAdd
     if running is not None:
         yield running
         return
-    from dipole.cli.serve import print_moved_ports, processes_table
+    from dipole.cli.serve import running_stack
 
     with explain_missing("embedded"):
-        from dipole.stack.stack import LocalRaters, Stack
+        from dipole.stack.stack import LocalRaters
     people = LocalRaters(settings=RATER_SETTINGS)
-    with console.status("Starting the platform …") as status, Stack(out / "platform", [people], sampler=True) as stack:
-        status.stop()
-        console.print(processes_table(stack))
-        print_moved_ports(console, stack)
+    with running_stack(console, out / "platform", [people], sampler=True) as stack:
         assert stack.raters_url is not None
         yield PeopleAddresses(stack.api_url, stack.raters_url)
 

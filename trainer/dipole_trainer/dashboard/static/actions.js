@@ -67,13 +67,13 @@ export function hasInlineEvaluation(job) {
 
 export const INLINE_EVALUATION = "Its held-out prompts came with its request and cannot be read back: give validation_file, or evaluation.prompts, for the new job to be evaluated too.";
 
-export function resolve(schemas, schema) {
+function resolve(schemas, schema) {
   const reference = schema.$ref ?? schema.allOf?.[0]?.$ref ?? schema.anyOf?.find((each) => each.$ref)?.$ref;
   return reference ? schemas[reference.split("/").at(-1)] : schema;
 }
 
 /** A dialog with the request that made the job, to be changed and sent. */
-export async function cloneJob(job, root) {
+async function cloneJob(job, root) {
   let body;
   try {
     body = await toRequest(job);
@@ -125,7 +125,7 @@ function confirm(title, text, label) {
   });
 }
 
-export function tell(title, text) {
+function tell(title, text) {
   return new Promise((resolve_) => {
     const dialog = h("dialog", { "aria-labelledby": "tell-title" }, h("form", { method: "dialog" },
       h("h2", { id: "tell-title" }, title), h("p", { role: "alert" }, text), h("div", { class: "actions" }, h("button", { class: "primary" }, "Close"))));

@@ -24,12 +24,12 @@ export class ApiError extends Error {
   }
 }
 
-export function hasKey() {
+function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
 /** fetch with the key; asks for one when the server wants it. */
-export async function fetchAuthorized(path, options = {}) {
+async function fetchAuthorized(path, options = {}) {
   for (;;) {
     const key = sessionStorage.getItem(KEY);
     const headers = { ...(options.headers ?? {}), ...(key ? { authorization: `Bearer ${key}` } : {}) };

@@ -19,10 +19,9 @@ const scheme = matchMedia("(prefers-color-scheme: dark)");
 let numbering = 0;
 
 export class Chart {
-  constructor({ title, note = "", tag = null, sync = "job", height = HEIGHT }) {
+  constructor({ title, note = "", tag = null, sync }) {
     this.title = title;
     this.sync = sync;
-    this.height = height;
     this.hidden = new Set();
     this.model = null;
     this.plot = null;
@@ -38,7 +37,7 @@ export class Chart {
       this.place, this.legend,
       h("div", { class: "under" }, this.details, h("div", { class: "exports" },
         ["CSV", "JSON", "PNG"].map((form) => h("button", { class: "quiet", type: "button", "aria-label": `Save ${title} as ${form}`, onclick: () => this.#export(form) }, form)))));
-    this.resize = new ResizeObserver(() => this.plot && this.place.clientWidth && this.plot.setSize({ width: this.place.clientWidth, height: this.height }));
+    this.resize = new ResizeObserver(() => this.plot && this.place.clientWidth && this.plot.setSize({ width: this.place.clientWidth, height: HEIGHT }));
     this.resize.observe(this.place);
     this.onScheme = () => this.plot?.redraw(false);
     scheme.addEventListener("change", this.onScheme);
@@ -76,12 +75,12 @@ export class Chart {
     const bands = this.lines.flatMap((line, index) => (line.role === "high" ? [{ series: [index + 1, index + 2], fill: () => fade(css(`--series-${line.colour}`), 0.16) }] : []));
     return {
       width: this.place.clientWidth || 320,
-      height: this.height,
+      height: HEIGHT,
       padding: [10, 14, 0, 4],
       scales: { x: { time: false }, y: { range: (_, low, high) => padRange(low, high) } },
       axes: [
         { ...axis, size: 32, gap: 6, space: 70, values: (_, ticks) => ticks.map((tick) => (kind === "time" ? formatTick(tick) : formatNumber(tick))), ...(kind === "time" ? { incrs: TIME_STEPS } : { incrs: STEP_STEPS }) },
-        { ...axis, size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((value) => value.length)), gap: 6, values: (_, ticks) => ticks.map((tick) => formatNumber(tick, 3)) },
+        { ...axis, size: (_, values) => 14 + 7 * Math.max(3, ...(values ?? []).map((value) => value.length)), gap: 6, values: (_, ticks) => formatTicks(ticks) },
       ],
       series: [{}, ...this.lines.map((line) => ({
         label: line.label,
@@ -209,7 +208,7 @@ function toLines(series, index) {
 }
 
 /** Exponential moving average, corrected for its start; holes stay holes. */
-export function average(values, weight) {
+function average(values, weight) {
   let total = 0;
   let mass = 0;
   return values.map((value) => {
@@ -248,9 +247,19 @@ function sample(line) {
 
 function padRange(low, high) {
   if (low === null || high === null || low === undefined) return [0, 1];
+  if (low === 0 && high === 0) return [0, 1];
   if (low === high) return [low - Math.max(Math.abs(low) * 0.1, 1e-9), high + Math.max(Math.abs(high) * 0.1, 1e-9)];
   const room = (high - low) * 0.08;
   return [low >= 0 && low - room < 0 ? 0 : low - room, high + room];
+}
+
+/** With as many digits as tell neighbours apart: 1, 1.0005, 1.001. */
+function formatTicks(ticks) {
+  for (let digits = 3; digits < 8; digits += 1) {
+    const texts = ticks.map((tick) => formatNumber(tick, digits));
+    if (new Set(texts).size === ticks.length) return texts;
+  }
+  return ticks.map((tick) => formatNumber(tick, 8));
 }
 
 /** 90 -> "1 min 30 s", 3600 -> "1 h": no parts that are 0. */

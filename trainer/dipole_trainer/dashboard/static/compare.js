@@ -2,9 +2,10 @@
 
 import { jobLink, jobName } from "./actions.js";
 import { ApiError, request, repeatWhileVisible, ROOT, TERMINAL } from "./api.js";
-import { Chart } from "./charts.js";
-import { JobFigures, toModel } from "./curves.js";
+import { ChartList } from "./chart_list.js";
+import { JobFigures } from "./curves.js";
 import { formatNumber, h, replace, save, segments, stateElement, toCsv, view } from "./dom.js";
+import { JobSelect } from "./job_select.js";
 
 const MAX_JOBS = 6; // as many colours and dashes as are told apart
 const REFRESH_MS = 5000;
@@ -14,9 +15,12 @@ const main = document.getElementById("main");
 const options = { x: view.get("x", "step"), smooth: Math.min(0.98, Math.max(0, Number(view.get("smooth", "0.6")) || 0)) };
 let chosen = [...new Set(view.get("jobs", "").split(",").filter(Boolean))].slice(0, MAX_JOBS);
 const loaded = new Map(); // id → JobFigures
-const charts = new Map();
 
-const add = h("select", { id: "add", onchange: () => choose([...chosen, add.value]) });
+const add = new JobSelect("add", {
+  none: "choose …",
+  describe: (job) => `${jobName(job)} · ${job.method?.type ?? ""} · seed ${job.seed} · ${job.id}`,
+  onChoose: (id) => choose([...chosen, id]),
+});
 const smooth = h("input", { type: "range", min: "0", max: "0.98", step: "0.02", id: "smooth", oninput: () => { options.smooth = Number(smooth.value); view.set("smooth", smooth.value); draw(); } });
 smooth.value = String(options.smooth);
 const copied = h("span", { class: "small muted", role: "status" });
@@ -24,12 +28,13 @@ const list = h("ul", { class: "chosen", "aria-label": "Compared jobs" });
 const fault = h("div", { class: "notice bad", role: "alert", hidden: true });
 const summary = h("section", { class: "card stack", "aria-labelledby": "summary-title", hidden: true });
 const curves = h("div", { class: "columns" });
+const charts = new ChartList(curves, "compare");
 const empty = h("div", { class: "empty card" }, h("p", {}, "Choose jobs to lay their curves over each other."));
 
 main.append(
   h("div", { class: "head" }, h("h1", {}, "Compare"), h("div", { class: "actions" }, copied, h("button", { type: "button", onclick: copyLink }, "Copy link"))),
   h("div", { class: "card stack" }, list, h("div", { class: "tools" },
-    h("label", { class: "inline small", for: "add" }, "Add a job", add),
+    h("label", { class: "inline small", for: "add" }, "Add a job", add.element),
     segments("Horizontal axis", { step: "Step", time: "Wall clock" }, options.x, (value) => { options.x = value; view.set("x", value); draw(); }),
     h("label", { class: "inline small" }, "Smoothing", smooth))),
   fault, summary, curves, empty);
@@ -51,10 +56,9 @@ function choose(ids) {
 }
 
 async function load() {
-  const jobs = (await request("v1/fine_tuning/jobs?limit=100")).data;
   const wanted = chosen.filter((id) => !loaded.has(id) || !TERMINAL.has(loaded.get(id).job.status));
   const missing = [];
-  await Promise.all(wanted.map(async (id) => {
+  await Promise.all([add.load(), ...wanted.map(async (id) => {
     try {
       const path = `v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
       const [job, metrics] = await Promise.all([request(path), request(`${path}/metrics?points=${POINTS}`)]);
@@ -63,12 +67,12 @@ async function load() {
       if (!(error instanceof ApiError)) throw error;
       missing.push(error.status === 404 ? `There is no job ${id}.` : error.message);
     }
-  }));
+  })]);
   fault.hidden = !missing.length;
   fault.textContent = missing.join(" ");
   for (const id of loaded.keys()) if (!chosen.includes(id)) loaded.delete(id);
-  replace(add, h("option", { value: "" }, chosen.length >= MAX_JOBS ? `${MAX_JOBS} at most` : "choose …"), jobs.filter((job) => !chosen.includes(job.id)).map((job) => h("option", { value: job.id }, `${jobName(job)} · ${job.method?.type ?? ""} · seed ${job.seed} · ${job.id}`)));
-  add.disabled = chosen.length >= MAX_JOBS;
+  add.leaveOut(chosen);
+  add.element.disabled = chosen.length >= MAX_JOBS;
   draw();
 }
 
@@ -101,7 +105,7 @@ function drawCurves(all) {
   const wanted = [];
   const over = (key, title, read, more = {}) => {
     const parts = all.flatMap((figures, index) => read(figures).map((series) => ({ ...series, key: `${figures.job.id} ${series.key}`, label: label(figures), colour: index + 1 })));
-    if (parts.length) wanted.push({ key, title, parts, ...more });
+    if (parts.length) wanted.push({ key, title, series: parts, ...more });
   };
   const one = (series) => (series ? [series] : []);
   for (const name of new Set(all.flatMap((figures) => figures.rewardNames()))) {
@@ -113,17 +117,7 @@ function drawCurves(all) {
   over("diversity", "Diversity, of the base's", (figures) => figures.diversityShare(x));
   over("loss", "Loss", (figures) => figures.plainSeries("loss", "loss", x, weight), { note: "Losses of different methods do not compare." });
   over("rate", "Images a second", (figures) => figures.plainSeries("images_per_s", "images/s", x, weight));
-  for (const [key, chart] of charts) {
-    if (wanted.some((each) => each.key === key)) continue;
-    chart.destroy();
-    charts.delete(key);
-  }
-  wanted.forEach((each, index) => {
-    if (!charts.has(each.key)) charts.set(each.key, new Chart({ ...each, sync: "compare" }));
-    const chart = charts.get(each.key);
-    if (curves.children[index] !== chart.element) curves.insertBefore(chart.element, curves.children[index] ?? null);
-    chart.show(toModel(each.parts, x));
-  });
+  charts.show(wanted, x);
 }
 
 /** What each job reached on held-out prompts at its last evaluation. */

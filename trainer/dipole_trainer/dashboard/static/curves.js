@@ -1,8 +1,6 @@
 // What a job's figures mean as series: the one place that knows the names of a step's and an evaluation's data.
 
-import { align } from "./charts.js";
-
-const PLAIN = new Set(["step", "steps", "lr", "staleness", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
+const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
 const FIRST_STEPS = 3;
 
@@ -132,14 +130,9 @@ export class JobFigures {
   }
 }
 
-export const LOSS_LABELS = { loss: "loss", drift_pref: "drift to the preferred", drift_ref: "drift to the base" };
-const DIVERSITY_LABELS = { distance: "mean distance in φ", Vendi: "Vendi: different images" };
+const LOSS_LABELS = { loss: "loss", drift_pref: "drift to the preferred", drift_ref: "drift to the base" };
+const DIVERSITY_LABELS = { distance: "mean distance in φ", Vendi: "different images (Vendi)" };
 const PHASES = { generate: "generate", wait: "wait for rewards", update: "update" };
-
-/** A model for a Chart from series that may have different x. */
-export function toModel(parts, kind) {
-  return { kind, ...align(parts) };
-}
 
 function series(points, x, key, label, read, more) {
   const values = points.map((point) => read(point) ?? null);

@@ -1,12 +1,13 @@
 // Reward endpoints: whether each answers now, how it has been answering, and what it says of itself.
 
-import { request, repeatWhileVisible } from "./api.js";
-import { formatNumber, formatTime, h, replace } from "./dom.js";
+import { ApiError, request, repeatWhileVisible } from "./api.js";
+import { formatNumber, formatSeconds, formatTime, h, replace } from "./dom.js";
 
 const PROBE_MS = 5000; // an endpoint that dies is seen within two of these
 const main = document.getElementById("main");
 const cards = h("div", { class: "columns" });
 const probes = new Map(); // name → what the last probe said, and when
+const queues = new Map(); // name → how groups wait at people; null for what is no rating service, which is asked once
 const OUTCOMES = { completed: "answered", pending: "took it, answers later" };
 
 main.append(h("div", { class: "head" }, h("h1", {}, "Endpoints")),
@@ -19,8 +20,20 @@ async function load() {
   await Promise.all(rewards.flatMap((reward) => [
     request(`v1/rewards/${encodeURIComponent(reward.name)}/statistics`).then((each) => found.set(reward.name, each), (error) => found.set(reward.name, { problem: error.message })),
     reward.kind === "dipole" && probe(reward.name),
+    reward.kind === "dipole" && readQueue(reward.name),
   ]));
   show(rewards, found);
+}
+
+async function readQueue(name) {
+  if (queues.get(name) === null) return;
+  try {
+    const found = await request(`v1/rewards/${encodeURIComponent(name)}/rating_queue`);
+    if (found.problem === null) queues.set(name, found.queue && found);
+    else if (queues.get(name)) queues.set(name, { ...queues.get(name), problem: found.problem });
+  } catch (error) {
+    if (!(error instanceof ApiError)) throw error; // the probe tells of it
+  }
 }
 
 async function probe(name) {
@@ -52,7 +65,7 @@ function newCard(reward) {
   } }, "Ask now");
   return h("section", { class: "card stack", "data-endpoint": reward.name, "aria-label": reward.name },
     h("div", { class: "head" }, h("h2", {}, reward.name), h("span", { "data-part": "state" }), h("div", { class: "actions" }, button)),
-    h("div", { "data-part": "problem" }), h("dl", { class: "facts", "data-part": "facts" }), h("dl", { class: "pairs", "data-part": "about" }));
+    h("div", { "data-part": "problem" }), h("dl", { class: "facts", "data-part": "facts" }), h("div", { "data-part": "queue" }), h("dl", { class: "pairs", "data-part": "about" }));
 }
 
 function fill(card, reward, statistics) {
@@ -70,6 +83,7 @@ function fill(card, reward, statistics) {
     ["Failures", statistics?.requests ? `${formatNumber((100 * failed) / statistics.requests, 2)} %` : "–", statistics?.requests ? `${failed} of ${statistics.requests}${failures.length ? `: ${failures.map(([code, count]) => `${code} ${count}`).join(", ")}` : ""}` : statistics?.problem ?? "no request yet"],
     ["Circuit", statistics?.circuit ?? "–", statistics?.last_at ? `${OUTCOMES[statistics.last_outcome] ?? statistics.last_outcome} at ${formatTime(statistics.last_at)}` : null],
   ].map(([name, value, more]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("small", {}, more) : null))));
+  replace(part("queue"), queueElement(queues.get(reward.name)));
   const info = last?.info;
   replace(part("about"), [
     ["Address", h("span", { class: "mono" }, reward.url)],
@@ -80,4 +94,22 @@ function fill(card, reward, statistics) {
     last && ["Last asked", `${formatTime(last.at)}${last.seconds === undefined ? "" : `, in ${time(last.seconds)}`}`],
     reward.description && ["Description", reward.description],
   ].filter(Boolean).map(([name, value]) => h("div", {}, h("dt", {}, name), h("dd", {}, value))));
+}
+
+/** A rating service's queue. Its raters, invitations and deliveries are on its own page. */
+function queueElement(found) {
+  if (!found) return null;
+  const { queue } = found;
+  const deliveries = Object.entries(queue.deliveries).filter(([, count]) => count > 0).map(([state, count]) => `${formatNumber(count)} ${state.replace("_", " ")}`);
+  return h("section", { class: "stack", "aria-label": "Rating queue" },
+    h("h3", {}, "People who rank"),
+    h("dl", { class: "facts" }, [
+      ["Waiting", formatNumber(queue.pending), queue.oldest_s === null ? null : `the oldest for ${formatSeconds(queue.oldest_s)}`],
+      ["Being ranked", formatNumber(queue.leased)],
+      ["Ratings an hour", formatNumber(queue.ratings_per_hour), `${formatNumber(queue.answered)} in all`],
+      ["Agreement", formatNumber(queue.agreement, 2), "Krippendorff's α"],
+      ["Deliveries", deliveries.join(", ") || "none"],
+    ].map(([name, value, more]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more ? h("small", {}, more) : null)))),
+    found.problem ? h("p", { class: "notice warn" }, `These figures are old: ${found.problem}`) : null,
+    h("p", {}, h("a", { href: found.operator_url, rel: "noreferrer" }, "Raters and their gold, invitations, deliveries to send again")));
 }

@@ -60,7 +60,7 @@ async function start() {
 }
 
 async function findSteps() {
-  const files = await request(`${path}/artifacts`);
+  const files = await request(`${path}/artifacts?under=samples`);
   const found = files.data.map((file) => /^samples\/step-(\d+)\.png$/.exec(file.path)).filter(Boolean).map((match) => Number(match[1]));
   state.steps = found.sort((a, b) => a - b);
   tools.hidden = !state.steps.length;
@@ -205,7 +205,7 @@ async function showScores(step) {
     const lines = (job.rewards ?? []).map((reward) => {
       const [from, to] = [before, now].map((each) => each?.[row]?.[reward.name]?.[column] ?? null);
       if (to === null) return null;
-      const sign = from === null || Math.abs(to - from) < 5e-4 ? "" : to > from ? " ▲" : " ▼";
+      const sign = from === null || formatNumber(from, 2) === formatNumber(to, 2) ? "" : to > from ? " ▲" : " ▼";
       return h("span", {}, `${reward.name} `, from === null || step === state.steps[0] ? "" : h("span", { class: "muted" }, `${formatNumber(from, 2)} → `), h("strong", {}, formatNumber(to, 2)), step === state.steps[0] ? "" : sign);
     });
     figure.querySelector(".scores").replaceChildren(...lines.filter(Boolean));

@@ -2,10 +2,11 @@
 
 import { actionButtons, jobName } from "./actions.js";
 import { begin, downloadLink, eventNumber, followEvents, request, ROOT, TERMINAL } from "./api.js";
-import { Chart } from "./charts.js";
-import { JobFigures, toModel } from "./curves.js";
-import { formatBytes, formatNumber, formatSeconds, h, replace, segments, stateElement, timeElement, view } from "./dom.js";
+import { ChartList } from "./chart_list.js";
+import { JobFigures } from "./curves.js";
+import { formatBytes, formatNumber, formatSeconds, h, replace, segments, timeElement, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
+import { JobSelect } from "./job_select.js";
 
 const MAX_EVENTS = 200; // rows that a page keeps, however long it is open
 const DRAW_MS = 250;
@@ -22,16 +23,17 @@ const options = {
 
 let job = null;
 let figures = null;
-const charts = new Map();
 const head = jobHead("job");
 const facts = h("dl", { class: "facts" });
 const notices = h("div", { class: "stack" });
 const curves = h("div", { class: "columns" });
+const charts = new ChartList(curves, "job");
 const reasons = h("div", { class: "columns" });
 const events = h("ol", { class: "events", tabindex: "0", "aria-label": "Events, newest first" });
 const olderEvents = h("button", { class: "quiet", type: "button", hidden: true, onclick: loadOlderEvents }, "Older events");
 const checkpoints = h("div", { class: "stack" });
 const config = h("div", { class: "stack" });
+const otherJob = new JobSelect("other", { none: "no other job", onChoose: compareTo });
 
 begin(start, `There is no job ${id}.`);
 
@@ -51,7 +53,8 @@ async function start() {
   showJob();
   draw();
   showConfig(null);
-  await showCheckpoints();
+  otherJob.leaveOut([id]);
+  await Promise.all([showCheckpoints(), otherJob.load()]);
   // the list and the curves may differ by what came between the two answers; the stream has it all
   const newest = recent.data.length ? eventNumber(recent.data[0]) : 0;
   const first = Math.min(newest, metrics.cursor);
@@ -168,24 +171,16 @@ function draw() {
   }
   add("spread", "Spread in a group", figures.spreadSeries(x, smooth), { note: "Standard deviation of the candidates' scores: what there is to learn from." });
   add("diversity", "Diversity, of the base's", figures.diversityShare(x), { note: "Mean distance between a prompt's images in φ, as a share of the base's. It falls when images become alike." });
-  add("diversities", "Diversity", figures.diversitySeries(x), { note: "Between the images of a prompt, with 95 % over prompts." });
+  for (const series of figures.diversitySeries(x)) { // each in a unit of its own
+    add(`d-${series.key}`, `Diversity: ${series.label}`, [series], { note: "Between the images of a prompt, with 95 % over prompts." });
+  }
   add("loss", "Loss and its drifts", figures.lossSeries(x, smooth));
   add("skipped", "Groups skipped, candidates not finite", [...figures.plainSeries("skipped", "groups skipped", x, 0), ...figures.plainSeries("not_finite", "candidates not finite", x, 0)], { note: "In each step." });
   add("lr", "Learning rate", figures.plainSeries("lr", "learning rate", x, 0));
   add("rate", "Images a second", figures.plainSeries("images_per_s", "images/s", x, smooth));
   add("phases", "Time by phase", figures.phaseSeries(x, smooth), { note: "Seconds of each step." });
   add("memory", "GPU memory", figures.plainSeries("gpu_gib", "GiB at most", x, 0));
-  for (const [key, chart] of charts) {
-    if (wanted.some((each) => each.key === key)) continue;
-    chart.destroy();
-    charts.delete(key);
-  }
-  wanted.forEach((each, index) => {
-    if (!charts.has(each.key)) charts.set(each.key, new Chart(each));
-    const chart = charts.get(each.key);
-    if (curves.children[index] !== chart.element) curves.insertBefore(chart.element, curves.children[index] ?? null);
-    chart.show(toModel(each.series, x));
-  });
+  charts.show(wanted, x);
   if (!wanted.length) replace(curves, h("p", { class: "muted" }, "No figures yet: the first come with the first evaluation or step."));
   else for (const child of [...curves.children]) if (child.tagName === "P") child.remove();
   replace(reasons, reasonTable("Why groups were skipped", figures.skipped), reasonTable("Why rewards were left out", figures.failures));
@@ -202,8 +197,7 @@ function reasonTable(title, counts) {
 // ---- checkpoints and files ----
 
 async function showCheckpoints() {
-  const [kept, files] = await Promise.all([request(`${path}/checkpoints?limit=100`), request(`${path}/artifacts`)]);
-  const exported = files.data.filter((file) => file.path.startsWith("export/"));
+  const [kept, files] = await Promise.all([request(`${path}/checkpoints?limit=100`), request(`${path}/artifacts?under=export`)]);
   replace(checkpoints,
     kept.data.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {},
       h("caption", { class: "sr" }, "Checkpoints, newest first"),
@@ -211,17 +205,17 @@ async function showCheckpoints() {
       h("tbody", {}, kept.data.map((each) => h("tr", {}, h("th", { scope: "row" }, formatNumber(each.step_number)), h("td", {}, timeElement(each.created_at)),
         h("td", {}, downloadLink(each.download, `${id}-step-${each.step_number}.zip`, job.tune === "full" ? "Download weights" : "Download LoRA"))))))) :
       h("p", { class: "muted" }, "No checkpoint yet."),
-    exported.length ? h("h3", {}, "Export") : null,
-    exported.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("caption", { class: "sr" }, "Exported files"),
+    files.data.length ? h("h3", {}, "Export") : null,
+    files.data.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("caption", { class: "sr" }, "Exported files"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"))),
-      h("tbody", {}, exported.map((file) => h("tr", {}, h("td", {}, downloadLink(file.url, file.path.split("/").at(-1), file.path.replace("export/", ""))), h("td", { class: "number nowrap" }, formatBytes(file.bytes))))))) : null);
+      h("tbody", {}, files.data.map((file) => h("tr", {}, h("td", {}, downloadLink(file.url, file.path.split("/").at(-1), file.path.replace("export/", ""))), h("td", { class: "number nowrap" }, formatBytes(file.bytes))))))) : null);
 }
 
 // ---- configuration ----
 
 const SHOWN_ABOVE = new Set(["id", "object", "status", "desired", "error", "waiting_for", "step", "created_at", "started_at", "finished_at", "estimated_finish", "fine_tuned_model", "result_files", "organization_id", "trained_tokens", "integrations", "hyperparameters"]);
 
-export function flatten(value, prefix = "") {
+function flatten(value, prefix = "") {
   if (value === null || value === undefined) return [];
   if (Array.isArray(value) && value.every((each) => typeof each !== "object")) return [[prefix, value.join(", ")]];
   if (typeof value === "object") {
@@ -230,26 +224,22 @@ export function flatten(value, prefix = "") {
   return [[prefix, typeof value === "number" ? formatNumber(value, 6) : String(value)]];
 }
 
-async function showConfig(other) {
+function showConfig(other) {
   const plain = (each) => new Map(flatten(Object.fromEntries(Object.entries(each).filter(([key]) => !SHOWN_ABOVE.has(key)))));
   const mine = plain(job);
   const theirs = other ? plain(other) : null;
   const names = [...new Set([...mine.keys(), ...(theirs?.keys() ?? [])])];
   const differs = (name) => theirs && mine.get(name) !== theirs.get(name);
   const shown = theirs ? names.filter(differs) : names;
-  const select = h("select", { id: "other", onchange: (event) => compareTo(event.target.value) }, h("option", { value: "" }, "no other job"));
-  config.replaceChildren(h("div", { class: "tools" }, h("label", { class: "inline", for: "other" }, "Difference to", select)),
+  config.replaceChildren(h("div", { class: "tools" }, h("label", { class: "inline", for: "other" }, "Difference to", otherJob.element)),
     theirs === null ? h("dl", { class: "fields" }, shown.map((name) => h("div", {}, h("dt", {}, name), h("dd", {}, mine.get(name) || "none")))) :
       shown.length === 0 ? h("p", {}, "The two jobs are configured alike.") : h("div", { class: "scroll", tabindex: "0" }, h("table", { class: "config" },
         h("caption", { class: "sr" }, "Fields that differ"),
         h("thead", {}, h("tr", {}, ["Field", jobName(job), `${jobName(other)} (${other.id})`].map((head) => h("th", { scope: "col" }, head)))),
         h("tbody", {}, shown.map((name) => h("tr", {}, h("td", { class: "mono" }, name), h("td", {}, mine.get(name) ?? "–"), h("td", {}, theirs.get(name) ?? "–")))))));
-  const jobs = await request("v1/fine_tuning/jobs?limit=100");
-  select.append(...jobs.data.filter((each) => each.id !== id).map((each) => h("option", { value: each.id }, `${jobName(each)} · ${each.id}`)));
-  select.value = other?.id ?? "";
 }
 
 async function compareTo(otherId) {
-  await showConfig(otherId ? await request(`v1/fine_tuning/jobs/${encodeURIComponent(otherId)}`) : null);
-  document.getElementById("other").focus();
+  showConfig(otherId ? await request(`v1/fine_tuning/jobs/${encodeURIComponent(otherId)}`) : null);
+  otherJob.element.focus();
 }

@@ -24,7 +24,7 @@ export function jobHead(current) {
       const now = `${job.status} ${job.desired}`;
       if (now !== asked) actions.replaceChildren(...buttons, h("a", { class: "button", href: new URL(`compare?jobs=${encodeURIComponent(job.id)}`, ROOT).href }, "Compare"));
       asked = now;
-      if (Object.keys(TABS).length > 1 && !tabs.children.length) {
+      if (!tabs.children.length) {
         tabs.append(...Object.entries(TABS).map(([key, [label, page]]) => h("a", { href: new URL(`jobs/${encodeURIComponent(job.id)}${page}`, ROOT).href, "aria-current": key === current ? "page" : null }, label)));
       }
     },

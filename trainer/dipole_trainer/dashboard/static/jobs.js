@@ -72,7 +72,7 @@ function fillRow(row, job) {
   }
 }
 
-export function progressParts(job) {
+function progressParts(job) {
   const left = job.estimated_finish ? ` · ${formatSeconds(job.estimated_finish - Date.now() / 1000)} left` : "";
   return [
     h("progress", { max: String(job.steps ?? 1), value: String(job.step ?? 0), "aria-label": `${job.step} of ${job.steps} steps` }),

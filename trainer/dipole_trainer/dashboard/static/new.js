@@ -10,6 +10,7 @@ const main = document.getElementById("main");
 const FIRST = ["steps", "candidates", "prompts_per_step", "seed"]; // beside the method; the others are further down
 const SPECIAL = new Set(["prompts", "training_file", "validation_file", "rewards", "method", "model", "suffix", "hyperparameters", "integrations", "metadata", ...FIRST]);
 const LABELS = { suffix: "Name", model: "Base model", "method.type": "Method" };
+const SUGGESTED = 20; // checkpoints that the field of the model proposes; it takes any
 let schemas = {};
 
 begin(start);
@@ -17,7 +18,7 @@ begin(start);
 async function start() {
   const from = view.get("from", null);
   const [document_, rewards, models, files, copied] = await Promise.all([
-    request("openapi.json"), request("v1/rewards"), request("v1/models"), request("v1/files?limit=100"),
+    request("openapi.json"), request("v1/rewards"), request(`v1/models?limit=${SUGGESTED}`), request("v1/files?limit=100"),
     from ? request(`v1/fine_tuning/jobs/${encodeURIComponent(from)}`) : null,
   ]);
   schemas = document_.components.schemas;
