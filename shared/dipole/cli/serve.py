@@ -22,7 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
-from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, out, print_list, printable
+from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, out, print_list, printable
+from dipole.cli.waiting import ShownWait
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
@@ -167,10 +168,10 @@ def run_stack(
 
     try:
         with (
-            console.status("Starting …") as status,
+            ShownWait(err, "Starting the platform") as waiting,
             Stack(home, rewards, sampler=True, on_restart=report_restart) as stack,
         ):
-            status.stop()
+            waiting.stop()
             console.print(processes_table(stack))
             print_moved_ports(console, stack)
             if stack.raters_url is not None:

@@ -61,7 +61,7 @@ def test_sees_what_was_drawn_however_soft_its_edges(blur: float) -> None:
     does it, which takes a triangle's tips: as the eye, it is right about all of them, and wrong about one more.
     """
     rng = np.random.default_rng(1)
-    made = [(s, c, n) for s in range(len(SHAPES)) for c in range(len(COLOURS)) for n in range(1, 5) for _ in range(2)]
+    made = [(s, c, n) for s in range(len(SHAPES)) for c in range(len(COLOURS)) for n in range(1, 5)]
     shape = np.full((len(made), 4), NO_OBJECT)
     for row, (s, _, n) in enumerate(made):
         shape[row, rng.permutation(4)[:n]] = s

@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
-from dipole.cli.terminal import printable
+from dipole.cli.terminal import err, printable
+from dipole.cli.waiting import ShownWait
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError
@@ -104,8 +105,8 @@ def _addresses(running: PeopleAddresses | None, out: Path) -> Iterator[PeopleAdd
     with explain_missing("embedded"):
         from dipole.stack.stack import LocalRaters, Stack
     people = LocalRaters(settings=RATER_SETTINGS)
-    with console.status("Starting the platform …") as status, Stack(out / "platform", [people], sampler=True) as stack:
-        status.stop()
+    with ShownWait(err, "Starting the platform") as waiting, Stack(out / "platform", [people], sampler=True) as stack:
+        waiting.stop()
         console.print(processes_table(stack))
         print_moved_ports(console, stack)
         assert stack.raters_url is not None
@@ -132,7 +133,7 @@ class _PeopleDemo:
         self.drawn: list[Path] = []
 
     def draw_base(self) -> None:
-        with console.status("Drawing what the base makes of prompts that are never shown …"):
+        with ShownWait(err, "Drawing what the base makes of prompts that are never shown"):
             self.base = self._draw_images(self.job["model"])
 
     def follow(self, steps: int) -> None:
