@@ -98,7 +98,8 @@ class _ProgressBars:
         self._drawn = self._progress.add_task("images drawn", total=models * prompts * images, note="")
         self._ranked = self._progress.add_task("prompts ranked", total=models * prompts, note="")
         self._totals = models * prompts * images, models * prompts
-        self._began = self._told = time.monotonic()
+        self._began = time.monotonic()
+        self._told = self._began
 
     def __enter__(self) -> _ProgressBars:
         if console.is_terminal:

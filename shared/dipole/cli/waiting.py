@@ -27,7 +27,8 @@ class WaitReminder:
         self._first_s = first_s
         self._lock = threading.Lock()
         self._what = ""
-        self._since = self._due = 0.0
+        self._since = 0.0
+        self._due = 0.0
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._remind, name="wait reminder", daemon=True)
 

@@ -27,7 +27,8 @@ class _FileLines:
 
     def __init__(self, console: Console, name: str, size: int | None) -> None:
         self._console, self._name, self._size = console, name, size
-        self._began = self._told = time.monotonic()
+        self._began = time.monotonic()
+        self._told = self._began
         console.print(escape(f"{name} ({format_bytes(size)})" if size is not None else name))
 
     def show(self, count: int) -> None:
