@@ -12,8 +12,8 @@ from xml.etree import ElementTree
 import typer
 from rich.console import Console
 
+from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import err
-from dipole.cli.waiting import ShownWait
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import check_storable
 

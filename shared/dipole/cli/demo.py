@@ -19,11 +19,11 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipole.cli.job_progress import JobLines, describe_step
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people.demo import PeopleAddresses, run_people_demo
+from dipole.cli.progress.job_progress import JobLines, describe_step
+from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import err, printable
-from dipole.cli.waiting import ShownWait
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError, InvalidInput

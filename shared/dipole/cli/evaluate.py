@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dipole.cli.optional_imports import import_optional
+from dipole.cli.progress.waiting import ShownWait, format_minutes
 from dipole.cli.terminal import err
-from dipole.cli.waiting import ShownWait, format_minutes
 from dipole.settings import PlatformSettings, load_settings
 
 console = Console(highlight=False, soft_wrap=True)

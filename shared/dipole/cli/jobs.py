@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from dipole.cli.job_progress import JobBar, JobLines, format_event
+from dipole.cli.progress.job_progress import JobBar, JobLines, format_event
 from dipole.cli.terminal import (
     JsonOption,
     KeyOption,

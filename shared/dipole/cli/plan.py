@@ -15,8 +15,8 @@ from rich.table import Table
 
 from dipole.cli.jobs import read_job_file
 from dipole.cli.optional_imports import import_optional
+from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import KeyOption, err
-from dipole.cli.waiting import ShownWait
 from dipole.client.trainer_api import TrainerApi
 from dipole.settings import PlatformSettings, load_settings
 

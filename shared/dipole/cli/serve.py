@@ -22,8 +22,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
+from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, out, print_list, printable
-from dipole.cli.waiting import ShownWait
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError

@@ -9,8 +9,8 @@ import threading
 import pytest
 from rich.console import Console
 
-from dipole.cli.job_progress import describe_wait
-from dipole.cli.waiting import ShownWait, WaitReminder, format_minutes
+from dipole.cli.progress.job_progress import describe_wait
+from dipole.cli.progress.waiting import ShownWait, WaitReminder, format_minutes
 from dipole.protocol import job_events
 
 

@@ -26,8 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
+from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import err, printable
-from dipole.cli.waiting import ShownWait
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError

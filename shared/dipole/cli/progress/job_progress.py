@@ -14,8 +14,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn
 from rich.text import Text
 
+from dipole.cli.progress.waiting import FIRST_REMINDER_S, WaitReminder, format_minutes
 from dipole.cli.terminal import format_time, plain, printable
-from dipole.cli.waiting import FIRST_REMINDER_S, WaitReminder, format_minutes
 from dipole.protocol import job_events
 
 EVALUATION_LINE_S = 10.0  # between two lines on how far an evaluation is
