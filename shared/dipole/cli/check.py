@@ -12,6 +12,8 @@ from xml.etree import ElementTree
 import typer
 from rich.console import Console
 
+from dipole.cli.progress.waiting import ShownWait
+from dipole.cli.terminal import err
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import check_storable
 
@@ -52,7 +54,7 @@ def check_endpoint(
 
     verify = True if tls is None else ssl_context(tls.absolute().name, tls.absolute().parent)
     console = Console()
-    with console.status("checking …") as status:
+    with ShownWait(err, "Checking") as waiting:
         results = conformance.run_checks(
             url,
             key=key,
@@ -63,7 +65,7 @@ def check_endpoint(
             timeout_s=timeout,
             only=only or (),
             strict=strict,
-            on_result=lambda result: status.update(f"checking … {result.name} done"),
+            on_result=lambda result: waiting.update(f"Checking: {result.name} done"),
         )
     console.print(report.results_table(url, results))
     if junit is not None:

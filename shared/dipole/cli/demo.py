@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipole.cli.jobs import describe_step
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people.demo import PeopleAddresses, run_people_demo
+from dipole.cli.progress.job_progress import JobLines, describe_step
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import TrainerApi
@@ -143,6 +143,20 @@ def _create_job(client: TrainerApi, out: Path, job: dict[str, Any]) -> dict[str,
 def _follow_job(client: TrainerApi, job: dict[str, Any]) -> None:
     """Live progress until the job has ended. Raises DemoFailed when it did not succeed."""
     held_out = {reward["name"] for reward in job["rewards"] if reward["weight"] == 0}
+    if not console.is_terminal:
+        with JobLines(lambda line: print(line, flush=True), held_out=held_out) as lines:
+            for event in client.follow_events(job["id"], on_break=lines.report_break):
+                lines.show(event)
+    else:
+        _show_bars(client, job, held_out)
+    ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
+    if ended["status"] != "succeeded":
+        raise DemoFailed(
+            f"job {job['id']} {ended['status']}: {(ended.get('error') or {}).get('message', 'see its events')}"
+        )
+
+
+def _show_bars(client: TrainerApi, job: dict[str, Any], held_out: set[str]) -> None:
     columns = (
         TextColumn("{task.description:>10}"),
         BarColumn(24),
@@ -163,11 +177,6 @@ def _follow_job(client: TrainerApi, job: dict[str, Any]) -> None:
                 progress.update(training, completed=data["step"], note=describe_step(data, held_out))
             elif kind in TOLD:
                 progress.console.print(f"[yellow]{printable(event['message'])}[/]")
-    ended = client.get(f"/v1/fine_tuning/jobs/{job['id']}")
-    if ended["status"] != "succeeded":
-        raise DemoFailed(
-            f"job {job['id']} {ended['status']}: {(ended.get('error') or {}).get('message', 'see its events')}"
-        )
 
 
 def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: str, name: str) -> None:
@@ -195,6 +204,7 @@ def _show_results(client: TrainerApi, job: dict[str, Any], out: Path, reward: st
     written = {
         "before and after": Path(shutil.copyfile(lora / "samples.png", out / "before_after.png")),
         "curves": Path(shutil.copyfile(lora / "curves.png", out / "curves.png")),
+        "report, for a browser": Path(shutil.copyfile(lora / "report.html", out / "report.html")),
         "LoRA for diffusers": lora / "pytorch_lora_weights.safetensors",
         "figures and every score": raw / "evaluation",
     }

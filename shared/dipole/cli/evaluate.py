@@ -5,6 +5,7 @@ It runs here, on this machine's weights, with the platform's settings, Redis and
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -16,6 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from dipole.cli.optional_imports import import_optional
+from dipole.cli.progress.waiting import ShownWait, format_minutes
+from dipole.cli.terminal import err
 from dipole.settings import PlatformSettings, load_settings
 
 console = Console(highlight=False, soft_wrap=True)
@@ -68,7 +71,7 @@ def evaluate_models(
         "models": model, "prompts": prompts, "rewards": reward, "images": images, "seed": seed, "limit": limit,
         "features": features, "trained": trained or (), "device": device, "precision": precision, "timeout_s": timeout,
     }  # fmt: skip
-    with console.status("Loading the models …"):
+    with ShownWait(err, "Loading the models"):
         prepared = comparison.prepare_comparison(load_settings(PlatformSettings), **asked)
     with prepared, _ProgressBars(len(model), len(prepared.spec.prompts), images) as bars:
         evaluation, found = prepared.run(bars.show)
@@ -80,8 +83,11 @@ def evaluate_models(
         console.print(f"{what + ':':26}{path}")
 
 
+LINE_S = 10.0  # between two lines on how far it is, off a terminal
+
+
 class _ProgressBars:
-    """Images drawn and prompts ranked, over all models."""
+    """Images drawn and prompts ranked, over all models: bars, or off a terminal a line now and then."""
 
     def __init__(self, models: int, prompts: int, images: int) -> None:
         columns = (
@@ -91,9 +97,13 @@ class _ProgressBars:
         self._progress = Progress(*columns, console=console)
         self._drawn = self._progress.add_task("images drawn", total=models * prompts * images, note="")
         self._ranked = self._progress.add_task("prompts ranked", total=models * prompts, note="")
+        self._totals = models * prompts * images, models * prompts
+        self._began = time.monotonic()
+        self._told = self._began
 
     def __enter__(self) -> _ProgressBars:
-        self._progress.start()
+        if console.is_terminal:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -102,6 +112,13 @@ class _ProgressBars:
     def show(self, model: str, drawn: int, ranked: int) -> None:
         self._progress.update(self._drawn, completed=drawn, note=escape(model))
         self._progress.update(self._ranked, completed=ranked)
+        if not console.is_terminal and time.monotonic() - self._told >= LINE_S:
+            self._told = time.monotonic()
+            images, prompts = self._totals
+            err.print(
+                f"{format_minutes(self._told - self._began)}: {drawn} of {images} images drawn, {ranked} of {prompts} "
+                f"prompts ranked; now {escape(model)}"
+            )
 
 
 def _print_tables(lines: Any, evaluation: Any) -> None:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from dipole.cli.progress.job_progress import JobBar, JobLines, format_event
 from dipole.cli.terminal import (
     JsonOption,
     KeyOption,
@@ -23,15 +22,15 @@ from dipole.cli.terminal import (
     status_reason,
     styled_status,
 )
-from dipole.client.trainer_api import DEFAULT_URL, TrainerApi
+from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
 from dipole.errors import InvalidInput
-from dipole.protocol.job_events import EvaluationProgress, RankingsPending, StepFinished
 from dipole.protocol.validation import check_storable
 
 app = typer.Typer(no_args_is_help=True, help="Create, follow and steer training jobs.")
 
 JobArgument = Annotated[str, typer.Argument(help="The job's id, as `create` prints it.")]
 
+REPORT_PATH = "export/report.html"  # of a job's artifacts
 _REWARD_PATTERN = re.compile(
     r"(?P<name>[A-Za-z0-9._-]+)"
     r"(=(?P<url>https?://(\[[0-9A-Fa-f:.]+\]|[^/:@\s]+)(:\d+(?=[/:]|$))?(/[^:\s]*)?))?"
@@ -146,32 +145,20 @@ def show_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = No
 def watch_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """Follow a job live until it ends. Exits with 1 when it failed or was cancelled.
 
-    Ctrl-C stops watching, never the job. A broken connection, or a restarted API, is waited for.
+    On a terminal a bar; piped or in a log, a plain line a step. Ctrl-C stops watching, never the job. A broken
+    connection, or a restarted API, is waited for.
+
+    dipole jobs watch ftjob-… | tee train.log
     """
+    on_terminal = err.is_terminal and out.is_terminal
     with TrainerApi(url, key) as api:
         shown = api.get(_job_path(job))
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[note]}"),
-        )
-        with Progress(*columns, console=err, transient=False) as progress:
-            task = progress.add_task(shown["status"], total=shown["steps"], completed=shown["step"], note="")
-
-            def report_break(reason: str) -> None:
-                progress.console.print(f"[yellow]connection lost ({printable(reason)}); trying again[/]")
-
+        held_out = {each["name"] for each in shown.get("rewards", []) if each["weight"] == 0}
+        lines = JobLines(lambda line: print(line, flush=True), held_out=held_out)
+        with JobBar(err, shown) if on_terminal else lines as progress:
             try:
-                for event in api.follow_events(job, on_break=report_break):
-                    if event["kind"] == StepFinished.kind:
-                        step = event["data"]["step"]
-                        progress.update(task, completed=step, description="running", note=describe_step(event["data"]))
-                    elif event["kind"] == RankingsPending.kind:
-                        waiting = f"waiting for {event['data']['reward']}"
-                        progress.update(task, description=waiting, note=describe_pending(event["data"]))
-                    elif event["kind"] != EvaluationProgress.kind:
-                        progress.console.print(_format_event(event))
+                for event in api.follow_events(job, on_break=progress.report_break):
+                    progress.show(event)
             except KeyboardInterrupt:
                 err.print(f"Stopped watching; the job goes on. See it again: dipole jobs watch {job}")
                 raise typer.Exit(130) from None
@@ -196,7 +183,7 @@ def list_events(
     with TrainerApi(url, key) as api:
         found = api.get(f"{_job_path(job)}/events", limit=limit)["data"]
     for event in reversed(found):
-        print(json.dumps(event, ensure_ascii=False)) if as_json else out.print(_format_event(event))
+        print(json.dumps(event, ensure_ascii=False)) if as_json else out.print(format_event(event))
 
 
 @app.command("pause")
@@ -257,6 +244,36 @@ def download_checkpoint(
     out.print(f"{target} ({size / 2**20:.1f} MiB, step {chosen[0]['step_number']})")
 
 
+@app.command("report")
+def download_report(
+    job: JobArgument,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="HTML file to write.", show_default="JOB-report.html")
+    ] = None,
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Download the report of a job that has ended: one page with curves, images and tables, which needs no network.
+
+    dipole jobs report ftjob-… -o report.html
+    """
+    target = output or Path(f"{job}-report.html")
+    with TrainerApi(url, key) as api:
+        try:
+            size = api.download_file(f"{_job_path(job)}/artifacts/{REPORT_PATH}", target)
+        except TrainerApiError as error:
+            if error.http_status != 404:
+                raise
+            status = api.get(_job_path(job))["status"]
+            why = (
+                "it ended before its first evaluation, or under an earlier version"
+                if status in ("succeeded", "failed", "cancelled")
+                else f"it is {status}, and a report is written when it ends"
+            )
+            raise InvalidInput(f"job {job} has no report: {why}") from error
+    out.print(f"{target} ({size / 2**20:.1f} MiB): open it in a browser", markup=False)
+
+
 def _post_action(job: str, verb: str, url: str, key: str | None) -> None:
     with TrainerApi(url, key) as api:
         answer = api.post(f"{_job_path(job)}/{verb}")
@@ -280,39 +297,3 @@ def read_job_file(path: Path) -> dict[str, Any]:
         raise InvalidInput(f"{path} must hold a JSON object with fields of a job")
     check_storable(body)
     return body
-
-
-def _format_event(event: dict[str, Any]) -> str:
-    colour = {"warn": "yellow", "error": "red"}.get(event["level"], "default")
-    return f"[dim]{format_time(event['created_at'])}[/] [{colour}]{printable(event['message'])}[/]"
-
-
-def describe_step(data: dict[str, Any], held_out: Collection[str] = ()) -> str:
-    """What a person wants to see of a finished step."""
-    parts = [
-        f"{name} {value:.3f}{' (held out)' if name in held_out else ''}"
-        for name, value in (data.get("rewards") or {}).items()
-        if value is not None
-    ]
-    for name, pending in (data.get("pending") or {}).items():
-        parts.append(f"{pending['groups']} pending at {name}")
-    if data.get("images_per_s"):
-        parts.append(f"{data['images_per_s']:.1f} img/s")
-    if data.get("eta_s") is not None:
-        parts.append(f"ETA {_format_minutes(data['eta_s'])}")
-    return "  ".join(parts)
-
-
-def describe_pending(data: dict[str, Any]) -> str:
-    """What a person wants to see of rankings that are waited for."""
-    parts = [f"{data['groups']} groups, the oldest for {_format_minutes(data['oldest_s'])}"]
-    if data.get("per_minute") is not None:
-        parts.append(f"{data['per_minute']:.1f} a minute")
-    if data.get("expected_s") is not None:
-        parts.append(f"next step in about {_format_minutes(data['expected_s'])}")
-    return "  ".join(parts)
-
-
-def _format_minutes(duration_s: float) -> str:
-    minutes, seconds = divmod(round(duration_s), 60)
-    return f"{minutes}:{seconds:02d}"

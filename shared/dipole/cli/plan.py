@@ -15,7 +15,8 @@ from rich.table import Table
 
 from dipole.cli.jobs import read_job_file
 from dipole.cli.optional_imports import import_optional
-from dipole.cli.terminal import KeyOption
+from dipole.cli.progress.waiting import ShownWait
+from dipole.cli.terminal import KeyOption, err
 from dipole.client.trainer_api import TrainerApi
 from dipole.settings import PlatformSettings, load_settings
 
@@ -45,7 +46,7 @@ def plan_job(
     dipole plan job.json --api https://trainer.lan:8400      (where there is no torch)
     """
     body = read_job_file(job)
-    with console.status("Running one update of it on tensors without memory …"):
+    with ShownWait(err, "Running one update of it on tensors without memory"):
         plans, remarks = _plan_there(url, key, body, device, chunk) if url else _plan_here(body, device, chunk)
     if as_json:
         print(json.dumps(plans, indent=1))

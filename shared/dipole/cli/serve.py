@@ -23,7 +23,8 @@ from rich.console import Console
 from rich.table import Table
 
 from dipole.cli.optional_imports import explain_missing, import_optional
-from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, out, print_list, printable
+from dipole.cli.progress.waiting import ShownWait
+from dipole.cli.terminal import JsonOption, KeyOption, UrlOption, err, out, print_list, printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL
 from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError, quote_segment
 from dipole.errors import ConfigurationError
@@ -195,10 +196,10 @@ def running_stack(
     with explain_missing("embedded"):
         from dipole.stack.stack import Stack
     with (
-        console.status("Starting the platform …") as status,
+        ShownWait(err, "Starting the platform") as waiting,
         Stack(home, rewards, sampler=sampler, on_restart=on_restart) as stack,
     ):
-        status.stop()
+        waiting.stop()
         console.print(_processes_table(stack))
         for sentence in stack.moved_ports:
             console.print(f"[yellow]{printable(sentence)}[/]")

@@ -124,5 +124,10 @@ def printable(text: str) -> str:
     return escape("".join(char if char.isprintable() or char == "\n" else "�" for char in text))
 
 
+def plain(text: str) -> str:
+    """One line without control characters, for a log: others may have written it."""
+    return "".join(char if char.isprintable() else " " for char in text).rstrip()
+
+
 def format_time(seconds: float) -> str:
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(seconds))

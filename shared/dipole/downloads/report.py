@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,9 +19,34 @@ from dipole.downloads.table import Kind, PublishedWeights, WeightsTable, fetch_c
 from dipole.errors import InvalidInput
 from dipole.settings import DownloadSettings, PlatformSettings, load_settings
 
+LINE_S = 10.0  # between two lines on how far a file is, off a terminal
+
+
+class _FileLines:
+    """A line when a file begins, one every ten seconds on how far it is, and one when a file that took so long ends."""
+
+    def __init__(self, console: Console, name: str, size: int | None) -> None:
+        self._console, self._name, self._size = console, name, size
+        self._began = time.monotonic()
+        self._told = self._began
+        console.print(escape(f"{name} ({format_bytes(size)})" if size is not None else name))
+
+    def show(self, count: int) -> None:
+        if time.monotonic() - self._told < LINE_S:
+            return
+        self._told = time.monotonic()
+        took = self._told - self._began
+        of = f" of {format_bytes(self._size)}" if self._size else ""
+        left = f", about {took / count * (self._size - count):.0f} s left" if self._size and count else ""
+        self._console.print(escape(f"{self._name}: {format_bytes(count)}{of} in {took:.0f} s{left}"))
+
+    def end(self) -> None:
+        if self._told > self._began:
+            self._console.print(escape(f"{self._name}: all of it in {time.monotonic() - self._began:.0f} s"))
+
 
 class FileBars:
-    """A bar for each file, on a terminal; elsewhere a line for each."""
+    """A bar for each file, on a terminal; elsewhere lines."""
 
     def __init__(self, console: Console) -> None:
         self._console = console
@@ -28,8 +54,9 @@ class FileBars:
     @contextmanager
     def show_file(self, name: str, size: int | None) -> Iterator[Callable[[int], None]]:
         if not self._console.is_terminal:
-            self._console.print(escape(f"{name} ({format_bytes(size)})" if size is not None else name))
-            yield lambda count: None
+            lines = _FileLines(self._console, name, size)
+            yield lines.show
+            lines.end()
             return
         columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
         with Progress(*columns, TimeRemainingColumn(), console=self._console) as bars:

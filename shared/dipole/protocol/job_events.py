@@ -125,6 +125,16 @@ class FileExported(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportWritten(JobEvent):
+    """Of a job that ends as `status`: one page with all that came of it; `path` is relative to the job's folder."""
+
+    kind = "report"
+    message = "Report written to {path}: it opens in a browser"
+    path: str
+    status: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardHackingFound(JobEvent):
     """`figures`: `what` in a sentence, and the scores that rose and fell."""
 
@@ -448,7 +458,7 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
+    FileExported, ReportWritten, RewardHackingFound, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
     RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
     MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip

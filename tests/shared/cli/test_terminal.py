@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from dipole.cli import terminal
-from dipole.cli.jobs import describe_pending
+from dipole.cli.progress.job_progress import describe_pending
 
 JOBS: list[dict[str, Any]] = [
     {"id": "ftjob-5ab5fe7e4eeb047e437b8879", "status": "failed", "reason": "no image is finite\n" * 100},

@@ -94,6 +94,7 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert "cannot be resumed" in dipole(api, "jobs", "resume", job, status=1)
     assert "no checkpoint" in dipole(api, "jobs", "download", job, status=1)
     assert "there is no job ftjob-none" in dipole(api, "jobs", "watch", "ftjob-none", status=1)
+    assert "it ended before its first evaluation" in dipole(api, "jobs", "report", job, status=1)
 
 
 def test_a_refused_job_leaves_no_upload(api: Any, tmp_path: Path) -> None:
@@ -185,6 +186,38 @@ def test_a_server_that_is_not_there_is_a_sentence() -> None:
     """It says where it looked and what to do."""
     with TrainerApi("http://127.0.0.1:9") as api, pytest.raises(TrainerApiError, match="dipole up"):
         api.get("/v1/fine_tuning/jobs")
+
+
+def test_a_watched_job_is_a_plain_line_a_step_in_a_pipe(
+    api_server: Callable[..., AbstractContextManager[Any]], tmp_path: Path
+) -> None:
+    """What is waited for too; no control character, whatever an endpoint says of itself."""
+    with api_server(tmp_path) as server:
+        body = {"prompts": [{"prompt": "x"}], "rewards": [{"name": "s", "url": "http://127.0.0.1:9"}],
+                "allow_unready": True, "steps": 2}  # fmt: skip
+        job = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, timeout=30).raise_for_status().json()["id"]
+        database = Database(server.environment["DIPOLE_DATABASE_URL"])
+        store = JobStore(database)
+        claim = store.claim_job("worker", 600)
+        assert claim is not None
+        pending = {"step": 1, "reward": "s", "groups": 3, "step_groups": 1, "oldest_s": 65.0, "per_minute": 2.0,
+                   "expected_s": 30.0}  # fmt: skip
+        store.append_event(claim, "rankings_pending", pending)
+        for step in (1, 2):
+            figures = {"rewards": {"s": 0.5}, "images_per_s": 4.0, "eta_s": 61.0, "loss": 0.1}
+            store.append_event(claim, "step", {"step": step, "steps": 2, **figures})
+        store.append_event(claim, "reward_failure", {"step": 2, "reward": "s", "group": "g", "reason": "a\x1b[31mb\nc"})
+        store.finish_job(claim, "succeeded")
+        database.close()
+        lines = dipole(server, "jobs", "watch", job).splitlines()
+    told = [line[20:] for line in lines]
+    assert [line for line in told if line.startswith("step ")] == [
+        f"step {step}/2  s 0.500  4.0 img/s  ETA 1:01" for step in (1, 2)
+    ]
+    assert "waiting for s: 3 groups, the oldest for 1:05  2.0 a minute  next step in about 0:30" in told
+    assert "Reward s was left out of a group: a [31mb c" in told
+    assert lines[-1] == "succeeded"
+    assert all(line.isprintable() for line in lines)
 
 
 def test_watching_survives_a_restart_of_the_api(

@@ -21,6 +21,7 @@ __all__ = ["PATIENCE_MS", "PHONE", "Platform", "WatchedBrowser", "run_axe"]
 
 PATIENCE_MS = 300_000  # for what takes seconds on an idle machine
 STEPS = 6
+HOSTILE = ' </h3><script>document.title = "taken"</script><img src="http://127.0.0.1:9/x" onerror="alert(1)">'
 
 
 @pytest.fixture
@@ -74,7 +75,9 @@ class Platform:
 def platform(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Platform]:
     with Stack(tmp_path_factory.mktemp("dashboard")) as stack, TrainerApi(stack.api_url, None) as api:
         path = stack.home / "held-out.jsonl"
-        path.write_text("".join(json.dumps(line) + "\n" for line in build_demo_prompts(held_out=True)[:2]))
+        lines = build_demo_prompts(held_out=True)[:2]
+        lines[1]["prompt"] += HOSTILE
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         yield Platform(stack, api, str(api.upload_file(path)["id"]))
 
 

@@ -21,7 +21,7 @@ from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.store import JobStore
 
 from ...ratings.people import group
-from .conftest import PATIENCE_MS, PHONE, STEPS, Platform, WatchedBrowser, open_browser_page, rows_of, run_axe
+from .conftest import HOSTILE, PATIENCE_MS, PHONE, STEPS, Platform, WatchedBrowser, open_browser_page, rows_of, run_axe
 
 pytestmark = pytest.mark.timeout(900)  # a stack and its jobs, on a machine that does other things too
 KEY = "an-admin-key-of-some-length"
@@ -104,6 +104,43 @@ def test_checkpoints_are_downloaded(platform: Platform, trained: str, visitors: 
     with page.expect_download() as download:
         page.get_by_role("link", name="Download LoRA").first.click()
     assert Path(download.value.path()).read_bytes().startswith(b"PK")
+
+
+def test_the_report_opens_from_disk_with_the_network_off(
+    platform: Platform, trained: str, visitors: WatchedBrowser, tmp_path: Path
+) -> None:
+    """One file that asks for nothing and runs nothing, in light and dark and on a phone; strangers' texts are texts.
+    The server lets it run nothing either.
+    """
+    path = tmp_path / "report.html"
+    route = f"v1/fine_tuning/jobs/{trained}/artifacts/export/report.html"
+    assert platform.api.download_file(f"/{route}", path) == path.stat().st_size
+    for size in ({}, PHONE):
+        page = visitors.page(path.as_uri(), offline=True, **size)
+        expect(page.get_by_role("heading", name="first", level=1)).to_be_visible()
+        expect(page.get_by_role("heading", level=3).filter(has_text=HOSTILE.strip())).to_be_visible()
+        expect(page).to_have_title(re.compile("^first · succeeded"))
+        table = page.get_by_role("region", name="Scores", exact=True)
+        expect(table.get_by_role("row").filter(has_text="shapes")).to_contain_text(["0."])
+        for title in ("shapes", "Diversity", "Spread within a group", "Loss", "Rate"):
+            expect(page.get_by_role("img", name=re.compile(f"^Curve: {title}\\."))).to_be_visible()
+        images = page.locator(".cell img")
+        expect(images).to_have_count(2 * 2 * 3)  # prompts × noises × (base, step 3, step 6)
+        assert images.evaluate_all("images => images.every((image) => image.naturalWidth > 0)")
+        assert page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
+        run_axe(page, "the report")
+    assert set(visitors.asked) == {path.as_uri()}
+    visitors.asked.clear()
+    told = httpx.get(f"{platform.url}/{route}", trust_env=False)
+    assert told.headers["content-type"].startswith("text/html")
+    policy = told.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "sandbox" in policy
+    assert "script-src" not in policy
+    served = visitors.page(f"{platform.url}/jobs/{trained}")
+    with served.expect_popup() as popup:
+        served.get_by_role("link", name="Open the report").click()
+    expect(popup.value.get_by_role("heading", name="Base against trained")).to_be_visible()
 
 
 def test_the_gallery_slides_through_the_checkpoints(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:

@@ -59,6 +59,21 @@ def test_each_model_prompt_and_noise_has_its_place() -> None:
     assert at[0, 0, 0][1] > LEFT
 
 
+def test_borders_say_right_or_wrong_and_the_sheet_says_so() -> None:
+    """Where a reward judges images, each has its border, and the corner a legend; nothing of it where none does."""
+    images = [[np.full((2, 16, 16, 3), 128, np.uint8)]]
+    said = evaluation(["a"], ["x"], 2, [1.0, 0.0])
+    assert not np.isin(np.asarray(draw_contact_sheet(said, images)), contact_sheet.RIGHT).all(-1).any()
+    said["prompts"][0]["models"]["a"] = {"scores": {"r": [1.0, 0.0], "r.strict": [1.0, 0.0]}}
+    sheet = np.asarray(draw_contact_sheet(said, images))
+    for colour, place in ((contact_sheet.RIGHT, 0), (contact_sheet.WRONG, 1)):
+        columns = np.flatnonzero((sheet == colour).all(-1).any(0))
+        assert (columns < LEFT).any(), "the legend"
+        middles = columns[columns > LEFT] - LEFT
+        cell = contact_sheet.CELL_MAX + contact_sheet.GAP
+        assert set(middles // cell) == {place}, "one image's border"
+
+
 @pytest.mark.parametrize(("models", "images"), [(1, 1), (2, 4), (3, 64), (4, 16)])
 def test_the_sheet_keeps_its_size(models: int, images: int) -> None:
     """However many prompts and noises: the first of them, and no wider than a screen."""

@@ -150,9 +150,9 @@ def test_curves_are_drawn_of_whatever_there_is(points: int, tmp_path: Path) -> N
          "scores": {"r": {**figure, **({"difference": figure} if step else {})}}, "diversities": {"distance": figure}}
         for step in range(points)
     ]  # fmt: skip
-    curves.draw_curves(updates, known, tmp_path / "curves.png", watched=set())
+    curves.draw_curves(curves.Run(updates, known, watched=set()), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
-        assert picture.size == (1500, 720)
+        assert picture.size == (1800, 684)
 
 
 def test_a_running_mean_leaves_out_what_is_missing() -> None:

@@ -411,6 +411,66 @@ def test_pause_resume_and_cancel_reach_the_session(world: World) -> None:
     assert "resumed" in world.kinds(job.id)
 
 
+def evaluate(workdir: Path, on_event: Any) -> None:
+    """What a session leaves of an evaluation of the base."""
+    figure = {"mean": 0.5, "low": 0.4, "high": 0.6, "prompts": 1}
+    found = {"scores": {"shapes": figure}, "by_tag": {}, "diversities": {"distance": figure}, "diversity_ratio": None}
+    (workdir / "evaluation").mkdir()
+    prompt = {"prompt": "a", "tag": "", "scores": {"shapes": [0.5]}, "diversity": 1.0, "vendi": None}
+    (workdir / "evaluation/step-0.json").write_text(json.dumps({"step": 0, **found, "prompts": [prompt]}))
+    on_event("evaluation", {"step": 0, "path": "evaluation/step-0.json", **found})
+
+
+@pytest.mark.parametrize("remote", [False, True])
+@pytest.mark.parametrize("way", ["fails", "cancelled while held", "cancelled while paused"])
+def test_a_job_that_was_evaluated_has_a_report_however_it_ends(tmp_path: Path, way: str, remote: bool) -> None:
+    """Also when nobody held it: an idle worker writes it then, once."""
+    store = f"file://{tmp_path}/artifacts" if not remote else f"memory://{tmp_path.name}"
+    world = World(tmp_path, artifacts_url=store)
+    job = world.store.create_job(spec(steps=1))
+
+    def session(spec: TrainSpec, *, workdir: Path, on_event: Any, **rest: Any) -> Outcome:
+        evaluate(workdir, on_event)
+        if way == "fails":
+            raise ValueError("a strange end")
+        if way == "cancelled while held":
+            return "cancelled"
+        world.store.pause_job(job.id)
+        return "paused"
+
+    worker = world.worker(session)
+    assert worker.train_next_job()
+    if way == "cancelled while paused":
+        assert "report" not in world.kinds(job.id)
+        assert not worker.reports.write_next_unheld()
+        world.store.cancel_job(job.id)
+        worker = world.worker(session)
+        assert worker.reports.write_next_unheld()
+        assert not worker.reports.write_next_unheld()
+    state = "failed" if way == "fails" else "cancelled"
+    assert world.store.get_job(job.id).state == state
+    assert world.kinds(job.id).count("report") == 1
+    with worker.artifacts.open_file(f"jobs/{job.id}/export/report.html") as file:
+        page = file.read().decode()
+    assert f'class="status {state}"' in page
+    assert ("a strange end" in page) == (way == "fails")
+    assert not world.worker(session).reports.write_next_unheld()
+    world.database.close()
+
+
+def test_a_report_that_cannot_be_written_changes_nothing(world: World) -> None:
+    job = world.store.create_job(spec(steps=1))
+
+    def session(spec: TrainSpec, *, workdir: Path, on_event: Any, **rest: Any) -> Outcome:
+        evaluate(workdir, on_event)
+        (workdir / "export").write_text("no folder")
+        return "cancelled"
+
+    assert world.worker(session).train_next_job()
+    assert world.store.get_job(job.id).state == "cancelled"
+    assert "report" not in world.kinds(job.id)
+
+
 class Unread(httpx.SyncByteStream):
     """A body that nobody may read: an endpoint's could be endless."""
 

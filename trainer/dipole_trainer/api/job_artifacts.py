@@ -36,6 +36,11 @@ CheckpointId = Annotated[
     str, Path(max_length=64, description="Id of the checkpoint.", examples=["ftckpt-0b5e7f2c9a4d1e8f63b7c2a5"])
 ]
 ArtifactPath = Annotated[str, Path(max_length=1024, description="Path of the file in the job's folder.")]
+# a page that we write, of strangers' texts: it may run nothing, load nothing, and has no origin
+REPORT_POLICY = (
+    "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'; form-action 'none'; "
+    "frame-ancestors 'none'; sandbox allow-popups"
+)
 ZIP_RESPONSE: dict[int | str, dict[str, Any]] = {
     200: {"content": {"application/zip": {}}, "description": f"A zip of `{LORA_WEIGHTS_FILE}` and more."}
 }
@@ -113,8 +118,9 @@ def download_artifact(state: State, job_id: JobId, path: ArtifactPath) -> Stream
     if _is_private(check_safe_path(path)):
         raise NotFound("there is no such file")
     stored = job_layout.job_path(state.jobs.get_job(job_id).id, path)
-    kind = mimetypes.guess_type(path)[0]
-    shown = kind in INLINE_MEDIA_TYPES
+    is_report = path == job_layout.REPORT_FILE
+    kind = "text/html; charset=utf-8" if is_report else mimetypes.guess_type(path)[0]
+    shown = is_report or kind in INLINE_MEDIA_TYPES
     return StreamingResponse(
         stream_file(state, stored),
         media_type=kind if shown else "application/octet-stream",
@@ -122,6 +128,7 @@ def download_artifact(state: State, job_id: JobId, path: ArtifactPath) -> Stream
             "content-length": str(state.artifacts.file_size(stored)),
             "x-content-type-options": "nosniff",
             "content-disposition": f'{"inline" if shown else "attachment"}; filename="{path.rpartition("/")[2]}"',
+            **({"content-security-policy": REPORT_POLICY, "referrer-policy": "no-referrer"} if is_report else {}),
         },
     )
 

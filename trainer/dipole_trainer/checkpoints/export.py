@@ -28,7 +28,7 @@ from dipole.errors import NotFinite
 from dipole_trainer.checkpoints import model_card
 from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
-from dipole_trainer.ranking.unverified import read_unverified_rewards
+from dipole_trainer.ranking.unverified import read_found_rewards
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora, to_webui_lora
@@ -67,7 +67,7 @@ def export_checkpoint(
         pipeline=generator.pipeline_class.__name__,
         files=written,
         schedule_change=generator.schedule_change,
-        unverified=read_unverified_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
+        unverified=read_found_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
     )
     (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

@@ -21,8 +21,12 @@ SHEET_WIDTH = 1800  # pixels of the sheet, at most about
 CELL_MIN, CELL_MAX, BLOCK_MIN = 72, 128, 200
 LEFT, TOP, MARGIN = 300, 84, 20
 GAP, BLOCK_GAP, CAPTION = 6, 22, 20
+VERDICT = ".strict"  # how the part of a reward is called that says of an image whether it is right, 1 or 0
+VERDICT_LINES = 46  # pixels of the legend of what borders mean
 INK, GREY, RULE, PAPER, SHADE = (24, 24, 27), (95, 95, 104), (222, 222, 228), (255, 255, 255), (246, 246, 249)
 FONTS = ("NotoSansCJK-Regular.ttc", "DejaVuSans.ttf")  # where the machine has one; Pillow's own is basic Latin
+
+RIGHT, WRONG = (11, 138, 74), (196, 38, 29)  # the colours of borders; wrong ones are dashed too
 
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 Images = Sequence[NDArray[np.uint8]]  # (K, H, W, 3) a prompt
@@ -36,22 +40,26 @@ def draw_contact_sheet(evaluation: Mapping[str, Any], images: Sequence[Images]) 
     """
     models, prompts = evaluation["models"], evaluation["prompts"][:MAX_PROMPTS]
     shown, cell = _fit_cells(len(models), evaluation["images_per_prompt"])
-    score = _shown_score(evaluation)
+    score, verdict = _shown_score(evaluation), find_verdict(evaluation)
+    above = TOP + (VERDICT_LINES if verdict else 0)
     block, row = max(BLOCK_MIN, shown * (cell + GAP) - GAP), cell + CAPTION + 2 * GAP
     width = LEFT + len(models) * (block + BLOCK_GAP) + MARGIN
-    sheet = Image.new("RGB", (width, TOP + len(prompts) * row + MARGIN), PAPER)
+    sheet = Image.new("RGB", (width, above + len(prompts) * row + MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     _draw_corner(pen, evaluation, shown, score)
+    if verdict:
+        _draw_legend(pen, verdict)
     lefts = [LEFT + index * (block + BLOCK_GAP) for index in range(len(models))]
     for model, left, drawn in zip(models, lefts, images, strict=True):
         pen.rectangle((left - 8, 8, left + block + 7, sheet.height - 9), fill=SHADE)
         _draw_heading(pen, model, score, left, block)
         for index, prompt in enumerate(prompts):
             scores = prompt["models"][model["label"]]["scores"].get(score, [None] * shown) if score else None
-            at = (left, TOP + index * row + GAP)
-            _draw_row(sheet, pen, at, cell, drawn[index][:shown], scores)
+            at = (left, above + index * row + GAP)
+            verdicts = prompt["models"][model["label"]]["scores"].get(verdict, ()) if verdict else ()
+            _draw_row(sheet, pen, at, cell, drawn[index][:shown], scores, verdicts)
     for index, prompt in enumerate(prompts):
-        top = TOP + index * row
+        top = above + index * row
         pen.line((MARGIN, top, width - MARGIN, top), fill=RULE)
         _draw_prompt(pen, prompt, top + GAP, cell + CAPTION)
     return sheet
@@ -70,6 +78,36 @@ def _shown_score(evaluation: Mapping[str, Any]) -> str | None:
         if any("mean" in model["figures"]["scores"].get(name, {}) for model in evaluation["models"]):
             return name
     return None
+
+
+def find_verdict(evaluation: Mapping[str, Any]) -> str | None:
+    """The first score that says right or wrong of an image."""
+    judged = {name for prompt in evaluation["prompts"] for each in prompt["models"].values() for name in each["scores"]}
+    rewards = [reward["name"] for reward in evaluation["rewards"]]
+    return next((f"{name}{VERDICT}" for name in rewards if f"{name}{VERDICT}" in judged), None)
+
+
+def _draw_legend(pen: ImageDraw.ImageDraw, verdict: str) -> None:
+    """What the borders mean."""
+    for line, (is_right, said) in enumerate(((True, "right"), (False, "wrong"))):
+        top = TOP - 6 + 22 * line
+        draw_verdict(pen, (MARGIN, top, MARGIN + 16, top + 16), is_right)
+        style = "solid green" if is_right else "dashed red"
+        text = clip_text(f"{style}: {said}" + (f", by {verdict}" if is_right else ""), 14, LEFT - MARGIN - 40)
+        pen.text((MARGIN + 26, top - 1), text, fill=GREY, font=load_font(14))
+
+
+def draw_verdict(pen: ImageDraw.ImageDraw, box: tuple[int, int, int, int], is_right: bool) -> None:
+    """A border along the inside of (left, top, right, bottom)."""
+    left, top, right, bottom = box
+    if is_right:
+        pen.rectangle(box, outline=RIGHT, width=3)
+        return
+    for start in range(0, max(right - left, bottom - top), 8):
+        for y in (top, bottom - 1):
+            pen.line((left + start, y, min(left + start + 4, right), y), fill=WRONG, width=2)
+        for x in (left, right - 1):
+            pen.line((x, top + start, x, min(top + start + 4, bottom)), fill=WRONG, width=2)
 
 
 def _draw_corner(pen: ImageDraw.ImageDraw, evaluation: Mapping[str, Any], shown: int, score: str | None) -> None:
@@ -91,7 +129,7 @@ def _draw_heading(pen: ImageDraw.ImageDraw, model: Mapping[str, Any], score: str
     pen.text((left, 18), clip_text(model["label"], size, width), fill=INK, font=load_font(size))
     figure = model["figures"]["scores"].get(score, {})
     if "mean" in figure:
-        said = f"{score} {format_estimate(figure)} on all prompts"
+        said = f"{score} {format_estimate(figure)} on {model.get('of', 'all prompts')}"
         short = format_estimate(figure)
         text = said if load_font(14).getlength(said) <= width else short
         pen.text((left, 48), clip_text(text, 14, width), fill=GREY, font=load_font(14))
@@ -104,11 +142,14 @@ def _draw_row(
     cell: int,
     images: NDArray[np.uint8],  # (n, H, W, 3)
     scores: Sequence[float | None] | None,  # None: nothing was scored
+    verdicts: Sequence[float | None] = (),
 ) -> None:
     left, top = at
     for index, image in enumerate(images):
         x = left + index * (cell + GAP)
         sheet.paste(_make_thumbnail(image, cell), (x, top))
+        if index < len(verdicts) and (verdict := verdicts[index]) is not None:
+            draw_verdict(pen, (x, top, x + cell - 1, top + cell - 1), verdict >= 0.5)
         if scores is None:
             continue
         score = scores[index] if index < len(scores) else None

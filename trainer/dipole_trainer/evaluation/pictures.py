@@ -7,7 +7,6 @@ another machine began has them whole.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +14,43 @@ from dipole_trainer.evaluation import curves, results
 from dipole_trainer.evaluation.contact_sheet import draw_contact_sheet
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.metrics_log import MetricsLog
 
 
 def draw_pictures(workdir: Path, spec: TrainSpec, folder: Path) -> None:
     """Write samples.png and curves.png into `folder`; nothing where the job has its pictures turned off."""
-    steps = sampled_steps(workdir)
+    steps, run = sampled_steps(workdir), read_run(workdir, spec)
     if not steps:
         return
     if len(steps) > 1:
         report = build_sample_report(workdir, spec, steps[0], steps[-1])
         images = [results.read_sample_sheet(workdir, step) for step in (steps[0], steps[-1])]
         draw_contact_sheet(report, images).save(folder / job_layout.EXPORTED_SAMPLES_FILE)
-    updates = [json.loads(line) for line in (workdir / job_layout.METRICS_FILE).read_text().splitlines()]
-    points = [read_samples(workdir, step) for step in steps]
-    watched = {reward.name for reward in spec.rewards if reward.weight == 0}
-    curves.draw_curves(updates, points, folder / job_layout.CURVES_FILE, watched=watched)
+    curves.draw_curves(run, folder / job_layout.CURVES_FILE)
+
+
+def evaluation_spec(spec: TrainSpec) -> TrainSpec:
+    """The job as evaluations see it: where pairs are trained on, no reward is, whatever its weight; all are watched."""
+    if spec.pairs_file is None:
+        return spec
+    return spec.model_copy(update={"rewards": tuple(each.model_copy(update={"weight": 0.0}) for each in spec.rewards)})
+
+
+def read_run(workdir: Path, spec: TrainSpec) -> curves.Run:
+    """What every update said, and the points: of pictures, or of evaluations where those are as many or more."""
+    updates = list(MetricsLog(workdir).read_steps())
+    evaluated = evaluated_steps(workdir)
+    if len(evaluated) >= len(sampled := sampled_steps(workdir)):
+        points = [read_point(workdir / job_layout.evaluation_file(step)) for step in evaluated]
+    else:
+        points = [read_samples(workdir, step) for step in sampled]
+    return curves.Run(updates, points, {reward.name for reward in spec.rewards if reward.weight == 0})
+
+
+def evaluated_steps(workdir: Path) -> list[int]:
+    """Steps that every held-out prompt was evaluated at, ascending."""
+    found = (job_layout.step_of_file(path.name) for path in (workdir / job_layout.EVALUATION_FOLDER).glob("*.json"))
+    return sorted(step for step in found if step is not None)
 
 
 def sampled_steps(workdir: Path) -> list[int]:
@@ -40,7 +61,11 @@ def sampled_steps(workdir: Path) -> list[int]:
 
 def read_samples(workdir: Path, step: int) -> dict[str, Any]:
     """A point of the curves: `step`, `of`, figures, and `prompts` with every score."""
-    told: dict[str, Any] = json.loads((workdir / job_layout.sample_figures_file(step)).read_text())
+    return read_point(workdir / job_layout.sample_figures_file(step))
+
+
+def read_point(path: Path) -> dict[str, Any]:
+    told: dict[str, Any] = json.loads(path.read_text())
     return told
 
 
@@ -57,9 +82,13 @@ def build_sample_report(workdir: Path, spec: TrainSpec, first: int, last: int) -
         }
         for base, tuned in zip(*(each["prompts"] for each in shown), strict=True)
     ]
-    figures = [_figures_of_all(workdir, step, each) for step, each in zip((first, last), shown, strict=True)]
+    # of every held-out prompt, where both steps were evaluated: figures of other prompts do not compare
+    whole = [workdir / job_layout.evaluation_file(step) for step in (first, last)]
+    is_whole = all(path.is_file() for path in whole)
+    figures = [results.read_figures(path) for path in whole] if is_whole else shown
+    of = "all prompts" if is_whole else "these prompts"
     return {
-        "models": [{"label": label, "figures": each} for label, each in zip(labels, figures, strict=True)],
+        "models": [{"label": label, "figures": each, "of": of} for label, each in zip(labels, figures, strict=True)],
         "prompts": prompts,
         "images_per_prompt": spec.evaluation.images_per_prompt,
         "rewards": [{"name": reward.name} for reward in spec.rewards],
@@ -67,9 +96,3 @@ def build_sample_report(workdir: Path, spec: TrainSpec, first: int, last: int) -
         "prompt_kind": "held-out prompt" if is_held_out else "training prompt",
         "remark": "" if is_held_out else ", none held out",
     }
-
-
-def _figures_of_all(workdir: Path, step: int, shown: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Of every held-out prompt where that step was evaluated, else of those that are shown."""
-    path = workdir / job_layout.evaluation_file(step)
-    return results.read_figures(path) if path.is_file() else shown

@@ -13,17 +13,17 @@ Truth about a job is here, in SQL; all times are the database's. Each method is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
-from sqlalchemy import exists, select
+from sqlalchemy import and_, exists, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.orm import Session
 
 from dipole.database.queries import database_time, page_of_rows, require
 from dipole.errors import Conflict, NotFound
 from dipole.protocol import job_events
-from dipole_trainer.database.engine import Database, upgrade_database
+from dipole_trainer.database.engine import Database, now, upgrade_database
 from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, CheckpointRow, EventRow, JobRow
 from dipole_trainer.jobs.leases import Claim, DesiredState, LeaseStore
 from dipole_trainer.jobs.transitions import (
@@ -162,6 +162,31 @@ class JobStore(LeaseStore):
                 request_stop(session, job, "cancel")
         return job
 
+    # ---- reports of jobs that nobody held when they ended ----------------------------------------------------------
+
+    def find_unreported_jobs(self, *, within_s: float, known: Collection[str]) -> list[str]:
+        """Jobs that were cancelled or failed in the last `within_s` seconds, have been evaluated or drawn, and whose
+        newest report does not say so; without those that are `known`.
+        """
+        ended = and_(JobRow.state.in_(("cancelled", "failed")), JobRow.finished_at > now() - within_s)
+        shown = (job_events.EvaluationFinished.kind, job_events.SamplesWritten.kind)
+        with self.database.reading() as session:
+            jobs = session.execute(select(JobRow.id, JobRow.state).where(ended).order_by(JobRow.seq)).all()
+            return [
+                job_id
+                for job_id, state in jobs
+                if job_id not in known
+                and session.scalar(select(exists().where(EventRow.job_id == job_id, EventRow.kind.in_(shown))))
+                and _reported_status(session, job_id) != state
+            ]
+
+    def record_late_report(self, job_id: str, event: job_events.ReportWritten) -> None:
+        """Tell of a report that was written after the job had ended, once."""
+        with self.database.writing() as session:
+            job = lock_job(session, job_id)
+            if job.state == event.status and _reported_status(session, job_id) != event.status:
+                record_event(session, job, event)
+
     def list_events(self, job_id: str, *, after: int | None = None, limit: int = 20) -> tuple[Sequence[EventRow], bool]:
         """Newest first; `after` is the id of the last event already seen."""
         query = select(EventRow).where(EventRow.job_id == job_id).order_by(EventRow.id.desc()).limit(limit + 1)
@@ -193,6 +218,13 @@ class JobStore(LeaseStore):
         query = select(CheckpointRow).where(CheckpointRow.id == checkpoint_id, CheckpointRow.job_id == job_id)
         with self.database.reading() as session:
             return require(session.scalar(query), checkpoint_id, "checkpoint")
+
+
+def _reported_status(session: Session, job_id: str) -> str | None:
+    """How the job had ended by its newest report; None where there is none."""
+    query = select(EventRow.data).where(EventRow.job_id == job_id, EventRow.kind == job_events.ReportWritten.kind)
+    told = session.scalar(query.order_by(EventRow.id.desc()).limit(1))
+    return None if told is None else str(told.get("status"))
 
 
 def _describe_creation(spec: TrainSpec) -> job_events.JobEvent:

@@ -1,4 +1,7 @@
-"""Which rewards of a run are unverified: said once in its events, and kept in the job's folder for the model card."""
+"""Which rewards of a run are unverified: said once in its events, and kept in the job's folder for the model card.
+
+Those that call themselves verified are kept beside them, for the report.
+"""
 
 from __future__ import annotations
 
@@ -14,13 +17,15 @@ from dipole_trainer.ranking.groups import RankedGroup, Ranker
 class UnverifiedRewardReporter(ForwardingRanker):
     """The run's ranker, of whose answers it tells those whose endpoint calls itself unverified. One a run, on rank 0.
 
-    `file` has {reward: "model at revision"} of all that were found; a run that is resumed has said them.
+    `unverified` has {reward: "model at revision"} of all that were found, and `verified` of those that call themselves
+    so; a run that is resumed has said them.
     """
 
-    def __init__(self, ranker: Ranker, file: Path, on_event: OnEvent) -> None:
+    def __init__(self, ranker: Ranker, *, unverified: Path, verified: Path, on_event: OnEvent) -> None:
         super().__init__(ranker)
-        self._file, self._on_event = file, on_event
-        self._found = read_unverified_rewards(file)
+        self._on_event = on_event
+        self._files = {False: unverified, True: verified}
+        self._found = {verified: read_found_rewards(file) for verified, file in self._files.items()}
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         ranked = super().collect(timeout_s)
@@ -31,14 +36,17 @@ class UnverifiedRewardReporter(ForwardingRanker):
     def _report_new(self, ranked: RankedGroup) -> None:
         for reward, result in ranked.results.items():
             what = f"{result.model} at {result.model_revision}"
-            if result.verified is False and self._found.get(reward) != what:
-                self._found[reward] = what
+            if result.verified is None or self._found[result.verified].get(reward) == what:
+                continue
+            found = self._found[result.verified]
+            found[reward] = what
+            if not result.verified:
                 told = job_events.RewardUnverified(reward=reward, model=result.model, revision=result.model_revision)
                 told.report(self._on_event)
-                self._file.write_text(json.dumps(self._found, indent=1, ensure_ascii=False), encoding="utf-8")
+            self._files[result.verified].write_text(json.dumps(found, indent=1, ensure_ascii=False), encoding="utf-8")
 
 
-def read_unverified_rewards(file: Path) -> dict[str, str]:
+def read_found_rewards(file: Path) -> dict[str, str]:
     """What a run has found: {reward: "model at revision"}; none where nothing was written."""
     try:
         return {str(reward): str(what) for reward, what in json.loads(file.read_text(encoding="utf-8")).items()}

@@ -217,12 +217,14 @@ class ArtifactStore:
         except (OSError, DependencyUnavailable):
             return False
 
-    def checkout_job(self, job_id: str) -> None:
-        """Make the working folder, holding whatever the store has of the job that a resume needs."""
+    def checkout_job(self, job_id: str, *, checkpoints: bool = True) -> None:
+        """Make the working folder, holding whatever the store has of the job that a resume needs; without
+        `checkpoints` what a report needs.
+        """
         with _store_errors():
-            self._checkout_job(job_id)
+            self._checkout_job(job_id, checkpoints=checkpoints)
 
-    def _checkout_job(self, job_id: str) -> None:
+    def _checkout_job(self, job_id: str, *, checkpoints: bool) -> None:
         job, workdir = check_safe_path(job_layout.job_path(job_id)), self.job_workdir(job_id)
         if self.folder is not None:
             make_private_folder(workdir)
@@ -235,6 +237,7 @@ class ArtifactStore:
         for name in names:
             top = name.partition("/")[0]
             needed = top in whole or step_of_checkpoint(top) is None
+            needed &= checkpoints or (top != INITIAL_FOLDER and top not in whole)
             if needed and top != CANDIDATES_FOLDER and not name.endswith(f"/{COMPLETE_MARK}"):
                 (workdir / name).parent.mkdir(parents=True, exist_ok=True)
                 self._fs.get_file(f"{job}/{name}", str(workdir / name))

@@ -17,7 +17,9 @@
       metrics.jsonl                             a line a step: what its event says
       run.json                                  what the run chose when it began, and keeps (training/precision.py)
       unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
+      verified-rewards.json                     and those whose endpoint says that they were compared
       export/                                   what other people's tools load (checkpoints/export.py)
+        report.html                             of a job that has ended (reports/report.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
 to the folder that their function says.
@@ -35,7 +37,8 @@ INITIAL_FOLDER = "initial"
 GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
-UNVERIFIED_REWARDS_FILE = "unverified-rewards.json"
+UNVERIFIED_REWARDS_FILE, VERIFIED_REWARDS_FILE = "unverified-rewards.json", "verified-rewards.json"
+REPORT_FILE = f"{EXPORT_FOLDER}/report.html"
 ADAPTER_CONFIG_NAME = "adapter_config.json"
 
 _CHECKPOINT_NAME = re.compile(r"checkpoint-(\d+)")

@@ -25,12 +25,13 @@ class MetricsLog:
 
     def remove_steps_after(self, step: int) -> None:
         """Whole or not at all."""
-        kept = [line for line in self._read_lines() if line["step"] <= step]
+        kept = [line for line in self.read_steps() if line["step"] <= step]
         partial = self.path.with_name(f".{self.path.name}.partial")
         partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
         partial.replace(self.path)
 
-    def _read_lines(self) -> Iterator[dict[str, Any]]:
+    def read_steps(self) -> Iterator[dict[str, Any]]:
+        """What each step said, as far as it is whole."""
         for line in self.path.read_text().splitlines() if self.path.is_file() else ():
             try:
                 yield json.loads(line)

@@ -82,14 +82,19 @@ def run_session(
     )
     rollout = Rollout(spec, generator, phi, micro_batches)
     if processes.is_main:
-        ranker = UnverifiedRewardReporter(ranker, workdir / job_layout.UNVERIFIED_REWARDS_FILE, on_event)
+        ranker = UnverifiedRewardReporter(
+            ranker,
+            unverified=workdir / job_layout.UNVERIFIED_REWARDS_FILE,
+            verified=workdir / job_layout.VERIFIED_REWARDS_FILE,
+            on_event=on_event,
+        )
     source = _build_source(spec, rollout, ranker, processes, job_id, data)
     # a run that is resumed has said it
     if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
         _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
     judge = ranker if spec.rewards else KnownAnswersRanker()
     evaluations = EvaluationSchedule(
-        _evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id, source.prompts
+        pictures.evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id, source.prompts
     )
     recorder = CandidateRecorder(spec, source.rewards, workdir, generator.precision) if spec.record_candidates else None
     trainer = loop.Trainer(
@@ -107,7 +112,7 @@ def run_session(
     if outcome == "succeeded":
         trained = job_layout.newest_checkpoint(workdir)
         assert trained is not None, "a run that succeeded has its last checkpoint"
-        draw_pictures = partial(pictures.draw_pictures, workdir, _evaluation_spec(spec))
+        draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec))
         for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
             job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
     return outcome
@@ -132,10 +137,3 @@ def _build_source(
         return OnlineSource(spec, rollout, ranker, processes, job_id)
     assert data is not None, "whoever runs an offline job brings its data"
     return (PairsSource if spec.pairs_file is not None else ReplaySource)(spec, rollout, processes, job_id, data)
-
-
-def _evaluation_spec(spec: TrainSpec) -> TrainSpec:
-    """The job as evaluations see it: where pairs are trained on, no reward is, whatever its weight; all are watched."""
-    if spec.pairs_file is None:
-        return spec
-    return spec.model_copy(update={"rewards": tuple(each.model_copy(update={"weight": 0.0}) for each in spec.rewards)})

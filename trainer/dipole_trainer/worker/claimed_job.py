@@ -37,6 +37,7 @@ FILE_EVENTS = (
     job_events.SamplesWritten.kind,
     job_events.EvaluationFinished.kind,
     job_events.FileExported.kind,
+    job_events.ReportWritten.kind,
 )
 
 

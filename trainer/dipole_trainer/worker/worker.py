@@ -1,8 +1,8 @@
 """The trainer worker: claims one job at a time, trains it, releases it. process.run_worker() runs it.
 
 SQL says what there is to do; an idle worker looks every IDLE_S seconds, and on the same round looks whether what jobs
-wait for is back: a reward (GET /readyz of the endpoint, or what its kind has for it), or room for their files. A job
-ends in one of these ways:
+wait for is back: a reward (GET /readyz of the endpoint, or what its kind has for it), or room for their files, and
+whether a job that nobody held has ended without its report. A job ends in one of these ways:
 - trained to its end, cancelled, or paused by its caller: the session returns, the job's state follows;
 - a required reward is away: the job pauses with the reason and is queued again when the endpoint is back;
 - a disk is full, or the artifact store away: likewise, and it goes on from its last checkpoint when there is room;
@@ -66,6 +66,7 @@ from dipole_trainer.worker.claimed_job import ClaimedJob
 from dipole_trainer.worker.followers import MakeRanker
 from dipole_trainer.worker.health import touch_health_file
 from dipole_trainer.worker.published import WorkerReport
+from dipole_trainer.worker.reports import ReportWriter
 
 log = structlog.get_logger()
 
@@ -100,6 +101,7 @@ class Worker:
         self.store, self.ledger = JobStore(self.database), RankingLedger(self.database)
         self.rewards = RewardRegistry(self.database)
         self.artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
+        self.reports = ReportWriter(self.store, self.artifacts)
         self.report = WorkerReport(self.name, WorkerRegistry(self.database), settings)
         self.stop_requested = threading.Event()
 
@@ -110,7 +112,7 @@ class Worker:
         while not self.stop_requested.is_set():
             try:
                 self.requeue_waiting_jobs()
-                worked = self.train_next_job()
+                worked = self.train_next_job() or self.reports.write_next_unheld()
             except SQLAlchemyError as error:
                 # the database is away: so is everybody's
                 log.warning("database_unreachable", error=describe_database_error(error))
@@ -176,6 +178,8 @@ class Worker:
             try:
                 claimed.checkout_files()
                 outcome = self._run_session(claim, claimed)
+                if outcome != "paused":
+                    self.reports.write_ending(claimed, outcome)
                 claimed.sync_files()
             except (LeaseLost, PeerLost, SQLAlchemyError):
                 # not its fault: the lease runs out, another goes on
@@ -198,6 +202,7 @@ class Worker:
                 if gpu.is_context_lost():
                     job_events.AcceleratorLost(reason=str(explained["message"])).report(claimed.store_event)
                     raise
+                self.reports.write_ending(claimed, "failed", str(explained["message"]))
                 return claimed.write_with_retries(lambda: self.store.finish_job(claim, "failed", error=explained))
             if outcome == "paused" and self.stop_requested.is_set():
                 return self.store.release_job(claim, "the worker was stopped")

@@ -26,7 +26,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
-from dipole.cli.terminal import printable
+from dipole.cli.progress.waiting import ShownWait
+from dipole.cli.terminal import err, printable
 from dipole.client.ratings_api import RatingsApi
 from dipole.client.trainer_api import TrainerApi
 from dipole.errors import DipoleError
@@ -129,7 +130,7 @@ class _PeopleDemo:
         self.drawn: list[Path] = []
 
     def draw_base(self) -> None:
-        with console.status("Drawing what the base makes of prompts that are never shown …"):
+        with ShownWait(err, "Drawing what the base makes of prompts that are never shown"):
             self.base = self._draw_images(self.job["model"])
 
     def follow(self, steps: int) -> None:

@@ -1,7 +1,7 @@
 // A job: what it is doing, its curves by reward, events as they happen, configuration, checkpoints.
 
 import { actionButtons, jobName } from "./actions.js";
-import { begin, downloadLink, eventNumber, followEvents, request, ROOT, TERMINAL } from "./api.js";
+import { begin, downloadLink, eventNumber, followEvents, hasKey, request, ROOT, TERMINAL } from "./api.js";
 import { ChartList } from "./chart_list.js";
 import { JobFigures } from "./curves.js";
 import { formatBytes, formatNumber, formatSeconds, h, replace, segments, timeElement, view } from "./dom.js";
@@ -10,6 +10,7 @@ import { JobSelect } from "./job_select.js";
 
 const MAX_EVENTS = 200; // rows that a page keeps, however long it is open
 const DRAW_MS = 250;
+const REPORT = "export/report.html";
 const JOB_EVENTS = new Set(["step", "evaluating"]); // events after which the job itself is much the same
 const id = decodeURIComponent(location.pathname.split("/").at(-1));
 const path = `v1/fine_tuning/jobs/${encodeURIComponent(id)}`;
@@ -205,10 +206,22 @@ async function showCheckpoints() {
       h("tbody", {}, kept.data.map((each) => h("tr", {}, h("th", { scope: "row" }, formatNumber(each.step_number)), h("td", {}, timeElement(each.created_at)),
         h("td", {}, downloadLink(each.download, `${id}-step-${each.step_number}.zip`, job.tune === "full" ? "Download weights" : "Download LoRA"))))))) :
       h("p", { class: "muted" }, "No checkpoint yet."),
+    files.data.some((file) => file.path === REPORT) ? h("p", {}, reportLink(files.data.find((file) => file.path === REPORT)), h("span", { class: "muted small" }, " what came of it on one page, to keep or to send")) : null,
     files.data.length ? h("h3", {}, "Export") : null,
     files.data.length ? h("div", { class: "scroll", tabindex: "0" }, h("table", {}, h("caption", { class: "sr" }, "Exported files"),
       h("thead", {}, h("tr", {}, h("th", { scope: "col" }, "File"), h("th", { scope: "col", class: "number" }, "Size"))),
       h("tbody", {}, files.data.map((file) => h("tr", {}, h("td", {}, downloadLink(file.url, file.path.split("/").at(-1), file.path.replace("export/", ""))), h("td", { class: "number nowrap" }, formatBytes(file.bytes))))))) : null);
+}
+
+/** Opens in a tab of its own; where the server wants a key, which a link cannot send, it is saved and opened from disk. */
+function reportLink(file) {
+  const link = downloadLink(file.url, `${id}-report.html`, hasKey() ? "Save the report" : "Open the report");
+  if (!hasKey()) {
+    link.removeAttribute("download");
+    link.target = "_blank";
+    link.rel = "noopener";
+  }
+  return link;
 }
 
 // ---- configuration ----

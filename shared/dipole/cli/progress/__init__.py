@@ -1,0 +1,1 @@
+"""What commands show while something goes on: waits, and jobs."""

@@ -1,0 +1,82 @@
+"""The worker's part in reports: one for each job that it ends, and for those that ended while nobody held them.
+
+A report never decides how a job ends: what goes wrong in writing it is logged, and the job ends as it would have.
+"""
+
+from __future__ import annotations
+
+import time
+from typing import cast
+
+import structlog
+from sqlalchemy.exc import SQLAlchemyError
+
+from dipole.errors import LeaseLost
+from dipole.protocol import job_events
+from dipole_trainer.jobs.job_record import EndedStatus, read_job_record
+from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.artifacts import ArtifactStore
+from dipole_trainer.worker.claimed_job import ClaimedJob
+
+log = structlog.get_logger()
+
+UNHELD_LOOK_S = 5.0  # between two looks for jobs that ended without a report
+UNHELD_WITHIN_S = 24 * 3600.0  # ended no longer ago
+
+
+class ReportWriter:
+    """One worker's. Draws with what training has loaded, so nothing of it is loaded before the first report."""
+
+    def __init__(self, store: JobStore, artifacts: ArtifactStore) -> None:
+        self.store, self.artifacts = store, artifacts
+        self._tried: set[str] = set()  # jobs that nobody held: each once a worker's life
+        self._next_look = 0.0
+
+    def write_ending(self, claimed: ClaimedJob, status: EndedStatus, error: str | None = None) -> None:
+        """Write the report of a job that is about to end so, and tell of it. Raises LeaseLost."""
+        from dipole_trainer.reports.report import write_report
+
+        claim = claimed.claim
+        try:
+            record = read_job_record(self.store.database, claim.job_id)
+            path = write_report(claimed.workdir, claim.spec, record, status=status, error=error)
+            if path is not None:
+                job_events.ReportWritten(path=job_layout.REPORT_FILE, status=status).report(claimed.store_event)
+        except (LeaseLost, SQLAlchemyError):
+            raise
+        except Exception:
+            log.exception("report_failed")
+
+    def write_next_unheld(self) -> bool:
+        """Write the report of a job that was cancelled or failed while no worker held it; whether there was one."""
+        if time.monotonic() < self._next_look:
+            return False
+        found = self.store.find_unreported_jobs(within_s=UNHELD_WITHIN_S, known=self._tried)
+        if not found:
+            self._next_look = time.monotonic() + UNHELD_LOOK_S
+            return False
+        self._tried.add(found[0])
+        self._write_unheld(found[0])
+        return True
+
+    def _write_unheld(self, job_id: str) -> None:
+        from dipole_trainer.reports.report import write_report
+
+        with structlog.contextvars.bound_contextvars(job_id=job_id):
+            try:
+                job, workdir = self.store.get_job(job_id), self.artifacts.job_workdir(job_id)
+                self.artifacts.checkout_job(job_id, checkpoints=False)
+                status = cast(EndedStatus, job.state)
+                record, error = read_job_record(self.store.database, job_id), (job.error or {}).get("message")
+                path = write_report(workdir, self.store.load_spec(job_id), record, status=status, error=error)
+                if path is None:
+                    return
+                self.artifacts.sync_job(job_id, workdir)
+                told = job_events.ReportWritten(path=job_layout.REPORT_FILE, status=status)
+                self.store.record_late_report(job_id, told)
+                log.info("late_report_written")
+            except SQLAlchemyError:
+                raise
+            except Exception:
+                log.exception("report_failed")
