@@ -14,7 +14,7 @@ from dipole_trainer.ranking import celery_ranker
 from dipole_trainer.ranking.celery_ranker import CeleryRanker
 from dipole_trainer.ranking.groups import RankingBacklog
 from dipole_trainer.ranking.in_flight import MAX_LATE_GROUPS
-from dipole_trainer.ranking.pending_rankings import PendingRankings
+from dipole_trainer.ranking.withdrawable_rankings import WithdrawableRankings
 
 from .people_server import PeopleServer
 from .ranking_harness import Answer, Call, Endpoints, Harness, collect, good, group, reward
@@ -163,7 +163,7 @@ def test_what_a_paused_job_left_is_withdrawn_by_whoever_cancels_it(harness: Harn
     assert collect(ranker)[0].group_id == "g"
     ranker.close()
     with redis.Redis.from_url(harness.settings.redis_url) as client:
-        pending = PendingRankings(create_celery_app(harness.settings.redis_url), client)
+        pending = WithdrawableRankings(create_celery_app(harness.settings.redis_url), client)
         for _ in range(2):  # the second finds nothing
             pending.withdraw("left")
         pending.close()

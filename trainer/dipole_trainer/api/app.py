@@ -50,7 +50,7 @@ from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow, JobRow
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.ranking.pending_rankings import PendingRankings
+from dipole_trainer.ranking.withdrawable_rankings import WithdrawableRankings
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -96,7 +96,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         async with state.event_notifier.run_in_background():
             yield
         sampler_client.close()
-        state.pending_rankings.close()
+        state.withdrawable_rankings.close()
         state.readiness.close()
         database.close()
 
@@ -173,7 +173,7 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         api_keys=ApiKeys(database),
         ledger=RankingLedger(database),
         endpoint_record=EndpointRecord(redis),
-        pending_rankings=PendingRankings(create_celery_app(settings.redis_url), redis),
+        withdrawable_rankings=WithdrawableRankings(create_celery_app(settings.redis_url), redis),
         artifacts=ArtifactStore(settings.artifacts_url, settings.home / "work"),
         event_notifier=EventNotifier(events_after, newest_events),
         open_streams=CapacityLimiter(settings.api_max_streams),

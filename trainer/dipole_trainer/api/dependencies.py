@@ -23,7 +23,7 @@ from dipole_trainer.api.event_stream import EventReader
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.ranking.pending_rankings import PendingRankings
+from dipole_trainer.ranking.withdrawable_rankings import WithdrawableRankings
 from dipole_trainer.registry.api_keys import ApiKeys
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
@@ -43,7 +43,7 @@ class ApiState:
     api_keys: ApiKeys
     ledger: RankingLedger
     endpoint_record: EndpointRecord
-    pending_rankings: PendingRankings
+    withdrawable_rankings: WithdrawableRankings
     artifacts: ArtifactStore
     event_notifier: EventNotifier
     open_streams: CapacityLimiter

@@ -77,7 +77,7 @@ def cancel_job(state: State, job_id: JobId) -> AnyJob:
     job = state.jobs.cancel_job(job_id)
     if job.state == "cancelled":  # no worker held it, which would have done this
         try:
-            state.pending_rankings.withdraw(job_id)
+            state.withdrawable_rankings.withdraw(job_id)
         except (RedisError, OperationalError) as error:
             log.warning("rankings_not_withdrawn", job=job_id, error=describe_redis_error(error))
     return schemas.show_job(job)

@@ -26,9 +26,9 @@ router = APIRouter(prefix="/v1/rewards", tags=["rewards"])
 class RatingQueue(BaseModel):
     """The queue of an endpoint that is a rating service; all null for one that is none."""
 
-    object: str = "reward.rating_queue"
-    name: str
-    queue: QueueReport | None
+    object: str = Field(default="reward.rating_queue", description="It is always `reward.rating_queue`.")
+    name: str = Field(description="Name of the reward.")
+    queue: QueueReport | None = Field(description="The queue's figures; null where there are none.")
     problem: str | None = Field(description="Why there are no figures of a rating service, in a sentence.")
     operator_url: str | None = Field(description="Its own page, for browsers: raters, invitations, deliveries.")
 
@@ -39,6 +39,7 @@ class RatingQueue(BaseModel):
     dependencies=[require_scope("train")],
 )
 def read_rating_queue(state: State, name: RewardName) -> RatingQueue:
+    """The endpoint is asked for its figures with the key that it is registered with."""
     url = state.rewards.get_reward(name).url
     check_reward_url(url, state.settings.reward_hosts, field="url")  # the allow-list may have changed since
     queue = problem = None

@@ -46,7 +46,7 @@ from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
-from dipole_trainer.ranking.pending_rankings import WITHDRAW_TTL_S, PendingRankings
+from dipole_trainer.ranking.withdrawable_rankings import WITHDRAW_TTL_S, WithdrawableRankings
 from dipole_trainer.spec import RewardSpec
 
 log = structlog.get_logger()
@@ -135,7 +135,7 @@ class CeleryRanker:
         self._redis = connect_redis(settings.redis_url)
         self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
         self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
-        self._pending = PendingRankings(self._app, self._redis)
+        self._withdrawable = WithdrawableRankings(self._app, self._redis)
         self._requests: dict[tuple[str, str], _Request] = {}
         self._uses: Counter[str] = Counter()  # requests that need the images of a reference in Redis
         self._unused: list[str] = []  # references to be deleted
@@ -194,7 +194,7 @@ class CeleryRanker:
         old, self._run_id, self._check_run_at = self._run_id, uuid.uuid4().hex, 0.0
         self._if_redis_answers(lambda: self._coordination.close_run(old))
         if withdraw:
-            self._if_redis_answers(lambda: self._pending.withdraw(self._job_id))
+            self._if_redis_answers(lambda: self._withdrawable.withdraw(self._job_id))
 
     def close(self) -> None:
         self.cancel()
@@ -359,7 +359,7 @@ class CeleryRanker:
         request.next_send_at, request.is_scheduled = now + pause, True
         self._release_images(request)
         message, endpoint = self._message_of(request, self._run_id), self._run_record["rewards"][request.reward]
-        self._if_redis_answers(lambda: self._pending.keep(self._job_id, message, endpoint))
+        self._if_redis_answers(lambda: self._withdrawable.keep(self._job_id, message, endpoint))
 
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
         count = len(request.group.images)
@@ -396,7 +396,7 @@ class CeleryRanker:
         request = self._requests.pop(at)
         self._release_images(request)
         if request.accepted_at is not None:
-            self._if_redis_answers(lambda: self._pending.forget(self._job_id, request.key))
+            self._if_redis_answers(lambda: self._withdrawable.forget(self._job_id, request.key))
 
     def _release_images(self, request: _Request) -> None:
         """Its images need no room in Redis for its sake; should they be missed after all, they are sent again."""

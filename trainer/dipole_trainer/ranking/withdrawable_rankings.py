@@ -20,7 +20,7 @@ WITHDRAW_TTL_S = 60  # how long rank workers may take to tell endpoints that nob
 KEPT_S = 30 * 24 * 3600
 
 
-class PendingRankings:
+class WithdrawableRankings:
     """Of all jobs. Methods raise RedisError, and kombu's OperationalError, where Redis is away."""
 
     def __init__(self, app: Celery, client: redis.Redis) -> None:
