@@ -32,6 +32,8 @@ Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 
+MIN_PROMPTS_FOR_SIGNIFICANCE = 6
+"""With fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be."""
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
 T = TypeVar("T")
@@ -482,6 +484,12 @@ class TrainSpec(GeneratorSpec):
     optimizer: OptimizerSpec = OptimizerSpec()
     evaluation: EvalSpec = EvalSpec()
     samples: SamplesSpec = SamplesSpec()
+    stop_on: Literal["hacking"] | None = Field(
+        default=None,
+        description="`hacking`: end the job where two evaluations in a row find that a trained reward rose while a "
+        "held-out one, or diversity, surely fell; the best checkpoint before that is kept and exported. If absent, an "
+        "event says where it would have stopped.",
+    )
     checkpoint_every: Count = 100
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
@@ -565,6 +573,27 @@ class TrainSpec(GeneratorSpec):
                 "samples.every is given, but samples.prompts is 0, which turns pictures off: leave one of them out",
                 field="samples.every",
             )
+
+        if self.stop_on is not None:
+            self._check_stop_found()
+
+    def _check_stop_found(self) -> None:
+        """Refuse a `stop_on` that no evaluation of this job could ever find."""
+        knobs = self.evaluation
+        lacking = {
+            "evaluations during training: give evaluation.every": knobs.every == 0,
+            f"{MIN_PROMPTS_FOR_SIGNIFICANCE} held-out prompts or more, as nothing is sure with fewer: give "
+            "evaluation.prompts or validation_file": len(knobs.prompts) < MIN_PROMPTS_FOR_SIGNIFICANCE,
+            "a trained reward that evaluations ask: give one of the rewards a weight > 0, and evaluates": (
+                self.pairs_file is not None or not any(each.weight > 0 and each.evaluates for each in self.rewards)
+            ),
+            "something that may fall: hold a reward out with weight 0, or give evaluation.images_per_prompt > 1 for "
+            "diversity": (
+                knobs.images_per_prompt == 1 and not any(each.weight == 0 and each.evaluates for each in self.rewards)
+            ),
+        }
+        if missing := [what for what, is_missing in lacking.items() if is_missing]:
+            raise InvalidInput(f"stop_on: {self.stop_on} needs {'; and '.join(missing)}", field="stop_on")
 
     def sample_interval(self) -> int:
         """Steps between two pictures; 0: only before and after."""

@@ -17,7 +17,7 @@ from pathlib import Path
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
-from dipole_trainer.checkpoints import export
+from dipole_trainer.checkpoints import export, resume_state
 from dipole_trainer.compute import gpu
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup
@@ -105,11 +105,19 @@ def run_session(
     )
     outcome = trainer.run()
     if outcome == "succeeded":
-        trained = job_layout.newest_checkpoint(workdir)
-        assert trained is not None, "a run that succeeded has its last checkpoint"
-        draw_pictures = partial(pictures.draw_pictures, workdir, _evaluation_spec(spec))
+        stop = trainer.early_stop
+        step = spec.steps if stop is None else stop.kept
+        if stop is not None:
+            told = job_events.StoppedEarly(step=stop.step, steps=spec.steps, kept=step, reason=stop.reason())
+            told.report(on_event)
+        trained = workdir / job_layout.checkpoint_name(step)
+        draw_pictures = partial(pictures.draw_pictures, workdir, _evaluation_spec(spec), last=step)
         for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
-            job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
+            job_events.FileExported(step=step, path=str(path.relative_to(workdir))).report(on_event)
+        if stop is not None:
+            # last: whoever dies before goes on from the newest, and stops there again
+            resume_state.remove_checkpoints_after(workdir, step)
+            job_events.CheckpointWritten(step=step, path=trained.name).report(on_event)
     return outcome
 
 
