@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -27,6 +28,7 @@ from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "fp16"]
+TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -38,6 +40,16 @@ MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has 
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
+
+
+def _list_of_one(value: Any) -> Any:
+    """A name alone is a list of it; a name that is given twice counts once."""
+    names = [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(names)) if isinstance(names, list | tuple) and all(map(_is_text, names)) else names
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 class SpecModel(StrictModel):
@@ -489,6 +501,15 @@ class TrainSpec(GeneratorSpec):
         description="`hacking`: end the job where two evaluations in a row find that a trained reward rose while a "
         "held-out one, or diversity, surely fell; the best checkpoint before that is kept and exported. If absent, an "
         "event says where it would have stopped.",
+    )
+    report_to: Annotated[
+        Many[TrackerName],
+        BeforeValidator(_list_of_one, json_schema_input_type=TrackerName | tuple[TrackerName, ...]),
+    ] = Field(
+        default=(),
+        max_length=4,
+        description="Experiment trackers that get the curves, pictures, settings and the LoRA too, one or several; "
+        "each needs its extra where the worker runs, and its address and keys there as environment variables.",
     )
     checkpoint_every: Count = 100
     keep_checkpoints: Count = Field(

@@ -461,8 +461,8 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, RewardHackingFound, StoppedEarly, JobWarned, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
-    RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
+    FileExported, RewardHackingFound, StoppedEarly, JobWarned, RewardLeftOut, RewardUnverified, RewardSilent,
+    RewardAnswersAgain, RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
     MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}

@@ -23,9 +23,10 @@ HELD_OUT = [{"prompt": prompt.text} for prompt in all_prompts(held_out=True)[:6]
 def make_spec(**changes: Any) -> TrainSpec:
     base: dict[str, Any] = {
         "model": "tiny-turbo", "prompts": [{"prompt": "a red circle"}, {"prompt": "two squares"}], "steps": 40,
-        "candidates": 4, "prompts_per_step": 2, "optimizer": {"lr": 5e-3}, "method": {"type": "sft"}, "stop_on": "hacking",
+        "candidates": 4, "prompts_per_step": 2, "optimizer": {"lr": 5e-3}, "method": {"type": "sft"},
         "rewards": [{"name": "bright"}, {"name": "dark", "weight": 0}], "keep_checkpoints": 1, "checkpoint_every": 100,
         "evaluation": {"every": 2, "prompts": HELD_OUT, "images_per_prompt": 2}, "samples": {"prompts": 2, "every": 0},
+        "stop_on": "hacking",
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 
@@ -88,8 +89,7 @@ def test_a_job_that_hacks_its_reward_stops_and_keeps_the_step_before(
 
 def test_a_stop_is_found_again_by_whoever_goes_on(stopped: tuple[Path, list[Any]], tmp_path: Path) -> None:
     """A process that dies between its last evaluation and the export leaves it to the next, which trains no step."""
-    workdir, events = stopped
-    (stop,) = of_kind(events, "stopped_early")
+    (stop,) = of_kind(stopped[1], "stopped_early")
     killed = tmp_path / "killed"
 
     class Killed(Exception):

@@ -384,6 +384,7 @@ class WorkerObject(ApiModel):
     )
     features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
     devices: list[WorkerDevice]
+    trackers: list[str] = Field(description="Trackers that jobs may report to there.", examples=[["tensorboard"]])
     started_at: int
     seen_at: int
 
@@ -394,6 +395,7 @@ def to_worker_object(row: WorkerRow) -> WorkerObject:
         models=row.models,
         features=row.features,
         devices=[WorkerDevice(**each) for each in row.devices],
+        trackers=row.trackers or [],
         started_at=int(row.started_at),
         seen_at=int(row.seen_at),
     )

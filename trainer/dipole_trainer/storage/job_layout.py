@@ -17,6 +17,7 @@
       metrics.jsonl                             a line a step: what its event says
       run.json                                  what the run chose when it began, and keeps (training/precision.py)
       unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
+      trackers/<tracker>/                       of trackers that were not told to write elsewhere (trackers/backends.py)
       export/                                   what other people's tools load (checkpoints/export.py)
 
 <component> is the part of the pipeline that is trained, as its generator names it. Paths have slashes and are relative
@@ -31,7 +32,7 @@ from pathlib import Path
 
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-INITIAL_FOLDER = "initial"
+INITIAL_FOLDER, TRACKERS_FOLDER = "initial", "trackers"
 GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"
