@@ -34,7 +34,7 @@ def make_spec(**changes: Any) -> TrainSpec:
         "prompts_per_step": 1, "method": {"type": "sft"}, "samples": {"prompts": 2},
         "rewards": [{"name": "bright", "options": {}}, {"name": "dark", "weight": 0}],
         "report_to": ["tensorboard", "trackio"],
-        "evaluation": {"every": 2, "prompts": [{"prompt": "a cross"}, {"prompt": "two squares"}], "images_per_prompt": 2},
+        "evaluation": {"every": 2, "prompts": [{"prompt": "a cross"}, {"prompt": "a circle"}], "images_per_prompt": 2},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 

@@ -28,7 +28,7 @@ class WorkerRegistry:
         lease_s: float,
         trackers: list[str] | None = None,
     ) -> None:
-        """Say that a worker lives for `lease_s` seconds more, and what it can load and report to. The dead's rows go."""
+        """Say that a worker lives for `lease_s` seconds more, and what it can load and report to. The dead go."""
         with self.database.writing() as session:
             time = database_time(session)
             row = session.get(WorkerRow, name) or WorkerRow(name=name, started_at=time)
