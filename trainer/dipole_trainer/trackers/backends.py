@@ -131,6 +131,8 @@ class Trackio(Tracker):
 
 
 class WandB(Tracker):
+    """Its own steps only grow, and a run that is taken over trains some again: ours are a figure that charts go by."""
+
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
@@ -144,9 +146,14 @@ class WandB(Tracker):
         )
         super().__init__(run, tracker)
         self.tracker.store_init_configuration(dict(run.config))
+        self.tracker.tracker.define_metric("step")
+        self.tracker.tracker.define_metric("*", step_metric="step")
+
+    def log_scalars(self, scalars: Mapping[str, float], step: int) -> None:
+        self.tracker.log({**scalars, "step": step})
 
     def log_image(self, image: Image.Image, step: int) -> None:
-        self.tracker.log_images({SAMPLES: [image]}, step=step)
+        self.tracker.log({SAMPLES: [self._library.Image(image)], "step": step})
 
     def log_files(self, files: Sequence[Path]) -> None:
         artifact = self._library.Artifact(self.run.job_id, type="model")
