@@ -13,6 +13,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -36,12 +37,13 @@ def main() -> None:
         return
     for line in sys.stdin.buffer:
         record = json.loads(line)
-        _answer(answers, _describe(record), lambda record=record: _take_record(tracker, record, Path(begin["workdir"])))
+        _answer(answers, _describe(record), partial(_take_record, tracker, record, Path(begin["workdir"])))
     _answer(answers, "finishing", tracker.finish)
 
 
 def _answer(answers: TextIO, doing: str, call: Callable[[], Any]) -> Any:
     """What `call` returns, and None where it raised; said either way."""
+    said: dict[str, Any]
     try:
         found, said = call(), {"done": True}
     except Exception as error:
