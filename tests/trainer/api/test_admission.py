@@ -102,7 +102,7 @@ def test_a_tracker_that_no_worker_has_is_a_warning_with_the_command_that_brings_
     spec = make_spec(report_to=["tensorboard", "wandb"])
     (told,) = find_missing_trackers(spec, [without, with_board])
     assert "no live worker has wandb" in told
-    assert "pip install 'dipole[wandb]'" in told
+    assert "pip install wandb" in told
     assert len(find_missing_trackers(spec, [without, silent])) == 2
     assert find_missing_trackers(spec, [silent]) == find_missing_trackers(spec, []) == []
     assert find_missing_trackers(make_spec(), [without]) == []

@@ -15,4 +15,4 @@ def list_installed_trackers() -> list[str]:
 
 def install_advice(name: str) -> str:
     """How a tracker gets onto a worker's machine, in a clause."""
-    return f"install it beside the worker with `pip install 'dipole[{name}]'` and restart the worker (docs/trackers.md)"
+    return f"install it beside the worker with `pip install {name}` and restart the worker (docs/trackers.md)"
