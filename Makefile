@@ -33,6 +33,7 @@ $(VENV)/.embedded: pyproject.toml constraints.txt $(VENV)/.torch
 
 $(VENV)/.dev: pyproject.toml constraints.txt $(VENV)/.torch
 	$(call timed_install,the platform and what tests it,-c constraints.txt -e '.[dev]')
+	$(call timed_install,trackio without its older pillow,--no-deps -c constraints.txt trackio)
 	@touch $(VENV)/.embedded $@
 
 install: $(VENV)/.dev ## Make .venv with everything, pinned; does nothing when nothing changed

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
+    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
@@ -27,15 +28,28 @@ from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
 Precision = Literal["fp32", "bf16", "fp16"]
+TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
 AdamBeta = Annotated[float, Field(ge=0, lt=1)]
 
+MIN_PROMPTS_FOR_SIGNIFICANCE = 6
+"""With fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be."""
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
+
+
+def _list_of_one(value: Any) -> Any:
+    """A name alone is a list of it; a name that is given twice counts once."""
+    names = [value] if isinstance(value, str) else value
+    return list(dict.fromkeys(names)) if isinstance(names, list | tuple) and all(map(_is_text, names)) else names
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
 class SpecModel(StrictModel):
@@ -524,6 +538,21 @@ class TrainSpec(GeneratorSpec):
     optimizer: OptimizerSpec = Field(default=OptimizerSpec(), description="Settings of the optimizer.")
     evaluation: EvalSpec = Field(default=EvalSpec(), description="When and on what the model is evaluated.")
     samples: SamplesSpec = Field(default=SamplesSpec(), description="Which pictures are drawn during training.")
+    stop_on: Literal["hacking"] | None = Field(
+        default=None,
+        description="`hacking`: end the job where two evaluations in a row find that a trained reward rose while a "
+        "held-out one, or diversity, surely fell; the best checkpoint before that is kept and exported. If absent, an "
+        "event says where it would have stopped.",
+    )
+    report_to: Annotated[
+        Many[TrackerName],
+        BeforeValidator(_list_of_one, json_schema_input_type=TrackerName | tuple[TrackerName, ...]),
+    ] = Field(
+        default=(),
+        max_length=4,
+        description="Experiment trackers that get the curves, pictures, settings and the LoRA too, one or several; "
+        "each needs its extra where the worker runs, and its address and keys there as environment variables.",
+    )
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
@@ -607,6 +636,27 @@ class TrainSpec(GeneratorSpec):
                 "samples.every is given, but samples.prompts is 0, which turns pictures off: leave one of them out",
                 field="samples.every",
             )
+
+        if self.stop_on is not None:
+            self._check_stop_found()
+
+    def _check_stop_found(self) -> None:
+        """Refuse a `stop_on` that no evaluation of this job could ever find."""
+        knobs = self.evaluation
+        lacking = {
+            "evaluations during training: give evaluation.every": knobs.every == 0,
+            f"{MIN_PROMPTS_FOR_SIGNIFICANCE} held-out prompts or more, as nothing is sure with fewer: give "
+            "evaluation.prompts or validation_file": len(knobs.prompts) < MIN_PROMPTS_FOR_SIGNIFICANCE,
+            "a trained reward that evaluations ask: give one of the rewards a weight > 0, and evaluates": (
+                self.pairs_file is not None or not any(each.weight > 0 and each.evaluates for each in self.rewards)
+            ),
+            "something that may fall: hold a reward out with weight 0, or give evaluation.images_per_prompt > 1 for "
+            "diversity": (
+                knobs.images_per_prompt == 1 and not any(each.weight == 0 and each.evaluates for each in self.rewards)
+            ),
+        }
+        if missing := [what for what, is_missing in lacking.items() if is_missing]:
+            raise InvalidInput(f"stop_on: {self.stop_on} needs {'; and '.join(missing)}", field="stop_on")
 
     def sample_interval(self) -> int:
         """Steps between two pictures; 0: only before and after."""

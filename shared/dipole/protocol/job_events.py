@@ -145,6 +145,19 @@ class RewardHackingFound(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class StoppedEarly(JobEvent):
+    """A job with `stop_on` has ended itself: the checkpoint of step `kept` is exported, and later ones are removed."""
+
+    kind = "stopped_early"
+    message = "Stopped at step {step} of {steps}, {reason}"
+    level = "warn"
+    step: int
+    steps: int
+    kept: int
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardLeftOut(JobEvent):
     """Of a step's group, or of an evaluation's."""
 
@@ -336,7 +349,7 @@ class JobCreatedForDefaultSteps(JobCreated):
 
 @dataclass(frozen=True, kw_only=True)
 class JobWarned(JobEvent):
-    """What the caller was told when the job was created."""
+    """What the caller was told when the job was created, or its run found out."""
 
     kind = "warning"
     message = "Warning: {warning}"
@@ -458,8 +471,8 @@ class JobFailed(JobEvent):
 
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
-    FileExported, ReportWritten, RewardHackingFound, RewardLeftOut, RewardUnverified, RewardSilent, RewardAnswersAgain,
-    RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
+    FileExported, ReportWritten, RewardHackingFound, StoppedEarly, JobWarned, RewardLeftOut, RewardUnverified,
+    RewardSilent, RewardAnswersAgain, RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
     MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}

@@ -17,7 +17,7 @@ from pydantic import SecretStr
 from dipole.client.endpoint import Endpoint
 from dipole.errors import InvalidInput
 from dipole_trainer.api import admission
-from dipole_trainer.api.admission import check_loadable
+from dipole_trainer.api.admission import check_loadable, find_missing_trackers
 from dipole_trainer.database.tables import WorkerRow
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.weights.inventory import Inventory
@@ -93,6 +93,19 @@ def test_model_and_features_must_be_on_the_same_worker() -> None:
     halves = (make_worker({"sd-turbo": "sd"}), make_worker({}, latent_mae=["drpo-mae-latent-256"]))
     with pytest.raises(InvalidInput, match=r"features\.weights"):
         check(make_spec(model="sd-turbo"), *halves)
+
+
+def test_a_tracker_that_no_worker_has_is_a_warning_with_the_command_that_brings_it() -> None:
+    """One worker that has it is enough, and of workers that do not say what they have nothing is known."""
+    with_board, without, silent = make_worker({}), make_worker({}), make_worker({})
+    with_board.trackers, without.trackers, silent.trackers = ["tensorboard"], [], None
+    spec = make_spec(report_to=["tensorboard", "wandb"])
+    (told,) = find_missing_trackers(spec, [without, with_board])
+    assert "no live worker has wandb" in told
+    assert "pip install wandb" in told
+    assert len(find_missing_trackers(spec, [without, silent])) == 2
+    assert find_missing_trackers(spec, [silent]) == find_missing_trackers(spec, []) == []
+    assert find_missing_trackers(make_spec(), [without]) == []
 
 
 def test_with_no_worker_it_is_a_warning_and_weights_that_come_are_seen(run_app: RunApp) -> None:

@@ -45,6 +45,7 @@ def test_an_idle_worker_is_seen_with_what_it_can_load_until_it_stops(tmp_path: P
         (row,) = registry.list_live()
         assert (row.name, row.models) == (worker.name, {"tiny-turbo": "tiny"})
         assert row.devices[0]["memory_bytes"] > 2**20
+        assert {"tensorboard", "trackio"} <= set(row.trackers or ())
         assert row.devices[0]["kind"] in ("cpu", "cuda")
         write_pipeline(tmp_path / "models/tiny-sd", "sd")
         wait_for(lambda: any("tiny-sd" in each.models for each in registry.list_live()))

@@ -25,6 +25,7 @@ from dipole.errors import ConfigurationError, InvalidInput, NotFound
 from dipole_trainer.database.tables import WorkerRow
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.trackers.installed import install_advice
 from dipole_trainer.weights import base_models, feature_weights
 from dipole_trainer.weights.inventory import weights_names
 
@@ -102,6 +103,18 @@ def _fetch_advice(name: str, revision: str | None, where: str) -> str:
         return f"Put it in DIPOLE_MODELS_DIR of {where}"
     pinned = f" --revision {revision}" if revision else ""
     return f"Run `hf download {name}{pinned} --local-dir $DIPOLE_MODELS_DIR/{name.rpartition('/')[2]}` on {where}"
+
+
+def find_missing_trackers(spec: TrainSpec, workers: Sequence[WorkerRow]) -> list[str]:
+    """Warnings of trackers that none of the live workers has; a run without them is still a run."""
+    known = [set(worker.trackers) for worker in workers if worker.trackers is not None]
+    if not known:
+        return []
+    return [
+        f"report_to: no live worker has {name}, so nothing will be reported to it; {install_advice(name)}"
+        for name in spec.report_to
+        if not any(name in each for each in known)
+    ]
 
 
 # ---- rewards --------------------------------------------------------------------------------------------------------

@@ -157,7 +157,9 @@ def _check_request(state: ApiState, body: JobRequest, idempotency_key: str | Non
     source = _resolve_training_data(state, body)
     initial = source.initial or find_initial_weights(state, body.model)
     spec = _build_spec(state, body, source, initial)
-    warnings = admission.check_loadable(spec, state.workers.list_live(), state.settings.models_dir)
+    workers = state.workers.list_live()
+    warnings = admission.check_loadable(spec, workers, state.settings.models_dir)
+    warnings += admission.find_missing_trackers(spec, workers)
     spec = _resolve_rewards(state, spec)
     # where the model's own side is not known here, the session asks
     side = spec.resolution or base_models.image_side(spec.model, state.settings.models_dir)

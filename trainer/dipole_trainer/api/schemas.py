@@ -412,6 +412,7 @@ class WorkerObject(ApiModel):
     )
     features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
     devices: list[WorkerDevice] = Field(description="Devices that the worker computes on.")
+    trackers: list[str] = Field(description="Trackers that jobs may report to there.", examples=[["tensorboard"]])
     started_at: int = Field(description="When the worker started, in Unix seconds.")
     seen_at: int = Field(description="When the worker last gave a sign of life, in Unix seconds.")
 
@@ -422,6 +423,7 @@ def to_worker_object(row: WorkerRow) -> WorkerObject:
         models=row.models,
         features=row.features,
         devices=[WorkerDevice(**each) for each in row.devices],
+        trackers=row.trackers or [],
         started_at=int(row.started_at),
         seen_at=int(row.seen_at),
     )

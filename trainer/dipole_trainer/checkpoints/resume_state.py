@@ -20,7 +20,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -97,13 +97,20 @@ def load_checkpoint(
     return state
 
 
-def prune_checkpoints(folder: Path, keep: int, best: int | None = None) -> None:
-    """Remove all but the newest `keep` checkpoints and that of step `best`; older ones are not gone on from."""
+def prune_checkpoints(folder: Path, keep: int, kept: Collection[int] = ()) -> None:
+    """Remove all but the newest `keep` checkpoints and those of the steps `kept`; older ones are not gone on from."""
     for step in job_layout.checkpoint_steps(folder)[:-1]:
         (folder / job_layout.checkpoint_name(step) / job_layout.GROUPS_IN_FLIGHT_FILE).unlink(missing_ok=True)
     for step in job_layout.checkpoint_steps(folder)[:-keep]:
-        if step != best:
+        if step not in kept:
             shutil.rmtree(_rename_for_removal(folder / job_layout.checkpoint_name(step)))
+
+
+def remove_checkpoints_after(folder: Path, step: int) -> None:
+    """Remove checkpoints of later steps, so that this one is the newest."""
+    for later in job_layout.checkpoint_steps(folder):
+        if later > step:
+            shutil.rmtree(_rename_for_removal(folder / job_layout.checkpoint_name(later)))
 
 
 def remove_partial_checkpoints(folder: Path) -> None:

@@ -197,7 +197,8 @@ class RankingRow(Base):
 
 
 class WorkerRow(Base):
-    """A worker that lives until `expires_at` unless it says so again, and what it can load (weights/inventory.py)."""
+    """A worker that lives until `expires_at` unless it says so again, and what it can load (weights/inventory.py) and
+    report to."""
 
     __tablename__ = "workers"
 
@@ -205,6 +206,7 @@ class WorkerRow(Base):
     models: Mapped[dict[str, str]] = mapped_column(NullableJson)
     features: Mapped[dict[str, list[str]]] = mapped_column(NullableJson)
     devices: Mapped[list[dict[str, Any]]] = mapped_column(NullableJson)
+    trackers: Mapped[list[str] | None] = mapped_column(NullableJson)  # None: of a worker that does not say
     started_at: Mapped[float] = mapped_column(Float)
     seen_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float] = mapped_column(Float)

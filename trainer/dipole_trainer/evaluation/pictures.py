@@ -17,14 +17,18 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.metrics_log import MetricsLog
 
 
-def draw_pictures(workdir: Path, spec: TrainSpec, folder: Path) -> None:
-    """Write samples.png and curves.png into `folder`; nothing where the job has its pictures turned off."""
+def draw_pictures(workdir: Path, spec: TrainSpec, folder: Path, *, last: int | None = None) -> None:
+    """Write samples.png and curves.png into `folder`; nothing where the job has its pictures turned off.
+
+    samples.png shows the step `last` where there are pictures of it, else the last that there are pictures of.
+    """
     steps, run = sampled_steps(workdir), read_run(workdir, spec)
     if not steps:
         return
     if len(steps) > 1:
-        report = build_sample_report(workdir, spec, steps[0], steps[-1])
-        images = [results.read_sample_sheet(workdir, step) for step in (steps[0], steps[-1])]
+        shown = (steps[0], last if last in steps else steps[-1])
+        report = build_sample_report(workdir, spec, *shown)
+        images = [results.read_sample_sheet(workdir, step) for step in shown]
         draw_contact_sheet(report, images).save(folder / job_layout.EXPORTED_SAMPLES_FILE)
     curves.draw_curves(run, folder / job_layout.CURVES_FILE)
 

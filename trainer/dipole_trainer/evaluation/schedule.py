@@ -28,6 +28,7 @@ from dipole.protocol.job_events import OnEvent
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
+from dipole_trainer.evaluation.early_stop import EarlyStop, EvaluatedStep, choose_kept_step, find_early_stop
 from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import RankedGroup, Ranker
@@ -86,18 +87,19 @@ class EvaluationSchedule:
         """Whether an evaluation or pictures belong to this step."""
         ends = step in (0, self.spec.steps)
         pictured = ends or (self._interval and step % self._interval == 0)
-        return bool(self._is_evaluated(step) or (pictured and self.shown_prompts))
+        return bool(self.is_evaluated(step) or (pictured and self.shown_prompts))
 
     def is_due(self, step: int) -> bool:
         """Whether any of it is still to be made: files tell, which rank 0 alone has."""
-        made = self._results_path(step) if self._is_evaluated(step) else self._samples_path(step)
+        made = self._results_path(step) if self.is_evaluated(step) else self._samples_path(step)
         return self.is_scheduled(step) and not made.is_file()
 
     def is_evaluation_due(self, step: int) -> bool:
         """Whether it may be found to be the best, and needs a checkpoint."""
-        return self._is_evaluated(step) and self.is_due(step)
+        return self.is_evaluated(step) and self.is_due(step)
 
-    def _is_evaluated(self, step: int) -> bool:
+    def is_evaluated(self, step: int) -> bool:
+        """Whether the whole evaluation belongs to this step, and not pictures alone."""
         knobs = self.spec.evaluation
         here = step in (0, self.spec.steps) or (knobs.every and step % knobs.every == 0)
         return bool(here and knobs.prompts)
@@ -114,7 +116,7 @@ class EvaluationSchedule:
         """
         began = time.monotonic()
         asked = frozenset(reward.name for reward in self.spec.rewards if reward.evaluates)
-        whole = self._is_evaluated(step)
+        whole = self.is_evaluated(step)
         prompts = self.spec.evaluation.prompts if whole else self.shown_prompts
         scored, sheet = scoring.score_prompts(
             self.spec.evaluation.model_copy(update={"prompts": prompts}),
@@ -144,6 +146,7 @@ class EvaluationSchedule:
         if whole:
             before = results.read_results(self._results_path(0)) if step else None
             found = statistics.summarize_scores(scored, before)
+            found["hacking"] = self._find_hacking(scored, found) if step else None
             results.write_results(self._results_path(step), step, scored, found)
         if sampled is not None:
             self._report_samples(step, sampled)
@@ -172,7 +175,9 @@ class EvaluationSchedule:
     def _report_evaluation(self, step: int, found: Mapping[str, Any]) -> None:
         evaluated = job_events.EvaluationFinished(step=step, path=job_layout.evaluation_file(step), figures=found)
         evaluated.report(self.on_event)
-        self._warn_of_reward_hacking(step, found)
+        if found.get("hacking"):
+            job_events.RewardHackingFound(step=step, figures=found["hacking"]).report(self.on_event)
+        self._report_unasked_stop(step)
         if step == 0:
             self._check_best_by(found["scores"])
         if (best := self.best_step()) is not None and best[0] == step:
@@ -180,17 +185,34 @@ class EvaluationSchedule:
 
     def best_step(self) -> tuple[int, str, float] | None:
         """(step, score's name, its mean) of the best evaluation after training began; the earlier of equals."""
-        found = {}
-        for path in (self.workdir / job_layout.EVALUATION_FOLDER).glob("*"):
-            if step := job_layout.step_of_file(path.name):
-                found[step] = json.loads(path.read_text())["scores"]
-        name = self._best_by_score(found[min(found)]) if found else None
-        means = [(step, scores.get(name, {}).get("mean")) for step, scores in sorted(found.items())]
-        known = [(step, mean) for step, mean in means if mean is not None]
+        name, evaluated = self._list_evaluated()
+        known = [(each.step, each.score) for each in evaluated if each.score is not None]
         if name is None or not known:
             return None
         step, mean = max(known, key=lambda each: each[1])
         return step, name, mean
+
+    def steps_to_keep(self) -> set[int]:
+        """Steps whose checkpoints stay: the best, and the one that a job with `stop_on` would end with."""
+        best = self.best_step()
+        kept = choose_kept_step(self._list_evaluated()[1]) if self.spec.stop_on else None
+        return {step for step in (best and best[0], kept) if step is not None}
+
+    def find_early_stop(self) -> EarlyStop | None:
+        """Where a job with `stop_on: hacking` stops, once it has come there."""
+        return find_early_stop(self._list_evaluated()[1])
+
+    def _list_evaluated(self) -> tuple[str | None, list[EvaluatedStep]]:
+        """The name of the score that says which step is best; and every evaluation after training began."""
+        found = {}
+        for path in (self.workdir / job_layout.EVALUATION_FOLDER).glob("*"):
+            if step := job_layout.step_of_file(path.name):
+                found[step] = json.loads(path.read_text())
+        name = self._best_by_score(found[min(found)]["scores"]) if found else None
+        return name, [
+            EvaluatedStep(step, each["scores"].get(name, {}).get("mean"), each.get("hacking"))
+            for step, each in sorted(found.items())
+        ]
 
     def _best_by_score(self, scores: Mapping[str, Any]) -> str | None:
         """The score that says which step is best: as asked, else a held-out reward's, else a trained one's."""
@@ -216,16 +238,28 @@ class EvaluationSchedule:
     def _report_progress(self, step: int, count: int, prompts: int, processes: ProcessGroup) -> None:
         """Of an evaluation, as rank 0 is getting on: the others' shares are like its own."""
         ours = len(range(processes.rank, prompts, processes.size))
-        if processes.is_main and self._is_evaluated(step) and (count % PROGRESS_EVERY_PROMPTS == 0 or count == ours):
+        if processes.is_main and self.is_evaluated(step) and (count % PROGRESS_EVERY_PROMPTS == 0 or count == ours):
             done = min(count * processes.size, prompts)
             job_events.EvaluationProgress(step=step, prompts_done=done, prompts=prompts).report(self.on_event)
 
-    def _warn_of_reward_hacking(self, step: int, found: Mapping[str, Any]) -> None:
+    def _find_hacking(self, scored: Sequence[results.ScoredPrompt], found: Mapping[str, Any]) -> dict[str, Any] | None:
+        """Reward hacking against the base or, where a reward rose before it fell, against the best step so far."""
         trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
         held_out = [reward.name for reward in self.spec.rewards if reward.weight == 0]
         hacked = statistics.reward_hacking(found, trained, held_out)
-        if hacked:
-            job_events.RewardHackingFound(step=step, figures=hacked).report(self.on_event)
+        if hacked is None and (best := self.best_step()) is not None:
+            since = statistics.summarize_scores(scored, results.read_results(self._results_path(best[0])))
+            hacked = statistics.reward_hacking(since, trained, held_out, than=f"step {best[0]}")
+        return hacked
+
+    def _report_unasked_stop(self, step: int) -> None:
+        """Say of a job without `stop_on` where it would have stopped: at the first such step alone."""
+        if self.spec.stop_on is not None or not self._results_path(step).is_file():
+            return
+        stop = self.find_early_stop()
+        if stop is not None and stop.step == step:
+            warning = f"with stop_on: hacking this job would have stopped at step {step}, {stop.reason()}"
+            job_events.JobWarned(warning=warning).report(self.on_event)
 
 
 def _gather_results(

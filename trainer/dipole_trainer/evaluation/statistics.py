@@ -14,10 +14,9 @@ import numpy as np
 from scipy import stats
 
 from dipole_trainer.evaluation.results import ScoredPrompt
+from dipole_trainer.spec import MIN_PROMPTS_FOR_SIGNIFICANCE
 
 DIVERSITY_FIELDS = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: ScoredPrompt's field
-# with fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be
-MIN_PROMPTS_FOR_SIGNIFICANCE = 6
 MIN_DIVERSITY_DROP = 0.05
 
 

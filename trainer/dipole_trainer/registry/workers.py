@@ -19,12 +19,21 @@ class WorkerRegistry:
     def __init__(self, database: Database) -> None:
         self.database = database
 
-    def publish(self, name: str, inventory: Inventory, devices: list[dict[str, Any]], *, lease_s: float) -> None:
-        """Say that a worker lives for `lease_s` seconds more, and what it can load. Rows of the dead go."""
+    def publish(
+        self,
+        name: str,
+        inventory: Inventory,
+        devices: list[dict[str, Any]],
+        *,
+        lease_s: float,
+        trackers: list[str] | None = None,
+    ) -> None:
+        """Say that a worker lives for `lease_s` seconds more, and what it can load and report to. The dead go."""
         with self.database.writing() as session:
             time = database_time(session)
             row = session.get(WorkerRow, name) or WorkerRow(name=name, started_at=time)
             row.models, row.features, row.devices = dict(inventory.models), inventory.features, devices
+            row.trackers = trackers
             row.seen_at, row.expires_at = time, time + lease_s
             session.add(row)
             session.execute(delete(WorkerRow).where(WorkerRow.expires_at < now(), WorkerRow.name != name))

@@ -18,6 +18,7 @@
       run.json                                  what the run chose when it began, and keeps (training/precision.py)
       unverified-rewards.json                   rewards whose scores nobody compared with the published implementation's
       verified-rewards.json                     and those whose endpoint says that they were compared
+      trackers/<tracker>/                       of trackers that were not told to write elsewhere (trackers/backends.py)
       export/                                   what other people's tools load (checkpoints/export.py)
         report.html                             of a job that has ended (reports/report.py)
 
@@ -33,7 +34,7 @@ from pathlib import Path
 
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-INITIAL_FOLDER = "initial"
+INITIAL_FOLDER, TRACKERS_FOLDER = "initial", "trackers"
 GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"

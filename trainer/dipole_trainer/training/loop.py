@@ -42,6 +42,7 @@ from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.distributed.group import ProcessGroup
+from dipole_trainer.evaluation.early_stop import EarlyStop
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.ranking.groups import RankedGroup, RankingBacklog
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
@@ -113,10 +114,12 @@ class Trainer:
         self.has_told_flaws = False
         self.windows: deque[_StepGroups] = deque()
         self.waited_s = 0.0  # for rankings, since the last checkpoint
+        self.early_stop: EarlyStop | None = None  # once `stop_on` has ended the run
         self.started, self.started_at = time.monotonic(), 0
 
     def run(self) -> RunOutcome:
-        """Train to the last step. Returns "paused" or "cancelled" where `control` says so, with a checkpoint written.
+        """Train to the last step, or to where `stop_on` ends it, as `early_stop` says then. Returns "paused" or
+        "cancelled" where `control` says so, with a checkpoint written.
 
         Raises RewardUnavailable, after writing a checkpoint, when a required reward is past its deadline. On all but
         rank 0 it never returns: processes.py says what it raises.
@@ -127,7 +130,7 @@ class Trainer:
         try:
             self._resume_run()
             self._evaluate_when_due()
-            while self.finished_steps < self.spec.steps:
+            while not self._stops_early() and self.finished_steps < self.spec.steps:
                 self._train_step()
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
@@ -343,6 +346,13 @@ class Trainer:
             raise RunStopped("cancelled" if asked == "cancel" else "paused")
         self.processes.check_stop()
 
+    def _stops_early(self) -> bool:
+        """Whether `stop_on` ends the run here. Rank 0 knows, and leaves it; the others hear of that as of any end."""
+        evaluated = self.spec.stop_on is not None and self.evaluations.is_evaluated(self.finished_steps)
+        if evaluated and self.processes.is_main:
+            self.early_stop = self.evaluations.find_early_stop()
+        return self.early_stop is not None
+
     def _report_step(self, current: _StepGroups, tally: StepMetrics) -> None:
         if not self.processes.is_main:
             return
@@ -440,8 +450,7 @@ class Trainer:
         path = resume_state.save_checkpoint(
             self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_windows
         )
-        best = self.evaluations.best_step()
-        resume_state.prune_checkpoints(self.workdir, self.spec.keep_checkpoints, best[0] if best else None)
+        resume_state.prune_checkpoints(self.workdir, self.spec.keep_checkpoints, self.evaluations.steps_to_keep())
         self.saved_step, self.waited_s = self.finished_steps, 0.0
         job_events.CheckpointWritten(step=self.finished_steps, path=path.name).report(self.on_event)
 

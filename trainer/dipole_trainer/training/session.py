@@ -4,6 +4,7 @@ workdir/
   checkpoint-N/      to resume from          evaluation/step-N.json   figures and every score
   samples/step-N.png  fixed prompts, noises   export/                  LoRAs, model card, base beside final, curves
   candidates/step-N.safetensors               what was ranked, with record_candidates
+  trackers/                                   files of the trackers that `report_to` names
   initial/           of a job that starts from a checkpoint: its weights, put there before
 """
 
@@ -17,7 +18,7 @@ from pathlib import Path
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
-from dipole_trainer.checkpoints import export
+from dipole_trainer.checkpoints import export, resume_state
 from dipole_trainer.compute import gpu
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup
@@ -30,6 +31,7 @@ from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
+from dipole_trainer.trackers.reporter import report_to_trackers
 from dipole_trainer.training import interface, loop
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.group_sources import GroupSource, OnlineSource
@@ -65,6 +67,38 @@ def run_session(
     """
     workdir.mkdir(parents=True, exist_ok=True)
     processes = processes or current_group()
+    if not processes.is_main:
+        spec = spec.model_copy(update={"report_to": ()})  # rank 0 alone reports
+    with report_to_trackers(spec, job_id, workdir, on_event) as on_event:
+        return _run_to_end(
+            spec,
+            job_id=job_id,
+            workdir=workdir,
+            models_dir=models_dir,
+            ranker=ranker,
+            on_event=on_event,
+            control=control,
+            data=data,
+            candidates_max_gib=candidates_max_gib,
+            processes=processes,
+            has_bf16=has_bf16,
+        )
+
+
+def _run_to_end(
+    spec: TrainSpec,
+    *,
+    job_id: str,
+    workdir: Path,
+    models_dir: Path,
+    ranker: Ranker,
+    on_event: OnEvent,
+    control: interface.RunControl,
+    data: Path | None,
+    candidates_max_gib: float,
+    processes: ProcessGroup,
+    has_bf16: HasBf16,
+) -> interface.RunOutcome:
     if processes.is_main and (advice := precision_advice(spec, processes.device, has_bf16)):
         job_events.PrecisionIsSlow(what=advice).report(on_event)
     spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
@@ -110,11 +144,19 @@ def run_session(
     )
     outcome = trainer.run()
     if outcome == "succeeded":
-        trained = job_layout.newest_checkpoint(workdir)
-        assert trained is not None, "a run that succeeded has its last checkpoint"
-        draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec))
+        stop = trainer.early_stop
+        step = spec.steps if stop is None else stop.kept
+        if stop is not None:
+            told = job_events.StoppedEarly(step=stop.step, steps=spec.steps, kept=step, reason=stop.reason())
+            told.report(on_event)
+        trained = workdir / job_layout.checkpoint_name(step)
+        draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec), last=step)
         for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
-            job_events.FileExported(step=spec.steps, path=str(path.relative_to(workdir))).report(on_event)
+            job_events.FileExported(step=step, path=str(path.relative_to(workdir))).report(on_event)
+        if stop is not None:
+            # last: whoever dies before goes on from the newest, and stops there again
+            resume_state.remove_checkpoints_after(workdir, step)
+            job_events.CheckpointWritten(step=step, path=trained.name).report(on_event)
     return outcome
 
 

@@ -18,6 +18,7 @@ from dipole.database.failures import describe_database_error
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
 from dipole_trainer.registry.workers import WorkerRegistry
+from dipole_trainer.trackers.installed import list_installed_trackers
 from dipole_trainer.weights.inventory import Inventory, list_local_weights
 
 log = structlog.get_logger()
@@ -48,7 +49,7 @@ class WorkerReport:
                 log.warning("worker_not_withdrawn", error=describe_database_error(error))  # its row expires
 
     def _run(self) -> None:
-        devices = _describe_devices()
+        devices, trackers = _describe_devices(), list_installed_trackers()
         lease_s = self._settings.lease_s
         published, list_at, publish_at = None, 0.0, 0.0
         while not self._stopping.is_set():
@@ -57,16 +58,18 @@ class WorkerReport:
                 inventory = list_local_weights(self._settings.models_dir)
                 list_at = began + max(LISTING_PERIOD_S, LISTING_SHARE * (time.monotonic() - began))
             if inventory != published or began >= publish_at:
-                self._publish(inventory, devices)
+                self._publish(inventory, devices, trackers)
                 published, publish_at = inventory, began + lease_s / 4
             self._stopping.wait(min(LISTING_PERIOD_S, lease_s / 4))
 
-    def _publish(self, inventory: Inventory, devices: list[dict[str, Any]]) -> None:
+    def _publish(self, inventory: Inventory, devices: list[dict[str, Any]], trackers: list[str]) -> None:
         with self._writing:
             if self._stopping.is_set():
                 return
             try:
-                self._registry.publish(self._name, inventory, devices, lease_s=self._settings.lease_s)
+                self._registry.publish(
+                    self._name, inventory, devices, trackers=trackers, lease_s=self._settings.lease_s
+                )
             except SQLAlchemyError as error:
                 log.warning("worker_not_published", error=describe_database_error(error))
 
