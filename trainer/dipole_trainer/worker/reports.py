@@ -35,10 +35,10 @@ class ReportWriter:
 
     def write_ending(self, claimed: ClaimedJob, status: EndedStatus, error: str | None = None) -> None:
         """Write the report of a job that is about to end so, and tell of it. Raises LeaseLost."""
-        from dipole_trainer.reports.report import write_report
-
         claim = claimed.claim
         try:
+            from dipole_trainer.reports.report import write_report
+
             record = read_job_record(self.store.database, claim.job_id)
             path = write_report(claimed.workdir, claim.spec, record, status=status, error=error)
             if path is not None:
@@ -61,10 +61,10 @@ class ReportWriter:
         return True
 
     def _write_unheld(self, job_id: str) -> None:
-        from dipole_trainer.reports.report import write_report
-
         with structlog.contextvars.bound_contextvars(job_id=job_id):
             try:
+                from dipole_trainer.reports.report import write_report
+
                 job, workdir = self.store.get_job(job_id), self.artifacts.job_workdir(job_id)
                 self.artifacts.checkout_job(job_id, checkpoints=False)
                 status = cast(EndedStatus, job.state)

@@ -24,7 +24,7 @@ export class ApiError extends Error {
   }
 }
 
-function hasKey() {
+export function hasKey() {
   return sessionStorage.getItem(KEY) !== null;
 }
 
