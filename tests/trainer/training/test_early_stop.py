@@ -15,8 +15,6 @@ from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 HELD_OUT = [{"prompt": prompt.text} for prompt in all_prompts(held_out=True)[:6]]
 
 

@@ -22,8 +22,6 @@ from dipole_trainer.storage import job_layout
 from dipole_trainer.trackers import figures, reporter
 from dipole_trainer.training import session
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
 Events = list[tuple[str, dict[str, Any]]]
 JOB = "ftjob-0123456789abcdef"
 
