@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from .conftest import PHONE, RatingService, Visitors, press, run_axe, serve_ratings
+from .conftest import PHONE, RatingService, Visitors, press, run_axe, serve_ratings, wait_for_images
 
 DESK: dict[str, Any] = {}
 
@@ -20,7 +20,7 @@ def test_a_task_in_every_state(options: dict[str, Any], serve: Any, visitors: Vi
         page = visitors.context(**options).new_page()
         page.clock.install()
         page.goto(service.invite())
-        expect(page.locator(".picture img:not([data-state='loaded'])")).to_have_count(0)
+        wait_for_images(page)
         run_axe(page, "a new task")
         press(page, ["a", "1", "b", "2", "c", "=", "Space"])
         run_axe(page, "a task half ranked, zoomed")
