@@ -22,7 +22,7 @@ PAGES = [
     for path in [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted(ROOT.glob("docs/**/*.md"))]
     if path.name not in LEFT_OUT
 ]
-TOP_LEVEL = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"out", ".dipole", ".venv", ".git"}
+TOP_LEVEL = {path.name for path in ROOT.iterdir() if path.is_dir()} - {"out", "weights", ".dipole", ".venv", ".git"}
 FENCE = re.compile(r"^```\w*\n(.*?)^```", flags=re.MULTILINE | re.DOTALL)
 
 
