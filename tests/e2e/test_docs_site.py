@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 
@@ -18,6 +16,7 @@ from playwright.sync_api import Browser, expect
 from ..browser import PHONE, WatchedBrowser, closing
 from ..browser import browser as browser
 from ..processes import serving
+from ..scripts import load_script
 
 ROOT = Path(__file__).resolve().parents[2]
 NO_NETWORK = dict.fromkeys(("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9")
@@ -36,12 +35,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def build_docs() -> ModuleType:
     """scripts/build-docs as a module."""
-    loader = SourceFileLoader("build_docs", str(ROOT / "scripts/build-docs"))
-    spec = importlib.util.spec_from_loader(loader.name, loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    loader.exec_module(module)
-    return module
+    return load_script("build-docs")
 
 
 @contextmanager

@@ -186,16 +186,14 @@ class EvaluationSchedule:
     def best_step(self) -> tuple[int, str, float] | None:
         """(step, score's name, its mean) of the best evaluation after training began; the earlier of equals."""
         name, evaluated = self._list_evaluated()
-        known = [(each.step, each.score) for each in evaluated if each.score is not None]
-        if name is None or not known:
-            return None
-        step, mean = max(known, key=lambda each: each[1])
-        return step, name, mean
+        best = _find_best(evaluated)
+        return None if name is None or best is None else (best[0], name, best[1])
 
     def steps_to_keep(self) -> set[int]:
         """Steps whose checkpoints stay: the best, and the one that a job with `stop_on` would end with."""
-        best = self.best_step()
-        kept = choose_kept_step(self._list_evaluated()[1]) if self.spec.stop_on else None
+        _, evaluated = self._list_evaluated()
+        best = _find_best(evaluated)
+        kept = choose_kept_step(evaluated) if self.spec.stop_on else None
         return {step for step in (best and best[0], kept) if step is not None}
 
     def find_early_stop(self) -> EarlyStop | None:
@@ -260,6 +258,12 @@ class EvaluationSchedule:
         if stop is not None and stop.step == step:
             warning = f"with stop_on: hacking this job would have stopped at step {step}, {stop.reason()}"
             job_events.JobWarned(warning=warning).report(self.on_event)
+
+
+def _find_best(evaluated: Sequence[EvaluatedStep]) -> tuple[int, float] | None:
+    """(step, score) of the best, the earlier of equals; None where none has a score."""
+    known = [(each.step, each.score) for each in evaluated if each.score is not None]
+    return max(known, key=lambda each: each[1]) if known else None
 
 
 def _gather_results(

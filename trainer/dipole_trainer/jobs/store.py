@@ -13,7 +13,7 @@ Truth about a job is here, in SQL; all times are the database's. Each method is 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sqlalchemy import and_, exists, select
@@ -164,21 +164,20 @@ class JobStore(LeaseStore):
 
     # ---- reports of jobs that nobody held when they ended ----------------------------------------------------------
 
-    def find_unreported_jobs(self, *, within_s: float, known: Collection[str]) -> list[str]:
-        """Jobs that were cancelled or failed in the last `within_s` seconds, have been evaluated or drawn, and whose
-        newest report does not say so; without those that are `known`.
-        """
+    def list_ended_jobs(self, *, within_s: float) -> Sequence[tuple[str, float]]:
+        """(id, when) of jobs that were cancelled or failed in the last `within_s` seconds, the oldest job first."""
         ended = and_(JobRow.state.in_(("cancelled", "failed")), JobRow.finished_at > now() - within_s)
+        with self.database.reading() as session:
+            rows = session.execute(select(JobRow.id, JobRow.finished_at).where(ended).order_by(JobRow.seq))
+            return [(job_id, finished_at) for job_id, finished_at in rows if finished_at is not None]
+
+    def lacks_report(self, job_id: str) -> bool:
+        """Whether a job has been evaluated or drawn, and its newest report does not say how it ended."""
         shown = (job_events.EvaluationFinished.kind, job_events.SamplesWritten.kind)
         with self.database.reading() as session:
-            jobs = session.execute(select(JobRow.id, JobRow.state).where(ended).order_by(JobRow.seq)).all()
-            return [
-                job_id
-                for job_id, state in jobs
-                if job_id not in known
-                and session.scalar(select(exists().where(EventRow.job_id == job_id, EventRow.kind.in_(shown))))
-                and _reported_status(session, job_id) != state
-            ]
+            state = session.scalar(select(JobRow.state).where(JobRow.id == job_id))
+            is_shown = session.scalar(select(exists().where(EventRow.job_id == job_id, EventRow.kind.in_(shown))))
+            return bool(is_shown) and _reported_status(session, job_id) != state
 
     def record_late_report(self, job_id: str, event: job_events.ReportWritten) -> None:
         """Tell of a report that was written after the job had ended, once."""

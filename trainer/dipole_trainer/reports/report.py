@@ -75,15 +75,16 @@ def write_report(
     target.parent.mkdir(parents=True, exist_ok=True)
     if status != "succeeded":  # a run that came to its end has drawn them
         pictures.draw_pictures(workdir, spec, target.parent)
-    page = render_report(workdir, spec, record, status=status, error=error)
+    page = render_report(workdir, spec, run, record, status=status, error=error)
     partial = target.with_name(f".{target.name}.partial")
     partial.write_text(page, encoding="utf-8")
     os.replace(partial, target)
     return target
 
 
-def render_report(workdir: Path, spec: TrainSpec, record: JobRecord, *, status: EndedStatus, error: str | None) -> str:
-    run = pictures.read_run(workdir, spec)
+def render_report(
+    workdir: Path, spec: TrainSpec, run: curves.Run, record: JobRecord, *, status: EndedStatus, error: str | None
+) -> str:
     first, last = compared_points(workdir, run)
     rows = list(table_rows(spec, first, last)) if first and last else []
     done = max((int(each["step"]) for each in run.updates), default=0)
@@ -268,11 +269,10 @@ def training_facts(
             file, name = record.files.get(field, ("", ""))
             yield what, f"{count}" + (f", of {name or 'a file'} ({file})" if file else ", with the request")
     yield "Seeds", f"{spec.seed} of the training, {spec.evaluation.seed} of the evaluation's noises"
-    begun = workdir / job_layout.RUN_FILE
-    device = str(json.loads(begun.read_text()).get("device", "")) if begun.is_file() else ""
-    precision = spec.precision or (json.loads(begun.read_text())["precision"] if begun.is_file() else "")
-    if precision:
-        yield "Precision", precision + (f" on {device}" if device else "")
+    run_file = workdir / job_layout.RUN_FILE
+    begun = json.loads(run_file.read_text()) if run_file.is_file() else {}
+    if precision := spec.precision or begun.get("precision", ""):
+        yield "Precision", precision + (f" on {begun['device']}" if begun.get("device") else "")
     peak = max((each["gpu_gib"] for each in updates if each.get("gpu_gib")), default=None)
     if peak is not None:
         yield "GPU memory", f"{peak:.1f} GiB at most"

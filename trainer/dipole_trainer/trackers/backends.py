@@ -82,6 +82,13 @@ class Tracker(ABC):
     def finish(self) -> None:
         self.tracker.finish()
 
+    def _log_artifact(self, library: Any, files: Sequence[Path]) -> None:
+        """For trackers that keep files as W&B does."""
+        artifact = library.Artifact(self.run.job_id, type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        self.tracker.tracker.log_artifact(artifact)
+
 
 class TensorBoard(Tracker):
     """It keeps no files, so it says where they are. Settings are a text: hyperparameters would be a run each time."""
@@ -124,10 +131,7 @@ class Trackio(Tracker):
         self.tracker.log({SAMPLES: self._library.Image(image, caption=f"step {step}")}, step=step)
 
     def log_files(self, files: Sequence[Path]) -> None:
-        artifact = self._library.Artifact(self.run.job_id, type="model")
-        for path in files:
-            artifact.add_file(str(path))
-        self.tracker.tracker.log_artifact(artifact)
+        self._log_artifact(self._library, files)
 
 
 class WandB(Tracker):
@@ -156,10 +160,7 @@ class WandB(Tracker):
         self.tracker.log({SAMPLES: [self._library.Image(image)], "step": step})
 
     def log_files(self, files: Sequence[Path]) -> None:
-        artifact = self._library.Artifact(self.run.job_id, type="model")
-        for path in files:
-            artifact.add_file(str(path))
-        self.tracker.tracker.log_artifact(artifact)
+        self._log_artifact(self._library, files)
 
 
 class MLflow(Tracker):

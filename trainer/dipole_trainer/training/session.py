@@ -70,94 +70,75 @@ def run_session(
     if not processes.is_main:
         spec = spec.model_copy(update={"report_to": ()})  # rank 0 alone reports
     with report_to_trackers(spec, job_id, workdir, on_event) as on_event:
-        return _run_to_end(
+        if processes.is_main and (advice := precision_advice(spec, processes.device, has_bf16)):
+            job_events.PrecisionIsSlow(what=advice).report(on_event)
+        spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
+        _, kind = pipelines.find_pipeline(spec, models_dir)
+        feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
+        generator = generators.build_generator(
+            spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
+        )
+        spec.check_side(generator.side)
+        spec.check_window(generator.side, candidates_max_gib)
+        phi = features.build_features(spec.features, generator, models_dir=models_dir)
+        features.check_features_fit(phi, generator)
+        micro_batches = MicroBatches(
+            spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
+        )
+        rollout = Rollout(spec, generator, phi, micro_batches)
+        if processes.is_main:
+            ranker = UnverifiedRewardReporter(
+                ranker,
+                unverified=workdir / job_layout.UNVERIFIED_REWARDS_FILE,
+                verified=workdir / job_layout.VERIFIED_REWARDS_FILE,
+                on_event=on_event,
+            )
+        source = _build_source(spec, rollout, ranker, processes, job_id, data)
+        # a run that is resumed has said it
+        if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
+            _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
+        judge = ranker if spec.rewards else KnownAnswersRanker()
+        evaluations = EvaluationSchedule(
+            pictures.evaluation_spec(spec),
+            generator,
+            phi,
+            micro_batches,
+            judge,
+            on_event,
+            workdir,
+            job_id,
+            source.prompts,
+        )
+        recorder = (
+            CandidateRecorder(spec, source.rewards, workdir, generator.precision) if spec.record_candidates else None
+        )
+        trainer = loop.Trainer(
             spec,
-            job_id=job_id,
+            rollout,
+            source,
+            evaluations,
+            on_event,
             workdir=workdir,
-            models_dir=models_dir,
-            ranker=ranker,
-            on_event=on_event,
             control=control,
-            data=data,
-            candidates_max_gib=candidates_max_gib,
             processes=processes,
-            has_bf16=has_bf16,
+            recorder=recorder,
         )
-
-
-def _run_to_end(
-    spec: TrainSpec,
-    *,
-    job_id: str,
-    workdir: Path,
-    models_dir: Path,
-    ranker: Ranker,
-    on_event: OnEvent,
-    control: interface.RunControl,
-    data: Path | None,
-    candidates_max_gib: float,
-    processes: ProcessGroup,
-    has_bf16: HasBf16,
-) -> interface.RunOutcome:
-    if processes.is_main and (advice := precision_advice(spec, processes.device, has_bf16)):
-        job_events.PrecisionIsSlow(what=advice).report(on_event)
-    spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
-    _, kind = pipelines.find_pipeline(spec, models_dir)
-    feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
-    generator = generators.build_generator(
-        spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
-    )
-    spec.check_side(generator.side)
-    spec.check_window(generator.side, candidates_max_gib)
-    phi = features.build_features(spec.features, generator, models_dir=models_dir)
-    features.check_features_fit(phi, generator)
-    micro_batches = MicroBatches(
-        spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
-    )
-    rollout = Rollout(spec, generator, phi, micro_batches)
-    if processes.is_main:
-        ranker = UnverifiedRewardReporter(
-            ranker,
-            unverified=workdir / job_layout.UNVERIFIED_REWARDS_FILE,
-            verified=workdir / job_layout.VERIFIED_REWARDS_FILE,
-            on_event=on_event,
-        )
-    source = _build_source(spec, rollout, ranker, processes, job_id, data)
-    # a run that is resumed has said it
-    if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
-        _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
-    judge = ranker if spec.rewards else KnownAnswersRanker()
-    evaluations = EvaluationSchedule(
-        pictures.evaluation_spec(spec), generator, phi, micro_batches, judge, on_event, workdir, job_id, source.prompts
-    )
-    recorder = CandidateRecorder(spec, source.rewards, workdir, generator.precision) if spec.record_candidates else None
-    trainer = loop.Trainer(
-        spec,
-        rollout,
-        source,
-        evaluations,
-        on_event,
-        workdir=workdir,
-        control=control,
-        processes=processes,
-        recorder=recorder,
-    )
-    outcome = trainer.run()
-    if outcome == "succeeded":
-        stop = trainer.early_stop
-        step = spec.steps if stop is None else stop.kept
-        if stop is not None:
-            told = job_events.StoppedEarly(step=stop.step, steps=spec.steps, kept=step, reason=stop.reason())
-            told.report(on_event)
-        trained = workdir / job_layout.checkpoint_name(step)
-        draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec), last=step)
-        for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
-            job_events.FileExported(step=step, path=str(path.relative_to(workdir))).report(on_event)
-        if stop is not None:
-            # last: whoever dies before goes on from the newest, and stops there again
-            resume_state.remove_checkpoints_after(workdir, step)
-            job_events.CheckpointWritten(step=step, path=trained.name).report(on_event)
-    return outcome
+        outcome = trainer.run()
+        if outcome == "succeeded":
+            stop = trainer.early_stop
+            step = spec.steps if stop is None else stop.kept
+            if stop is not None:
+                told = job_events.StoppedEarly(step=stop.step, steps=spec.steps, kept=step, reason=stop.reason())
+                told.report(on_event)
+            trained = workdir / job_layout.checkpoint_name(step)
+            draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec), last=step)
+            for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
+                job_events.FileExported(step=step, path=str(path.relative_to(workdir))).report(on_event)
+            if stop is not None:
+                # last: whoever dies before goes on from the newest, and stops there again
+                resume_state.remove_checkpoints_after(workdir, step)
+                job_events.CheckpointWritten(step=step, path=trained.name).report(on_event)
+        return outcome
 
 
 def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSpec], on_event: OnEvent) -> None:

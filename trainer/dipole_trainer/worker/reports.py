@@ -30,7 +30,7 @@ class ReportWriter:
 
     def __init__(self, store: JobStore, artifacts: ArtifactStore) -> None:
         self.store, self.artifacts = store, artifacts
-        self._tried: set[str] = set()  # jobs that nobody held: each once a worker's life
+        self._looked_at: set[tuple[str, float]] = set()  # jobs by when they ended: each end once
         self._next_look = 0.0
 
     def write_ending(self, claimed: ClaimedJob, status: EndedStatus, error: str | None = None) -> None:
@@ -52,13 +52,18 @@ class ReportWriter:
         """Write the report of a job that was cancelled or failed while no worker held it; whether there was one."""
         if time.monotonic() < self._next_look:
             return False
-        found = self.store.find_unreported_jobs(within_s=UNHELD_WITHIN_S, known=self._tried)
-        if not found:
-            self._next_look = time.monotonic() + UNHELD_LOOK_S
-            return False
-        self._tried.add(found[0])
-        self._write_unheld(found[0])
-        return True
+        ended = self.store.list_ended_jobs(within_s=UNHELD_WITHIN_S)
+        self._looked_at &= set(ended)
+        for job_id, finished_at in ended:
+            if (job_id, finished_at) in self._looked_at:
+                continue
+            is_unreported = self.store.lacks_report(job_id)
+            self._looked_at.add((job_id, finished_at))
+            if is_unreported:
+                self._write_unheld(job_id)
+                return True
+        self._next_look = time.monotonic() + UNHELD_LOOK_S
+        return False
 
     def _write_unheld(self, job_id: str) -> None:
         with structlog.contextvars.bound_contextvars(job_id=job_id):

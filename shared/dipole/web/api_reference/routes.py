@@ -45,13 +45,13 @@ class StoredAnswer:
     def __init__(self, make_body: Callable[[], bytes], media_type: str) -> None:
         self._make_body = make_body
         self._media_type = media_type
-        self._body: bytes | None = None
+        self._made: tuple[bytes, str] | None = None  # the body and its ETag
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if self._body is None:
-            self._body = await asyncio.to_thread(self._make_body)  # of a large document seconds, on a busy machine
-        body = self._body
-        tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+        if self._made is None:
+            made = await asyncio.to_thread(self._make_body)  # of a large document seconds, on a busy machine
+            self._made = made, f'"{hashlib.sha256(made).hexdigest()[:32]}"'
+        body, tag = self._made
         is_known = (b"if-none-match", tag.encode()) in scope["headers"]
         fields = {**HEADERS, "etag": tag}
         if not is_known:
