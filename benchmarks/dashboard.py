@@ -1,4 +1,5 @@
-"""How long the dashboard's pages take to open as a platform's history grows, and what open event streams cost.
+"""How long the dashboard's pages take to open as a platform's history grows, what open event streams cost, and how
+soon an endpoint that died is seen.
 
     python benchmarks/dashboard.py
     python benchmarks/dashboard.py --opens 9 --streams 500 --json out/dashboard.json
@@ -16,6 +17,9 @@ that what the page is for is on it: rows with figures, curves, images. Printed: 
 Streams: --streams of them are opened, each of a paused job, and `/readyz` is asked over one connection meanwhile; first
 while nothing happens, then while each of twenty jobs gets an event a second, then while one job that all of them follow
 does. The script and its Chromium share the machine with the API, as an operator's browser may.
+
+Endpoints: the page of them is open while one is killed with kill -9, and another frozen with SIGSTOP, at moments that
+have nothing to do with its probes; printed are the seconds until the page says that it does not answer.
 """
 
 from __future__ import annotations
@@ -26,7 +30,11 @@ import contextlib
 import io
 import json
 import os
+import random
+import signal
 import statistics
+import subprocess
+import sys
 import tempfile
 import threading
 import time
@@ -41,6 +49,7 @@ from PIL import Image
 from playwright.sync_api import Browser, Page, sync_playwright
 from sqlalchemy import func, insert, select, update
 
+from dipole.stack.ports import reserve_port
 from dipole.stack.stack import EMBEDDED_REWARDS, Stack
 from dipole.tiny.job import build_demo_prompts
 from dipole_trainer.database.engine import Database, upgrade_database
@@ -384,6 +393,46 @@ def fed_jobs(database: Database, jobs: list[str]) -> Iterator[None]:
         thread.join()
 
 
+# ---- endpoints ----
+
+
+@contextlib.contextmanager
+def running_endpoint(port: int) -> Iterator[subprocess.Popen[bytes]]:
+    """A reward that nobody starts again."""
+    command = [sys.executable, "-m", "dipole.cli", "rewards", "serve", EMBEDDED_REWARDS[1].plugin, "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def measure_deaths(browser: Browser, times: int) -> dict[str, list[float]]:
+    """Seconds until the page says that a killed endpoint, and a frozen one, does not answer."""
+    found: dict[str, list[float]] = {"killed": [], "frozen": []}
+    with (
+        reserve_port() as port,
+        tempfile.TemporaryDirectory(prefix="dashboard-") as home,
+        Stack(Path(home), EMBEDDED_REWARDS[:1], worker=False) as stack,
+    ):
+        body = {"name": "mortal", "url": f"http://127.0.0.1:{port}"}
+        httpx.post(f"{stack.api_url}/v1/rewards", json=body, trust_env=False).raise_for_status()
+        page = browser.new_context(bypass_csp=True).new_page()
+        page.goto(f"{stack.api_url}/endpoints")
+        card = page.locator("[data-endpoint='mortal']")
+        for _ in range(times):
+            for kind, blow in (("killed", signal.SIGKILL), ("frozen", signal.SIGSTOP)):
+                with running_endpoint(port) as process:
+                    card.locator(".state.up").wait_for(timeout=PATIENCE_MS)
+                    time.sleep(random.uniform(0, 5))
+                    process.send_signal(blow)
+                    began = time.monotonic()
+                    card.locator(".state.down").wait_for(timeout=PATIENCE_MS)
+                    found[kind].append(time.monotonic() - began)
+    return found
+
+
 # ---- all of it ----
 
 
@@ -396,29 +445,40 @@ def main() -> None:
     parser.add_argument("--streams", type=int, default=500)
     parser.add_argument("--seconds", type=float, default=10, help="of asking /readyz in each case")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
-    parser.add_argument("--only", choices=["pages", "streams"])
+    parser.add_argument("--deaths", type=int, default=8, help="times that an endpoint is killed, and frozen")
+    parser.add_argument("--only", choices=["pages", "streams", "deaths"])
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ.update({"DIPOLE_API_MAX_STREAMS": str(min(1000, 2 * args.streams)), "OMP_NUM_THREADS": "1"})
     many, each = args.many, (args.events, args.sheets)
     few, large = History("10 jobs", 10, *each), History(f"{many} jobs", many, *each)
     long = History("one long", 10, *each, many * args.events, many * args.sheets)
-    pages, streams = {}, {}
-    if args.only != "streams":
+    parts = [args.only] if args.only else ["pages", "streams", "deaths"]
+    pages, streams, deaths = {}, {}, {}
+    if "pages" in parts:
         for history in (few, large, long):
             with running_platform(history) as (url, ids, _), sync_playwright() as playwright:
                 browser = playwright.chromium.launch(executable_path=args.chromium, args=CHROMIUM_FLAGS)
                 pages[history.name] = open_pages(browser, url, ids, args.opens)
                 browser.close()
         print_pages(pages)
-    if args.only != "pages":
+    if "streams" in parts:
         with running_platform(large) as (url, ids, database):
             streams = measure_streams(url, ids, database, args.streams, args.seconds)
         print_streams(streams, args.streams)
+    if "deaths" in parts:
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path=args.chromium, args=CHROMIUM_FLAGS)
+            deaths = measure_deaths(browser, args.deaths)
+            browser.close()
+        for kind, seconds in deaths.items():
+            print(f"{kind} endpoint seen after {statistics.median(seconds):.1f} s, at most {max(seconds):.1f} s")
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "chromium")}
-        args.json.write_text(json.dumps({"settings": settings, "pages": pages, "streams": streams}, indent=1))
+        args.json.write_text(
+            json.dumps({"settings": settings, "pages": pages, "streams": streams, "deaths": deaths}, indent=1)
+        )
 
 
 def print_pages(pages: dict[str, dict[str, dict[str, float]]]) -> None:

@@ -6,12 +6,14 @@
 The loop's own training over Redis, a rank worker and HTTP, with a reward that is a queue of people: it answers 202, and
 C raters take the oldest task each, for a time that is log-normal around `--seconds` (time is scaled: read it as
 minutes; the pauses between looks at pending rankings are scaled too). A step of P groups is W seconds of the trainer's
-work, so with N = (max_staleness + 1)·P groups in flight no order of work can rank and train more groups a second than
+work, and a group T of a rater's, so with N = (max_staleness + 1)·P groups in flight no order of work can rank and train
+more groups a second than
 
-    min(P / W, C / seconds, N / (seconds + W))
+    min(P / W, C / T, N / (T + W))
 
 which is the arithmetic share when it is multiplied by W / P. The measured share is the part of the time that the
-trainer did not wait. W is what it did in the same run, so that what else this machine does is in both.
+trainer did not wait. W and the raters' mean time are those of the same run, so that what else this machine does, and
+what the dice gave, is in both.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ import contextlib
 import json
 import os
 import random
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -59,6 +62,7 @@ class Raters:
         self._keys: dict[str, int] = {}
         self._counts: list[int] = []
         self._ranked: set[int] = set()
+        self.taken: list[float] = []  # s, of each task that was ranked
         self._next, self._changed = 0, threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -84,6 +88,7 @@ class Raters:
                 taken = self._seconds * self._dice.lognormvariate(-(SPREAD**2) / 2, SPREAD)
             time.sleep(taken)
             self._ranked.add(task)
+            self.taken.append(taken)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         raters = self
@@ -177,7 +182,7 @@ def run(args: argparse.Namespace, settings: PlatformSettings, raters: int, stale
     def on_event(kind: str, data: dict[str, Any]) -> None:
         if kind == "step":
             ends.append(time.monotonic())
-            steps.append(data)
+            steps.append({**data, "ranked": len(people.taken)})
 
     with tempfile.TemporaryDirectory() as folder:
         session.run_session(
@@ -193,12 +198,13 @@ def run(args: argparse.Namespace, settings: PlatformSettings, raters: int, stale
     wait = sum(data["seconds"]["wait"] for data in measured)
     work = (whole - wait) / len(measured)
     in_flight = (staleness + 1) * args.prompts
-    rate = min(args.prompts / work, raters / args.seconds, in_flight / (args.seconds + work))
+    taken = statistics.fmean(people.taken[steps[WARM_UP_STEPS - 1]["ranked"] : steps[last - 1]["ranked"]])
+    rate = min(args.prompts / work, raters / taken, in_flight / (taken + work))
     allowed = rate * work / args.prompts
     share = 1 - wait / whole
     return {
         "raters": raters, "staleness": staleness, "in_flight": in_flight, "step_s": whole / len(measured),
-        "work_s": work, "share": share, "allowed": allowed, "ratio": share / allowed,
+        "work_s": work, "rater_s": taken, "share": share, "allowed": allowed, "ratio": share / allowed,
         "filled_in": sum(data["filled_in"] for data in measured) / len(measured),
         "oldest": max(data["staleness"] for data in measured),
     }  # fmt: skip
@@ -219,16 +225,16 @@ def main() -> None:
     celery_ranker.MIN_POLL_PAUSE_S, celery_ranker.MAX_POLLS_PER_S = 0.1, 100.0
     if args.in_order:
         loop.Trainer._fill_in_ranked = lambda self, current: False  # type: ignore[method-assign]
-    print(f"{'raters':>6} {'staleness':>9} {'in flight':>9} {'step s':>7} {'work s':>7} {'share':>6} {'allowed':>7} "
-          f"{'ratio':>6} {'filled in':>9} {'oldest':>6}")  # fmt: skip
+    print(f"{'raters':>6} {'staleness':>9} {'in flight':>9} {'step s':>7} {'work s':>7} {'rater s':>7} "
+          f"{'share':>6} {'allowed':>7} {'ratio':>6} {'filled in':>9} {'oldest':>6}")  # fmt: skip
     rows = []
     with platform() as settings:
         for raters in args.raters:
             for staleness in args.staleness:
                 rows.append(row := run(args, settings, raters, staleness))
                 print(f"{raters:6} {staleness:9} {row['in_flight']:9} {row['step_s']:7.2f} {row['work_s']:7.2f} "
-                      f"{row['share']:6.1%} {row['allowed']:7.1%} {row['ratio']:6.2f} {row['filled_in']:9.2f} "
-                      f"{row['oldest']:6}", flush=True)  # fmt: skip
+                      f"{row['rater_s']:7.2f} {row['share']:6.1%} {row['allowed']:7.1%} {row['ratio']:6.2f} "
+                      f"{row['filled_in']:9.2f} {row['oldest']:6}", flush=True)  # fmt: skip
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         args.json.write_text(json.dumps({"seconds": args.seconds, "rows": rows}, indent=1))

@@ -3,7 +3,7 @@
 import { ApiError, request, repeatWhileVisible } from "./api.js";
 import { formatNumber, formatSeconds, formatTime, h, replace } from "./dom.js";
 
-const PROBE_MS = 5000; // an endpoint that dies is seen within two of these
+const PROBE_MS = 3000; // one that hangs is known after the check's five seconds: seen within ten in all
 const main = document.getElementById("main");
 const cards = h("div", { class: "columns" });
 const probes = new Map(); // name → what the last probe said, and when
