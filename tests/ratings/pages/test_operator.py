@@ -45,13 +45,16 @@ def test_a_link_is_made_shown_once_used_and_revoked(service: RatingService, visi
 
 
 def test_a_rater_is_paused_resumed_and_forgotten(service: RatingService, visitors: Visitors) -> None:
-    service.add_tasks(1)
+    """A paused rater sees it at whatever comes next, here at taking back an answer that could still be."""
+    prompts = service.add_tasks(2, min_ratings=2, max_ratings=2)
     rater = visitors.rater(service.invite("Jonas"))
+    press(rater, ["a", "1", "b", "2", "Enter"])
+    wait_for_next(rater, prompts[0])
     page = visitors.page(f"{service.url}/operator")
     row = page.locator("#raters").get_by_role("row", name="Jonas")
     page.get_by_role("button", name="Pause: Jonas").click()
     expect(row).to_contain_text("paused")
-    rater.reload()
+    rater.keyboard.press("z")
     expect(rater.get_by_role("heading", name="Your ratings are paused")).to_be_visible()
     page.get_by_role("button", name="Resume: Jonas").click()
     expect(row).to_contain_text("rates")

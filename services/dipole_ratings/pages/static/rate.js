@@ -249,8 +249,7 @@ async function takeBackAnswer() {
     say("Your last answer is taken back. Change it and submit again.");
   } catch (error) {
     setSending(false);
-    if (!(error instanceof Problem)) throw error;
-    if (error.status === 401) return askForInvitation(error);
+    if (!(error instanceof Problem) || error.status === 401 || error.status === 403) return handleRefusal(error);
     saved.dropAnswer(last.id);
     $("empty-undo").hidden = true;
     renderActions();
