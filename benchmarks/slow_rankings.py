@@ -4,26 +4,24 @@
     python benchmarks/slow_rankings.py --in-order          the same without groups that fill in for pending ones
 
 The loop's own training over Redis, a rank worker and HTTP, with a reward that is a queue of people: it answers 202, and
-C raters take the oldest task each, for a time that is log-normal around `--seconds` (time is scaled: read it as
-minutes; the pauses between looks at pending rankings are scaled too). A step of P groups is W seconds of the trainer's
-work, and a group T of a rater's, so with N = (max_staleness + 1)·P groups in flight no order of work can rank and train
-more groups a second than
+its raters take the oldest task each, for a time that is log-normal around `--seconds` (time is scaled: read it as
+minutes; the pauses between looks at pending rankings are scaled too).
 
-    min(P / W, C / T, N / (T + W))
-
-which is the arithmetic share when it is multiplied by W / P. The measured share is the part of the time that the
-trainer did not wait. W and the raters' mean time are those of the same run, so that what else this machine does, and
-what the dice gave, is in both.
+What arithmetic allows is worked out beside it (`ideal_share`): the same queue with the same dice, and a trainer for
+whom drawing a window and updating by a group take what they took in the run, but who loses no time otherwise: an answer
+is there the moment that its rater has it. A window is drawn once the update `max_staleness` windows before it is done,
+and a pending group may change places with a ranked one of up to `max_staleness` steps later; nothing else is free. The
+measured share is the part of the time that the trainer did not wait for rankings.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import heapq
 import json
 import os
 import random
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,10 +29,12 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
+from math import inf
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from redis.exceptions import RedisError
@@ -54,15 +54,21 @@ SPREAD = 0.5  # σ of the logarithm of a rater's time
 WARM_UP_STEPS = 3
 
 
+def rating_times(seconds: float) -> Iterator[float]:
+    """Of one task after the other, of this mean."""
+    dice = random.Random(0)
+    while True:
+        yield seconds * dice.lognormvariate(-(SPREAD**2) / 2, SPREAD)
+
+
 class Raters:
     """The queue and its raters. Tasks are taken oldest first, and ranked as they stand."""
 
     def __init__(self, count: int, seconds: float) -> None:
-        self._seconds, self._dice = seconds, random.Random(0)
+        self._times = rating_times(seconds)
         self._keys: dict[str, int] = {}
         self._counts: list[int] = []
         self._ranked: set[int] = set()
-        self.taken: list[float] = []  # s, of each task that was ranked
         self._next, self._changed = 0, threading.Condition()
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
         self._server.daemon_threads = True
@@ -84,11 +90,9 @@ class Raters:
                     if not self._is_open:
                         return
                 task, self._next = self._next, self._next + 1
-                # of mean `seconds`
-                taken = self._seconds * self._dice.lognormvariate(-(SPREAD**2) / 2, SPREAD)
+                taken = next(self._times)
             time.sleep(taken)
             self._ranked.add(task)
-            self.taken.append(taken)
 
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         raters = self
@@ -182,7 +186,7 @@ def run(args: argparse.Namespace, settings: PlatformSettings, raters: int, stale
     def on_event(kind: str, data: dict[str, Any]) -> None:
         if kind == "step":
             ends.append(time.monotonic())
-            steps.append({**data, "ranked": len(people.taken)})
+            steps.append(data)
 
     with tempfile.TemporaryDirectory() as folder:
         session.run_session(
@@ -195,19 +199,64 @@ def run(args: argparse.Namespace, settings: PlatformSettings, raters: int, stale
     last = len(steps) - staleness
     whole = sum(later - end for end, later in pairwise(ends[WARM_UP_STEPS - 1 : last]))
     measured = steps[WARM_UP_STEPS:last]
-    wait = sum(data["seconds"]["wait"] for data in measured)
-    work = (whole - wait) / len(measured)
-    in_flight = (staleness + 1) * args.prompts
-    taken = statistics.fmean(people.taken[steps[WARM_UP_STEPS - 1]["ranked"] : steps[last - 1]["ranked"]])
-    rate = min(args.prompts / work, raters / taken, in_flight / (taken + work))
-    allowed = rate * work / args.prompts
-    share = 1 - wait / whole
+    seconds = {part: sum(data["seconds"][part] for data in measured) / len(measured) for part in ("wait", "generate")}
+    step = whole / len(measured)
+    share = 1 - seconds["wait"] / step
+    update = (step - seconds["wait"] - seconds["generate"]) / args.prompts
+    allowed = ideal_share(
+        Schedule(args.prompts, staleness, len(steps)), raters, rating_times(args.seconds),
+        draw_s=seconds["generate"], update_s=update, measured=(WARM_UP_STEPS, last),
+    )  # fmt: skip
     return {
-        "raters": raters, "staleness": staleness, "in_flight": in_flight, "step_s": whole / len(measured),
-        "work_s": work, "rater_s": taken, "share": share, "allowed": allowed, "ratio": share / allowed,
+        "raters": raters, "staleness": staleness, "in_flight": (staleness + 1) * args.prompts, "step_s": step,
+        "work_s": step - seconds["wait"], "share": share, "allowed": allowed, "ratio": share / allowed,
         "filled_in": sum(data["filled_in"] for data in measured) / len(measured),
         "oldest": max(data["staleness"] for data in measured),
     }  # fmt: skip
+
+
+class Schedule(NamedTuple):
+    prompts: int
+    staleness: int
+    steps: int
+
+
+@dataclass
+class Task:
+    step: int  # that it was drawn for
+    window: int  # the step that it is trained in
+    ranked_at: float
+
+
+def ideal_share(
+    schedule: Schedule, raters: int, times: Iterator[float], *, draw_s: float, update_s: float,
+    measured: tuple[int, int],
+) -> float:  # fmt: skip
+    """The share of the time from one step's end to another's in which a trainer who loses none of it works."""
+    now = waited = 0.0
+    free_at = [0.0] * raters
+    tasks: list[Task] = []
+    ends: list[tuple[float, float]] = []
+    drawn = 0
+    for step in range(schedule.steps):
+        while drawn <= min(step + schedule.staleness, schedule.steps - 1):
+            now += draw_s
+            for _ in range(schedule.prompts):
+                ranked_at = max(now, heapq.heappop(free_at)) + next(times)
+                heapq.heappush(free_at, ranked_at)
+                tasks.append(Task(drawn, drawn, ranked_at))
+            drawn += 1
+        while own := [task for task in tasks if task.window == step]:
+            latest = max(task.step for task in own) + schedule.staleness
+            first = min(tasks, key=lambda task: task.ranked_at if task.window == step or task.step <= latest else inf)
+            waited += max(0.0, first.ranked_at - now)
+            now = max(now, first.ranked_at) + update_s
+            slow = max(own, key=lambda task: task.step)
+            slow.window, first.window = first.window, slow.window
+            tasks.remove(first)
+        ends.append((now, waited))
+    (began, before), (ended, after) = (ends[step - 1] for step in measured)
+    return 1 - (after - before) / (ended - began)
 
 
 def main() -> None:
@@ -225,15 +274,15 @@ def main() -> None:
     celery_ranker.MIN_POLL_PAUSE_S, celery_ranker.MAX_POLLS_PER_S = 0.1, 100.0
     if args.in_order:
         loop.Trainer._fill_in_ranked = lambda self, current: False  # type: ignore[method-assign]
-    print(f"{'raters':>6} {'staleness':>9} {'in flight':>9} {'step s':>7} {'work s':>7} {'rater s':>7} "
-          f"{'share':>6} {'allowed':>7} {'ratio':>6} {'filled in':>9} {'oldest':>6}")  # fmt: skip
+    print(f"{'raters':>6} {'staleness':>9} {'in flight':>9} {'step s':>7} {'work s':>7} {'share':>6} "
+          f"{'allowed':>7} {'ratio':>6} {'filled in':>9} {'oldest':>6}")  # fmt: skip
     rows = []
     with platform() as settings:
         for raters in args.raters:
             for staleness in args.staleness:
                 rows.append(row := run(args, settings, raters, staleness))
                 print(f"{raters:6} {staleness:9} {row['in_flight']:9} {row['step_s']:7.2f} {row['work_s']:7.2f} "
-                      f"{row['rater_s']:7.2f} {row['share']:6.1%} {row['allowed']:7.1%} {row['ratio']:6.2f} "
+                      f"{row['share']:6.1%} {row['allowed']:7.1%} {row['ratio']:6.2f} "
                       f"{row['filled_in']:9.2f} {row['oldest']:6}", flush=True)  # fmt: skip
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
