@@ -33,11 +33,8 @@ def kustomization(folder: Path) -> Object:
 
 def build(folder: Path) -> list[Object]:
     """The objects of a kustomization, in no particular order."""
-    told, found = kustomization(folder), list[Object]()
-    for name in told.get("resources", []):
-        path = folder / name
-        found += build(path) if path.is_dir() else load(path)
-    _change(found, folder, told)
+    found = list[Object]()
+    _change(found, folder, kustomization(folder))
     identities = [(each["kind"], each["metadata"]["name"]) for each in found]
     assert len(identities) == len(set(identities)), f"{folder}: two objects of one name"
     return found
@@ -45,6 +42,9 @@ def build(folder: Path) -> list[Object]:
 
 def _change(found: list[Object], folder: Path, told: Object) -> None:
     """What a kustomization or a component does to what was found so far, in kustomize's order."""
+    for name in told.get("resources", []):
+        path = folder / name
+        found += build(path) if path.is_dir() else load(path)
     for name in told.get("components", []):
         _change(found, folder / name, kustomization(folder / name))
     found += _generated(folder, told)
@@ -62,8 +62,14 @@ def _change(found: list[Object], folder: Path, told: Object) -> None:
                     container["image"] = f"{image.get('newName', name)}:{image.get('newTag', tag)}"
 
 
+def pod_template(each: Object) -> Object:
+    spec = each.get("spec", {})
+    template: Object = spec.get("jobTemplate", {}).get("spec", spec).get("template", {})
+    return template
+
+
 def containers(each: Object) -> list[Object]:
-    spec = each.get("spec", {}).get("template", {}).get("spec", {})
+    spec = pod_template(each).get("spec", {})
     return [*spec.get("initContainers", []), *spec.get("containers", [])]
 
 

@@ -199,7 +199,7 @@ def test_a_service_gets_and_awaits_the_stores_that_it_uses(name: str) -> None:
     """Addresses with passwords are where they are needed and nowhere else; nobody waits for what he does not use."""
     both = {"DATABASE", "REDIS"}
     used = {"migrate": {"DATABASE"}, "api": both, "worker": both, "rank-worker": {"REDIS"}, "sampler": {"REDIS"}}
-    used["people"] = {"RATINGS_DATABASE"}
+    used |= {"people": {"RATINGS_DATABASE"}, "backup": {"DATABASE", "RATINGS_DATABASE"}}
     stores = (*both, "RATINGS_DATABASE")
     told = {store for store in stores if f"DIPOLE_{store}_URL" in SERVICES[name].get("environment", {})}
     assert told == used.get(name, set())

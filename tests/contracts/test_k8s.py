@@ -29,14 +29,14 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE: dict[str, Object] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 EVERYTHING = build(ROOT / "k8s/overlays/rewards")  # the overlay that has all there is
 LOADER = ROOT / "k8s/weights/loader.yaml"
-WORKLOADS = {"Deployment", "StatefulSet", "Job", "DaemonSet"}
+WORKLOADS = {"Deployment", "StatefulSet", "Job", "CronJob", "DaemonSet"}
 STORES = {
     "redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"},
     "postgres": {"POSTGRES_PASSWORD", "DIPOLE_DATABASE_URL", "DIPOLE_RATINGS_DATABASE_URL"},
 }
 BOTH = {"redis", "postgres"}
 USED = {"migrate": {"postgres"}, "api": BOTH, "worker": BOTH, "rank-worker": {"redis"}, "sampler": {"redis"}}
-USED |= {"people": {"postgres"}, "migrate-ratings": {"postgres"}}
+USED |= {"people": {"postgres"}, "migrate-ratings": {"postgres"}, "backup": {"postgres"}}
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,12 @@ def runs(command: list[str], reference: ModuleType) -> bool:
 
 
 def ports_of(workload: Object) -> dict[str, int]:
-    spec = workload["spec"]["template"]["spec"]
+    spec = kustomize.pod_template(workload)["spec"]
     return {port["name"]: port["containerPort"] for each in spec["containers"] for port in each.get("ports", [])}
 
 
 def labels_of(workload: Object) -> dict[str, str]:
-    labels: dict[str, str] = workload["spec"]["template"]["metadata"]["labels"]
+    labels: dict[str, str] = kustomize.pod_template(workload)["metadata"]["labels"]
     return labels
 
 
@@ -115,7 +115,7 @@ def test_the_overlay_makes_every_secret_that_a_pod_wants(container: Container) -
 def test_a_workload_selects_its_own_pods_alone() -> None:
     """Every selector matches the pods of its workload and of no other."""
     for workload in pods():
-        if workload["kind"] != "Job":  # its selector is the cluster's own
+        if workload["kind"] not in ("Job", "CronJob"):  # its selector is the cluster's own
             assert matches(workload["spec"]["selector"]["matchLabels"]) == [workload]
 
 
@@ -145,7 +145,7 @@ def test_a_network_policy_names_pods_and_ports_that_exist() -> None:
 
 def test_a_pod_runs_with_least_rights(container: Container) -> None:
     """Not root, no escalation, no capabilities, a read-only root, no API token, and limits."""
-    has_least_rights(container.workload["spec"]["template"]["spec"], container.spec)
+    has_least_rights(kustomize.pod_template(container.workload)["spec"], container.spec)
 
 
 def test_the_loader_of_weights_runs_with_least_rights() -> None:
@@ -178,9 +178,9 @@ def has_least_rights(pod: Object, own_container: Object) -> None:
 
 def test_a_pod_mounts_volumes_that_it_has(container: Container) -> None:
     """Every mount names a volume of the pod or a claim template, and every claim exists."""
-    spec = container.workload["spec"]
-    volumes = {each["name"]: each for each in spec["template"]["spec"].get("volumes", [])}
-    templates = {each["metadata"]["name"] for each in spec.get("volumeClaimTemplates", [])}
+    pod = kustomize.pod_template(container.workload)["spec"]
+    volumes = {each["name"]: each for each in pod.get("volumes", [])}
+    templates = {each["metadata"]["name"] for each in container.workload["spec"].get("volumeClaimTemplates", [])}
     assert {each["name"] for each in container.spec.get("volumeMounts", [])} <= volumes.keys() | templates
     claims = {
         each["persistentVolumeClaim"]["claimName"] for each in volumes.values() if "persistentVolumeClaim" in each
@@ -308,7 +308,7 @@ def test_weights_and_gpus_go_together() -> None:
 
 def test_every_process_has_probes(container: Container, reference: ModuleType) -> None:
     """Readiness or liveness ask a route of the app behind the port, or run a command that the image has."""
-    if container.spec["name"].startswith("migrate"):  # it ends by itself
+    if container.spec["name"].startswith("migrate") or container.workload["kind"] == "CronJob":  # it ends by itself
         return
     probes = [value for name, value in container.spec.items() if name.endswith("Probe")]
     assert "livenessProbe" in container.spec

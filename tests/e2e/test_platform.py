@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import subprocess
+import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,8 +18,11 @@ import pytest
 
 from dipole.conformance.inputs import oversized_png
 from dipole.protocol import images
+from dipole.stack.stack import EMBEDDED_REWARDS, Stack
 from dipole.tiny.job import build_demo_prompts
 from dipole.tiny.world import all_prompts
+
+from .conftest import Platform
 
 STEPS = 8
 SHAPES, COLOURFULNESS = {"name": "shapes"}, {"name": "colourfulness", "weight": 0.5}
@@ -134,6 +140,44 @@ def test_kill_9_of_worker_rank_worker_and_reward_changes_not_a_bit(
         json.loads((platform.folder(each) / f"evaluation/step-{STEPS}.json").read_text()) for each in (job, undisturbed)
     ]
     assert figures[0] == figures[1]
+
+
+def test_a_backup_made_meanwhile_is_restored_elsewhere_and_goes_on(
+    platform: Any, undisturbed: str, referee: Callable[..., Any], tmp_path: Path
+) -> None:
+    """Half-way through an update, by another process. The new place trains the rest, to the undisturbed run's weights,
+    and knows what happened before; a second restore leaves it alone.
+    """
+    server = referee()
+    server.hold(after=midst(5))
+    job = submit(platform, server)
+    platform.wait_for(server.held.is_set, "the sixth update")
+    made = dipole(platform.stack.environment(), "backup", str(tmp_path / "backups"))
+    assert made.returncode == 0, made.stderr
+    backup = made.stdout.strip()
+    platform.order(job, "cancel")
+    server.hold(after=None)
+    home = tmp_path / "elsewhere"
+    restored = dipole({"DIPOLE_HOME": str(home)}, "restore", backup, "--paused")
+    assert restored.returncode == 0, restored.stderr
+    with Stack(home, EMBEDDED_REWARDS) as stack:
+        other = Platform(stack)
+        with other.api:
+            other.until(job, "paused")
+            assert [event["data"]["step"] for event in other.events(job, "step")] == list(range(1, 6))
+            other.order(job, "resume")
+            other.until(job, "succeeded")
+            assert other.adapter(job, STEPS) == platform.adapter(undisturbed, STEPS)
+            ids = [event["id"] for event in other.events(job)]
+            assert ids == sorted(set(ids))
+    again = dipole({"DIPOLE_HOME": str(home)}, "restore", backup)
+    assert again.returncode == 1
+    assert "a backup is restored to a new place" in again.stderr
+
+
+def dipole(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "dipole.cli", *arguments]
+    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
 
 
 def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, referee: Callable[..., Any]) -> None:

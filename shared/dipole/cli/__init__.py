@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli import backup, demo, evaluate, files, images, jobs, plan, rewards, serve
 from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
@@ -79,6 +79,8 @@ app.command("up")(serve.run_stack)
 app.command("status")(serve.show_status)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
+app.command("backup")(backup.write_backup)
+app.command("restore")(backup.restore_backup)
 app.add_typer(rewards.app, name="rewards")
 app.add_typer(ratings.app, name="ratings")
 app.add_typer(jobs.app, name="jobs")

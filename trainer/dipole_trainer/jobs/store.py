@@ -130,6 +130,15 @@ class JobStore(LeaseStore):
                 request_stop(session, job, "pause")
         return job
 
+    def pause_open_jobs(self) -> None:
+        """Every job that has not ended, but those that are being cancelled."""
+        with self.database.reading() as session:
+            ids = session.scalars(
+                select(JobRow.id).where(JobRow.state.in_(ACTIVE_STATES), JobRow.desired == "run")
+            ).all()
+        for job_id in ids:
+            self.pause_job(job_id)
+
     def resume_job(self, job_id: str) -> JobRow:
         """Queue a paused job again, or a failed one that has a checkpoint to go on from."""
         with self.database.writing() as session:

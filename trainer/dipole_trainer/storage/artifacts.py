@@ -149,6 +149,26 @@ class ArtifactStore:
             key=lambda artifact: artifact.path,
         )
 
+    def copy_out(self, target: Path) -> Iterator[Path]:
+        """Copy every stored file to below a local folder, each as it is copied. Hidden and partial ones are left out,
+        and what is pruned meanwhile.
+        """
+        target.mkdir(mode=0o700)
+        with _store_errors():
+            for path in sorted(str(found) for found in self._fs.find("")):
+                if _SAFE_PATH.fullmatch(path):
+                    copy = target / path
+                    copy.parent.mkdir(parents=True, exist_ok=True)
+                    with suppress(FileNotFoundError):
+                        self._fs.get_file(path, str(copy))
+                        yield copy
+
+    def copy_in(self, source: Path) -> Iterator[Path]:
+        """The other way round: store every file below a local folder, each as it is stored."""
+        for path in sorted(path for path in source.rglob("*") if path.is_file()):
+            self.write_file(path.relative_to(source).as_posix(), path)
+            yield path
+
     @contextmanager
     def local_path(self, path: str) -> Iterator[Path]:
         """A stored file or folder as a path on this machine, to be read while the context lasts. Raises NotFound."""
