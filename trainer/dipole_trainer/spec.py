@@ -90,11 +90,20 @@ class RewardSpec(SpecModel):
     options: dict[str, JsonValue] = Field(
         default={}, description="Options of the kind, as they are given at registration."
     )
-    weight: float = Field(default=1.0, ge=0, description="0 holds the reward out: it is watched, never trained on.")
+    weight: float = Field(
+        default=1.0,
+        description="Its part of the weighted sum. Below 0 lower scores are better; 0 holds the reward out: it is "
+        "watched, never trained on.",
+    )
+    at_least: float | None = Field(
+        default=None,
+        description="A gate: only candidates that it scores so or higher attract, and all others rank below them, "
+        "whatever the sum says. Weight 0 makes a reward a gate alone.",
+    )
     required: bool = Field(
         default=True,
         validate_default=True,
-        description="A required reward pauses the job when it fails past its deadline; at weight 0 none is required.",
+        description="A required reward pauses the job when it fails past its deadline; one that is held out never is.",
     )
     timeout_s: PositiveFloat = Field(
         default=60.0,
@@ -122,7 +131,17 @@ class RewardSpec(SpecModel):
     @classmethod
     def _never_require_held_out(cls, required: bool, others: ValidationInfo) -> bool:
         """Also where `true` was given: clients send the default of the schema, and older jobs have it stored."""
-        return required and others.data.get("weight") != 0
+        return required and (others.data.get("weight") != 0 or others.data.get("at_least") is not None)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is part of the sum."""
+        return self.weight != 0
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether it is only watched: neither part of the sum nor a gate."""
+        return self.weight == 0 and self.at_least is None
 
     def inline_endpoint(self) -> Endpoint | None:
         """The endpoint that a `url` describes. It has no key and no certificates: those are for registered ones."""
@@ -647,12 +666,12 @@ class TrainSpec(GeneratorSpec):
             "evaluations during training: give evaluation.every": knobs.every == 0,
             f"{MIN_PROMPTS_FOR_SIGNIFICANCE} held-out prompts or more, as nothing is sure with fewer: give "
             "evaluation.prompts or validation_file": len(knobs.prompts) < MIN_PROMPTS_FOR_SIGNIFICANCE,
-            "a trained reward that evaluations ask: give one of the rewards a weight > 0, and evaluates": (
-                self.pairs_file is not None or not any(each.weight > 0 and each.evaluates for each in self.rewards)
+            "a trained reward that evaluations ask: give one of the rewards a weight, and evaluates": (
+                self.pairs_file is not None or not any(each.is_trained and each.evaluates for each in self.rewards)
             ),
             "something that may fall: hold a reward out with weight 0, or give evaluation.images_per_prompt > 1 for "
             "diversity": (
-                knobs.images_per_prompt == 1 and not any(each.weight == 0 and each.evaluates for each in self.rewards)
+                knobs.images_per_prompt == 1 and not any(each.is_held_out and each.evaluates for each in self.rewards)
             ),
         }
         if missing := [what for what, is_missing in lacking.items() if is_missing]:
@@ -712,9 +731,9 @@ class TrainSpec(GeneratorSpec):
         if not self.is_offline:
             if not self.prompts:
                 raise InvalidInput("prompts: a job needs at least one", field="prompts")
-            if not any(reward.weight > 0 for reward in self.rewards):
+            if not any(reward.is_trained for reward in self.rewards):
                 raise InvalidInput(
-                    "rewards: at least one needs weight > 0, the others may be held out with weight 0", field="rewards"
+                    "rewards: at least one needs a weight, the others may be held out with weight 0", field="rewards"
                 )
         if self.pairs_file is not None and not self.method.trains_on_pairs:
             raise InvalidInput(

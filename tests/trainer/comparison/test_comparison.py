@@ -130,7 +130,7 @@ def test_every_spelling_of_a_checkpoint_names_it(platform: Platform) -> None:
         (found,) = platform.find(name)
         assert found.folder is not None
         assert (found.folder / job_layout.adapter_weights_file("unet")).read_bytes() == wanted, name
-        assert (found.step, found.trained_rewards, found.label) == (STEPS, ("bright",), f"bright:{STEPS}")
+        assert (found.step, found.trained_rewards, found.label) == (STEPS, {"bright": 1.0}, f"bright:{STEPS}")
         assert not (found.folder / "optimizer.safetensors").exists()
     (local,) = platform.find(str(folder))
     assert (local.folder, local.step, local.trained_rewards) == (folder, STEPS, ())

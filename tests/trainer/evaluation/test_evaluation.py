@@ -65,7 +65,7 @@ def test_one_prompt_has_no_interval() -> None:
     """And so no certainty: nothing is called hacking on one prompt. The file stays JSON."""
     figures = summarize_scores(scored([[1.0]]), scored([[0.0]]))
     assert figures["scores"]["r"]["difference"] == {"mean": 1.0, "low": None, "high": None, "prompts": 1}
-    assert reward_hacking(figures, ["r"], ["r"]) is None
+    assert reward_hacking(figures, {"r": 1.0}, ["r"]) is None
     json.dumps(figures, allow_nan=False)
 
 
@@ -126,25 +126,27 @@ def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
             }
         }
 
-    found = reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), ["good"], ["held"])
+    found = reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), {"good": 1.0}, ["held"])
     assert found is not None
     assert found["fallen"] == {"held": pytest.approx(-0.2)}
-    assert reward_hacking(figures((0.1, 0.2), (-0.3, 0.1)), ["good"], ["held"]) is None
-    assert reward_hacking(figures((-0.1, 0.2), (-0.3, -0.1)), ["good"], ["held"]) is None
-    assert reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), ["good"], ["absent"]) is None
+    assert reward_hacking(figures((0.1, 0.2), (-0.3, 0.1)), {"good": 1.0}, ["held"]) is None
+    assert reward_hacking(figures((-0.1, 0.2), (-0.3, -0.1)), {"good": 1.0}, ["held"]) is None
+    assert reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), {"good": 1.0}, ["absent"]) is None
+    assert reward_hacking(figures((-0.2, -0.1), (-0.3, -0.1)), {"good": -1.0}, ["held"]) is not None, "it was to fall"
+    assert reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), {"good": -1.0}, ["held"]) is None
 
 
 def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
     """The trained reward rose on every prompt and the images of each prompt became alike."""
     rows, better = [[0.0], [0.1], [0.2]] * 2, [[0.5], [0.6], [0.8]] * 2
     base, ours = scored(rows, diversity=3.0), scored(better, diversity=1.5)
-    found = reward_hacking(summarize_scores(ours, base), ["r"], [], than="tiny-turbo")
+    found = reward_hacking(summarize_scores(ours, base), {"r": 1.0}, [], than="tiny-turbo")
     assert found is not None
     assert found["fallen"] == {"diversity (distance)": -1.5, "diversity (Vendi)": -1.5}
     assert found["what"].startswith("against tiny-turbo r +0.533, while diversity (distance) -1.500")
-    assert reward_hacking(summarize_scores(ours, base), [], []) is None, "nothing was trained"
-    assert reward_hacking(summarize_scores(scored(better, diversity=3.0), base), ["r"], []) is None
-    assert reward_hacking(summarize_scores(scored(better, diversity=2.9), base), ["r"], []) is None, (
+    assert reward_hacking(summarize_scores(ours, base), {}, []) is None, "nothing was trained"
+    assert reward_hacking(summarize_scores(scored(better, diversity=3.0), base), {"r": 1.0}, []) is None
+    assert reward_hacking(summarize_scores(scored(better, diversity=2.9), base), {"r": 1.0}, []) is None, (
         "by 3 %, sure or not"
     )
 

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from dipole_trainer.ranking.groups import RankedGroup, RewardResult
 from dipole_trainer.ranking.selection import (
+    GroupOrder,
     Selection,
     SkippedGroup,
     WeightedScores,
     combine_scores,
     normalize_scores,
+    order_group,
     select_extremes,
     select_shown,
     shuffle_scores,
 )
+from dipole_trainer.spec import RewardSpec
 
 NAN = float("nan")
 scores = st.lists(st.one_of(st.none(), st.floats(-50, 50), st.sampled_from([0.0, 1.0, NAN, float("inf")])), max_size=24)
@@ -99,6 +105,12 @@ def test_rewards_are_summed_by_weight_after_normalising() -> None:
     assert combine_scores({"a": WeightedScores(a, 2.0), "b": WeightedScores(b, 1.0)}).argmax() == 3
 
 
+@pytest.mark.parametrize("unit", [1e-300, 1.0, 1e300])
+def test_z_scores_know_no_unit(unit: float) -> None:
+    scores = np.array([0.0, 1.0, 3.0])
+    assert normalize_scores(unit * scores, "zscore") == pytest.approx(normalize_scores(scores, "zscore"))
+
+
 def test_ranks_of_people_join_a_models_scores() -> None:
     """Those that people were not shown take no part; among the others an order counts as ranks in -1..1, whatever its
     numbers, and a model's scores as z-scores of the same candidates.
@@ -127,3 +139,78 @@ def test_shuffling_keeps_the_scores_and_the_gaps() -> None:
     mixed = shuffle_scores(total, np.random.default_rng(0))
     assert np.isnan(mixed[1])
     assert sorted(mixed[[0, 2, 3]]) == [1.0, 3.0, 4.0]
+
+
+def rewards(**specs: dict[str, Any]) -> list[RewardSpec]:
+    return [RewardSpec.model_validate({"name": name, **fields}) for name, fields in specs.items()]
+
+
+def answers(**scores: list[float | None]) -> RankedGroup:
+    return RankedGroup("0.0", {name: RewardResult(scores=tuple(each)) for name, each in scores.items()})
+
+
+def test_a_gate_and_a_negative_weight_by_hand() -> None:
+    """Blur is to fall, only where safe ≥ 0.9: the sharpest fails the gate and is the first that repels. z-scores of
+    blur 4, 1, 2, 3 are ±1.342 and ±0.447; the range of their negatives, 2.683, and 1 are taken off who fails.
+    """
+    ranked = answers(blur=[4.0, 1.0, 2.0, 3.0], safe=[0.95, 0.2, 0.9, 1.0])
+    job = rewards(blur={"weight": -1.0}, safe={"weight": 0, "at_least": 0.9})
+    found = order_group(ranked, job, positives=2, negatives=2)
+    assert isinstance(found, GroupOrder)
+    root = 0.2**0.5
+    assert found.total == pytest.approx([-3 * root, 3 * root - (6 * root + 1), root, -root])
+    assert found.selection == Selection((2, 3), (1, 0))
+    assert found.gated == 1
+
+
+@given(
+    st.lists(st.tuples(st.floats(-9, 9), st.one_of(st.none(), st.floats(0, 1))), min_size=2, max_size=16),
+    st.integers(1, 8), st.integers(1, 8), st.booleans(),
+)  # fmt: skip
+def test_nobody_who_fails_a_gate_attracts(
+    rows: list[tuple[float, float | None]], p: int, n: int, shuffled: bool
+) -> None:
+    """Nor anybody of whom it is unknown; a shuffled group lets as many attract as pass."""
+    ranked = answers(good=[good for good, _ in rows], safe=[safe for _, safe in rows])
+    job = rewards(good={}, safe={"weight": 0, "at_least": 0.5})
+    shuffle = np.random.default_rng(0) if shuffled else None
+    found = order_group(ranked, job, positives=p, negatives=n, shuffle=shuffle)
+    passing = {row for row, (_, safe) in enumerate(rows) if safe is not None and safe >= 0.5}
+    if isinstance(found, SkippedGroup):
+        return
+    assert 1 <= len(found.selection.positives) <= min(p, len(passing))
+    assert all(rows[row][1] is not None for row in (*found.selection.positives, *found.selection.negatives))
+    if not shuffled:
+        assert set(found.selection.positives) <= passing
+
+
+def test_a_gate_that_all_pass_or_that_is_not_asked_changes_nothing() -> None:
+    scores = [0.3, 0.1, 0.8, 0.5, 0.9]
+    plain = order_group(answers(good=scores), rewards(good={}), positives=2, negatives=2)
+    job = rewards(good={}, safe={"weight": 0, "at_least": 0.5})
+    gated = order_group(answers(good=scores, safe=[0.5] * 5), job, positives=2, negatives=2)
+    assert isinstance(plain, GroupOrder)
+    assert isinstance(gated, GroupOrder)
+    assert (gated.selection, gated.gated, list(gated.total)) == (plain.selection, 0, list(plain.total))
+
+
+def test_a_group_that_no_gate_can_judge_is_skipped_with_a_reason() -> None:
+    job = rewards(good={}, safe={"weight": 0, "at_least": 0.5})
+
+    def reason(safe: RewardResult) -> str:
+        ranked = RankedGroup("0.0", {"good": RewardResult(scores=(0.1, 0.2)), "safe": safe})
+        found = order_group(ranked, job, positives=1, negatives=1)
+        assert isinstance(found, SkippedGroup)
+        return found.reason
+
+    assert reason(RewardResult(scores=(0.1, 0.2))) == "no candidate passes safe ≥ 0.5"
+    assert "an order and no scores" in reason(RewardResult(scores=(2.0, 1.0), ordinal=True))
+    assert reason(RewardResult(scores=(), failure="timeout: 60 s")) == "required reward safe: timeout: 60 s"
+
+
+def test_a_gate_is_required_and_a_held_out_reward_is_not() -> None:
+    watched, gate, optional = rewards(
+        a={"weight": 0}, b={"weight": 0, "at_least": 0}, c={"at_least": 1, "required": False}
+    )
+    assert (watched.required, gate.required, optional.required) == (False, True, False)
+    assert (watched.is_held_out, gate.is_held_out, gate.is_trained, optional.is_trained) == (True, False, False, True)

@@ -249,6 +249,27 @@ def test_a_group_that_a_required_reward_cannot_score_is_skipped(tmp_path: Path) 
     assert skipped["reason"].startswith("required reward picky: too_few_scores")
 
 
+def test_a_negative_weight_and_a_gate_teach_what_the_opposite_of_who_passes_would(tmp_path: Path) -> None:
+    """Darker is better, and candidate 0 of each group fails the gate: as if it were by far the brightest."""
+
+    def gate(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        return [0.1, *[0.9] * (len(images) - 1)]
+
+    def darkness(prompt: str, images: np.ndarray, metadata: Any) -> list[float]:
+        ranked = sorted(brightness(prompt, images, metadata)[1:])
+        return [-len(images), *[-ranked.index(value) for value in brightness(prompt, images, metadata)[1:]]]
+
+    gated = make_spec(steps=1, rewards=[
+        {"name": "bright", "weight": -2.0}, {"name": "safe", "weight": 0, "at_least": 0.5},
+    ])  # fmt: skip
+    ranker = InProcessRanker({"bright": brightness, "safe": gate}, gated.rewards)
+    weights, events, _ = train(gated, tmp_path / "gated", ranker)
+    plain = make_spec(steps=1, rewards=[{"name": "dark"}])
+    assert same(weights, train(plain, tmp_path / "plain", InProcessRanker({"dark": darkness}, plain.rewards))[0])
+    step = next(data for kind, data in events if kind == "step")
+    assert (step["gated"], step["skipped"]) == (2, 0)
+
+
 def test_ranks_alone_are_trained_on_as_ranks(tmp_path: Path) -> None:
     """Whatever `normalize` says; and no mean of ranks is reported as a reward."""
 

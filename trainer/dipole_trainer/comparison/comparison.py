@@ -247,9 +247,8 @@ def build_report(
     models, notes = [], []
     for each in found:
         figure = statistics.summarize_scores(each.scored, first.scored if each is not first else None)
-        mine = [
-            name for name in rewards if name in each.model.trained_rewards or (each is not first and name in trained)
-        ]
+        weights = {**(dict.fromkeys(trained, 1.0) if each is not first else {}), **each.model.trained_rewards}
+        mine = {name: weights[name] for name in rewards if name in weights}
         held_out = [name for name in rewards if name not in mine]
         hacked = (
             statistics.reward_hacking(figure, mine, held_out, than=first.model.label) if each is not first else None
@@ -259,7 +258,7 @@ def build_report(
         notes += [note for name in rewards if (note := _describe_missing(each, name, len(found) > 1))]
         models.append({
             "label": each.model.label, "given": each.model.given, "base": each.model.generator_fields["model"],
-            "step": each.model.step, "trained": mine, "width": width, "height": height, "seconds": each.seconds,
+            "step": each.model.step, "trained": list(mine), "width": width, "height": height, "seconds": each.seconds,
             "figures": figure, "missing": each.missing, "hacking": hacked,
         })  # fmt: skip
     sizes = {(model["width"], model["height"]) for model in models}

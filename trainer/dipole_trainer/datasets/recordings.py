@@ -157,8 +157,9 @@ def rewards_of_replay(spec: TrainSpec, job: RecordedJob) -> Sequence[RewardSpec]
                 f"reward {reward.name} was not recorded by the replayed job: recorded are {', '.join(known)}",
                 field="rewards",
             )
-    if not any(reward.weight > 0 for reward in spec.rewards):
+    if not any(reward.is_trained for reward in spec.rewards):
         raise InvalidInput(
-            "rewards: at least one needs weight > 0; leave them out to have the replayed job's", field="rewards"
+            "rewards: at least one needs a weight other than 0; leave them out to have the replayed job's",
+            field="rewards",
         )
     return spec.rewards

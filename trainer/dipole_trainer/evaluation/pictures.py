@@ -48,7 +48,7 @@ def read_run(workdir: Path, spec: TrainSpec) -> curves.Run:
         points = [read_point(workdir / job_layout.evaluation_file(step)) for step in evaluated]
     else:
         points = [read_samples(workdir, step) for step in sampled]
-    return curves.Run(updates, points, {reward.name for reward in spec.rewards if reward.weight == 0})
+    return curves.Run(updates, points, {reward.name for reward in spec.rewards if reward.is_held_out})
 
 
 def evaluated_steps(workdir: Path) -> list[int]:

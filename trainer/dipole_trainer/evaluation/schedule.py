@@ -214,8 +214,8 @@ class EvaluationSchedule:
 
     def _best_by_score(self, scores: Mapping[str, Any]) -> str | None:
         """The score that says which step is best: as asked, else a held-out reward's, else a trained one's."""
-        by_weight = sorted(self.spec.rewards, key=lambda reward: reward.weight > 0)
-        wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_weight]
+        by_role = sorted(self.spec.rewards, key=lambda reward: (not reward.is_held_out, -reward.weight))
+        wanted = [self.spec.evaluation.best_by] if self.spec.evaluation.best_by else [each.name for each in by_role]
         return next((name for name in wanted if scores.get(name, {}).get("mean") is not None), None)
 
     def _check_best_by(self, scores: Mapping[str, Any]) -> None:
@@ -242,8 +242,8 @@ class EvaluationSchedule:
 
     def _find_hacking(self, scored: Sequence[results.ScoredPrompt], found: Mapping[str, Any]) -> dict[str, Any] | None:
         """Reward hacking against the base or, where a reward rose before it fell, against the best step so far."""
-        trained = [reward.name for reward in self.spec.rewards if reward.weight > 0]
-        held_out = [reward.name for reward in self.spec.rewards if reward.weight == 0]
+        trained = {reward.name: reward.weight for reward in self.spec.rewards if reward.is_trained}
+        held_out = [reward.name for reward in self.spec.rewards if reward.is_held_out]
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked is None and (best := self.best_step()) is not None:
             since = statistics.summarize_scores(scored, results.read_results(self._results_path(best[0])))

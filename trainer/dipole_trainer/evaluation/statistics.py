@@ -6,7 +6,7 @@ All intervals are Student's over prompts, one value a prompt: images of one prom
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -135,10 +135,10 @@ def significant_sign(figure: Mapping[str, Any], middle: float = 0.0) -> int:
 
 
 def reward_hacking(
-    figures: Mapping[str, Any], trained: Sequence[str], held_out: Sequence[str], *, than: str = "the base"
+    figures: Mapping[str, Any], trained: Mapping[str, float], held_out: Sequence[str], *, than: str = "the base"
 ) -> dict[str, Any] | None:
-    """Reward hacking: a trained reward rose significantly (95 % interval excludes 0) while a held-out one, or
-    diversity, surely fell. Else None.
+    """Reward hacking: a trained reward, by name with its weight, moved significantly (95 % interval excludes 0) where
+    it was trained to go, for a weight below 0 down, while a held-out one, or diversity, surely fell. Else None.
 
     Diversity must have lost MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more
     alike."""
@@ -147,7 +147,7 @@ def reward_hacking(
         found = {name: figure.get("difference") for name, figure in named.items()}
         return {name: each["mean"] for name, each in found.items() if each and significant_sign(each) == sign}
 
-    def named_scores(names: Sequence[str]) -> dict[str, Any]:
+    def named_scores(names: Iterable[str]) -> dict[str, Any]:
         return {name: figures["scores"].get(name, {}) for name in names}
 
     diversities = {
@@ -157,7 +157,10 @@ def reward_hacking(
         <= -MIN_DIVERSITY_DROP * (each.get("mean", 0.0) - change)
     }
     risen, fallen, less = (
-        moved_scores(named_scores(trained), 1),
+        {
+            **moved_scores(named_scores(name for name, weight in trained.items() if weight > 0), 1),
+            **moved_scores(named_scores(name for name, weight in trained.items() if weight < 0), -1),
+        },
         moved_scores(named_scores(held_out), -1),
         moved_scores(diversities, -1),
     )

@@ -47,10 +47,10 @@ def tell_order(
     recorded: RecordedGroup | None = None,
 ) -> ToldOrder:
     """The order of a group, an entry of the ledger as `list_groups` gives it, of a job with these settings."""
-    trained = [reward for reward in rewards if reward.weight > 0]
-    if missing := [reward.name for reward in trained if reward.name not in entry["rewards"]]:
+    deciding = [reward for reward in rewards if not reward.is_held_out]
+    if missing := [reward.name for reward in deciding if reward.name not in entry["rewards"]]:
         return ToldOrder(unknown=f"{missing[0]} has not answered yet")
-    if recorded is None and len(trained) > 1:
+    if recorded is None and len(deciding) > 1:
         return ToldOrder(unknown=NEEDS_RECORDING)
     kept = set(recorded.seeds) if recorded is not None else set(entry["seeds"])
     left_out = [row for row, drawn in enumerate(entry["seeds"]) if drawn not in kept]

@@ -276,8 +276,8 @@ class GroupsInFlight:
         """Whether groups finish without this reward's answer: it is silent, and something else is trained on."""
         if reward not in self._silent:
             return False
-        return self.specs[reward].weight == 0 or any(
-            spec.weight > 0 and name not in self._silent for name, spec in self.specs.items()
+        return self.specs[reward].is_held_out or any(
+            spec.is_trained and name not in self._silent for name, spec in self.specs.items()
         )
 
     def _describe_silence(self, reward: str) -> str:

@@ -2,7 +2,7 @@
 
 A reward is used for ordering only. Everything that can go wrong with an order is decided here (METHOD: what ordering
 can go wrong): a candidate without a score leaves the group, a group without spread is skipped, and neither rounding nor
-a tie across a cut decides.
+a tie across a cut decides. A gate goes before the sum: no candidate that fails one attracts.
 
 Legend: K candidates, P positives, N negatives.
 """
@@ -54,7 +54,7 @@ def combine_scores(rewards: Mapping[str, WeightedScores]) -> NDArray[np.float64]
 
     Held-out rewards (weight 0) take no part, not even by their missing scores.
     """
-    trained = [reward for reward in rewards.values() if reward.weight > 0]
+    trained = [reward for reward in rewards.values() if reward.weight != 0]
     if not trained:
         return np.empty(0)
     raw = np.array([[_nan_if_missing(score) for score in reward.scores] for reward in trained])  # (rewards, K)
@@ -70,11 +70,32 @@ def normalize_scores(scores: NDArray[np.float64], how: Normalize) -> NDArray[np.
     """Scores of one group and reward: z-scored, as ranks in -1..1 with ties sharing theirs, or as they are."""
     if how == "none" or not scores.size:
         return scores
-    same = TIE_TOLERANCE * np.abs(scores).max()
+    largest = np.abs(scores).max()
+    same = TIE_TOLERANCE * largest
     if how == "rank":
         gap = scores[:, None] - scores[None]
         return np.asarray(((gap > same).sum(1) - (gap < -same).sum(1)) / max(scores.size - 1, 1), np.float64)
-    return np.zeros_like(scores) if np.ptp(scores) <= same else (scores - scores.mean()) / scores.std()
+    if np.ptp(scores) <= same:
+        return np.zeros_like(scores)
+    scaled = scores / largest  # the square of a very large or small score is no number
+    return np.asarray((scaled - scaled.mean()) / scaled.std(), np.float64)
+
+
+def apply_gates(
+    total: NDArray[np.float64], gates: Sequence[tuple[ScoreList, float]]
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """The scores (K,) with candidates that fail a gate, (its scores, the least that passes), below those that pass all;
+    and who passes, (K,). A candidate without a gate's score leaves the group: nobody knows whether it passes.
+    """
+    passes = known = np.isfinite(total)
+    for scores, least in gates:
+        values = np.array([_nan_if_missing(score) for score in scores])
+        known = known & np.isfinite(values)
+        passes = passes & (values >= least)
+    gated = np.where(known, total, np.nan)
+    if known.any():
+        gated[known & ~passes] -= np.ptp(total[known]) + 1.0
+    return gated, known & passes
 
 
 def select_extremes(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | SkippedGroup:
@@ -130,10 +151,13 @@ def _nan_if_missing(score: float | None) -> float:
 
 @dataclass(frozen=True)
 class GroupOrder:
-    """Combined scores (R,), higher is better, NaN for a candidate without; and the rows of best and worst."""
+    """Combined scores (R,), higher is better, NaN for a candidate without; the rows of best and worst; and how many
+    candidates failed a gate.
+    """
 
     total: NDArray[np.float64]
     selection: Selection
+    gated: int = 0
 
 
 def order_group(
@@ -146,20 +170,31 @@ def order_group(
 ) -> GroupOrder | SkippedGroup:
     """Combine the rewards' answers and choose. `shuffle` hands the scores to other candidates: the control.
 
-    A group without a required reward's scores, or without any trained reward's, is skipped: no score is made up.
+    A group without a required reward's scores, or without any trained reward's, is skipped: no score is made up; so is
+    one of which nobody passes the gates.
     """
     weighted = {}
+    gates: dict[str, tuple[ScoreList, float]] = {}
     for reward in rewards:
         result = ranked.results[reward.name]
         if result.failure is None:
             how = "rank" if result.ordinal else reward.normalize
             weighted[reward.name] = WeightedScores(result.scores, reward.weight, how)
-        elif reward.required and reward.weight > 0:
+            if reward.at_least is not None and result.ordinal:
+                return SkippedGroup(f"{reward.name} gave an order and no scores, which a gate (at_least) needs")
+            if reward.at_least is not None:
+                gates[f"{reward.name} ≥ {reward.at_least:g}"] = (result.scores, reward.at_least)
+        elif reward.required and not reward.is_held_out:
             return SkippedGroup(f"required reward {reward.name}: {result.failure}")
-    if not any(reward.weight > 0 for reward in weighted.values()):
+    if not any(reward.weight != 0 for reward in weighted.values()):
         return SkippedGroup("no trained reward gave a ranking")
-    total = combine_scores(weighted)
+    total, passes = apply_gates(combine_scores(weighted), list(gates.values()))
+    if gates and not passes.any():
+        return SkippedGroup(f"no candidate passes {' and '.join(gates)}")
     if shuffle is not None:
         total = shuffle_scores(total, shuffle)
+    gated = int(np.isfinite(total).sum() - passes.sum())
+    if gated:  # those who pass have the highest scores, and where scores are shuffled, as many have
+        positives = min(positives, int(passes.sum()))
     chosen = select_extremes(total, positives, negatives)
-    return chosen if isinstance(chosen, SkippedGroup) else GroupOrder(total, chosen)
+    return chosen if isinstance(chosen, SkippedGroup) else GroupOrder(total, chosen, gated)

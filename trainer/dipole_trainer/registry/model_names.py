@@ -14,9 +14,9 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ class ModelRef:
     folder: Path | None = None
     step: int | None = None
     precision: str | None = None  # that it was trained in, where that is known
-    trained_rewards: tuple[str, ...] = ()  # rewards that its job was trained on
+    trained_rewards: Mapping[str, float] = field(default_factory=dict)  # weights of what its job was trained on
 
     @property
     def base(self) -> tuple[Any, ...]:
@@ -135,7 +135,7 @@ class ModelResolver:
             folder=folder,
             step=row.step,
             precision=spec.precision or _trained_precision(folder),
-            trained_rewards=tuple(reward.name for reward in spec.rewards if reward.weight > 0),
+            trained_rewards={reward.name: reward.weight for reward in spec.rewards if reward.is_trained},
         )
 
     def _copy_checkpoint(self, stored: str, target: Path) -> bool:

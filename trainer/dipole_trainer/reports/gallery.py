@@ -116,7 +116,7 @@ def label_step(step: int, last: int, best_step: int | None) -> str:
 
 def choose_scores(spec: TrainSpec, scores: Mapping[str, Any]) -> tuple[list[str], str | None]:
     """The rewards whose scores stand below the images, trained ones first, and the part that judges right or wrong."""
-    rewards = sorted(spec.rewards, key=lambda reward: reward.weight == 0)
+    rewards = sorted(spec.rewards, key=lambda reward: reward.is_held_out)
     known = [reward.name for reward in rewards if "mean" in scores.get(reward.name, {})]
     verdict = next((f"{name}{VERDICT}" for name in known if f"{name}{VERDICT}" in scores), None)
     return known[:MAX_SCORES], verdict

@@ -134,7 +134,7 @@ def compared_points(workdir: Path, run: curves.Run) -> tuple[Figure | None, Figu
 def describe_run(spec: TrainSpec, done: int) -> str:
     """What was done, in a sentence."""
     method = METHOD_NAMES.get(spec.method.type, spec.method.type)
-    trained = [reward.name for reward in spec.rewards if reward.weight > 0]
+    trained = [reward.name for reward in spec.rewards if reward.is_trained]
     of = f"{done} of {spec.steps}" if done != spec.steps else f"{done}"
     target = "recorded preferences" if spec.is_offline else join_names(trained)
     return f"{method} trained {Path(spec.model).name} for {of} updates on {target}."
@@ -152,10 +152,17 @@ def describe_results(spec: TrainSpec, rows: Sequence[ScoreRow]) -> list[str]:
     return found
 
 
+def describe_role(reward: RewardSpec) -> str:
+    """What a reward does in a job: trained, gate or held out."""
+    roles = [f"trained, weight {reward.weight:g}"] if reward.is_trained else []
+    roles += [f"gate, {reward.at_least:g} or more"] if reward.at_least is not None else []
+    return "; ".join(roles) or "held out"
+
+
 def table_rows(spec: TrainSpec, first: Figure, last: Figure) -> Iterator[ScoreRow]:
     """Every reward, trained ones first, each followed by its parts."""
-    for reward in sorted(spec.rewards, key=lambda each: each.weight == 0):
-        role = "held out" if reward.weight == 0 else f"trained, weight {reward.weight:g}"
+    for reward in sorted(spec.rewards, key=lambda each: each.is_held_out):
+        role = describe_role(reward)
         names = sorted(name for name in last["scores"] if name == reward.name or name.startswith(f"{reward.name}."))
         for name in names:
             before, after = first["scores"].get(name, {}), last["scores"][name]
@@ -233,7 +240,7 @@ def describe_reward(reward: RewardSpec, answers: Sequence[AnsweringReward], work
 
     return {
         "name": reward.name,
-        "role": "held out" if reward.weight == 0 else f"weight {reward.weight:g}",
+        "role": describe_role(reward),
         "url": reward.url,
         "answers": [(each, state_of(each)) for each in answers if each.reward == reward.name],
     }

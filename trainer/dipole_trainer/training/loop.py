@@ -282,6 +282,7 @@ class Trainer:
             skipped = job_events.GroupSkipped(step=current.step, group=ranked.group_id, reason=found.reason)
             skipped.report(self.on_event)
             return None
+        tally.gated += found.gated
         loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=waiting.drawn_at == self.finished_steps)
         drawn.drop_features()
         tally.add_loss(loss.read_figures())

@@ -24,6 +24,7 @@ class StepMetrics:
     not_finite: int = 0  # candidates
     late: int = 0  # groups that a required reward left pending at its deadline
     filled_in: int = 0  # groups of later steps, in place of some that were pending
+    gated: int = 0  # candidates that fail a gate
     staleness: int = 0  # most updates since a group was drawn
     untrained: dict[str, int] = field(default_factory=dict)  # why groups gave no gradient: how many
 
@@ -50,6 +51,7 @@ class StepMetrics:
         self.not_finite += other["not_finite"]
         self.late += other["late"]
         self.filled_in += other["filled_in"]
+        self.gated += other["gated"]
         self.staleness = max(self.staleness, other["staleness"])
         self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
@@ -60,11 +62,11 @@ class StepMetrics:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:
-        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`, `staleness`, `filled_in`."""
+        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`, `staleness`, `filled_in`, `gated`."""
         losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
         by_reward = {
             part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
             for part in ("rewards", "spread")
         }
-        counts = {name: getattr(self, name) for name in ("skipped", "not_finite", "staleness", "filled_in")}
+        counts = {name: getattr(self, name) for name in ("skipped", "not_finite", "staleness", "filled_in", "gated")}
         return {**losses, **by_reward, **counts}

@@ -1,6 +1,8 @@
 // What a job's figures mean as series: the one place that knows the names of a step's and an evaluation's data.
 
-const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
+import { isHeldOut } from "./reward_roles.js";
+
+const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
 const FIRST_STEPS = 3;
 
@@ -50,7 +52,8 @@ export class JobFigures {
   }
 
   isHeldOut(name) {
-    return this.job.rewards.find((reward) => reward.name === name)?.weight === 0;
+    const reward = this.job.rewards.find((each) => each.name === name);
+    return reward !== undefined && isHeldOut(reward);
   }
 
   /** x of points: steps, or seconds since the job began. */

@@ -7,6 +7,7 @@ import { JobFigures } from "./curves.js";
 import { formatBytes, formatNumber, formatSeconds, h, replace, segments, timeElement, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
 import { JobSelect } from "./job_select.js";
+import { describeRole } from "./reward_roles.js";
 
 const MAX_EVENTS = 200; // rows that a page keeps, however long it is open
 const DRAW_MS = 250;
@@ -130,7 +131,7 @@ function showJob() {
     ["Progress", `${formatNumber(job.step)} of ${formatNumber(job.steps)}`, h("progress", { max: String(job.steps), value: String(job.step), "aria-label": `${job.step} of ${job.steps} steps` })],
     left ? ["Left", formatSeconds(left)] : ["Took", took ? formatSeconds(took) : "–"],
     ...(job.rewards ?? []).map((reward) => [
-      `${reward.name}, ${reward.weight > 0 ? `trained ×${formatNumber(reward.weight)}` : "held out"}`,
+      `${reward.name}, ${describeRole(reward)}`,
       formatNumber(evaluation?.scores?.[reward.name]?.mean ?? step?.rewards?.[reward.name] ?? null, 3),
       changeText(evaluation?.scores?.[reward.name]?.difference) ?? (evaluation?.scores?.[reward.name] ? "the base, on held-out prompts" : "on training prompts"),
     ]),

@@ -3,6 +3,7 @@
 import { actionButtons, jobLink, jobName } from "./actions.js";
 import { request, repeatWhileVisible, ROOT, TERMINAL } from "./api.js";
 import { formatNumber, formatSeconds, h, replace, stateElement, timeElement, view } from "./dom.js";
+import { isHeldOut } from "./reward_roles.js";
 
 const PAGE = 20;
 const main = document.getElementById("main");
@@ -84,8 +85,8 @@ function figuresElement(job) {
   const found = figures.get(job.id);
   if (!found?.step && !found?.evaluation) return h("span", { class: "muted" }, "none yet");
   const rows = (job.rewards ?? []).flatMap((reward) => {
-    const value = reward.weight > 0 ? (found.step?.rewards?.[reward.name] ?? found.evaluation?.scores?.[reward.name]?.mean) : (found.evaluation?.scores?.[reward.name]?.mean ?? found.step?.rewards?.[reward.name]);
-    return [h("dt", {}, reward.name, reward.weight === 0 ? " (held out)" : ""), h("dd", {}, formatNumber(value ?? null, 3))];
+    const value = !isHeldOut(reward) ? (found.step?.rewards?.[reward.name] ?? found.evaluation?.scores?.[reward.name]?.mean) : (found.evaluation?.scores?.[reward.name]?.mean ?? found.step?.rewards?.[reward.name]);
+    return [h("dt", {}, reward.name, isHeldOut(reward) ? " (held out)" : ""), h("dd", {}, formatNumber(value ?? null, 3))];
   });
   if (found.step) rows.push(h("dt", {}, "loss"), h("dd", {}, formatNumber(found.step.loss, 3)));
   return h("dl", { class: "figures" }, rows);
