@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up browser test fuzz check format constraints docs docs-site docs-serve env images clean
+.PHONY: help install demo up browser test fuzz check audit format constraints docs docs-site docs-serve env images clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -65,6 +65,10 @@ check: install ## Lint, format, types, import contracts, and the truth of docs a
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/contracts
+
+audit: $(BIN)/python ## Ask the package index which pinned packages have known weaknesses
+	@test -x $(VENV)-audit/bin/pip-audit || { $(PYTHON) -m venv $(VENV)-audit && $(VENV)-audit/bin/pip install --quiet pip-audit; }
+	$(VENV)-audit/bin/pip-audit --requirement constraints.txt --no-deps --disable-pip
 
 format: install ## Mend what ruff can mend
 	$(BIN)/ruff check --fix .

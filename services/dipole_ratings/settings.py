@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.protocol.schemas import MAX_BODY_BYTES, MAX_PIXELS
+from dipole.settings import Keys
 
 OnTimeout = Literal["partial", "drop"]
 
@@ -28,13 +29,12 @@ class RatingsSettings(BaseSettings):
         default_factory=lambda chosen: f"sqlite:///{chosen['home'] / 'ratings.db'}",
         description="URL of the ratings database: SQLite's, or PostgreSQL's, which replicas of the service share.",
     )
-    ratings_key: SecretStr | None = Field(
+    ratings_key: Keys | None = Field(
         default=None,
-        min_length=16,
-        description="Bearer key that trainers must send; operators too, unless they have theirs.",
+        description="Bearer key that trainers must send, and operators without their own; commas separate several.",
     )
-    ratings_operator_key: SecretStr | None = Field(
-        default=None, min_length=16, description="Bearer key of operators, where it is not that of trainers."
+    ratings_operator_key: Keys | None = Field(
+        default=None, description="Bearer key of operators, where it is not that of trainers."
     )
     ratings_name: str = Field(default="people", min_length=1, max_length=64, description="Name in /v1/info.")
     ratings_revision: str = Field(

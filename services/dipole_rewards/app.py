@@ -20,7 +20,7 @@ from starlette.exceptions import HTTPException
 
 from dipole.errors import DipoleError
 from dipole.protocol.schemas import ProtocolMessage
-from dipole.settings import load_settings
+from dipole.settings import load_settings, split_keys
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.api_reference.routes import PAGE_PATHS, add_api_reference
 from dipole_rewards.reward import import_reward
@@ -78,7 +78,7 @@ def create_app(
     )
     app.add_middleware(
         auth.KeyGuard,
-        keys=[settings.reward_key.get_secret_value()] if settings.reward_key else [],
+        keys=split_keys(settings.reward_key),
         open_paths=(*auth.OPEN_PATHS, *PAGE_PATHS),
     )
     app.add_middleware(request_context.RequestContext)

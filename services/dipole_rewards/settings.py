@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.protocol.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
+from dipole.settings import Keys
 
 
 class WeightSettings(BaseSettings):
@@ -39,7 +40,9 @@ class RewardSettings(WeightSettings):
     reward_device: str = Field(
         default="auto", description="Where weights go: cpu, cuda, cuda:1; auto is cuda where torch sees a GPU."
     )
-    reward_key: SecretStr | None = Field(default=None, min_length=16, description="Bearer key that callers must send.")
+    reward_key: Keys | None = Field(
+        default=None, description="Bearer key that callers must send. Commas separate several, any of which opens."
+    )
 
     reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Most candidates in one request.")
     reward_max_pixels: int = Field(

@@ -9,7 +9,7 @@ import socket
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
-from pydantic import Field, SecretStr, ValidationError, field_validator
+from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.errors import ConfigurationError
@@ -18,6 +18,31 @@ from dipole.redis_url import parse_redis_url
 FOLLOWS_FROM_WRONG = "default_factory_not_called"
 """pydantic's kind of error of a default that follows from other fields, one of which is wrong: nobody gave it."""
 SettingsT = TypeVar("SettingsT", bound=BaseSettings)
+
+
+MIN_KEY_CHARACTERS = 16
+
+
+def split_keys(setting: SecretStr | str | None) -> list[str]:
+    """Keys of a setting that holds one, or several separated by commas: the first is sent, and any of them opens."""
+    text = setting.get_secret_value() if isinstance(setting, SecretStr) else setting or ""
+    return [key.strip() for key in text.split(",") if key.strip()]
+
+
+def sent_key(key: str) -> str:
+    """The key that a caller sends who holds one or several."""
+    return next(iter(split_keys(key)), key)
+
+
+def _check_keys(setting: SecretStr) -> SecretStr:
+    keys = split_keys(setting)
+    if not keys or any(len(key) < MIN_KEY_CHARACTERS for key in keys):
+        raise ValueError(f"a key must have at least {MIN_KEY_CHARACTERS} characters, and commas separate several")
+    return setting
+
+
+Keys = Annotated[SecretStr, AfterValidator(_check_keys)]
+"""A server's key, or several while it is rotated."""
 
 
 def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
@@ -150,8 +175,8 @@ class ApiSettings(PlatformSettings):
 
     api_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     api_port: int = Field(default=8400, ge=1, le=65535, description="Port to listen on.")
-    api_key: SecretStr | None = Field(
-        default=None, min_length=16, description="Admin key; required on any address but loopback."
+    api_key: Keys | None = Field(
+        default=None, description="Admin key; required on any address but loopback. Commas separate several."
     )
     rewards_file: Path | None = Field(
         default=None, description="File of reward endpoints that are registered when the API starts (docs/rewards.md)."

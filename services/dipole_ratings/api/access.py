@@ -18,6 +18,7 @@ import hmac
 
 from dipole.errors import Forbidden, Unauthorized
 from dipole.protocol.rating_queue import STATUS_PATH
+from dipole.settings import split_keys
 from dipole.web.api_reference.routes import PAGE_PATHS as REFERENCE_PATHS
 from dipole.web.asgi import ASGIApp, Scope
 from dipole.web.auth import OPEN_PATHS, RequestGuard, bearer_key, hash_key, refuse_foreign_page
@@ -31,13 +32,12 @@ RATER_PATH, OPERATOR_PATH = "/v1/rater", "/v1/ratings"
 class AccessGuard(RequestGuard):
     def __init__(self, app: ASGIApp, *, settings: RatingsSettings) -> None:
         super().__init__(app)
-        key, operator = settings.ratings_key, settings.ratings_operator_key
-        self._trainer = hash_key(key.get_secret_value()) if key else None
-        self._operator = hash_key(operator.get_secret_value()) if operator else self._trainer
+        self._trainer = [hash_key(key) for key in split_keys(settings.ratings_key)]
+        self._operator = [hash_key(key) for key in split_keys(settings.ratings_operator_key)] or self._trainer
 
     def check_request(self, scope: Scope) -> None:
         path = str(scope["path"])
-        if self._trainer is None:
+        if not self._trainer:
             refuse_foreign_page(scope)
         if path in OPEN_PATHS or path in PAGE_PATHS or path.startswith(STATIC_PREFIX):
             return
@@ -50,10 +50,8 @@ class AccessGuard(RequestGuard):
     def _keys_for(self, path: str) -> list[str]:
         """Hashes of the keys that open it; none where it is open."""
         if path == STATUS_PATH:
-            keys = [self._operator, self._trainer]
-        else:
-            keys = [self._operator if _is_below(path, OPERATOR_PATH) else self._trainer]
-        return [key for key in keys if key is not None]
+            return self._operator + self._trainer
+        return self._operator if _is_below(path, OPERATOR_PATH) else self._trainer
 
 
 def _is_below(path: str, top: str) -> bool:

@@ -25,6 +25,7 @@ from dipole.errors import RewardError
 from dipole.protocol.foreign_answers import find_error_message
 from dipole.protocol.retry_after import parse_retry_after
 from dipole.protocol.validation import first_error
+from dipole.settings import sent_key
 from dipole.web import request_context
 
 CONNECT_TIMEOUT_S = 5.0
@@ -89,6 +90,7 @@ class EndpointConnection:
         max_answer_bytes: int,
     ) -> None:
         self.base_url, self.breaker = base_url, breaker
+        key = sent_key(key) if key else None
         self._max_answer_bytes = max_answer_bytes
         hidden = key if key and len(key) >= MIN_REDACTED_KEY_CHARS else ""
         self._redacted_keys = {hidden, json.dumps(hidden)[1:-1], hidden.replace("/", "\\/")} - {

@@ -16,6 +16,7 @@ from dipole.client.download import save_body
 from dipole.client.endpoint import check_url
 from dipole.client.environment import environment_options
 from dipole.errors import DipoleError
+from dipole.settings import sent_key
 
 DEFAULT_RATINGS_URL = "http://127.0.0.1:8450"
 TIMEOUT_S = 45.0
@@ -36,7 +37,7 @@ class RatingsApi:
         self.url = check_url(url)
         if key and not (key.isascii() and key.isprintable()):
             raise RatingsApiError("the key must be printable ASCII: look at DIPOLE_RATINGS_OPERATOR_KEY, or --key")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {"authorization": f"Bearer {sent_key(key)}"} if key else {}
         surroundings = {} if transport is not None else environment_options(self.url)
         self._http = httpx.Client(headers=headers, timeout=TIMEOUT_S, transport=transport, **surroundings)
 

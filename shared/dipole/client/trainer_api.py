@@ -22,6 +22,7 @@ from httpx_sse import EventSource, SSEError
 from dipole.client.download import save_body
 from dipole.client.environment import environment_options
 from dipole.errors import DipoleError, InvalidInput
+from dipole.settings import sent_key
 
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
@@ -47,7 +48,7 @@ class TrainerApi:
     ) -> None:
         if key and not (key.isascii() and key.isprintable()):
             raise TrainerApiError("the API's key must be printable ASCII: look at DIPOLE_API_KEY, or --key")
-        headers = {"authorization": f"Bearer {key}"} if key else {}
+        headers = {"authorization": f"Bearer {sent_key(key)}"} if key else {}
         timeout = httpx.Timeout(READ_TIMEOUT_S, connect=5.0)
         self.url = url.rstrip("/")
         try:

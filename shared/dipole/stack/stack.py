@@ -39,7 +39,7 @@ from dipole.errors import ConfigurationError, Conflict, InvalidInput, how_to_ins
 from dipole.private_files import make_private_folder
 from dipole.protocol.schemas import Name
 from dipole.redis_url import parse_redis_url
-from dipole.settings import ApiSettings, PlatformSettings, load_settings
+from dipole.settings import ApiSettings, PlatformSettings, load_settings, split_keys
 from dipole.stack.ports import LOOPBACK, PortTaken, reserve_port
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
@@ -274,7 +274,7 @@ class Stack:
     def _register_rewards(self) -> bool:
         """Tell the API our rewards' names, addresses and key. Raises StartFailed with what it says against it."""
         key = self._settings.api_key
-        headers = {"Authorization": f"Bearer {key.get_secret_value()}"} if key else {}
+        headers = {"Authorization": f"Bearer {split_keys(key)[0]}"} if key else {}
         with httpx.Client(base_url=self.api_url, headers=headers, timeout=30, trust_env=False) as http:
             for reward in self._rewards:
                 answer = http.post("/v1/rewards", json=self._registration(reward))

@@ -20,6 +20,7 @@ from standardwebhooks.webhooks import Webhook
 from dipole.errors import ConfigurationError
 from dipole.protocol import images
 from dipole.protocol.schemas import PendingRanking, Problem, Ranking, RankRequest, RewardInfo
+from dipole.settings import sent_key
 from dipole_rewards.app import create_app
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 from dipole_rewards.server import openapi
@@ -431,6 +432,21 @@ async def test_a_key_is_asked_for(serve: Any) -> None:
         right = {"Authorization": "Bearer 0123456789abcdef"}
         assert (await client.post("/v1/rank", json=body(), headers=right)).status_code == 200
         assert (await client.get("/livez")).status_code == 200
+
+
+async def test_a_key_is_rotated_and_nobody_refused(serve: Any) -> None:
+    """Whoever calls sends the first of several; a server opens to any of its own, and to both at once to neither."""
+    old, new = "0123456789abcdef", "fedcba9876543210"
+    for held, given in ((old, f"{old},{new}"), (f"{old},{new}", f"{new}, {old}"), (f"{new},{old}", new)):
+        for server, caller in ((held, given), (given, held), (given, given)):
+            async with serve(reward=SCRIPTED, reward_key=server) as client:
+                headers = {"Authorization": f"Bearer {sent_key(caller)}"}
+                assert (await client.post("/v1/rank", json=body(), headers=headers)).status_code == 200, (
+                    server,
+                    caller,
+                )
+                headers = {"Authorization": f"Bearer {old},{new}"}
+                assert (await client.get("/v1/info", headers=headers)).status_code == 401
 
 
 def test_an_open_host_needs_a_key() -> None:

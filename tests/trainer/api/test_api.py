@@ -805,7 +805,7 @@ def test_a_million_wrong_items_are_few_errors(tmp_path: Path, place: str) -> Non
 
 def test_an_empty_key_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     """DIPOLE_API_KEY="", as a forgotten secret sets it, is a sentence at start on every host, and never an open API."""
-    for key in ("", "short"):
+    for key in ("", "short", ",", "a-key-of-enough-letters,short"):
         monkeypatch.setenv("DIPOLE_API_KEY", key)
         for host in ("0.0.0.0", "127.0.0.1"):
             with pytest.raises(ConfigurationError, match=r"DIPOLE_API_KEY.*at least 16"):

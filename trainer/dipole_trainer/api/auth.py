@@ -10,6 +10,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.concurrency import run_in_threadpool
 
 from dipole.errors import DipoleError, Forbidden, Unauthorized
+from dipole.settings import split_keys
 from dipole.web import asgi, auth
 from dipole_trainer.api.errors import answer_error
 from dipole_trainer.dashboard.pages import is_page_path
@@ -24,7 +25,7 @@ class AuthenticationMiddleware:
 
     def __init__(self, app: asgi.ASGIApp, *, key: str | None, api_keys: ApiKeys, is_open: bool) -> None:
         self.app, self.api_keys, self.is_open = app, api_keys, is_open
-        self.admin_digest = auth.hash_key(key) if key else None
+        self.admin_digests = [auth.hash_key(key) for key in split_keys(key)]
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] != "http":
@@ -44,7 +45,7 @@ class AuthenticationMiddleware:
             return frozenset({"admin"})
         key = auth.bearer_key(scope)
         digest = auth.hash_key(key or "")
-        if self.admin_digest is not None and hmac.compare_digest(digest, self.admin_digest):
+        if any(hmac.compare_digest(digest, known) for known in self.admin_digests):
             return frozenset({"admin"})
         found = await run_in_threadpool(self.api_keys.key_scopes, digest) if key else frozenset[str]()
         if not found:
