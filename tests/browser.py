@@ -104,4 +104,4 @@ def run_axe(page: Page, what: str) -> None:
         except Error as error:
             raise AssertionError(f"axe did not run on {what}") from error
         told = [(each["id"], [node["html"][:200] for node in each["nodes"]]) for each in found]
-        assert told == [], f"{what}, {scheme}"
+        assert told == [], f"{what}, {scheme}: {told}"

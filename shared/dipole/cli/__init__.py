@@ -15,7 +15,8 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dipole.cli import backup, demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli.operations import backup
 from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError

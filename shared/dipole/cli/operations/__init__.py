@@ -1,0 +1,1 @@
+"""What whoever runs a platform does with it, beside starting it."""
