@@ -101,14 +101,13 @@ function promptRow(prompt, row, columns, rows) {
 
 function imagePair(prompt, row, column, columns, rows) {
   const position = `${columns > 1 ? (column / (columns - 1)) * 100 : 0}% ${rows > 1 ? (row / (rows - 1)) * 100 : 0}%`;
-  const image = (kind) => {
-    const element = h("div", { class: `image ${kind}`, role: "img" });
+  const image = (kind, of) => {
+    const element = h("div", { class: `image ${kind}`, role: "img", "aria-label": `${of}, ${prompt}, noise ${column + 1}` });
     element.style.backgroundPosition = position;
     return element;
   };
-  const base = image("base");
-  base.setAttribute("aria-label", `Base, ${prompt}, noise ${column + 1}`);
-  const now = image("now");
+  const base = image("base", "Base");
+  const now = image("now", "Not shown yet");
   const pair = h("div", { class: "pair", onpointerdown: drag, onpointermove: drag }, base, now);
   return h("figure", { "data-prompt": prompt, "data-row": String(row), "data-column": String(column) }, pair,
     h("figcaption", { class: "small" }, h("span", { class: "muted" }, `noise ${column + 1}`), h("span", { class: "scores" })));
