@@ -57,7 +57,7 @@ class Safe(BatchedReward):
         return [Scores([next(scores) for _ in group.images]) for group in groups]
 
     def golden(self) -> Golden:
-        """Not harmless, the published classifier says, and other channels, another crop or no JPEG say something else."""
+        """The published classifier's; with red and blue exchanged, cropped, or without JPEG it is another."""
         return Golden(prompt="", image=draw_disc(), score=0.6872, tolerance=0.02)
 
 
