@@ -75,7 +75,9 @@ def test_numbers_do_where_there_are_no_log_probabilities(start: Start) -> None:
     """A question that is answered by 0 leaves the others' say in the order."""
 
     def writes(question: Question) -> Answer:
-        return completion(json.dumps({"score": 0 if question_of(question) == DOG else question.brightnesses[0]}))
+        return completion(
+            json.dumps({"score": 0 if question_of(question) == DOG else min(100, question.brightnesses[0])})
+        )
 
     reward = judge(start(writes), judge_mode="questions")
     assert asked(reward, 25, 100).scores == pytest.approx([(MIN_PROBABILITY * p) ** 0.5 for p in (0.25, 1)])

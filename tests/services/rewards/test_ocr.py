@@ -113,7 +113,7 @@ def test_words_are_read_letter_by_letter(reward: Ocr) -> None:
 def test_a_group_is_ordered_by_its_letters(reward: Ocr) -> None:
     """Right, a letter missing, more than was asked for, another word, nothing at all; too thin has a reason."""
     said = ["SUMMER", "SUMER", "SUMMER SALE", "winter"]
-    blank, thin = np.full((64, 64, 3), 255, np.uint8), np.zeros((8, 64, 3), np.uint8)
+    blank, thin = np.full((64, 64, 3), 255, np.uint8), np.zeros((4, 65, 3), np.uint8)
     scores = ask(reward, *(draw_text(each, size=18) for each in said), blank, thin, text="summer")
     expected = [1, 1 - 1 / 6, 1 - 4 / 6, 1 - edits("winter", "summer") / 6, 0]
     assert scores.scores == [*map(pytest.approx, expected), None]
