@@ -145,9 +145,10 @@ def test_a_wrong_golden_score_is_refused() -> None:
 
 
 def test_it_is_served_and_passes_the_strict_suite(serve_process: Process) -> None:
-    """`dipole rewards serve ocr` with nothing else, asked with a prompt of its own."""
+    """`dipole rewards serve ocr` with nothing else, asked with a prompt and signs of its own."""
     with serve_process("ocr", MAX_BODY_BYTES="3000000") as url:
-        results = conformance.run_checks(url, prompt='a sign that says "red"')
+        signs = [draw_text("red", side=64), draw_text("blue", side=64)]
+        results = conformance.run_checks(url, prompt='a sign that says "red"', images=signs)
         info = httpx.get(f"{url}/v1/info", trust_env=False).json()
     assert [result for result in results if result.outcome not in ("passed", "skipped")] == []
     assert info["verified"] is True
