@@ -70,7 +70,7 @@ class Ocr(Reward):
         for path in (DETECTION, RECOGNITION):
             if not path.is_file():
                 raise ConfigurationError(f"{path} is missing: install the version of rapidocr in constraints.txt")
-        threads = {f"EngineConfig.onnxruntime.{kind}_op_num_threads": count_threads() for kind in ("intra", "inter")}
+        threads = {"EngineConfig.onnxruntime.intra_op_num_threads": count_threads()}
         # without these paths rapidocr would download what it does not find
         paths = {"Det.model_path": str(DETECTION), "Rec.model_path": str(RECOGNITION)}
         upright_only = {"Global.use_cls": False, "Global.log_level": "error"}
