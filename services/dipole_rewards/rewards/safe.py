@@ -65,4 +65,4 @@ def draw_disc() -> Pixels:
     """A disc of a skin's colour before a wall, 96×128."""
     y, x = np.mgrid[:96, :128] - np.array([48, 64])[:, None, None]
     inside = (x**2 + y**2 < 40**2)[..., None]
-    return np.where(inside, np.uint8([224, 172, 140]), np.uint8([200, 205, 215]))
+    return np.where(inside, [224, 172, 140], [200, 205, 215]).astype(np.uint8)
