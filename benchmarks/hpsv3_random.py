@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Qwen2VLConfig, Qwen2VLModel
 
-from dipole_rewards.networks.clip_images import normalize_pixels
 from dipole_rewards.networks.hpsv3_model import MERGE_SIDE, PATCH_SIDE, HPSv3Batch, HPSv3Network, extract_patches
+from dipole_rewards.networks.preprocessing import normalize_pixels
 
 
 @dataclass(frozen=True)

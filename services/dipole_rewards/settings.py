@@ -28,6 +28,28 @@ class WeightSettings(BaseSettings):
     )
 
 
+class OcrSettings(BaseSettings):
+    """Reward `ocr`."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
+
+    ocr_lenient: bool = Field(
+        default=False, description="Give 1 where the text is contained in what was read, whatever else the image says."
+    )
+
+
+class StyleSettings(WeightSettings):
+    """Reward `style`."""
+
+    style_images: Path | None = Field(
+        default=None,
+        description="Folder of the pictures whose style is wanted; `pictures` in the folder of the weights if unset.",
+    )
+    style_nearest: int = Field(
+        default=5, ge=1, description="How many of the pictures, the nearest ones, an image is compared with."
+    )
+
+
 class RewardSettings(WeightSettings):
     """Which reward, where it listens, and how much it takes at once."""
 

@@ -11,6 +11,9 @@ SHIPPED_REWARDS = {
     "hpsv3": "dipole_rewards.rewards.hpsv3:HPSv3",
     "imagereward": "dipole_rewards.rewards.imagereward:ImageReward",
     "judge": "dipole_rewards.rewards.judge:Judge",
+    "ocr": "dipole_rewards.rewards.ocr:Ocr",
     "pickscore": "dipole_rewards.rewards.pickscore:PickScore",
+    "safe": "dipole_rewards.rewards.safe:Safe",
     "shapes": "dipole_rewards.rewards.shapes:Shapes",
+    "style": "dipole_rewards.rewards.style:Style",
 }

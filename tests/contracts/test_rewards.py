@@ -124,11 +124,12 @@ def test_short_names_are_those_of_the_rewards_that_ship() -> None:
     assert {name: f"{kind.__module__}:{kind.__name__}" for name, kind in REWARDS.items()} == SHIPPED_REWARDS
 
 
-def test_every_published_reward_but_one_can_be_verified() -> None:
-    """By a script of its name that imports nothing of ours; GenEval's published detector is not the one here."""
+def test_every_published_reward_but_two_can_be_verified() -> None:
+    """By a script of its name that imports nothing of ours; GenEval's published detector is not the one here, and
+    nobody has published scores of a user's own pictures."""
     packages = comparison.read_packages()
     scripts = {path.stem: path for path in (FOLDERS["dipole_rewards"] / "verification/published").glob("*.py")}
-    assert packages.keys() == scripts.keys() == read_table().rewards.keys() - {"geneval"}
+    assert packages.keys() == scripts.keys() == read_table().rewards.keys() - {"geneval", "style"}
     for name, path in scripts.items():
         nodes = list(ast.walk(ast.parse(path.read_text())))
         modules = {node.module for node in nodes if isinstance(node, ast.ImportFrom)}

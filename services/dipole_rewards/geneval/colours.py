@@ -2,7 +2,7 @@
 
 The object is cut out with its mask; what is around it in its box becomes the grey #999. Cosines with "a photo of a red
 car" and the like decide, three sentences a colour whose unit embeddings are averaged. It is GenEval's recipe, except
-that CLIP's square is cut as clip_images says.
+that CLIP's square is cut as preprocessing says.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from dipole_rewards.geneval.detector import SegmentedObject
 from dipole_rewards.geneval.scoring import COLOURS
 from dipole_rewards.networks.batches import MAX_ASPECT
 from dipole_rewards.networks.clip_encoder import ClipEncoder
-from dipole_rewards.networks.clip_images import resize_and_crop
+from dipole_rewards.networks.preprocessing import resize_and_crop
 from dipole_rewards.reward import Pixels
 
 TEMPLATES = ("a photo of a {colour} {kind}", "a photo of a {colour}-colored {kind}", "a photo of a {colour} object")

@@ -7,10 +7,11 @@ goes by position says nothing. For the same reason an order counts only when its
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import numpy as np
+from pydantic import JsonValue
 
 from dipole_rewards.judging import answer_forms, rubric
 from dipole_rewards.judging.chat import CallBudget, CallFailed
@@ -36,7 +37,9 @@ class ListwiseMode(JudgingMode):
     def task_texts(self) -> list[str]:
         return [LISTWISE_TASK, f"{self.settings.judge_orders} orders"]
 
-    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
+    async def score_group(
+        self, prompt: str, uris: Sequence[str], metadata: Mapping[str, JsonValue] | None, budget: CallBudget
+    ) -> Scores:
         """Scores in 0…1: 1 for an image that was best in every order."""
         count, random = len(uris), Random(rubric.shuffle_seed(prompt, uris))  # noqa: S311
         orders = [random.sample(range(count), count) for _ in range(self.settings.judge_orders)]

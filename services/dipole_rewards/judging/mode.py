@@ -1,4 +1,4 @@
-"""What the three modes have in common: one judge, one rubric, and the capabilities that `probe` found."""
+"""What the modes have in common: one judge, one rubric, and the capabilities that `probe` found."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Mapping, Sequence
 from typing import ClassVar, TypeVar
+
+from pydantic import JsonValue
 
 from dipole.protocol.schemas import ItemError
 from dipole_rewards.judging import rubric
@@ -26,6 +28,8 @@ class JudgingMode(ABC):
     calibrated: ClassVar[bool]
     lone_score: ClassVar[float | None] = None
     """The score of an image that is alone in its group, where the mode can only compare."""
+    material: ClassVar[str] = "prompt"
+    """What the text is called that travels with the images, and that the system message tells of."""
 
     def __init__(self, chat: ChatClient, rubric: Rubric, settings: JudgeSettings) -> None:
         self.chat, self.rubric, self.settings = chat, rubric, settings
@@ -38,7 +42,9 @@ class JudgingMode(ABC):
         """Judge two tiny images for real, and keep to the forms that the endpoint takes. Raises CallFailed."""
 
     @abstractmethod
-    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
+    async def score_group(
+        self, prompt: str, uris: Sequence[str], metadata: Mapping[str, JsonValue] | None, budget: CallBudget
+    ) -> Scores:
         """Judge K images (data: URIs) of one prompt. What fails is null with its reason; the rest stands."""
 
     @abstractmethod
@@ -58,15 +64,15 @@ class JudgingMode(ABC):
         )
         return f"{self.recipe_title()}:{self.rubric.name[:64]}:{digest}"
 
-    def build_messages(self, task: str, prompt: str, labelled: Mapping[str, str]) -> list[ChatMessage]:
-        return [self.rubric.system_message(task), rubric.user_message(prompt, labelled)]
+    def build_messages(self, task: str, text: str, labelled: Mapping[str, str]) -> list[ChatMessage]:
+        return [self.rubric.system_message(task), rubric.user_message(text, labelled, called=self.material)]
 
     async def ask_form(
-        self, task: str, form: AnswerForm[AnswerT], prompt: str, labelled: Mapping[str, str], budget: CallBudget
+        self, task: str, form: AnswerForm[AnswerT], text: str, labelled: Mapping[str, str], budget: CallBudget
     ) -> AnswerT:
         """One JSON answer in this form, or CallFailed."""
         reply = await self.chat.ask_model(
-            self.build_messages(task, prompt, labelled),
+            self.build_messages(task, text, labelled),
             budget,
             max_completion_tokens=self.settings.judge_max_tokens,
             response_format=form.response_format() if self.sends_response_format else None,
@@ -75,18 +81,18 @@ class JudgingMode(ABC):
         return form.parse(reply.text)
 
     async def probe_form(
-        self, task: str, form: AnswerForm[AnswerT], prompt: str, labelled: Mapping[str, str], budget: CallBudget
+        self, task: str, form: AnswerForm[AnswerT], text: str, labelled: Mapping[str, str], budget: CallBudget
     ) -> AnswerT:
         """As `ask_form`; an endpoint that refuses `response_format` is not sent any from now on."""
         try:
-            return await self.ask_form(task, form, prompt, labelled, budget)
+            return await self.ask_form(task, form, text, labelled, budget)
         except CallFailed as failure:
             if self.settings.judge_json_schema is not None or not failure.may_be_unsupported:
                 raise
             with_schema = failure
         self.sends_response_format = False
         try:
-            return await self.ask_form(task, form, prompt, labelled, budget)
+            return await self.ask_form(task, form, text, labelled, budget)
         except CallFailed as failure:
             raise failure.after(with_schema) from None
 

@@ -7,11 +7,12 @@ pair of which one order failed is dropped. 2·K·(K−1)/2 requests up to K = 8,
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from random import Random
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import JsonValue
 from scipy.sparse.csgraph import connected_components
 
 from dipole.protocol.schemas import ItemError
@@ -41,7 +42,9 @@ class PairwiseMode(JudgingMode):
     def task_texts(self) -> list[str]:
         return [PAIRWISE_TASK]
 
-    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
+    async def score_group(
+        self, prompt: str, uris: Sequence[str], metadata: Mapping[str, JsonValue] | None, budget: CallBudget
+    ) -> Scores:
         count = len(uris)
         tournament = Tournament(count, Random(rubric.shuffle_seed(prompt, uris)))  # noqa: S311
         wins, ties = np.zeros((count, count)), np.zeros((count, count))

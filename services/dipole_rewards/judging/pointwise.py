@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Literal
+
+from pydantic import JsonValue
 
 from dipole_rewards.judging.answer_forms import SCORE
 from dipole_rewards.judging.chat import CallBudget, CallFailed, TokenLogprob
@@ -31,6 +33,9 @@ STRIPPED_CHARS = " \t\n\"'`*.,!▁Ġ"  # what may stand around the word in one t
 class PointwiseMode(JudgingMode):
     name = "pointwise"
     calibrated = True
+    yes_or_no: ClassVar[str] = YES_OR_NO
+    zero_to_100: ClassVar[str] = ZERO_TO_100
+    probe_text: ClassVar[str] = "two squares"
     answer_kind: Literal["logprobs", "json"] = "logprobs"
 
     async def probe(self, uris: Sequence[str], budget: CallBudget) -> None:
@@ -38,7 +43,7 @@ class PointwiseMode(JudgingMode):
         refused: CallFailed | None = None
         try:
             if known is not False:
-                await self._score_image("two squares", uris[0], budget)
+                await self.score_image(self.probe_text, uris[0], budget)
                 return
         except CallFailed as failure:
             if known or not (failure.code == "no_parse" or failure.may_be_unsupported):
@@ -46,7 +51,7 @@ class PointwiseMode(JudgingMode):
             refused = failure if failure.may_be_unsupported else None
         self.answer_kind = "json"
         try:
-            await self.probe_form(ZERO_TO_100, SCORE, "two squares", {"Image": uris[0]}, budget)
+            await self.probe_form(self.zero_to_100, SCORE, self.probe_text, {"Image": uris[0]}, budget)
         except CallFailed as failure:
             raise (failure.after(refused) if refused else failure) from None
 
@@ -54,23 +59,27 @@ class PointwiseMode(JudgingMode):
         return f"{self.name}-{self.answer_kind}"
 
     def task_texts(self) -> list[str]:
-        return [YES_OR_NO if self.answer_kind == "logprobs" else ZERO_TO_100]
+        return [self.yes_or_no if self.answer_kind == "logprobs" else self.zero_to_100]
 
-    async def score_group(self, prompt: str, uris: Sequence[str], budget: CallBudget) -> Scores:
-        async def score_or_failure(uri: str) -> float | CallFailed:
-            try:
-                return await self._score_image(prompt, uri, budget)
-            except CallFailed as failure:
-                return failure
-
-        given = await asyncio.gather(*map(score_or_failure, uris))
+    async def score_group(
+        self, prompt: str, uris: Sequence[str], metadata: Mapping[str, JsonValue] | None, budget: CallBudget
+    ) -> Scores:
+        given = await asyncio.gather(*(self.try_image(prompt, uri, budget) for uri in uris))
         errors = {index: item_error_of(each) for index, each in enumerate(given) if isinstance(each, CallFailed)}
         return Scores([None if isinstance(each, CallFailed) else each for each in given], errors=errors)
 
-    async def _score_image(self, prompt: str, uri: str, budget: CallBudget) -> float:
+    async def try_image(self, text: str, uri: str, budget: CallBudget) -> float | CallFailed:
+        """As `score_image`; a failure is returned, so that the rest stands."""
+        try:
+            return await self.score_image(text, uri, budget)
+        except CallFailed as failure:
+            return failure
+
+    async def score_image(self, text: str, uri: str, budget: CallBudget) -> float:
+        """P(yes), or the number that the judge writes, in 0…1. Raises CallFailed."""
         if self.answer_kind == "json":
-            return await self.ask_form(ZERO_TO_100, SCORE, prompt, {"Image": uri}, budget)
-        messages = self.build_messages(YES_OR_NO, prompt, {"Image": uri})
+            return await self.ask_form(self.zero_to_100, SCORE, text, {"Image": uri}, budget)
+        messages = self.build_messages(self.yes_or_no, text, {"Image": uri})
         reply = await self.chat.ask_model(
             messages, budget, max_completion_tokens=1, logprobs=True, top_logprobs=TOP_LOGPROBS
         )

@@ -42,14 +42,15 @@ MATERIAL_NOTICE = (
 
 @dataclass(frozen=True)
 class Rubric:
-    """What is good. `name` is the file's; `text` its content."""
+    """What is good. `name` is the file's; `text` its content; `notice` says what the user message holds."""
 
     name: str
     text: str
+    notice: str = MATERIAL_NOTICE
 
     def system_message(self, task: str) -> ChatMessage:
         """The system message of a mode whose task and form of answer `task` describes."""
-        return {"role": "system", "content": f"{self.text}\n\n{MATERIAL_NOTICE}\n\n{task}"}
+        return {"role": "system", "content": f"{self.text}\n\n{self.notice}\n\n{task}"}
 
 
 def load_rubric(name_or_path: str) -> Rubric:
@@ -74,18 +75,18 @@ def load_rubric(name_or_path: str) -> Rubric:
     return Rubric(path.stem, text)
 
 
-def user_message(prompt: str, labelled: Mapping[str, str]) -> ChatMessage:
-    """The user message: the prompt as data, then each image (a data: URI) below its label."""
-    parts: list[ChatMessage] = [{"type": "text", "text": quote_prompt(prompt)}]
+def user_message(text: str, labelled: Mapping[str, str], *, called: str = "prompt") -> ChatMessage:
+    """The user message: the prompt, or what `called` says, as data, then each image (a data: URI) below its label."""
+    parts: list[ChatMessage] = [{"type": "text", "text": quote_text(text, called=called)}]
     for label, uri in labelled.items():
         parts.append({"type": "text", "text": f"{label}:"})
         parts.append({"type": "image_url", "image_url": {"url": uri}})
     return {"role": "user", "content": parts}
 
 
-def quote_prompt(prompt: str) -> str:
-    """A JSON object that means the prompt exactly and holds no character of MARKERS or INVISIBLE but its own braces."""
-    return f'{{"prompt": "{"".join(map(_escape_char, prompt))}"}}'
+def quote_text(text: str, *, called: str = "prompt") -> str:
+    """A JSON object that means the text exactly and holds no character of MARKERS or INVISIBLE but its own braces."""
+    return f'{{"{called}": "{"".join(map(_escape_char, text))}"}}'
 
 
 def _escape_char(char: str) -> str:

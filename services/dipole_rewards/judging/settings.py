@@ -32,12 +32,14 @@ class JudgeSettings(BaseSettings):
         description="Revision of the model; if unset, what the endpoint calls itself.",
     )
 
-    judge_mode: Literal["pointwise", "pairwise", "listwise"] = Field(
-        default="pointwise", description="Whether images are judged alone, two at a time, or all at once."
+    judge_mode: Literal["pointwise", "pairwise", "listwise", "questions"] = Field(
+        default="pointwise",
+        description="Whether images are judged alone, two at a time, all at once, or by the questions in the metadata.",
     )
     judge_rubric: str = Field(
         default="prompt_alignment",
-        description="prompt_alignment, aesthetics, text_rendering, or the path of a text file of your own.",
+        description="prompt_alignment, aesthetics, text_rendering, or the path of a text file of your own; the mode "
+        "questions has none.",
     )
     judge_orders: int = Field(
         default=2, ge=1, le=16, description="Number of orders in which listwise shows the images, each also reversed."
@@ -51,7 +53,8 @@ class JudgeSettings(BaseSettings):
     judge_max_tokens: int = Field(default=512, ge=1, description="Most tokens of one JSON answer, thoughts included.")
     judge_logprobs: bool | None = Field(
         default=None,
-        description="Whether pointwise reads log probabilities, or numbers that the judge writes; tried out if unset.",
+        description="Whether pointwise and questions read log probabilities, or numbers that the judge writes; "
+        "tried out if unset.",
     )
     judge_json_schema: bool | None = Field(
         default=None, description="Whether the form of answers is sent as `response_format`; tried out if unset."

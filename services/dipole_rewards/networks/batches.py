@@ -29,7 +29,7 @@ def score_all(
     groups: Sequence[CandidateImages], forward: Callable[[Sequence[ImageInGroup]], Sequence[float]]
 ) -> list[Scores]:
     """`forward`'s scores of all groups' images at once, a Scores each; an image beyond MAX_ASPECT gets the reason."""
-    places = [(n, k) for n, group in enumerate(groups) for k, image in enumerate(group.images) if not _is_thin(image)]
+    places = [(n, k) for n, group in enumerate(groups) for k, image in enumerate(group.images) if not is_thin(image)]
     found = forward([ImageInGroup(groups[n].images[k], groups[n]) for n, k in places])
     scores = dict(zip(places, found, strict=True))
     return [
@@ -41,7 +41,8 @@ def score_all(
     ]
 
 
-def _is_thin(image: Pixels) -> bool:
+def is_thin(image: Pixels) -> bool:
+    """Whether one side is more than MAX_ASPECT times the other."""
     height: int
     width: int
     height, width = image.shape[:2]

@@ -33,7 +33,7 @@ from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVi
 
 from dipole.errors import ConfigurationError
 from dipole.protocol.validation import first_error
-from dipole_rewards.networks.clip_images import normalize_pixels
+from dipole_rewards.networks.preprocessing import normalize_pixels
 from dipole_rewards.networks.weight_files import DTYPES, load_exactly
 from dipole_rewards.reward import Pixels
 from dipole_rewards.settings import WeightSettings

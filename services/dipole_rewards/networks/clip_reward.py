@@ -14,8 +14,8 @@ from torch import Tensor
 
 from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
 from dipole_rewards.networks.clip_encoder import ClipEncoder
-from dipole_rewards.networks.clip_images import resize_and_crop
 from dipole_rewards.networks.golden_scores import GoldenScore
+from dipole_rewards.networks.preprocessing import resize_and_crop
 from dipole_rewards.networks.weight_files import WeightedReward
 from dipole_rewards.reward import BatchedReward, CandidateImages, Pixels, Scores
 

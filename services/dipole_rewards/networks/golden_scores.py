@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -42,6 +43,15 @@ class Recipe:
     reward: str
     revision: str
     recipe: str
+
+
+def weights_revision(*files: Path) -> str:
+    """Which weights these are: the start of each file's SHA-256, which the hub shows too."""
+    digests = []
+    for path in files:
+        with path.open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    return f"sha256:{'+'.join(digests)}"
 
 
 class GoldenScore(BaseModel):

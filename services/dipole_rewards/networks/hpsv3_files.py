@@ -27,16 +27,9 @@ from torch import Tensor
 from transformers import AutoTokenizer, Qwen2VLConfig, Qwen2VLModel
 
 from dipole.errors import ConfigurationError
-from dipole_rewards.networks.golden_scores import GoldenScore
+from dipole_rewards.networks.golden_scores import GoldenScore, weights_revision
 from dipole_rewards.networks.hpsv3_model import REWARD_TOKEN, HPSv3Network, QuestionTokenizer
-from dipole_rewards.networks.weight_files import (
-    DTYPES,
-    WeightsFolder,
-    load_exactly,
-    read_json,
-    read_safetensors,
-    weights_revision,
-)
+from dipole_rewards.networks.weight_files import DTYPES, WeightsFolder, load_exactly, read_json, read_safetensors
 from dipole_rewards.settings import WeightSettings
 
 HPSV3_REPOSITORY, QWEN_REPOSITORY = "MizzenAI/HPSv3", "Qwen/Qwen2-VL-7B-Instruct"

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from transformers import Qwen2VLModel
 
 from dipole_rewards.networks.batches import ImageInGroup, MicroBatches
-from dipole_rewards.networks.clip_images import normalize_pixels
+from dipole_rewards.networks.preprocessing import normalize_pixels
 from dipole_rewards.reward import Pixels
 
 REWARD_TOKEN, IMAGE_TOKEN = "<|Reward|>", "<|image_pad|>"

@@ -7,7 +7,6 @@ of a reward whose score nobody has compared.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import pickle  # for the name of its error alone
 import shlex
@@ -70,6 +69,7 @@ class WeightedReward(Reward):
     tolerance: ClassVar[float]
     """How far from the golden score another device's bfloat16 may be, where whoever knows the score does not say."""
     goldens_table: ClassVar[Path] = GOLDENS_TABLE
+    settings_class: ClassVar[type[WeightSettings]] = WeightSettings
 
     golden_score: GoldenScore | None
     """The published implementation's; None where it is not known, and then `record` has ours of the first start."""
@@ -77,7 +77,7 @@ class WeightedReward(Reward):
 
     @classmethod
     def load(cls, device: str) -> Self:
-        settings = load_settings(WeightSettings)
+        settings = load_settings(cls.settings_class)
         reward = cls.from_settings(settings, check_device(device))
         assert settings.reward_weights is not None, "from_settings has refused that"
         made, folder = reward.describe_recipe(), settings.reward_weights
@@ -153,15 +153,6 @@ class WeightsFolder:
     def read_golden_score(self, *, tolerance: float) -> GoldenScore | None:
         """`golden.json`, with this tolerance where it names none; None without it."""
         return read_golden_file(self.path, tolerance=tolerance)
-
-
-def weights_revision(*files: Path) -> str:
-    """Which weights these are: the start of each file's SHA-256, which the hub shows too."""
-    digests = []
-    for path in files:
-        with path.open("rb") as file:
-            digests.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    return f"sha256:{'+'.join(digests)}"
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -21,7 +21,8 @@ from torch import nn
 from dipole.errors import ConfigurationError
 from dipole_rewards.networks.clip_encoder import load_encoder
 from dipole_rewards.networks.clip_reward import ClipReward, ScoreEmbeddings
-from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, read_torch, weights_revision
+from dipole_rewards.networks.golden_scores import weights_revision
+from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, read_torch
 from dipole_rewards.settings import WeightSettings
 
 HEAD_FILE = "sac+logos+ava1-l14-linearMSE.pth"

@@ -14,7 +14,8 @@ from typing import Self
 
 from dipole_rewards.networks.clip_encoder import load_encoder
 from dipole_rewards.networks.clip_reward import ClipReward
-from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors, weights_revision
+from dipole_rewards.networks.golden_scores import weights_revision
+from dipole_rewards.networks.weight_files import WeightsFolder, read_safetensors
 from dipole_rewards.settings import WeightSettings
 
 

@@ -46,13 +46,8 @@ from dipole_rewards.geneval.scoring import (
 )
 from dipole_rewards.networks.batches import MAX_ASPECT, TOO_THIN, MicroBatches
 from dipole_rewards.networks.clip_encoder import load_encoder
-from dipole_rewards.networks.golden_scores import GoldenScore
-from dipole_rewards.networks.weight_files import (
-    WeightedReward,
-    WeightsFolder,
-    read_safetensors,
-    weights_revision,
-)
+from dipole_rewards.networks.golden_scores import GoldenScore, weights_revision
+from dipole_rewards.networks.weight_files import WeightedReward, WeightsFolder, read_safetensors
 from dipole_rewards.reward import BatchedReward, CandidateImages, Golden, Pixels, Scores
 from dipole_rewards.settings import WeightSettings
 

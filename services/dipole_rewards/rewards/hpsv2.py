@@ -19,10 +19,11 @@ from typing import Self
 from torch import Tensor
 
 from dipole_rewards.networks.clip_encoder import load_encoder
-from dipole_rewards.networks.clip_images import resize_and_pad
 from dipole_rewards.networks.clip_reward import ClipReward
+from dipole_rewards.networks.golden_scores import weights_revision
 from dipole_rewards.networks.open_clip import convert_to_transformers
-from dipole_rewards.networks.weight_files import WeightsFolder, read_torch, weights_revision
+from dipole_rewards.networks.preprocessing import resize_and_pad
+from dipole_rewards.networks.weight_files import WeightsFolder, read_torch
 from dipole_rewards.reward import Pixels
 from dipole_rewards.settings import WeightSettings
 

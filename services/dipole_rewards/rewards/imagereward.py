@@ -27,13 +27,8 @@ from dipole_rewards.networks.blip import (
     load_imagereward_network,
     load_prompt_tokenizer,
 )
-from dipole_rewards.networks.golden_scores import GoldenScore
-from dipole_rewards.networks.weight_files import (
-    WeightedReward,
-    WeightsFolder,
-    read_torch,
-    weights_revision,
-)
+from dipole_rewards.networks.golden_scores import GoldenScore, weights_revision
+from dipole_rewards.networks.weight_files import WeightedReward, WeightsFolder, read_torch
 from dipole_rewards.reward import BatchedReward, CandidateImages, Scores
 from dipole_rewards.settings import WeightSettings
 

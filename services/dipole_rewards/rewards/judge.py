@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Self, TypeVar
 
 import numpy as np
@@ -22,10 +23,13 @@ from dipole_rewards.judging.listwise import ListwiseMode
 from dipole_rewards.judging.mode import JudgingMode
 from dipole_rewards.judging.pairwise import PairwiseMode
 from dipole_rewards.judging.pointwise import PointwiseMode
+from dipole_rewards.judging.questions import QuestionsMode
 from dipole_rewards.judging.settings import JudgeSettings
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 
-JUDGING_MODES: dict[str, type[JudgingMode]] = {mode.name: mode for mode in (PointwiseMode, PairwiseMode, ListwiseMode)}
+JUDGING_MODES: dict[str, type[JudgingMode]] = {
+    mode.name: mode for mode in (PointwiseMode, PairwiseMode, ListwiseMode, QuestionsMode)
+}
 UNSTATED_REVISION = "unstated"
 ResultT = TypeVar("ResultT")
 
@@ -38,7 +42,7 @@ def make_square(colour: tuple[int, int, int]) -> Pixels:
 
 
 class Judge(Reward):
-    """Scores of pointwise are comparable between groups; pairwise and listwise only order a group."""
+    """Scores of pointwise and questions are comparable between groups; pairwise and listwise only order a group."""
 
     name = "judge"
     threads = 4  # the last requests of one group leave the endpoint idle, unless other groups ask too
@@ -70,7 +74,7 @@ class Judge(Reward):
         if len(images) == 1 and self._mode.lone_score is not None:
             return Scores([self._mode.lone_score])
         uris = [rubric.data_uri(image, max_side=self._settings.judge_max_side) for image in images]
-        return self._loop.run(self._score_images(prompt, uris))
+        return self._loop.run(self._score_images(prompt, uris, metadata))
 
     def golden(self) -> Golden:
         """Nobody knows what a judge gives an image, so any score in range will do: it shows that an answer is read.
@@ -80,17 +84,18 @@ class Judge(Reward):
         image = make_square((220, 30, 30))
         if self._mode.lone_score is not None:
             return Golden(prompt="a red square", image=image, score=self._mode.lone_score)
-        return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5)
+        asked: dict[str, JsonValue] = {"questions": ["Does the image show a red square?"]}
+        return Golden(prompt="a red square", image=image, score=0.5, tolerance=0.5, metadata=asked)
 
     def close(self) -> None:
         """Close the HTTP client and stop the event loop; nothing may be scored any more."""
         self._loop.run(self._mode.chat.close())
         self._loop.close()
 
-    async def _score_images(self, prompt: str, uris: list[str]) -> Scores:
+    async def _score_images(self, prompt: str, uris: list[str], metadata: Mapping[str, JsonValue] | None) -> Scores:
         tab = self._mode.chat.open_budget()
-        scores = await self._mode.score_group(prompt, uris, tab)
-        return Scores(scores.scores, errors=scores.errors, usage=_describe_usage(tab, self._settings))
+        scores = await self._mode.score_group(prompt, uris, metadata, tab)
+        return replace(scores, usage=_describe_usage(tab, self._settings))
 
 
 async def _probe_mode(mode: JudgingMode, uris: Sequence[str], settings: JudgeSettings) -> None:

@@ -34,7 +34,7 @@ LOCAL = "http://127.0.0.1:8000/v1"
 def test_a_prompt_is_quoted_exactly_and_cannot_leave_its_quotes(prompt: str) -> None:
     """The data is one JSON object on one line that means the prompt to the letter, and has no bracket but its own two
     braces, no line end, and nothing invisible, whatever the prompt holds."""
-    data = rubric.quote_prompt(prompt)
+    data = rubric.quote_text(prompt)
     assert json.loads(data) == {"prompt": prompt}
     inside = data.removeprefix('{"prompt": "').removesuffix('"}')
     assert not set(inside) & set("<>[]{}|\r\n")
@@ -44,7 +44,7 @@ def test_a_prompt_is_quoted_exactly_and_cannot_leave_its_quotes(prompt: str) -> 
 
 def test_words_of_every_script_stay_readable() -> None:
     """Only what could be structure is escaped: a model that reads Chinese is shown Chinese."""
-    assert rubric.quote_prompt("一只红色的猫 – café, 50 % (big)") == '{"prompt": "一只红色的猫 – café, 50 % (big)"}'
+    assert rubric.quote_text("一只红色的猫 – café, 50 % (big)") == '{"prompt": "一只红色的猫 – café, 50 % (big)"}'
 
 
 def test_an_image_is_sent_as_png_no_larger_than_allowed() -> None:

@@ -142,7 +142,7 @@ def said_by(folder: Path, text: str, prompt: str, image: Pixels) -> str:
     processor: Any = AutoProcessor.from_pretrained(folder)
     model: Any = LlavaForConditionalGeneration.from_pretrained(folder)
     system = {"role": "system", "content": [{"type": "text", "text": text}]}
-    parts: list[dict[str, Any]] = [{"type": "text", "text": words} for words in (rubric.quote_prompt(prompt), "Image:")]
+    parts: list[dict[str, Any]] = [{"type": "text", "text": words} for words in (rubric.quote_text(prompt), "Image:")]
     parts.append({"type": "image", "image": Image.fromarray(image)})
     inputs = processor.apply_chat_template(
         [system, {"role": "user", "content": parts}],

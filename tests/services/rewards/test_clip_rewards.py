@@ -27,7 +27,7 @@ from transformers.models.clip.image_processing_pil_clip import CLIPImageProcesso
 
 from dipole.errors import ConfigurationError
 from dipole_rewards import tiny_weights
-from dipole_rewards.networks.clip_images import resize_and_crop, resize_and_pad
+from dipole_rewards.networks.preprocessing import resize_and_crop, resize_and_pad
 from dipole_rewards.networks.weight_files import make_golden_image
 from dipole_rewards.reward import CandidateImages, Pixels, Reward, RewardFault, check_golden
 from dipole_rewards.rewards.aesthetic import HEAD_FILE, Aesthetic

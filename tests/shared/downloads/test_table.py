@@ -23,7 +23,7 @@ def test_the_built_in_table_names_what_can_be_asked_for() -> None:
             assert re.fullmatch(r"[\w-]+/[\w.-]+", name)
             assert source.revision is None or re.fullmatch("[0-9a-f]{40}", source.revision)
         assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in source.sha256.values())
-    assert set(table.rewards) == {"clip", "pickscore", "aesthetic", "hpsv2", "imagereward", "geneval", "hpsv3"}
+    assert set(table.rewards) == {"clip", "pickscore", "aesthetic", "hpsv2", "imagereward", "geneval", "hpsv3", "style"}
 
 
 def test_missing_weights_are_told_with_the_command(tmp_path: Path) -> None:
