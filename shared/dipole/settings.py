@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -59,6 +59,16 @@ class PlatformSettings(BaseSettings):
         description="Folder or fsspec URL of checkpoints and samples.",
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
+    candidate_store: Literal["auto", "redis", "memory"] = Field(
+        default="auto",
+        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which takes "
+        "less time. `auto` is memory while every rank worker reads the same folder, and Redis otherwise.",
+    )
+    candidate_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108 (a folder of the user's own is made in it)
+        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. At most "
+        "half of it is used, and Redis takes what has no room.",
+    )
     candidates_max_gib: float = Field(
         default=3.0,
         gt=0,
