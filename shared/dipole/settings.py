@@ -61,13 +61,13 @@ class PlatformSettings(BaseSettings):
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
     candidate_store: Literal["auto", "redis", "memory"] = Field(
         default="auto",
-        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which takes "
-        "less time. `auto` is memory while every rank worker reads the same folder, and Redis otherwise.",
+        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which is "
+        "faster. `auto` is memory while every rank worker reads the same folder, and Redis otherwise.",
     )
     candidate_dir: Path = Field(
         default=Path("/dev/shm"),  # noqa: S108 (a folder of the user's own is made in it)
-        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. At most "
-        "half of it is used, and Redis takes what has no room.",
+        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. A group "
+        "that would take more than half of the room that is left goes to Redis.",
     )
     candidates_max_gib: float = Field(
         default=3.0,

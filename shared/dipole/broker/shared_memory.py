@@ -36,7 +36,6 @@ from numpy.typing import NDArray
 from dipole.errors import ConfigurationError
 from dipole.protocol.images import pixel_bytes
 
-MAX_USED_SHARE = 0.5  # of the file system: /dev/shm has other users, as NCCL and data loaders
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -153,10 +152,10 @@ class SharedMemory:
         return self._own
 
     def _check_room(self, size: int) -> None:
+        """Half of the room that is left is for others: /dev/shm is NCCL's and the data loaders' too."""
         found = os.statvfs(self._folder)
-        used = (found.f_blocks - found.f_bavail) * found.f_frsize + size
-        if found.f_blocks and used > MAX_USED_SHARE * found.f_blocks * found.f_frsize:
-            raise OSError(errno.ENOSPC, f"more than {MAX_USED_SHARE:.0%} of it would be in use")
+        if found.f_blocks and 2 * size > found.f_bavail * found.f_frsize:
+            raise OSError(errno.ENOSPC, f"{size} bytes are more than half of the room that is left in {self._folder}")
 
 
 def _list_names(folder: Path) -> list[str]:

@@ -17,8 +17,8 @@ retryable failure are asked again when due, until the deadline, by new short tas
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 
 Hundreds of rankings may be pending for hours: their images leave the store once the endpoint has them, the longer one
-has taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits for
-any more (its deadline, a cancelled job) is withdrawn at the endpoint, so that no rater works for nothing.
+has taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits
+for any more (its deadline, a cancelled job) is withdrawn at the endpoint, so that no rater works for nothing.
 """
 
 from __future__ import annotations
