@@ -72,7 +72,7 @@ class PlatformSettings(BaseSettings):
     candidates_max_gib: float = Field(
         default=3.0,
         gt=0,
-        description="Most GiB of a job's candidates in flight; Redis needs as much, and so does the trainer.",
+        description="Most GiB of a job's candidates in flight; where they wait needs as much, and so does the trainer.",
     )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"],

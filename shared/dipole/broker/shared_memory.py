@@ -140,15 +140,15 @@ class SharedMemory:
             self._lock = os.open(own.with_suffix(".lock"), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
             try:
                 fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                # a sweeper may have come between: then it has the lock, or took the file away
-                is_ours = bool(os.fstat(self._lock).st_nlink)
+                # a sweeper may have come between: it has the lock, or has taken the file away
+                if os.fstat(self._lock).st_nlink:
+                    own.mkdir(mode=0o700)
+                    self._own = own
             except BlockingIOError:
-                is_ours = False
-            if is_ours:
-                own.mkdir(mode=0o700)
-                self._own = own
-            else:
-                os.close(self._lock)
+                continue
+            finally:
+                if self._own is None:
+                    os.close(self._lock)
         return self._own
 
     def _check_room(self, size: int) -> None:

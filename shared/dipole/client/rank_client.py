@@ -253,7 +253,8 @@ class _RankCall:
         """The body in pieces: pixels are sent from where they lie, which httpx's own encoder would copy twice."""
         boundary = uuid.uuid4().hex
         request = self._describe_request({"media_type": images.NPY} for _ in self.candidates)
-        parts: list[bytes | memoryview] = [_part_head(boundary, 'name="request"'), json.dumps(request).encode()]
+        first = _part_head(boundary, 'name="request"').removeprefix(b"\r\n")
+        parts: list[bytes | memoryview] = [first + json.dumps(request).encode()]
         for index, one in enumerate(self.candidates):
             parts.append(_part_head(boundary, f'name="c{index}"; filename="c{index}.npy"', images.NPY))
             parts += [one] if isinstance(one, bytes) else images.npy_parts(one)
