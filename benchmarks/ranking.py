@@ -2,14 +2,19 @@
 
     python benchmarks/ranking.py
     python benchmarks/ranking.py --reward dipole_rewards.rewards.shapes:Shapes --repeats 20 --json out/ranking.json
+    BENCHMARK_SLEEP_S=0 PYTHONPATH=benchmarks python benchmarks/ranking.py --reward sleeper:Sleeper \
+        --sizes 512 --groups 0 --rewards --replicas                                 # overhead alone, of no forward
 
 **Overhead.** The same reward ranks the same groups of images
     in-process    its score(), called here: the forward
-    JSON+PNG      RankClient to `dipole rewards serve` in a process of its own, images as base64 PNG
+    bare POST     http.client to `dipole rewards serve` in a process of its own, the body made beforehand
+    JSON+PNG      RankClient to the same service, images as base64 PNG
     multipart     the same, images as npy parts: what RankClient chooses by itself
-    Celery        CeleryRanker: Redis, a rank worker and the reward service, each a process of its own
+    Celery        CeleryRanker: a rank worker and the reward service, each a process of its own, and the images in
+                  Redis or in this machine's memory (DIPOLE_CANDIDATE_STORE)
 A path's time less the forward's, also as a multiple of PNG-encoding the group once, a cost that any protocol with
-compressed images would have; and where the Celery path's goes, each part of it measured alone.
+compressed images would have; its time over that of the bare POST; and where the Celery paths' goes, each part of it
+measured alone. With `--reward sleeper:Sleeper`, which computes nothing, all of the time is asking.
 
 **In flight.** A service that takes `--seconds` a group, one group at a time, and does not compute: groups over Celery
 with always two in flight, against the same reward called here.
@@ -21,13 +26,15 @@ the slowest's own, and over the sum that asking in turn would take.
 from __future__ import annotations
 
 import argparse
+import http.client
 import json
 import os
 import statistics
 import tempfile
 import time
+import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +46,7 @@ from sleeper import Names, Sleeper, sleepers
 
 from dipole.broker.candidates import CandidateStore
 from dipole.broker.connection import connect_redis
+from dipole.broker.shared_memory import SharedMemory
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient
 from dipole.protocol import images
@@ -50,7 +58,10 @@ from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.spec import RewardSpec
 
 NAME = "measured"
-PARTS = ("hashing", "Redis set", "Redis get", "Redis drop")
+PARTS = {
+    "Celery, Redis": ("hashing", "Redis set", "Redis get", "Redis drop"),
+    "Celery, memory": ("hashing", "memory put", "memory get", "memory drop"),
+}
 PROMPT = "a red circle"
 METADATA: dict[str, JsonValue] = {"tag": "single_object", "include": [{"class": "circle", "count": 1, "color": "red"}]}
 
@@ -143,28 +154,63 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
     with ExitStack() as stack:
         png = stack.enter_context(RankClient(url, transport=JsonOnly()))
         npy = stack.enter_context(RankClient(url))
-        ask = stack.enter_context(ranker(settings, [resolved]))
+        by_redis, by_memory = (
+            stack.enter_context(ranker(settings.model_copy(update={"candidate_store": each}), [resolved]))
+            for each in ("redis", "memory")
+        )
         calls: dict[str, Callable[[int], object]] = {
             "in-process": lambda n: reward.score(prompt=PROMPT, images=list(groups[n]), metadata=METADATA),
             "PNG encoding": lambda n: [images.encode_png(image) for image in groups[n]],
+            "bare POST": stack.enter_context(bare_posts(url, groups)),
             "JSON+PNG": lambda n: png.rank(PROMPT, list(groups[n]), METADATA),
             "multipart npy": lambda n: npy.rank(PROMPT, list(groups[n]), METADATA),
-            "Celery": lambda n: ask(f"{size}.{n}", groups[n]),
-            **parts(settings, groups),
+            "Celery, Redis": lambda n: by_redis(f"{size}.{n}", groups[n]),
+            "Celery, memory": lambda n: by_memory(f"{size}.{n}", groups[n]),
+            **parts(stack, settings, groups),
         }
         return timed(calls, args.repeats)
 
 
-def parts(settings: PlatformSettings, groups: list[NDArray[np.uint8]]) -> dict[str, Callable[[int], object]]:
-    """What the Celery path does with a group's images besides posting them, one by one."""
-    store = CandidateStore(connect_redis(settings.redis_url), 60)
+@contextmanager
+def bare_posts(url: str, groups: list[NDArray[np.uint8]]) -> Iterator[Callable[[int], object]]:
+    """Posts group n's multipart body, which is made now, by the plainest client there is."""
+    bodies = []
+    for group in groups:
+        described = [{"id": f"c{n}", "image": {"media_type": images.NPY}} for n in range(len(group))]
+        request = {"prompt": PROMPT, "candidates": described, "metadata": METADATA}
+        files = [(f"c{n}", (f"c{n}.npy", images.encode_npy(image), images.NPY)) for n, image in enumerate(group)]
+        made = httpx.Request("POST", url, data={"request": json.dumps(request)}, files=files)
+        bodies.append((made.read(), made.headers["content-type"]))
+    connection = http.client.HTTPConnection(httpx.URL(url).host, httpx.URL(url).port or 80)
+
+    def post(number: int) -> None:
+        body, kind = bodies[number]
+        connection.request("POST", "/v1/rank", body, {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex})
+        answer = connection.getresponse()
+        told = answer.read()
+        assert answer.status == 200, told
+
+    with closing(connection):
+        yield post
+
+
+def parts(
+    stack: ExitStack, settings: PlatformSettings, groups: list[NDArray[np.uint8]]
+) -> dict[str, Callable[[int], object]]:
+    """What the Celery paths do with a group's images besides posting them, one by one."""
+    redis = CandidateStore(connect_redis(settings.redis_url), 60)
+    memory = SharedMemory(settings.candidate_dir)
+    stack.callback(memory.close)
     shape = "x".join(map(str, groups[0].shape[:3]))
-    names = [f"sha256:bench{n}:{shape}" for n in range(len(groups))]
+    names = [f"sha256:{n:064x}:{shape}" for n in range(len(groups))]
     return {
         "hashing": lambda n: CandidateStore.reference_of(groups[n]),
-        "Redis set": lambda n: store.put(names[n], groups[n]),
-        "Redis get": lambda n: store.get(names[n]),
-        "Redis drop": lambda n: store.delete([names[n]]),
+        "Redis set": lambda n: redis.put(names[n], groups[n]),
+        "Redis get": lambda n: redis.get(names[n]),
+        "Redis drop": lambda n: redis.delete([names[n]]),
+        "memory put": lambda n: memory.put(f"{n}", groups[n]),
+        "memory get": lambda n: memory.get(f"{n}", groups[n].shape),
+        "memory drop": lambda n: memory.delete(f"{n}"),
     }
 
 
@@ -172,19 +218,23 @@ def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict
     forward, png = seconds["in-process"], seconds["PNG encoding"]
     print(f"\n{count} images of {size}x{size}: forward in-process {forward * 1e3:.1f} ms, "
           f"PNG encoding {png * 1e3:.1f} ms")  # fmt: skip
-    print(f"{'path':>14} {'ms':>8} {'overhead ms':>12} {'/ forward':>10} {'/ PNG encoding':>15}")
+    print(f"{'path':>14} {'ms':>8} {'overhead ms':>12} {'/ forward':>10} {'/ PNG encoding':>15} {'/ bare POST':>12}")
     rows = []
-    for path in ("JSON+PNG", "multipart npy", "Celery"):
+    for path in ("bare POST", "JSON+PNG", "multipart npy", *PARTS):
         extra = seconds[path] - forward
         rows.append({
             "size": size, "candidates": count, "path": path, "seconds": seconds[path], "forward_s": forward,
             "png_s": png, "overhead_s": extra, "overhead_to_forward": extra / forward, "overhead_to_png": extra / png,
+            "to_bare_post": seconds[path] / seconds["bare POST"],
         })  # fmt: skip
-        print(f"{path:>14} {seconds[path] * 1e3:8.1f} {extra * 1e3:12.1f} {extra / forward:10.2f} {extra / png:15.2f}")
-    where = {"HTTP, multipart": rows[1]["overhead_s"], **{each: seconds[each] for each in PARTS}}
-    where["messages, the rest"] = rows[2]["overhead_s"] - sum(where.values())
-    rows[2]["where_s"] = where
-    print("of Celery's: " + ", ".join(f"{each} {spent * 1e3:.1f}" for each, spent in where.items()) + " ms")
+        print(f"{path:>14} {seconds[path] * 1e3:8.1f} {extra * 1e3:12.1f} {extra / forward:10.2f} {extra / png:15.2f} "
+              f"{seconds[path] / seconds['bare POST']:12.2f}")  # fmt: skip
+    for row in rows[-len(PARTS) :]:
+        where = {each: seconds[each] for each in ("multipart npy", *PARTS[row["path"]])}
+        where["multipart npy"] -= forward
+        where["messages, the rest"] = row["overhead_s"] - sum(where.values())
+        row["where_s"] = where
+        print(f"of {row['path']}: " + ", ".join(f"{each} {spent * 1e3:.1f}" for each, spent in where.items()) + " ms")
     return rows
 
 
@@ -259,7 +309,7 @@ def main() -> None:
     parser.add_argument("--rewards", type=int, nargs="*", default=[1, 2, 4, 8], help="how many at once")
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="how many copies")
     parser.add_argument("--seconds", type=float, default=1.0, help="what a group takes a sleeping reward")
-    parser.add_argument("--groups", type=int, default=20, help="with two of them in flight")
+    parser.add_argument("--groups", type=int, default=20, help="with two of them in flight; 0 leaves that out")
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
@@ -279,7 +329,7 @@ def measure(args: argparse.Namespace, settings: PlatformSettings, url: str, name
     for size in args.sizes:
         told["overhead"] += tell_overhead(size, args.candidates, overhead(args, settings, url, size))
     print()
-    told["two_in_flight"] = [two_in_flight(args, settings, size) for size in args.sizes]
+    told["two_in_flight"] = [two_in_flight(args, settings, size) for size in args.sizes if args.groups]
     print(f"\n{args.candidates} images to N rewards at once, the slowest sleeps {args.seconds:g} s")
     print(f"{'size':>6} {'rewards':>8} {'seconds':>9} {'/ slowest':>10} {'/ sum':>8}")
     told["rewards"] = [rewards_at_once(args, settings, n, size) for size in args.sizes for n in args.rewards]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import socket
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
@@ -84,10 +84,20 @@ class PlatformSettings(BaseSettings):
         description="Folder or fsspec URL of checkpoints and samples.",
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
+    candidate_store: Literal["auto", "redis", "memory"] = Field(
+        default="auto",
+        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which is "
+        "faster. `auto` is memory while every rank worker reads the same folder, and Redis otherwise.",
+    )
+    candidate_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108 (a folder of the user's own is made in it)
+        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. A group "
+        "that would take more than half of the room that is left goes to Redis.",
+    )
     candidates_max_gib: float = Field(
         default=3.0,
         gt=0,
-        description="Most GiB of a job's candidates in flight; Redis needs as much, and so does the trainer.",
+        description="Most GiB of a job's candidates in flight; where they wait needs as much, and so does the trainer.",
     )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"],

@@ -16,14 +16,13 @@ from typing import Any
 
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
-from starlette.datastructures import FormData, UploadFile
-from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
 from dipole.protocol import images
 from dipole.protocol.schemas import RankRequest
 from dipole.web.json_body import JSONBuilder
+from dipole_rewards.server.multipart import BodyPart, TooManyFiles, read_parts
 
 REQUEST_PART = "request"
 
@@ -56,7 +55,7 @@ async def read_request(http: Request, bounds: RequestBounds, builder: JSONBuilde
         return await builder.build(partial(_parse_json, bounds=bounds), await _read_body(http))
     if kind == "multipart/form-data":
         request, parts = await _parse_multipart(http, bounds, builder)
-        return await asyncio.to_thread(_decode_images, request, parts, bounds)
+        return await asyncio.to_thread(_decode_parts, request, parts, bounds)
     raise UnsupportedMediaType(
         f"Content-Type must be application/json or multipart/form-data, not {kind or 'absent'}", field="Content-Type"
     )
@@ -80,48 +79,40 @@ def _parse_json(body: bytes, bounds: RequestBounds) -> ParsedRequest:
 
 async def _parse_multipart(
     http: Request, bounds: RequestBounds, builder: JSONBuilder
-) -> tuple[RankRequest, dict[str, bytes]]:
-    """The JSON part and each candidate's bytes by id."""
+) -> tuple[RankRequest, dict[str, BodyPart]]:
+    """The JSON part, and each candidate's by id."""
+    kind = http.headers["content-type"]
     try:
-        async with http.form(max_files=bounds.max_candidates + 1, max_fields=2) as form:
-            return await _validate_parts(form, bounds, builder)
-    except HTTPException as error:
-        if "Too many files" in str(error.detail):
-            raise _too_many_candidates("more", bounds) from None
-        raise InvalidInput(f"the multipart body cannot be read: {error.detail}", field="body") from None
-
-
-async def _validate_parts(
-    form: FormData, bounds: RequestBounds, builder: JSONBuilder
-) -> tuple[RankRequest, dict[str, bytes]]:
-    parts: dict[str, UploadFile | str] = {}
-    for name, part in form.multi_items():
-        if name in parts:
-            raise InvalidInput(f"part {name!r} appears twice", field=name)
-        parts[name] = part
+        found = await read_parts(kind, http.stream(), max_files=bounds.max_candidates + 1, max_texts=2)
+    except TooManyFiles:
+        raise _too_many_candidates("more", bounds) from None
+    parts: dict[str, BodyPart] = {}
+    for part in found:
+        if part.name in parts:
+            raise InvalidInput(f"part {part.name!r} appears twice", field=part.name)
+        parts[part.name] = part
     head = parts.pop(REQUEST_PART, None)
     if head is None:
         raise InvalidInput(f"the JSON part {REQUEST_PART!r} is missing", field=REQUEST_PART)
-    text = head.encode() if isinstance(head, str) else await head.read()
-    request = await builder.build(partial(_validate_request, bounds=bounds), text)
-    return request, await _read_part_bytes(request, parts)
+    request = await builder.build(partial(_validate_request, bounds=bounds), bytes(head.take_bytes()))
+    return request, _match_parts(request, parts)
 
 
-async def _read_part_bytes(request: RankRequest, parts: Mapping[str, UploadFile | str]) -> dict[str, bytes]:
-    data = {}
+def _match_parts(request: RankRequest, parts: Mapping[str, BodyPart]) -> dict[str, BodyPart]:
+    matched = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
         part = parts.get(candidate.id)
         if candidate.image.data is not None:
             raise InvalidInput(f"{field}.data must be absent in multipart: the part carries it", field=f"{field}.data")
-        if not isinstance(part, UploadFile):
+        if part is None or not part.is_file:
             problem = "is missing" if part is None else "needs a filename to be read as bytes"
             raise InvalidInput(f"{field}: the part named {candidate.id!r} {problem}", field=field)
-        data[candidate.id] = await part.read()
-    unknown = sorted(set(parts) - set(data))
+        matched[candidate.id] = part
+    unknown = sorted(set(parts) - set(matched))
     if unknown:
         raise InvalidInput(f"part {unknown[0]!r} belongs to no candidate", field=unknown[0])
-    return data
+    return matched
 
 
 def _validate_request(body: bytes, bounds: RequestBounds) -> RankRequest:
@@ -140,22 +131,14 @@ def _too_many_candidates(found: str, bounds: RequestBounds) -> TooLarge:
     return TooLarge(f"candidates: at most {limit} are accepted, {found} were sent", field="candidates")
 
 
-def _decode_images(request: RankRequest, data: Mapping[str, bytes], bounds: RequestBounds) -> ParsedRequest:
+def _decode_parts(request: RankRequest, parts: Mapping[str, BodyPart], bounds: RequestBounds) -> ParsedRequest:
+    return _decode_images(request, {name: part.take_bytes() for name, part in parts.items()}, bounds)
+
+
+def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bounds: RequestBounds) -> ParsedRequest:
     """Measure every image by its header, then decode them all."""
-    total = 0
-    for index, candidate in enumerate(request.candidates):
-        height, width = images.measure_image(
-            data[candidate.id],
-            candidate.image.media_type,
-            max_pixels=bounds.max_pixels,
-            field=f"candidates[{index}].image",
-        )
-        total += height * width
-    if total > bounds.max_total_pixels:
-        limit = bounds.max_total_pixels
-        raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
-    pixels = [
-        images.decode_image(
+    opened = [
+        images.open_image(
             data[candidate.id],
             candidate.image.media_type,
             max_pixels=bounds.max_pixels,
@@ -163,6 +146,11 @@ def _decode_images(request: RankRequest, data: Mapping[str, bytes], bounds: Requ
         )
         for index, candidate in enumerate(request.candidates)
     ]
+    total = sum(each.height * each.width for each in opened)
+    if total > bounds.max_total_pixels:
+        limit = bounds.max_total_pixels
+        raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
+    pixels = [each.decode() for each in opened]
     request = _without_data(request)
     digest = hashlib.sha256(request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}}).encode())
     for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):

@@ -16,6 +16,7 @@ CLAIM_TTL_S = 5.0  # a killed lane's work is free again after this; a living lan
 LANE_IDLE_TIMEOUT_S = 900.0  # a reward nobody ranked with for so long needs no lane
 _LANE_CHANNEL = "dipole:lanes:announce"
 _LANES_KEY = "dipole:lanes"
+_MEMORIES_KEY = "dipole:lanes:memories"
 
 
 def queue_name(reward: str) -> str:
@@ -118,9 +119,19 @@ class TaskCoordination:
         self._redis.zremrangebyscore(_LANES_KEY, "-inf", oldest)
         return [name.decode() for name in cast("list[bytes]", self._redis.zrevrange(_LANES_KEY, 0, -1))]
 
-    def record_heartbeat(self, host: str, ttl_s: float) -> None:
-        """Say that the rank worker of a host lives."""
-        self._redis.set(f"dipole:rank-worker:{host}", "1", px=int(ttl_s * 1000))
+    def record_heartbeat(self, host: str, ttl_s: float, memory_id: str = "") -> None:
+        """Say that the rank worker of a host lives, and which folder of candidates its lanes read, if any."""
+        now = self.server_time()
+        pipe = self._redis.pipeline(transaction=False)
+        pipe.set(f"dipole:rank-worker:{host}", "1", px=int(ttl_s * 1000))
+        pipe.zremrangebyscore(_MEMORIES_KEY, "-inf", now)
+        pipe.zadd(_MEMORIES_KEY, {memory_id: now + ttl_s})
+        pipe.execute()
+
+    def lane_memories(self) -> set[str]:
+        """The ids of the folders of candidates that living rank workers read; "" of one that reads none."""
+        found = cast("list[bytes]", self._redis.zrangebyscore(_MEMORIES_KEY, self.server_time(), "+inf"))
+        return {each.decode() for each in found}
 
     def has_heartbeat(self, host: str) -> bool:
         return bool(self._redis.exists(f"dipole:rank-worker:{host}"))

@@ -111,7 +111,8 @@ class _DeadlineStream(httpcore.NetworkStream):
         return self._inner.read(max_bytes, _bounded_timeout(timeout))
 
     def write(self, buffer: bytes, timeout: float | None = None) -> None:
-        self._inner.write(buffer, _bounded_timeout(timeout))
+        # a view, because the rest of what a socket takes in part is sliced off again and again
+        self._inner.write(memoryview(buffer), _bounded_timeout(timeout))  # type: ignore[arg-type]
 
     def close(self) -> None:
         self._inner.close()

@@ -1,7 +1,7 @@
 """Images on the wire: bytes of a declared media type to RGB uint8 (H, W, 3) arrays and back.
 
-Hostile input is the normal case. `measure_image` reads a header alone and refuses by size before a pixel is decoded;
-`decode_image` then gives an upright RGB array whatever the file was: EXIF orientation applied, transparency laid over
+Hostile input is the normal case. `open_image` reads a header alone and refuses by size before a pixel is decoded; its
+`decode` then gives an upright RGB array whatever the file was: EXIF orientation applied, transparency laid over
 white, 16 bits scaled to 8, palette and greyscale expanded. Errors name the field they were found in, as
 `candidates[3].image`."""
 
@@ -12,8 +12,10 @@ import binascii
 import hashlib
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cache, partial
 from typing import Any, Final
 
 import numpy as np
@@ -26,6 +28,7 @@ from dipole.protocol import file_kinds
 from dipole.protocol.schemas import MAX_PIXELS, MediaType
 
 Pixels = NDArray[np.uint8]
+Encoded = bytes | bytearray
 
 NPY: Final = "application/x-npy"
 MEDIA_TYPES: Final[tuple[MediaType, ...]] = ("image/png", "image/webp", "image/jpeg", NPY)
@@ -35,6 +38,8 @@ _DECODERS: Final[dict[str, type[ImageFile.ImageFile]]] = {
     "image/webp": WebPImagePlugin.WebPImageFile,
     "image/jpeg": JpegImagePlugin.JpegImageFile,
 }
+# magic, length, and the 10,000 characters that numpy parses at most
+MAX_NPY_HEADER_BYTES: Final = 2**14
 # what a PNG's pixels are made of, which way up they are, and whether there are several
 _PIXEL_CHUNKS: Final = frozenset((b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"eXIf", b"acTL", b"fcTL"))
 # of a JPEG's application segments: JFIF and Adobe say what its colours are, EXIF which way up it is
@@ -51,10 +56,27 @@ _TURNS: Final = {
 }
 
 
-def hash_all(parts: Sequence[bytes | memoryview]) -> list[bytes]:
+@dataclass(frozen=True)
+class OpenedImage:
+    """An encoded image whose header was read and is within bounds: its size in pixels as stored, and its decoder."""
+
+    height: int
+    width: int
+    decode: Callable[[], Pixels]
+    """A writable, contiguous RGB uint8 array (H, W, 3). Raises InvalidInput for what is damaged behind its header."""
+
+
+def hash_all(parts: Sequence[Encoded | memoryview]) -> list[bytes]:
     """SHA-256 of each, side by side where there are cores: hashing lets go of the interpreter's lock."""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-        return list(pool.map(lambda part: hashlib.sha256(part).digest(), parts))
+    return list(_hashing_threads().map(lambda part: hashlib.sha256(part).digest(), parts))
+
+
+@cache
+def _hashing_threads() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hashing")
+
+
+os.register_at_fork(after_in_child=_hashing_threads.cache_clear)  # a child has the pool, and none of its threads
 
 
 def pixel_bytes(images: NDArray[np.uint8]) -> memoryview:
@@ -74,10 +96,8 @@ def decode_base64(data: str, *, field: str = "image") -> bytes:
         raise InvalidInput(f"{field}.data is not valid base64: {error}", field=f"{field}.data") from None
 
 
-def measure_image(
-    data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image"
-) -> tuple[int, int]:
-    """(height, width) as stored, from the header alone.
+def open_image(data: Encoded, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> OpenedImage:
+    """Read the header alone. Pixels of npy stay where they are in a bytearray, and are copied out of bytes.
 
     Raises UnsupportedMediaType, TooLarge, or InvalidInput for what is not a single still image of that type.
     """
@@ -86,23 +106,39 @@ def measure_image(
             f"{field}.media_type {media_type!r} is not one of {', '.join(MEDIA_TYPES)}", field=f"{field}.media_type"
         )
     if media_type == NPY:
-        height, width = _parse_npy_header(data, field)[0]
+        (height, width), start = _parse_npy_header(data, field)
+        decode = partial(_take_npy_pixels, data, start, height, width)
     else:
-        with _open_image(data, media_type, field) as image:
+        data = bytes(data)
+        with _open_file(data, media_type, field) as image:
             width, height = image.size
+        decode = partial(_decode_file, data, media_type, field)
     if height * width > max_pixels:
         raise _too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
-    return height, width
+    return OpenedImage(height, width, decode)
 
 
-def decode_image(data: bytes, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> Pixels:
-    """Bytes to a writable, contiguous RGB uint8 array (H, W, 3)."""
-    height, width = measure_image(data, media_type, max_pixels=max_pixels, field=field)
-    if media_type == NPY:
-        start = _parse_npy_header(data, field)[1]
-        return np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3).copy()
+def measure_image(
+    data: Encoded, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image"
+) -> tuple[int, int]:
+    """(height, width) as stored, from the header alone. Raises as `open_image` does."""
+    opened = open_image(data, media_type, max_pixels=max_pixels, field=field)
+    return opened.height, opened.width
+
+
+def decode_image(data: Encoded, media_type: str, *, max_pixels: int = MAX_PIXELS, field: str = "image") -> Pixels:
+    """Bytes to a writable, contiguous RGB uint8 array (H, W, 3). Raises as `open_image` and its `decode` do."""
+    return open_image(data, media_type, max_pixels=max_pixels, field=field).decode()
+
+
+def _take_npy_pixels(data: Encoded, start: int, height: int, width: int) -> Pixels:
+    pixels = np.frombuffer(data, np.uint8, offset=start).reshape(height, width, 3)
+    return pixels if pixels.flags.writeable else pixels.copy()
+
+
+def _decode_file(data: bytes, media_type: str, field: str) -> Pixels:
     try:
-        with _open_image(data, media_type, field) as image:
+        with _open_file(data, media_type, field) as image:
             return _convert_to_rgb(_turn_upright(image))
     except InvalidInput:
         raise
@@ -121,9 +157,15 @@ def encode_png(pixels: Pixels) -> bytes:
 
 def encode_npy(pixels: Pixels) -> bytes:
     """The fast lane: a numpy file, version 1.0, C order, of an RGB uint8 array (H, W, 3)."""
+    return b"".join(npy_parts(pixels))
+
+
+def npy_parts(pixels: Pixels) -> tuple[bytes, memoryview]:
+    """What `encode_npy` joins: the header, and the pixels where they lie."""
+    pixels = np.ascontiguousarray(_check_pixels(pixels))
     buffer = io.BytesIO()
-    npy.write_array(buffer, np.ascontiguousarray(_check_pixels(pixels)), version=(1, 0), allow_pickle=False)
-    return buffer.getvalue()
+    npy.write_array_header_1_0(buffer, npy.header_data_from_array_1_0(pixels))
+    return buffer.getvalue(), pixel_bytes(pixels)
 
 
 def _check_pixels(pixels: Pixels) -> Pixels:
@@ -140,9 +182,9 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _parse_npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
+def _parse_npy_header(data: Encoded, field: str) -> tuple[tuple[int, int], int]:
     """((height, width), offset of the pixels). Only plain uint8 (H, W, 3) in C order with exactly its bytes passes."""
-    stream = io.BytesIO(data)
+    stream = io.BytesIO(data[:MAX_NPY_HEADER_BYTES])
     try:
         version = npy.read_magic(stream)
         readers: dict[tuple[int, int], Any] = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
@@ -164,7 +206,7 @@ def _parse_npy_header(data: bytes, field: str) -> tuple[tuple[int, int], int]:
     return (shape[0], shape[1]), stream.tell()
 
 
-def _open_image(data: bytes, media_type: str, field: str) -> Image.Image:
+def _open_file(data: bytes, media_type: str, field: str) -> Image.Image:
     """Pillow's lazy open, with the one decoder that the media type names; its caller judges the size."""
     try:
         if file_kinds.recognize_image(data) != media_type:

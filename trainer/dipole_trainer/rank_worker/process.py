@@ -34,6 +34,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dipole import logs
+from dipole.broker.candidates import open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles, check_heartbeat
@@ -98,6 +99,7 @@ class RankWorker:
         self._lane_processes: dict[str, _LaneProcess] = {}
         self._stopping = False
         self._health_files = HealthFiles(settings, "rank-worker")
+        self._memory = open_shared_memory(settings)
 
     def run(self) -> None:
         """Until SIGTERM or SIGINT."""
@@ -122,6 +124,7 @@ class RankWorker:
             while not self._stopping:
                 self._adjust_lanes(wanted)
                 if announcements.get_message(timeout=LOOP_INTERVAL_S) or time.monotonic() > look_at:
+                    self._sweep_memory()
                     wanted, look_at = self._coordination.wanted_lanes(), time.monotonic() + LANES_REFRESH_S
 
     def _adjust_lanes(self, wanted: list[str]) -> None:
@@ -136,8 +139,14 @@ class RankWorker:
         self._end_lanes([name for name, slot in self._lane_processes.items() if now - slot.last_wanted > LANE_GRACE_S])
         if all(slot.process.is_alive() for slot in self._lane_processes.values()):
             # each time: a Redis that was restarted forgot it
-            self._coordination.record_heartbeat(socket.gethostname(), HEARTBEAT_TTL_S)
+            memory_id = self._memory.id if self._memory else ""
+            self._coordination.record_heartbeat(socket.gethostname(), HEARTBEAT_TTL_S, memory_id)
             self._health_files.touch(ready=True)
+
+    def _sweep_memory(self) -> None:
+        """A trainer that was killed left its images, and may never start again on this machine."""
+        if self._memory is not None and (swept := self._memory.sweep()):
+            log.info("candidate_memory_swept", owners=swept)
 
     def _ensure_lane(self, reward: str) -> None:
         slot, now = self._lane_processes.get(reward), time.monotonic()

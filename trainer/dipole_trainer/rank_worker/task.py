@@ -17,7 +17,7 @@ import structlog
 from celery import Celery, Task
 from numpy.typing import NDArray
 
-from dipole.broker.candidates import CandidateStore, MissingCandidates
+from dipole.broker.candidates import CandidateStore, MissingCandidates, open_shared_memory
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
@@ -46,7 +46,7 @@ class Lane:
         client = connect_redis(settings.redis_url)
         self._vault = vault or Vault.from_environment()
         self._reward_hosts = settings.reward_hosts
-        self._store = CandidateStore(client, settings.candidate_ttl_s)
+        self._store = CandidateStore(client, settings.candidate_ttl_s, open_shared_memory(settings))
         self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
         self._record = EndpointRecord(client)
         self._tls_dir = settings.tls_dir

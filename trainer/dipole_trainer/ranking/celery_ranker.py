@@ -1,7 +1,8 @@
 """CeleryRanker: groups of candidates -> Redis and Celery -> ranking endpoints -> rankings, as they come. No torch.
 
-submit() stores a group's images once and sends a message per reward to that reward's own queue; a rank lane
-(rank_worker/task.py) asks the endpoint and pushes a small answer to this run's list, on which collect() blocks.
+submit() stores a group's images once, in this machine's memory where every lane can read it and in Redis otherwise,
+and sends a message per reward to that reward's own queue; a rank lane (rank_worker/task.py) asks the endpoint and
+pushes a small answer to this run's list, on which collect() blocks.
 
 | who                   | waits for                                     | woken by                                  |
 |-----------------------|-----------------------------------------------|-------------------------------------------|
@@ -15,9 +16,9 @@ time was up). Only a message that Redis took counts as sent. A pending ranking (
 retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 
-Hundreds of rankings may be pending for hours: their images leave Redis once the endpoint has them, the longer one has
-taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits for
-any more (its deadline, a cancelled job) is withdrawn at the endpoint, so that no rater works for nothing.
+Hundreds of rankings may be pending for hours: their images leave the store once the endpoint has them, the longer one
+has taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits
+for any more (its deadline, a cancelled job) is withdrawn at the endpoint, so that no rater works for nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker.candidates import CandidateStore
+from dipole.broker.candidates import CandidateStore, open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
@@ -84,7 +85,7 @@ class _Request:
     failures: int = 0
     location: str | None = None
     accepted_at: float | None = None  # when its endpoint was first known to have it pending
-    holds_images: bool = True  # in Redis
+    holds_images: bool = True  # in the store
     reason: str = field(default="no answer from a rank worker")
 
 
@@ -133,11 +134,14 @@ class CeleryRanker:
         self._resend_s = resend_s
         self._app = create_celery_app(settings.redis_url)
         self._redis = connect_redis(settings.redis_url)
-        self._store = CandidateStore(self._redis, settings.candidate_ttl_s)
+        self._memory = open_shared_memory(settings)
+        self._always_to_memory = settings.candidate_store == "memory"
+        self._lanes_share_memory = False  # as of the last look
+        self._store = CandidateStore(self._redis, settings.candidate_ttl_s, self._memory)
         self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
         self._withdrawable = WithdrawableRankings(self._app, self._redis)
         self._requests: dict[tuple[str, str], _Request] = {}
-        self._uses: Counter[str] = Counter()  # requests that need the images of a reference in Redis
+        self._uses: Counter[str] = Counter()  # requests that need the images of a reference in the store
         self._unused: list[str] = []  # references to be deleted
         self._rates: dict[str, _AnswerRate] = {}  # of the rewards that have answered 202
         self._run_id = uuid.uuid4().hex
@@ -198,6 +202,7 @@ class CeleryRanker:
 
     def close(self) -> None:
         self.cancel()
+        self._store.close()
         self._app.close()
         self._redis.close()
 
@@ -225,12 +230,17 @@ class CeleryRanker:
                 next_send_at=now + 1,
             )
             self._requests[group.id, name] = request
-            if not is_new or self._store_images(request):
+            if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
                 self._send_task(request, now)
 
-    def _store_images(self, request: _Request) -> bool:
-        """Whether Redis has them."""
-        return self._if_redis_answers(lambda: self._store.put(request.candidates, request.group.images)) is not None
+    def _store_images(self, request: _Request, *, to_memory: bool) -> bool:
+        """Whether they are where lanes find them."""
+
+        def put() -> bool:
+            self._store.put(request.candidates, request.group.images, to_memory=to_memory)
+            return True
+
+        return self._if_redis_answers(put) is not None
 
     def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, reference: str) -> str:
         asked = [reward.spec.name, *reward.endpoint.answer_identity()]
@@ -327,7 +337,8 @@ class CeleryRanker:
             request.next_send_at, request.is_scheduled = now + CLAIM_TTL_S / 4, False
         elif answer["status"] == "missing":
             request.next_send_at, request.is_scheduled = now, True
-            if not self._store_images(request):
+            # perhaps by a lane of another machine, whatever was found out before
+            if not self._store_images(request, to_memory=False):
                 request.next_send_at = now + 1
             if not request.holds_images:
                 request.holds_images = True
@@ -399,7 +410,7 @@ class CeleryRanker:
             self._if_redis_answers(lambda: self._withdrawable.forget(self._job_id, request.key))
 
     def _release_images(self, request: _Request) -> None:
-        """Its images need no room in Redis for its sake; should they be missed after all, they are sent again."""
+        """Its images need no room for its sake; should they be missed after all, they are sent again."""
         if not request.holds_images:
             return
         request.holds_images = False
@@ -421,12 +432,19 @@ class CeleryRanker:
         if now < self._check_run_at:
             return
         self._check_run_at = now + RUN_CHECK_INTERVAL_S
+        self._lanes_share_memory = self._reaches_lanes_by_memory()
         rewards = list(self._rewards)
         if self._if_redis_answers(lambda: self._coordination.renew_run(self._run_id, rewards)) is not False:
             return
         if self._if_redis_answers(lambda: self._coordination.open_run(self._run_id, self._run_record)):
             for request in self._requests.values():
                 request.times_sent, request.next_send_at, request.is_scheduled = 0, now, True
+
+    def _reaches_lanes_by_memory(self) -> bool:
+        """Whether every lane reads the folder that we write, by what living rank workers say; false before any does."""
+        if self._memory is None or self._always_to_memory:
+            return self._memory is not None
+        return self._if_redis_answers(self._coordination.lane_memories) == {self._memory.id}
 
     def _if_redis_answers(self, call: Callable[[], T]) -> T | None:
         """None when Redis cannot be reached or refuses; the deadlines decide how long that is survived."""

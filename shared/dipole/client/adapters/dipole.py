@@ -24,7 +24,7 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
 
     def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         body = job.request_body(multipart=info.multipart and images.NPY in info.media_types)
-        return "/v1/rank", {"headers": {"Idempotency-Key": job.key}, **body}
+        return "/v1/rank", {**body, "headers": {**body.get("headers", {}), "Idempotency-Key": job.key}}
 
     def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking | None:
         url = self.connection.base_url
