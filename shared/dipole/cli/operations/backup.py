@@ -22,17 +22,19 @@ import tempfile
 import time
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from dipole.cli.optional_imports import import_optional
 from dipole.cli.terminal import err
-from dipole.database.failures import JOBS_DATABASE, DatabaseName
 from dipole.errors import ConfigurationError, Conflict, InvalidInput
 from dipole.private_files import make_private_folder
 from dipole.settings import PlatformSettings, SecretsSettings, load_settings
+
+if TYPE_CHECKING:
+    from dipole.database.failures import DatabaseName
 
 MANIFEST, ARTIFACTS, JOBS_FILE, RATINGS_FILE = "backup.json", "artifacts", "jobs.db", "ratings.db"
 FORMAT = 1  # of the folder; what is in the databases, their own migrations know
@@ -55,8 +57,11 @@ class _Part(NamedTuple):
 
     @property
     def name(self) -> DatabaseName:
-        engine = import_optional(f"{self.package}.database.engine", self.extra)
-        return JOBS_DATABASE if self.file == JOBS_FILE else engine.RATINGS_DATABASE
+        if self.file == JOBS_FILE:
+            name: DatabaseName = import_optional("dipole.database.failures", self.extra).JOBS_DATABASE
+        else:
+            name = import_optional(f"{self.package}.database.engine", self.extra).RATINGS_DATABASE
+        return name
 
     @property
     def replaced(self) -> set[str]:
