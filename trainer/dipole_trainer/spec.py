@@ -348,9 +348,19 @@ class MethodSpec(SpecModel):
 class FeaturesSpec(SpecModel):
     """The frozen space that samples drift in (φ), one file each in dipole_trainer.features."""
 
-    type: Literal["auto", "tiny", "latents", "latent_mae", "vit_mae", "dinov2", "clip", "teacher_unet"] = Field(
+    type: Literal[
+        "auto",
+        "tiny_contrastive",
+        "tiny_labelled",
+        "latents",
+        "latent_mae",
+        "vit_mae",
+        "dinov2",
+        "clip",
+        "teacher_unet",
+    ] = Field(
         default="auto",
-        description="`auto`: tiny for tiny-turbo, else as published: latent_mae for SD, vit_mae for SDXL.",
+        description="`auto`: tiny_contrastive for tiny-turbo, else as published: latent_mae for SD, vit_mae for SDXL.",
     )
     weights: str | None = Field(
         default=None,
@@ -371,6 +381,12 @@ class FeaturesSpec(SpecModel):
         default=0.1, ge=0, description="Noise that is mixed into the latents for `teacher_unet`, one draw a sample."
     )
     pool: int = Field(default=4, ge=1, le=64, description="Side of the squares that are averaged for `teacher_unet`.")
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _read_former_name(cls, space: Any) -> Any:
+        """Stored jobs of earlier versions name the labelled encoder `tiny`, and go on in it."""
+        return "tiny_labelled" if space == "tiny" else space
 
 
 class LoraSpec(SpecModel):
@@ -636,7 +652,7 @@ class TrainSpec(GeneratorSpec):
     def _check_settings_used(self) -> None:
         """Refuse settings that nothing would look at: they are a mistake."""
         space = self.features.type
-        unused = ["weights", "revision"] if space in ("latents", "tiny", "teacher_unet") else []
+        unused = ["weights", "revision"] if space in ("latents", "tiny_labelled", "teacher_unet") else []
         unused += ["timestep", "noise", "pool"] if space != "teacher_unet" else []
         for name in unused:
             if getattr(self.features, name) != FeaturesSpec.model_fields[name].default:
