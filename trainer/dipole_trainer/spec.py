@@ -27,6 +27,7 @@ from dipole.protocol.schemas import MAX_BODY_BYTES, Name, StrictModel
 from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+CompareIn = Literal["latents", "features"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
@@ -187,6 +188,10 @@ class MethodSettings(SpecModel):
         """Whether the base's samples weigh anything, for a method that is made of them."""
         return True
 
+    def uses_features(self) -> bool:
+        """Whether it looks at φ of the samples, or at their latents alone."""
+        return False
+
     def check_candidates(self, candidates: int, *, field: str) -> None:
         """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
 
@@ -249,13 +254,22 @@ class DrpoSpec(TwoSidedSettings):
     def pulls_to_base(self) -> bool:
         return self.ref_lambda > 0
 
+    def uses_features(self) -> bool:
+        return True
+
 
 class DpoSpec(TwoSidedSettings):
-    """Direct preference optimisation on latent distances to the best and the worst of the group."""
+    """Direct preference optimisation on distances to the best and the worst of the group."""
 
     beta: PositiveFloat = Field(
         default=30.0, description="Sharpness of the preference: larger punishes a wrong order more."
     )
+    space: CompareIn = Field(
+        default="latents", description="Whether distances are of latents, as published, or of the job's features."
+    )
+
+    def uses_features(self) -> bool:
+        return self.space == "features"
 
 
 class GrpoSpec(MethodSettings):
@@ -301,6 +315,13 @@ class SftSpec(MethodSettings):
 
     trains_on_pairs = True
 
+    space: CompareIn = Field(
+        default="latents", description="Whether distances are of latents, as published, or of the job's features."
+    )
+
+    def uses_features(self) -> bool:
+        return self.space == "features"
+
 
 class MethodSpec(SpecModel):
     """The method, and its settings under its own name; `random` is DrPO on shuffled ranks, the control."""
@@ -312,7 +333,7 @@ class MethodSpec(SpecModel):
     dpo: DpoSpec | None = Field(default=None, description="Settings of `dpo`.")
     grpo: GrpoSpec | None = Field(default=None, description="Settings of `grpo`.")
     pso: PsoSpec | None = Field(default=None, description="Settings of `pso`.")
-    sft: SftSpec | None = Field(default=None, description="Settings of `sft`, which has none yet.")
+    sft: SftSpec | None = Field(default=None, description="Settings of `sft`.")
     random: DrpoSpec | None = Field(default=None, description="Settings of `random`, which are those of `drpo`.")
 
     @model_validator(mode="before")

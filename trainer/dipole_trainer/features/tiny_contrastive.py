@@ -36,7 +36,7 @@ def encode_quadrants(encoder: LatentResNet, x: Tensor) -> Tensor:
 
 
 class TinyContrastiveFeatures:
-    """Keys of unit vectors, one vector a sample each: `mean` of the quadrants', `layout` all of them in their places."""
+    """Keys of unit vectors, one vector a sample each: `mean` of the quadrants', `layout` all in their places."""
 
     def __init__(self, encoder: LatentResNet, wanted: Sequence[str] = ()) -> None:
         self.encoder = encoder.eval().requires_grad_(False)

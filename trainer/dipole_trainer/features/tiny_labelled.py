@@ -1,7 +1,7 @@
 """The tiny world's feature space that saw labels: a small convolutional classifier of latents.
 
-It was trained to say which shape of which colour stands in each quadrant (scripts/train-tiny, stage `encoder`), which is
-what the reward `shapes` judges, so what a method reaches in it is an upper line and no fair comparison.
+It was trained to say which shape of which colour stands in each quadrant (scripts/train-tiny, stage `encoder`), which
+is what the reward `shapes` judges, so what a method reaches in it is an upper line and no fair comparison.
 """
 
 from __future__ import annotations
