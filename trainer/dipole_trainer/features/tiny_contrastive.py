@@ -32,7 +32,8 @@ def make_encoder() -> LatentResNet:
 
 def encode_quadrants(encoder: LatentResNet, x: Tensor) -> Tensor:
     """Latents (K, 4, h, w) to one vector for each 4×4 of them, row by row: (K, h·w/16, 96)."""
-    return encoder(x, [LAST_MAP])[LAST_MAP].flatten(2).transpose(1, 2)
+    grid: Tensor = encoder(x, [LAST_MAP])[LAST_MAP]
+    return grid.flatten(2).transpose(1, 2)
 
 
 class TinyContrastiveFeatures:
