@@ -16,6 +16,8 @@ from dipole_trainer.weights.feature_weights import TINY_CONTRASTIVE_FILE
 
 from ...scripts import SCRIPTS, load_script
 
+ENCODERS = SCRIPTS.parent / "benchmarks/encoders"
+
 
 @pytest.fixture(scope="module")
 def script() -> ModuleType:
@@ -64,7 +66,13 @@ def test_it_learns_from_two_views_of_pictures_and_from_nothing_else(script: Modu
 
 
 def test_what_is_shipped_is_what_the_log_says_was_trained() -> None:
-    weights = (TINY_TURBO / "encoders" / TINY_CONTRASTIVE_FILE).read_bytes()
-    assert (
-        f"contrastive seed 101 sha256 {hashlib.sha256(weights).hexdigest()}" in (SCRIPTS / "train-tiny.log").read_text()
-    )
+    """The package's encoder, and those that stand beside it in the benchmark."""
+    found = {
+        "contrastive seed 101": TINY_TURBO / "encoders" / TINY_CONTRASTIVE_FILE,
+        "contrastive seed 102": ENCODERS / "contrastive-102" / TINY_CONTRASTIVE_FILE,
+        "contrastive seed 103": ENCODERS / "contrastive-103" / TINY_CONTRASTIVE_FILE,
+        "mae seed 101": ENCODERS / "latent-mae-101/model.safetensors",
+    }
+    log = (SCRIPTS / "train-tiny.log").read_text()
+    for name, path in found.items():
+        assert f"{name} sha256 {hashlib.sha256(path.read_bytes()).hexdigest()}\n" in log
