@@ -75,8 +75,11 @@ class RunsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines() if path.is_file() else []
-        self.done = {line["key"]: line for line in map(json.loads, lines)}
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # a process that was killed may have left half a line
+        if whole != text:
+            path.write_text(whole)
+        self.done = {line["key"]: line for line in map(json.loads, whole.splitlines())}
 
     def append(self, task: Task, found: dict[str, Any]) -> None:
         line = {"key": task.key(), **asdict(task), **found}
