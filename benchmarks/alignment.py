@@ -28,6 +28,7 @@ import argparse
 import json
 import math
 import os
+import subprocess
 import tempfile
 import time
 from collections.abc import Sequence
@@ -45,6 +46,7 @@ from dipole.errors import NothingToLearn
 
 HERE = Path(__file__).parent
 SETTINGS = HERE / "alignment-settings.json"
+RUNS = HERE / "alignment-runs.jsonl"
 ENCODERS = HERE / "encoders"  # by the names that arms give their weights
 TUNING_SEEDS = (1000, 1001)
 FINAL_SEEDS = (10, 11, 12, 13, 14)
@@ -66,11 +68,12 @@ class Task:
     settings: dict[str, Any]
 
     def key(self) -> str:
-        return json.dumps(asdict(self) | {"features": dict(ARMS[self.arm].features) if self.arm in ARMS else None})
+        arm = ARMS.get(self.arm)
+        return json.dumps(asdict(self) | ({"features": dict(arm.features), "own": dict(arm.own)} if arm else {}))
 
 
 class RunsFile:
-    """Lines of JSON, one a run that ended, well or not; appended as they end."""
+    """Lines of JSON, one a run that ended, well or not; appended as they end by one process."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -82,10 +85,15 @@ class RunsFile:
         self.done = {line["key"]: line for line in map(json.loads, whole.splitlines())}
 
     def append(self, task: Task, found: dict[str, Any]) -> None:
-        line = {"key": task.key(), **asdict(task), **found}
+        line = {"key": task.key(), **asdict(task), "commit": read_commit(), **found}
         with self.path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         self.done[task.key()] = line
+
+
+def read_commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
 
 # ---- one run --------------------------------------------------------------------------------------------------------
@@ -137,8 +145,12 @@ def evaluate(generator: Any, rank: Any, prompts: list[dict[str, Any]], stage: St
     spec = EvalSpec.model_validate({"prompts": prompts, "images_per_prompt": images, "seed": seed})
     phi = features.build_features(FeaturesSpec(type="tiny_contrastive"), generator, models_dir=ENCODERS)
     scored, _ = scoring.score_prompts(spec, generator, phi, rank, step=0, job_id="bench")
-    scores = {name: statistics.mean_score_per_prompt(scored, name) for name in NAMES}
-    return {"scores": scores, "diversity": [row.diversity for row in scored], "tags": [row.tag for row in scored]}
+    scores = {name: _rounded(statistics.mean_score_per_prompt(scored, name)) for name in NAMES}
+    return {"scores": scores, "diversity": _rounded([row.diversity or 0.0 for row in scored])}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def scorers() -> dict[str, Any]:
@@ -231,7 +243,7 @@ def report(base: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any
         stacked = {"drpo": {key: np.mean([stacked[name][key] for name in HEADLINE], 0) for key in NAMES}, **stacked}
         diversity["drpo"] = np.mean([diversity[name] for name in HEADLINE], 0)
         by_arm["drpo"] = [line for name in HEADLINE for line in by_arm[name]]
-    tags = np.array(base["tags"])
+    tags = np.array([line["metadata"]["tag"] for line in draw_split().held_out])
     table: dict[str, Any] = {
         "base": {"title": "base", **{key: {"mean": float(np.nanmean(base["scores"][key]))} for key in NAMES}}
     }
@@ -321,7 +333,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=len(FINAL_SEEDS))
     parser.add_argument("--arms", help="names, separated by commas; all if absent")
     parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
-    parser.add_argument("--runs", type=Path, default=Path("out/alignment.jsonl"), help="where runs that ended are kept")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where runs that ended are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
@@ -330,6 +342,8 @@ def main() -> None:
         if args.tune:
             return tune([name for name in names if name in TUNED], args.steps, runs, pool)
         known = json.loads(SETTINGS.read_text())
+        if untuned := {ARMS[name].settings_of or name for name in names} - known.keys():
+            parser.error(f"no settings yet: run --tune --arms {','.join(sorted(untuned))} first")
         chosen = {name: known[ARMS[name].settings_of or name]["chosen"] for name in names}
         tasks = [Task(BASE, 0, "final", args.steps, settings_at(ARMS["sft"], (0, 0)))]
         tasks += [
