@@ -1,18 +1,23 @@
-"""Which method aligns the generator, and is it the ranking that does it?
+"""Which method aligns the generator, in which space, and is it the ranking that does it?
 
-    python benchmarks/alignment.py --tune              six trials a method on one seed; writes alignment-settings.json
-    python benchmarks/alignment.py                     5 seeds, every method, the control, staleness 1 and 2
-    python benchmarks/alignment.py --arms drpo,random --seeds 2 --json out/alignment.json --plot out/alignment.png
+    python benchmarks/alignment.py --tune --jobs 2     finds every arm's settings; writes alignment-settings.json
+    python benchmarks/alignment.py --jobs 2            5 seeds of every arm on prompts that nobody has looked at
+    python benchmarks/alignment.py --arms drpo-101,random --seeds 2 --json out/alignment.json --plot out/alignment.png
 
-Every arm sees the same prompts, seeds of noises, candidates per update and number of updates, on the tiny world.
-`random` is DrPO on shuffled scores, because any drift can help an undertrained base. `drpo-1` and `drpo-2` train on
-rankings that are one and two windows old. All are evaluated on the same held-out prompts and noises, by a reward that
-they were trained for (`shapes`) and one that they were not (`colourfulness`).
+Every arm (arms.py) sees the same prompts, seeds of noises, candidates per update and number of updates, on the tiny
+world. `random` is DrPO on shuffled scores, because any drift can help an undertrained base. DrPO drifts in the features
+of an encoder that saw no label; three encoders of other seeds stand for one. The labelled encoder is an upper line, and
+`drpo-published` has the published radii and no masking. `drpo-1-stale` trains on rankings that are a window old.
 
-Tuning is the same for all: six trials, of learning rate and one knob of the method's own (TRIALS), on one seed that the
-result does not use, judged on training prompts with other noises; nothing is tuned on held-out prompts. The control
-takes DrPO's settings.
+Tuning is the same walk for all (tuning.py), over the learning rate and one knob of the method's own, on two seeds
+that the result does not use, judged by the strict score on training prompts with other noises. The control and the
+other encoders take DrPO's settings. The final figure is a blind repetition: another split of prompts
+(`arms.draw_split`) and other noises than those that were in view while the encoder's recipe was found.
 
+Every run that ends is a line of `--runs`, and is not done again: what was interrupted goes on where it stopped.
+
+All arms are evaluated on the same held-out prompts and noises, by a reward that they were trained for (`shapes`) and
+one that they were not (`colourfulness`); diversity is the mean distance of a prompt's images in label-free features.
 Intervals are over prompts and seeds: both are resampled, all seeds sharing a draw's prompts (bootstrap, 4000 draws).
 Student's interval over the seeds alone stands beside it. `strict` pools the prompts, `macro` averages the categories.
 """
@@ -21,99 +26,131 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
-import shutil
+import subprocess
 import tempfile
 import time
-from collections.abc import Iterable
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
+
+import measuring
+import numpy as np
+from arms import ARMS, HEADLINE, STEPS, TUNED, build_spec, draw_split, settings_at
+from tuning import Point, choose_point, mean_score, wanted_trials
 
 from dipole.errors import NothingToLearn
-from dipole_trainer.evaluation import results
-from dipole_trainer.storage import job_layout
 
-SETTINGS = Path(__file__).with_name("alignment-settings.json")
-ARMS = ("drpo", "random", "dpo", "grpo", "pso", "sft", "drpo-1", "drpo-2")
-TUNED = ("drpo", "dpo", "grpo", "pso", "sft")
-TUNING_SEED = 1000
-RATES = (2e-4, 5e-4, 1.5e-3)
-DEMO_RADII, PUBLISHED_RADII = [0.2, 0.5, 1.0], [0.02, 0.05, 0.2]
-TRIALS: dict[str, list[dict[str, Any]]] = {
-    "drpo": [{"lr": lr, "own": {"radii": radii}} for radii in (DEMO_RADII, PUBLISHED_RADII) for lr in RATES],
-    "dpo": [{"lr": lr, "own": {"beta": beta}} for beta in (30.0, 300.0) for lr in RATES],
-    "grpo": [{"lr": lr, "own": {"temperature": t}} for t in (1.0, 0.1) for lr in RATES],
-    "pso": [{"lr": lr, "own": {"std": std}} for std in (0.05, 0.2) for lr in RATES],
-    "sft": [{"lr": lr, "own": {}} for lr in (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4)],
-}
-SIDES: dict[str, dict[str, Any]] = {
-    "drpo": {"positives": 8, "negatives": 8, "mask_self": True},
-    "dpo": {"positives": 8, "negatives": 8},
-}
+HERE = Path(__file__).parent
+SETTINGS = HERE / "alignment-settings.json"
+RUNS = HERE / "alignment-runs.jsonl"
+ENCODERS = HERE / "encoders"  # by the names that arms give their weights
+TUNING_SEEDS = (1000, 1001)
+FINAL_SEEDS = (10, 11, 12, 13, 14)
+BASE = "base"  # the arm that trains nothing
+Stage = Literal["tuning", "final"]
+# the seed of the noises, and how many of them a prompt has
+NOISES: dict[Stage, tuple[int, int]] = {"tuning": (20261130, 2), "final": (20261201, 4)}
+NAMES = ("shapes.strict", "shapes.graded", "colourfulness")
 
 
-def method_of(arm: str) -> tuple[str, int]:
-    """(method, staleness) of an arm."""
-    kind, _, stale = arm.partition("-")
-    return kind, int(stale or 0)
+@dataclass(frozen=True)
+class Task:
+    """One run: what of it, as JSON, names it among those that are done."""
+
+    arm: str
+    seed: int
+    stage: Stage
+    steps: int
+    settings: dict[str, Any]
+
+    def key(self) -> str:
+        arm = ARMS.get(self.arm)
+        return json.dumps(asdict(self) | ({"features": dict(arm.features), "own": dict(arm.own)} if arm else {}))
 
 
-def spec_for(arm: str, seed: int, steps: int, chosen: dict[str, Any], *, tuning: bool) -> Any:
-    from dipole.tiny.job import build_demo_job, build_demo_prompts
-    from dipole_trainer.spec import TrainSpec
+class RunsFile:
+    """Lines of JSON, one a run that ended, well or not; appended as they end by one process."""
 
-    kind, staleness = method_of(arm)
-    job = {**build_demo_job(steps=steps), "prompts": build_demo_prompts(held_out=False)}
-    judged = build_demo_prompts(held_out=False)[:96] if tuning else build_demo_prompts(held_out=True)
-    job["evaluation"] = {"prompts": judged, "images_per_prompt": 2 if tuning else 4, "seed": 77 if tuning else 1234}
-    own = {**SIDES.get("drpo" if kind == "random" else kind, {}), **chosen["own"]}
-    job["method"] = {"type": kind, kind: own}
-    job["optimizer"] = {**job["optimizer"], "lr": chosen["lr"]}
-    return TrainSpec.model_validate({**job, "seed": seed, "max_staleness": staleness})
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = path.read_text() if path.is_file() else ""
+        whole = text[: text.rfind("\n") + 1]  # a process that was killed may have left half a line
+        if whole != text:
+            path.write_text(whole)
+        self.done = {line["key"]: line for line in map(json.loads, whole.splitlines())}
+
+    def append(self, task: Task, found: dict[str, Any]) -> None:
+        line = {"key": task.key(), **asdict(task), "commit": read_commit(), **found}
+        with self.path.open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        self.done[task.key()] = line
 
 
-def run(arm: str, seed: int, steps: int, chosen: dict[str, Any], base: str | None, tuning: bool) -> dict[str, Any]:
-    """Train one arm with one seed; every held-out prompt's scores of the base and of the trained model.
+def read_commit() -> str:
+    command = ["git", "rev-parse", "--short", "HEAD"]
+    return subprocess.run(command, cwd=HERE, capture_output=True, text=True, check=False).stdout.strip()
 
-    `base` is the base's evaluation, which is the same for all; where None it is made.
+
+# ---- one run --------------------------------------------------------------------------------------------------------
+
+
+def run(task: Task) -> dict[str, Any]:
+    """Train the task's arm and score it: every prompt's means, and seconds of processor. A run that diverges is a
+    result too, of a setting that is not chosen.
     """
     import torch
 
+    from dipole_trainer import generators
+    from dipole_trainer.checkpoints import resume_state
     from dipole_trainer.ranking.in_process import InProcessRanker
+    from dipole_trainer.storage import job_layout
     from dipole_trainer.training import session
 
     torch.set_num_threads(1)
-    spec = spec_for(arm, seed, steps, chosen, tuning=tuning)
+    split, began = draw_split(), time.process_time()
+    arm, settings = ARMS.get(task.arm, ARMS["sft"]), task.settings
+    spec = build_spec(arm, settings, task.seed, task.steps, split)
     rank = InProcessRanker(scorers(), spec.rewards, threads=1)
-    events: list[dict[str, Any]] = []
-    began = time.process_time()
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
-        if base is not None:
-            (work / "evaluation").mkdir()
-            shutil.copy(base, work / "evaluation/step-0.json")
-        session.run_session(
-            spec, job_id="bench", workdir=work, models_dir=work, ranker=rank, control=lambda: "run",
-            on_event=lambda kind, data: events.append({"type": kind, **data}),
-        )  # fmt: skip
-        scored = {step: results.read_results(work / f"evaluation/step-{step}.json") for step in (0, steps)}
+        if task.arm != BASE:
+            try:
+                session.run_session(
+                    spec, job_id="bench", workdir=work, models_dir=ENCODERS, ranker=rank, control=lambda: "run",
+                    on_event=lambda kind, data: None,
+                )  # fmt: skip
+            except (FloatingPointError, RuntimeError, NothingToLearn) as error:
+                return {"diverged": str(error), "cpu_s": time.process_time() - began}
+        trained = time.process_time() - began
+        generator = generators.build_generator(spec, models_dir=ENCODERS)
+        if task.arm != BASE:
+            resume_state.load_checkpoint(work / job_layout.checkpoint_name(task.steps), generator)
+    found = evaluate(generator, rank, split.tuning if task.stage == "tuning" else split.held_out, task.stage)
     rank.close()
-    final = next(event for event in reversed(events) if event["type"] == "evaluation")
-    names = ("shapes.strict", "shapes.graded", "colourfulness")
-    means = {step: {name: _means(rows, name) for name in names} for step, rows in scored.items()}
-    return {
-        "arm": arm, "seed": seed, "chosen": chosen, "cpu_s": time.process_time() - began,
-        "base": means[0], "tuned": means[steps], "tags": [row.tag for row in scored[0]],
-        "diversity_ratio": final["diversity_ratio"],
-        "train": [event["rewards"].get("shapes") for event in events if event["type"] == "step"],
-    }  # fmt: skip
+    return {**found, "train_cpu_s": trained, "cpu_s": time.process_time() - began}
 
 
-def _means(rows: Any, name: str) -> list[float]:
-    from dipole_trainer.evaluation import statistics
+def evaluate(generator: Any, rank: Any, prompts: list[dict[str, Any]], stage: Stage) -> dict[str, Any]:
+    """Each prompt's mean scores and diversity, in an order that all arms share."""
+    from dipole_trainer import features
+    from dipole_trainer.evaluation import scoring, statistics
+    from dipole_trainer.spec import EvalSpec, FeaturesSpec
 
-    return statistics.mean_score_per_prompt(rows, name)
+    seed, images = NOISES[stage]
+    spec = EvalSpec.model_validate({"prompts": prompts, "images_per_prompt": images, "seed": seed})
+    phi = features.build_features(FeaturesSpec(type="tiny_contrastive"), generator, models_dir=ENCODERS)
+    scored, _ = scoring.score_prompts(spec, generator, phi, rank, step=0, job_id="bench")
+    scores = {name: _rounded(statistics.mean_score_per_prompt(scored, name)) for name in NAMES}
+    return {"scores": scores, "diversity": _rounded([row.diversity or 0.0 for row in scored])}
+
+
+def _rounded(values: Sequence[float]) -> list[float]:
+    return [round(value, 4) for value in values]
 
 
 def scorers() -> dict[str, Any]:
@@ -136,74 +173,105 @@ def scorers() -> dict[str, Any]:
     return {"shapes": of(Shapes()), "colourfulness": of(Colourfulness())}
 
 
-def base_evaluation(target: Path, *, tuning: bool) -> str:
-    """Evaluate the base once, for all."""
-    from dipole_trainer import features, generators
-    from dipole_trainer.evaluation import scoring, statistics
-    from dipole_trainer.ranking.in_process import InProcessRanker
-
-    spec = spec_for("sft", 0, 2, {"lr": 1e-4, "own": {}}, tuning=tuning)
-    generator = generators.build_generator(spec, models_dir=target)
-    phi = features.build_features(spec.features, generator, models_dir=target)
-    rank = InProcessRanker(scorers(), spec.rewards, threads=1)
-    scored, _ = scoring.score_prompts(spec.evaluation, generator, phi, rank, step=0, job_id="base")
-    rank.close()
-    path = target / job_layout.evaluation_file(0)
-    return str(results.write_results(path, 0, scored, statistics.summarize_scores(scored, None)))
+def run_all(tasks: Sequence[Task], runs: RunsFile, pool: ProcessPoolExecutor) -> list[dict[str, Any]]:
+    """The lines of all tasks, in their order; those that are not there yet are run, and told as they end."""
+    futures = {pool.submit(run, task): task for task in tasks if task.key() not in runs.done}
+    for future in as_completed(futures):
+        task, found = futures[future], future.result()
+        runs.append(task, found)
+        what = f"diverged: {found['diverged']}" if "diverged" in found else f"strict {strict_score(found):.3f}"
+        settings = json.dumps(task.settings)
+        print(f"{task.arm:15} seed {task.seed:4} {settings} {what} {found['cpu_s']:.0f} CPU s", flush=True)
+    return [runs.done[task.key()] for task in tasks]
 
 
-def everything(tasks: Iterable[tuple[Any, ...]], processes: int) -> list[dict[str, Any]]:
-    """Run all, telling each as it ends; those that diverged are told and left out."""
-    results = []
-    with ProcessPoolExecutor(processes) as pool:
-        futures = {pool.submit(run, *task): task for task in tasks}
-        for future in as_completed(futures):
-            try:
-                results.append(last := future.result())
-            except (
-                FloatingPointError,
-                RuntimeError,
-                NothingToLearn,
-            ) as error:  # a result, of a trial that is not chosen
-                arm, seed, _, chosen, *_ = futures[future]
-                print(f"{arm:8} seed {seed:4} lr {chosen['lr']:.0e} {chosen['own']!s:32} diverged: {error}", flush=True)
-                continue
-            strict = last["tuned"]["shapes.strict"]
-            print(f"{last['arm']:8} seed {last['seed']:4} lr {last['chosen']['lr']:.0e} {last['chosen']['own']!s:32} "
-                  f"strict {sum(strict) / len(strict):.3f} diversity x{last['diversity_ratio']:.2f} "
-                  f"{last['cpu_s']:.0f} CPU s", flush=True)  # fmt: skip
-    return results
+def strict_score(found: dict[str, Any]) -> float:
+    """The mean strict score of a run; minus infinity where it diverged."""
+    return -math.inf if "diverged" in found else float(np.nanmean(found["scores"]["shapes.strict"]))
+
+
+# ---- tuning ---------------------------------------------------------------------------------------------------------
+
+
+def tune(names: Sequence[str], steps: int, runs: RunsFile, pool: ProcessPoolExecutor) -> None:
+    """Walk all arms at once, as far as each is; each choice is written down as soon as it is made."""
+    scores: dict[str, dict[Point, dict[int, float]]] = {name: {} for name in names}
+    walking = list(names)
+    while walking:
+        wanted = {
+            name: wanted_trials(scores[name], TUNING_SEEDS, has_knob=ARMS[name].knob is not None) for name in walking
+        }
+        for name in [name for name in walking if not wanted[name]]:
+            write_choice(name, scores[name])
+        walking = [name for name in walking if wanted[name]]
+        trials = [(name, point, seed) for name in walking for point, seed in wanted[name]]
+        tasks = [Task(name, seed, "tuning", steps, settings_at(ARMS[name], point)) for name, point, seed in trials]
+        for (name, point, seed), found in zip(trials, run_all(tasks, runs, pool), strict=True):
+            scores[name].setdefault(point, {})[seed] = strict_score(found)
+
+
+def write_choice(name: str, scores: dict[Point, dict[int, float]]) -> None:
+    """The choice beside all that was tried, best first."""
+    known = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {}
+    chosen = choose_point(scores, TUNING_SEEDS)
+    order = sorted(scores, key=lambda point: (point != chosen, -mean_score(scores[point])))
+    tried = [
+        {
+            **settings_at(ARMS[name], point),
+            "strict": [None if score == -math.inf else round(score, 4) for score in scores[point].values()],
+        }
+        for point in order
+    ]
+    known[name] = {"chosen": settings_at(ARMS[name], chosen), "tried": tried}
+    SETTINGS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
+    print(f"{name}: {json.dumps(known[name]['chosen'])} of {len(tried)} settings, none better beside it", flush=True)
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------
 
 
-def report(results: list[dict[str, Any]]) -> dict[str, Any]:
-    """Per arm: each score, its difference to the base and DrPO's lead over it with intervals, and macro averages."""
-    import measuring
-    import numpy as np
-
-    arms = [arm for arm in ARMS if any(r["arm"] == arm for r in results)]
-    runs = {arm: sorted((r for r in results if r["arm"] == arm), key=lambda r: r["seed"]) for arm in arms}
-    table: dict[str, Any] = {"base": {name: float(np.nanmean(v)) for name, v in results[0]["base"].items()}}
-    for arm in arms:
-        table[arm] = {name: float(np.mean([r[name] for r in runs[arm]])) for name in ("diversity_ratio", "cpu_s")}
-        table[arm]["chosen"] = runs[arm][0]["chosen"]
-        for name in results[0]["base"]:
-            tuned = np.array([r["tuned"][name] for r in runs[arm]])
-            base = np.array([r["base"][name] for r in runs[arm]])
-            entry = {"mean": float(tuned.mean()), "by_seed": tuned.mean(1).round(4).tolist(),
-                     "minus base": measuring.interval(tuned - base)}  # fmt: skip
-            if arm != "drpo" and "drpo" in runs and len(runs["drpo"]) == len(runs[arm]):
-                ahead = np.array([r["tuned"][name] for r in runs["drpo"]])
-                entry["drpo minus this"] = measuring.interval(ahead - tuned)
-                entry["drpo minus this, over seeds"] = _student(ahead.mean(1) - tuned.mean(1))
-                entry["ratio drpo / this"] = float(ahead.mean() / max(tuned.mean(), 1e-9))
-            table[arm][name] = entry
-        table[arm]["strict by category"] = by_category = _by_category(runs[arm])
-        table[arm]["macro strict"] = float(np.mean(list(by_category.values())))
-    table["base"]["strict by category"] = _by_category(results[:1], "base")
+def report(base: dict[str, Any], results: list[dict[str, Any]]) -> dict[str, Any]:
+    """Per arm, and for DrPO as the mean over encoders: each score, its difference to the base, and DrPO's lead."""
+    by_arm = {name: [line for line in results if line["arm"] == name] for name in ARMS}
+    by_arm = {name: sorted(lines, key=lambda line: line["seed"]) for name, lines in by_arm.items() if lines}
+    stacked = {
+        name: {key: np.array([line["scores"][key] for line in lines]) for key in NAMES}
+        for name, lines in by_arm.items()
+    }
+    diversity = {name: np.array([line["diversity"] for line in lines]) for name, lines in by_arm.items()}
+    if set(HEADLINE) <= by_arm.keys():
+        stacked = {"drpo": {key: np.mean([stacked[name][key] for name in HEADLINE], 0) for key in NAMES}, **stacked}
+        diversity["drpo"] = np.mean([diversity[name] for name in HEADLINE], 0)
+        by_arm["drpo"] = [line for name in HEADLINE for line in by_arm[name]]
+    tags = np.array([line["metadata"]["tag"] for line in draw_split().held_out])
+    table: dict[str, Any] = {
+        "base": {"title": "base", **{key: {"mean": float(np.nanmean(base["scores"][key]))} for key in NAMES}}
+    }
+    table["base"] |= categories(np.array([base["scores"]["shapes.strict"]]), tags)
+    for name, scores in stacked.items():
+        lines = by_arm[name]
+        table[name] = {
+            "title": "DrPO" if name == "drpo" else ARMS[name].title,
+            "settings": lines[0]["settings"],
+            "diversity_ratio": float(diversity[name].mean() / np.mean(base["diversity"])),
+            "train_cpu_s": float(np.mean([line["train_cpu_s"] for line in lines])),
+            **categories(scores["shapes.strict"], tags),
+        }
+        for key, values in scores.items():
+            entry = {"mean": float(values.mean()), "by_seed": values.mean(1).round(4).tolist()}
+            entry["minus base"] = measuring.interval(values - np.array(base["scores"][key]))
+            if name != "drpo" and "drpo" in stacked and len(values) == len(stacked["drpo"][key]):
+                ahead = stacked["drpo"][key]
+                entry["drpo minus this"] = measuring.interval(ahead - values)
+                entry["drpo minus this, over seeds"] = _student(ahead.mean(1) - values.mean(1))
+            table[name][key] = entry
     return table
+
+
+def categories(strict: Any, tags: Any) -> dict[str, Any]:
+    """Of strict scores (seeds, prompts): by category, and their plain mean."""
+    found = {str(tag): round(float(strict[:, tags == tag].mean()), 4) for tag in sorted(set(tags))}
+    return {"strict by category": found, "macro strict": float(np.mean(list(found.values())))}
 
 
 def _student(differences: Any) -> tuple[float, float]:
@@ -216,14 +284,6 @@ def _student(differences: Any) -> tuple[float, float]:
     return float(differences.mean()), float(half)
 
 
-def _by_category(runs: list[dict[str, Any]], which: str = "tuned") -> dict[str, float]:
-    import numpy as np
-
-    tags = np.array(runs[0]["tags"])
-    strict = np.array([r[which]["shapes.strict"] for r in runs])
-    return {tag: round(float(strict[:, tags == tag].mean()), 4) for tag in sorted(set(tags))}
-
-
 def plot(table: dict[str, Any], target: Path) -> None:
     """Bars of the strict score by arm, with the interval of the gain over the base, and each seed as a dot."""
     import matplotlib
@@ -231,89 +291,72 @@ def plot(table: dict[str, Any], target: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    names = {
-        "drpo": "DrPO", "random": "random\nranking", "dpo": "DPO", "grpo": "GRPO", "pso": "PSO", "sft": "best-of-K",
-        "drpo-1": "DrPO,\n1 stale", "drpo-2": "DrPO,\n2 stale",
-    }  # fmt: skip
-    arms = [arm for arm in ARMS if arm in table]
-    base = table["base"]["shapes.strict"]
-    figure, axis = pyplot.subplots(figsize=(8.6, 3.6), constrained_layout=True)
-    for x, arm in enumerate(arms):
+    arms = [arm for arm in table if arm not in ("base", *HEADLINE)]
+    base = table["base"]["shapes.strict"]["mean"]
+    figure, axis = pyplot.subplots(figsize=(8.6, 0.8 + 0.34 * len(arms)), constrained_layout=True)
+    for y, arm in enumerate(arms):
         entry = table[arm]["shapes.strict"]
         mean, low, high = entry["minus base"]
-        colour = "#1b7f5c" if arm.startswith("drpo") else "#8a93a6"
-        axis.bar(x, entry["mean"], color=colour, alpha=0.85 if "-" not in arm else 0.45)
-        axis.errorbar(x, base + mean, yerr=[[mean - low], [high - mean]], color="black", capsize=4, lw=1.2)
-        axis.plot([x] * len(entry["by_seed"]), entry["by_seed"], ".", color="black", ms=3, alpha=0.5)
-        axis.text(x, 0.03, f"{entry['mean']:.2f}", ha="center", color="white", fontweight="bold")
-    axis.axhline(base, color="black", lw=1, ls="--")
-    axis.text(len(arms) - 0.45, base + 0.012, "base", va="bottom")
-    axis.set_xticks(range(len(arms)), [names[arm] for arm in arms])
-    axis.set_ylabel("held-out prompts strictly right")
-    axis.set_xlim(-0.6, len(arms) + 0.1)
+        axis.barh(y, entry["mean"], color="#1b7f5c" if arm == "drpo" else "#8a93a6", alpha=0.85)
+        axis.errorbar(base + mean, y, xerr=[[mean - low], [high - mean]], color="black", capsize=3, lw=1.2)
+        axis.plot(entry["by_seed"], [y] * len(entry["by_seed"]), ".", color="black", ms=3, alpha=0.5)
+        axis.text(0.01, y, f"{entry['mean']:.2f}", va="center", color="white", fontweight="bold")
+    axis.axvline(base, color="black", lw=1, ls="--")
+    axis.text(base, -0.75, " base", va="center")
+    axis.set_yticks(range(len(arms)), [table[arm]["title"] for arm in arms])
+    axis.set_xlabel("held-out prompts strictly right")
+    axis.set_ylim(len(arms) - 0.5, -1.1)
     axis.spines[["top", "right"]].set_visible(False)
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130)
 
 
 def tell(table: dict[str, Any]) -> None:
-    print(f"\n{'arm':8} {'strict':>7} {'macro':>6} {'minus base, 95 %':>26} {'DrPO minus this, 95 %':>26} {'ratio':>6} "
-          f"{'colourf.':>9} {'diversity':>9}")  # fmt: skip
-    for arm in ("base", *(arm for arm in ARMS if arm in table)):
+    print(f"\n{'arm':15} {'strict':>6} {'macro':>6} {'graded':>6} {'minus base, 95 %':>24} "
+          f"{'DrPO minus this, 95 %':>24} {'colourf.':>8} {'diversity':>9} {'CPU s':>6}")  # fmt: skip
+    for arm, row in table.items():
+        means = f"{row['shapes.strict']['mean']:6.3f} {row['macro strict']:6.3f} {row['shapes.graded']['mean']:6.3f}"
         if arm == "base":
-            print(f"{arm:8} {table[arm]['shapes.strict']:7.3f} {'':67} {table[arm]['colourfulness']:9.3f}")
+            print(f"{arm:15} {means} {'':49} {row['colourfulness']['mean']:8.3f}")
             continue
-        strict = table[arm]["shapes.strict"]
-        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*strict["minus base"])
-        lead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*strict["drpo minus this"]) if "drpo minus this" in strict else ""
-        ratio = f"{strict['ratio drpo / this']:.2f}" if lead else ""
-        print(f"{arm:8} {strict['mean']:7.3f} {table[arm]['macro strict']:6.3f} {gain:>26} {lead:>26} {ratio:>6} "
-              f"{table[arm]['colourfulness']['mean']:9.3f} {table[arm]['diversity_ratio']:9.2f}")  # fmt: skip
+        gain = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*row["shapes.strict"]["minus base"])
+        lead = row["shapes.strict"].get("drpo minus this")
+        lead = "{:+.3f} [{:+.3f}, {:+.3f}]".format(*lead) if lead else ""
+        print(f"{arm:15} {means} {gain:>24} {lead:>24} {row['colourfulness']['mean']:8.3f} "
+              f"{row['diversity_ratio']:9.2f} {row['train_cpu_s']:6.0f}")  # fmt: skip
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tune", action="store_true", help="choose each method's settings; writes them down")
-    parser.add_argument("--steps", type=int, default=60)
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--arms", default=",".join(ARMS))
-    parser.add_argument("--processes", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument("--tune", action="store_true", help="choose each arm's settings; writes them down")
+    parser.add_argument("--steps", type=int, default=STEPS, help="updates of every run")
+    parser.add_argument("--seeds", type=int, default=len(FINAL_SEEDS))
+    parser.add_argument("--arms", help="names, separated by commas; all if absent")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="runs at a time, a thread each")
+    parser.add_argument("--runs", type=Path, default=RUNS, help="where runs that ended are kept")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        base = base_evaluation(Path(folder), tuning=args.tune)
+    names, runs = args.arms.split(",") if args.arms else list(ARMS), RunsFile(args.runs)
+    with ProcessPoolExecutor(args.jobs) as pool:
         if args.tune:
-            kinds = [arm for arm in args.arms.split(",") if arm in TUNED]
-            tasks = [(kind, TUNING_SEED, args.steps, trial, base, True) for kind in kinds for trial in TRIALS[kind]]
-            return choose(everything(tasks, args.processes))
-        chosen = json.loads(SETTINGS.read_text())["chosen"]
-        tasks = [
-            (arm, seed, args.steps, chosen["drpo" if method_of(arm)[0] == "random" else method_of(arm)[0]], base, False)
-            for seed in range(args.seeds)
-            for arm in args.arms.split(",")
+            return tune([name for name in names if name in TUNED], args.steps, runs, pool)
+        known = json.loads(SETTINGS.read_text())
+        if untuned := {ARMS[name].settings_of or name for name in names} - known.keys():
+            parser.error(f"no settings yet: run --tune --arms {','.join(sorted(untuned))} first")
+        chosen = {name: known[ARMS[name].settings_of or name]["chosen"] for name in names}
+        tasks = [Task(BASE, 0, "final", args.steps, settings_at(ARMS["sft"], (0, 0)))]
+        tasks += [
+            Task(name, seed, "final", args.steps, chosen[name]) for seed in FINAL_SEEDS[: args.seeds] for name in names
         ]
-        results = everything(tasks, args.processes)
-    table = report(results)
+        base, *results = run_all(tasks, runs, pool)
+    table = report(base, [line for line in results if "scores" in line])
     tell(table)
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps({"steps": args.steps, "table": table, "runs": results}))
+        args.json.write_text(json.dumps({"steps": args.steps, "table": table}, indent=1))
     if args.plot:
         plot(table, args.plot)
-
-
-def choose(results: list[dict[str, Any]]) -> None:
-    """The best trial of each method by the strict score, written down beside all the others."""
-    known = json.loads(SETTINGS.read_text()) if SETTINGS.is_file() else {"chosen": {}, "trials": {}}
-    for kind in {r["arm"] for r in results}:
-        mine = [r for r in results if r["arm"] == kind]
-        scored = [(sum(r["tuned"]["shapes.strict"]) / len(r["tuned"]["shapes.strict"]), r["chosen"]) for r in mine]
-        scored.sort(key=lambda each: -each[0])
-        known["chosen"][kind] = scored[0][1]
-        known["trials"][kind] = [{"strict": round(value, 4), **chosen} for value, chosen in scored]
-    SETTINGS.write_text(json.dumps(known, indent=1, sort_keys=True) + "\n")
-    print(f"written: {SETTINGS}")
 
 
 if __name__ == "__main__":

@@ -136,7 +136,7 @@ def make_spec(seed: int, steps: int) -> TrainSpec:
     return TrainSpec.model_validate(
         {
             "model": "tiny-turbo",
-            "features": {"type": "tiny"},
+            "features": {"type": "tiny_contrastive"},
             "prompts": build_demo_prompts(held_out=False),
             "rewards": [{"name": NAME}, {"name": "colourfulness", "weight": 0.0}],
             "method": {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}},

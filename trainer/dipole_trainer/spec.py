@@ -27,6 +27,7 @@ from dipole.protocol.schemas import MAX_BODY_BYTES, Name, StrictModel
 from dipole.protocol.validation import first_error
 
 PositiveFloat = Annotated[float, Field(gt=0)]
+CompareIn = Literal["latents", "features"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
@@ -187,6 +188,10 @@ class MethodSettings(SpecModel):
         """Whether the base's samples weigh anything, for a method that is made of them."""
         return True
 
+    def uses_features(self) -> bool:
+        """Whether it looks at φ of the samples, or at their latents alone."""
+        return False
+
     def check_candidates(self, candidates: int, *, field: str) -> None:
         """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
 
@@ -249,13 +254,22 @@ class DrpoSpec(TwoSidedSettings):
     def pulls_to_base(self) -> bool:
         return self.ref_lambda > 0
 
+    def uses_features(self) -> bool:
+        return True
+
 
 class DpoSpec(TwoSidedSettings):
-    """Direct preference optimisation on latent distances to the best and the worst of the group."""
+    """Direct preference optimisation on distances to the best and the worst of the group."""
 
     beta: PositiveFloat = Field(
         default=30.0, description="Sharpness of the preference: larger punishes a wrong order more."
     )
+    space: CompareIn = Field(
+        default="latents", description="Whether distances are of latents, as published, or of the job's features."
+    )
+
+    def uses_features(self) -> bool:
+        return self.space == "features"
 
 
 class GrpoSpec(MethodSettings):
@@ -301,6 +315,13 @@ class SftSpec(MethodSettings):
 
     trains_on_pairs = True
 
+    space: CompareIn = Field(
+        default="latents", description="Whether distances are of latents, as published, or of the job's features."
+    )
+
+    def uses_features(self) -> bool:
+        return self.space == "features"
+
 
 class MethodSpec(SpecModel):
     """The method, and its settings under its own name; `random` is DrPO on shuffled ranks, the control."""
@@ -312,7 +333,7 @@ class MethodSpec(SpecModel):
     dpo: DpoSpec | None = Field(default=None, description="Settings of `dpo`.")
     grpo: GrpoSpec | None = Field(default=None, description="Settings of `grpo`.")
     pso: PsoSpec | None = Field(default=None, description="Settings of `pso`.")
-    sft: SftSpec | None = Field(default=None, description="Settings of `sft`, which has none yet.")
+    sft: SftSpec | None = Field(default=None, description="Settings of `sft`.")
     random: DrpoSpec | None = Field(default=None, description="Settings of `random`, which are those of `drpo`.")
 
     @model_validator(mode="before")
@@ -348,9 +369,19 @@ class MethodSpec(SpecModel):
 class FeaturesSpec(SpecModel):
     """The frozen space that samples drift in (φ), one file each in dipole_trainer.features."""
 
-    type: Literal["auto", "tiny", "latents", "latent_mae", "vit_mae", "dinov2", "clip", "teacher_unet"] = Field(
+    type: Literal[
+        "auto",
+        "tiny_contrastive",
+        "tiny_labelled",
+        "latents",
+        "latent_mae",
+        "vit_mae",
+        "dinov2",
+        "clip",
+        "teacher_unet",
+    ] = Field(
         default="auto",
-        description="`auto`: tiny for tiny-turbo, else as published: latent_mae for SD, vit_mae for SDXL.",
+        description="`auto`: tiny_contrastive for tiny-turbo, else as published: latent_mae for SD, vit_mae for SDXL.",
     )
     weights: str | None = Field(
         default=None,
@@ -371,6 +402,12 @@ class FeaturesSpec(SpecModel):
         default=0.1, ge=0, description="Noise that is mixed into the latents for `teacher_unet`, one draw a sample."
     )
     pool: int = Field(default=4, ge=1, le=64, description="Side of the squares that are averaged for `teacher_unet`.")
+
+    @field_validator("type", mode="before")
+    @classmethod
+    def _read_former_name(cls, space: Any) -> Any:
+        """Stored jobs of earlier versions name the labelled encoder `tiny`, and go on in it."""
+        return "tiny_labelled" if space == "tiny" else space
 
 
 class LoraSpec(SpecModel):
@@ -636,7 +673,7 @@ class TrainSpec(GeneratorSpec):
     def _check_settings_used(self) -> None:
         """Refuse settings that nothing would look at: they are a mistake."""
         space = self.features.type
-        unused = ["weights", "revision"] if space in ("latents", "tiny", "teacher_unet") else []
+        unused = ["weights", "revision"] if space in ("latents", "tiny_labelled", "teacher_unet") else []
         unused += ["timestep", "noise", "pool"] if space != "teacher_unet" else []
         for name in unused:
             if getattr(self.features, name) != FeaturesSpec.model_fields[name].default:

@@ -30,7 +30,7 @@ def build_demo_job(*, steps: int, reward: str = "shapes", seed: int = 0, method:
     watched = {"shapes": "colourfulness", "colourfulness": "shapes"}[reward]
     return {
         "model": "tiny-turbo",
-        "features": {"type": "tiny"},
+        "features": {"type": "tiny_contrastive"},
         "rewards": [{"name": reward}, {"name": watched, "weight": 0}],
         "method": {
             "type": method,
@@ -55,7 +55,7 @@ def build_people_job(*, steps: int, seed: int = 0) -> dict[str, Any]:
     """
     return {
         "model": "tiny-turbo",
-        "features": {"type": "tiny"},
+        "features": {"type": "tiny_contrastive"},
         "rewards": [{"name": "people", "evaluates": False}],
         "method": {
             "type": "drpo",

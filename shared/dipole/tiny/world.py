@@ -84,13 +84,18 @@ def _pluralize(shape: str) -> str:
     return f"{shape}es" if shape == "cross" else f"{shape}s"
 
 
-def _is_held_out(metadata: dict[str, Any]) -> bool:
-    """About every fifth scene, by the hash of what it asks for; mirror images hash alike."""
+def describe_scene(metadata: dict[str, Any]) -> list[Any]:
+    """What a prompt asks for, as JSON: the same for a prompt and its mirror image, and for no others."""
     things = [dict(thing) for thing in metadata["include"]]
     relation = things[0].pop("position", [None])[0]
     if relation in MIRRORED:
         things, relation = things[::-1], MIRRORED[relation]
     elif relation is None:
         things.sort(key=lambda thing: (thing["class"], thing.get("color", "")))
-    canonical = json.dumps([SPLIT_SALT, metadata["tag"], things, relation], sort_keys=True)
+    return [metadata["tag"], things, relation]
+
+
+def _is_held_out(metadata: dict[str, Any]) -> bool:
+    """About every fifth scene, by the hash of what it asks for; mirror images hash alike."""
+    canonical = json.dumps([SPLIT_SALT, *describe_scene(metadata)], sort_keys=True)
     return hashlib.sha256(canonical.encode()).digest()[0] % 5 == 0

@@ -357,7 +357,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"optimizer": {"betas": [0.9, 1]}}, "optimizer.betas[1]"),
     *[
         ({"features": {"type": kind, "weights": "x"}}, "features.weights")
-        for kind in ("latents", "tiny", "teacher_unet")
+        for kind in ("latents", "tiny_labelled", "teacher_unet")
     ],
     ({"features": {"type": "latents", "revision": "x"}}, "features.revision"),
     *[({"features": {name: 7}}, f"features.{name}") for name in ("timestep", "noise", "pool")],

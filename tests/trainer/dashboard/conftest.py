@@ -46,7 +46,7 @@ class Platform:
         """A small job of two trained rewards that keeps its candidates; its id."""
         body = {
             "model": "tiny-turbo",
-            "features": {"type": "tiny"},
+            "features": {"type": "tiny_contrastive"},
             "prompts": build_demo_prompts(held_out=False)[:8],
             "rewards": [{"name": "shapes"}, {"name": "colourfulness", "weight": 0.5}],
             "method": {"type": "drpo", "drpo": {"positives": 2, "negatives": 2}},

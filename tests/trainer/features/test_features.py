@@ -23,15 +23,17 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
-from dipole_trainer.features import latent_mae, latents, pooling, teacher_unet, tiny, vit_mae
+from dipole_trainer.features import latent_mae, latents, pooling, teacher_unet, tiny_contrastive, tiny_labelled, vit_mae
 from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.weights.feature_weights import TINY_CONTRASTIVE_FILE as ENCODER_FILE
 
 PROMPT = "a red circle"
 SEEDS = [5, 11, 2**40 + 3]
+QUADRANTS = [(0, 0), (0, 1), (1, 0), (1, 1)]
 MAE_WIDTHS, MAE_DEPTHS = (8, 12, 40, 20), (3, 1, 2, 1)
 IMAGENET = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225])
 
@@ -129,7 +131,11 @@ def sdxl(models: Path) -> OneStepGenerator:
 
 SPACES = {  # settings, and (T, D) of each key for latents of 16×16, images of 128×128
     "latents": (FeaturesSpec(type="latents"), {"latents": (1, 1024)}),
-    "tiny": (FeaturesSpec(type="tiny", keys=("mean", "objects")), {"mean": (1, 64), "objects": (1, 24)}),
+    "tiny_contrastive": (FeaturesSpec(type="tiny_contrastive"), {"mean": (1, 96), "layout": (1, 96 * 16)}),
+    "tiny_labelled": (
+        FeaturesSpec(type="tiny_labelled", keys=("mean", "objects")),
+        {"mean": (1, 64), "objects": (1, 24)},
+    ),
     "latent_mae": (
         FeaturesSpec(type="latent_mae", keys=("layer4_mean", "layer4_std_2", "layer1_blk2_std_4", "conv1_mean")),
         {"layer4_mean": (1, 20), "layer4_std_2": (1, 20), "layer1_blk2_std_4": (16, 8), "conv1_mean": (1, 8)},
@@ -195,13 +201,13 @@ def own_weights(phi: Any) -> list[Tensor]:
 @pytest.mark.parametrize(
     ("model", "space", "keys"),
     [
-        ("tiny-turbo", tiny.TinyFeatures, ["mean", "layout", "classes", "objects"]),
+        ("tiny-turbo", tiny_contrastive.TinyContrastiveFeatures, ["mean", "layout"]),
         ("tiny-sd", latent_mae.LatentMaeFeatures, [f"layer4_{pool}" for pool in pooling.MAP_POOLS]),
         ("tiny-sdxl", VisionFeatures, ["layer3_patch_mean", "layer3_patch_std", "layer3_cls"]),
     ],
 )
 def test_auto_is_what_was_published_for_the_model(model: str, space: type, keys: list[str], models: Path) -> None:
-    """auto: tiny for tiny-turbo, the latent MAE for SD, ViT-MAE for SDXL, each with its published keys."""
+    """auto: the label-free encoder for tiny-turbo; for SD the latent MAE, for SDXL ViT-MAE, with published keys."""
     phi: Any = features.build_features(FeaturesSpec(), generator_of(model, models), models_dir=models)
     assert isinstance(phi, space)
     assert list(phi.keys) == keys
@@ -277,17 +283,46 @@ def test_latents_are_one_vector_a_sample_and_can_be_pooled() -> None:
     assert found["latents_std_2"].shape == (3, 16, 4)
 
 
-def test_tiny_s_keys_are_its_encoder_s_vectors_and_classes() -> None:
+def test_the_labelled_encoder_s_keys_are_its_vectors_and_classes() -> None:
     """mean and layout of the quadrants, classes as probabilities, objects as their expected counts without `empty`."""
-    encoder = tiny.TinyEncoder.load(TINY_TURBO / "encoder")
+    encoder = tiny_labelled.TinyEncoder.load(TINY_TURBO / "encoders/tiny_labelled.safetensors")
     x = random_latents(8)
-    found = tiny.TinyFeatures(encoder)(x, prompt=PROMPT, seeds=SEEDS)
+    found = tiny_labelled.TinyLabelledFeatures(encoder)(x, prompt=PROMPT, seeds=SEEDS)
     quadrants = encoder(x)
     shapes, colours = (logits.softmax(-1) for logits in encoder.classify(x))
     assert torch.equal(found["mean"], quadrants.mean(1, keepdim=True))
     assert torch.equal(found["layout"], quadrants.reshape(3, 1, 4 * 64))
     assert torch.equal(found["classes"], torch.cat([shapes, colours], -1).reshape(3, 1, 4 * 12))
     close(found["objects"][:, 0], torch.einsum("kqs,kqc->ksc", shapes[..., 1:], colours[..., 1:]).flatten(1), 1e-6)
+
+
+def test_the_contrastive_encoder_s_keys_are_its_unit_vectors(models: Path) -> None:
+    """Of 8×8 latents four vectors of 96 numbers and length 1: their mean, and all four in their places."""
+    phi: Any = features.build_features(FeaturesSpec(), generator_of("tiny-turbo", models), models_dir=models)
+    x = random_latents(8)
+    found = phi(x, prompt=PROMPT, seeds=SEEDS)
+    grid = phi.encoder(x, ["layer3"])["layer3"]
+    assert grid.shape == (3, 96, 2, 2)
+    units = [grid[:, :, row, column] / grid[:, :, row, column].norm(dim=1, keepdim=True) for row, column in QUADRANTS]
+    close(found["mean"][:, 0], sum(units) / 4, 1e-6)
+    close(found["layout"][:, 0], torch.cat(units, 1), 1e-6)
+
+
+def test_another_contrastive_encoder_is_named_by_its_folder(models: Path, tmp_path: Path) -> None:
+    """Its weights are used; a name that is not there is refused; a model of other latents is too."""
+    other, generator = tiny_contrastive.make_encoder(), generator_of("tiny-turbo", models)
+    (tmp_path / "mine").mkdir()
+    save_file({name: value.half() for name, value in other.state_dict().items()}, tmp_path / "mine" / ENCODER_FILE)
+    phi: Any = features.build_features(FeaturesSpec(weights="mine"), generator, models_dir=tmp_path)
+    assert torch.equal(phi.encoder.conv1.weight, other.conv1.weight.half().float())
+    refused(
+        lambda: features.build_features(FeaturesSpec(weights="no"), generator, models_dir=tmp_path), "features.weights"
+    )
+    refused(lambda: phi(torch.zeros(1, 16, 8, 8), prompt=PROMPT, seeds=[0]), "features.type")
+
+
+def test_jobs_of_before_go_on_in_the_labelled_encoder_s_features() -> None:
+    assert FeaturesSpec.model_validate_json('{"type": "tiny"}').type == "tiny_labelled"
 
 
 # ---- the latent MAE -------------------------------------------------------------------------------------------------

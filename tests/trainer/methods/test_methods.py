@@ -114,6 +114,24 @@ def test_dpo_is_at_log_two_where_the_model_is_the_base() -> None:
     assert METHODS["dpo"].loss(given, MethodSpec(type="dpo").settings).total.item() == pytest.approx(math.log(2))
 
 
+@pytest.mark.parametrize("kind", ["dpo", "sft"])
+def test_in_features_distances_are_averaged_over_keys_and_latents_have_no_say(kind: str) -> None:
+    """By hand on numbers: the loss of two keys of different sizes, whose gradient is in φ alone."""
+    x, wide, narrow = samples(4), torch.randn(4, 2, 3), torch.randn(4, 1, 5)
+    phi, ref = {"wide": wide, "narrow": narrow}, {"wide": torch.randn(4, 2, 3), "narrow": torch.randn(4, 1, 5)}
+    given = group([1.0, 0.5, 0.4, -1.0], x, phi=phi, phi_ranked=phi, phi_ref=ref)
+    far = lambda one, row: {key: ((one[key] - phi[key][row]) ** 2).mean().item() for key in phi}  # noqa: E731
+    mean = lambda values: sum(values.values()) / 2  # noqa: E731
+    margin = (mean(far(phi, 3)) - mean(far(phi, 0))) - (mean(far(ref, 3)) - mean(far(ref, 0)))
+    expected = {"dpo": math.log1p(math.exp(-2.0 * margin)), "sft": mean(far(phi, 0))}[kind]
+    own = {"space": "features"} | ({"beta": 2.0} if kind == "dpo" else {})
+    settings = MethodSpec.model_validate({"type": kind, kind: own}).settings
+    loss, found = output_gradients(lambda leaves: METHODS[kind].loss(leaves, settings), given)
+    assert loss.total.item() == pytest.approx(expected, rel=1e-5)
+    assert found.x is None
+    assert found.phi.keys() == phi.keys()
+
+
 def test_the_control_is_drpo_on_shuffled_scores() -> None:
     assert METHODS["random"].shuffles_scores
     assert METHODS["random"].loss is METHODS["drpo"].loss

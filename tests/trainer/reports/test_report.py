@@ -139,7 +139,9 @@ def test_a_report_is_bounded(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("files", [{}, {"training_file": ("file-1", "p.jsonl"), "validation_file": ("file-2", "")}])
 def test_its_request_makes_the_same_job(files: dict[str, Any]) -> None:
-    spec = make_spec(max_staleness=1, optimizer={"lr": 2e-4}, features={"type": "tiny"}, samples={"every": 2})
+    spec = make_spec(
+        max_staleness=1, optimizer={"lr": 2e-4}, features={"type": "tiny_contrastive"}, samples={"every": 2}
+    )
     request = report.build_request(spec, replace(RECORD, files=files))
     body = json.loads(request["json"])
     assert body["suffix"] == "mine"

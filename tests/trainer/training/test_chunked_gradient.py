@@ -30,7 +30,7 @@ def make(method: dict[str, Any], **changes: Any) -> Rollout:
     """A rollout all in float64, its adapter disturbed: half of a fresh one's gradient is nought."""
     base: dict[str, Any] = {
         "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": K, "prompts_per_step": 1, "method": method,
-        "lora": {"rank": 4, "alpha": 4}, "features": {"type": "tiny"},
+        "lora": {"rank": 4, "alpha": 4}, "features": {"type": "tiny_contrastive"},
     }  # fmt: skip
     spec = TrainSpec.model_validate({**base, **changes})
     generator = generators.build_generator(spec, models_dir=NOWHERE)
@@ -113,12 +113,21 @@ def plain_drpo(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Te
     return torch.stack(losses).mean()
 
 
+def compared(rollout: Rollout, *latents: Tensor) -> list[tuple[Tensor, ...]]:
+    """What DPO and best-of-K measure distances between: the latents, or each key of their features."""
+    if not rollout.settings.uses_features():
+        return [latents]
+    phi = [rollout.features(each, prompt="", seeds=[0] * len(each)) for each in latents]
+    return [tuple(each[key] for each in phi) for key in phi[0]]
+
+
 def plain_dpo(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Tensor:
-    def score(one: Tensor, rows: tuple[int, int]) -> Tensor:
+    def score(one: Tensor, ranked: Tensor, rows: tuple[int, int]) -> Tensor:
         return -torch.stack([((each - ranked[row]) ** 2).mean() for each in one for row in rows]).mean()
 
-    gap = lambda one: score(one, (3, 1)) - score(one, (5, 0))  # noqa: E731
-    return torch.log1p(torch.exp(-30.0 * (gap(x) - gap(x_ref))))
+    gap = lambda one, ranked: score(one, ranked, (3, 1)) - score(one, ranked, (5, 0))  # noqa: E731
+    gaps = [gap(one, anchors) - gap(ref, anchors) for one, ref, anchors in compared(rollout, x, x_ref, ranked)]
+    return torch.log1p(torch.exp(-30.0 * torch.stack(gaps).mean()))
 
 
 def plain_grpo(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Tensor:
@@ -146,7 +155,7 @@ def plain_pso(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Ten
 
 
 def plain_sft(rollout: Rollout, x: Tensor, x_ref: Tensor, ranked: Tensor) -> Tensor:
-    return ((x - ranked[3]) ** 2).mean()
+    return torch.stack([((one - anchors[3]) ** 2).mean() for one, anchors in compared(rollout, x, ranked)]).mean()
 
 
 def test_grpo_is_compared_where_it_clips() -> None:
@@ -165,11 +174,13 @@ PLAIN = {
 
 
 @pytest.mark.parametrize(("chunk", "stale"), [(1, False), (4, False), (6, False), (4, True)])
-@pytest.mark.parametrize("method", ["drpo", "dpo", "grpo", "pso", "sft"])
+@pytest.mark.parametrize("method", ["drpo", "dpo", "dpo in features", "grpo", "pso", "sft", "sft in features"])
 def test_fast_update_equals_the_plain_formulation(method: str, chunk: int, stale: bool) -> None:
     """Loss and gradient of one graph over all samples, to float64 rounding; also when the weights have moved on."""
-    sides = {"positives": 2, "negatives": 2} if method in ("drpo", "dpo") else {}
-    own = {"temperature": TEMPERATURE} if method == "grpo" else sides
+    method, _, space = method.partition(" in ")
+    own: dict[str, Any] = {"positives": 2, "negatives": 2} if method in ("drpo", "dpo") else {}
+    own |= {"temperature": TEMPERATURE} if method == "grpo" else {}
+    own |= {"space": space} if space else {}
     rollout = make({"type": method, method: own}, chunk_size=chunk)
     drawn = rollout.sample_group(0, 0, PROMPT)
     if stale:

@@ -70,4 +70,5 @@ def test_features_are_listed_by_space(tmp_path: Path, cache: Path) -> None:
     (models / "drpo-mae-latent-256").mkdir(parents=True)
     (models / "drpo-mae-latent-256/mae_latent_256_torch.pth").write_bytes(b"x")
     features = list_local_weights(models).features
-    assert features == {"latent_mae": ["drpo-mae-latent-256"], "vit_mae": [], "dinov2": [], "clip": []}
+    others: dict[str, list[str]] = {"tiny_contrastive": [], "vit_mae": [], "dinov2": [], "clip": []}
+    assert features == {"latent_mae": ["drpo-mae-latent-256"], **others}

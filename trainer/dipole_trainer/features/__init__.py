@@ -17,7 +17,16 @@ import torch
 from torch import Tensor
 
 from dipole_trainer.compute.micro_batches import MicroBatches
-from dipole_trainer.features import clip, dinov2, latent_mae, latents, teacher_unet, tiny, vit_mae
+from dipole_trainer.features import (
+    clip,
+    dinov2,
+    latent_mae,
+    latents,
+    teacher_unet,
+    tiny_contrastive,
+    tiny_labelled,
+    vit_mae,
+)
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import feature_weights
@@ -35,7 +44,8 @@ class FeatureExtractor(Protocol):
 LoadFeatures = Callable[[FeaturesSpec, OneStepGenerator, Path], FeatureExtractor]
 
 SPACES: dict[str, LoadFeatures] = {
-    "tiny": tiny.load_tiny_features,
+    "tiny_contrastive": tiny_contrastive.load_tiny_contrastive,
+    "tiny_labelled": tiny_labelled.load_tiny_labelled,
     "latents": latents.load_latent_features,
     "latent_mae": latent_mae.load_latent_mae,
     "vit_mae": vit_mae.load_vit_mae_features,

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipole_trainer.spec import CompareIn
+
 FeatureSets = Mapping[str, Tensor]  # {key: (samples, T, D)}
 # unit noise (K, c, h, w) for a purpose: a function of job, step and group alone
 DrawNoise = Callable[[str], Tensor]
@@ -27,7 +29,7 @@ class RankedSamples:
     file, or when a method explores. All but x and phi is constant."""
 
     x: Tensor  # (K, c, h, w)
-    phi: FeatureSets  # {key: (K, T, D)}; empty unless the method wants features
+    phi: FeatureSets  # {key: (K, T, D)}; empty unless the settings use features
     x_ref: Tensor | None  # (K, c, h, w): the frozen base's on the same noises; None unless wanted
     phi_ref: FeatureSets
     ranked_latents: Tensor  # (R, c, h, w)
@@ -58,8 +60,7 @@ class Method:
     """A loss, and what it needs of the loop."""
 
     loss: Callable[[RankedSamples, Any], MethodLoss]  # the second is the method's own settings, in spec.py
-    needs_features: bool = False  # φ of x and of the ranked samples
-    needs_reference: bool = False  # the frozen base's samples, and φ of them with features
+    needs_reference: bool = False  # the frozen base's samples, and φ of them where its settings use features
     # a group's noises (K, …) made from independent ones
     make_noises: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None
     # what is ranked, from x (K, …); None: x itself
@@ -67,8 +68,24 @@ class Method:
     shuffles_scores: bool = False  # scores are permuted among the candidates (control experiment)
 
 
+@dataclass(frozen=True)
+class ComparedSets:
+    """What a method measures distances between: the latents as one set, or the keys of φ; {key: (samples, …)}."""
+
+    x: FeatureSets
+    x_ref: FeatureSets
+    ranked: FeatureSets
+
+
+def choose_sets(group: RankedSamples, space: CompareIn) -> ComparedSets:
+    if space == "features":
+        return ComparedSets(group.phi, group.phi_ref, group.phi_ranked)
+    x_ref = {} if group.x_ref is None else {"latents": group.x_ref}
+    return ComparedSets({"latents": group.x}, x_ref, {"latents": group.ranked_latents})
+
+
 def squared_distances(x: Tensor, y: Tensor) -> Tensor:
-    """Mean squared distance of every pair of latents, (len(x), len(y))."""
+    """Mean squared distance of every pair of samples, (len(x), len(y))."""
     return torch.stack([(x - each).square().flatten(1).mean(1) for each in y], dim=1)
 
 

@@ -22,7 +22,8 @@ from dipole_trainer.features.latent_mae import LatentMaeFeatures
 from dipole_trainer.features.latents import LatentFeatures
 from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.teacher_unet import load_teacher_unet
-from dipole_trainer.features.tiny import TinyEncoder, TinyFeatures
+from dipole_trainer.features.tiny_contrastive import TinyContrastiveFeatures, make_encoder
+from dipole_trainer.features.tiny_labelled import TinyEncoder, TinyLabelledFeatures
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.features.vit_mae import make_vit_mae_features
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
@@ -137,7 +138,9 @@ def _cast_parts(pipeline: Any, spec: TrainSpec) -> Any:
 
 
 def _make_encoder(space: str) -> Any:
-    if space == "tiny":
+    if space == "tiny_contrastive":
+        return make_encoder()
+    if space == "tiny_labelled":
         return TinyEncoder()
     if space == "latent_mae":
         return architectures.make_latent_mae()
@@ -145,8 +148,10 @@ def _make_encoder(space: str) -> Any:
 
 
 def _wrap_encoder(space: str, encoder: Any, spec: FeaturesSpec, generator: OneStepGenerator) -> FeatureExtractor:
-    if space == "tiny":
-        return TinyFeatures(encoder, spec.keys)
+    if space == "tiny_contrastive":
+        return TinyContrastiveFeatures(encoder, spec.keys)
+    if space == "tiny_labelled":
+        return TinyLabelledFeatures(encoder, spec.keys)
     if space == "latents":
         return LatentFeatures(spec.keys)
     if space == "latent_mae":

@@ -172,7 +172,7 @@ def _run_group(spec: TrainSpec, rollout: Rollout, counter: _PhaseCounter) -> int
 def _differentiate(spec: TrainSpec, rollout: Rollout, drawn: SampledGroup) -> OutputGradients:
     """The loss's gradient in x and φ; of a method without features in x alone, where nothing but x decides the cost."""
     rows = min(getattr(rollout.settings, "anchors", spec.candidates), spec.candidates)
-    if not rollout.method.needs_features:
+    if not rollout.settings.uses_features():
         return _AssumedGradients(x=torch.empty_like(drawn.x), phi={}, rows=rows)
     half = max(1, spec.candidates // 2)
     chosen = Selection(positives=tuple(range(half)), negatives=tuple(range(spec.candidates - half, spec.candidates)))

@@ -119,7 +119,7 @@ class Rollout:
                 range(len(drawn.noise)), lambda rows: self.generator.draw_reference(drawn.noise[rows], prompt)
             )
             drawn.x_ref = torch.cat(parts)
-        if self.method.needs_features:
+        if self.settings.uses_features():
             ranked_seeds = (
                 seeds
                 if drawn.ranks_itself
@@ -162,7 +162,7 @@ class Rollout:
         if not on_policy:
             drawn.x, drawn.ranks_itself = self._sample(drawn.noise, drawn.prompt.prompt), False
         phi: FeatureSets = {}
-        if self.method.needs_features:
+        if self.settings.uses_features():
             phi = (
                 drawn.phi_ranked
                 if drawn.ranks_itself

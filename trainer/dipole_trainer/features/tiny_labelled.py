@@ -1,6 +1,7 @@
-"""TinyEncoder: the feature space of the tiny world, a small convolutional classifier of latents.
+"""The tiny world's feature space that saw labels: a small convolutional classifier of latents.
 
-It was trained on renders to say what stands in each quadrant (scripts/train-tiny) and never saw a reward.
+It was trained to say which shape of which colour stands in each quadrant (scripts/train-tiny, stage `encoder`), which
+is what the reward `shapes` judges, so what a method reaches in it is an upper line and no fair comparison.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from dipole_trainer.features.keys import choose_keys
@@ -17,7 +18,7 @@ from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
 
 SHAPE_CLASSES, COLOUR_CLASSES = 5, 7  # "empty" first
-TINY_KEYS = ("mean", "layout", "classes", "objects")
+KEYS = ("mean", "layout", "classes", "objects")
 
 
 class TinyResidualBlock(nn.Module):
@@ -56,20 +57,14 @@ class TinyEncoder(nn.Module):
         quadrants = self(latents)
         return self.shape_head(quadrants), self.colour_head(quadrants)
 
-    def save(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file({name: value.half() for name, value in self.state_dict().items()}, folder / "model.safetensors")
-
     @classmethod
-    def load(cls, folder: Path) -> TinyEncoder:
+    def load(cls, path: Path) -> TinyEncoder:
         encoder = cls()
-        encoder.load_state_dict(
-            {name: value.float() for name, value in load_file(folder / "model.safetensors").items()}
-        )
+        encoder.load_state_dict({name: value.float() for name, value in load_file(path).items()})
         return encoder.eval().requires_grad_(False)
 
 
-class TinyFeatures:
+class TinyLabelledFeatures:
     """Keys of TinyEncoder, one vector a sample each.
 
     `mean` of the quadrants' vectors, `layout` all four in their places, `classes` the probabilities of shape and colour
@@ -78,7 +73,7 @@ class TinyFeatures:
 
     def __init__(self, encoder: TinyEncoder, wanted: Sequence[str] = ()) -> None:
         self.encoder = encoder.eval().requires_grad_(False)
-        self.keys = choose_keys(wanted, TINY_KEYS, TINY_KEYS, space="tiny")
+        self.keys = choose_keys(wanted, KEYS, KEYS, space="tiny_labelled")
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         quadrants = self.encoder(x)  # (K, 4, 64)
@@ -95,5 +90,7 @@ class TinyFeatures:
         return {key: found[key] for key in self.keys}
 
 
-def load_tiny_features(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TinyFeatures:
-    return TinyFeatures(TinyEncoder.load(TINY_TURBO / "encoder").to(generator.device), spec.keys)
+def load_tiny_labelled(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TinyLabelledFeatures:
+    return TinyLabelledFeatures(
+        TinyEncoder.load(TINY_TURBO / "encoders/tiny_labelled.safetensors").to(generator.device), spec.keys
+    )
