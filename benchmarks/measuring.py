@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_trainer.planning.peak_memory import PeakMemory
+from dipole_trainer.compute.peak_memory import PeakMemory
 
 T = TypeVar("T")
 

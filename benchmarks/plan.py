@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
     def update() -> Any:
         drawn = rollout.sample_group(0, 0, PROMPT)
-        rollout.decode_candidates(drawn.ranked_latents)
+        rollout.decode_group(drawn)
         rollout.prepare_features(drawn)
         return rollout.group_gradient(drawn, order, on_policy=True)
 

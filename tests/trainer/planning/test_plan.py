@@ -17,11 +17,11 @@ from dipole.cli.jobs import read_job_file
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.peak_memory import PeakMemory
 from dipole_trainer.generators.tiny_pipelines import write_pipeline
 from dipole_trainer.planning.devices import DEVICES, USABLE_MEMORY, Device, find_device
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job
-from dipole_trainer.planning.peak_memory import PeakMemory
 from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
 from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
@@ -56,7 +56,7 @@ def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
     )
     with PeakMemory() as memory, FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
         drawn = rollout.sample_group(0, 0, PROMPT)
-        rollout.decode_candidates(drawn.ranked_latents)
+        rollout.decode_group(drawn)
         rollout.prepare_features(drawn)
         _, share = rollout.group_gradient(drawn, order, on_policy=True)
     assert share is not None
