@@ -63,4 +63,4 @@ def write(args: argparse.Namespace, **found: Any) -> None:
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
-        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1))
+        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1, default=str))

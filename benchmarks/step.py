@@ -27,8 +27,9 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,7 @@ import shapes
 import torch
 from released import ReleasedLoop
 from torch import Tensor
+from torch.utils.checkpoint import set_checkpoint_early_stop
 from torch.utils.flop_counter import FlopCounterMode
 
 from dipole_trainer.compute.graph_budget import GraphBudget
@@ -149,7 +151,7 @@ def double_precision(generator: OneStepGenerator, phi: Any) -> Iterator[None]:
     generator.forget_prompts()
     single = torch.Tensor.float
     torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
-    generator._dtype = torch.float64
+    generator._dtype, generator._autocast = torch.float64, nullcontext  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -169,10 +171,10 @@ def check_double(case: Case, args: argparse.Namespace) -> float:
 # ---- measured ---------------------------------------------------------------------------------------------------
 
 
-def count_operations(update: Update) -> int:
+def count_operations(update: Update) -> tuple[list[Tensor], int]:
+    """The gradient, and operations."""
     with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
-        update()
-    return int(flops.get_total_flops())
+        return update(), int(flops.get_total_flops())
 
 
 def take_times(updates: dict[str, Update], args: argparse.Namespace) -> dict[str, float]:
@@ -203,16 +205,17 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for share in SHARES[1:]:
         ours[f"{share:g}"] = Ours(spec, generator, phi, round(share * spec.candidates) * each)
     updates: dict[str, Update] = {"released": make_released(spec, generator, phi), **ours}
-    gradients, peaks = {}, {}
+    gradients, operations, peaks = {}, {}, {}
     for name, update in updates.items():
-        gradients[name], peaks[name] = measuring.peak(update, args.device)
+        (gradients[name], operations[name]), peaks[name] = measuring.peak(
+            partial(count_operations, update), args.device
+        )
     for name in ours:
         same = all(map(torch.equal, gradients[name], gradients["0"]))
         assert same, f"{case.name}: keeping {name} of the graphs changes the gradient"
     gap = measuring.difference(gradients["released"], gradients["0"])
     assert gap < BOUNDS[args.precision], f"{case.name}: the gradients differ by {gap:.1e}"
     del gradients
-    operations = {name: count_operations(update) for name, update in updates.items()}
     seconds = take_times(updates, args)
     second_unet = sum(each.nbytes for each in generator.unet.parameters() if not each.requires_grad)
     rows = [row_of(name, seconds, peaks, operations, getattr(updates[name], "graphs_used", 0)) for name in updates]
@@ -249,36 +252,42 @@ def tell(row: dict[str, Any], args: argparse.Namespace) -> None:
 
 
 def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
-    """Operations and memory at real shapes in bf16, on tensors that have neither values nor memory."""
+    """Operations and memory at real shapes in bf16, on tensors that have neither values nor memory.
+
+    Beside the released loop stands the same with every activation recomputed, which METHOD's table counts.
+    """
     spec = case.spec(args, precision="bf16")
     nowhere = Path("no-models-here")
     cost = measure_update(spec, build_fake_models(spec, nowhere))
-    models = build_fake_models(spec, nowhere)
+    models, chosen = build_fake_models(spec, nowhere), choose(spec)
     with models.mode:
         noise = models.generator.draw_noise(range(spec.candidates))
         loop = ReleasedLoop(models.generator, models.phi, spec, PROMPT.prompt)
-        with PeakMemory() as memory, FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
-            loop(noise, list(range(spec.candidates)), choose(spec))
-    lean_bytes = max(phase.peak_bytes for phase in cost.phases.values()) + cost.group_bytes
-    released = {"operations": flops.get_total_flops(), "bytes": memory.peak_bytes}
-    rows = [{"name": "released", "kept": 0, **released}]
+        rows = []
+        # torch ends the recomputation of a block where nothing more of it is needed
+        for name, stops_early in (("released", True), ("as a whole", False)):
+            with (
+                set_checkpoint_early_stop(stops_early),
+                PeakMemory() as memory,
+                FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops,
+            ):
+                loop(noise, list(range(spec.candidates)), chosen)
+            rows.append({"name": name, "operations": flops.get_total_flops(), "bytes": memory.peak_bytes})
+    released = rows[0]
     for share in SHARES:
         kept = round(share * spec.candidates)
         rows.append({
-            "name": f"{share:g}", "kept": kept, "operations": cost.operations - kept * cost.graph.operations,
-            "bytes": lean_bytes + kept * cost.graph.peak_bytes,
+            "name": f"{kept} of {spec.candidates}", "operations": cost.operations - kept * cost.graph.operations,
+            "bytes": cost.peak_bytes(kept) + cost.group_bytes,
         })  # fmt: skip
     for each in rows:
-        each |= {
-            "memory": each["bytes"] / released["bytes"],
-            "by_operations": released["operations"] / each["operations"],
-        }
-    print(f"\n{case.title}: K {spec.candidates}, chunks of {spec.chunk_size}, bf16, counted at real shapes; a sample's graph "
-          f"takes {cost.graph.peak_bytes / 2**30:.2f} GiB")  # fmt: skip
+        each["memory"] = each["bytes"] / released["bytes"]
+        each["by_operations"] = released["operations"] / each["operations"]
+    print(f"\n{case.title}: K {spec.candidates}, chunks of {spec.chunk_size}, bf16, counted at real shapes; "
+          f"a sample's graph takes {cost.graph.peak_bytes / 2**30:.2f} GiB")  # fmt: skip
     print(f"{'graphs kept':>12} {'GiB':>9} {'TFLOP':>9} {'memory':>7} {'by operations':>14}")
     for each in rows:
-        name = each["name"] if each["name"] == "released" else f"{each['kept']} of {spec.candidates}"
-        print(f"{name:>12} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
+        print(f"{each['name']:>12} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
               f"{each['by_operations']:14.2f}", flush=True)  # fmt: skip
     return {"case": case.name, "title": case.title, "graph_bytes": cost.graph.peak_bytes, "rows": rows}
 

@@ -130,7 +130,7 @@ def _print_devices(plans: list[dict[str, Any]]) -> None:
             escape(plan["device"]), plan["precision"], f"{plan['memory']['usable'] / GIB:.1f}",
             "[green]yes[/]" if plan["fits"] else "[red]no[/]", str(plan["largest_chunk"] or "none"),
             f"{graphs['kept']} of {plan['images_per_update']}",
-            _range((total / GIB, (total + graphs["bytes_kept"]) / GIB)),
+            _range((total / GIB, graphs["total"] / GIB)),
             _range((teraflop + graphs["saved_teraflop"], teraflop)),
             _range(plan["seconds_per_update"]), _range(plan["hours"]),
             _range(plan["requests_per_minute"]),

@@ -53,7 +53,9 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFinished(JobEvent):
-    """`figures`: the loss and its parts, rewards and their spread by name, skipped groups, lr, rate, ETA, seconds."""
+    """`figures`: the loss and its parts, rewards and their spread by name, skipped groups, kept graphs, lr, rate, ETA,
+    seconds.
+    """
 
     kind = "step"
     message = "Step {step}/{steps}: training loss {loss}"

@@ -143,7 +143,7 @@ def _plan_memory(spec: TrainSpec, cost: UpdateCost, device: Device, prompt_bytes
         "optimizer": 3 * cost.trained_bytes,  # Adam's two moments, and the sum of gradients
         "groups": groups,
         "prompts": prompt_bytes,
-        "peak_phase": max(phase.peak_bytes for phase in cost.phases.values()),
+        "peak_phase": cost.peak_bytes(),
     }
     return MemoryPlan(**parts, total=sum(parts.values()), usable=device.usable_bytes)
 
@@ -153,9 +153,10 @@ def _plan_graphs(spec: TrainSpec, cost: UpdateCost, device: Device, memory: Memo
     budget = choose_budget(spec, None if device.is_cpu else max(0, device.usable_bytes - cost.weights_bytes))
     each, chunk = cost.graph.peak_bytes, cost.chunk_size
     kept = min(budget // (each * chunk) * chunk, spec.prompts_per_step * spec.candidates) if each else 0
-    if memory.total + kept * each > memory.usable:
-        kept = 0
-    return GraphPlan(kept, each, kept * each, kept * cost.graph.operations / 1e12)
+    total = memory.total - memory.peak_phase + cost.peak_bytes(kept)
+    if total > memory.usable:
+        kept, total = 0, memory.total
+    return GraphPlan(kept, each, total, kept * cost.graph.operations / 1e12)
 
 
 def _largest_chunk(spec: TrainSpec, cost: UpdateCost, memory: MemoryPlan) -> int:

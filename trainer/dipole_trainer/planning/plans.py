@@ -27,7 +27,7 @@ class GraphPlan:
 
     kept: Annotated[int, Field(description="Number of an update's samples whose graphs are kept (`memory`).")]
     bytes_each: Annotated[int, Field(description="Memory that one sample's graph takes, in bytes.")]
-    bytes_kept: Annotated[int, Field(description="Memory that they take beside `memory.total`, in bytes.")]
+    total: Annotated[int, Field(description="Memory that the job takes with them, in bytes; `memory.total` without.")]
     saved_teraflop: Annotated[
         float, Field(description="Operations of a second pass that an update is spared by them, in 10¹².")
     ]

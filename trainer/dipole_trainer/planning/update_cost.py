@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.compute.peak_memory import PeakMemory
@@ -37,8 +37,17 @@ def _count_cpu_attention(query: Any, key: Any, value: Any, *args: Any, out_shape
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
+def _count_cpu_attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **more: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+
 # fake tensors on "cpu" take this kernel, whose memory is a GPU's flash attention's; torch's counter knows the others
-FLOP_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}
+FLOP_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_cpu_attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -61,11 +70,22 @@ class UpdateCost:
     chunk_size: int
     weights_bytes: int
     trained_bytes: int
+    summed_bytes: int  # of gradients that chunks after the first are added to
     group_bytes: int  # what a group keeps on the device until its gradient is taken
 
     @property
     def operations(self) -> int:
         return sum(each.operations for each in self.phases.values())
+
+    def peak_bytes(self, kept: int = 0) -> int:
+        """Of any phase, with the graphs of so many samples kept, which are let go chunk by chunk as they are used."""
+        held, chunk = kept * self.graph.peak_bytes, self.chunk_size * self.graph.peak_bytes
+        backward = self.phases["backward"].peak_bytes
+        return max(
+            backward - self.summed_bytes + max(held - chunk, 0),  # the first chunk, whose gradient is not added to any
+            backward + max(held - 2 * chunk, 0),
+            *(phase.peak_bytes + held for name, phase in self.phases.items() if name != "backward"),
+        )
 
 
 class _PhaseCounter:
@@ -178,6 +198,7 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
         chunk_size=chunk,
         weights_bytes=models.weights_bytes,
         trained_bytes=models.trained_bytes,
+        summed_bytes=summed,
         group_bytes=kept * spec.candidates // chunk,
     )
 
