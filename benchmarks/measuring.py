@@ -62,5 +62,5 @@ def write(args: argparse.Namespace, **found: Any) -> None:
     """The settings and what was found, where `--json` asks for it."""
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
-        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1, default=str))
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot", "force")}
+        args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1))

@@ -54,7 +54,6 @@ from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
 
 PROMPT = PromptSpec(prompt="a red circle")
-SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)  # of the graphs, kept
 BOUNDS = {"fp32": 3e-2, "bf16": 1e-1, "fp16": 1e-1}  # of the gradients' relative difference, ours in chunks
 DOUBLE_BOUND, DOUBLE_CANDIDATES = 1e-8, 4
 NEEDED_GIB = {"sd": 40, "sdxl": 100, "sdxl-teacher": 60}  # at real shapes
@@ -202,7 +201,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     everything()
     each = everything.rollout.graphs._sample_bytes
     assert each is not None, "the drawing measured it"
-    for share in SHARES[1:]:
+    for share in args.shares:
         ours[f"{share:g}"] = Ours(spec, generator, phi, round(share * spec.candidates) * each)
     updates: dict[str, Update] = {"released": make_released(spec, generator, phi), **ours}
     gradients, operations, peaks = {}, {}, {}
@@ -274,7 +273,7 @@ def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
                 loop(noise, list(range(spec.candidates)), chosen)
             rows.append({"name": name, "operations": flops.get_total_flops(), "bytes": memory.peak_bytes})
     released = rows[0]
-    for share in SHARES:
+    for share in (0.0, *args.shares):
         kept = round(share * spec.candidates)
         rows.append({
             "name": f"{kept} of {spec.candidates}", "operations": cost.operations - kept * cost.graph.operations,
@@ -326,6 +325,7 @@ def main() -> None:
     parser.add_argument("--size", choices=("small", "real"), default="small")
     parser.add_argument("--precision", choices=tuple(BOUNDS), default="fp32")
     parser.add_argument("--chunk", type=int, help="samples worked on at once; the recipe's if absent")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0], help="of the graphs, kept")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--force", action="store_true", help="skip the look at free memory")
