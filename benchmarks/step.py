@@ -1,7 +1,7 @@
 """One group's update, ours against the loop as released: one gradient; time, peak memory and operations.
 
-    OMP_NUM_THREADS=1 python benchmarks/step.py --json out/step.json --plot docs/update.png     small shapes, a CPU
-    python benchmarks/step.py --size real                      operations and memory at real shapes, nothing computed
+    OMP_NUM_THREADS=1 python benchmarks/step.py --json out/step.json          small shapes, a CPU
+    python benchmarks/step.py --size real --plot docs/update.png       counted at real shapes, nothing computed
     python benchmarks/step.py --size real --device cuda --precision bf16            real shapes, random weights, a GPU
 
 Three updates are compared, each from K noises of one prompt to the gradient of DrPO's loss in the adapter: SD-Turbo in
@@ -217,7 +217,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     del gradients
     seconds = take_times(updates, args)
     second_unet = sum(each.nbytes for each in generator.unet.parameters() if not each.requires_grad)
-    rows = [row_of(name, seconds, peaks, operations, getattr(updates[name], "graphs_used", 0)) for name in updates]
+    rows = [row_of(name, seconds, peaks, operations, getattr(updates[name], "graphs_used", None)) for name in updates]
     row = {"case": case.name, "title": case.title, "candidates": spec.candidates, "chunk": spec.chunk_size,
            "graph_bytes": each, "second_unet_bytes": second_unet, "difference_float64": double,
            "difference": gap, "rows": rows}  # fmt: skip
@@ -225,10 +225,12 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     return row
 
 
-def row_of(name: str, seconds: Any, peaks: Any, operations: Any, kept: int) -> dict[str, Any]:
+def row_of(name: str, seconds: Any, peaks: Any, operations: Any, kept: int | None) -> dict[str, Any]:
+    """`kept` is of ours alone."""
     base = "released"
     return {
-        "name": name, "kept": kept, "seconds": seconds[name], "bytes": peaks[name], "operations": operations[name],
+        **({} if kept is None else {"kept": kept}),
+        "name": name, "seconds": seconds[name], "bytes": peaks[name], "operations": operations[name],
         "time": seconds[base] / seconds[name], "memory": peaks[name] / peaks[base],
         "by_operations": operations[base] / operations[name],
     }  # fmt: skip
@@ -276,7 +278,8 @@ def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for share in (0.0, *args.shares):
         kept = round(share * spec.candidates)
         rows.append({
-            "name": f"{kept} of {spec.candidates}", "operations": cost.operations - kept * cost.graph.operations,
+            "name": f"{kept} of {spec.candidates}", "kept": kept,
+            "operations": cost.operations - kept * cost.graph.operations,
             "bytes": cost.peak_bytes(kept) + cost.group_bytes,
         })  # fmt: skip
     for each in rows:
@@ -288,33 +291,35 @@ def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     for each in rows:
         print(f"{each['name']:>12} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
               f"{each['by_operations']:14.2f}", flush=True)  # fmt: skip
-    return {"case": case.name, "title": case.title, "graph_bytes": cost.graph.peak_bytes, "rows": rows}
+    return {"case": case.name, "title": case.title, "candidates": spec.candidates,
+            "graph_bytes": cost.graph.peak_bytes, "rows": rows}  # fmt: skip
 
 
 def plot(rows: list[dict[str, Any]], target: Path) -> None:
-    """Time against memory, both over the released loop's, one panel a case, a point a budget."""
+    """Time, or operations where nothing was timed, against memory: both over the released loop's, a panel a case."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     figure, axes = pyplot.subplots(1, len(rows), figsize=(3.6 * len(rows), 3.4), constrained_layout=True, squeeze=False)
+    what = "time" if "time" in rows[0]["rows"][0] else "by_operations"
     for axis, row in zip(axes[0], rows, strict=True):
-        ours = [each for each in row["rows"] if each["name"] != "released"]
-        x, y = [each["memory"] for each in ours], [1 / each["time"] for each in ours]
+        ours = [each for each in row["rows"] if "kept" in each]
+        x, y = [each["memory"] for each in ours], [1 / each[what] for each in ours]
         axis.plot(x, y, "-o", color="#1b7f5c", ms=5)
         for each, at, height in zip(ours, x, y, strict=True):
-            label = {"0": "lean", "1": "auto, all kept"}.get(each["name"], f"{each['kept']} of {row['candidates']}")
-            axis.annotate(label, (at, height), textcoords="offset points", xytext=(6, 5), fontsize=8)
+            label = "lean" if not each["kept"] else f"{each['kept']} of {row['candidates']}"
+            axis.annotate(label, (at, height), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axis.plot([1], [1], "s", color="#8a93a6")
-        axis.annotate("released", (1, 1), textcoords="offset points", xytext=(6, 5), fontsize=8)
+        axis.annotate("released", (1, 1), textcoords="offset points", xytext=(-16, -14), fontsize=8)
         axis.set_title(row["title"], fontsize=10)
         axis.set_xlabel("peak memory / released")
-        axis.set_xlim(0, 1.25 * max(1, *x))
-        axis.set_ylim(min(0.5, 0.95 * min(y)), 1.05 * max(1, *y))
+        axis.set_xlim(0, 1.3 * max(1, *x))
+        axis.set_ylim(0.93 * min(1, *y), 1.05 * max(1, *y))
         axis.grid(alpha=0.25)
         axis.spines[["top", "right"]].set_visible(False)
-    axes[0][0].set_ylabel("time / released")
+    axes[0][0].set_ylabel(f"{what.removeprefix('by_')} / released")
     target.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(target, dpi=130)
 
@@ -339,7 +344,7 @@ def main() -> None:
             measuring.require_memory(name, NEEDED_GIB[name], args.device)
         rows.append((count if is_counted else measure)(CASES[name], args))
     measuring.write(args, rows=rows)
-    if args.plot and not is_counted:
+    if args.plot:
         plot(rows, args.plot)
 
 
