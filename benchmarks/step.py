@@ -312,7 +312,7 @@ def plot(rows: list[dict[str, Any]], target: Path) -> None:
             label = "lean" if not each["kept"] else f"{each['kept']} of {row['candidates']}"
             axis.annotate(label, (at, height), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axis.plot([1], [1], "s", color="#8a93a6")
-        axis.annotate("released", (1, 1), textcoords="offset points", xytext=(-16, -14), fontsize=8)
+        axis.annotate("released", (1, 1), textcoords="offset points", xytext=(5, 5), fontsize=8)
         axis.set_title(row["title"], fontsize=10)
         axis.set_xlabel("peak memory / released")
         axis.set_xlim(0, 1.3 * max(1, *x))
