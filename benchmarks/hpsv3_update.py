@@ -149,7 +149,7 @@ class Ours:
         with meter("generate"):
             drawn = self.rollout.sample_group(0, 0, PROMPT)
         with meter("decode"):
-            images = self.rollout.decode_candidates(drawn.x)[0]
+            images = self.rollout.decode_group(drawn)[0]
         with meter("reward"):
             scores = known or self.scores(images)
         with meter("base and features"):
@@ -219,7 +219,7 @@ def seconds(updates: dict[str, Update], device: str, repeats: int) -> dict[str, 
 def check(ours: Ours, noise: Tensor, gradients: Sequence[list[Tensor]], bound: float) -> None:
     """What is timed is what the trainer does, and the same gradient whatever the microbatch."""
     drawn = ours.rollout.sample_group(0, 0, PROMPT)
-    order = GroupOrder(scores := np.array(ours.scores(ours.rollout.decode_candidates(drawn.x)[0])), ours.select(scores))
+    order = GroupOrder(scores := np.array(ours.scores(ours.rollout.decode_group(drawn)[0])), ours.select(scores))
     _, share = ours.rollout.group_gradient(drawn, order, on_policy=True)
     assert share is not None
     assert torch.equal(drawn.noise, noise), "both sides have the same noises"
@@ -240,7 +240,7 @@ def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
     reward = Reward(size, args.device, torch.bfloat16 if full else torch.float32)
     ours = Ours(Rollout(spec, generator, shapes.latent_mae(size.shape, args.device), MicroBatches(args.chunk)), reward)
     drawn = ours.rollout.sample_group(0, 0, PROMPT)
-    known = ours.scores(ours.rollout.decode_candidates(drawn.x)[0])
+    known = ours.scores(ours.rollout.decode_group(drawn)[0])
     drafts = {f"DRaFT {m}": Draft(generator, reward, m, checkpoint=args.checkpoint) for m in args.microbatch}
     updates: dict[str, Update] = {"ours": ours, **{name: partial(draft, drawn.noise) for name, draft in drafts.items()}}
     counted = {name: operations(update, args.device) for name, update in updates.items()}

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from dipole_trainer.planning.peak_memory import PeakMemory
+from dipole_trainer.compute.peak_memory import PeakMemory
 
 T = TypeVar("T")
 
@@ -62,5 +62,5 @@ def write(args: argparse.Namespace, **found: Any) -> None:
     """The settings and what was found, where `--json` asks for it."""
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
-        settings = {name: value for name, value in vars(args).items() if name not in ("json", "force")}
+        settings = {name: value for name, value in vars(args).items() if name not in ("json", "plot", "force")}
         args.json.write_text(json.dumps({"settings": settings, "torch": torch.__version__, **found}, indent=1))

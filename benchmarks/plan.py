@@ -59,7 +59,7 @@ def main(args: argparse.Namespace) -> None:
 
     def update() -> Any:
         drawn = rollout.sample_group(0, 0, PROMPT)
-        rollout.decode_candidates(drawn.ranked_latents)
+        rollout.decode_group(drawn)
         rollout.prepare_features(drawn)
         return rollout.group_gradient(drawn, order, on_policy=True)
 
@@ -72,7 +72,7 @@ def main(args: argparse.Namespace) -> None:
         torch.cuda.synchronize()
     real_s = time.perf_counter() - started
     (plan,) = plan_job(spec, models_dir=nowhere, devices=[measure_device(args.device)])
-    highest = max(phase.peak_bytes for phase in planned.phases.values()) + planned.group_bytes
+    highest = planned.peak_bytes() + planned.group_bytes
     row = {
         "operations_ratio": planned.operations / flops.get_total_flops(), "peak_ratio": highest / peak,
         "planned_teraflop": planned.operations / 1e12, "planned_peak_bytes": highest, "real_peak_bytes": peak,

@@ -1,293 +1,351 @@
-"""One group's update, ours against a plain loop: same seeds, same gradient; time and peak memory.
+"""One group's update, ours against the loop as released: one gradient; time, peak memory and operations.
 
-    python benchmarks/step.py                                      small, K 8 to 64
-    python benchmarks/step.py --candidates 24 --chunk 8 --repeats 5 --json out/step.json
-    python benchmarks/step.py --size sd-turbo --device cuda --precision bf16      random weights of the real shapes
-    python benchmarks/step.py --size tiny                          the tiny world's own networks and features
+    OMP_NUM_THREADS=1 python benchmarks/step.py --json out/step.json          small shapes, a CPU
+    python benchmarks/step.py --size real --plot docs/update.png       counted at real shapes, nothing computed
+    python benchmarks/step.py --size real --device cuda --precision bf16            real shapes, random weights, a GPU
 
-Both draw K images of one prompt, decode them for the reward (whose own time is not part of this: the order is given),
-and end with the gradient of DrPO's loss in the adapter's parameters. Features are the latent MAE's.
+Three updates are compared, each from K noises of one prompt to the gradient of DrPO's loss in the adapter: SD-Turbo in
+the latent MAE (`sd`), SDXL-Turbo in ViT-MAE on decoded pixels (`sdxl`), SDXL-Turbo in the teacher U-Net
+(`sdxl-teacher`), with the published K, P and N. Both decode images for the reward, whose own time is no part of this:
+the order is given. `released.py` is the other loop, and says what it does.
 
-The plain loop is written straight down from the formulas: the prompt is encoded K times; the frozen base is a copy of
-the U-Net; G's K samples and φ of them are in one graph; positives and negatives are decoded, and encoded by the VAE
-again; φ is taken of samples, anchors and the base's samples apart. With `--recompute` its U-Net recomputes activations
-on the way back: less memory, one more pass. It is not the released loop, which gathers its anchors by index and always
-recomputes: ratios here say nothing of that one.
+Ours is dipole_trainer.training.rollout as a job runs it, in chunks: `lean` draws every sample again for its gradient;
+`auto` keeps the graphs of the drawing as far as its budget goes. The frontier has budgets from none to all.
 
-Ours, as dipole_trainer.training.rollout does it: the prompt is encoded once and kept; K samples are drawn without a
-graph; features are taken once, anchors gathered from them; the base is the same network with its adapter off; the
-loss's cotangents are taken without a graph of G; then G and φ run again with a graph. Every pass takes `chunk` samples
-at a time, and the VAE is channels-last. That is one pass of G more than the plain loop has.
+Before a ratio is printed it is asserted that the gradients agree: in float64 to rounding (on fewer candidates), in the
+run's precision within a bound, as chunks round φ differently and the narrow radii magnify that; and `auto` has the
+gradient of `lean` to the last bit.
 
-With one chunk of all K the gradients must agree to 1e-4 in float32. Chunks round φ differently, which the published
-narrow radii magnify; the table shows by how much, and in float64 it is nought
-(tests/trainer/training/test_chunked_gradient.py). So that the two can agree at all, the plain loop's anchors pass
-through the VAE for their cost alone, and φ is of the latents: an autoencoder with random weights gives back another
-image.
-
-`time` is ours over plain. `without` leaves out what both do for the reward, decoding K images. Peak memory is that of
-tensors alive at once beyond what was there before (the weights, of which the plain loop has the U-Net twice): counted
-per storage on the CPU, by the allocator on CUDA.
+Ratios are released / ours for time and operations, ours / released for memory. Peak memory is that of tensors alive at
+once beyond weights: counted per storage on the CPU, by the allocator on CUDA. The released loop's second U-Net, which
+ours does not have, is not in it. On one thread of a CPU time is the process's own, so that other work disturbs it less.
 """
 
 from __future__ import annotations
 
 import argparse
-import copy
 import statistics
 import time
-from collections.abc import Callable
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import measuring
 import numpy as np
 import shapes
 import torch
-from torch import Tensor, nn
+from released import ReleasedLoop
+from torch import Tensor
+from torch.utils.checkpoint import set_checkpoint_early_stop
+from torch.utils.flop_counter import FlopCounterMode
 
-from dipole_trainer import features, generators
+from dipole_trainer.compute.graph_budget import GraphBudget
 from dipole_trainer.compute.micro_batches import MicroBatches
-from dipole_trainer.generators import vae
+from dipole_trainer.compute.peak_memory import PeakMemory
+from dipole_trainer.features.teacher_unet import load_teacher_unet
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.methods.drift import drift_loss
+from dipole_trainer.planning.fake_models import build_fake_models
+from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
 from dipole_trainer.ranking.selection import GroupOrder, Selection
-from dipole_trainer.spec import DrpoSpec, PromptSpec, TrainSpec
+from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
 
 PROMPT = PromptSpec(prompt="a red circle")
-SAME = {"fp32": 1e-4, "bf16": 5e-2, "fp16": 2e-2}  # bounds of the gradients' relative difference, all K in one chunk
-NEAR = {"fp32": 2e-2, "bf16": 1e-1, "fp16": 1e-1}  # and in chunks
-NEEDED_GIB = {"tiny": 1, "small": 2, "sd-turbo": 40, "sdxl-turbo": 60}
+BOUNDS = {"fp32": 3e-2, "bf16": 1e-1, "fp16": 1e-1}  # of the gradients' relative difference, ours in chunks
+DOUBLE_BOUND, DOUBLE_CANDIDATES = 1e-8, 4
+NEEDED_GIB = {"sd": 40, "sdxl": 100, "sdxl-teacher": 60}  # at real shapes
 
 
-def spec_for(args: argparse.Namespace, candidates: int, chunk: int) -> TrainSpec:
-    return TrainSpec.model_validate({
-        "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": candidates, "prompts_per_step": 1,
-        "chunk_size": chunk, "precision": args.precision,
-        "method": {"drpo": {"positives": min(8, candidates // 2), "negatives": min(8, candidates // 2)}},
-    })  # fmt: skip
+@dataclass(frozen=True)
+class Case:
+    """A published recipe: its networks at either size, its features, K, P and N, and the example's chunk."""
+
+    name: str
+    title: str
+    sizes: dict[str, str]
+    features: str
+    candidates: int
+    sides: int
+    chunk: int
+
+    def spec(self, args: argparse.Namespace, candidates: int | None = None, precision: str | None = None) -> TrainSpec:
+        count = candidates or self.candidates
+        sides = min(self.sides, count // 2)
+        return TrainSpec.model_validate({
+            "prompts": [PROMPT], "rewards": [{"name": "r"}], "candidates": count, "prompts_per_step": 1,
+            "model": self.sizes["real"], "features": {"type": self.features}, "chunk_size": args.chunk or self.chunk,
+            "precision": precision or args.precision,
+            "method": {"drpo": {"positives": sides, "negatives": sides}},
+        })  # fmt: skip
+
+    def build(self, args: argparse.Namespace, spec: TrainSpec) -> tuple[OneStepGenerator, Any]:
+        """The generator, its adapter disturbed, and φ."""
+        size = self.sizes[args.size]
+        generator = shapes.generator(size, spec, args.device)
+        if self.features == "latent_mae":
+            return generator, shapes.latent_mae(size, args.device)
+        if self.features == "vit_mae":
+            return generator, shapes.vit_mae(size, generator)
+        return generator, load_teacher_unet(spec.features, generator, Path())
 
 
-def build(args: argparse.Namespace) -> tuple[OneStepGenerator, Any]:
-    """The generator, its adapter disturbed, and φ."""
-    spec = spec_for(args, 8, 8)
-    if args.size == "tiny":
-        generator = generators.build_generator(spec, models_dir=Path(), device=args.device)
-        shapes.disturb(generator)
-        return generator, features.build_features(spec.features, generator, models_dir=Path())
-    return shapes.generator(args.size, spec, args.device), shapes.latent_mae(args.size, args.device)
+SDXL = {"small": "small-sdxl", "real": "sdxl-turbo"}
+CASES = {
+    case.name: case
+    for case in (
+        Case("sd", "SD-Turbo, latent MAE", {"small": "small", "real": "sd-turbo"}, "latent_mae", 24, 8, 4),
+        Case("sdxl", "SDXL-Turbo, ViT-MAE", SDXL, "vit_mae", 16, 8, 4),
+        Case("sdxl-teacher", "SDXL-Turbo, teacher U-Net", SDXL, "teacher_unet", 16, 8, 4),
+    )
+}
 
-
-# ---- the two updates ------------------------------------------------------------------------------------------------
-
-
-class Stages:
-    """Seconds by stage."""
-
-    def __init__(self, cuda: bool) -> None:
-        self.seconds: dict[str, float] = {}
-        self._cuda = cuda
-
-    @contextmanager
-    def of(self, name: str) -> Any:
-        began = time.perf_counter()
-        yield
-        if self._cuda:
-            torch.cuda.synchronize()
-        self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-class Plain:
-    """The plain loop's update; see the module's docstring."""
-
-    def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec, recompute: bool) -> None:
-        self.generator, self.phi, self.recompute = generator, phi, recompute
-        self.spec = cast(DrpoSpec, spec.method.settings)
-        self.reference = copy.deepcopy(generator.unet)
-        self.reference.disable_adapters()
-        self.vae = copy.deepcopy(generator.vae).to(memory_format=torch.contiguous_format)
-
-    def __call__(self, noise: Tensor, seeds: list[int], chosen: Selection, stages: Stages) -> list[Tensor]:
-        if self.recompute:
-            self.generator.unet.enable_gradient_checkpointing()
-        try:
-            return self._gradient(noise, chosen, stages)
-        finally:
-            self.generator.unet.disable_gradient_checkpointing()
-
-    def _gradient(self, noise: Tensor, chosen: Selection, stages: Stages) -> list[Tensor]:
-        rows = {"best": list(chosen.positives), "worst": list(chosen.negatives)}
-        with stages.of("draw"):
-            x = self._draw(self.generator.unet, noise)
-        with stages.of("reference"), torch.no_grad():
-            x_ref = self._draw(self.reference, noise)
-        with stages.of("decode for the reward"), torch.no_grad():
-            for part in x.detach().split(4):
-                vae.decode_latents(self.vae, part)
-        with stages.of("anchors again"), torch.no_grad():
-            for part in x.detach()[rows["best"] + rows["worst"]].split(4):
-                vae.encode_to_latents(self.vae, vae.decode_latents(self.vae, part))
-        with stages.of("features"):
-            anchors = {"best": x[rows["best"]], "worst": x[rows["worst"]], "base": x_ref}
-            with torch.no_grad():
-                encoded = {name: self._phi(latents.detach()) for name, latents in anchors.items()}
-            own = self._phi(x)
-            encoded["own"] = {key: value.detach() for key, value in own.items()}
-        with stages.of("backward"):
-            loss = torch.stack([self._loss(key, value, encoded) for key, value in own.items()]).mean()
-            return list(torch.autograd.grad(loss, self.generator.parameters()))
-
-    def _phi(self, x: Tensor) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.phi(x, prompt=PROMPT.prompt, seeds=[0] * len(x))
-        return found
-
-    def _loss(self, key: str, value: Tensor, encoded: dict[str, dict[str, Tensor]]) -> Tensor:
-        flat = value.flatten(0, 1)[None]
-        best, worst, base, own = (encoded[name][key].flatten(0, 1)[None] for name in ("best", "worst", "base", "own"))
-        spec = self.spec
-        preference = drift_loss(
-            flat, best, worst, positive_weight=spec.positive_weight, negative_weight=spec.negative_weight,
-            radii=spec.radii, kernel=spec.kernel,
-        )  # fmt: skip
-        reference = drift_loss(
-            flat, base, own, positive_weight=spec.ref_positive_weight, negative_weight=spec.ref_negative_weight,
-            radii=spec.radii, kernel=spec.kernel, mask_negative_self=True,
-        )  # fmt: skip
-        return preference.loss.mean() + spec.ref_lambda * reference.loss.mean()
-
-    def _draw(self, unet: nn.Module, noise: Tensor) -> Tensor:
-        """G with a U-Net of one's own, and the prompt encoded for every sample."""
-        g = self.generator
-        with torch.no_grad():
-            g.pipeline.encode_prompt([PROMPT.prompt] * len(noise), g.device, 1, False)
-        before, g._trained.network = g._trained.network, unet
-        try:
-            return g(noise, PROMPT.prompt)
-        finally:
-            g._trained.network = before
+Update = Callable[[], list[Tensor]]
 
 
 class Ours:
-    """The loop's update."""
+    """The loop's update with a budget for graphs."""
 
-    def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec) -> None:
-        self.rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size))
+    def __init__(self, spec: TrainSpec, generator: OneStepGenerator, phi: Any, budget: int) -> None:
+        self.rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size), GraphBudget(budget))
+        self.order = GroupOrder(np.zeros(spec.candidates), choose(spec))
+        self.graphs_used = 0
 
-    def __call__(self, noise: Tensor, seeds: list[int], chosen: Selection, stages: Stages) -> list[Tensor]:
-        with stages.of("draw"):
-            drawn = self.rollout.sample_group(0, 0, PROMPT)
-        with stages.of("decode for the reward"):
-            self.rollout.decode_candidates(drawn.ranked_latents)[0]
-        with stages.of("reference and features"):
-            self.rollout.prepare_features(drawn)
-        with stages.of("backward"):
-            _, found = self.rollout.group_gradient(drawn, GroupOrder(np.zeros(len(noise)), chosen), on_policy=True)
+    def __call__(self) -> list[Tensor]:
+        drawn = self.rollout.sample_group(0, 0, PROMPT)
+        self.rollout.decode_group(drawn)
+        self.rollout.prepare_features(drawn)
+        _, found = self.rollout.group_gradient(drawn, self.order, on_policy=True)
         assert found is not None
+        self.graphs_used = drawn.graphs_used
         return found
 
 
-# ---- measuring ------------------------------------------------------------------------------------------------------
+def choose(spec: TrainSpec) -> Selection:
+    """A fixed order's best and worst."""
+    positives, negatives = spec.method.settings.sides(spec.candidates)
+    order = torch.randperm(spec.candidates, generator=torch.Generator().manual_seed(spec.candidates)).tolist()
+    return Selection(tuple(order[:positives]), tuple(order[-negatives:]))
 
 
-Update = Callable[[Tensor, list[int], Selection, Stages], list[Tensor]]
+def make_released(spec: TrainSpec, generator: OneStepGenerator, phi: Any) -> Update:
+    loop = ReleasedLoop(generator, phi, spec, PROMPT.prompt)
+    drawn = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size)).sample_group(0, 0, PROMPT)
+    return lambda: loop(drawn.noise, list(drawn.seeds), choose(spec))
 
 
-def peak_of(update: Update, noise: Tensor, seeds: list[int], chosen: Selection) -> tuple[list[Tensor], int]:
-    """(gradient, peak bytes)."""
-    gradient, peak = measuring.peak(lambda: update(noise, seeds, chosen, Stages(noise.is_cuda)), str(noise.device))
-    return [each.cpu() for each in gradient], peak
+# ---- one gradient -----------------------------------------------------------------------------------------------
 
 
-def times_of(updates: dict[str, Update], noise: Tensor, seeds: list[int], chosen: Selection, repeats: int) -> Any:
-    """{name: [stages of each repeat]}, taken turn about so that what else the machine does hits all alike."""
-    taken: dict[str, list[dict[str, float]]] = {name: [] for name in updates}
-    for _ in range(repeats):
+@contextmanager
+def double_precision(generator: OneStepGenerator, phi: Any) -> Iterator[None]:
+    """Inside, what is made float32 is made float64, networks and all."""
+    networks = [generator.unet, generator.vae, generator.pipeline.text_encoder, getattr(generator.pipeline,
+                "text_encoder_2", None), getattr(phi, "encoder", None), getattr(phi, "model", None)]  # fmt: skip
+    for network in networks:
+        if network is not None:
+            network.double()
+    generator.forget_prompts()
+    single = torch.Tensor.float
+    torch.Tensor.float = torch.Tensor.double  # type: ignore[method-assign]
+    generator._dtype, generator._autocast = torch.float64, nullcontext  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        torch.Tensor.float = single  # type: ignore[method-assign]
+
+
+def check_double(case: Case, args: argparse.Namespace) -> float:
+    """The relative difference of the two gradients in float64, asserted to be rounding."""
+    spec = case.spec(args, DOUBLE_CANDIDATES, "fp32").model_copy(update={"chunk_size": 2})
+    generator, phi = case.build(args, spec)
+    with double_precision(generator, phi):
+        found = measuring.difference(make_released(spec, generator, phi)(), Ours(spec, generator, phi, 2**50)())
+    assert found < DOUBLE_BOUND, f"{case.name}: the gradients differ by {found:.1e} in float64"
+    return found
+
+
+# ---- measured ---------------------------------------------------------------------------------------------------
+
+
+def count_operations(update: Update) -> tuple[list[Tensor], int]:
+    """The gradient, and operations."""
+    with FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
+        return update(), int(flops.get_total_flops())
+
+
+def take_times(updates: dict[str, Update], args: argparse.Namespace) -> dict[str, float]:
+    """Median seconds of each, taken in turn so that what else the machine does hits all alike."""
+    alone = args.device == "cpu" and torch.get_num_threads() == 1
+    now = time.process_time if alone else time.perf_counter
+    taken: dict[str, list[float]] = {name: [] for name in updates}
+    for _ in range(args.repeats):
         for name, update in updates.items():
-            stages = Stages(noise.is_cuda)
-            update(noise, seeds, chosen, stages)
-            taken[name].append(stages.seconds)
-    return taken
+            began = now()
+            update()
+            if args.device != "cpu":
+                torch.cuda.synchronize()
+            taken[name].append(now() - began)
+    return {name: statistics.median(each) for name, each in taken.items()}
 
 
-def compare(args: argparse.Namespace) -> list[dict[str, Any]]:
-    generator, phi = build(args)
-    weights = sum(p.numel() * p.element_size() for p in generator.unet.parameters())
-    how = "recomputing, " if args.recompute else ""
-    print(f"{args.size}, {args.device}, {args.precision}, {how}{torch.get_num_threads()} threads; "
-          f"the plain loop's second U-Net is {weights / 2**20:.1f} MiB, not counted below")  # fmt: skip
-    print(f"{'K':>4} {'chunk':>6} {'plain s':>9} {'ours s':>9} {'time':>7} {'without':>8} {'plain MiB':>10} "
-          f"{'ours MiB':>9} {'memory':>7} {'gradient difference':>20}")  # fmt: skip
-    rows = []
-    for k in args.candidates:
-        plain = Plain(generator, phi, spec_for(args, k, k), args.recompute)
-        ours = {chunk: Ours(generator, phi, spec_for(args, k, chunk)) for chunk in args.chunk}
-        drawn = ours[args.chunk[0]].rollout.sample_group(0, 0, PROMPT)
-        noise, seeds = drawn.noise, list(drawn.seeds)
-        order = torch.randperm(k, generator=torch.Generator().manual_seed(k)).tolist()
-        sides = min(8, k // 2)
-        chosen = Selection(tuple(order[:sides]), tuple(order[-sides:]))
-        expected, plain_peak = peak_of(plain, noise, seeds, chosen)
-        in_one = Ours(generator, phi, spec_for(args, k, k))(noise, seeds, chosen, Stages(noise.is_cuda))
-        whole = measuring.difference(expected, [each.cpu() for each in in_one])
-        assert whole < SAME[args.precision], f"the two updates have different gradients: {whole:.1e} at K = {k}"
-        del in_one
-        found = {chunk: peak_of(update, noise, seeds, chosen) for chunk, update in ours.items()}
-        taken = times_of({"plain": plain, **ours}, noise, seeds, chosen, args.repeats)
-        for chunk in args.chunk:
-            row = row_of(k, chunk, taken["plain"], taken[chunk], plain_peak, found[chunk][1])
-            row["gradient_difference_whole"] = whole
-            row["gradient_difference"] = measuring.difference(expected, found[chunk][0])
-            rows.append(row)
-            tell(row)
-            assert row["gradient_difference"] < NEAR[args.precision], "chunks change the gradient"
-        del plain
-    return rows
+def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """Figures of the released loop, and of ours at each budget, the first of which keeps nothing."""
+    double = check_double(case, args) if args.size == "small" else None
+    spec = case.spec(args)
+    generator, phi = case.build(args, spec)
+    ours = {"0": Ours(spec, generator, phi, 0)}
+    everything = Ours(spec, generator, phi, 2**50)
+    everything()
+    each = everything.rollout.graphs._sample_bytes
+    assert each is not None, "the drawing measured it"
+    for share in args.shares:
+        ours[f"{share:g}"] = Ours(spec, generator, phi, round(share * spec.candidates) * each)
+    updates: dict[str, Update] = {"released": make_released(spec, generator, phi), **ours}
+    gradients, operations, peaks = {}, {}, {}
+    for name, update in updates.items():
+        (gradients[name], operations[name]), peaks[name] = measuring.peak(
+            partial(count_operations, update), args.device
+        )
+    for name in ours:
+        same = all(map(torch.equal, gradients[name], gradients["0"]))
+        assert same, f"{case.name}: keeping {name} of the graphs changes the gradient"
+    gap = measuring.difference(gradients["released"], gradients["0"])
+    assert gap < BOUNDS[args.precision], f"{case.name}: the gradients differ by {gap:.1e}"
+    del gradients
+    seconds = take_times(updates, args)
+    second_unet = sum(each.nbytes for each in generator.unet.parameters() if not each.requires_grad)
+    rows = [row_of(name, seconds, peaks, operations, getattr(updates[name], "graphs_used", None)) for name in updates]
+    row = {"case": case.name, "title": case.title, "candidates": spec.candidates, "chunk": spec.chunk_size,
+           "graph_bytes": each, "second_unet_bytes": second_unet, "difference_float64": double,
+           "difference": gap, "rows": rows}  # fmt: skip
+    tell(row, args)
+    return row
 
 
-def row_of(k: int, chunk: int, plain: Any, ours: Any, plain_peak: int, peak: int) -> dict[str, Any]:
-    """Medians, and their ratios."""
-    whole = [statistics.median(sum(each.values()) for each in taken) for taken in (plain, ours)]
-    reward = "decode for the reward"
-    without = [
-        statistics.median(sum(s for name, s in each.items() if name != reward) for each in taken)
-        for taken in (plain, ours)
-    ]
+def row_of(name: str, seconds: Any, peaks: Any, operations: Any, kept: int | None) -> dict[str, Any]:
+    """`kept` is of ours alone."""
+    base = "released"
     return {
-        "candidates": k, "chunk": chunk, "plain_s": whole[0], "ours_s": whole[1], "time_ratio": whole[1] / whole[0],
-        "speedup": whole[0] / whole[1], "without_reward_decode_ratio": without[1] / without[0],
-        "plain_bytes": plain_peak, "ours_bytes": peak, "memory_ratio": peak / plain_peak,
-        "stages": {who: {name: statistics.median(each[name] for each in taken) for name in taken[0]}
-                   for who, taken in (("plain", plain), ("ours", ours))},
+        **({} if kept is None else {"kept": kept}),
+        "name": name, "seconds": seconds[name], "bytes": peaks[name], "operations": operations[name],
+        "time": seconds[base] / seconds[name], "memory": peaks[name] / peaks[base],
+        "by_operations": operations[base] / operations[name],
     }  # fmt: skip
 
 
-def tell(row: dict[str, Any]) -> None:
-    mib = {who: row[f"{who}_bytes"] / 2**20 for who in ("plain", "ours")}
-    print(f"{row['candidates']:4} {row['chunk']:6} {row['plain_s']:9.3f} {row['ours_s']:9.3f} {row['time_ratio']:7.2f} "
-          f"{row['without_reward_decode_ratio']:8.2f} {mib['plain']:10.1f} {mib['ours']:9.1f} "
-          f"{row['memory_ratio']:7.2f} {row['gradient_difference']:20.1e}")  # fmt: skip
-    for who, stages in row["stages"].items():
-        print(f"{'':11} {who}: " + ", ".join(f"{name} {seconds:.2f}" for name, seconds in stages.items()), flush=True)
+def tell(row: dict[str, Any], args: argparse.Namespace) -> None:
+    double = row["difference_float64"]
+    print(f"\n{row['title']}: K {row['candidates']}, chunks of {row['chunk']}, {args.device}, {args.precision}, "
+          f"{torch.get_num_threads()} threads; gradients differ by {row['difference']:.1e}"
+          + (f", in float64 by {double:.1e}" if double is not None else "")
+          + f"; the released loop's second U-Net takes {row['second_unet_bytes'] / 2**20:.1f} MiB more")  # fmt: skip
+    print(f"{'graphs kept':>12} {'s':>8} {'MiB':>9} {'GFLOP':>9} {'time':>6} {'memory':>7} {'by operations':>14}")
+    for each in row["rows"]:
+        name = each["name"] if each["name"] == "released" else f"{each['kept']} of {row['candidates']}"
+        print(f"{name:>12} {each['seconds']:8.3f} {each['bytes'] / 2**20:9.1f} {each['operations'] / 1e9:9.2f} "
+              f"{each['time']:6.2f} {each['memory']:7.2f} {each['by_operations']:14.2f}", flush=True)  # fmt: skip
+
+
+# ---- counted ----------------------------------------------------------------------------------------------------
+
+
+def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
+    """Operations and memory at real shapes in bf16, on tensors that have neither values nor memory.
+
+    Beside the released loop stands the same with every activation recomputed, which METHOD's table counts.
+    """
+    spec = case.spec(args, precision="bf16")
+    nowhere = Path("no-models-here")
+    cost = measure_update(spec, build_fake_models(spec, nowhere))
+    models, chosen = build_fake_models(spec, nowhere), choose(spec)
+    with models.mode:
+        noise = models.generator.draw_noise(range(spec.candidates))
+        loop = ReleasedLoop(models.generator, models.phi, spec, PROMPT.prompt)
+        rows = []
+        # torch ends the recomputation of a block where nothing more of it is needed
+        for name, stops_early in (("released", True), ("as a whole", False)):
+            with (
+                set_checkpoint_early_stop(stops_early),
+                PeakMemory() as memory,
+                FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops,
+            ):
+                loop(noise, list(range(spec.candidates)), chosen)
+            rows.append({"name": name, "operations": flops.get_total_flops(), "bytes": memory.peak_bytes})
+    released = rows[0]
+    for share in (0.0, *args.shares):
+        kept = round(share * spec.candidates)
+        rows.append({
+            "name": f"{kept} of {spec.candidates}", "kept": kept,
+            "operations": cost.operations - kept * cost.graph.operations,
+            "bytes": cost.peak_bytes(kept) + cost.group_bytes,
+        })  # fmt: skip
+    for each in rows:
+        each["memory"] = each["bytes"] / released["bytes"]
+        each["by_operations"] = released["operations"] / each["operations"]
+    print(f"\n{case.title}: K {spec.candidates}, chunks of {spec.chunk_size}, bf16, counted at real shapes; "
+          f"a sample's graph takes {cost.graph.peak_bytes / 2**30:.2f} GiB")  # fmt: skip
+    print(f"{'graphs kept':>12} {'GiB':>9} {'TFLOP':>9} {'memory':>7} {'by operations':>14}")
+    for each in rows:
+        print(f"{each['name']:>12} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
+              f"{each['by_operations']:14.2f}", flush=True)  # fmt: skip
+    return {"case": case.name, "title": case.title, "candidates": spec.candidates,
+            "graph_bytes": cost.graph.peak_bytes, "rows": rows}  # fmt: skip
+
+
+def plot(rows: list[dict[str, Any]], target: Path) -> None:
+    """Time, or operations where nothing was timed, against memory: both over the released loop's, a panel a case."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(rows), figsize=(3.6 * len(rows), 3.4), constrained_layout=True, squeeze=False)
+    what = "time" if "time" in rows[0]["rows"][0] else "by_operations"
+    for axis, row in zip(axes[0], rows, strict=True):
+        ours = [each for each in row["rows"] if "kept" in each]
+        x, y = [each["memory"] for each in ours], [1 / each[what] for each in ours]
+        axis.plot(x, y, "-o", color="#1b7f5c", ms=5)
+        for each, at, height in zip(ours, x, y, strict=True):
+            label = "lean" if not each["kept"] else f"{each['kept']} of {row['candidates']}"
+            axis.annotate(label, (at, height), textcoords="offset points", xytext=(5, 5), fontsize=8)
+        axis.plot([1], [1], "s", color="#8a93a6")
+        axis.annotate("released", (1, 1), textcoords="offset points", xytext=(5, 5), fontsize=8)
+        axis.set_title(row["title"], fontsize=10)
+        axis.set_xlabel("peak memory / released")
+        axis.set_xlim(0, 1.3 * max(1, *x))
+        axis.set_ylim(0.93 * min(1, *y), 1.05 * max(1, *y))
+        axis.grid(alpha=0.25)
+        axis.spines[["top", "right"]].set_visible(False)
+    axes[0][0].set_ylabel(f"{what.removeprefix('by_')} / released")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(target, dpi=130)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", choices=tuple(NEEDED_GIB), default="small")
-    parser.add_argument("--precision", choices=("fp32", "bf16", "fp16"), default="fp32")
-    parser.add_argument("--candidates", type=int, nargs="+", default=[8, 16, 24, 32, 64])
-    parser.add_argument("--chunk", type=int, nargs="+", default=[8])
-    parser.add_argument("--recompute", action="store_true", help="the plain loop's U-Net recomputes its activations")
+    parser.add_argument("--cases", choices=tuple(CASES), nargs="+", default=list(CASES))
+    parser.add_argument("--size", choices=("small", "real"), default="small")
+    parser.add_argument("--precision", choices=tuple(BOUNDS), default="fp32")
+    parser.add_argument("--chunk", type=int, help="samples worked on at once; the recipe's if absent")
+    parser.add_argument("--shares", type=float, nargs="+", default=[0.25, 0.5, 0.75, 1.0], help="of the graphs, kept")
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--force", action="store_true", help="skip the look at free memory")
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--plot", type=Path, help="draw the frontier of time and memory")
     args = parser.parse_args()
-    if not args.force:
-        measuring.require_memory(args.size, NEEDED_GIB[args.size], args.device)
-    rows = compare(args)
+    is_counted = args.size == "real" and args.device == "cpu"
+    rows = []
+    for name in args.cases:
+        if args.size == "real" and not is_counted and not args.force:
+            measuring.require_memory(name, NEEDED_GIB[name], args.device)
+        rows.append((count if is_counted else measure)(CASES[name], args))
     measuring.write(args, rows=rows)
+    if args.plot:
+        plot(rows, args.plot)
 
 
 if __name__ == "__main__":

@@ -622,6 +622,16 @@ class TrainSpec(GeneratorSpec):
         default=8,
         description="Samples that are worked on at once; memory, not maths. Halved when memory runs out.",
     )
+    memory: Literal["auto", "lean"] = Field(
+        default="auto",
+        description="`auto` keeps the graphs of drawn samples for their gradient as far as memory allows, which saves "
+        "a second pass; `lean` draws every sample again, in the memory of one chunk. The gradient is the same.",
+    )
+    memory_budget_gib: PositiveFloat | None = Field(
+        default=None,
+        description="GiB that kept graphs may take on each device, where `memory` is `auto`; if absent, half of what "
+        "is free on a GPU beside the weights, and 1 on a CPU.",
+    )
 
     @property
     def is_offline(self) -> bool:
@@ -693,6 +703,11 @@ class TrainSpec(GeneratorSpec):
                 field="samples.every",
             )
 
+        if self.memory == "lean" and self.memory_budget_gib is not None:
+            raise InvalidInput(
+                "memory_budget_gib is given, but memory 'lean' keeps no graphs: leave it out, or set memory to 'auto'",
+                field="memory_budget_gib",
+            )
         if self.stop_on is not None:
             self._check_stop_found()
 

@@ -91,17 +91,19 @@ def _print_phases(plan: dict[str, Any]) -> None:
     )  # fmt: skip
     for heading, justify in (("phase", "left"), ("TFLOP", "right"), ("share", "right"), ("peak GiB", "right")):
         table.add_column(heading, justify=justify)  # type: ignore[arg-type]
+    whole = sum(cost["teraflop"] for cost in plan["phases"].values())
     for name, cost in plan["phases"].items():
-        share = cost["teraflop"] / plan["teraflop_per_update"]
+        share = cost["teraflop"] / whole
         table.add_row(name, f"{cost['teraflop']:.1f}", f"{share:.0%}", f"{cost['peak_bytes'] / GIB:.2f}")
     table.add_section()
-    table.add_row("all", f"{plan['teraflop_per_update']:.1f}", "", "")
+    table.add_row("all", f"{whole:.1f}", "", "")
     console.print(table)
     memory = plan["memory"]
     console.print(
         f"Memory: weights {memory['weights'] / GIB:.2f} + optimizer {memory['optimizer'] / GIB:.2f} + groups "
         f"{memory['groups'] / GIB:.2f} + prompts {memory['prompts'] / GIB:.2f} + peak {memory['peak_phase'] / GIB:.2f} "
-        f"= {memory['total'] / GIB:.2f} GiB. Disk: {plan['disk_bytes'] / GIB:.2f} GiB."
+        f"= {memory['total'] / GIB:.2f} GiB, with memory lean. A sample's graph, where it is kept (memory auto): "
+        f"{plan['graphs']['bytes_each'] / GIB:.2f} GiB more. Disk: {plan['disk_bytes'] / GIB:.2f} GiB."
     )
 
 
@@ -113,6 +115,9 @@ def _print_devices(plans: list[dict[str, Any]]) -> None:
         "usable GiB",
         "fits",
         "largest chunk",
+        "graphs kept",
+        "GiB, lean to auto",
+        "TFLOP, lean to auto",
         "s an update",
         "hours",
         "requests a minute",
@@ -120,9 +125,13 @@ def _print_devices(plans: list[dict[str, Any]]) -> None:
     for heading in headings:
         table.add_column(heading, justify="left" if heading in ("device", "precision") else "right")
     for plan in plans:
+        graphs, total, teraflop = plan["graphs"], plan["memory"]["total"], plan["teraflop_per_update"]
         table.add_row(
             escape(plan["device"]), plan["precision"], f"{plan['memory']['usable'] / GIB:.1f}",
             "[green]yes[/]" if plan["fits"] else "[red]no[/]", str(plan["largest_chunk"] or "none"),
+            f"{graphs['kept']} of {plan['images_per_update']}",
+            _range((total / GIB, graphs["total"] / GIB)),
+            _range((teraflop + graphs["saved_teraflop"], teraflop)),
             _range(plan["seconds_per_update"]), _range(plan["hours"]),
             _range(plan["requests_per_minute"]),
         )  # fmt: skip

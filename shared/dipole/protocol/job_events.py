@@ -53,7 +53,9 @@ class JobEvent:
 
 @dataclass(frozen=True, kw_only=True)
 class StepFinished(JobEvent):
-    """`figures`: the loss and its parts, rewards and their spread by name, skipped groups, lr, rate, ETA, seconds."""
+    """`figures`: the loss and its parts, rewards and their spread by name, skipped groups, kept graphs, lr, rate, ETA,
+    seconds.
+    """
 
     kind = "step"
     message = "Step {step}/{steps}: training loss {loss}"
@@ -283,6 +285,15 @@ class MemoryRanOut(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class GraphsGivenUp(JobEvent):
+    """As with `memory: lean` from here on."""
+
+    kind = "graphs_given_up"
+    message = "Out of memory: graphs are kept no longer, and samples are drawn again for their gradient from here on"
+    level = "warn"
+
+
+@dataclass(frozen=True, kw_only=True)
 class PrecisionChosen(JobEvent):
     """What the frozen base computes in, at each start of the run; `device` is cuda or cpu."""
 
@@ -473,7 +484,7 @@ SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
     FileExported, ReportWritten, RewardHackingFound, StoppedEarly, JobWarned, RewardLeftOut, RewardUnverified,
     RewardSilent, RewardAnswersAgain, RankingsPending, GroupSkipped, CandidatesNotFinite, PromptsCut, SchedulerChanged,
-    MemoryRanOut, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
+    MemoryRanOut, GraphsGivenUp, PrecisionChosen, PrecisionKept, PrecisionIsSlow, AcceleratorLost,
 )  # fmt: skip
 _BY_KIND = {event.kind: event for event in SESSION_EVENTS}
 

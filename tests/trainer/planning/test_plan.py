@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
@@ -16,12 +17,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from dipole.cli.jobs import read_job_file
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
+from dipole_trainer.compute.graph_budget import GraphBudget
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.peak_memory import PeakMemory
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.tiny_pipelines import write_pipeline
 from dipole_trainer.planning.devices import DEVICES, USABLE_MEMORY, Device, find_device
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job
-from dipole_trainer.planning.peak_memory import PeakMemory
 from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
 from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
@@ -43,11 +46,9 @@ def job(**more: Any) -> TrainSpec:
     return parse_job({"model": "tiny-turbo", "candidates": 16, "chunk_size": 4, "prompts_per_step": 1, **more})
 
 
-def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
-    """Operations and peak bytes of one update of real networks, weights and kept samples not counted in the peak."""
-    generator = generators.build_generator(spec, models_dir=models_dir)
-    phi = features.build_features(spec.features, generator, models_dir=models_dir)
-    rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size))
+def run_real_update(spec: TrainSpec, generator: OneStepGenerator, phi: Any, graphs: GraphBudget) -> tuple[int, int]:
+    """Operations and peak bytes of one update of real networks, weights not counted in the peak."""
+    rollout = Rollout(spec, generator, phi, MicroBatches(spec.chunk_size), graphs)
     generator.embed_prompt(PROMPT.prompt)
     half = spec.candidates // 2
     order = GroupOrder(
@@ -56,7 +57,7 @@ def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
     )
     with PeakMemory() as memory, FlopCounterMode(display=False, custom_mapping=FLOP_FORMULAS) as flops:
         drawn = rollout.sample_group(0, 0, PROMPT)
-        rollout.decode_candidates(drawn.ranked_latents)
+        rollout.decode_group(drawn)
         rollout.prepare_features(drawn)
         _, share = rollout.group_gradient(drawn, order, on_policy=True)
     assert share is not None
@@ -76,13 +77,19 @@ def run_real_update(spec: TrainSpec, models_dir: Path) -> tuple[int, int]:
     ids=lambda more: "-".join(map(str, more.values())) or "drpo",
 )
 def test_a_plan_counts_what_a_real_update_does(more: dict[str, Any], models_dir: Path) -> None:
-    """Operations to 1 %, and the peak of memory to 15 %."""
+    """Operations to 1 %, and the peak of memory to 15 %: without kept graphs, and with those of all samples."""
     spec = job(**more)
     planned = measure_update(spec, build_fake_models(spec, models_dir))
-    operations, peak = run_real_update(spec, models_dir)
+    generator = generators.build_generator(spec, models_dir=models_dir)
+    phi = features.build_features(spec.features, generator, models_dir=models_dir)
+    operations, peak = run_real_update(spec, generator, phi, GraphBudget(0))
     assert planned.operations == pytest.approx(operations, rel=0.01)
-    highest = max(phase.peak_bytes for phase in planned.phases.values()) + planned.group_bytes
-    assert highest == pytest.approx(peak, rel=0.15)
+    assert planned.peak_bytes() + planned.group_bytes == pytest.approx(peak, rel=0.15)
+    operations, peak = run_real_update(spec, generator, phi, GraphBudget(2**50))
+    kept = spec.candidates
+    spared = (kept - 1) * planned.graph.operations  # one more sample tells the budget what a graph takes
+    assert planned.operations - spared == pytest.approx(operations, rel=0.01)
+    assert planned.peak_bytes(kept) + planned.group_bytes == pytest.approx(peak, rel=0.15)
 
 
 def test_weights_are_those_that_a_job_loads(models_dir: Path) -> None:
@@ -121,6 +128,22 @@ def test_a_chunk_that_is_said_to_fit_does() -> None:
     assert 0 < told.largest_chunk < 16
     assert plan(small, chunk_size=told.largest_chunk).fits
     assert not plan(small, chunk_size=told.largest_chunk + 2).fits
+
+
+def test_a_plan_keeps_the_graphs_that_there_is_room_for() -> None:
+    """All, or whole chunks within the budget; none where memory would run out over them."""
+    auto = plan(DEVICES["h100"])
+    assert auto.graphs.kept == 16
+    assert sum(phase["teraflop"] for phase in auto.phases.values()) == pytest.approx(
+        auto.teraflop_per_update + auto.graphs.saved_teraflop
+    )
+    each, lean = auto.graphs.bytes_each, auto.memory.total
+    roomy, tight = (Device("small", math.ceil((lean + more) / USABLE_MEMORY), 1e12, 1e12) for more in (8 * each, 0))
+    spec = job(memory_budget_gib=9.9 * each / 2**30)
+    plans = plan_job(spec, models_dir=Path("none"), devices=[DEVICES["h100"], roomy, tight])
+    assert [found.graphs.kept for found in plans] == [8, 8, 0]
+    assert all(found.fits for found in plans)
+    assert plans[2].graphs.total == plans[2].memory.total
 
 
 def test_costs_add_up_over_prompts_and_steps() -> None:

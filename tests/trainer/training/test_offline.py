@@ -223,9 +223,7 @@ def test_a_prompt_s_pairs_are_one_group(tmp_path: Path) -> None:
             count,
             *sides,
         )
-        bright = (
-            rollout.decode_candidates(drawn.ranked_latents)[0].mean((1, 2, 3)) > 200
-        )  # its VAE was not made for grey images
+        bright = rollout.decode_group(drawn)[0].mean((1, 2, 3)) > 200  # its VAE was not made for grey images
         assert bright[list(chosen.selection.positives)].all()
         assert not bright[list(chosen.selection.negatives)].any()
         assert drawn.x is not None
@@ -329,11 +327,7 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     entries = []
     for index, prompt in enumerate(spec.prompts[:2]):
         drawn = rollout.sample_group(0, index, prompt)
-        ranker.submit(
-            CandidateGroup(
-                str(index), 0, prompt.prompt, None, rollout.decode_candidates(drawn.ranked_latents)[0], drawn.seeds
-            )
-        )
+        ranker.submit(CandidateGroup(str(index), 0, prompt.prompt, None, rollout.decode_group(drawn)[0], drawn.seeds))
         ranked = ranker.collect(30)
         assert ranked is not None
         entries.append(json.loads(json.dumps(recorder.make_entry(drawn, ranked))))

@@ -11,10 +11,21 @@ T = TypeVar("T")
 
 
 class MicroBatches:
-    """Pieces of at most `size` samples. Out of memory halves the size, for good, and the piece is tried again."""
+    """Pieces of at most `size` samples. Out of memory halves the size, for good, and the piece is tried again.
 
-    def __init__(self, size: int, on_halved: Callable[[int], None] = lambda size: None) -> None:
-        self.size, self._on_halved = size, on_halved
+    Before that `free_memory` is asked to give up what can be done without, and says whether it did.
+    """
+
+    def __init__(
+        self,
+        size: int,
+        on_halved: Callable[[int], None] = lambda size: None,
+        *,
+        free_memory: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.size = size
+        self._on_halved = on_halved
+        self._free_memory = free_memory
 
     def map(self, rows: Sequence[int], call: Callable[[list[int]], T]) -> list[T]:
         """`call` of consecutive pieces of `rows`. Raises torch.OutOfMemoryError when one sample alone does not fit."""
@@ -27,16 +38,18 @@ class MicroBatches:
                 done += len(piece)
                 continue
             except RuntimeError as error:
-                if not is_out_of_memory(error) or len(piece) == 1:
+                if not is_out_of_memory(error):
                     raise
-            self._halve_size(len(piece))  # not in the except block: its traceback holds the piece's tensors
+                has_freed = self._free_memory()
+                if len(piece) == 1 and not has_freed:
+                    raise
+            # not in the except block: its traceback holds the piece's tensors
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
+            if not has_freed:
+                self.size = len(piece) // 2
+                self._on_halved(self.size)
         return results
-
-    def _halve_size(self, tried: int) -> None:
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        self.size = tried // 2
-        self._on_halved(self.size)
 
 
 def is_out_of_memory(error: RuntimeError) -> bool:

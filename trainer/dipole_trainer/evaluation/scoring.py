@@ -18,7 +18,8 @@ from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.features import FeatureExtractor, extract_features
-from dipole_trainer.generators.one_step import OneStepGenerator, join_candidates
+from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.seeds import derive_seeds
@@ -119,12 +120,12 @@ def _sample_images(
     there is none at all.
     """
 
-    def sample_rows(rows: list[int]) -> tuple[torch.Tensor, tuple[NDArray[np.uint8], dict[int, str]]]:
+    def sample_rows(rows: list[int]) -> tuple[torch.Tensor, DecodedCandidates]:
         latents = generator(noise[rows], [prompts[row] for row in rows])
-        return latents, generator.decode_candidates(latents)
+        return latents, DecodedCandidates.of_pixels(generator.decode_pixels(latents), latents)
 
     latents, decoded = zip(*micro_batches.map(range(len(noise)), sample_rows), strict=True)
-    images, flaws = join_candidates(decoded)
+    images, flaws = generator.read_candidates(decoded)
     if len(flaws) == len(images):
         raise NotFinite(generator.describe_flaws(flaws, len(images)))
     return torch.cat(latents), images, flaws

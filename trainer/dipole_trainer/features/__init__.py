@@ -9,7 +9,7 @@ Legend: K samples, T tokens, D features, c latent channels, h, w latent size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -33,6 +33,8 @@ from dipole_trainer.weights import feature_weights
 
 
 class FeatureExtractor(Protocol):
+    """A space that reads images has `encode_pixels` too, of decoded ones (K, 3, H, W) from 0 to 1."""
+
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
         """Keys of latents x (K, c, h, w), float32 in the U-Net's units: {key: (K, T, D)}.
 
@@ -76,4 +78,9 @@ def extract_features(
     parts = micro_batches.map(
         range(len(x)), lambda rows: features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
     )
+    return join_features(parts)
+
+
+def join_features(parts: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """Micro-batches of features as one."""
     return {key: torch.cat([part[key] for part in parts]) for key in parts[0]}

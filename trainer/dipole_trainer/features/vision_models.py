@@ -61,7 +61,11 @@ class VisionFeatures:
         self.keys = {key: known[key] for key in choose_keys(wanted, known, published, space=space)}
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        images = self._preprocess(self._decode_pixels(x))
+        return self.encode_pixels(self._decode_pixels(x))
+
+    def encode_pixels(self, pixels: Tensor) -> dict[str, Tensor]:
+        """Keys of images (K, 3, H, W) from 0 to 1."""
+        images = self._preprocess(pixels)
         layers = [layer for layer, _ in self.keys.values()]
         tokens = activations.capture_outputs(self.model, layers, lambda: self._run_model(images))
         return {key: TOKEN_STATISTICS[part](tokens[layer]) for key, (layer, part) in self.keys.items()}

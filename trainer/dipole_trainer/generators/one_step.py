@@ -28,6 +28,7 @@ from transformers.utils import logging as transformers_logging
 from dipole.errors import InvalidInput, NotFinite
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators import activations, initial_weights, prompt_limits, vae
+from dipole_trainer.generators.candidate_images import DecodedCandidates
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
@@ -70,6 +71,8 @@ class OneStepGenerator:
         schedule = make_one_step_schedule(pipeline.scheduler)
         pipeline.register_modules(scheduler=schedule.scheduler)
         self.scheduler, self.schedule_change = schedule.scheduler, schedule.change
+        self.scheduler.set_timesteps(1)  # its tables stay on the host, where they are read
+        self.timestep = self.scheduler.timesteps[0].to(self.device)
         self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
         vae.check_scaling(self.vae.config)
         self._tokenizers = prompt_limits.bound_tokenizers(pipeline)
@@ -202,22 +205,21 @@ class OneStepGenerator:
 
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
-        sample, timestep, inputs = self._step_inputs(noise, [prompt] if isinstance(prompt, str) else prompt)
+        scheduler = copy.copy(self.scheduler)  # a step moves it on
+        sample, inputs = self._step_inputs(scheduler, noise, [prompt] if isinstance(prompt, str) else prompt)
         with self._autocast():
             output = self._trained.network(**inputs, return_dict=False)[0]
-        stepped: Tensor = self.scheduler.step(output.float(), timestep, sample, return_dict=False)[0]
+        stepped: Tensor = scheduler.step(output.float(), scheduler.timesteps[0], sample, return_dict=False)[0]
         return stepped
 
-    def _step_inputs(self, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, Tensor, dict[str, Any]]:
-        """The scheduler's sample and timestep for its one step, and what the U-Net is given for it."""
-        self.scheduler.set_timesteps(1, device=self.device)
-        timestep = self.scheduler.timesteps[0]
-        sample = noise * self.scheduler.init_noise_sigma
-        model_input = self.scheduler.scale_model_input(sample, timestep).to(self._dtype)
+    def _step_inputs(self, scheduler: Any, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Any]]:
+        """The scheduler's sample for its one step, and what the U-Net is given for it."""
+        sample = noise * scheduler.init_noise_sigma
+        model_input = scheduler.scale_model_input(sample, scheduler.timesteps[0]).to(self._dtype)
         condition = self._conditioning(prompts, len(noise))
         if self._compiled:
             mark_dynamic_batch([model_input, *condition.values()])
-        return sample, timestep, {"sample": model_input, "timestep": timestep, **condition}
+        return sample, {"sample": model_input, "timestep": self.timestep, **condition}
 
     @torch.no_grad()
     def draw_reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
@@ -258,7 +260,7 @@ class OneStepGenerator:
         return condition
 
     def _check_compiled(self) -> None:
-        _, _, inputs = self._step_inputs(self.draw_noise([0, 1]), ["a photograph"])
+        _, inputs = self._step_inputs(copy.copy(self.scheduler), self.draw_noise([0, 1]), ["a photograph"])
 
         def run_unet(unet: Any) -> Tensor:
             with self._autocast():
@@ -295,14 +297,19 @@ class OneStepGenerator:
     @torch.no_grad()
     def decode_candidates(self, x: Tensor) -> tuple[NDArray[np.uint8], dict[int, str]]:
         """Images, uint8 (K, H, W, 3) RGB, and by row why there is none of it: it is black then."""
-        decoded = vae.decode_latents(self.vae, x)
-        sound, drawn = vae.finite_rows(decoded, x), vae.finite_rows(x)
+        return self.read_candidates([DecodedCandidates.of_pixels(self.decode_pixels(x), x)])
+
+    def read_candidates(self, parts: Sequence[DecodedCandidates]) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Micro-batches of decoded candidates as `decode_candidates` gives them; waits for the device."""
+        decoded = DecodedCandidates.join(parts)
+        images = decoded.images.cpu().numpy()
+        sound, drawn = torch.stack([decoded.has_pixels, decoded.has_latents]).tolist()
         flaws = {
             row: f"not_finite: {f'pixels of {self._vae_name()}' if drawn[row] else f'latents in {self.precision}'}"
-            for row in (~sound).nonzero()[:, 0].tolist()
+            for row in range(len(images))
+            if not sound[row]
         }
-        scaled = ((torch.where(sound.view(-1, 1, 1, 1), decoded, -1.0) + 1) * 127.5).round().clamp(0, 255)
-        return np.ascontiguousarray(scaled.to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()), flaws
+        return images, flaws
 
     def describe_flaws(self, flaws: Mapping[int, str], count: int) -> str:
         """What `decode_candidates` says of `count` latents, and what to do about it, in a sentence."""
@@ -346,15 +353,6 @@ def _merge_initial(network: nn.Module, spec: GeneratorSpec, folder: Path | None)
     base = initial_weights.fingerprint_weights(network.state_dict())
     initial_weights.merge_initial_weights(network, folder)
     return f"{base}+{spec.initial_checkpoint.id}"
-
-
-def join_candidates(
-    parts: Sequence[tuple[NDArray[np.uint8], dict[int, str]]],
-) -> tuple[NDArray[np.uint8], dict[int, str]]:
-    """Micro-batches of `decode_candidates` as one."""
-    begins = np.cumsum([0, *(len(images) for images, _ in parts)]).tolist()
-    flaws = {begin + row: why for begin, (_, flaws) in zip(begins, parts, strict=False) for row, why in flaws.items()}
-    return np.concatenate([images for images, _ in parts]), flaws
 
 
 def _image_side(pipeline: Any, resolution: int | None) -> int:

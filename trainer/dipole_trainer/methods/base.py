@@ -5,6 +5,7 @@ Legend: K samples of the current weights, R ranked samples, c, h, w latent size,
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from dipole.errors import NotFinite
 from dipole_trainer.spec import CompareIn
 
 FeatureSets = Mapping[str, Tensor]  # {key: (samples, T, D)}
@@ -48,11 +50,12 @@ class MethodLoss:
     parts: Mapping[str, Tensor] = field(default_factory=dict)
 
     def read_figures(self) -> dict[str, float]:
-        """`loss` and the parts as numbers: the device is waited for once."""
+        """`loss` and the parts as numbers: the device is waited for once. Raises NotFinite where the loss is not."""
         figures = {"loss": self.total, **self.parts}
-        return dict(
-            zip(figures, torch.stack([each.detach().float() for each in figures.values()]).tolist(), strict=True)
-        )
+        values = torch.stack([each.detach().float() for each in figures.values()]).tolist()
+        if not math.isfinite(values[0]):
+            raise NotFinite("the loss is not finite: lower optimizer.lr, or use precision bf16 or fp32")
+        return dict(zip(figures, values, strict=True))
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,7 @@ class Method:
     """A loss, and what it needs of the loop."""
 
     loss: Callable[[RankedSamples, Any], MethodLoss]  # the second is the method's own settings, in spec.py
+    moves_every_sample: bool = False  # each of a group has a gradient; else some of them are not made again for one
     needs_reference: bool = False  # the frozen base's samples, and φ of them where its settings use features
     # a group's noises (K, …) made from independent ones
     make_noises: Callable[[Tensor, DrawNoise, Any], Tensor] | None = None

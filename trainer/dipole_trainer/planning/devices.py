@@ -32,6 +32,12 @@ class Device:
     single: float
     is_measured: bool = False
     has_bf16: bool = True
+    is_cpu: bool = False
+
+    @property
+    def usable_bytes(self) -> int:
+        """What tensors may have."""
+        return int(self.memory_bytes * USABLE_MEMORY)
 
     def default_precision(self) -> Precision:
         """What a job computes in here that names no precision."""
@@ -85,7 +91,7 @@ def measure_device(device: str) -> Device:
         memory, side = torch.cuda.get_device_properties(device).total_memory, 8192
     half, single = (_measure_rate(device, dtype, side) for dtype in (torch.bfloat16, torch.float32))
     name, has_bf16 = f"this machine's {device}", gpu.supports_bf16(device)
-    return Device(name, memory, half, single, is_measured=True, has_bf16=has_bf16)
+    return Device(name, memory, half, single, is_measured=True, has_bf16=has_bf16, is_cpu=device == "cpu")
 
 
 def _measure_rate(device: str, dtype: torch.dtype, side: int) -> float:

@@ -51,14 +51,12 @@ class _OneStepScheduler:
     """Costs what a scheduler's one step costs; diffusers' own reads its tables' values on the host."""
 
     init_noise_sigma = 1.0
+    timesteps = (999,)
 
-    def set_timesteps(self, count: int, device: torch.device) -> None:
-        self.timesteps = torch.empty(count, device=device)
-
-    def scale_model_input(self, sample: Tensor, timestep: Tensor) -> Tensor:
+    def scale_model_input(self, sample: Tensor, timestep: int) -> Tensor:
         return sample * 1.0
 
-    def step(self, output: Tensor, timestep: Tensor, sample: Tensor, return_dict: bool) -> tuple[Tensor]:
+    def step(self, output: Tensor, timestep: int, sample: Tensor, return_dict: bool) -> tuple[Tensor]:
         return (sample - output,)
 
 
@@ -81,6 +79,7 @@ def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu")
     generator.parameters()[:] = [replaced[id(each)][1] for each in generator.parameters()]  # type: ignore[misc]
     generator.device, generator.scheduler = torch.device(device), _OneStepScheduler()
     with mode:
+        generator.timestep = torch.empty((), device=device)
         phi = _wrap_encoder(space, encoder, spec.features, generator)
     return FakeModels(
         generator=generator,

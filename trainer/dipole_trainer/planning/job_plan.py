@@ -15,10 +15,11 @@ from pydantic import ValidationError
 
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import first_error
+from dipole_trainer.compute.graph_budget import choose_budget
 from dipole_trainer.planning.architectures import CLIP_TOKENS
-from dipole_trainer.planning.devices import MEASURED_UTILISATION, USABLE_MEMORY, UTILISATION, Device
+from dipole_trainer.planning.devices import MEASURED_UTILISATION, UTILISATION, Device
 from dipole_trainer.planning.fake_models import build_fake_models
-from dipole_trainer.planning.plans import JobPlan, MemoryPlan
+from dipole_trainer.planning.plans import GraphPlan, JobPlan, MemoryPlan
 from dipole_trainer.planning.update_cost import UpdateCost, measure_update
 from dipole_trainer.spec import MAX_STEPS, Precision, TrainSpec
 from dipole_trainer.weights.base_models import base_of_name
@@ -105,9 +106,11 @@ def describe_limits(spec: TrainSpec, plan: JobPlan) -> list[str]:
 def _plan_device(spec: TrainSpec, costed: _PrecisionCost, device: Device) -> JobPlan:
     cost = costed.update
     memory = _plan_memory(spec, cost, device, costed.prompt_bytes)
+    graphs = _plan_graphs(spec, cost, device, memory)
+    operations = cost.operations - graphs.kept * cost.graph.operations
     low, high = MEASURED_UTILISATION if device.is_measured else UTILISATION
     rate = device.rate(costed.precision)
-    seconds = (cost.operations / (rate * high), cost.operations / (rate * low))
+    seconds = (operations / (rate * high), operations / (rate * low))
     return JobPlan(
         model=spec.model,
         is_published_shape=costed.is_published_shape,
@@ -115,13 +118,14 @@ def _plan_device(spec: TrainSpec, costed: _PrecisionCost, device: Device) -> Job
         precision=costed.precision,
         chunk_size=cost.chunk_size,
         memory=memory,
+        graphs=graphs,
         fits=memory.total <= memory.usable,
         largest_chunk=_largest_chunk(spec, cost, memory),
         phases={
             name: {"teraflop": phase.operations / 1e12, "peak_bytes": phase.peak_bytes}
             for name, phase in cost.phases.items()
         },
-        teraflop_per_update=cost.operations / 1e12,
+        teraflop_per_update=operations / 1e12,
         images_per_update=spec.prompts_per_step * spec.candidates,
         seconds_per_update=seconds,
         hours=(seconds[0] * spec.steps / 3600, seconds[1] * spec.steps / 3600),
@@ -139,9 +143,20 @@ def _plan_memory(spec: TrainSpec, cost: UpdateCost, device: Device, prompt_bytes
         "optimizer": 3 * cost.trained_bytes,  # Adam's two moments, and the sum of gradients
         "groups": groups,
         "prompts": prompt_bytes,
-        "peak_phase": max(phase.peak_bytes for phase in cost.phases.values()),
+        "peak_phase": cost.peak_bytes(),
     }
-    return MemoryPlan(**parts, total=sum(parts.values()), usable=int(device.memory_bytes * USABLE_MEMORY))
+    return MemoryPlan(**parts, total=sum(parts.values()), usable=device.usable_bytes)
+
+
+def _plan_graphs(spec: TrainSpec, cost: UpdateCost, device: Device, memory: MemoryPlan) -> GraphPlan:
+    """Whole micro-batches as the budget has room for them; none where memory would run out over them."""
+    budget = choose_budget(spec, None if device.is_cpu else max(0, device.usable_bytes - cost.weights_bytes))
+    each, chunk = cost.graph.peak_bytes, cost.chunk_size
+    kept = min(budget // (each * chunk) * chunk, spec.prompts_per_step * spec.candidates) if each else 0
+    total = memory.total - memory.peak_phase + cost.peak_bytes(kept)
+    if total > memory.usable:
+        kept, total = 0, memory.total
+    return GraphPlan(kept, each, total, kept * cost.graph.operations / 1e12)
 
 
 def _largest_chunk(spec: TrainSpec, cost: UpdateCost, memory: MemoryPlan) -> int:

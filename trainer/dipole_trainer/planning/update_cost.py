@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
+from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.peak_memory import PeakMemory
 from dipole_trainer.features import FeatureExtractor
+from dipole_trainer.methods.base import FeatureSets
 from dipole_trainer.planning.fake_models import FakeModels
-from dipole_trainer.planning.peak_memory import PeakMemory
 from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import OutputGradients
@@ -35,8 +37,17 @@ def _count_cpu_attention(query: Any, key: Any, value: Any, *args: Any, out_shape
     return int(sdpa_flop_count(query, key, value))  # type: ignore[no-untyped-call]
 
 
+def _count_cpu_attention_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **more: Any
+) -> int:
+    return int(sdpa_backward_flop_count(grad, query, key, value))  # type: ignore[no-untyped-call]
+
+
 # fake tensors on "cpu" take this kernel, whose memory is a GPU's flash attention's; torch's counter knows the others
-FLOP_FORMULAS = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention}
+FLOP_FORMULAS = {
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _count_cpu_attention,
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _count_cpu_attention_backward,
+}
 
 
 @dataclass(frozen=True)
@@ -47,19 +58,34 @@ class PhaseCost:
     peak_bytes: int
 
 
+NO_COST = PhaseCost(0, 0)
+
+
 @dataclass(frozen=True)
 class UpdateCost:
-    """One update of a job on one device. `phases` by the names of PHASES."""
+    """One update of a job on one device, every sample drawn again for its gradient. `phases` by the names of PHASES."""
 
     phases: dict[str, PhaseCost]
+    graph: PhaseCost  # of one sample's graph: operations to make it again, bytes to keep it; 0 where none is kept
     chunk_size: int
     weights_bytes: int
     trained_bytes: int
+    summed_bytes: int  # of gradients that chunks after the first are added to
     group_bytes: int  # what a group keeps on the device until its gradient is taken
 
     @property
     def operations(self) -> int:
         return sum(each.operations for each in self.phases.values())
+
+    def peak_bytes(self, kept: int = 0) -> int:
+        """Of any phase, with the graphs of so many samples kept, which are let go chunk by chunk as they are used."""
+        held, chunk = kept * self.graph.peak_bytes, self.chunk_size * self.graph.peak_bytes
+        backward = self.phases["backward"].peak_bytes
+        return max(
+            backward - self.summed_bytes + max(held - chunk, 0),  # the first chunk, whose gradient is not added to any
+            backward + max(held - 2 * chunk, 0),
+            *(phase.peak_bytes + held for name, phase in self.phases.items() if name != "backward"),
+        )
 
 
 class _PhaseCounter:
@@ -98,18 +124,39 @@ class _CountedFeatures:
 
     def __init__(self, phi: FeatureExtractor, counter: _PhaseCounter) -> None:
         self._phi, self._counter = phi, counter
+        if encode_pixels := getattr(phi, "encode_pixels", None):
+            self.encode_pixels = partial(self._count, encode_pixels)
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
+        return self._count(partial(self._phi, prompt=prompt, seeds=seeds), x)
+
+    def _count(self, encode: Callable[[Tensor], dict[str, Tensor]], x: Tensor) -> dict[str, Tensor]:
         if torch.is_grad_enabled():
-            return self._phi(x, prompt=prompt, seeds=seeds)
-        return self._counter.run_phase("features", lambda: self._phi(x, prompt=prompt, seeds=seeds))
+            return encode(x)
+        return self._counter.run_phase("features", lambda: encode(x))
 
 
-class _ValuelessRollout(Rollout):
-    """A rollout of fake tensors: nobody can see whether one of them is finite."""
+class _CountedRollout(Rollout):
+    """A rollout of fake tensors, of which nobody can see whether one is finite. Counts what a graph takes."""
+
+    def __init__(self, spec: TrainSpec, models: FakeModels, counter: _PhaseCounter) -> None:
+        phi = _CountedFeatures(models.phi, counter)
+        super().__init__(spec, models.generator, phi, MicroBatches(spec.candidates))
+        self.graph_operations = self.graph_bytes = 0
+        self._counter = counter
 
     def leave_out_flawed(self, drawn: SampledGroup) -> None:
         pass
+
+    def sample_with_graph(
+        self, drawn: SampledGroup, rows: list[int], *, needs_features: bool
+    ) -> tuple[Tensor, FeatureSets]:
+        flops, memory = self._counter.flops, self._counter.memory
+        operations, held = flops.get_total_flops(), memory.alive_bytes
+        made = super().sample_with_graph(drawn, rows, needs_features=needs_features)
+        self.graph_operations = flops.get_total_flops() - operations
+        self.graph_bytes = memory.alive_bytes - held
+        return made
 
 
 @dataclass(frozen=True)
@@ -118,11 +165,8 @@ class _AssumedGradients(OutputGradients):
 
     rows: int
 
-    def nonzero_rows(self) -> list[int]:
-        return list(range(self.rows))
-
-    def largest_magnitude(self) -> float:
-        return 1.0
+    def find_nonzero_rows(self) -> tuple[list[int], float]:
+        return list(range(self.rows)), 1.0
 
 
 def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | None = None) -> UpdateCost:
@@ -132,7 +176,7 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     precision = "bf16" if spec.precision == "fp16" else spec.precision
     one_chunk = spec.model_copy(update={"candidates": chunk, "precision": precision})
     counter = _PhaseCounter()
-    rollout = _ValuelessRollout(one_chunk, models.generator, _CountedFeatures(models.phi, counter), MicroBatches(chunk))
+    rollout = _CountedRollout(one_chunk, models, counter)
     with models.mode:
         models.generator.embed_prompt(PROMPT.prompt)  # once a prompt, and kept
         with counter.memory, counter.flops:
@@ -143,7 +187,10 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     # from the second chunk on the sum of gradients is there beside a chunk's own
     summed = models.trained_bytes if spec.candidates > chunk else 0
     extra = {"backward": summed}
+    keeps_graphs = rollout.method.moves_every_sample
+    graph = PhaseCost(rollout.graph_operations // chunk, rollout.graph_bytes // chunk) if keeps_graphs else NO_COST
     return UpdateCost(
+        graph=graph,
         phases={
             name: PhaseCost(round(counter.operations[name] * scale[name]), counter.peaks[name] + extra.get(name, 0))
             for name in PHASES
@@ -151,6 +198,7 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
         chunk_size=chunk,
         weights_bytes=models.weights_bytes,
         trained_bytes=models.trained_bytes,
+        summed_bytes=summed,
         group_bytes=kept * spec.candidates // chunk,
     )
 
@@ -158,8 +206,7 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
 def _run_group(spec: TrainSpec, rollout: Rollout, counter: _PhaseCounter) -> int:
     """One group from noise to gradient; the bytes that it keeps until its gradient is taken."""
     drawn = counter.run_phase("generate", lambda: rollout.sample_group(0, 0, PROMPT))
-    with torch.no_grad():
-        counter.run_phase("decode", lambda: rollout.generator.decode_pixels(drawn.ranked_latents))
+    counter.run_phase("decode", lambda: rollout.decode_on_device(drawn))
     counter.run_phase("reference", lambda: rollout.prepare_features(drawn))
     kept = {
         id(each): each.nbytes for each in (drawn.noise, drawn.x, drawn.ranked_latents, drawn.x_ref) if each is not None

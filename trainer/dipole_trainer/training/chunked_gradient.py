@@ -33,18 +33,18 @@ class OutputGradients:
     x: Tensor | None
     phi: Mapping[str, Tensor]
 
-    def nonzero_rows(self) -> list[int]:
-        """Samples that have any gradient."""
-        parts = [each.flatten(1).ne(0).any(1) for each in (self.x, *self.phi.values()) if each is not None]
-        return torch.stack(parts).any(0).nonzero()[:, 0].tolist() if parts else []
+    def find_nonzero_rows(self) -> tuple[list[int], float]:
+        """Samples that have any gradient, and the largest of all magnitudes; waits for the device once.
 
-    def largest_magnitude(self) -> float:
-        """Of their magnitudes. Raises NotFinite when one is not finite."""
-        largest = [each.abs().max() for each in (self.x, *self.phi.values()) if each is not None]
-        found = torch.stack(largest).max().item() if largest else 0.0
-        if not math.isfinite(found):
+        Raises NotFinite when one is not finite.
+        """
+        parts = [each.flatten(1).abs().amax(1).double() for each in (self.x, *self.phi.values()) if each is not None]
+        if not parts:
+            return [], 0.0
+        largest = torch.stack(parts).amax(0).tolist()
+        if not all(map(math.isfinite, largest)):
             raise NotFinite("the loss has a gradient that is not finite: lower optimizer.lr, or use bf16 or fp32")
-        return found
+        return [row for row, value in enumerate(largest) if value], max(largest)
 
 
 class LossScale:
@@ -89,7 +89,7 @@ def parameter_gradient(
     headroom, and by less when that overflows. Raises NotFinite when the loss's gradient is not finite, or in
     float16 the weights'.
     """
-    largest, rows = outputs.largest_magnitude(), outputs.nonzero_rows()
+    rows, largest = outputs.find_nonzero_rows()
     if not rows:
         return None
     if half is None:

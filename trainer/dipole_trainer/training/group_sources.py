@@ -29,8 +29,11 @@ class GroupSource(Protocol):
     def prompts(self) -> Sequence[PromptSpec]:
         """What the groups are drawn for."""
 
-    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
-        """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights."""
+    def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
+        """This process's share of the step's groups by id, drawn and sent to be ranked: a function of step, weights.
+
+        `keep_graphs` says that they are trained on with these weights.
+        """
 
 
 class OnlineSource:
@@ -40,14 +43,14 @@ class OnlineSource:
         self.spec, self.rollout, self.ranker, self.processes, self.job_id = spec, rollout, ranker, processes, job_id
         self.rewards, self.prompts = spec.rewards, spec.prompts
 
-    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
+    def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         groups = {}
         for index, prompt in enumerate(
             prompts_of_step(self.spec.prompts, step, self.spec.prompts_per_step, self.spec.seed)
         ):
             if self.processes.owns(index):
-                drawn = self.rollout.sample_group(step, index, prompt)
-                images, flaws = self.rollout.decode_candidates(drawn.ranked_latents)
+                drawn = self.rollout.sample_group(step, index, prompt, keep_graphs=keep_graphs)
+                images, flaws = self.rollout.decode_group(drawn)
                 group = CandidateGroup(
                     f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws
                 )

@@ -175,9 +175,10 @@ class Trainer:
     def _draw_step(self, step: int) -> _StepGroups:
         """Draw this process's groups of a step and send them off."""
         began = time.monotonic()
+        is_next = step == self.finished_steps  # nothing is updated before
         groups = {
             group_id: WaitingGroup(group_id, drawn, step, self.finished_steps, window=step, place=drawn.index)
-            for group_id, drawn in self.source.draw_groups(step).items()
+            for group_id, drawn in self.source.draw_groups(step, keep_graphs=is_next).items()
         }
         drawn = _StepGroups(step, groups)
         drawn.seconds["generate"] = time.monotonic() - began
@@ -233,6 +234,7 @@ class Trainer:
                     slow.window, ready.window = ready.window, slow.window
                     slow.place, ready.place = ready.place, slow.place
                     current.groups[ready.id], later.groups[slow.id] = ready, slow
+                    slow.drawn.graphs.clear()  # of weights that will have moved on
                     return True
         return False
 
@@ -285,6 +287,7 @@ class Trainer:
         tally.gated += found.gated
         loss, gradient = self.rollout.group_gradient(drawn, found, on_policy=waiting.drawn_at == self.finished_steps)
         drawn.drop_features()
+        tally.graphs_kept += drawn.graphs_used
         tally.add_loss(loss.read_figures())
         if gradient is None:
             tally.add_untrained("its loss has no gradient")

@@ -44,7 +44,7 @@ class PairsSource:
         self._max_pairs = max(spec.method.settings.sides(spec.candidates))
         self._latents: LRUCache[int, Tensor] = LRUCache(MAX_CACHED_PAIRS)
 
-    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
+    def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         groups = {}
         for index, prompt in enumerate(prompts_of_step(self.prompts, step, self.spec.prompts_per_step, self.spec.seed)):
             if self.processes.owns(index):
@@ -94,7 +94,7 @@ class ReplaySource:
         self.rewards, self.ranker = recordings.rewards_of_replay(spec, first.job), KnownAnswersRanker()
         self.prompts = spec.prompts
 
-    def draw_groups(self, step: int) -> dict[str, SampledGroup]:
+    def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         name = self.steps[step % len(self.steps)]
         told, groups = self._read_step(name), {}
         with safe_open(str(self.data / name), framework="pt") as latents:

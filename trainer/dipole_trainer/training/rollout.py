@@ -1,7 +1,8 @@
 """Rollouts: a group's samples, the features they have, and their gradient. What the loop knows of torch is mostly here.
 
-A group goes through: `sample_group` (K samples without a graph, and the images to be ranked) → `prepare_features`
+A group goes through: `sample_group` (K samples) → `decode_group` (the images to be ranked) → `prepare_features`
 (features, and the base's samples: work for the time the rewards take) → `group_gradient` (once its order is known).
+Samples and their features keep their graphs on this way as far as there is room; `group_gradient` makes the rest again.
 
 Legend: K samples of the current weights, R ranked samples, c, h, w latent size.
 """
@@ -17,9 +18,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole.errors import NotFinite
+from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
-from dipole_trainer.features import FeatureExtractor, extract_features
-from dipole_trainer.generators.one_step import OneStepGenerator, join_candidates
+from dipole_trainer.features import FeatureExtractor, extract_features, join_features
+from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
@@ -49,14 +52,17 @@ class SampledGroup:
     flaws: dict[int, str] = field(default_factory=dict)
     candidates: CandidateGroup | None = None  # what rewards are asked, for whoever has to ask again
     images: NDArray[np.uint8] | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
+    graphs: GroupGraphs = field(default_factory=GroupGraphs)  # of x, while x is of the present weights
+    graphs_used: int = 0  # samples that were not drawn again for their gradient
     is_prepared: bool = False
     x_ref: Tensor | None = None
     phi_ref: FeatureSets = field(default_factory=dict)
     phi_ranked: FeatureSets = field(default_factory=dict)
 
     def drop_features(self) -> None:
-        """What `prepare_features` made: it is large, and made again where it is needed again."""
+        """Features, the base's samples, graphs: they are large, and made again where they are needed again."""
         self.is_prepared, self.x_ref, self.phi_ref, self.phi_ranked = False, None, {}, {}
+        self.graphs.clear()
 
     def leave_out(self, flaws: Mapping[int, str]) -> None:
         """Remove these of the K candidates, each for its reason."""
@@ -64,6 +70,7 @@ class SampledGroup:
         kept = [place for place, row in enumerate(self.rows) if row not in flaws]
         if len(kept) == len(self.rows):
             return
+        self.graphs.drop_from(next(place for place, row in enumerate(self.rows) if row in flaws))
         self.rows, self.seeds = ([each[place] for place in kept] for each in (self.rows, self.seeds))
         self.noise, self.x = self.noise[kept], self.x[kept]
         self.x_ref = None if self.x_ref is None else self.x_ref[kept]
@@ -77,16 +84,26 @@ class Rollout:
     """Draws groups of one job and differentiates their losses."""
 
     def __init__(
-        self, spec: TrainSpec, generator: OneStepGenerator, features: FeatureExtractor, micro_batches: MicroBatches
+        self,
+        spec: TrainSpec,
+        generator: OneStepGenerator,
+        features: FeatureExtractor,
+        micro_batches: MicroBatches,
+        graphs: GraphBudget | None = None,
     ) -> None:
+        """`graphs` says how many are kept; none if absent."""
         self.spec, self.generator, self.features, self.micro_batches = spec, generator, features, micro_batches
+        self.graphs = graphs or GraphBudget(0)
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
         self._needs_reference = self.method.needs_reference and self.settings.pulls_to_base()
+        self._encode_pixels = getattr(features, "encode_pixels", None) if self.settings.uses_features() else None
         self._computes_in_half = LossScale() if spec.precision == "fp16" else None
 
     @torch.no_grad()
-    def sample_group(self, step: int, index: int, prompt: PromptSpec) -> SampledGroup:
-        """K samples of a prompt, functions of (seed, step, index) and the weights."""
+    def sample_group(self, step: int, index: int, prompt: PromptSpec, *, keep_graphs: bool = True) -> SampledGroup:
+        """K samples of a prompt, functions of (seed, step, index) and the weights. `keep_graphs` says that the weights
+        will be the same when the group is trained on.
+        """
         seeds = derive_seeds(self.spec.seed, step, index, count=self.spec.candidates)
         noise = self.generator.draw_noise(seeds)
 
@@ -95,18 +112,39 @@ class Rollout:
 
         if self.method.make_noises:
             noise = self.method.make_noises(noise, draw_noise, self.settings)
-        x = self._sample(noise, prompt.prompt)
+        x, graphs = self._sample(noise, prompt.prompt, keep_graphs=keep_graphs)
         ranked = self.method.explore_around(x, draw_noise, self.settings) if self.method.explore_around else x
-        return SampledGroup(index, prompt, range(len(seeds)), seeds, noise, ranked, x, ranks_itself=ranked is x)
-
-    def decode_candidates(self, latents: Tensor) -> tuple[NDArray[np.uint8], dict[int, str]]:
-        """Images (R, H, W, 3), and by row why there is none. Raises NotFinite where there is none at all."""
-        images, flaws = join_candidates(
-            self.micro_batches.map(range(len(latents)), lambda rows: self.generator.decode_candidates(latents[rows]))
+        return SampledGroup(
+            index, prompt, range(len(seeds)), seeds, noise, ranked, x, ranks_itself=ranked is x, graphs=graphs
         )
+
+    def decode_group(self, drawn: SampledGroup) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """Images (R, H, W, 3) to be ranked, and by row why there is none. Raises NotFinite where there is none at all.
+
+        Where φ reads pixels it is taken of them here: nothing is decoded twice.
+        """
+        images, flaws = self.generator.read_candidates(self.decode_on_device(drawn))
         if len(flaws) == len(images):
             raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
         return images, flaws
+
+    @torch.no_grad()
+    def decode_on_device(self, drawn: SampledGroup) -> list[DecodedCandidates]:
+        """What `decode_group` reads, in micro-batches."""
+        ranked = drawn.ranked_latents
+        takes_features = self._encode_pixels is not None and drawn.ranks_itself
+
+        def decode(rows: list[int]) -> tuple[DecodedCandidates, FeatureSets]:
+            if takes_features:
+                phi, pixels = self._encode_samples(drawn, rows)
+                assert pixels is not None
+            else:
+                phi, pixels = {}, self.generator.decode_pixels(ranked[rows])
+            return DecodedCandidates.of_pixels(pixels, ranked[rows]), phi
+
+        decoded, phi = zip(*self.micro_batches.map(range(len(ranked)), decode), strict=True)
+        drawn.phi_ranked = join_features(phi)
+        return list(decoded)
 
     @torch.no_grad()
     def prepare_features(self, drawn: SampledGroup) -> None:
@@ -120,12 +158,11 @@ class Rollout:
             )
             drawn.x_ref = torch.cat(parts)
         if self.settings.uses_features():
-            ranked_seeds = (
-                seeds
-                if drawn.ranks_itself
-                else derive_seeds(self.spec.seed, "ranked", prompt, count=len(drawn.ranked_latents))
-            )
-            drawn.phi_ranked = self._extract_features(drawn.ranked_latents, prompt, ranked_seeds)
+            if not drawn.ranks_itself:
+                ranked_seeds = derive_seeds(self.spec.seed, "ranked", prompt, count=len(drawn.ranked_latents))
+                drawn.phi_ranked = self._extract_features(drawn.ranked_latents, prompt, ranked_seeds)
+            elif not drawn.phi_ranked:
+                drawn.phi_ranked = self._encode_group(drawn)
             if drawn.x_ref is not None:
                 drawn.phi_ref = self._extract_features(drawn.x_ref, prompt, seeds)
         self.leave_out_flawed(drawn)
@@ -150,8 +187,6 @@ class Rollout:
         `on_policy` says that the weights are those that drew it; else x is drawn again with the present ones.
         """
         loss, outputs = self.differentiate_loss(drawn, order, on_policy=on_policy)
-        if not loss.total.isfinite():
-            raise NotFinite("the loss is not finite: lower optimizer.lr, or use precision bf16 or fp32")
         return loss, self.carry_back(drawn, outputs)
 
     def differentiate_loss(
@@ -160,14 +195,11 @@ class Rollout:
         """The group's loss, and its gradient in x and φ."""
         self.prepare_features(drawn)
         if not on_policy:
-            drawn.x, drawn.ranks_itself = self._sample(drawn.noise, drawn.prompt.prompt), False
+            drawn.x, drawn.graphs = self._sample(drawn.noise, drawn.prompt.prompt, keep_graphs=True)
+            drawn.ranks_itself = False
         phi: FeatureSets = {}
         if self.settings.uses_features():
-            phi = (
-                drawn.phi_ranked
-                if drawn.ranks_itself
-                else self._extract_features(drawn.x, drawn.prompt.prompt, drawn.seeds)
-            )
+            phi = drawn.phi_ranked if drawn.ranks_itself else self._encode_group(drawn)
         group = RankedSamples(
             x=drawn.x, phi=phi, x_ref=drawn.x_ref, phi_ref=drawn.phi_ref,
             ranked_latents=drawn.ranked_latents, phi_ranked=drawn.phi_ranked,
@@ -178,20 +210,68 @@ class Rollout:
 
     def carry_back(self, drawn: SampledGroup, outputs: OutputGradients) -> list[Tensor] | None:
         """The group's share of the step's gradient, from its loss's gradient in x and φ; None where it has none."""
-        prompt, seeds = drawn.prompt.prompt, drawn.seeds
-
-        def sample_rows(rows: list[int]) -> tuple[Tensor, FeatureSets]:
-            x = self.generator(drawn.noise[rows], prompt)
-            return x, self.features(x, prompt=prompt, seeds=[seeds[row] for row in rows]) if outputs.phi else {}
-
         return parameter_gradient(
-            outputs, sample_rows, self.generator.parameters(), self.micro_batches,
+            outputs, lambda rows: self.sample_with_graph(drawn, rows, needs_features=bool(outputs.phi)),
+            self.generator.parameters(), self.micro_batches,
             scale=1 / self.spec.prompts_per_step, half=self._computes_in_half,
         )  # fmt: skip
 
+    def sample_with_graph(
+        self, drawn: SampledGroup, rows: list[int], *, needs_features: bool
+    ) -> tuple[Tensor, FeatureSets]:
+        """x of these samples, and φ where it is needed, with the graph behind them: the one that was kept, or anew."""
+        prompt, seeds = drawn.prompt.prompt, [drawn.seeds[row] for row in rows]
+        phi: FeatureSets = {}
+        if (kept := drawn.graphs.take(rows)) is not None:
+            x, phi = kept.x, kept.phi
+            drawn.graphs_used += len(rows)
+        else:
+            x = self.generator(drawn.noise[rows], prompt)
+        if needs_features and not phi:
+            phi, _ = self._encode(x, prompt, seeds)
+        return x, phi
+
+    def _sample(self, noise: Tensor, prompt: str, *, keep_graphs: bool) -> tuple[Tensor, GroupGraphs]:
+        """x, without a graph, and what is kept of those behind it."""
+        graphs = self.graphs.open_group()
+        keep_graphs = keep_graphs and self.method.moves_every_sample
+
+        def make_one() -> object:
+            x = self.generator(noise[:1], prompt)
+            return x, self._encode(x, prompt, [0]) if self.settings.uses_features() else None
+
+        def sample(rows: list[int]) -> Tensor:
+            room = self.graphs.find_room(len(rows), make_one) if keep_graphs else 0
+            with torch.set_grad_enabled(room > 0):
+                x = self.generator(noise[rows], prompt)
+            if room:
+                graphs.put(rows, KeptGraph(x, room))
+            return x.detach()
+
+        return torch.cat(self.micro_batches.map(range(len(noise)), sample)), graphs
+
     @torch.no_grad()
-    def _sample(self, noise: Tensor, prompt: str) -> Tensor:
-        return torch.cat(self.micro_batches.map(range(len(noise)), lambda rows: self.generator(noise[rows], prompt)))
+    def _encode_samples(self, drawn: SampledGroup, rows: list[int]) -> tuple[FeatureSets, Tensor | None]:
+        """φ of some samples, and their pixels where it reads those; its graph is kept on top of x's."""
+        prompt, seeds = drawn.prompt.prompt, [drawn.seeds[row] for row in rows]
+        if (kept := drawn.graphs.get(rows)) is None:
+            return self._encode(drawn.x[rows], prompt, seeds)
+        with torch.enable_grad():
+            kept.phi, pixels = self._encode(kept.x, prompt, seeds)
+        return {key: value.detach() for key, value in kept.phi.items()}, None if pixels is None else pixels.detach()
+
+    def _encode(self, x: Tensor, prompt: str, seeds: Sequence[int]) -> tuple[FeatureSets, Tensor | None]:
+        """φ of x, and the pixels on the way to it where it reads those."""
+        if self._encode_pixels is None:
+            return self.features(x, prompt=prompt, seeds=seeds), None
+        pixels = self.generator.decode_pixels(x)
+        return self._encode_pixels(pixels), pixels
+
+    def _encode_group(self, drawn: SampledGroup) -> FeatureSets:
+        """φ of x, without a graph."""
+        return join_features(
+            self.micro_batches.map(range(len(drawn.x)), lambda rows: self._encode_samples(drawn, rows)[0])
+        )
 
     @torch.no_grad()
     def _extract_features(self, x: Tensor, prompt: str, seeds: Sequence[int]) -> FeatureSets:

@@ -20,6 +20,7 @@ from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
 from dipole_trainer.checkpoints import export, resume_state
 from dipole_trainer.compute import gpu
+from dipole_trainer.compute.graph_budget import GraphBudget, choose_budget, free_gpu_bytes
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.distributed.launch import current_group
@@ -82,10 +83,15 @@ def run_session(
         spec.check_window(generator.side, candidates_max_gib)
         phi = features.build_features(spec.features, generator, models_dir=models_dir)
         features.check_features_fit(phi, generator)
-        micro_batches = MicroBatches(
-            spec.chunk_size, lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event)
+        graphs = GraphBudget(
+            choose_budget(spec, free_gpu_bytes(processes.device)), lambda: job_events.GraphsGivenUp().report(on_event)
         )
-        rollout = Rollout(spec, generator, phi, micro_batches)
+        micro_batches = MicroBatches(
+            spec.chunk_size,
+            lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event),
+            free_memory=graphs.give_up,
+        )
+        rollout = Rollout(spec, generator, phi, micro_batches, graphs)
         if processes.is_main:
             ranker = UnverifiedRewardReporter(
                 ranker,

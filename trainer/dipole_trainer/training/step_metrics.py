@@ -12,6 +12,8 @@ import numpy as np
 from dipole_trainer.ranking.groups import RankedGroup
 from dipole_trainer.spec import RewardSpec
 
+COUNTS = ("skipped", "not_finite", "staleness", "filled_in", "gated", "graphs_kept")
+
 
 @dataclass
 class StepMetrics:
@@ -25,6 +27,7 @@ class StepMetrics:
     late: int = 0  # groups that a required reward left pending at its deadline
     filled_in: int = 0  # groups of later steps, in place of some that were pending
     gated: int = 0  # candidates that fail a gate
+    graphs_kept: int = 0  # samples that were not drawn again for their gradient
     staleness: int = 0  # most updates since a group was drawn
     untrained: dict[str, int] = field(default_factory=dict)  # why groups gave no gradient: how many
 
@@ -52,6 +55,7 @@ class StepMetrics:
         self.late += other["late"]
         self.filled_in += other["filled_in"]
         self.gated += other["gated"]
+        self.graphs_kept += other["graphs_kept"]
         self.staleness = max(self.staleness, other["staleness"])
         self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
@@ -62,11 +66,11 @@ class StepMetrics:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:
-        """`loss` and its parts, `rewards`, `spread`, `skipped`, `not_finite`, `staleness`, `filled_in`, `gated`."""
+        """`loss` and its parts, `rewards`, `spread`, and COUNTS."""
         losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
         by_reward = {
             part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
             for part in ("rewards", "spread")
         }
-        counts = {name: getattr(self, name) for name in ("skipped", "not_finite", "staleness", "filled_in", "gated")}
+        counts = {name: getattr(self, name) for name in COUNTS}
         return {**losses, **by_reward, **counts}

@@ -2,7 +2,7 @@
 
 import { isHeldOut } from "./reward_roles.js";
 
-const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
+const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "graphs_kept", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
 const FIRST_STEPS = 3;
 

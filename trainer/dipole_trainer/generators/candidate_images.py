@@ -1,0 +1,39 @@
+"""Candidates' images while they are still on the device that decoded them: many pieces, and one wait for all.
+
+Legend: K candidates, c latent channels, h, w latent size, H, W image size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from dipole_trainer.generators.vae import finite_rows
+
+
+@dataclass(frozen=True)
+class DecodedCandidates:
+    """Images, and of which candidates there are none; those are black."""
+
+    images: Tensor  # uint8 (K, H, W, 3), RGB
+    has_pixels: Tensor  # (K,), bool: its pixels are finite
+    has_latents: Tensor  # (K,), bool: its latents are
+
+    @classmethod
+    def of_pixels(cls, pixels: Tensor, x: Tensor) -> DecodedCandidates:
+        """Of pixels (K, 3, H, W), NaN all over where they are not finite (`decode_pixels`), and their latents x."""
+        sound = finite_rows(pixels)
+        scaled = (torch.where(sound.view(-1, 1, 1, 1), pixels, 0.0) * 255).round().clamp(0, 255)
+        return cls(scaled.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), sound, finite_rows(x))
+
+    @classmethod
+    def join(cls, parts: Sequence[DecodedCandidates]) -> DecodedCandidates:
+        """Micro-batches as one."""
+        return cls(
+            torch.cat([part.images for part in parts]),
+            torch.cat([part.has_pixels for part in parts]),
+            torch.cat([part.has_latents for part in parts]),
+        )
