@@ -58,7 +58,7 @@ def test_grpo_moves_anchors_towards_good_neighbours() -> None:
     settings = GrpoSpec(anchors=2)
     _, found = output_gradients(lambda leaves: grpo.grpo_loss(leaves, settings), given)
     assert found.x is not None
-    assert found.nonzero_rows() == [0, 1]
+    assert found.find_nonzero_rows()[0] == [0, 1]
     assert (-found.x[1] * (given.ranked_latents[0] - given.ranked_latents[3])).sum() > 0
 
 
