@@ -40,8 +40,10 @@ def write_dinov2(folder: Path) -> None:
     }  # fmt: skip
     torch.manual_seed(0)
     network: Any = Dinov2Model(Dinov2Config(**config))
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.3)
+    for name, parameter in network.named_parameters():
+        # what is the same for every image stays small
+        if parameter.ndim > 1:
+            torch.nn.init.normal_(parameter, std=0.02 if "cls_token" in name or "position" in name else 0.5)
     save_file(network.state_dict(), folder / "model.safetensors")
     (folder / "config.json").write_text(json.dumps({"model_type": "dinov2", **config}))
 
