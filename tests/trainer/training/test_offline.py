@@ -211,7 +211,7 @@ def test_a_prompt_s_pairs_are_one_group(tmp_path: Path) -> None:
     spec = pairs_spec(method={"type": "dpo", "dpo": {"positives": 4, "negatives": 3}})
     rollout = rollout_of(spec)
     source = PairsSource(spec, rollout, ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows))
-    found = {drawn.prompt.prompt: (group, drawn) for group, drawn in source.draw_groups(0).items()}
+    found = {drawn.prompt.prompt: (group, drawn) for group, drawn in source.draw_groups(0, keep_graphs=False).items()}
     answers = {}
     while (ranked := source.ranker.collect(0)) is not None:
         answers[ranked.group_id] = order_group(ranked, source.rewards, positives=4, negatives=3)
@@ -238,7 +238,7 @@ def test_every_pair_of_a_prompt_takes_its_turn(tmp_path: Path) -> None:
     source = PairsSource(
         spec, rollout_of(spec), ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", rows)
     )
-    drawn = [drawn for step in range(12) for drawn in source.draw_groups(step).values()]
+    drawn = [drawn for step in range(12) for drawn in source.draw_groups(step, keep_graphs=False).values()]
     assert {len(each.ranked_latents) for each in drawn} == {2}
     assert len({each.ranked_latents[0].mean().item() for each in drawn}) == 3
 
@@ -249,7 +249,7 @@ def test_pairs_leave_memory_with_their_job(tmp_path: Path) -> None:
     source = PairsSource(
         spec, rollout_of(spec), ProcessGroup("cpu"), "job", write_pairs(tmp_path / "pairs.jsonl", [("p", 200, 0)])
     )
-    source.draw_groups(0)
+    source.draw_groups(0, keep_graphs=False)
     gone = weakref.ref(source)
     gc.disable()
     try:
@@ -409,12 +409,12 @@ def test_with_another_method_x_moves_and_what_was_ranked_stays(recording: Path) 
     spec = replay_of(online_spec(), method={"type": "sft"}, steps=4)
     rollout = rollout_of(spec)
     source = ReplaySource(spec, rollout, ProcessGroup("cpu"), "job", recording)
-    before = source.draw_groups(0)
+    before = source.draw_groups(0, keep_graphs=False)
     assert all(drawn.ranks_itself for drawn in before.values())
     with torch.no_grad():
         for parameter in rollout.generator.parameters():
             parameter.add_(0.05)
-    after = source.draw_groups(3)
+    after = source.draw_groups(3, keep_graphs=False)
     assert list(after) == ["job.3.0", "job.3.1"]
     for one, other in zip(before.values(), after.values(), strict=True):
         assert torch.allclose(
