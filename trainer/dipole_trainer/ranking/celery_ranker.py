@@ -188,6 +188,9 @@ class CeleryRanker:
             found[name] = RankingBacklog(waiting, rate.answered, rate.per_minute())
         return found
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return self._in_flight.list_unanswered(time.monotonic())
+
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
         self._in_flight.clear()
