@@ -158,8 +158,8 @@ class MetricsSettings(BaseSettings):
         default=None,
         ge=1,
         le=65533,
-        description="Port to answer Prometheus on; none if unset. `dipole up` takes it for the rank worker and the next "
-        "two for sampler and worker.",
+        description="Port to answer Prometheus on; none if unset. Under `dipole up` it is the rank worker's, and the "
+        "next two are the sampler's and the worker's.",
     )
 
 

@@ -41,6 +41,7 @@ from dipole.broker.candidates import CandidateStore, open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
+from dipole.broker.queue_depth import SENT_AT_HEADER
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
@@ -286,13 +287,14 @@ class CeleryRanker:
         """Whether Redis took it."""
 
         def send() -> Any:
-            message["deadline"] = self._coordination.server_time() + request.deadline - now
+            sent_at = self._coordination.server_time()
+            message["deadline"] = sent_at + request.deadline - now
             return self._app.send_task(
                 RANK_TASK,
                 kwargs=message,
                 queue=queue_name(request.reward),
                 task_id=f"{request.key[:32]}.{number}",
-                headers={"request_id": request.key[:32], "job_id": self._job_id},
+                headers={"request_id": request.key[:32], "job_id": self._job_id, SENT_AT_HEADER: sent_at},
                 retry=False,
             )
 

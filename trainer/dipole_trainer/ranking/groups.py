@@ -153,7 +153,7 @@ class Ranker(Protocol):
         """By reward, for each that has answered 202 since this ranker was made."""
 
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
-        """By reward, the groups that wait for its answer, pending ones too, each with the seconds since it was asked."""
+        """By reward, the groups that wait for its answer, also pending ones, and for how many s each has."""
 
     def cancel(self, *, withdraw: bool = False) -> None:
         """Forget every group in flight. `withdraw` also tells endpoints that nobody waits for what is pending there;

@@ -32,11 +32,15 @@ class WorkerMetrics:
         self._of_job: list[Counter | Gauge] = []
 
         def counter(name: str, meaning: str, *labels: str) -> Counter:
-            self._of_job.append(made := Counter(f"dipole_training_{name}", meaning, ["job_id", *labels], registry=registry))
+            self._of_job.append(
+                made := Counter(f"dipole_training_{name}", meaning, ["job_id", *labels], registry=registry)
+            )
             return made
 
         def gauge(name: str, meaning: str, *labels: str) -> Gauge:
-            self._of_job.append(made := Gauge(f"dipole_training_{name}", meaning, ["job_id", *labels], registry=registry))
+            self._of_job.append(
+                made := Gauge(f"dipole_training_{name}", meaning, ["job_id", *labels], registry=registry)
+            )
             return made
 
         self.started = gauge("started_timestamp_seconds", "When the worker took the job up.")
@@ -126,7 +130,9 @@ class _WaitingCollector(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         labels = ["job_id", "reward", "state"]
         groups = GaugeMetricFamily(
-            "dipole_training_waiting_groups", "Groups without an answer: asked, or pending at the endpoint.", labels=labels
+            "dipole_training_waiting_groups",
+            "Groups without an answer: asked, or pending at the endpoint.",
+            labels=labels,
         )
         oldest = GaugeMetricFamily(
             "dipole_training_waiting_oldest_seconds", "How long the oldest of them has waited.", labels=labels
