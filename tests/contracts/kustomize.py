@@ -46,7 +46,9 @@ def _change(found: list[Object], folder: Path, told: Object) -> None:
         path = folder / name
         found += build(path) if path.is_dir() else load(path)
     for name in told.get("components", []):
-        _change(found, folder / name, kustomization(folder / name))
+        component = kustomization(folder / name)
+        found += [each for path in component.get("resources", []) for each in load(folder / name / path)]
+        _change(found, folder / name, component)
     found += _generated(folder, told)
     for patch in told.get("patches", []):
         _patch(found, folder, patch)
@@ -76,7 +78,8 @@ def containers(each: Object) -> list[Object]:
 def _generated(folder: Path, told: Object) -> Iterator[Object]:
     for each in told.get("configMapGenerator", []):
         data = {name: (folder / name).read_text() for name in each["files"]}
-        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": each["name"]}, "data": data}
+        metadata = {"name": each["name"], **each.get("options", {})}
+        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     for each in told.get("secretGenerator", []):
         lines = [line for name in each["envs"] for line in (folder / f"{name}.example").read_text().splitlines()]
         data = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
