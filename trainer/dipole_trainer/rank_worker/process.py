@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import multiprocessing
 import os
 import signal
@@ -78,7 +79,6 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     die_with_parent(parent)
-    logs.configure_logging(f"rank-worker/{reward}")
     app = create_celery_app(settings.redis_url)
     register_rank_task(app, Lane(settings, on_request=_make_observer()))
     worker = app.Worker(
@@ -92,6 +92,8 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
         quiet=True,
         loglevel="WARNING",
     )
+    logs.configure_logging(f"rank-worker/{reward}")  # after the worker was made, which sets the root logger's level
+    logging.getLogger("celery").setLevel(logging.WARNING)
     worker.start()
     sys.exit(worker.exitcode)
 

@@ -312,7 +312,10 @@ class CeleryRanker:
                 request.next_send_at = now + min(CLAIM_TTL_S, self._resend_s)
             else:
                 if not request.is_scheduled:
-                    log.info("rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent)
+                    log.info(
+                        "rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent,
+                        request_id=request.key[:32],
+                    )  # fmt: skip
                 # what one could not be sent for, the others need not try
                 working = working if self._send_task(request, now) else None
 
@@ -357,7 +360,10 @@ class CeleryRanker:
             backoff = min(10.0, 0.5 * 2 ** min(request.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
             pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_RESEND_PAUSE_S)
             request.next_send_at, request.is_scheduled = now + pause, True
-            log.warning("rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1))
+            log.warning(
+                "rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1),
+                request_id=request.key[:32],
+            )  # fmt: skip
         else:
             if request.accepted_at is not None:
                 self._rates[request.reward].add_answer(now)
@@ -380,7 +386,10 @@ class CeleryRanker:
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
         count = len(request.group.images)
         if answer["status"] == "failed":
-            log.warning("rank_failed", group=request.group.id, reward=request.reward, code=answer["code"])
+            log.warning(
+                "rank_failed", group=request.group.id, reward=request.reward, code=answer["code"],
+                request_id=request.key[:32],
+            )  # fmt: skip
             return failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
         errors = {int(index): why for index, why in answer["errors"].items()}
         result = apply_policy(self._rewards[request.reward].spec, count, answer["scores"], errors)

@@ -19,6 +19,7 @@ from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.spec import TrainSpec
 
 GIB = 2**30
+JOB_STATES = ("succeeded", "failed", "cancelled", "paused", "queued", "lost")
 
 
 class WorkerMetrics:
@@ -28,6 +29,8 @@ class WorkerMetrics:
         self.registry = registry = CollectorRegistry()
         ProcessCollector(registry=registry)
         self.jobs = Counter("dipole_worker_jobs", "Jobs that the worker left, by state.", ["state"], registry=registry)
+        for state in JOB_STATES:  # from 0 on, so that the first is seen to have come
+            self.jobs.labels(state)
         self.is_training = Gauge("dipole_worker_training", "1 while the worker trains a job.", registry=registry)
         self._of_job: list[Counter | Gauge] = []
 
@@ -127,17 +130,26 @@ class _WaitingCollector(Collector):
     def __init__(self) -> None:
         self.seconds: Mapping[tuple[str, str, str], Sequence[float]] = {}
 
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        yield from self._families()
+
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        labels = ["job_id", "reward", "state"]
-        groups = GaugeMetricFamily(
-            "dipole_training_waiting_groups",
-            "Groups without an answer: asked, or pending at the endpoint.",
-            labels=labels,
-        )
-        oldest = GaugeMetricFamily(
-            "dipole_training_waiting_oldest_seconds", "How long the oldest of them has waited.", labels=labels
-        )
+        groups, oldest = self._families()
         for values, seconds in self.seconds.items():
             groups.add_metric(values, len(seconds))
             oldest.add_metric(values, max(seconds, default=0.0))
         yield from (groups, oldest)
+
+    @staticmethod
+    def _families() -> tuple[GaugeMetricFamily, GaugeMetricFamily]:
+        labels = ["job_id", "reward", "state"]
+        return (
+            GaugeMetricFamily(
+                "dipole_training_waiting_groups",
+                "Groups without an answer: asked, or pending at the endpoint.",
+                labels=labels,
+            ),
+            GaugeMetricFamily(
+                "dipole_training_waiting_oldest_seconds", "How long the oldest of them has waited.", labels=labels
+            ),
+        )
