@@ -187,7 +187,9 @@ def order_group(
             how = "rank" if result.ordinal else reward.normalize
             weighted[reward.name] = WeightedScores(result.scores, reward.weight, how)
             if reward.at_least is not None and result.ordinal:
-                return SkippedGroup("no_scores_to_gate", f"{reward.name} gave an order and no scores, which a gate (at_least) needs")
+                return SkippedGroup(
+                    "no_scores_to_gate", f"{reward.name} gave an order and no scores, which a gate (at_least) needs"
+                )
             if reward.at_least is not None:
                 gates[f"{reward.name} ≥ {reward.at_least:g}"] = (result.scores, reward.at_least)
         elif reward.required and not reward.is_held_out:
