@@ -46,9 +46,7 @@ def _change(found: list[Object], folder: Path, told: Object) -> None:
         path = folder / name
         found += build(path) if path.is_dir() else load(path)
     for name in told.get("components", []):
-        component = kustomization(folder / name)
-        found += [each for path in component.get("resources", []) for each in load(folder / name / path)]
-        _change(found, folder / name, component)
+        _change(found, folder / name, kustomization(folder / name))
     found += _generated(folder, told)
     for patch in told.get("patches", []):
         _patch(found, folder, patch)
