@@ -146,6 +146,23 @@ class SecretsSettings(BaseSettings):
     )
 
 
+class MetricsSettings(BaseSettings):
+    """Where the worker, the rank worker and the sampler, which serve no other HTTP, answer /metrics."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
+
+    metrics_host: str = Field(
+        default="127.0.0.1", description="Address to answer Prometheus on. It needs no key, as /metrics of the API."
+    )
+    metrics_port: int | None = Field(
+        default=None,
+        ge=1,
+        le=65533,
+        description="Port to answer Prometheus on; none if unset. Under `dipole up` it is the rank worker's, and the "
+        "next two are the sampler's and the worker's.",
+    )
+
+
 class DownloadSettings(BaseSettings):
     """`dipole models fetch` and `dipole rewards prepare`."""
 

@@ -76,7 +76,8 @@ def containers(each: Object) -> list[Object]:
 def _generated(folder: Path, told: Object) -> Iterator[Object]:
     for each in told.get("configMapGenerator", []):
         data = {name: (folder / name).read_text() for name in each["files"]}
-        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": each["name"]}, "data": data}
+        metadata = {"name": each["name"], **each.get("options", {})}
+        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
     for each in told.get("secretGenerator", []):
         lines = [line for name in each["envs"] for line in (folder / f"{name}.example").read_text().splitlines()]
         data = dict(line.split("=", 1) for line in lines if not line.startswith("#"))

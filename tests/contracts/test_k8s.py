@@ -136,11 +136,26 @@ def test_a_network_policy_names_pods_and_ports_that_exist() -> None:
             for port in rule.get("ports", []):
                 assert all(port["port"] in ports_of(each) for each in chosen)
             for peer in rule.get("from", []):
-                assert matches(peer["podSelector"]["matchLabels"])
+                if "namespaceSelector" not in peer:  # as Prometheus'
+                    assert matches(peer["podSelector"]["matchLabels"])
         for rule in policy["spec"].get("egress", []):
             for peer in rule.get("to", []):
                 (asked,) = matches(peer["podSelector"]["matchLabels"])
                 assert all(port["port"] in ports_of(asked) for port in rule["ports"])
+
+
+def test_every_process_of_ours_is_scraped_where_it_answers(container: Container) -> None:
+    """Its pod's annotations name a port that it opens; the metrics port is the one that its settings say."""
+    is_server = container.is_ours and container.workload["kind"] == "Deployment"
+    if not is_server or container.spec["name"].startswith("migrate"):
+        return
+    template = container.workload["spec"]["template"]
+    assert template["metadata"]["annotations"]["prometheus.io/scrape"] == "true"
+    port = int(template["metadata"]["annotations"]["prometheus.io/port"])
+    assert [port] == list(ports_of(container.workload).values())
+    if "metrics" in ports_of(container.workload):
+        assert template["metadata"]["labels"]["dipole.dev/metrics"] == "true"
+        assert named("ConfigMap")["dipole"]["data"]["DIPOLE_METRICS_PORT"] == str(port)
 
 
 def test_a_pod_runs_with_least_rights(container: Container) -> None:

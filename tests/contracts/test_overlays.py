@@ -109,10 +109,11 @@ def test_every_manifest_is_in_an_overlay() -> None:
         for path in [folder / name for name in (*told.get("resources", []), *told.get("components", []))]:
             walk(path.resolve()) if path.is_dir() else used.add(path)
         used.update(folder / each["path"] for each in told.get("patches", []) if "path" in each)
+        used.update(folder / name for each in told.get("configMapGenerator", []) for name in each["files"])
 
     for overlay in OVERLAYS:
         walk(overlay)
-    assert used | {LOADER} == set(K8S.rglob("*.yaml"))
+    assert {path for path in used | {LOADER} if path.suffix == ".yaml"} == set(K8S.rglob("*.yaml"))
 
 
 def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:

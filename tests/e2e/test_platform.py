@@ -180,6 +180,36 @@ def dipole(environment: dict[str, str], *arguments: str) -> subprocess.Completed
     return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
 
 
+def run_doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:
+    """Exit code and findings by check."""
+    command = [sys.executable, "-m", "dipole.cli", "doctor", "--json", *arguments]
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    lines = [json.loads(line) for line in done.stdout.splitlines()]
+    assert lines, done.stderr
+    return done.returncode, {each["check"]: each for each in lines}
+
+
+def test_the_doctor_finds_a_healthy_stack_well_and_names_a_dead_endpoint(platform: Platform) -> None:
+    """Here no problem and exit code 0; over REST the same rewards, and the one that nobody serves makes it 1."""
+    code, found = run_doctor(**platform.stack.environment())
+    assert (code, [each for each in found.values() if each["status"] == "problem"]) == (0, [])
+    for check in ("settings", "redis", "database", "database's clock", "redis's clock", "workers", "rank workers"):
+        assert found[check]["status"] == "ok", found[check]
+    shapes = found["reward shapes"]
+    assert shapes["message"].startswith(f"ready at {platform.stack.reward_urls['shapes']}: tiny-world-checker")
+    assert found["samplers"]["status"] == "warning"
+    platform.api.post("/v1/rewards", {"name": "dead", "url": "http://127.0.0.1:9"})
+    try:
+        code, told = run_doctor("--api", platform.stack.api_url)
+    finally:
+        platform.api.delete("/v1/rewards/dead")
+    assert code == 1
+    assert told["reward shapes"] == shapes
+    assert told["reward dead"]["status"] == "problem"
+    assert "http://127.0.0.1:9" in told["reward dead"]["message"]
+    assert "dipole rewards register" in told["reward dead"]["fix"]
+
+
 def test_an_optional_reward_that_misbehaves_is_left_out_and_said(platform: Any, referee: Callable[..., Any]) -> None:
     """Hanging, dying, NaN, too few, an id twice, HTML, 10 GB: the job succeeds, its events name each with the reason,
 

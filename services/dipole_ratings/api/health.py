@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import structlog
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
-from prometheus_client.core import GaugeMetricFamily, Metric
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, ProcessCollector, generate_latest
+from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from pydantic import Field
 from sqlalchemy import select
@@ -42,9 +42,15 @@ def readyz(parts: Parts) -> ServiceHealth:
     return ServiceHealth(status="ready")
 
 
-def metrics_router(parts: RatingParts) -> APIRouter:
+def create_registry(parts: RatingParts) -> CollectorRegistry:
     registry = CollectorRegistry()
+    ProcessCollector(registry=registry)
     registry.register(_QueueCollector(parts))
+    return registry
+
+
+def metrics_router(parts: RatingParts) -> APIRouter:
+    registry = create_registry(parts)
     routes = APIRouter(tags=["health"])
 
     @routes.get("/metrics", summary="Prometheus metrics", response_class=Response)
@@ -61,25 +67,37 @@ class _QueueCollector(Collector):
     def __init__(self, parts: RatingParts) -> None:
         self._parts = parts
 
-    def describe(self) -> Iterator[Metric]:
-        yield from ()
+    def describe(self) -> Iterator[GaugeMetricFamily]:
+        yield from self._families().values()
 
-    def collect(self) -> Iterator[Metric]:
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        found = self._families()
         try:
             figures = self._parts.statistics.measure_queue()
             tasks = self._parts.statistics.count_tasks()
             deliveries = self._parts.outbox.count_deliveries()
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=describe_database_error(error))
+            found["database"].add_metric([], 0)
+            yield found["database"]
             return
-        by_state = GaugeMetricFamily("dipole_ratings_tasks", "Tasks by state.", labels=["state"])
         for state in ("pending", "completed", "failed", "cancelled"):
-            by_state.add_metric([state], tasks.get(state, 0))
-        yield by_state
-        yield GaugeMetricFamily("dipole_ratings_leases", "Leases that raters hold.", value=figures.leased)
-        yield GaugeMetricFamily("dipole_ratings_answers", "Answers that are kept.", value=figures.answered)
-        yield GaugeMetricFamily("dipole_ratings_oldest_seconds", "Age of the oldest task.", value=figures.oldest_s or 0)
-        owed = GaugeMetricFamily("dipole_ratings_deliveries", "Callbacks by state.", labels=["state"])
+            found["tasks"].add_metric([state], tasks.get(state, 0))
         for state, count in deliveries.items():
-            owed.add_metric([state], count)
-        yield owed
+            found["deliveries"].add_metric([state], count)
+        found["leases"].add_metric([], figures.leased)
+        found["answers"].add_metric([], figures.answered)
+        found["oldest"].add_metric([], figures.oldest_s or 0)
+        found["database"].add_metric([], 1)
+        yield from found.values()
+
+    @staticmethod
+    def _families() -> dict[str, GaugeMetricFamily]:
+        return {
+            "tasks": GaugeMetricFamily("dipole_ratings_tasks", "Tasks by state.", labels=["state"]),
+            "leases": GaugeMetricFamily("dipole_ratings_leases", "Leases that raters hold.", labels=[]),
+            "answers": GaugeMetricFamily("dipole_ratings_answers", "Answers that are kept.", labels=[]),
+            "oldest": GaugeMetricFamily("dipole_ratings_oldest_seconds", "Age of the oldest task.", labels=[]),
+            "deliveries": GaugeMetricFamily("dipole_ratings_deliveries", "Callbacks by state.", labels=["state"]),
+            "database": GaugeMetricFamily("dipole_ratings_database_up", "1 while the database answers.", labels=[]),
+        }

@@ -8,7 +8,7 @@ import uuid
 from collections.abc import Callable, Sequence
 
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from dipole.errors import DipoleError, Overloaded
 from dipole.protocol.images import MEDIA_TYPES
@@ -46,6 +46,7 @@ class RewardService:
         self.failure: Exception | None = None
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
+        ProcessCollector(registry=registry)
         self._forward_metrics = _ForwardMetrics(registry)
         self._images_counter = Counter("dipole_reward_images", "Images ranked.", registry=registry)
         self._nulls_counter = Counter(

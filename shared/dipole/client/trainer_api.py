@@ -157,6 +157,14 @@ class TrainerApi:
                     if event.data and event.id:
                         yield event.id, json.loads(event.data)
 
+    def fetch_date(self) -> str | None:
+        """What the API's clock says, as the `Date` of an answer has it."""
+        try:
+            date: str | None = self._client.get("/livez").headers.get("date")
+            return date
+        except httpx.HTTPError as error:
+            raise self._unreachable(error) from error
+
     def _request(self, method: str, path: str, **options: Any) -> Any:
         try:
             answer = self._client.request(method, path, **options)

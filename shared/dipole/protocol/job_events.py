@@ -229,11 +229,14 @@ class RankingsPending(JobEvent):
 
 @dataclass(frozen=True, kw_only=True)
 class GroupSkipped(JobEvent):
+    """`code`: too_few_scores, no_spread, reward_failed, no_ranking, no_scores_to_gate or none_passes."""
+
     kind = "skipped_group"
     message = "A group was skipped: {reason}"
     level = "warn"
     step: int
     group: str
+    code: str
     reason: str
 
 

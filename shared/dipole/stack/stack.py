@@ -39,11 +39,12 @@ from dipole.errors import ConfigurationError, Conflict, InvalidInput, how_to_ins
 from dipole.private_files import make_private_folder
 from dipole.protocol.schemas import Name
 from dipole.redis_url import parse_redis_url
-from dipole.settings import ApiSettings, PlatformSettings, load_settings, split_keys
+from dipole.settings import ApiSettings, MetricsSettings, PlatformSettings, load_settings, split_keys
 from dipole.stack.ports import LOOPBACK, PortTaken, reserve_port
 from dipole.stack.supervisor import Program, StartFailed, Supervisor
 
 DEFAULT_REDIS_PORT = 6379
+METRICS_PROCESSES = ("rank-worker", "sampler", "worker")  # which serve no other HTTP, by their ports
 FIRST_REWARD_PORT = 8401
 PEOPLE = "people"
 PEOPLE_TIMEOUT_S = 90_000  # of a group: an hour past the day after which the rating service closes a task itself
@@ -139,6 +140,7 @@ class Stack:
         self._exit = contextlib.ExitStack()
         self._supervisor: Supervisor | None = None
         self._api_port = 0
+        self._metrics_ports: dict[str, int] = {}
         self.api_url = ""
         self.redis_url = ""
         self.reward_urls: dict[str, str] = {}
@@ -176,6 +178,7 @@ class Stack:
     def process_rows(self) -> list[ProcessRow]:
         pids = self.processes
         urls = {"redis": str(parse_redis_url(self.redis_url)), "api": self.api_url, **self.reward_urls}
+        urls |= {name: f"http://{LOOPBACK}:{port}" for name, port in self._metrics_ports.items()}
         names = [*(["redis"] if "redis" not in pids else []), *pids]
         return [
             ProcessRow(name, urls.get(name, ""), pids.get(name), self.log_dir / f"{name}.log" if name in pids else None)
@@ -196,6 +199,9 @@ class Stack:
         fixed = "DIPOLE_API_PORT" if "api_port" in chosen else None
         self._api_port = self._choose_port(held, "the API", settings.api_port, fixed=fixed)
         self.api_url = f"http://{LOOPBACK}:{self._api_port}"
+        if (first := load_settings(MetricsSettings).metrics_port) is not None:
+            for port, process in enumerate(METRICS_PROCESSES, first):
+                self._metrics_ports[process] = self._choose_port(held, process, port, fixed="DIPOLE_METRICS_PORT")
         for reward in self._rewards:
             port = self._choose_port(held, reward.name, reward.port or 0)
             self.reward_urls[reward.name] = f"http://{LOOPBACK}:{port}"
@@ -253,6 +259,8 @@ class Stack:
         self, name: str, *arguments: str, url: str = "", ready: Callable[[], bool] | None = None, **env: str
     ) -> Program:
         command = [sys.executable, "-m", "dipole.cli", *arguments]
+        if name in self._metrics_ports:
+            env |= {"DIPOLE_METRICS_HOST": LOOPBACK, "DIPOLE_METRICS_PORT": str(self._metrics_ports[name])}
         return Program(name, command, env={**self.environment(), **env}, url=url, ready=ready)
 
     def _redis_program(self) -> Program:

@@ -83,7 +83,7 @@ def test_few_candidates_shrink_both_sides(valid: int, sizes: tuple[int, int]) ->
 
 def test_one_candidate_is_skipped_with_a_reason() -> None:
     assert select_extremes(np.array([1.0, NAN, NAN]), 1, 1) == SkippedGroup(
-        "1 of 3 candidates have a score; at least 2 are needed"
+        "too_few_scores", "1 of 3 candidates have a score; at least 2 are needed"
     )
 
 

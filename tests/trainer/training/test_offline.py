@@ -57,6 +57,9 @@ class Nobody:
     def list_pending(self) -> dict[str, RankingBacklog]:
         return {}
 
+    def list_unanswered(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def cancel(self, *, withdraw: bool = False) -> None:
         pass
 

@@ -54,6 +54,9 @@ class Raters:
     def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {"people": RankingBacklog(dict.fromkeys(self.pending, 1.0), answered=6, per_minute=3.0)}
 
+    def list_unanswered(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self.withdrawn += list(self.pending) if withdraw else []
         self.pending.clear()

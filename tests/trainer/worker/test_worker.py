@@ -69,6 +69,9 @@ class FakeRanker:
     def list_pending(self) -> dict[str, RankingBacklog]:
         return {}
 
+    def list_unanswered(self) -> dict[str, dict[str, float]]:
+        return {}
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self.cancelled = True
 

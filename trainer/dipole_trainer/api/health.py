@@ -7,18 +7,25 @@ from collections.abc import Iterator
 
 import structlog
 from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Histogram,
+    ProcessCollector,
+    generate_latest,
+)
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 from pydantic import BaseModel, Field
-from sqlalchemy import func, select
+from sqlalchemy import case, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.database.failures import describe_database_error
 from dipole.web import asgi
 from dipole_trainer.api.dependencies import State
-from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRow
+from dipole_trainer.database.engine import Database, now
+from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRow, WorkerRow
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])
@@ -53,6 +60,7 @@ class ApiMetrics:
         labels = ["method", "route", "status"]
         self.requests = Counter("dipole_api_requests", "Answered requests.", labels, registry=self.registry)
         self.seconds = Histogram("dipole_api_request_seconds", "Time to answer.", ["route"], registry=self.registry)
+        ProcessCollector(registry=self.registry)
         self.registry.register(_JobsCollector(database))
 
     def metrics_router(self) -> APIRouter:
@@ -96,20 +104,43 @@ class RequestCountMiddleware:
 
 
 class _JobsCollector(Collector):
+    """Read from the database when it is asked, so that every API process says the same."""
+
     def __init__(self, database: Database) -> None:
         self._database = database
 
     def describe(self) -> Iterator[GaugeMetricFamily]:
-        yield GaugeMetricFamily("dipole_jobs", "Jobs by state.", labels=["state"])
+        yield from self._families().values()
 
     def collect(self) -> Iterator[GaugeMetricFamily]:
-        family = GaugeMetricFamily("dipole_jobs", "Jobs by state.", labels=["state"])
+        found = self._families()
+        waits = case((JobRow.waiting_reward.is_not(None), "reward"), (JobRow.waiting_reason.is_not(None), "storage"))
         try:
             with self._database.reading() as session:
-                rows = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).all()
+                states = dict(session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples())
+                paused = select(waits, func.count()).where(JobRow.state == "paused").group_by(waits)
+                causes: dict[str | None, int] = dict(session.execute(paused).tuples())
+                workers = session.scalar(select(func.count()).where(WorkerRow.expires_at > now()))
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=describe_database_error(error))
+            found["database"].add_metric([], 0)
+            yield found["database"]
             return
         for state in (*ACTIVE_STATES, *TERMINAL_STATES):
-            family.add_metric([state], next((count for name, count in rows if name == state), 0))
-        yield family
+            found["jobs"].add_metric([state], states.get(state, 0))
+        for cause in ("reward", "storage"):
+            found["waiting"].add_metric([cause], causes.get(cause, 0))
+        found["workers"].add_metric([], workers or 0)
+        found["database"].add_metric([], 1)
+        yield from found.values()
+
+    @staticmethod
+    def _families() -> dict[str, GaugeMetricFamily]:
+        return {
+            "jobs": GaugeMetricFamily("dipole_jobs", "Jobs by state.", labels=["state"]),
+            "waiting": GaugeMetricFamily(
+                "dipole_jobs_waiting", "Jobs that paused themselves until a reward or room is back.", labels=["cause"]
+            ),
+            "workers": GaugeMetricFamily("dipole_workers", "Workers that gave a sign of life lately.", labels=[]),
+            "database": GaugeMetricFamily("dipole_api_database_up", "1 while the database answers.", labels=[]),
+        }

@@ -43,7 +43,9 @@ async def create_job(state: State, body: JobRequest, idempotency_key: Idempotenc
     """The request is checked whole and its rewards are asked first, so that a job which cannot work is refused and
     not failed later.
     """
-    return schemas.show_job(await queue_job(state, body, idempotency_key))
+    job = await queue_job(state, body, idempotency_key)
+    log.info("job_created", job_id=job.id)
+    return schemas.show_job(job)
 
 
 @router.get("", summary="List jobs, newest first")

@@ -8,6 +8,7 @@ Replicas share the queues. Lanes die with the parent, also when it is killed.
 |----------------|--------------------------------|--------------------------------------------------------|
 | the parent     | new runs, dead lanes, a signal | a publish on the lanes' channel, or LOOP_INTERVAL_S    |
 | a lane         | messages on its reward's queue | Redis; a thread runs Lane.answer_message (task.py)     |
+| metrics server | scrapes; adds up lanes' counts | Prometheus, where DIPOLE_METRICS_PORT is set           |
 | a lane's claim | CLAIM_TTL_S without renewal    | the lane's renewing thread; else the ranker asks again |
 
 Health: `dipole serve rank-worker --check` exits 0 when this host's rank worker has beaten within the last
@@ -18,15 +19,20 @@ is away, because no restart would bring Redis back. Containers look at the files
 from __future__ import annotations
 
 import contextlib
+import importlib
+import logging
 import multiprocessing
 import os
 import signal
 import socket
 import sys
+import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from multiprocessing.context import BaseContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from types import FrameType
 
 import structlog
@@ -39,11 +45,11 @@ from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles, check_heartbeat
 from dipole.broker.rankings import TaskCoordination, queue_name
-from dipole.settings import RankWorkerSettings
+from dipole.settings import MetricsSettings, RankWorkerSettings, load_settings
 from dipole.stack.parent_death import die_with_parent
 from dipole.stack.supervisor import STEADY_RUN_S, restart_delay_s
 from dipole.vault import Vault
-from dipole_trainer.rank_worker.task import Lane, register_rank_task
+from dipole_trainer.rank_worker.task import Lane, OnRequest, register_rank_task
 
 log = structlog.get_logger()
 
@@ -53,6 +59,8 @@ LANES_REFRESH_S = 10.0  # between looks at the wanted lanes when nothing is anno
 # A lane is kept for so long after it was last wanted: a Redis that was restarted wants none until runs announce theirs
 # anew, and requests under way need not be cut off for that.
 LANE_GRACE_S = 30.0
+METRICS_MODULE = "dipole_trainer.rank_worker.metrics"
+METRICS_FOLDER_VARIABLE = "PROMETHEUS_MULTIPROC_DIR"  # prometheus_client's: lanes count in files of that folder
 STOP_TIMEOUT_S = 3.0  # for the requests under way; what is cut off is asked again
 
 
@@ -71,9 +79,8 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, signal.SIG_DFL)
     die_with_parent(parent)
-    logs.configure_logging(f"rank-worker/{reward}")
     app = create_celery_app(settings.redis_url)
-    register_rank_task(app, Lane(settings))
+    register_rank_task(app, Lane(settings, on_request=_make_observer()))
     worker = app.Worker(
         hostname=f"{reward}@{socket.gethostname()}.{os.getpid()}",
         queues=[queue_name(reward)],
@@ -85,18 +92,34 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
         quiet=True,
         loglevel="WARNING",
     )
+    logs.configure_logging(f"rank-worker/{reward}")  # after the worker was made, which sets the root logger's level
+    logging.getLogger("celery").setLevel(logging.WARNING)
     worker.start()
     sys.exit(worker.exitcode)
+
+
+def _make_observer() -> OnRequest | None:
+    """What counts a lane's requests; nothing where nobody asks for metrics."""
+    if METRICS_FOLDER_VARIABLE not in os.environ:
+        return None
+    observer: OnRequest = importlib.import_module(METRICS_MODULE).LaneMetrics().observe_request
+    return observer
+
+
+def run_metrics_server(settings: RankWorkerSettings, folder: str, parent: int) -> None:
+    """Imports what the parent must not (metrics.py)."""
+    importlib.import_module(METRICS_MODULE).run_metrics_server(settings, folder, parent)
 
 
 class RankWorker:
     """The parent. It asks no endpoint itself and has one thread, so that it can fork."""
 
-    def __init__(self, settings: RankWorkerSettings) -> None:
-        self._settings = settings
+    def __init__(self, settings: RankWorkerSettings, metrics_folder: str | None = None) -> None:
+        self._settings, self._metrics_folder = settings, metrics_folder
         self._coordination = TaskCoordination(connect_redis(settings.redis_url), settings.candidate_ttl_s)
         self._context: BaseContext = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
         self._lane_processes: dict[str, _LaneProcess] = {}
+        self._metrics_server: _LaneProcess | None = None
         self._stopping = False
         self._health_files = HealthFiles(settings, "rank-worker")
         self._memory = open_shared_memory(settings)
@@ -109,6 +132,7 @@ class RankWorker:
         try:
             while not self._stopping:
                 try:
+                    self._ensure_metrics_server()
                     self._follow_announcements()
                 except RedisError as error:
                     log.warning("redis_failed", error=describe_redis_error(error))
@@ -129,6 +153,7 @@ class RankWorker:
 
     def _adjust_lanes(self, wanted: list[str]) -> None:
         """Start, restart and end lanes so that the wanted ones stand; beat when they do."""
+        self._ensure_metrics_server()
         if len(wanted) > MAX_LANES:
             log.error("too_many_rewards", wanted=len(wanted), limit=MAX_LANES)
         for reward in wanted[:MAX_LANES]:
@@ -149,20 +174,39 @@ class RankWorker:
             log.info("candidate_memory_swept", owners=swept)
 
     def _ensure_lane(self, reward: str) -> None:
-        slot, now = self._lane_processes.get(reward), time.monotonic()
+        slot = self._lane_processes.get(reward)
+        self._lane_processes[reward] = self._ensure_process(slot, reward, run_lane, self._settings, reward)
+
+    def _ensure_metrics_server(self) -> None:
+        if self._metrics_folder is not None:
+            self._metrics_server = self._ensure_process(
+                self._metrics_server, "metrics server", run_metrics_server, self._settings, self._metrics_folder
+            )
+
+    def _ensure_process(
+        self, slot: _LaneProcess | None, name: str, run: Callable[..., None], *arguments: object
+    ) -> _LaneProcess:
+        """The slot's process, or one that is started anew; after several deaths with a pause."""
+        now = time.monotonic()
         if slot is not None and slot.process.is_alive():
-            return
+            return slot
         deaths = 0 if slot is None or now - slot.started > STEADY_RUN_S else slot.deaths + 1
         if slot is not None and now < slot.started + restart_delay_s(deaths + 1):
-            return
+            return slot
         if slot is not None:
-            log.warning("lane_restarted", reward=reward, exitcode=slot.process.exitcode, deaths=deaths)
+            log.warning("lane_restarted", reward=name, exitcode=slot.process.exitcode, deaths=deaths)
+            self._forget_figures(slot.process.pid)
         process = self._context.Process(  # type: ignore[attr-defined]
-            target=run_lane, args=(self._settings, reward, os.getpid()), name=reward, daemon=True
+            target=run, args=(*arguments, os.getpid()), name=name, daemon=True
         )
         process.start()
-        log.info("lane_started", reward=reward, pid=process.pid)
-        self._lane_processes[reward] = _LaneProcess(process, now, deaths)
+        log.info("lane_started", reward=name, pid=process.pid)
+        return _LaneProcess(process, now, deaths)
+
+    def _forget_figures(self, pid: int | None) -> None:
+        """A process that has ended is no longer told of; otherwise its files would stay for ever."""
+        for path in Path(self._metrics_folder).glob(f"*_{pid}.db") if self._metrics_folder else ():
+            path.unlink(missing_ok=True)
 
     def _end_lanes(self, rewards: list[str]) -> None:
         slots = [self._lane_processes.pop(reward) for reward in rewards]
@@ -174,6 +218,7 @@ class RankWorker:
             if slot.process.is_alive():
                 slot.process.kill()
                 slot.process.join()
+            self._forget_figures(slot.process.pid)
 
     def _request_stop(self, number: int, frame: FrameType | None) -> None:
         self._stopping = True
@@ -191,4 +236,8 @@ def check_health(settings: RankWorkerSettings, *, live: bool = False) -> None:
 def run_rank_worker(settings: RankWorkerSettings) -> None:
     logs.configure_logging("rank-worker")
     Vault.from_environment()  # a key that is none is said here, not by lanes that die of it
-    RankWorker(settings).run()
+    if load_settings(MetricsSettings).metrics_port is None:
+        return RankWorker(settings).run()
+    with tempfile.TemporaryDirectory(prefix="dipole-metrics-") as folder:
+        os.environ[METRICS_FOLDER_VARIABLE] = folder
+        RankWorker(settings, folder).run()

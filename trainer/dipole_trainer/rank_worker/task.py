@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, overload
 
 import numpy as np
@@ -38,17 +38,23 @@ MAX_CLIENTS = 64
 ANSWER_TIMEOUT_S = 600.0
 POLL_TIMEOUT_S = 30.0
 
+OnRequest = Callable[[str, str, float, str | None], None]
+"""Is told of each request: reward, outcome, seconds, and the endpoint's circuit, where it was asked."""
+
 
 class Lane:
     """What the threads of one lane share: connections, clients with their circuits, and the claims being worked on."""
 
-    def __init__(self, settings: PlatformSettings, vault: Vault | None = None) -> None:
+    def __init__(
+        self, settings: PlatformSettings, vault: Vault | None = None, on_request: OnRequest | None = None
+    ) -> None:
         client = connect_redis(settings.redis_url)
         self._vault = vault or Vault.from_environment()
         self._reward_hosts = settings.reward_hosts
         self._store = CandidateStore(client, settings.candidate_ttl_s, open_shared_memory(settings))
         self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
         self._record = EndpointRecord(client)
+        self._on_request = on_request
         self._tls_dir = settings.tls_dir
         self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()
@@ -133,15 +139,20 @@ class Lane:
     def _record_request(self, record: Mapping[str, Any], reward: str, answer: RankAnswer) -> None:
         """Keep how the endpoint answered; what never reached it says nothing of it."""
         outcome = answer.get("code", "failed") if answer["status"] == "failed" else answer["status"]
-        if outcome in ("missing", "configuration", "internal"):
+        is_endpoints = outcome not in ("missing", "configuration", "internal")
+        circuit = self._client_of(self._endpoint_of(record)).breaker.state if is_endpoints else None
+        seconds = answer.get("seconds", 0.0)
+        if self._on_request is not None:
+            self._on_request(reward, outcome, seconds, circuit)
+        if circuit is None:
             return
         self._record.add_request(
             reward,
             {
                 "at": self._coordination.server_time(),
-                "seconds": round(answer.get("seconds", 0.0), 4),
+                "seconds": round(seconds, 4),
                 "outcome": outcome,
-                "circuit": self._client_of(self._endpoint_of(record)).breaker.state,
+                "circuit": circuit,
                 "revision": answer.get("model_revision", ""),
             },
         )

@@ -41,6 +41,7 @@ from dipole.broker.candidates import CandidateStore, open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
+from dipole.broker.queue_depth import SENT_AT_HEADER
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
@@ -188,6 +189,9 @@ class CeleryRanker:
             found[name] = RankingBacklog(waiting, rate.answered, rate.per_minute())
         return found
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return self._in_flight.list_unanswered(time.monotonic())
+
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
         self._in_flight.clear()
@@ -283,13 +287,14 @@ class CeleryRanker:
         """Whether Redis took it."""
 
         def send() -> Any:
-            message["deadline"] = self._coordination.server_time() + request.deadline - now
+            sent_at = self._coordination.server_time()
+            message["deadline"] = sent_at + request.deadline - now
             return self._app.send_task(
                 RANK_TASK,
                 kwargs=message,
                 queue=queue_name(request.reward),
                 task_id=f"{request.key[:32]}.{number}",
-                headers={"request_id": request.key[:32], "job_id": self._job_id},
+                headers={"request_id": request.key[:32], "job_id": self._job_id, SENT_AT_HEADER: sent_at},
                 retry=False,
             )
 
@@ -307,7 +312,10 @@ class CeleryRanker:
                 request.next_send_at = now + min(CLAIM_TTL_S, self._resend_s)
             else:
                 if not request.is_scheduled:
-                    log.info("rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent)
+                    log.info(
+                        "rank_resend", group=request.group.id, reward=request.reward, sent=request.times_sent,
+                        request_id=request.key[:32],
+                    )  # fmt: skip
                 # what one could not be sent for, the others need not try
                 working = working if self._send_task(request, now) else None
 
@@ -352,7 +360,10 @@ class CeleryRanker:
             backoff = min(10.0, 0.5 * 2 ** min(request.failures, 5)) * random.uniform(0.5, 1.0)  # noqa: S311 (jitter)
             pause = min(max(backoff, answer["retry_after"] or 0.0), MAX_RESEND_PAUSE_S)
             request.next_send_at, request.is_scheduled = now + pause, True
-            log.warning("rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1))
+            log.warning(
+                "rank_retry", group=at[0], reward=at[1], reason=request.reason, pause_s=round(pause, 1),
+                request_id=request.key[:32],
+            )  # fmt: skip
         else:
             if request.accepted_at is not None:
                 self._rates[request.reward].add_answer(now)
@@ -375,7 +386,10 @@ class CeleryRanker:
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
         count = len(request.group.images)
         if answer["status"] == "failed":
-            log.warning("rank_failed", group=request.group.id, reward=request.reward, code=answer["code"])
+            log.warning(
+                "rank_failed", group=request.group.id, reward=request.reward, code=answer["code"],
+                request_id=request.key[:32],
+            )  # fmt: skip
             return failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
         errors = {int(index): why for index, why in answer["errors"].items()}
         result = apply_policy(self._rewards[request.reward].spec, count, answer["scores"], errors)

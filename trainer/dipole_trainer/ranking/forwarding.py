@@ -22,6 +22,9 @@ class ForwardingRanker:
     def list_pending(self) -> Mapping[str, RankingBacklog]:
         return self.ranker.list_pending()
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return self.ranker.list_unanswered()
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self.ranker.cancel(withdraw=withdraw)
 

@@ -152,6 +152,9 @@ class Ranker(Protocol):
     def list_pending(self) -> Mapping[str, RankingBacklog]:
         """By reward, for each that has answered 202 since this ranker was made."""
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        """By reward, the groups that wait for its answer, also pending ones, and for how many s each has."""
+
     def cancel(self, *, withdraw: bool = False) -> None:
         """Forget every group in flight. `withdraw` also tells endpoints that nobody waits for what is pending there;
         without, whoever submits the same group again gets the ranking that is under way.

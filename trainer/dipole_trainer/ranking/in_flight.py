@@ -184,6 +184,14 @@ class GroupsInFlight:
                 for name, question in entry.questions.items():
                     yield group_id, name, question.asked_at + self.specs[name].timeout_s
 
+    def list_unanswered(self, now: float) -> dict[str, dict[str, float]]:
+        """By reward, the groups that wait for its answer, each with the seconds since it was asked."""
+        found: dict[str, dict[str, float]] = {}
+        for group_id, entry in self._open_groups.items():
+            for name, question in entry.questions.items():
+                found.setdefault(name, {})[group_id] = now - question.asked_at
+        return found
+
     def pop_finished(self) -> RankedGroup | None:
         """The group that finished first and was not taken yet."""
         return self._finished.popleft() if self._finished else None

@@ -76,6 +76,9 @@ class InProcessRanker:
     def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {}
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return self._in_flight.list_unanswered(time.monotonic())
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self._run += 1
         self._in_flight.clear()

@@ -26,6 +26,9 @@ class KnownAnswersRanker:
     def list_pending(self) -> Mapping[str, RankingBacklog]:
         return {}
 
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return {}
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self._answers.clear()
 

@@ -22,6 +22,9 @@ from dipole_trainer.spec import RewardSpec
 
 ScoreList = Sequence[float | None]
 Normalize = Literal["zscore", "rank", "none"]
+SkipCode = Literal[
+    "too_few_scores", "no_spread", "reward_failed", "no_ranking", "no_scores_to_gate", "none_passes"
+]  # fmt: skip
 TIE_TOLERANCE = 1e-9  # scores closer than this, relative to the largest, are equal: rounding is no preference
 
 
@@ -44,8 +47,9 @@ class Selection:
 
 @dataclass(frozen=True)
 class SkippedGroup:
-    """Why a group cannot be trained on."""
+    """Why a group cannot be trained on: `code` is for counting, `reason` for reading."""
 
+    code: SkipCode
     reason: str
 
 
@@ -106,10 +110,12 @@ def select_extremes(total: NDArray[np.float64], positives: int, negatives: int) 
     """
     rows = np.flatnonzero(np.isfinite(total))
     if rows.size < 2:
-        return SkippedGroup(f"{rows.size} of {total.size} candidates have a score; at least 2 are needed")
+        return SkippedGroup(
+            "too_few_scores", f"{rows.size} of {total.size} candidates have a score; at least 2 are needed"
+        )
     spread = float(np.ptp(total[rows]))
     if spread <= TIE_TOLERANCE * max(1.0, float(np.abs(total[rows]).max())):
-        return SkippedGroup("no spread: all candidates have the same score")
+        return SkippedGroup("no_spread", "no spread: all candidates have the same score")
     if rows.size < positives + negatives:
         share = positives / (positives + negatives)
         positives = min(max(round(share * rows.size), 1), rows.size - 1, positives)
@@ -181,16 +187,18 @@ def order_group(
             how = "rank" if result.ordinal else reward.normalize
             weighted[reward.name] = WeightedScores(result.scores, reward.weight, how)
             if reward.at_least is not None and result.ordinal:
-                return SkippedGroup(f"{reward.name} gave an order and no scores, which a gate (at_least) needs")
+                return SkippedGroup(
+                    "no_scores_to_gate", f"{reward.name} gave an order and no scores, which a gate (at_least) needs"
+                )
             if reward.at_least is not None:
                 gates[f"{reward.name} ≥ {reward.at_least:g}"] = (result.scores, reward.at_least)
         elif reward.required and not reward.is_held_out:
-            return SkippedGroup(f"required reward {reward.name}: {result.failure}")
+            return SkippedGroup("reward_failed", f"required reward {reward.name}: {result.failure}")
     if not any(reward.weight != 0 for reward in weighted.values()):
-        return SkippedGroup("no trained reward gave a ranking")
+        return SkippedGroup("no_ranking", "no trained reward gave a ranking")
     total, passes = apply_gates(combine_scores(weighted), list(gates.values()))
     if gates and not passes.any():
-        return SkippedGroup(f"no candidate passes {' and '.join(gates)}")
+        return SkippedGroup("none_passes", f"no candidate passes {' and '.join(gates)}")
     if shuffle is not None:
         total = shuffle_scores(total, shuffle)
     gated = int(np.isfinite(total).sum() - passes.sum())

@@ -42,7 +42,9 @@ from dipole.broker.image_requests import (
 from dipole.broker.messages import CheckpointRef, ImageAnswer, ImageRequest, PlanAnswer, PlanRequest
 from dipole.broker.process_health import HealthFiles, check_heartbeat
 from dipole.errors import InvalidInput, Overloaded
-from dipole.settings import SamplerSettings
+from dipole.settings import MetricsSettings, SamplerSettings, load_settings
+from dipole.web.metrics_server import serve_metrics
+from dipole_trainer.sampler.metrics import SamplerMetrics
 
 log = structlog.get_logger()
 
@@ -77,6 +79,7 @@ class Sampler:
         self._make_planner = make_planner or load_planner
         client = connect_redis(settings.redis_url)
         self._coordination, self._image_requests = image_coordination(client), ImageRequestStore(client)
+        self.metrics = SamplerMetrics(client)
         self._models: DrawsImages | None = None
         self._planner: PlanJob | None = None
         self._host = socket.gethostname()
@@ -108,7 +111,7 @@ class Sampler:
         def load_models() -> None:
             self._models = self._models or self._make_models(self._settings)
 
-        self._answer_request(message, load_models, draw)
+        self._answer_request("images", message, load_models, draw)
 
     def answer_plan(self, message: PlanRequest) -> None:
         """Plan a job and push the answer, or drop the request."""
@@ -126,10 +129,11 @@ class Sampler:
                 log.exception("order_failed", order=message["order"])
                 return {"status": "failed"}
 
-        self._answer_request(message, load_planner, plan)
+        self._answer_request("plan", message, load_planner, plan)
 
     def _answer_request(
         self,
+        kind: str,
         message: ImageRequest | PlanRequest,
         prepare: Callable[[], None],
         answer_it: Callable[[float], ImageAnswer | PlanAnswer | None],
@@ -147,14 +151,17 @@ class Sampler:
         began = time.monotonic()
         self._claimed_key, self._stuck_at = request_id, began + left + STUCK_AFTER_S
         try:
-            answer = answer_it(began + left)
+            with self.metrics.is_busy.track_inprogress():
+                answer = answer_it(began + left)
             if answer is not None:
                 self._coordination.push_answer(request_id, answer)
         finally:
             self._claimed_key, self._stuck_at = None, float("inf")
             self._coordination.release_claim(request_id)
-        status = "given up" if answer is None else answer["status"]
-        log.info("order_answered", order=request_id, status=status, seconds=round(time.monotonic() - began, 3))
+        status, seconds = "given up" if answer is None else answer["status"], time.monotonic() - began
+        self.metrics.requests.labels(kind, status).inc()
+        self.metrics.seconds.labels(kind).observe(seconds)
+        log.info("order_answered", order=request_id, status=status, seconds=round(seconds, 3))
 
     def _draw_answer(self, models: DrawsImages, message: ImageRequest, deadline: float) -> ImageAnswer | None:
         """What the API is told; nothing when it has given up meanwhile."""
@@ -243,6 +250,7 @@ def run_sampler(settings: SamplerSettings) -> None:
     )
     logs.configure_logging("sampler")  # after the worker was made, which sets the root logger's level to its own
     logging.getLogger("celery").setLevel(logging.WARNING)
+    serve_metrics(load_settings(MetricsSettings), sampler.metrics.registry)
     sampler.start()
     log.info("sampler_started", models=settings.sampler_models)
     try:

@@ -281,7 +281,9 @@ class Trainer:
             tally.skipped += 1
             tally.late += any((result.failure or "").startswith("late:") for result in ranked.results.values())
             tally.add_untrained(found.reason)
-            skipped = job_events.GroupSkipped(step=current.step, group=ranked.group_id, reason=found.reason)
+            skipped = job_events.GroupSkipped(
+                step=current.step, group=ranked.group_id, code=found.code, reason=found.reason
+            )
             skipped.report(self.on_event)
             return None
         tally.gated += found.gated

@@ -9,8 +9,9 @@ from functools import partial
 from typing import TYPE_CHECKING, cast
 
 from dipole import logs
-from dipole.settings import PlatformSettings, load_settings
+from dipole.settings import MetricsSettings, PlatformSettings, load_settings
 from dipole.stack import parent_death
+from dipole.web.metrics_server import serve_metrics
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.ranking.celery_ranker import CeleryRanker
 from dipole_trainer.training.interface import RunSession
@@ -45,5 +46,6 @@ def run_worker(
         worker = Worker(settings, session, make_ranker, processes=processes)
         for number in (signal.SIGTERM, signal.SIGINT):
             signal.signal(number, lambda *_: worker.stop_requested.set())
+        serve_metrics(load_settings(MetricsSettings), worker.metrics.registry)
         worker.run()
     processes.close()

@@ -24,9 +24,9 @@ import os
 import secrets
 import socket
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import httpx
 import structlog
@@ -51,7 +51,7 @@ from dipole_trainer.compute import gpu
 from dipole_trainer.database.engine import Database
 from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.group import ProcessGroup
-from dipole_trainer.jobs.leases import Claim
+from dipole_trainer.jobs.leases import Claim, DesiredState
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
@@ -65,6 +65,7 @@ from dipole_trainer.worker import followers
 from dipole_trainer.worker.claimed_job import ClaimedJob
 from dipole_trainer.worker.followers import MakeRanker
 from dipole_trainer.worker.health import touch_health_file
+from dipole_trainer.worker.metrics import WorkerMetrics
 from dipole_trainer.worker.published import WorkerReport
 from dipole_trainer.worker.reports import ReportWriter
 
@@ -103,6 +104,7 @@ class Worker:
         self.artifacts = ArtifactStore(settings.artifacts_url, settings.home / "work")
         self.reports = ReportWriter(self.store, self.artifacts)
         self.report = WorkerReport(self.name, WorkerRegistry(self.database), settings)
+        self.metrics = WorkerMetrics()
         self.stop_requested = threading.Event()
 
     def run(self) -> None:
@@ -136,12 +138,15 @@ class Worker:
         touch_health_file(self.settings)
         with structlog.contextvars.bound_contextvars(job_id=claim.job_id):
             log.info("job_claimed", fence=claim.fence)
+            state = "lost"
             try:
                 state = self._train_claimed(claim)
             except LeaseLost as error:
                 log.warning("lease_lost", reason=str(error))
             else:
                 log.info("job_left", state=state)
+            finally:
+                self.metrics.jobs.labels(state).inc()
         gpu.free_memory()
         return True
 
@@ -220,18 +225,28 @@ class Worker:
     ) -> Outcome:
         ranker = self._make_ranker(self.settings, claim.job_id, rewards, claimed.store_ranking)
         self.processes.all_gather(followers.job_message(claim.job_id, spec, rewards))
+
+        def report(kind: str, data: Mapping[str, Any]) -> None:
+            claimed.store_event(kind, data)
+            self.metrics.observe_event(kind, data)
+
+        def control() -> DesiredState:
+            self.metrics.observe_waiting(ranker)
+            return claimed.check_control()
+
         try:
-            return self._session(
-                spec,
-                job_id=claim.job_id,
-                workdir=claimed.workdir,
-                models_dir=self.settings.models_dir,
-                ranker=ranker,
-                on_event=claimed.store_event,
-                control=claimed.check_control,
-                data=data,
-                candidates_max_gib=self.settings.candidates_max_gib,
-            )
+            with self.metrics.watch_job(claim.job_id, spec):
+                return self._session(
+                    spec,
+                    job_id=claim.job_id,
+                    workdir=claimed.workdir,
+                    models_dir=self.settings.models_dir,
+                    ranker=ranker,
+                    on_event=report,
+                    control=control,
+                    data=data,
+                    candidates_max_gib=self.settings.candidates_max_gib,
+                )
         finally:
             ranker.close()
             self.processes.leave_run()

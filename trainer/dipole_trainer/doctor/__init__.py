@@ -1,0 +1,1 @@
+"""`dipole doctor` where the processes run: whether a set-up is right."""

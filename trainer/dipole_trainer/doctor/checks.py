@@ -1,0 +1,264 @@
+"""What `dipole doctor` looks at on this machine, with the settings of its environment. Nothing is written but a file
+that is removed at once, and nothing is made that is not there.
+
+A check that needs what an earlier one did not reach is left out: the earlier one says what to do.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import cast
+
+import redis
+from alembic.runtime.migration import MigrationContext
+from alembic.script import ScriptDirectory
+from sqlalchemy import make_url, select
+from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+
+from dipole.broker.connection import connect_redis, describe_redis_error
+from dipole.broker.image_requests import ImageRequestStore
+from dipole.broker.rankings import TaskCoordination
+from dipole.client.connection import EndpointError
+from dipole.client.endpoint import check_reward_url
+from dipole.client.rank_client import RankClient
+from dipole.database.failures import describe_database_error
+from dipole.database.queries import database_time
+from dipole.errors import ConfigurationError, InvalidInput
+from dipole.settings import ApiSettings, MetricsSettings, RankWorkerSettings, SamplerSettings, load_settings
+from dipole.stack.findings import Finding, compare_clocks
+from dipole.vault import Vault
+from dipole.web.auth import refuse_open_host
+from dipole_trainer.compute import gpu
+from dipole_trainer.database.engine import MIGRATIONS, Database
+from dipole_trainer.database.tables import ACTIVE_STATES, JobRow
+from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
+from dipole_trainer.weights.inventory import list_local_weights, weights_names
+
+PACKAGES = ("dipole", "torch", "diffusers", "transformers", "celery", "redis", "sqlalchemy", "prometheus-client")
+TIMEOUT_S = 5.0
+GIB = 2**30
+LITTLE_ROOM_GIB, NO_ROOM_GIB = 5.0, 0.5
+
+
+def check_setup() -> Iterator[Finding]:
+    """Every finding, in an order in which the first problem is the one to mend first."""
+    yield _check_versions()
+    try:
+        settings = load_settings(ApiSettings)
+        for kind in (RankWorkerSettings, SamplerSettings, MetricsSettings):
+            load_settings(kind)
+        refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+        vault = Vault.from_environment()
+    except ConfigurationError as error:
+        yield Finding("settings", "problem", str(error), "set the variable anew; docs/SETTINGS.md lists them all")
+        return
+    yield Finding("settings", "ok", "each is understood, and none contradicts another")
+    yield from _check_folder("home", settings.home)
+    if "://" not in settings.artifacts_url:
+        yield from _check_folder("artifacts", Path(settings.artifacts_url))
+    yield from _check_redis(settings)
+    yield from _check_database(settings, vault)
+    yield _check_devices()
+
+
+def _check_versions() -> Finding:
+    found = []
+    for name in PACKAGES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            found.append(f"no {name}")
+    return Finding("versions", "ok", f"Python {platform.python_version()}, {', '.join(found)}")
+
+
+def _check_folder(check: str, folder: Path) -> Iterator[Finding]:
+    """Room, and whether a file can be written; of a folder that is not there yet, where it will be."""
+    place = folder.absolute()
+    while not place.exists():
+        place = place.parent
+    try:
+        with tempfile.TemporaryFile(dir=place) as file:
+            file.write(b"\0" * 4096)
+            file.flush()
+    except OSError as error:
+        fix = f"free room, or let the user that runs Dipole write to {place}; or choose another folder in its setting"
+        yield Finding(check, "problem", f"{folder} cannot be written: {error.strerror or error}", fix)
+        return
+    free = shutil.disk_usage(place).free / GIB
+    message, fix = f"{folder} can be written, {free:.1f} GiB are free", "free room: a job's checkpoints need it"
+    if free >= LITTLE_ROOM_GIB:
+        yield Finding(check, "ok", message)
+    else:
+        yield Finding(check, "problem" if free < NO_ROOM_GIB else "warning", message, fix)
+
+
+def _check_redis(settings: ApiSettings) -> Iterator[Finding]:
+    try:
+        with connect_redis(settings.redis_url, connect_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S) as client:
+            now = TaskCoordination(client, settings.candidate_ttl_s).server_time()
+            yield Finding("redis", "ok", "it answers")
+            yield compare_clocks("redis's clock", now, time.time())
+            yield from _check_redis_memory(client, settings)
+            yield _check_rank_workers(client)
+            yield _check_samplers(client, now)
+    except (redis.RedisError, ConfigurationError) as error:
+        why = str(error) if isinstance(error, ConfigurationError) else describe_redis_error(error)
+        fix = "start Redis (`dipole up` brings one), or mend DIPOLE_REDIS_URL"
+        yield Finding("redis", "problem", why, fix)
+
+
+def _check_redis_memory(client: redis.Redis, settings: ApiSettings) -> Iterator[Finding]:
+    try:
+        memory, persistence = client.info("memory"), client.info("persistence")
+        policy, limit = str(memory["maxmemory_policy"]), int(memory["maxmemory"])
+        is_kept = bool(persistence["aof_enabled"])
+        save = str(cast("dict[str, str]", client.config_get("save")).get("save", ""))
+    except (redis.ResponseError, KeyError):
+        yield Finding("redis's memory", "warning", "this Redis does not tell of it", "see that it evicts nothing")
+        return
+    wanted = settings.candidates_max_gib
+    if policy != "noeviction":
+        yield Finding(
+            "redis's memory", "problem", f"maxmemory-policy is {policy}: queued rankings may vanish",
+            "set maxmemory-policy to noeviction",
+        )  # fmt: skip
+    elif limit and limit < wanted * GIB:
+        yield Finding(
+            "redis's memory", "warning",
+            f"maxmemory is {limit / GIB:.1f} GiB, a job's candidates may take {wanted:g} GiB",
+            "raise maxmemory, or lower DIPOLE_CANDIDATES_MAX_GIB",
+        )  # fmt: skip
+    else:
+        room = f"{limit / GIB:.1f} GiB" if limit else "as much as there is"
+        yield Finding("redis's memory", "ok", f"{room}, and it evicts nothing")
+    if is_kept or save:
+        yield Finding(
+            "redis's files", "warning", "it keeps images in flight on disk, which costs time and is of no use",
+            'start it with --save "" --appendonly no',
+        )  # fmt: skip
+
+
+def _check_rank_workers(client: redis.Redis) -> Finding:
+    hosts = [key.decode().rpartition(":")[2] for key in client.scan_iter("dipole:rank-worker:*", count=1000)]
+    if hosts:
+        return Finding("rank workers", "ok", f"alive on {', '.join(sorted(hosts))}")
+    return Finding("rank workers", "problem", "none lives: no reward is asked", "run `dipole serve rank-worker`")
+
+
+def _check_samplers(client: redis.Redis, now: float) -> Finding:
+    if count := ImageRequestStore(client).count_samplers(now=now):
+        return Finding("samplers", "ok", f"{count} alive")
+    fix = "run `dipole serve sampler`, unless nobody draws images over the API"
+    return Finding("samplers", "warning", "none lives: requests for images are refused", fix)
+
+
+def _check_database(settings: ApiSettings, vault: Vault) -> Iterator[Finding]:
+    if (missing := _missing_file(settings.database_url)) is not None:
+        yield Finding("database", "problem", f"{missing} is not there", "run `dipole db upgrade`, or `dipole up`")
+        return
+    try:
+        database = Database(settings.database_url)
+    except ConfigurationError as error:
+        yield Finding("database", "problem", str(error), "mend DIPOLE_DATABASE_URL")
+        return
+    try:
+        with database.reading() as session:
+            theirs, ours = database_time(session), time.time()
+        with database.engine.connect() as connection:
+            revision = MigrationContext.configure(connection).get_current_revision()
+        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
+        if revision != head:
+            has = f"has the tables of {revision}" if revision else "has no tables"
+            fix = "run `dipole db upgrade` with this version"
+            yield Finding("database", "problem", f"it {has}, this version wants those of {head}", fix)
+            return
+        yield Finding("database", "ok", f"it answers, and has the tables of {head}")
+        yield compare_clocks("database's clock", theirs, ours)
+        yield _check_workers(database)
+        yield from _check_models(database, settings.models_dir)
+        yield from _check_endpoints(RewardRegistry(database, vault), settings)
+    except SQLAlchemyError as error:
+        fix = "start it, or mend DIPOLE_DATABASE_URL"
+        yield Finding("database", "problem", f"it does not answer: {describe_database_error(error)}", fix)
+    finally:
+        database.close()
+
+
+def _missing_file(url: str) -> Path | None:
+    """SQLite's file where there is none, which opening would make."""
+    try:
+        parsed = make_url(url)
+    except ArgumentError:
+        return None
+    is_file = parsed.get_backend_name() == "sqlite" and parsed.database and not parsed.database.startswith("file:")
+    return Path(parsed.database) if is_file and parsed.database and not Path(parsed.database).exists() else None
+
+
+def _check_workers(database: Database) -> Finding:
+    if rows := WorkerRegistry(database).list_live():
+        return Finding("workers", "ok", f"alive: {', '.join(row.name for row in rows)}")
+    return Finding("workers", "problem", "none lives: jobs stay queued", "run `dipole serve worker`")
+
+
+def _check_models(database: Database, models_dir: Path) -> Iterator[Finding]:
+    """Whether this machine, or a worker that lives, has the model of each job that is not done."""
+    with database.reading() as session:
+        wanted = set(session.scalars(select(JobRow.model).where(JobRow.state.in_(ACTIVE_STATES)).distinct()))
+    here = set(list_local_weights(models_dir).models)
+    here.update(name for row in WorkerRegistry(database).list_live() for name in row.models)
+    missing = sorted(name for name in wanted if not here & {name, *weights_names(name, None)})
+    if missing:
+        fix = f"run `dipole models fetch`, or put the folder into {models_dir}"
+        yield Finding("models", "problem", f"jobs that are not done name {', '.join(missing)}: nowhere here", fix)
+    else:
+        yield Finding("models", "ok", f"here or at a worker: {', '.join(sorted(here))}")
+
+
+def _check_endpoints(registry: RewardRegistry, settings: ApiSettings) -> Iterator[Finding]:
+    """Every registered endpoint: allowed, ready, and what it says of itself."""
+    rows = registry.list_rewards()
+    if not rows:
+        yield Finding("rewards", "warning", "none is registered", "run `dipole rewards register NAME=URL`")
+    for row in rows:
+        check = f"reward {row.name}"
+        try:
+            endpoint = registry.get_endpoint(row.name)
+            check_reward_url(endpoint.url, settings.reward_hosts, field="its URL")
+            with RankClient(endpoint, tls_dir=settings.tls_dir) as client:
+                status, path = client.probe_readiness(deadline_s=TIMEOUT_S)
+                if status >= 500:  # one without such a route is, when it answers at all
+                    yield Finding(check, "problem", f"{row.url}{path} answers {status}: not ready", "read its log")
+                    continue
+                info = client.fetch_info(deadline_s=TIMEOUT_S)
+            verified = "" if info.verified is None else ", verified" if info.verified else ", not verified"
+            yield Finding(check, "ok", f"ready at {row.url}: {info.model} {info.model_revision}{verified}")
+        except EndpointError as error:
+            fix = "start it, or register where it is now: `dipole rewards register NAME=URL`"
+            yield Finding(check, "problem", str(error), fix)
+        except (ConfigurationError, InvalidInput) as error:
+            fix = "mend DIPOLE_REWARD_HOSTS, DIPOLE_SECRETS_KEY or DIPOLE_TLS_DIR here, or register it anew"
+            yield Finding(check, "problem", str(error), fix)
+
+
+def _check_devices() -> Finding:
+    if importlib.util.find_spec("torch") is None:
+        return Finding("devices", "ok", "no torch here: this machine neither trains nor draws")
+    try:
+        importlib.import_module("torch")  # which alone knows the GPUs
+        found = gpu.describe_devices()
+    except (OSError, RuntimeError) as error:  # a driver's, or a library's
+        return Finding("devices", "problem", f"the GPU cannot be used: {error}", "mend its driver")
+    names = [str(each["name"]) for each in found if each["kind"] != "cpu"]
+    if names:
+        return Finding("devices", "ok", ", ".join(names))
+    fix = "on a machine with one, install torch's CUDA build (docs/models.md)"
+    return Finding("devices", "warning", "no GPU: training and drawing compute on the CPU", fix)
