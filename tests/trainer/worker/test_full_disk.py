@@ -34,17 +34,13 @@ from dipole_trainer.database.tables import JobRow
 from dipole_trainer.distributed.failures import exception_from_json, exception_to_json
 from dipole_trainer.jobs.leases import MAX_FRUITLESS_RESUMES
 from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.worker.worker import Outcome, Worker
 
 FULL = OSError(errno.ENOSPC, "No space left on device")
 SPEC = TrainSpec(prompts=(PromptSpec(prompt="x"),), rewards=(RewardSpec(name="shapes"),), steps=4, checkpoint_every=1)
-
-
-class NoRanker:
-    def close(self) -> None:
-        pass
 
 
 def train(
@@ -77,7 +73,7 @@ class World:
         self.store = JobStore(self.database)
         RewardRegistry(self.database).put_reward("shapes", Endpoint(url="http://127.0.0.1:8401"))
         self.write: Callable[[Path, bytes], Any] = Path.write_bytes
-        self.worker = Worker(self.settings, self.session, lambda *_: NoRanker(), idle_s=0.01)  # type: ignore[arg-type,return-value]
+        self.worker = Worker(self.settings, self.session, lambda *_: KnownAnswersRanker(), idle_s=0.01)  # type: ignore[arg-type,return-value]
 
     def session(self, spec: TrainSpec, **rest: Any) -> Outcome:
         return train(spec, **rest, write=lambda path, data: self.write(path, data))
@@ -289,7 +285,7 @@ from pathlib import Path
 from dipole_trainer.worker import process
 process.run_worker(
     session=lambda spec, **rest: module.train(spec, **rest, write=lambda path, data: path.write_bytes(data * 500)),
-    make_ranker=lambda *_: module.NoRanker(),
+    make_ranker=lambda *_: module.KnownAnswersRanker(),
 )
 """
 LIMIT_BYTES = 2 * 2**20  # of a file; a checkpoint of PROCESS has 3.5 MB

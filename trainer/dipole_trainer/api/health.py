@@ -117,9 +117,10 @@ class _JobsCollector(Collector):
         waits = case((JobRow.waiting_reward.is_not(None), "reward"), (JobRow.waiting_reason.is_not(None), "storage"))
         try:
             with self._database.reading() as session:
-                states = dict(session.execute(select(JobRow.state, func.count()).group_by(JobRow.state)).tuples())
+                by_state = session.execute(select(JobRow.state, func.count()).group_by(JobRow.state))
+                states = {state: count for state, count in by_state}  # noqa: C416 (rows are no tuples to mypy)
                 paused = select(waits, func.count()).where(JobRow.state == "paused").group_by(waits)
-                causes: dict[str | None, int] = dict(session.execute(paused).tuples())
+                causes = {cause: count for cause, count in session.execute(paused)}  # noqa: C416
                 workers = session.scalar(select(func.count()).where(WorkerRow.expires_at > now()))
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=describe_database_error(error))
