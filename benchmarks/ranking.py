@@ -185,6 +185,7 @@ def bare_posts(url: str, groups: list[NDArray[np.uint8]]) -> Iterator[Callable[[
 
     def post(number: int) -> None:
         body, kind = bodies[number]
+        connection.close()  # the server does so too, where the other paths take long
         connection.request("POST", "/v1/rank", body, {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex})
         answer = connection.getresponse()
         told = answer.read()
