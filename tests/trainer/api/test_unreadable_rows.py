@@ -44,7 +44,7 @@ def test_a_learning_rate_that_comes_to_nothing_is_refused_and_not_queued(
         {"optimizer": OptimizerSpec().model_copy(update={"lr": 0.0})},
         {"evaluation": EvalSpec().model_copy(update={"prompts": tuple(PromptSpec(prompt="x") for _ in range(2001))})},
         {"features": FeaturesSpec().model_copy(update={"pool": 0})},
-        {"rewards": (RewardSpec(name="a").model_copy(update={"weight": -1.0}),)},
+        {"rewards": (RewardSpec(name="a").model_copy(update={"timeout_s": -1.0}),)},
     ],
 )
 def test_a_spec_is_made_of_parts_that_were_looked_at(part: dict[str, Any]) -> None:
