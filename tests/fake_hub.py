@@ -9,10 +9,8 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,6 +20,8 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from dipole.downloads.table import BUILT_IN_TABLE
+
+from . import processes
 
 LARGE_BYTES = 1000
 COMMIT = "c" * 40
@@ -160,7 +160,4 @@ def run_dipole(hub: FakeHub, *arguments: str, cwd: Path, **environment: str) -> 
         "DIPOLE_API_URL": "http://127.0.0.1:1",
         "NO_COLOR": "1",
     }
-    command = [sys.executable, "-m", "dipole.cli", *arguments]
-    return subprocess.run(
-        command, cwd=cwd, env={**os.environ, **names, **environment}, capture_output=True, text=True, timeout=120
-    )
+    return processes.run_dipole(*arguments, cwd=cwd, env={**names, **environment})

@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -43,6 +44,15 @@ def start(
 ) -> subprocess.Popen[bytes]:
     with log.open("wb") as out:
         return subprocess.Popen(command, cwd=cwd, env={**os.environ, **(env or {})}, stdout=out, stderr=out)
+
+
+def run_dipole(
+    *arguments: str, cwd: Path | None = None, env: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
+    """A command of ours to its end, with `env` beside what is set here."""
+    command = [sys.executable, "-m", "dipole.cli", *arguments]
+    variables = {**os.environ, **(env or {})}
+    return subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True, timeout=120)
 
 
 def _until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

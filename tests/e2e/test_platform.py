@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-import os
-import subprocess
-import sys
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +19,7 @@ from dipole.stack.stack import EMBEDDED_REWARDS, Stack
 from dipole.tiny.job import build_demo_prompts
 from dipole.tiny.world import all_prompts
 
+from ..processes import run_dipole
 from .conftest import Platform
 
 STEPS = 8
@@ -152,13 +150,13 @@ def test_a_backup_made_meanwhile_is_restored_elsewhere_and_goes_on(
     server.hold(after=midst(5))
     job = submit(platform, server)
     platform.wait_for(server.held.is_set, "the sixth update")
-    made = dipole(platform.stack.environment(), "backup", str(tmp_path / "backups"))
+    made = run_dipole("backup", str(tmp_path / "backups"), env=platform.stack.environment())
     assert made.returncode == 0, made.stderr
     backup = made.stdout.strip()
     platform.order(job, "cancel")
     server.hold(after=None)
     home = tmp_path / "elsewhere"
-    restored = dipole({"DIPOLE_HOME": str(home)}, "restore", backup, "--paused")
+    restored = run_dipole("restore", backup, "--paused", env={"DIPOLE_HOME": str(home)})
     assert restored.returncode == 0, restored.stderr
     with Stack(home, EMBEDDED_REWARDS) as stack:
         other = Platform(stack)
@@ -170,20 +168,14 @@ def test_a_backup_made_meanwhile_is_restored_elsewhere_and_goes_on(
             assert other.adapter(job, STEPS) == platform.adapter(undisturbed, STEPS)
             ids = [int(event["id"].removeprefix("ftevent-")) for event in other.events(job)]
             assert ids == sorted(set(ids))
-    again = dipole({"DIPOLE_HOME": str(home)}, "restore", backup)
+    again = run_dipole("restore", backup, env={"DIPOLE_HOME": str(home)})
     assert again.returncode == 1
     assert "a backup is restored to a new place" in again.stderr
 
 
-def dipole(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "dipole.cli", *arguments]
-    return subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=120)
-
-
 def run_doctor(*arguments: str, **environment: str) -> tuple[int, dict[str, dict[str, str]]]:
     """Exit code and findings by check."""
-    command = [sys.executable, "-m", "dipole.cli", "doctor", "--json", *arguments]
-    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    done = run_dipole("doctor", "--json", *arguments, env=environment)
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert lines, done.stderr
     return done.returncode, {each["check"]: each for each in lines}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import redis
@@ -17,6 +17,7 @@ LANE_IDLE_TIMEOUT_S = 900.0  # a reward nobody ranked with for so long needs no 
 _LANE_CHANNEL = "dipole:lanes:announce"
 _LANES_KEY = "dipole:lanes"
 _MEMORIES_KEY = "dipole:lanes:memories"
+_HEARTBEAT_PREFIX = "dipole:rank-worker:"
 
 
 def queue_name(reward: str) -> str:
@@ -123,7 +124,7 @@ class TaskCoordination:
         """Say that the rank worker of a host lives, and which folder of candidates its lanes read, if any."""
         now = self.server_time()
         pipe = self._redis.pipeline(transaction=False)
-        pipe.set(f"dipole:rank-worker:{host}", "1", px=int(ttl_s * 1000))
+        pipe.set(f"{_HEARTBEAT_PREFIX}{host}", "1", px=int(ttl_s * 1000))
         pipe.zremrangebyscore(_MEMORIES_KEY, "-inf", now)
         pipe.zadd(_MEMORIES_KEY, {memory_id: now + ttl_s})
         pipe.execute()
@@ -134,7 +135,12 @@ class TaskCoordination:
         return {each.decode() for each in found}
 
     def has_heartbeat(self, host: str) -> bool:
-        return bool(self._redis.exists(f"dipole:rank-worker:{host}"))
+        return bool(self._redis.exists(f"{_HEARTBEAT_PREFIX}{host}"))
+
+    def living_hosts(self) -> list[str]:
+        """Every host whose rank worker has a heartbeat."""
+        keys = cast("Iterator[bytes]", self._redis.scan_iter(match=f"{_HEARTBEAT_PREFIX}*", count=1000))
+        return sorted(key.decode().removeprefix(_HEARTBEAT_PREFIX) for key in keys)
 
     def subscribe_lanes(self) -> Any:
         """A subscription that gets a message whenever a run is opened."""

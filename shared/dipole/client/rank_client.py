@@ -36,12 +36,17 @@ from dipole.errors import DipoleError, InvalidInput
 from dipole.protocol import images
 from dipole.protocol.schemas import Ranking, RewardInfo
 
-__all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending"]
+__all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending", "tells_ready"]
 
 MAX_RESPONSE_BYTES = 4 * 2**20
 CANCEL_TIMEOUT_S = 3.0
 MIN_UNJOINED_BYTES = 2**16  # of a body's piece that is sent from where it lies
 POLL_INTERVALS_S = (0.05, 30.0)
+
+
+def tells_ready(status: int) -> bool:
+    """Whether an endpoint that answers `probe_readiness` so can be asked; one without such a path can."""
+    return status < 500
 
 
 class StillPending(DipoleError):

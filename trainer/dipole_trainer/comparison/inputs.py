@@ -14,8 +14,9 @@ from pydantic import ValidationError
 from redis.exceptions import RedisError
 
 from dipole.broker.connection import connect_redis, describe_redis_error
+from dipole.broker.rankings import TaskCoordination
 from dipole.client.connection import EndpointError
-from dipole.client.rank_client import RankClient
+from dipole.client.rank_client import RankClient, tells_ready
 from dipole.errors import ConfigurationError, InvalidInput, NotFound, RewardUnavailable
 from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
@@ -99,7 +100,7 @@ def check_rewards_ready(
         try:
             with RankClient(reward.endpoint, tls_dir=tls_dir, transport=transport) as client:
                 status, _ = client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)
-                why = f"answers {status}" if status >= 500 else ""
+                why = "" if tells_ready(status) else f"answers {status}"
         except EndpointError as error:
             why = f"does not answer ({error})"
         if why:
@@ -110,7 +111,7 @@ def check_rank_worker(settings: PlatformSettings) -> None:
     """Raise ConfigurationError when nobody would ask the rewards."""
     try:
         with connect_redis(settings.redis_url) as client:
-            lives = next(iter(client.scan_iter(match="dipole:rank-worker:*", count=1000)), None) is not None
+            lives = bool(TaskCoordination(client, settings.candidate_ttl_s).living_hosts())
     except RedisError as error:
         raise ConfigurationError(f"DIPOLE_REDIS_URL: {describe_redis_error(error)}") from error
     if not lives:

@@ -18,19 +18,16 @@ from dipole_trainer.spec import TrainSpec
 
 GIB = 2**30
 CPU_BUDGET_BYTES = GIB
-GPU_SHARE = 2  # one half of what is free; the other is for what works beside the graphs
-
-
-def default_budget(free_bytes: int | None) -> int:
-    """Bytes for graphs where a job names no budget; `free_bytes` are a GPU's beside the weights, None on a CPU."""
-    return CPU_BUDGET_BYTES if free_bytes is None else free_bytes // GPU_SHARE
 
 
 def choose_budget(spec: TrainSpec, free_bytes: int | None) -> int:
-    """Bytes that a job's graphs may take on one device."""
+    """Bytes that a job's graphs may take on one device; `free_bytes` are a GPU's beside the weights, None on a CPU."""
     if spec.memory == "lean":
         return 0
-    return default_budget(free_bytes) if spec.memory_budget_gib is None else int(spec.memory_budget_gib * GIB)
+    if spec.memory_budget_gib is not None:
+        return int(spec.memory_budget_gib * GIB)
+    # the other half is for what works beside the graphs
+    return CPU_BUDGET_BYTES if free_bytes is None else free_bytes // 2
 
 
 def free_gpu_bytes(device: str) -> int | None:

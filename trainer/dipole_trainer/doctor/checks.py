@@ -28,7 +28,7 @@ from dipole.broker.image_requests import ImageRequestStore
 from dipole.broker.rankings import TaskCoordination
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import check_reward_url
-from dipole.client.rank_client import RankClient
+from dipole.client.rank_client import RankClient, tells_ready
 from dipole.database.failures import describe_database_error
 from dipole.database.queries import database_time
 from dipole.errors import ConfigurationError, InvalidInput
@@ -104,11 +104,12 @@ def _check_folder(check: str, folder: Path) -> Iterator[Finding]:
 def _check_redis(settings: ApiSettings) -> Iterator[Finding]:
     try:
         with connect_redis(settings.redis_url, connect_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S) as client:
-            now = TaskCoordination(client, settings.candidate_ttl_s).server_time()
+            coordination = TaskCoordination(client, settings.candidate_ttl_s)
+            now = coordination.server_time()
             yield Finding("redis", "ok", "it answers")
             yield compare_clocks("redis's clock", now, time.time())
             yield from _check_redis_memory(client, settings)
-            yield _check_rank_workers(client)
+            yield _check_rank_workers(coordination)
             yield _check_samplers(client, now)
     except (redis.RedisError, ConfigurationError) as error:
         why = str(error) if isinstance(error, ConfigurationError) else describe_redis_error(error)
@@ -147,10 +148,9 @@ def _check_redis_memory(client: redis.Redis, settings: ApiSettings) -> Iterator[
         )  # fmt: skip
 
 
-def _check_rank_workers(client: redis.Redis) -> Finding:
-    hosts = [key.decode().rpartition(":")[2] for key in client.scan_iter("dipole:rank-worker:*", count=1000)]
-    if hosts:
-        return Finding("rank workers", "ok", f"alive on {', '.join(sorted(hosts))}")
+def _check_rank_workers(coordination: TaskCoordination) -> Finding:
+    if hosts := coordination.living_hosts():
+        return Finding("rank workers", "ok", f"alive on {', '.join(hosts)}")
     return Finding("rank workers", "problem", "none lives: no reward is asked", "run `dipole serve rank-worker`")
 
 
@@ -235,7 +235,7 @@ def _check_endpoints(registry: RewardRegistry, settings: ApiSettings) -> Iterato
             check_reward_url(endpoint.url, settings.reward_hosts, field="its URL")
             with RankClient(endpoint, tls_dir=settings.tls_dir) as client:
                 status, path = client.probe_readiness(deadline_s=TIMEOUT_S)
-                if status >= 500:  # one without such a route is, when it answers at all
+                if not tells_ready(status):
                     yield Finding(check, "problem", f"{row.url}{path} answers {status}: not ready", "read its log")
                     continue
                 info = client.fetch_info(deadline_s=TIMEOUT_S)

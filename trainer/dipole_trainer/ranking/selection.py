@@ -186,11 +186,11 @@ def order_group(
         if result.failure is None:
             how = "rank" if result.ordinal else reward.normalize
             weighted[reward.name] = WeightedScores(result.scores, reward.weight, how)
-            if reward.at_least is not None and result.ordinal:
-                return SkippedGroup(
-                    "no_scores_to_gate", f"{reward.name} gave an order and no scores, which a gate (at_least) needs"
-                )
             if reward.at_least is not None:
+                if result.ordinal:
+                    return SkippedGroup(
+                        "no_scores_to_gate", f"{reward.name} gave an order and no scores, which a gate (at_least) needs"
+                    )
                 gates[f"{reward.name} ≥ {reward.at_least:g}"] = (result.scores, reward.at_least)
         elif reward.required and not reward.is_held_out:
             return SkippedGroup("reward_failed", f"required reward {reward.name}: {result.failure}")

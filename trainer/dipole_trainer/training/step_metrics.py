@@ -50,12 +50,8 @@ class StepMetrics:
 
     def merge(self, other: Mapping[str, Any]) -> None:
         """Another process's tally, as `asdict` gave it."""
-        self.skipped += other["skipped"]
-        self.not_finite += other["not_finite"]
-        self.late += other["late"]
-        self.filled_in += other["filled_in"]
-        self.gated += other["gated"]
-        self.graphs_kept += other["graphs_kept"]
+        for name in ("skipped", "not_finite", "late", "filled_in", "gated", "graphs_kept"):
+            setattr(self, name, getattr(self, name) + other[name])
         self.staleness = max(self.staleness, other["staleness"])
         self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
         for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):

@@ -33,7 +33,7 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.client.connection import EndpointError
-from dipole.client.rank_client import RankClient
+from dipole.client.rank_client import RankClient, tells_ready
 from dipole.database.failures import describe_database_error
 from dipole.errors import (
     ConfigurationError,
@@ -265,7 +265,7 @@ class Worker:
         try:
             endpoint = self._resolve_reward(spec).endpoint
             with RankClient(endpoint, tls_dir=self.settings.tls_dir, transport=self._transport) as client:
-                return client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)[0] < 500
+                return tells_ready(client.probe_readiness(deadline_s=PROBE_TIMEOUT_S)[0])
         except EndpointError:
             return False
         except ConfigurationError:
