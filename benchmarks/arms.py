@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tuning import Point
+from worlds import HELD_OUT_REWARD, World
 
-from dipole.tiny.job import build_demo_job, build_demo_prompts
-from dipole.tiny.world import describe_scene
+from dipole.tiny.job import build_demo_job
 from dipole_trainer.spec import TrainSpec
 
 STEPS, CANDIDATES, SIDE = 30, 16, 8
 RATE, RATE_FACTOR = 5e-4, 10**0.5
 RADII, PUBLISHED_RADII = (0.2, 0.5, 1.0), (0.02, 0.05, 0.2)
 ENCODERS = (101, 102, 103)  # seeds of scripts/train-tiny --stages contrastive; the first is the package's
-SPLIT_SALT = "blind-0"  # the first that was tried
-SEEN_FOR_TUNING = 96  # of the demo's training prompts, which were in view while the encoder's recipe was found
 
 
 @dataclass(frozen=True)
@@ -48,6 +43,8 @@ SCALE = Knob("radii", 1.0, 10**0.5)
 DIPOLE: dict[str, Any] = {"method": "drpo", "own": {"mask_self": True}, "knob": SCALE}
 MAE_KEYS = [f"layer2_{pool}" for pool in ("mean", "std", "mean_2", "std_2", "mean_4", "std_4")]
 
+DEEPEST_BLOCKS = ["down_blocks.1", "mid_block", "up_blocks.0"]  # as published, of a U-Net of two blocks a side
+
 
 def _encoder(seed: int) -> dict[str, str]:
     return {"type": "tiny_contrastive"} | ({} if seed == ENCODERS[0] else {"weights": f"contrastive-{seed}"})
@@ -72,7 +69,8 @@ ARMS: dict[str, Arm] = {
         features={"type": "latent_mae", "weights": "latent-mae-101", "keys": MAE_KEYS},
     ),
     "drpo-teacher": Arm(
-        "DrPO, teacher U-Net", **DIPOLE, features={"type": "teacher_unet", "timestep": 999, "pool": 2}
+        "DrPO, teacher U-Net", **DIPOLE,
+        features={"type": "teacher_unet", "timestep": 999, "pool": 2, "keys": DEEPEST_BLOCKS},
     ),
     "drpo-1-stale": Arm("DrPO, 1 window stale", **DIPOLE, settings_of="drpo-101", staleness=1),
     "drpo-2-stale": Arm("DrPO, 2 windows stale", **DIPOLE, settings_of="drpo-101", staleness=2),
@@ -81,36 +79,13 @@ HEADLINE = tuple(f"drpo-{seed}" for seed in ENCODERS)  # DrPO is the mean over t
 TUNED = tuple(name for name, arm in ARMS.items() if not arm.settings_of)
 
 
-@dataclass(frozen=True)
-class Split:
-    """Lines of a prompts file. `tuning` are the first of `train`, in an order that was shuffled once."""
-
-    train: list[dict[str, Any]]
-    tuning: list[dict[str, Any]]
-    held_out: list[dict[str, Any]]
-
-
-def draw_split() -> Split:
-    """Prompts for a figure that nobody has looked at: the held-out ones are neither among those that the demo holds
-    out, nor among the training prompts that settings were chosen on before. Of the rest every other scene is held out,
-    by the hash of what it asks for; mirror images go together. The base has seen them, with their wrong captions;
-    training here has not.
-    """
-    everything = build_demo_prompts(held_out=True) + build_demo_prompts(held_out=False)
-    seen = build_demo_prompts(held_out=True) + build_demo_prompts(held_out=False)[:SEEN_FOR_TUNING]
-    seen_scenes = {_scene(line) for line in seen}
-
-    def is_held_out(line: dict[str, Any]) -> bool:
-        scene = _scene(line)
-        return scene not in seen_scenes and hashlib.sha256((SPLIT_SALT + scene).encode()).digest()[0] % 2 == 0
-
-    train = [line for line in everything if not is_held_out(line)]
-    random.Random(SPLIT_SALT).shuffle(train)
-    return Split(train, train[:96], [line for line in everything if is_held_out(line)])
-
-
-def _scene(line: dict[str, Any]) -> str:
-    return json.dumps(describe_scene(line["metadata"]), sort_keys=True)
+def arms_of(world: World) -> dict[str, Arm]:
+    """The arms in a world, whose encoders are its own; some are of the first one alone."""
+    return {
+        name: replace(arm, features=world.features_of(arm.features))
+        for name, arm in ARMS.items()
+        if name not in world.lacks
+    }
 
 
 def settings_at(arm: Arm, point: Point) -> dict[str, Any]:
@@ -127,12 +102,16 @@ def _rounded(value: float) -> float:
     return float(f"{value:.3g}")
 
 
-def build_spec(arm: Arm, settings: Mapping[str, Any], seed: int, steps: int, split: Split) -> TrainSpec:
-    """The demo's job, with the arm's method in its space; nothing is evaluated or drawn on the way."""
+def build_spec(
+    world: World, arm: Arm, settings: Mapping[str, Any], seed: int, steps: int, prompts: list[dict[str, Any]]
+) -> TrainSpec:
+    """The demo's job in that world, with the arm's method in its space; nothing is evaluated or drawn on the way."""
     job = build_demo_job(steps=steps)
     sides = {"positives": SIDE, "negatives": SIDE} if arm.method in ("drpo", "random", "dpo") else {}
     changes = {
-        "prompts": split.train,
+        "model": world.model,
+        "prompts": prompts,
+        "rewards": [{"name": world.reward}, {"name": HELD_OUT_REWARD, "weight": 0}],
         "features": arm.features,
         "method": {"type": arm.method, arm.method: {**sides, **arm.own, **settings["own"]}},
         "optimizer": {**job["optimizer"], "lr": settings["lr"]},

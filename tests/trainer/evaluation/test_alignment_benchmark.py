@@ -23,6 +23,11 @@ def arms(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
 
 @pytest.fixture
+def worlds(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    return load("worlds", monkeypatch)
+
+
+@pytest.fixture
 def tuning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return load("tuning", monkeypatch)
 
@@ -30,7 +35,7 @@ def tuning(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 def load(name: str, monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     """A module of benchmarks/, which import each other by their bare names."""
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    for each in ("arms", "tuning"):
+    for each in ("arms", "tuning", "worlds", "words"):
         monkeypatch.delitem(sys.modules, each, raising=False)
     return __import__(name)
 
@@ -73,11 +78,11 @@ def test_a_hill_is_climbed(tuning: ModuleType) -> None:
     assert tuning.choose_point(scores, SEEDS) == (4, -3)
 
 
-def test_the_blind_split_is_of_prompts_that_nobody_has_looked_at(arms: ModuleType) -> None:
+def test_the_blind_split_is_of_prompts_that_nobody_has_looked_at(worlds: ModuleType) -> None:
     """Held-out prompts are none of the demo's held-out ones or of those that were tuned on before, and no scene is on
     both sides; every prompt of the world is on one; every category is held out; tuning is on training prompts.
     """
-    split = arms.draw_split()
+    split = worlds.WORLDS["shapes"].draw_split()
     text = lambda lines: {line["prompt"] for line in lines}  # noqa: E731
     scenes = lambda lines: {str(describe_scene(line["metadata"])) for line in lines}  # noqa: E731
     before = build_demo_prompts(held_out=True) + build_demo_prompts(held_out=False)[:96]
@@ -89,12 +94,40 @@ def test_the_blind_split_is_of_prompts_that_nobody_has_looked_at(arms: ModuleTyp
     assert text(split.tuning) < text(split.train)
 
 
-def test_every_arm_trains_on_one_budget(arms: ModuleType) -> None:
+@pytest.mark.parametrize("name", ["shapes", "words"])
+def test_every_arm_trains_on_one_budget(arms: ModuleType, worlds: ModuleType, name: str) -> None:
     """The same prompts, candidates and updates for all; the control and the other encoders have DrPO's settings."""
-    split = arms.draw_split()
-    specs = {name: arms.build_spec(arm, arms.settings_at(arm, (1, 1)), 3, 30, split) for name, arm in arms.ARMS.items()}
+    world = worlds.WORLDS[name]
+    prompts = world.draw_split().train
+    specs = {
+        name: arms.build_spec(world, arm, arms.settings_at(arm, (1, 1)), 3, 30, prompts)
+        for name, arm in arms.arms_of(world).items()
+    }
     own = {"method", "features", "max_staleness"}
     budgets = [spec.model_dump(exclude=own) for spec in specs.values()]
     assert all(budget == budgets[0] for budget in budgets)
     assert specs["random"].method.random == specs["drpo-101"].method.drpo == specs["drpo-103"].method.drpo
     assert specs["random"].features == specs["drpo-101"].features
+
+
+def test_no_word_is_on_both_sides_and_all_are_read(worlds: ModuleType) -> None:
+    """Held-out words are no training words, 128 at least; the reader reads each picture as what was drawn, and as
+    nothing else; half right is graded and not strict.
+    """
+    import words  # of benchmarks/, as `worlds` has found it
+
+    split = worlds.WORLDS["words"].draw_split()
+    asked = lambda lines: {(line["metadata"]["letters"], line["metadata"].get("color")) for line in lines}  # noqa: E731
+    assert not asked(split.train) & asked(split.held_out)
+    assert len(split.held_out) >= 128
+    for index, line in enumerate(split.held_out):
+        letters, colour = line["metadata"]["letters"], line["metadata"].get("color")
+        place = {"x": 29 + index % 7, "y": 25 + index % 15, "size": 0.92 + 0.02 * (index % 9)}
+        seen = words.read_letters(words.render_words(words.batch_of(letters, colour or "cyan", **place))[0])
+        strict, graded = words.score_letters(seen, letters, colour)
+        assert strict == 1
+        assert graded > 0.8
+        assert words.score_letters(seen, letters[::-1] + "a", colour)[0] == 0
+    seen = words.read_letters(words.render_words(words.batch_of("at", "red"))[0])
+    assert words.score_letters(seen, "ax", None) == (0.0, pytest.approx(0.5, abs=0.05))
+    assert words.score_letters(seen, "at", "blue")[0] == 0

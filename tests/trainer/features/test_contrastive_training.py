@@ -51,7 +51,8 @@ def test_the_loss_is_the_surprise_at_each_vector_s_pair() -> None:
 
 def test_it_learns_from_two_views_of_pictures_and_from_nothing_else(script: ModuleType) -> None:
     """Latents go in, no label, caption or reward; a few steps lower the loss; a seed gives the same again."""
-    one, other = script.draw_views(script.load_vae(SCRIPTS / "nowhere"), 64, np.random.default_rng(0))
+    rng = np.random.default_rng(0)
+    one, other = script.draw_views(script.load_vae(SCRIPTS / "nowhere"), script.random_pictures(64, rng), rng)
     assert one.shape == other.shape == (64, 4, 8, 8)
     assert list(inspect.signature(script.fit_contrastive).parameters) == ["one", "other", "steps", "seed", "log"]
 
