@@ -7,6 +7,7 @@ reward      K images are decoded for it, in slices of 4 for SD-Turbo
 anchors     rows of the samples, by index
 φ           of the K samples, the K of the base, and the P + N anchors: with ViT-MAE each of them is decoded for it, the
             samples with a graph; with the teacher the whole U-Net is run
+decoder     in torch's own memory format; ours has its channels last
 
 Three things are as ours has them, so that there is one gradient to compare: keys are averaged (SD-Turbo's script sums
 them), ViT-MAE sees every patch (theirs masks three of four), and the teacher's noise is a sample's own.
@@ -38,6 +39,7 @@ class ReleasedLoop:
         self.generator, self.spec, self.prompt = generator, cast(DrpoSpec, spec.method.settings), prompt
         self.reference = copy.deepcopy(generator.unet)
         self.reference.disable_adapters()
+        self.vae = copy.deepcopy(generator.vae).to(memory_format=torch.contiguous_format)
         self.phi = phi
         if isinstance(phi, TeacherUnetFeatures):
             self.phi = TeacherUnetFeatures(self._extract_activations, phi.keys, spec.features)
@@ -45,7 +47,7 @@ class ReleasedLoop:
     def __call__(self, noise: Tensor, seeds: Sequence[int], chosen: Selection) -> list[Tensor]:
         best, worst = list(chosen.positives), list(chosen.negatives)
         self._encode_prompt(len(noise))
-        with self._recomputing(self.generator.unet):
+        with self._recomputing(self.generator.unet), self._decoder():
             x = self.generator(noise, self.prompt)
             with torch.no_grad(), self._network(self.reference):
                 x_ref = self.generator(noise, self.prompt)
@@ -117,6 +119,14 @@ class ReleasedLoop:
             yield
         finally:
             trained.network = before
+
+    @contextmanager
+    def _decoder(self) -> Iterator[None]:
+        ours, self.generator.vae = self.generator.vae, self.vae
+        try:
+            yield
+        finally:
+            self.generator.vae = ours
 
     @contextmanager
     def _recomputing(self, network: Any) -> Iterator[None]:

@@ -34,6 +34,7 @@ def make_spec(**changes: Any) -> TrainSpec:
         "model": "tiny-turbo", "prompts": [{"prompt": PROMPT}], "rewards": [{"name": "bright"}], "steps": 2,
         "candidates": 4, "prompts_per_step": 1, "checkpoint_every": 1, "optimizer": {"lr": 2e-3},
         "method": {"drpo": {"positives": 2, "negatives": 2}}, "lora": {"rank": 4, "alpha": 8.0},
+        "samples": {"prompts": 0},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 

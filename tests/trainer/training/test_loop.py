@@ -36,7 +36,7 @@ def make_spec(**changes: Any) -> TrainSpec:
     base: dict[str, Any] = {
         "model": "tiny-turbo", "prompts": LINES, "rewards": [{"name": "bright"}], "steps": 3, "candidates": 4,
         "prompts_per_step": 2, "chunk_size": 2, "checkpoint_every": 1, "optimizer": {"lr": 1e-3},
-        "method": {"drpo": {"positives": 2, "negatives": 2}},
+        "method": {"drpo": {"positives": 2, "negatives": 2}}, "samples": {"prompts": 0},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 

@@ -110,6 +110,7 @@ def pairs_spec(**changes: Any) -> TrainSpec:
     base: dict[str, Any] = {
         "pairs_file": "file-1", "steps": 8, "candidates": 4, "prompts_per_step": 2, "checkpoint_every": 100,
         "optimizer": {"lr": 4e-3}, "method": {"type": "sft"}, "lora": {"target_modules": LORA_TARGETS},
+        "samples": {"prompts": 0},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 
@@ -120,6 +121,7 @@ def online_spec(**changes: Any) -> TrainSpec:
         "rewards": [{"name": "bright"}, {"name": "dark", "weight": 0}], "steps": 3, "candidates": 6,
         "prompts_per_step": 2, "chunk_size": 3, "checkpoint_every": 1, "optimizer": {"lr": 1e-3},
         "method": {"drpo": {"positives": 2, "negatives": 2}}, "record_candidates": True,
+        "samples": {"prompts": 0},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 

@@ -23,7 +23,7 @@ def make_spec(**changes: Any) -> TrainSpec:
     base: dict[str, Any] = {
         "model": "tiny-turbo", "prompts": LINES, "rewards": [{"name": "people", "evaluates": False}], "steps": 6,
         "candidates": 4, "prompts_per_step": 2, "max_staleness": 2, "checkpoint_every": 1, "optimizer": {"lr": 1e-2},
-        "method": {"drpo": {"positives": 2, "negatives": 2}},
+        "method": {"drpo": {"positives": 2, "negatives": 2}}, "samples": {"prompts": 0},
     }  # fmt: skip
     return TrainSpec.model_validate({**base, **changes})
 
@@ -171,5 +171,5 @@ def test_a_job_that_is_cancelled_withdraws_what_is_pending(tmp_path: Path) -> No
             return asked if len(looks) > 3 else "run"
 
         raters = Raters(lambda ids: None)
-        train(make_spec(max_staleness=0, samples={"prompts": 0}), tmp_path / asked, raters, control)
+        train(make_spec(max_staleness=0), tmp_path / asked, raters, control)
         assert raters.withdrawn == expected
