@@ -122,7 +122,7 @@ def test_a_full_checkpoint_is_started_from_to_the_bit(tmp_path: Path) -> None:
     assert torch.equal(draw(generators.build_generator(later, models_dir=NOWHERE, initial=initial)), expected)
     trained = train(later, tmp_path / "next")
     exported = sorted(path.name for path in (tmp_path / "next/export").iterdir())
-    assert exported == ["README.md", "curves.png", "merged", "samples.png"]
+    assert exported == ["README.md", "merged"]
     card = (tmp_path / "next/export/README.md").read_text()
     assert "step 1 of job whole" in card
     assert '"merged"  # of this folder' in card

@@ -304,7 +304,7 @@ def test_a_checkpoint_of_another_adapter_is_refused(tmp_path: Path) -> None:
 def test_evaluation_compares_with_the_base_on_the_same_noises(tmp_path: Path) -> None:
     """With weights that do not move the images are the same and every difference is nought; with others not."""
     evaluation = {"prompts": LINES[:3], "images_per_prompt": 2, "every": 2}
-    still = make_spec(evaluation=evaluation, optimizer={"lr": 1e-30})
+    still = make_spec(evaluation=evaluation, optimizer={"lr": 1e-30}, samples={"prompts": 2})
     _, events, _ = train(still, tmp_path / "still")
     figures = [data for kind, data in events if kind == "evaluation"]
     assert [data["step"] for data in figures] == [0, 2, 3]
@@ -484,7 +484,7 @@ def test_an_evaluation_that_nobody_heard_of_is_said_again(tmp_path: Path, step: 
         if (kind, data.get("step")) == ("samples", step):
             raise Died
 
-    spec = make_spec(**EVALUATED)
+    spec = make_spec(**EVALUATED, samples={"prompts": 2})
     with pytest.raises(Died):
         session.run_session(
             spec, job_id="job", workdir=tmp_path, models_dir=tmp_path, ranker=Judged(JUDGED), on_event=dies,

@@ -267,7 +267,8 @@ def test_pairs_leave_memory_with_their_job(tmp_path: Path) -> None:
 def test_offline_evaluations_without_rewards_give_samples_and_diversity(tmp_path: Path) -> None:
     """No score is made up and nobody is asked."""
     data = write_pairs(tmp_path / "pairs.jsonl", [(PROMPTS[0], 200, 0)])
-    spec = pairs_spec(steps=1, evaluation={"prompts": [{"prompt": PROMPTS[1]}], "images_per_prompt": 2})
+    held_out = {"prompts": [{"prompt": PROMPTS[1]}], "images_per_prompt": 2}
+    spec = pairs_spec(steps=1, evaluation=held_out, samples={"prompts": 1})
     _, events = train(spec, tmp_path / "run", data=data)
     evaluations = [data for kind, data in events if kind == "evaluation"]
     assert [(data["step"], data["scores"]) for data in evaluations] == [(0, {}), (1, {})]
