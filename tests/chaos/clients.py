@@ -71,6 +71,7 @@ class Clients:
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self.ended = 0
+        platform.create_job = self.create_job
 
     def start(self, count: int, *, images: bool) -> None:
         self._threads = [threading.Thread(target=self._create_jobs, daemon=True) for _ in range(count)]
@@ -92,19 +93,26 @@ class Clients:
             name = list(self.specs)[number % len(self.specs)]
             self.run_job(f"chaos-{number}", name, order=("cancel", "pause", None, None, None)[number % 5])
 
-    def run_job(self, key: str, name: str, *, order: str | None = None) -> str:
-        """Create a job, follow it to its end, and order something of it after its second step; its id."""
+    def create_job(self, api: str, key: str) -> None:
+        """Have one more client create a job, first by this API, and cancel it at once: it is the create that counts."""
+        first = APIS.index(api)
+        thread = threading.Thread(target=self.run_job, args=(key, "ahead", "cancel", first), daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def run_job(self, key: str, name: str, order: str | None = None, first: int = 0) -> str:
+        """Create a job, follow it to its end, and order something of it once it runs; its id."""
         wanted = ("succeeded", "cancelled") if order == "cancel" else ("succeeded",)
         self.told.wishes[key] = (name, wanted)
-        job_id = self._create(key, self.specs[name])
+        job_id = self._create(key, self.specs[name], first)
         if key.endswith(("3", "6", "9")):
-            self._create(key, self.specs[name])  # as a caller whose answer was lost
+            self._create(key, self.specs[name], first)  # as a caller whose answer was lost
         self._follow(job_id, order)
         self.ended += 1
         return job_id
 
-    def _create(self, key: str, body: Mapping[str, Any]) -> str:
-        answer = self._until_told("POST", JOBS, json=body, headers={"Idempotency-Key": key})
+    def _create(self, key: str, body: Mapping[str, Any], first: int) -> str:
+        answer = self._until_told("POST", JOBS, first, json=body, headers={"Idempotency-Key": key})
         job_id = str(answer["id"])
         self.told.creates.append((key, job_id))
         return job_id
@@ -120,7 +128,7 @@ class Clients:
             try:
                 for event_id, kind in self._stream(url, job_id, ids[-1] if ids else 0):
                     ids.append(event_id)
-                    if order is not None and kind == "step":
+                    if order is not None and kind in ("running", "step"):
                         self._give_order(job_id, order)
                         order = None
             except NothingMore:
@@ -177,19 +185,16 @@ class Clients:
             else:
                 self._judge("POST", "/v1/images/generations", answer)
 
-    def _until_told(self, method: str, path: str, *, passing: tuple[int, ...] = (), **options: Any) -> dict[str, Any]:
-        """The answer of whichever API gives one. `passing` are more statuses that are one."""
-        for name in itertools.cycle(APIS):
-            creating = self._platform.creating[name] if path == JOBS else threading.Event()
-            creating.set()
+    def _until_told(
+        self, method: str, path: str, first: int = 0, *, passing: tuple[int, ...] = (), **options: Any
+    ) -> dict[str, Any]:
+        """The answer of whichever API gives one, from number `first` on. `passing` are more statuses that are one."""
+        for url in itertools.islice(itertools.cycle(self._urls()), first, None):
             try:
-                url = self._platform.api_url(name)
                 answer = httpx.request(method, url + path, timeout=30, trust_env=False, **options)
             except httpx.HTTPError:
                 time.sleep(ASK_AGAIN_S)
                 continue
-            finally:
-                creating.clear()
             if answer.status_code == 200 or answer.status_code in passing:
                 found: dict[str, Any] = answer.json()
                 return found

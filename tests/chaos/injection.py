@@ -14,12 +14,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import cast
 
 import psutil
 import redis
 
+from dipole.broker.rankings import queue_name
+
 from .platform import Platform
-from .schedule import LEASE_S, PlannedFault
+from .schedule import PlannedFault
 
 Fault = Callable[[Platform, PlannedFault], AbstractContextManager[str]]
 FAULTS: dict[str, Fault] = {}
@@ -27,7 +30,9 @@ MEMORY_CGROUPS = Path("/sys/fs/cgroup/memory")
 NO_FAKETIME = "libfaketime is not installed (apt-get install faketime)"
 OUT_OF_MEMORY_BYTES = 4 * 2**20  # that a process may still allocate
 KILLED_WITHIN_S = 3.0  # by the kernel; otherwise by us
-TAKERS = {"rank-worker": "rank.*", "worker": "dipole:answers:*"}  # of which lists in Redis
+CREATE_TAKES_S = 0.1
+INTERCEPTED_S = 1.5  # for which messages are taken out, to come late
+LET_PASS_S = 0.05
 
 
 def does(*kinds: str) -> Callable[[Callable[[Platform, PlannedFault], Iterator[str]]], Fault]:
@@ -132,14 +137,10 @@ def _remove_when_empty(group: Path) -> None:
 
 @does("kill-in-create")
 def kill_in_create(platform: Platform, fault: PlannedFault) -> Iterator[str]:
-    """The clients' next create is told of it, and this API is killed while it works on it."""
-    held = platform.creating.get(fault.target)
-    began = time.monotonic()
-    while not (held and held.is_set()) and time.monotonic() - began < LEASE_S:
-        time.sleep(0.002)
-    time.sleep(fault.chance * 0.08)
-    met = "in a create" if held and held.is_set() else "between creates"
-    yield f"{platform.signal_group(fault.target, signal.SIGKILL)}, {met}"
+    """A client creates a job there, and within a moment its API is killed; it asks again, with the same key."""
+    platform.create_job(fault.target, f"in-create-{fault.number}")
+    time.sleep(fault.chance * CREATE_TAKES_S)
+    yield platform.signal_group(fault.target, signal.SIGKILL)
 
 
 # ---- Redis ----------------------------------------------------------------------------------------------------------
@@ -183,51 +184,36 @@ def fail_over(platform: Platform, fault: PlannedFault) -> Iterator[str]:
 
 @does("messages-twice")
 def deliver_twice(platform: Platform, fault: PlannedFault) -> Iterator[str]:
-    copied = []
-    for takers, pattern in TAKERS.items():
-        with _standing(platform, takers), platform.redis_node(platform.primary) as client:
-            time.sleep(fault.seconds / 2)
-            found = [(key, item) for key in _lists(client, pattern) for item in client.lrange(key, 0, -1)]
-            for key, item in found:
-                client.lpush(key, item)
-            copied.append(len(found))
-    yield f"{copied[0]} messages and {copied[1]} answers copied"
+    seen: set[bytes] = set()
+    with platform.redis_node(platform.primary) as client:
+        for key, item in _intercept(client, fault.seconds):
+            client.rpush(key, *([item] if item in seen else [item, item]))
+            seen.add(item)
+            time.sleep(LET_PASS_S)  # or we would take it again
+    yield f"{len(seen)} delivered twice"
 
 
 @does("messages-late")
 def deliver_late(platform: Platform, fault: PlannedFault) -> Iterator[str]:
-    held: list[tuple[bytes, bytes]] = []
-    for takers, pattern in TAKERS.items():
-        with _standing(platform, takers), platform.redis_node(platform.primary) as client:
-            time.sleep(min(1.0, fault.seconds / 6))
-            for key in _lists(client, pattern):
-                while (item := client.lpop(key)) is not None:
-                    held.append((key, item))
+    with platform.redis_node(platform.primary) as client:
+        held = list(_intercept(client, INTERCEPTED_S))
     try:
         yield f"{len(held)} held back"
     finally:
         with platform.redis_node(platform.primary) as client:
             for key, item in held:
-                client.lpush(key, item)
+                client.rpush(key, item)
 
 
-def _lists(client: redis.Redis, pattern: str) -> list[bytes]:
-    return list(client.scan_iter(match=pattern, _type="list"))
-
-
-@contextlib.contextmanager
-def _standing(platform: Platform, takers: str) -> Iterator[None]:
-    """Whoever takes them stands still, less long than a claim or a lease lasts: else there would be none to find."""
-    pids = [pid for name, pid in platform.pids.items() if name.startswith(takers)]
-    try:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGSTOP)
-        yield
-    finally:
-        for pid in pids:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(pid, signal.SIGCONT)
+def _intercept(client: redis.Redis, seconds: float) -> Iterator[tuple[bytes, bytes]]:
+    """(list, item) of what is sent to lanes, and to trainers, as one more who waits for it."""
+    until = time.monotonic() + seconds
+    while time.monotonic() < until:
+        runs = [key.decode().removeprefix("dipole:run:") for key in client.scan_iter(match="dipole:run:*")]
+        queues = [queue_name(reward) for reward in ("digest", "watched")]
+        taken = client.brpop([*queues, *(f"dipole:answers:{run}" for run in runs)], timeout=0.2)
+        if taken is not None:
+            yield cast("tuple[bytes, bytes]", taken)
 
 
 # ---- what it stands on, and whom it asks ----------------------------------------------------------------------------

@@ -54,8 +54,8 @@ class Platform:
         self.endpoints: dict[str, EndpointProxy] = {}
         self.ports: dict[str, int] = {}
         self.restarts: list[tuple[str, int]] = []
-        self.creating = {name: threading.Event() for name in APIS}
-        """Set while a client waits for an API to create its job."""
+        self.create_job: Callable[[str, str], None] = lambda api, key: None
+        """Has a client create a job with a key, first by this API; clients.py sets it."""
         self.primary = REDIS_NODES[0]
         self._redis_lock = threading.Lock()
 
