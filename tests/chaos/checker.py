@@ -177,6 +177,12 @@ def check_answers(evidence: Evidence) -> Iterator[Violation]:
             yield Violation("other image", str(seed), f"{len(digests)} different ones")
 
 
+def check_nothing_is_unhandled(evidence: Evidence) -> Iterator[Violation]:
+    """No process has logged an error that nobody meant to survive."""
+    for line in evidence.unhandled:
+        yield Violation("unhandled error", "", line)
+
+
 def _by_job(events: Sequence[Event]) -> dict[str, list[Event]]:
     found: dict[str, list[Event]] = defaultdict(list)
     for event in sorted(events, key=lambda event: event.id):
@@ -194,4 +200,5 @@ CHECKS: tuple[Callable[[Evidence], Iterator[Violation]], ...] = (
     check_artifacts_are_whole,
     check_nothing_depends_on_the_disturbance,
     check_answers,
+    check_nothing_is_unhandled,
 )

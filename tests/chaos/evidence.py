@@ -18,6 +18,7 @@ from dipole_trainer.storage import job_layout
 from .clients import Told
 from .schedule import PlannedFault
 
+UNHANDLED = ("request_failed", "rank_crashed", "job_failed", "report_failed")
 WEIGHTS = job_layout.adapter_weights_file("unet")
 
 
@@ -96,10 +97,17 @@ class Evidence:
     references: Mapping[str, str] = field(default_factory=dict)
     """The undisturbed job of each spec's name."""
     faults: Sequence[FaultRecord] = ()
+    unhandled: Sequence[str] = ()
+    """Lines of the processes' logs that tell of an error which nobody meant to survive."""
 
 
 def collect_evidence(
-    database_url: str, artifacts: Path, told: Told, references: Mapping[str, str], faults: Sequence[FaultRecord]
+    database_url: str,
+    artifacts: Path,
+    logs: Path,
+    told: Told,
+    references: Mapping[str, str],
+    faults: Sequence[FaultRecord],
 ) -> Evidence:
     database = Database(database_url)
     try:
@@ -121,7 +129,18 @@ def collect_evidence(
     finally:
         database.close()
     folders = {job.id: read_folder(artifacts / job_layout.job_path(job.id)) for job in jobs}
-    return Evidence(jobs, events, checkpoints, groups, folders, told, references, faults)
+    return Evidence(jobs, events, checkpoints, groups, folders, told, references, faults, find_unhandled(logs))
+
+
+def find_unhandled(logs: Path) -> list[str]:
+    found = []
+    for log in sorted(logs.glob("*.log")):
+        for line in log.read_text(errors="replace").splitlines():
+            if any(f'"event": "{event}"' in line for event in UNHANDLED):
+                said = json.loads(line)
+                errors = [f"{each['exc_type']}: {each['exc_value']}" for each in said.get("exception") or ()]
+                found.append(f"{log.name}: {said['event']}: {' <- '.join(errors)}")
+    return found
 
 
 def _to_job(row: JobRow, told: Told) -> Job:

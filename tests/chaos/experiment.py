@@ -70,7 +70,12 @@ def run_experiment(options: Options, folder: Path, on_progress: OnProgress) -> V
         clients.stop()
         _settle(clients, on_progress)
         evidence = collect_evidence(
-            platform.database.direct_url, platform.disks["artifacts"].folder, told, references, faults
+            platform.database.direct_url,
+            platform.disks["artifacts"].folder,
+            folder / "logs",
+            told,
+            references,
+            faults,
         )
         uses = f"{platform.database.name}, {platform.redis_version}, {len(platform.pids)} processes"
     return Verdict(evidence, find_violations(evidence), impossible, uses)

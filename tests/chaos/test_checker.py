@@ -128,6 +128,9 @@ BENT: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
         "other candidates", bend_group(candidates=DIGESTS[::-1], rankings=ranked(RIGHT_SCORES[::-1]))
     ),
     "a caller is blamed": ("wrong answer", bend_told(lambda told: told.wrong_answers.append("POST: 500"))),
+    "a process logs what it did not expect": (
+        "unhandled error", lambda right: replace(right, unhandled=["api-1.log: request_failed: KeyError: 'x'"])
+    ),
     "a seed gives another image": ("other image", bend_told(lambda told: told.images.append((0, "other")))),
 }  # fmt: skip
 

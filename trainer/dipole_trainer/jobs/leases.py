@@ -3,8 +3,8 @@
 A worker holds a job under a lease that its heartbeats renew. Every claim raises the job's fence and every write carries
 it, so a worker that was taken for dead gets LeaseLost and changes nothing. The heartbeat answers what is desired.
 
-The database's clock may be set back, by hours. What was to end soon would then end in hours, and a job whose worker died
-meanwhile would lie for as long: a time further ahead than anybody sets one counts as over.
+The database's clock may be set back, by hours. What was to end soon would then end in hours, and a job whose worker
+died meanwhile would lie for as long: a time further ahead than anybody sets one counts as over.
 """
 
 from __future__ import annotations
