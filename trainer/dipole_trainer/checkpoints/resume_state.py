@@ -116,7 +116,7 @@ def remove_checkpoints_after(folder: Path, step: int) -> None:
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove what whoever was killed left of a checkpoint that it wrote or removed; or stood still, and removes it too."""
+    """Remove what is left of a checkpoint that somebody wrote or removed who was killed, or stands still."""
     for path in [*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.gone")]:
         shutil.rmtree(path, ignore_errors=True)
 
