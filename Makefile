@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up browser test fuzz check audit format constraints docs docs-site docs-serve env images clean
+.PHONY: help install demo up browser test fuzz chaos check audit format constraints docs docs-site docs-serve env images clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,6 +58,14 @@ $(VENV)/.fuzz: pyproject.toml constraints.txt $(VENV)/.dev
 
 fuzz: $(VENV)/.fuzz ## Send thousands of odd requests to the real servers: no 5xx, no hang (eight minutes)
 	$(BIN)/python scripts/fuzz
+
+SEED ?= 1
+MINUTES ?= 30
+chaos: install ## Kill, freeze and starve the real processes for half an hour (SEED=1 MINUTES=30), and check what is left
+	@ls /usr/lib/*/faketime/libfaketime.so.1 >/dev/null 2>&1 || if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends faketime; \
+	else echo "make: clocks of Redis and PostgreSQL will not jump: apt-get install faketime" >&2; fi
+	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
 check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
 	$(BIN)/ruff check .

@@ -96,7 +96,13 @@ class TaskCoordination:
     # Claims: who works on a question, so that a repeat does not ask the endpoint twice at the same time.
 
     def claim_task(self, key: str) -> bool:
-        return bool(self._redis.set(f"dipole:claim:{key}", "1", nx=True, px=self._claim_ms))
+        name = f"dipole:claim:{key}"
+        if self._redis.set(name, "1", nx=True, px=self._claim_ms):
+            return True
+        # Redis's clock was set back, and a claim that nobody renews would stay for as long
+        if cast(int, self._redis.pttl(name)) > self._claim_ms:
+            self._redis.set(name, "1", xx=True, px=self._claim_ms)
+        return False
 
     def renew_claims(self, keys: Iterable[str]) -> None:
         pipe = self._redis.pipeline(transaction=False)

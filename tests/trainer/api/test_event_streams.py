@@ -5,11 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import pytest
 from anyio import CapacityLimiter
+from fastapi.sse import KEEPALIVE_COMMENT
+from sqlalchemy.exc import OperationalError
 
+from dipole_trainer.api import event_stream
 from dipole_trainer.api.event_notifier import EventNotifier
-from dipole_trainer.api.event_stream import EventReader
+from dipole_trainer.api.event_stream import EventRead, EventReader, stream_events
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow
 from dipole_trainer.jobs.store import JobStore
@@ -68,3 +74,25 @@ def test_an_event_that_the_poll_misses_wakes_its_streams_a_little_later() -> Non
         assert set(asked[0]) == {"a"}
 
     asyncio.run(wait())
+
+
+def test_a_stream_waits_for_a_database_that_is_away(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says nothing but that it lives, and goes on where it was: whoever follows need not come back."""
+    monkeypatch.setattr(event_stream, "RETRY_S", 0.0)
+    away = OperationalError("SELECT", {}, Exception("server closed the connection unexpectedly"))
+    reads: list[EventRead | Exception] = [EventRead([(3, b"three")], False), away, EventRead([(4, b"four")], False)]
+    asked: list[int] = []
+
+    async def read_events(job_id: str, cursor: int) -> EventRead:
+        asked.append(cursor)
+        found = reads.pop(0) if reads else EventRead([], True)
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    async def follow() -> list[bytes]:
+        state: Any = SimpleNamespace(event_reader=SimpleNamespace(read_events=read_events))
+        return [chunk async for chunk in stream_events(state, "job", 0) if chunk != KEEPALIVE_COMMENT]
+
+    assert asyncio.run(follow()) == [b"three", b"four"]
+    assert asked == [0, 3, 3, 4]

@@ -66,6 +66,13 @@ def expire(store: JobStore, job_id: str) -> None:
         session.execute(sa.update(JobRow).where(JobRow.id == job_id).values(lease_expires=0.0))
 
 
+def move_times(store: JobStore, seconds: float) -> None:
+    """What the database has written lies so far ahead: what a clock that is set back would give."""
+    moved = {"lease_expires": JobRow.lease_expires + seconds, "waiting_until": JobRow.waiting_until + seconds}
+    with store.database.writing() as session:
+        session.execute(sa.update(JobRow).values(moved))
+
+
 # ---- migrations -----------------------------------------------------------------------------------------------------
 
 
@@ -283,6 +290,23 @@ def test_an_expired_lease_is_taken_over_and_fences_the_first_worker_out(store: J
     assert store.get_job(job.id).state == "running"
     assert RankingLedger(store.database).list_groups(job.id) == ([], False)
     assert store.renew_lease(second, 60) == "run"
+
+
+def test_a_lease_from_before_the_clock_was_set_back_keeps_no_job(store: JobStore) -> None:
+    """A worker that died while the database's clock was two hours ahead is taken over at once when it is right again,
+    and its wait for a reward ends; a lease that is merely longer than ours is left alone."""
+    job = store.create_job(SPEC)
+    assert store.claim_job("died", 30) is not None
+    move_times(store, 7200)
+    second = store.claim_job("second", 30)
+    assert second is not None
+    assert store.wait_for_reward(second, "shapes", "timeout") == "paused"
+    move_times(store, 7200)
+    assert store.take_due_waits() == [(job.id, "shapes")]
+    assert store.take_due_waits() == []
+    assert store.requeue_waiting_job(job.id, "shapes")
+    assert store.claim_job("with another setting", 120) is not None
+    assert store.claim_job("third", 30) is None
 
 
 def test_a_late_heartbeat_keeps_a_job_that_nobody_took(store: JobStore) -> None:

@@ -11,11 +11,13 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import structlog
 from anyio import CapacityLimiter, WouldBlock, to_thread
 from fastapi.responses import StreamingResponse
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from starlette.types import Receive, Scope, Send
 
+from dipole.database.failures import AWAY_ERRORS, describe_database_error
 from dipole.errors import Overloaded
 from dipole_trainer.api import schemas
 from dipole_trainer.database.tables import TERMINAL_STATES, EventRow, JobRow
@@ -24,9 +26,12 @@ from dipole_trainer.jobs.store import JobStore
 if TYPE_CHECKING:
     from dipole_trainer.api.dependencies import ApiState
 
+log = structlog.get_logger()
+
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 PING_INTERVAL_S = 15.0
 PAGE = 500
+RETRY_S = 1.0  # between looks while the database is away
 RETRY_AFTER_S = 10.0
 
 
@@ -103,7 +108,13 @@ async def stream_events(
     # headers reach the caller at once, also through proxies that wait for a first byte
     yield KEEPALIVE_COMMENT
     while True:
-        found = await state.event_reader.read_events(job_id, cursor)
+        try:
+            found = await state.event_reader.read_events(job_id, cursor)
+        except AWAY_ERRORS as error:
+            log.warning("stream_waits_for_database", job_id=job_id, error=describe_database_error(error))
+            yield KEEPALIVE_COMMENT
+            await asyncio.sleep(RETRY_S)
+            continue
         for event_id, chunk in found.chunks:
             cursor = event_id
             yield chunk

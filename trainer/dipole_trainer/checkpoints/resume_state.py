@@ -11,14 +11,17 @@ no random state, scheduler, data position or pending group needs saving, and on 
 while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Where a reward takes its
 time (202), as people do, those windows are kept instead (training/groups_in_flight.py). Nothing here is pickled.
 
-A checkpoint being written is called `.checkpoint-N.partial`, and one being removed `.checkpoint-N.gone`:
-nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them.
+A checkpoint being written is called `.checkpoint-N.TOKEN.partial`, and one being removed `.checkpoint-N.TOKEN.gone`:
+nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them. The token is
+random, because a worker that stood still may wake up in the middle of a write, while another has taken its job over
+and writes the same.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import secrets
 import shutil
 from collections.abc import Callable, Collection
 from pathlib import Path
@@ -46,8 +49,7 @@ def save_checkpoint(
     other files into it.
     """
     name = job_layout.checkpoint_name(step)
-    target, temporary = folder / name, folder / f".{name}.partial"
-    shutil.rmtree(temporary, ignore_errors=True)
+    target, temporary = folder / name, _hidden_path(folder / name, "partial")
     weights = temporary / _weights_file(generator)
     weights.parent.mkdir(parents=True)
     save_file(generator.trained_state(), weights)
@@ -114,9 +116,9 @@ def remove_checkpoints_after(folder: Path, step: int) -> None:
 
 
 def remove_partial_checkpoints(folder: Path) -> None:
-    """Remove what whoever was killed left of a checkpoint that it wrote or removed."""
+    """Remove what is left of a checkpoint that somebody wrote or removed who was killed, or stands still."""
     for path in [*folder.glob(".checkpoint-*.partial"), *folder.glob(".checkpoint-*.gone")]:
-        shutil.rmtree(path)
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def fingerprint_base(generator: OneStepGenerator) -> str:
@@ -156,10 +158,13 @@ def _rename_for_removal(path: Path) -> Path:
     """Rename first: deleting takes time, and a half-deleted folder must not look like a checkpoint; returns where it is
     now.
     """
-    gone = path.with_name(f".{path.name}.gone")
-    shutil.rmtree(gone, ignore_errors=True)
+    gone = _hidden_path(path, "gone")
     os.replace(path, gone)
     return gone
+
+
+def _hidden_path(path: Path, suffix: str) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.{suffix}")
 
 
 def _fsync_path(path: Path) -> None:

@@ -2,6 +2,9 @@
 
 A worker holds a job under a lease that its heartbeats renew. Every claim raises the job's fence and every write carries
 it, so a worker that was taken for dead gets LeaseLost and changes nothing. The heartbeat answers what is desired.
+
+The database's clock may be set back, by hours. What was to end soon would then end in hours, and a job whose worker
+died meanwhile would lie for as long: a time further ahead than anybody sets one counts as over.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from functools import cached_property
 from typing import Any, Literal, cast
 
 from sqlalchemy import ColumnElement, and_, delete, exists, or_, select, update
-from sqlalchemy.orm import Session
+from sqlalchemy.orm import InstrumentedAttribute, Session
 
 from dipole.database.queries import database_time
 from dipole.errors import LeaseLost
@@ -43,6 +46,7 @@ REWARD_POLL_DELAYS_S = (
     32.0,
     60.0,
 )  # seconds between readiness polls of an unavailable reward; the last repeats
+LONGEST_LEASES = 10.0  # of ours: workers' DIPOLE_LEASE_S may differ for a while, but hardly by more
 MAX_FRUITLESS_RESUMES = 5  # resumes without a step between, after which a job no longer resumes by itself
 
 
@@ -73,7 +77,7 @@ class LeaseStore:
 
         Claiming a job that another worker holds is a no-op. A job whose lease ran out comes with a higher fence.
         """
-        ready = or_(JobRow.state == "queued", _lease_expired())
+        ready = or_(JobRow.state == "queued", _lease_expired(lease_s))
         if job_id is not None:
             ready = and_(ready, JobRow.id == job_id)
         # idle workers ask often: do not take SQLite's write lock for it
@@ -198,7 +202,8 @@ class LeaseStore:
         look is scheduled here, so one worker looks.
         """
         waits = or_(JobRow.waiting_reward.is_not(None), JobRow.waiting_reason.is_not(None))
-        due = and_(JobRow.state == "paused", waits, JobRow.waiting_until < now())
+        is_over = _is_over(JobRow.waiting_until, 2 * REWARD_POLL_DELAYS_S[-1])
+        due = and_(JobRow.state == "paused", waits, is_over)
         with self.database.reading() as session:
             if not session.scalar(select(exists().where(due))):
                 return []
@@ -223,8 +228,13 @@ class LeaseStore:
             return True
 
 
-def _lease_expired() -> ColumnElement[bool]:
-    return and_(JobRow.state == "running", JobRow.lease_expires < now())
+def _lease_expired(lease_s: float) -> ColumnElement[bool]:
+    return and_(JobRow.state == "running", _is_over(JobRow.lease_expires, LONGEST_LEASES * lease_s))
+
+
+def _is_over(until: InstrumentedAttribute[float | None], longest_s: float) -> ColumnElement[bool]:
+    """Whether a time has come, or is so far ahead that the clock must have been set back since it was written."""
+    return or_(until < now(), until > now() + longest_s)
 
 
 def lock_claimed_job(session: Session, claim: Claim) -> JobRow:

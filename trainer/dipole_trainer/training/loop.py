@@ -364,8 +364,6 @@ class Trainer:
             return
         for kind, told in self.processes.take_reports():
             self.on_event(kind, told)
-        if self.recorder is not None:
-            self.recorder.write_step(current.step, current.recorded)
         elapsed, steps = time.monotonic() - self.started, self.finished_steps - self.started_at
         figures = {
             **tally.means(),
@@ -380,8 +378,11 @@ class Trainer:
             figures["pending"] = pending
         self.waited_s += current.seconds["wait"]
         finished = job_events.StepFinished(step=self.finished_steps, steps=self.spec.steps, figures=figures)
-        self.metrics_log.append_step(finished.data())
+        # first, for it is refused where the job has become another worker's, who writes into the same folder
         finished.report(self.on_event)
+        self.metrics_log.append_step(finished.data())
+        if self.recorder is not None:
+            self.recorder.write_step(current.step, current.recorded)
 
     def _checkpoint_when_due(self) -> None:
         if (
@@ -442,6 +443,7 @@ class Trainer:
             return
         if not all(bool(parameter.isfinite().all()) for parameter in self.generator.parameters()):
             raise NotFinite("the last update made weights that are not finite: lower optimizer.lr")
+        self.control()  # raises where the job has become another worker's, who writes into the same folder
         known = ("model", "revision", "precision", "resolution")
         initial = self.spec.initial_checkpoint
         state = {

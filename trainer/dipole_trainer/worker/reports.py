@@ -36,6 +36,7 @@ class ReportWriter:
     def write_ending(self, claimed: ClaimedJob, status: EndedStatus, error: str | None = None) -> None:
         """Write the report of a job that is about to end so, and tell of it. Raises LeaseLost."""
         claim = claimed.claim
+        claimed.check_control()
         try:
             from dipole_trainer.reports.report import write_report
 

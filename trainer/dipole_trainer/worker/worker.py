@@ -197,6 +197,7 @@ class Worker:
                 self.store.release_job(claim, "the worker was stopped")
                 raise
             except Exception as error:
+                claimed.check_control()  # what another worker does to the files of a job that it took is no failure
                 explained = _explain_failure(error)
                 if isinstance(error, DependencyUnavailable) or is_storage_full(error):
                     why = str(explained["message"])

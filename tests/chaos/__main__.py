@@ -1,0 +1,84 @@
+"""Disturb the platform by a seeded schedule, and say what did not hold.
+
+    python -m tests.chaos --seed 1 --minutes 30
+
+Prints each fault when it is done, and in the end a table of kinds and the verdict. The exit code is 0 when every
+property of checker.py holds. Faults and evidence are JSON in the folder that it names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from .experiment import Options, Verdict, run_experiment
+from .schedule import KINDS
+
+MEAN_GAP_S = 7.5  # 240 faults in half an hour
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.chaos", description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seed", type=int, default=1, help="seed of the schedule; the same one makes the same faults")
+    parser.add_argument("--minutes", type=float, default=30, help="how long to disturb")
+    parser.add_argument("--gap", type=float, default=MEAN_GAP_S, help="mean seconds between two faults")
+    parser.add_argument(
+        "--database", choices=["postgresql", "sqlite"], default="postgresql", help="where jobs are kept meanwhile"
+    )
+    asked = parser.parse_args()
+    folder = Path(tempfile.mkdtemp(prefix="dipole-chaos-"))
+    folder.chmod(0o755)  # PostgreSQL's user walks through it
+    options = Options(asked.seed, asked.minutes * 60, asked.gap, asked.database)
+    console = Console(width=120 if not sys.stdout.isatty() else None)
+    console.print(f"seed {options.seed}, {asked.minutes:g} minutes; logs, faults and evidence are in {folder}")
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=console, transient=True) as progress:
+        task = progress.add_task("", total=1.0)
+
+        def show(phase: str, part: float, line: str) -> None:
+            progress.update(task, description=phase, completed=part)
+            if line:
+                progress.console.print(line, highlight=False)
+
+        verdict = run_experiment(options, folder, show)
+    print_verdict(console, verdict)
+    (folder / "violations.json").write_text(json.dumps([asdict(each) for each in verdict.violations], indent=1))
+    (folder / "evidence.json").write_text(json.dumps(asdict(verdict.evidence)))
+    return 1 if verdict.violations else 0
+
+
+def print_verdict(console: Console, verdict: Verdict) -> None:
+    records = defaultdict(list)
+    for record in verdict.evidence.faults:
+        records[record.planned.kind].append(record)
+    table = Table(title=f"on {verdict.uses}", title_justify="left")
+    for column in ("fault", "times", "what it does", "not done, and why"):
+        table.add_column(column, justify="right" if column == "times" else "left", overflow="fold")
+    for kind in KINDS:
+        why = [f"{name}: {reason}" for name, reason in verdict.impossible.items() if name.split()[0] == kind.name]
+        why += [f"{each.planned.target}: {each.error}" for each in records[kind.name] if each.error]
+        table.add_row(kind.name, str(len(records[kind.name])), kind.does, "; ".join(why))
+    table.add_row("all", str(len(verdict.evidence.faults)), "", "", style="bold")
+    console.print(table)
+    jobs = verdict.evidence.jobs
+    rankings = sum(len(group.rankings) for group in verdict.evidence.groups)
+    console.print(
+        f"{len(jobs)} jobs, {sum(job.fence for job in jobs)} claims of them, {len(verdict.evidence.events)} events, "
+        f"{rankings} rankings, {len(verdict.evidence.told.images)} images"
+    )
+    for found in verdict.violations:
+        console.print(f"VIOLATION {found.kind}: {found.where}: {found.what}", style="red", highlight=False)
+    console.print(f"{len(verdict.violations)} violations" if verdict.violations else "nothing was lost", style="bold")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
