@@ -35,6 +35,7 @@ from dipole.tiny.world import all_prompts
 from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.ranking.in_process import InProcessRanker
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.training import session
 from dipole_trainer.worker.followers import run_as_follower
@@ -45,6 +46,7 @@ BASE = {
     "prompts_per_step": 2, "chunk_size": 4, "checkpoint_every": 100, "optimizer": {"lr": 1e-3}, "lora": {"rank": 4},
     "method": {"drpo": {"positives": 2, "negatives": 2}},
 }
+CHANGES = [WeightChange(weights={"bright": -1}, step=1)]
 logs.configure_logging("test")
 out, processes = Path(sys.argv[1]), current_group()
 
@@ -90,6 +92,7 @@ def run(name, changes, befalls):
             spec, job_id=name,
             workdir=out / name.rstrip("+") if processes.is_main else out / f"{name}-{processes.rank}",
             models_dir=out, ranker=ranker, control=control, processes=processes,
+            take_weight_changes=lambda step: CHANGES if name == "changed" and processes.is_main else (),
             on_event=(lambda kind, data: events.append((kind, data))) if processes.is_main else processes.report,
         )
 
@@ -129,7 +132,7 @@ processes.all_gather({})
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
 WIDE = {"prompts_per_step": 5, "max_staleness": 1, "record_candidates": True}
 FULL = {"tune": "full", "prompts_per_step": 2}
-SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {})]
+SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {}), ("changed", {}, {})]
 KILLED = ("killed", {"checkpoint_every": 1}, {"1": "killed"})
 TOGETHER = [
     *SAME,
@@ -221,9 +224,10 @@ def test_two_processes_reach_the_weights_of_one(alone: Runs, two: Runs) -> None:
     Two gradients have one sum in either order, so of two prompts a step the weights are equal to the last bit. Of more,
     they are to rounding; where a gradient is about nought Adam makes a good part of an update, 1e-3, of that.
     """
-    for name in ("whole", "full"):
+    for name in ("whole", "full", "changed"):
         assert two[name]["outcome"] == alone[name]["outcome"] == "succeeded"
         assert same(two.weights(name), alone.weights(name))
+    assert not same(two.weights("changed"), two.weights("whole"))
     difference = apart(two.weights("wide"), alone.weights("wide"))
     assert difference.mean() < 1e-6
     assert difference.max() < 3e-4

@@ -17,7 +17,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from dipole_trainer.checkpoints import model_card
 from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.ranking.unverified import read_found_rewards
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora, to_webui_lora
@@ -40,10 +41,12 @@ def export_checkpoint(
     spec: TrainSpec,
     generator: OneStepGenerator,
     draw_pictures: Callable[[Path], None] = lambda folder: None,
+    *,
+    weight_changes: Sequence[WeightChange] = (),
 ) -> list[Path]:
     """Write `workdir/export` from the checkpoint `trained` of `generator`; returns what lies in it.
 
-    `draw_pictures` is given the folder to write the run's pictures to.
+    `draw_pictures` is given the folder to write the run's pictures to, `weight_changes` are for the model card.
 
     The generator gives the base's weights and the pipeline's other parts; what it has trained since is not looked at.
     """
@@ -68,6 +71,7 @@ def export_checkpoint(
         files=written,
         schedule_change=generator.schedule_change,
         unverified=read_found_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
+        weight_changes=weight_changes,
     )
     (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)

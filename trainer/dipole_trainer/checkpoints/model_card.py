@@ -8,6 +8,7 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from dipole_trainer.ranking.weight_changes import WeightChange, describe_weight
 from dipole_trainer.spec import Precision, TrainSpec
 from dipole_trainer.storage.job_layout import CURVES_FILE, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.base_models import PUBLISHED_MODELS
@@ -50,6 +51,7 @@ def render_model_card(
     files: Sequence[str],
     schedule_change: str | None = None,
     unverified: Mapping[str, str] | None = None,
+    weight_changes: Sequence[WeightChange] = (),
 ) -> str:
     """The card of a checkpoint at `step`, trained in `precision`, whose pipeline is of the diffusers class `pipeline`.
 
@@ -73,7 +75,7 @@ def render_model_card(
         else "",
         facts="\n".join(
             f"| {fact} | {value} |"
-            for fact, value in _card_facts(spec, step, precision, is_lora, schedule_change, unverified)
+            for fact, value in _card_facts(spec, step, precision, is_lora, schedule_change, unverified, weight_changes)
         ),
         snippet=_usage_snippet(spec, pipeline, precision, is_lora=is_lora, trailing=schedule_change is not None),
         files="\n".join(
@@ -89,6 +91,7 @@ def _card_facts(
     is_lora: bool,
     schedule_change: str | None,
     unverified: Mapping[str, str] | None,
+    weight_changes: Sequence[WeightChange],
 ) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     if (initial := spec.initial_checkpoint) is not None:
@@ -98,7 +101,8 @@ def _card_facts(
     if spec.is_offline:
         yield "learned from", "recorded preferences"
     else:
-        yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+        before = [each for each in weight_changes if each.step is not None and each.step < step]
+        yield "rewards", ", ".join(f"{reward.name} ({describe_weight(reward, before)})" for reward in spec.rewards)
     if unverified:
         named = ", ".join(f"{reward} ({_cell(what)})" for reward, what in sorted(unverified.items()))
         yield "unverified", f"{named}: not compared with the scores of the published implementation"

@@ -192,6 +192,9 @@ class CeleryRanker:
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         return self._in_flight.list_unanswered(time.monotonic())
 
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        self._in_flight.change_rewards(rewards)
+
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
         self._in_flight.clear()

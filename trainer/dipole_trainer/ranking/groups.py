@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
+from dipole_trainer.spec import RewardSpec
 
 SILENT = "silent"  # code of a failure that is told once and not of each group: nobody waits for this reward now
 
@@ -154,6 +155,9 @@ class Ranker(Protocol):
 
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         """By reward, the groups that wait for its answer, also pending ones, and for how many s each has."""
+
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        """The same rewards with other weights: whether one is required, or only watched, follows from them."""
 
     def cancel(self, *, withdraw: bool = False) -> None:
         """Forget every group in flight. `withdraw` also tells endpoints that nobody waits for what is pending there;

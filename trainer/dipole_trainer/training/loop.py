@@ -28,6 +28,7 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -46,6 +47,7 @@ from dipole_trainer.evaluation.early_stop import EarlyStop
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.ranking.groups import RankedGroup, RankingBacklog
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
+from dipole_trainer.ranking.weight_changes import RewardSchedule, WeightChange
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
@@ -54,7 +56,7 @@ from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
 from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, save_groups
-from dipole_trainer.training.interface import RunControl, RunOutcome
+from dipole_trainer.training.interface import RunControl, RunOutcome, TakeWeightChanges, no_weight_changes
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
@@ -97,7 +99,11 @@ class Trainer:
         control: RunControl,
         processes: ProcessGroup,
         recorder: CandidateRecorder | None = None,
+        schedule: RewardSchedule | None = None,
+        take_weight_changes: TakeWeightChanges = no_weight_changes,
     ) -> None:
+        """`schedule` is the one that `source` and `evaluations` read: it is kept up to date here."""
+        self.schedule, self.take_weight_changes = schedule or RewardSchedule(spec.rewards), take_weight_changes
         self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
         self.recorder, self.metrics_log = recorder, MetricsLog(workdir)
         self.generator, self.ranker = rollout.generator, source.ranker
@@ -267,7 +273,8 @@ class Trainer:
         self._report_flaws(drawn, ranked.group_id, current.step, tally)
         if drawn.ranks_candidates:
             ranked = ranked.of_rows(drawn.rows)
-        tally.add_ranked(ranked, self.source.rewards)
+        rewards = self.source.rewards_at(current.step)
+        tally.add_ranked(ranked, rewards)
         if self.recorder is not None:
             current.recorded.append(self.recorder.make_entry(drawn, ranked))
         positives, negatives = self.spec.method.settings.sides(self.spec.candidates)
@@ -275,7 +282,7 @@ class Trainer:
         if self.rollout.method.shuffles_scores:
             (seed,) = derive_seeds(self.spec.seed, "shuffle", waiting.step, drawn.index, count=1)
             shuffle = np.random.default_rng(seed)
-        found = order_group(ranked, self.source.rewards, positives=positives, negatives=negatives, shuffle=shuffle)
+        found = order_group(ranked, rewards, positives=positives, negatives=negatives, shuffle=shuffle)
         if isinstance(found, SkippedGroup):
             drawn.drop_features()
             tally.skipped += 1
@@ -313,7 +320,8 @@ class Trainer:
     ) -> list[Tensor] | None:
         """Over processes, once all have done their share; one without a group to train on adds nothing."""
         share = {"tally": tally.to_plain(), "trained": total is not None, "recorded": current.recorded}
-        told = self.processes.all_gather(share, self.check_stop)
+        told = self.processes.all_gather({**share, **self._weight_changes(current.step + 1)}, self.check_stop)
+        self._put_weight_changes(told[0], current.step + 1)
         current.recorded = [entry for other in told for entry in other["recorded"]]
         for rank, other in enumerate(told):
             if rank != self.processes.rank:
@@ -365,7 +373,7 @@ class Trainer:
         for kind, told in self.processes.take_reports():
             self.on_event(kind, told)
         if self.recorder is not None:
-            self.recorder.write_step(current.step, current.recorded)
+            self.recorder.write_step(current.step, current.recorded, self.source.rewards_at(current.step))
         elapsed, steps = time.monotonic() - self.started, self.finished_steps - self.started_at
         figures = {
             **tally.means(),
@@ -411,6 +419,8 @@ class Trainer:
         self.finished_steps = self.started_at = self.processes.broadcast_state(
             self.optimizer, step=self.finished_steps, base=self.base_fingerprint
         )
+        (first, *_) = self.processes.all_gather(self._weight_changes(self.finished_steps))
+        self._put_weight_changes(first, self.finished_steps)
         if path is not None:
             if int(state.get("processes", 0)) == self.processes.size:
                 self._restore_windows(path)
@@ -421,6 +431,18 @@ class Trainer:
         self.evaluations.resume_at(self.finished_steps)
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
+
+    def _weight_changes(self, step: int) -> dict[str, Any]:
+        """What rank 0 tells the others of the weights that count from `step`, which is about to begin."""
+        changes = self.take_weight_changes(step) if self.processes.is_main else ()
+        return {"weight_changes": [each.model_dump(mode="json") for each in changes]}
+
+    def _put_weight_changes(self, told: Mapping[str, Any], step: int) -> None:
+        """Have them count here too, from the same step."""
+        changes = [WeightChange.model_validate(each) for each in told["weight_changes"]]
+        if changes:
+            self.schedule.changes = changes
+            self.ranker.change_rewards(self.schedule.at(step))
 
     def _restore_windows(self, checkpoint: Path) -> None:
         """Have ranked what was in flight when it was written: the same questions, so those who answer go on."""
