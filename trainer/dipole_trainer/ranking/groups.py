@@ -27,7 +27,8 @@ class CandidateGroup:
     `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
     `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise. `flaws` says of candidates that have no
     image why, by row: rewards are asked for the others, and these get no score. `asked` names the rewards that are
-    asked, None all.
+    asked, None all. `progress` is the share of the job's updates before the group's step; None in evaluations, whose
+    scores are compared from step to step.
     """
 
     id: str
@@ -38,6 +39,7 @@ class CandidateGroup:
     seeds: Sequence[int]
     flaws: Mapping[int, str] = field(default_factory=dict)
     asked: frozenset[str] | None = None
+    progress: float | None = None
 
     def without_flaws(self) -> CandidateGroup:
         """The candidates that have an image."""

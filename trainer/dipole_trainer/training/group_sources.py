@@ -63,8 +63,9 @@ class OnlineSource:
                 drawn = self.rollout.sample_group(step, index, prompt, keep_graphs=keep_graphs)
                 images, flaws = self.rollout.decode_group(drawn)
                 group = CandidateGroup(
-                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws
-                )
+                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws,
+                    progress=step / self.spec.steps,
+                )  # fmt: skip
                 self.ranker.submit(group)
                 drawn.images = images if self.spec.record_candidates else None
                 drawn.leave_out(flaws)
