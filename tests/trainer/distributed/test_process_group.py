@@ -132,7 +132,8 @@ processes.all_gather({})
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
 WIDE = {"prompts_per_step": 5, "max_staleness": 1, "record_candidates": True}
 FULL = {"tune": "full", "prompts_per_step": 2}
-SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {}), ("changed", {}, {})]
+EMA = {**EVALUATION, "optimizer": {"lr": 1e-3, "ema": {"decay": 0.5, "evaluated": True}}}
+SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {}), ("changed", {}, {}), ("ema", EMA, {})]
 KILLED = ("killed", {"checkpoint_every": 1}, {"1": "killed"})
 TOGETHER = [
     *SAME,
@@ -143,6 +144,8 @@ TOGETHER = [
     ("unavailable+", {}, {}),
     ("broken", {}, {"1": "error"}),
     ("late", {}, {"0": "pause late", "1": "reward is slow"}),
+    ("ema_paused", EMA, {"0": "pause"}),
+    ("ema_paused+", EMA, {}),
     ("full_paused", FULL, {"0": "pause"}),
     ("full_paused+", FULL, {}),
     ("flat", {"steps": 1, "prompts_per_step": 4}, {"0": "flat", "1": "flat"}),
@@ -173,10 +176,11 @@ class Runs:
     def events(self, name: str, kind: str) -> list[dict[str, Any]]:
         return [data for each, data in self[name]["events"] if each == kind]
 
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
+    def weights(self, name: str, *, average: bool = False) -> dict[str, torch.Tensor]:
         trained = job_layout.newest_checkpoint(self.folder / name)
         assert trained is not None
-        (file,) = [path for path in trained.rglob("*.safetensors") if path.name != "optimizer.safetensors"]
+        folder = trained / job_layout.EMA_FOLDER if average else trained
+        (file,) = [path for path in folder.glob("*/*.safetensors") if path.parent.name != job_layout.EMA_FOLDER]
         return load_file(file)
 
 
@@ -231,6 +235,19 @@ def test_two_processes_reach_the_weights_of_one(alone: Runs, two: Runs) -> None:
     difference = apart(two.weights("wide"), alone.weights("wide"))
     assert difference.mean() < 1e-6
     assert difference.max() < 3e-4
+
+
+def test_two_processes_have_the_moving_average_of_one(alone: Runs, two: Runs) -> None:
+    """To the last bit, also where they were paused and resumed; evaluations, which both share, are of it."""
+    for name in ("ema", "ema_paused"):
+        assert same(two.weights(name), alone.weights("whole"))
+        assert same(two.weights(name, average=True), alone.weights("ema", average=True))
+    assert not same(two.weights("ema", average=True), two.weights("ema"))
+    for one, other in zip(alone.events("ema", "evaluation"), two.events("ema", "evaluation"), strict=True):
+        assert one["weights"] == other["weights"] == "ema"
+        assert other["scores"]["bright"]["mean"] == pytest.approx(one["scores"]["bright"]["mean"], rel=1e-4)
+    last = [two.events(name, "evaluation")[-1]["scores"]["bright"]["mean"] for name in ("ema", "whole")]
+    assert last[0] != last[1]
 
 
 def test_rank_0_reports_for_both(alone: Runs, two: Runs) -> None:

@@ -3,6 +3,7 @@
     export/
       pytorch_lora_weights.safetensors     the adapter, for diffusers
       <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111
+      ema/                                 with `optimizer.ema`: these once more, of the moving average
       merged/                              the whole pipeline, with `export_merged`, and always where every weight was
                                            trained, by this job or by one that it started from
       README.md                            the model card
@@ -54,12 +55,10 @@ def export_checkpoint(
     partial = workdir / f".{job_layout.EXPORT_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    adapters = _read_adapters(trained, workdir, spec, generator)
-    if adapters:
-        _write_loras(adapters, partial, spec, generator)
-    if not adapters or spec.export_merged:
-        generator.write_pipeline(_load_trained_state(trained, spec, generator), partial / job_layout.MERGED_FOLDER)
-        _strip_local_paths(partial / job_layout.MERGED_FOLDER)
+    _write_trained(trained, partial, workdir, spec, generator)
+    if (trained / job_layout.EMA_FOLDER).is_dir():
+        (partial / job_layout.EMA_FOLDER).mkdir()
+        _write_trained(trained / job_layout.EMA_FOLDER, partial / job_layout.EMA_FOLDER, workdir, spec, generator)
     draw_pictures(partial)
     written = sorted(path.name for path in partial.iterdir())
     step = int(json.loads((trained / job_layout.TRAINING_STATE_FILE).read_text())["step"])
@@ -77,6 +76,16 @@ def export_checkpoint(
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return sorted(folder.iterdir())
+
+
+def _write_trained(trained: Path, folder: Path, workdir: Path, spec: TrainSpec, generator: OneStepGenerator) -> None:
+    """The weights in `trained`, laid out as in a checkpoint, as other people's tools load them."""
+    adapters = _read_adapters(trained, workdir, spec, generator)
+    if adapters:
+        _write_loras(adapters, folder, spec, generator)
+    if not adapters or spec.export_merged:
+        generator.write_pipeline(_load_trained_state(trained, spec, generator), folder / job_layout.MERGED_FOLDER)
+        _strip_local_paths(folder / job_layout.MERGED_FOLDER)
 
 
 def _read_adapters(

@@ -10,7 +10,7 @@ from huggingface_hub import ModelCardData
 
 from dipole_trainer.ranking.weight_changes import WeightChange, describe_weight
 from dipole_trainer.spec import Precision, TrainSpec
-from dipole_trainer.storage.job_layout import CURVES_FILE, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
+from dipole_trainer.storage.job_layout import CURVES_FILE, EMA_FOLDER, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.base_models import PUBLISHED_MODELS
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
@@ -37,6 +37,7 @@ FILE_DESCRIPTIONS = {
     LORA_WEIGHTS_FILE: "the adapter, for diffusers",
     "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
     MERGED_FOLDER: "the whole pipeline in diffusers format, with the trained weights in place",
+    EMA_FOLDER: "the same files of the exponential moving average of the trained weights",
     EXPORTED_SAMPLES_FILE: "the base beside the trained model: a row a prompt, a column a noise, the same for both",
     CURVES_FILE: "rewards, diversity, loss and seconds over the updates",
 }
@@ -110,6 +111,9 @@ def _card_facts(
     if spec.tune == "lora":
         trained = "adapter" if spec.initial_checkpoint is None else "adapter trained here"
         yield trained, f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
+    if (ema := spec.optimizer.ema) is not None:
+        shown = "; the figures and pictures are of it" if ema.evaluated else ""
+        yield "moving average", f"decay {ema.decay:g}, in `{EMA_FOLDER}/`{shown}"
     yield "precision, seed", f"{precision}, {spec.seed}"
     if schedule_change:
         yield "scheduler", schedule_change

@@ -150,6 +150,7 @@ class EvaluationSchedule:
         if whole:
             before = results.read_results(self._results_path(0)) if step else None
             found = statistics.summarize_scores(scored, before)
+            found["weights"] = self.spec.optimizer.evaluated_weights
             found["hacking"] = self._find_hacking(step, scored, found) if step else None
             results.write_results(self._results_path(step), step, scored, found)
         if sampled is not None:
@@ -165,6 +166,7 @@ class EvaluationSchedule:
         before = results.read_results(base) if step and base.is_file() else None
         figures = {
             "of": "held_out" if self.shows_held_out else "training",
+            "weights": self.spec.optimizer.evaluated_weights,
             **statistics.summarize_scores(scored, before),
             "seconds": seconds,
         }
@@ -173,7 +175,8 @@ class EvaluationSchedule:
         return figures
 
     def _report_samples(self, step: int, figures: Mapping[str, Any]) -> None:
-        told = {name: figures[name] for name in ("of", "scores", "diversity", "diversity_ratio", "seconds")}
+        shown = ("of", "weights", "scores", "diversity", "diversity_ratio", "seconds")
+        told = {name: figures[name] for name in shown if name in figures}
         job_events.SamplesWritten(step=step, path=job_layout.samples_file(step), figures=told).report(self.on_event)
 
     def _report_evaluation(self, step: int, found: Mapping[str, Any]) -> None:

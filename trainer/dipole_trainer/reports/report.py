@@ -219,9 +219,11 @@ def category_table(spec: TrainSpec, first: Figure, last: Figure) -> dict[str, An
 def describe_points(last: Figure, spec: TrainSpec) -> str:
     """What the table's figures are of."""
     count, images = len(last["prompts"]), spec.evaluation.images_per_prompt
+    average = " Of the moving average of the weights." if last.get("weights") == "ema" else ""
     held_out = last.get("of", "held_out") == "held_out"
     kind = "held-out prompts, which training never draws" if held_out else "training prompts: the job holds none out"
-    return f"{count} {kind}, × {images} noises, the same for both; ± is a 95\N{NO-BREAK SPACE}% interval over prompts."
+    interval = "± is a 95\N{NO-BREAK SPACE}% interval over prompts."
+    return f"{count} {kind}, × {images} noises, the same for both; {interval}{average}"
 
 
 # ---- how it was trained ---------------------------------------------------------------------------------------------
@@ -275,6 +277,8 @@ def training_facts(
             f"{spec.optimizer.decay_steps} of decay, gradient norm at most {spec.optimizer.max_grad_norm:g}"
         ),
     )
+    if (ema := spec.optimizer.ema) is not None:
+        yield "Moving average", f"decay {ema.decay:g}, exported in ema/"
     for field, what in (("training_file", "Prompts"), ("validation_file", "Held-out prompts")):
         count = len(spec.prompts if field == "training_file" else spec.evaluation.prompts)
         if count:

@@ -29,6 +29,7 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -42,6 +43,7 @@ from dipole.errors import NotFinite, NothingToLearn, RewardUnavailable
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
+from dipole_trainer.checkpoints.moving_average import MovingAverage
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.evaluation.early_stop import EarlyStop
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
@@ -112,6 +114,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.generator.parameters(), lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay
         )
+        self.average = MovingAverage(knobs.ema, self.generator) if knobs.ema is not None else None
         self.base_fingerprint = resume_state.fingerprint_base(self.generator)
         self.finished_steps = 0  # finished updates
         self.saved_step: int | None = None  # step of the newest checkpoint
@@ -350,6 +353,8 @@ class Trainer:
                 raise NotFinite("the gradient is not finite: lower optimizer.lr, or use bf16 or fp32")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.add_update()
         self.finished_steps += 1
 
     # ------------------------------------------------------------ around it
@@ -410,6 +415,8 @@ class Trainer:
         path = job_layout.newest_checkpoint(self.workdir) if self.processes.is_main else None
         if path is not None:
             state = resume_state.load_checkpoint(path, self.generator, self.optimizer, base=self.base_fingerprint)
+            if self.average is not None:
+                self.average.load(path, int(state.get("ema_updates", 0)))
             self.finished_steps = self.saved_step = int(state["step"])
             self.steps_without_update = int(state.get("barren", 0))
             self.untrained = Counter(state.get("untrained", {}))
@@ -417,10 +424,16 @@ class Trainer:
             # what memory taught
             micro_batches.size = min(micro_batches.size, int(state.get("chunk_size", micro_batches.size)))
         self.finished_steps = self.started_at = self.processes.broadcast_state(
-            self.optimizer, step=self.finished_steps, base=self.base_fingerprint
+            self.optimizer,
+            step=self.finished_steps,
+            base=self.base_fingerprint,
+            more=() if self.average is None else self.average.tensors,
         )
-        (first, *_) = self.processes.all_gather(self._weight_changes(self.finished_steps))
+        told = {"ema_updates": 0 if self.average is None else self.average.updates}
+        (first, *_) = self.processes.all_gather({**told, **self._weight_changes(self.finished_steps)})
         self._put_weight_changes(first, self.finished_steps)
+        if self.average is not None:
+            self.average.updates = int(first["ema_updates"])
         if path is not None:
             if int(state.get("processes", 0)) == self.processes.size:
                 self._restore_windows(path)
@@ -454,6 +467,12 @@ class Trainer:
             self.ranker.submit(each.drawn.candidates)
         self.windows.extend(windows[step] for step in sorted(windows))
 
+    def _save_more(self, checkpoint: Path) -> None:
+        """What a checkpoint has beside weights, optimiser and state."""
+        if self.average is not None:
+            self.average.save(checkpoint)
+        self._save_windows(checkpoint)
+
     def _save_windows(self, checkpoint: Path) -> None:
         if self.windows and self.ranker.list_pending():
             groups = [each for window in self.windows for each in window.groups.values()]
@@ -474,9 +493,10 @@ class Trainer:
             "untrained": dict(self.untrained.most_common(MAX_REASONS)),
             "chunk_size": self.rollout.micro_batches.size,
             "processes": self.processes.size,
+            **({} if self.average is None else {"ema_updates": self.average.updates}),
         }
         path = resume_state.save_checkpoint(
-            self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_windows
+            self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_more
         )
         resume_state.prune_checkpoints(self.workdir, self.spec.keep_checkpoints, self.evaluations.steps_to_keep())
         self.saved_step, self.waited_s = self.finished_steps, 0.0
@@ -489,8 +509,14 @@ class Trainer:
         if not first["due"]:
             return
         began = time.monotonic()
-        self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
+        with self._evaluated_weights():
+            self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """Inside, the generator has the weights that evaluations score."""
+        scores_average = self.average is not None and self.spec.optimizer.evaluated_weights == "ema"
+        return self.average.in_place() if self.average is not None and scores_average else nullcontext()
 
 
 class RunStopped(Exception):
