@@ -23,7 +23,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -55,11 +55,15 @@ class Scores:
 
 @dataclass(frozen=True)
 class CandidateImages:
-    """What `score` is asked: K images (uint8 RGB, H×W×3) made for one prompt."""
+    """What `score` is asked: K images (uint8 RGB, H×W×3) made for one prompt.
+
+    `progress` is how far the training that asks has come, 0 to 1, for a reward that wants it; None outside training.
+    """
 
     prompt: str
     images: Sequence[Pixels]
     metadata: Mapping[str, JsonValue] | None = None
+    progress: float | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +94,8 @@ class Reward(ABC):
     name: ClassVar[str]
     slow: ClassVar[bool] = False
     """True answers every request with 202: people and batch judges."""
+    wants: ClassVar[Sequence[Literal["progress"]]] = ()
+    """("progress",): told how far the training that asks has come, `score` takes `progress` too; None outside one."""
     threads: ClassVar[int] = 1
     """Groups scored at a time. More than one only where scoring waits for somebody else, as a judge's server."""
 
@@ -119,7 +125,12 @@ class Reward(ABC):
         Where it is overridden, requests that wait for the model at the same time are scored together: override it, most
         simply by a BatchedReward, where one forward for all of them is faster.
         """
-        return [self.score(prompt=one.prompt, images=one.images, metadata=one.metadata) for one in groups]
+        return [self.score_group(one) for one in groups]
+
+    def score_group(self, group: CandidateImages) -> Scores:
+        """One group's scores, by `score`."""
+        more: dict[str, Any] = {"progress": group.progress} if "progress" in self.wants else {}
+        return self.score(prompt=group.prompt, images=group.images, metadata=group.metadata, **more)
 
     @abstractmethod
     def golden(self) -> Golden:
@@ -141,8 +152,15 @@ class BatchedReward(Reward):
     def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         """Score several groups in as few forwards as fit, one Scores each, the same that each alone gets."""
 
-    def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:
-        answers = self.score_groups([CandidateImages(prompt, images, metadata)])
+    def score(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[Pixels],
+        metadata: Mapping[str, JsonValue] | None,
+        progress: float | None = None,
+    ) -> Scores:
+        answers = self.score_groups([CandidateImages(prompt, images, metadata, progress)])
         if not isinstance(answers, Sequence) or len(answers) != 1:
             given = f"{len(answers)} Scores" if isinstance(answers, Sequence) else _name_type(answers)
             raise RewardFault(f"score_groups() returned {given} for 1 group: return a list of them", code="wrong_count")
@@ -194,9 +212,10 @@ def import_reward(path: str) -> type[Reward]:
     if not getattr(found, "name", ""):
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name} needs a `name`")
     try:
-        inspect.signature(found.score).bind(None, prompt="", images=[], metadata=None)
+        told = {"prompt": "", "images": [], "metadata": None, **dict.fromkeys(found.wants)}
+        inspect.signature(found.score).bind(None, **told)
     except TypeError:
-        wanted = "score(self, *, prompt, images, metadata)"
+        wanted = f"score(self, *, {', '.join(told)})"
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name}.score must take {wanted}") from None
     reward: type[Reward] = found
     return reward
@@ -303,6 +322,10 @@ def check_attributes(reward: Reward) -> None:
             raise RewardFault(f"{type(reward).__name__}.{name} is {value!r:.40}: {wanted}", code="wrong_type")
     if not isinstance(reward.calibrated, bool):
         raise RewardFault(f"{type(reward).__name__}.calibrated must be True or False", code="wrong_type")
+    if unknown := set(reward.wants) - {"progress"}:
+        raise RewardFault(
+            f"{type(reward).__name__}.wants has {unknown.pop()!r}: known is 'progress'", code="wrong_type"
+        )
     if not isinstance(reward.threads, int) or reward.threads < 1:
         raise RewardFault(f"{type(reward).__name__}.threads must be a whole number from 1", code="wrong_type")
 
@@ -316,7 +339,8 @@ def check_golden(reward: Reward) -> None:
             code="wrong_type",
         )
     image = np.array(golden.image, dtype=np.uint8)
-    (item,) = rank_items(["golden"], reward.score(prompt=golden.prompt, images=[image], metadata=golden.metadata))
+    group = CandidateImages(golden.prompt, [image], golden.metadata)
+    (item,) = rank_items(["golden"], reward.score_group(group))
     if item.score is None:
         why = item.error.message if item.error else "no reason"
         raise RewardFault(f"{reward.name} gives its golden image no score: {why}", code="golden_mismatch")

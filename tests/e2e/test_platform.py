@@ -140,6 +140,39 @@ def test_kill_9_of_worker_rank_worker_and_reward_changes_not_a_bit(
     assert figures[0] == figures[1]
 
 
+def test_weights_changed_half_way_survive_kill_9_to_the_last_bit(platform: Any, referee: Callable[..., Any]) -> None:
+    """Two jobs are changed over REST amid their fifth update. One's worker is killed amid the sixth: the fifth is
+    trained again, with the weights before, and the job ends with the other's bits.
+    """
+
+    def train(*, is_killed: bool) -> str:
+        server = referee()
+        server.hold(after=midst(4))
+        job = submit(platform, server)
+        platform.wait_for(server.held.is_set, f"the fifth update\n{platform.tell(job)}")
+        weights = {"shapes": 0, "colourfulness": -1}
+        asked = platform.api.patch(f"/v1/fine_tuning/jobs/{job}/rewards", {"weights": weights})
+        assert asked["weight_changes"] == [{"weights": weights, "step": None}]
+        server.hold(after=midst(5) if is_killed else None)
+        if is_killed:
+            platform.wait_for(server.held.is_set, f"the sixth update\n{platform.tell(job)}")
+            platform.kill("worker")
+            server.hold(after=None)
+        platform.until(job, "succeeded")
+        return job
+
+    killed, other = train(is_killed=True), train(is_killed=False)
+    assert [event["data"]["step"] for event in platform.events(killed, "resumed")] == [4]
+    for job in (killed, other):
+        (change,) = platform.events(job, "weights_changed")
+        old_and_new = {"shapes": {"old": 1, "new": 0}, "colourfulness": {"old": 0.5, "new": -1}}
+        assert change["data"] == {"step": 5, "weights": old_and_new}
+    assert platform.adapter(killed, 4) == platform.adapter(other, 4)
+    assert platform.adapter(killed, STEPS) == platform.adapter(other, STEPS)
+    page = (platform.folder(killed) / "export/report.html").read_text()
+    assert "trained, weight 0.5, -1 after step 5" in page
+
+
 def test_a_backup_made_meanwhile_is_restored_elsewhere_and_goes_on(
     platform: Any, undisturbed: str, referee: Callable[..., Any], tmp_path: Path
 ) -> None:

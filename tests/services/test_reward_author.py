@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from pydantic import JsonValue
 
+from dipole.conformance import inputs
 from dipole.errors import ConfigurationError
 from dipole.protocol.schemas import ItemError
 from dipole_rewards.reward import (
@@ -197,3 +198,50 @@ def test_a_reason_stays_a_reason() -> None:
     scores = Scores([None, 2.0], errors={0: reason}, tiers=[None, 1], sub_scores=[None, {"a": np.float32(1)}])
     first, second = rank_items(["a", "b"], scores)
     assert (first.error, first.tier, second.tier, second.sub_scores) == (reason, None, 1, {"a": 1.0})
+
+
+class Eager(Reward):
+    """Scores by how far the training has come; outside one, 0."""
+
+    name = "eager"
+    wants = ("progress",)
+
+    def score(
+        self,
+        *,
+        prompt: str,
+        images: Sequence[Pixels],
+        metadata: Mapping[str, JsonValue] | None,
+        progress: float | None,
+    ) -> Scores:
+        return Scores([progress or 0.0] * len(images))
+
+    def golden(self) -> Golden:
+        return Golden("", np.zeros((4, 4, 3), np.uint8), 0.0)
+
+
+class Forgetful(Given):
+    """Wants what its `score` does not take."""
+
+    wants = ("progress",)
+
+
+@pytest.mark.anyio
+async def test_a_reward_that_wants_progress_gets_it(serve: Serve) -> None:
+    """It says so in /v1/info; a request without progress scores too, and one that is no share is refused by name."""
+    async with serve(reward=f"{__name__}:Eager") as client:
+        assert (await client.get("/v1/info")).json()["wants"] == ["progress"]
+        for progress, score in (({"progress": 0.5}, 0.5), ({}, 0.0)):
+            answer = await client.post("/v1/rank", json=inputs.rank_request(2, **progress))
+            assert [each["score"] for each in answer.json()["results"]] == [score, score]
+        for wrong in (1.5, -0.1, "0.5", True):
+            refused = await client.post("/v1/rank", json=inputs.rank_request(2, progress=wrong))
+            assert refused.status_code == 422
+            assert [each["field"] for each in refused.json()["errors"]] == ["progress"]
+
+
+def test_a_reward_that_wants_what_it_does_not_take_is_told() -> None:
+    with pytest.raises(
+        ConfigurationError, match=r"score must take score\(self, \*, prompt, images, metadata, progress\)"
+    ):
+        import_reward(f"{__name__}:Forgetful")

@@ -425,6 +425,23 @@ class LoraSpec(SpecModel):
     )
 
 
+class EmaSpec(SpecModel):
+    """The exponential moving average of the trained weights, kept beside them and exported on its own."""
+
+    decay: float = Field(
+        default=0.999,
+        gt=0,
+        lt=1,
+        description="Share of the average that an update keeps, at most: update n keeps (1 + n) / (10 + n) of it where "
+        "that is less, so that an average of few updates does not stay at the base.",
+    )
+    evaluated: bool = Field(
+        default=False,
+        description="Whether evaluations and pictures are of the average; otherwise of the weights that are trained. "
+        "Each says of which (`weights`).",
+    )
+
+
 class OptimizerSpec(SpecModel):
     """AdamW. The rate rises linearly over `warmup_steps`, and falls linearly over the last `decay_steps`."""
 
@@ -436,6 +453,16 @@ class OptimizerSpec(SpecModel):
     max_grad_norm: PositiveFloat = Field(default=1.0, description="Norm that a larger gradient is scaled down to.")
     warmup_steps: CountOrZero = Field(default=0, description="Number of first steps over which the rate rises.")
     decay_steps: CountOrZero = Field(default=0, description="Number of last steps over which the rate falls.")
+    ema: EmaSpec | None = Field(
+        default=None,
+        description="Keep a moving average of the trained weights too, in checkpoints and in `export/ema/`; none if "
+        "absent.",
+    )
+
+    @property
+    def evaluated_weights(self) -> Literal["trained", "ema"]:
+        """Which weights evaluations score."""
+        return "ema" if self.ema is not None and self.ema.evaluated else "trained"
 
 
 class EvalSpec(SpecModel):

@@ -165,10 +165,7 @@ class Batcher:
         return answers
 
     def _score_alone(self, group: CandidateImages) -> Scores | BaseException:
-        score = self._reward.score
-        answers = self._measure_forward(
-            [group], lambda _: [score(prompt=group.prompt, images=group.images, metadata=group.metadata)]
-        )
+        answers = self._measure_forward([group], lambda _: [self._reward.score_group(group)])
         return answers if isinstance(answers, BaseException) else answers[0]
 
     def _measure_forward(

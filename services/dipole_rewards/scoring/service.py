@@ -119,6 +119,7 @@ class RewardService:
             max_pixels=self.settings.reward_max_pixels,
             calibrated=reward.calibrated,
             verified=reward.verified,
+            wants=list(reward.wants),
         )
 
     def submit_group(self, incoming: ParsedRequest) -> asyncio.Future[Scores]:
@@ -127,7 +128,9 @@ class RewardService:
         assert self._batcher is not None
         request = incoming.request
         return asyncio.wrap_future(
-            self._batcher.submit_group(CandidateImages(request.prompt, incoming.pixels, request.metadata))
+            self._batcher.submit_group(
+                CandidateImages(request.prompt, incoming.pixels, request.metadata, request.progress)
+            )
         )
 
     async def await_ranking(

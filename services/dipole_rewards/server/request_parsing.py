@@ -152,7 +152,10 @@ def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bou
         raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
     pixels = [each.decode() for each in opened]
     request = _without_data(request)
-    digest = hashlib.sha256(request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}}).encode())
+    # what is absent is no part of it: a repeat is the same to a server that knows more fields than the first time
+    absent = {"progress": True} if request.progress is None else {}
+    told = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}, **absent})
+    digest = hashlib.sha256(told.encode())
     for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
         digest.update(each)
     return ParsedRequest(request, pixels, digest.hexdigest())

@@ -31,6 +31,7 @@ class RankMessage(TypedDict):
     count: int
     prompt: str
     metadata: dict[str, Any] | None
+    progress: NotRequired[float | None]  # of the training, for endpoints that want it
     location: str | None  # of a ranking that is pending at the endpoint
     deadline: float  # by Redis's clock
     withdraw: NotRequired[bool]  # nobody waits any more for what is pending at `location`: tell the endpoint

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from pathlib import Path
 from typing import Annotated, Any
@@ -202,6 +203,40 @@ def resume_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = 
 def cancel_job(job: JobArgument, url: UrlOption = DEFAULT_URL, key: KeyOption = None) -> None:
     """Stop a job for good. What it has made stays."""
     _post_action(job, "cancel", url, key)
+
+
+@app.command("weights")
+def change_weights(
+    job: JobArgument,
+    weights: Annotated[list[str], typer.Argument(metavar="REWARD=WEIGHT…", help="New weights, as in shapes=0.5.")],
+    url: UrlOption = DEFAULT_URL,
+    key: KeyOption = None,
+) -> None:
+    """Change the weights of a job's rewards from its next step on; 0 holds a reward out, and below 0 lower is better.
+
+    dipole jobs weights ftjob-… shapes=0.5 colourfulness=-1
+    """
+    asked = dict(parse_weight(each) for each in weights)
+    with TrainerApi(url, key) as api:
+        answer = api.patch(f"{_job_path(job)}/rewards", {"weights": asked})
+    present = {each["name"]: each["weight"] for each in answer["rewards"]}
+    for change in answer["weight_changes"]:
+        present |= change["weights"]
+    waiting = any(change["step"] is None for change in answer["weight_changes"])
+    told = ", ".join(f"{name} {weight:g}" for name, weight in present.items())
+    out.print(f"weights from the next step on: {told}" if waiting else f"weights: {told}", markup=False)
+
+
+def parse_weight(text: str) -> tuple[str, float]:
+    """REWARD=WEIGHT."""
+    name, equals, value = text.partition("=")
+    try:
+        weight = float(value)
+    except ValueError:
+        weight = math.nan
+    if not name or not equals or not math.isfinite(weight):
+        raise InvalidInput(f"{text!r} is not REWARD=WEIGHT with a number, as in shapes=0.5")
+    return name, weight
 
 
 @app.command("checkpoints")

@@ -115,6 +115,7 @@ class RankClient:
         candidates: Sequence[images.Pixels | bytes],
         metadata: Mapping[str, JsonValue] | None = None,
         *,
+        progress: float | None = None,
         idempotency_key: str | None = None,
         deadline_s: float = 60.0,
         location: str | None = None,
@@ -123,7 +124,8 @@ class RankClient:
     ) -> Ranking:
         """Rank K images for one prompt; candidate k's id is `c{k}` and results stand in the order given.
 
-        Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. Raises RewardError with `code`
+        Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. `progress` of a training, 0 to
+        1, is sent to an endpoint that wants it and to no other. Raises RewardError with `code`
         timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number), circuit_open,
         cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with its
         `location` looks again; InvalidInput where that is not the endpoint's own, for the key is sent along. With
@@ -132,7 +134,7 @@ class RankClient:
         if location is not None:
             self._check_location(location)
         deadline = Deadline(deadline_s)
-        job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location)
+        job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location, progress=progress)
         try:
             if not retry:
                 return self._rank_once(job, deadline, poll)
@@ -238,27 +240,30 @@ class _RankCall:
     key: str
     location: str | None = None
     poll_after: float = 1.0
-    _bodies: dict[bool, dict[str, Any]] = field(default_factory=dict)
+    progress: float | None = None
+    _bodies: dict[tuple[bool, bool], dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.candidates)
 
-    def request_body(self, *, multipart: bool) -> dict[str, Any]:
-        if multipart not in self._bodies:
-            self._bodies[multipart] = self._build_multipart() if multipart else self._build_json()
-        return self._bodies[multipart]
+    def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
+        form = (multipart, tells_progress and self.progress is not None)
+        if form not in self._bodies:
+            more = {"progress": self.progress} if form[1] else {}
+            self._bodies[form] = self._build_multipart(more) if multipart else self._build_json(more)
+        return self._bodies[form]
 
-    def _describe_request(self, described: Iterable[dict[str, str]]) -> dict[str, Any]:
+    def _describe_request(self, described: Iterable[dict[str, str]], more: Mapping[str, Any]) -> dict[str, Any]:
         listed = [{"id": f"c{index}", "image": image} for index, image in enumerate(described)]
-        request: dict[str, Any] = {"prompt": self.prompt, "candidates": listed}
+        request: dict[str, Any] = {"prompt": self.prompt, "candidates": listed, **more}
         if self.metadata is not None:
             request["metadata"] = dict(self.metadata)
         return request
 
-    def _build_multipart(self) -> dict[str, Any]:
+    def _build_multipart(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """The body in pieces: pixels are sent from where they lie, which httpx's own encoder would copy twice."""
         boundary = uuid.uuid4().hex
-        request = self._describe_request({"media_type": images.NPY} for _ in self.candidates)
+        request = self._describe_request(({"media_type": images.NPY} for _ in self.candidates), more)
         first = _part_head(boundary, 'name="request"').removeprefix(b"\r\n")
         parts: list[bytes | memoryview] = [first + json.dumps(request).encode()]
         for index, one in enumerate(self.candidates):
@@ -271,10 +276,9 @@ class _RankCall:
         }
         return {"content": _join_small(parts), "headers": headers}
 
-    def _build_json(self) -> dict[str, Any]:
-        return {
-            "json": self._describe_request({"media_type": "image/png", "data": data} for data in self.base64_pngs())
-        }
+    def _build_json(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        described = ({"media_type": "image/png", "data": data} for data in self.base64_pngs())
+        return {"json": self._describe_request(described, more)}
 
     def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""

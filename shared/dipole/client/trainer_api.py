@@ -79,6 +79,9 @@ class TrainerApi:
         """`options` are httpx's, such as `timeout`."""
         return self._request("POST", path, json=body, headers=headers, **options)
 
+    def patch(self, path: str, body: Any) -> Any:
+        return self._request("PATCH", path, json=body)
+
     def delete(self, path: str) -> Any:
         return self._request("DELETE", path)
 

@@ -123,6 +123,21 @@ def tells_images_apart(target: Target) -> None:
 
 
 @must
+def ranks_with_progress(target: Target) -> None:
+    """What wants progress ranks at any of it, and without it
+
+    An evaluation and everybody who does not train send no progress. Take it as absent then, or as 0; anything outside
+    0 to 1 is a 422 that names the field.
+    """
+    if "progress" not in target.info.wants:
+        return  # nobody sends it, and this kit neither: the server may refuse a field that it does not know
+    target.rank(inputs.rank_request())
+    for progress in (0, 0.5, 1):
+        target.rank(inputs.rank_request(progress=progress))
+    check_refusal(target.post_rank(inputs.rank_request(progress=1.5)), "progress 1.5", "progress")
+
+
+@must
 def ranks_every_media_type(target: Target) -> None:
     """Every media type of /v1/info is accepted
 

@@ -75,6 +75,20 @@ class CheckpointWritten(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsChanged(JobEvent):
+    """Rewards weigh otherwise from the update after `step` on. `weights`: {reward: {old, new}}."""
+
+    kind = "weights_changed"
+    message = "Weights changed after step {step}: {what}"
+    step: int
+    weights: Mapping[str, Mapping[str, float]]
+
+    def text(self) -> str:
+        what = ", ".join(f"{name} {each['old']:g} → {each['new']:g}" for name, each in self.weights.items())
+        return format_message(self.message, {"step": self.step, "what": what}, _name_kind(self.kind))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResumed(JobEvent):
     kind = "resumed"
     message = "Going on from the checkpoint at step {step}"

@@ -70,6 +70,11 @@ class RankRequest(ProtocolMessage):
     prompt: str = Field(max_length=MAX_PROMPT_CHARS, description="Text that the candidates were drawn for.")
     candidates: Many[Candidate] = Field(min_length=1, description="Images to be ordered.")
     metadata: dict[str, JsonValue] | None = Field(default=None, description="What the prompt asks for, as in GenEval.")
+    progress: Annotated[float, Field(strict=True, ge=0, le=1)] | None = Field(
+        default=None,
+        description="How far the training that asks has come: its updates done, of all of them. Absent outside "
+        "training, in evaluations, and for an endpoint whose /v1/info does not want it.",
+    )
     callback_url: str | None = Field(
         default=None, max_length=2048, description="URL that a ranking of 202 is sent to when it has finished."
     )
@@ -166,6 +171,9 @@ class RewardInfo(ProtocolMessage):
         default=None,
         description="Of published weights: whether the published implementation is known to give the same score. Null "
         "where there is none to compare.",
+    )
+    wants: Many[Literal["progress"]] = Field(
+        default_factory=list, description="What it wants to be told beside the images: `progress` of the training."
     )
     multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
 

@@ -497,3 +497,13 @@ def test_what_is_said_of_an_endpoint_stays_short(field: str) -> None:
     with pytest.raises(RewardError) as caught:
         rank(Fake(first, answers[field]))
     assert len(str(caught.value)) < 3000
+
+
+@pytest.mark.parametrize("media_types", [["image/png"], ["image/png", "application/x-npy"]])
+def test_progress_is_sent_to_whoever_wants_it_and_to_nobody_else(media_types: list[str]) -> None:
+    """As JSON and as multipart. A server that does not know the field would refuse it."""
+    for wants, progress, sent in ((["progress"], 0.25, True), ([], 0.25, False), (["progress"], None, False)):
+        fake = Fake(ok(), info={"wants": wants, "media_types": media_types})
+        with fake.client() as client:
+            client.rank("p", IMAGES, progress=progress)
+        assert (b'"progress"' in fake.seen[0].content) is sent

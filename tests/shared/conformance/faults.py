@@ -37,6 +37,15 @@ async def only_ranks(asked: Asked, forward: Forward) -> Answer:
     return await each(lambda _: {"score": None})(asked, forward)
 
 
+async def needs_progress(asked: Asked, forward: Forward) -> Answer:
+    """Wants to be told the training's progress, and ranks for nobody who does not train."""
+    if asked.path == "/v1/info":
+        return await info(wants=["progress"])(asked, forward)
+    if asked.ranks and b'"progress"' not in asked.body:
+        return reply({"detail": "progress is missing"}, 422)
+    return await forward(asked)
+
+
 async def parts_by_place(asked: Asked, forward: Forward) -> Answer:
     """Takes a multipart request's parts in the order they come in, whatever they are called."""
     if "multipart" not in asked.headers.get("content-type", ""):

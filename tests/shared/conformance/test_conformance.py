@@ -56,8 +56,18 @@ def named(results: dict[str, CheckResult], outcome: str) -> dict[str, str]:
 
 
 def test_the_right_server_passes(server: Server) -> None:
-    """Our own service passes every check and skips none: so does each wrong server without its fault."""
-    results = check(server, bent_server.straight)
+    """Our own service passes every check and skips none: so does each wrong server without its fault. It wants no
+    progress, and is sent none.
+    """
+    told: list[bool] = []
+
+    def look(asked: bent_server.Asked) -> bent_server.Asked:
+        told.append(asked.ranks and b'"progress"' in asked.body)
+        return asked
+
+    results = check(server, bent_server.asks(look))
+    assert told
+    assert not any(told)
     assert named(results, "failed") == named(results, "skipped") == {}
     assert sum(result.seconds for result in results.values()) < 30
 

@@ -51,6 +51,7 @@ WRONG: dict[str, Wrong] = {
     "more media types than it reads": Wrong(
         answers(lambda _: reply({"detail": "no"}, 415), status=200), "ranks_every_media_type", "answered 415"
     ),
+    "no ranking without progress": Wrong(faults.needs_progress, "ranks_with_progress", "answered 422"),
     "no key needed": Wrong(asks(with_key), "key_needed", "without a key answered 200"),
     "any key will do": Wrong(
         asks(lambda asked: with_key(asked) if "authorization" in asked.headers else asked),

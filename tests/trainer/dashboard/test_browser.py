@@ -34,7 +34,9 @@ def state_of(page: Page, name: str) -> Any:
 
 
 def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform, visitors: WatchedBrowser) -> None:
-    """From the list to the end of the job, live: the page is never loaded again."""
+    """From the list to the end of the job, live: the page is never loaded again. While it is paused, its weights are
+    changed: a wrong one is told beside its field's form, and what is right shows in the curves.
+    """
     job = platform.submit(steps=10, suffix="watched", checkpoint_every=100, evaluation={}, validation_file=None)
     page = visitors.page(platform.url)
     row = page.locator(f"#{job}")
@@ -45,9 +47,25 @@ def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform
     expect(page.locator(".events [data-kind='step']").first).to_be_visible(timeout=PATIENCE_MS)
     page.get_by_role("button", name="Pause").click()
     expect(state_of(page, "paused")).to_be_visible(timeout=PATIENCE_MS)
+    weights = page.get_by_role("region", name="Weights")
+    weights.get_by_label("shapes").fill("0")
+    weights.get_by_label("colourfulness").fill("0")
+    weights.get_by_role("button", name="Change the weights").click()
+    expect(weights.get_by_role("alert")).to_contain_text("at least one needs a weight")
+    weights.get_by_label("shapes").fill("-2")
+    weights.get_by_role("button", name="Change the weights").click()
+    expect(weights.get_by_text("A change waits for the next step to begin.")).to_be_visible()
+    expect(weights.get_by_role("alert")).to_be_hidden()
+    run_axe(page, "the weights of a paused job")
     page.get_by_role("button", name="Resume").click()
     expect(state_of(page, "succeeded")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#connection")).to_have_text("job has ended")
+    (change,) = platform.api.get(f"/v1/fine_tuning/jobs/{job}")["weight_changes"]
+    expect(page.locator(".events [data-kind='weights_changed']")).to_contain_text(
+        "shapes 1 → -2, colourfulness 0.5 → 0"
+    )
+    expect(page.get_by_text("Dashed lines: weights changed")).to_contain_text(f"after step {change['step']}")
+    expect(weights.get_by_role("button", name="Change the weights")).to_be_hidden()
     expect(page.locator(".events [data-kind='resumed']")).to_have_count(1)
     # each step once, whatever was trained twice
     assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(10, 0, -1)]

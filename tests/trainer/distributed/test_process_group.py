@@ -35,6 +35,7 @@ from dipole.tiny.world import all_prompts
 from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.ranking.in_process import InProcessRanker
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.training import session
 from dipole_trainer.worker.followers import run_as_follower
@@ -45,6 +46,7 @@ BASE = {
     "prompts_per_step": 2, "chunk_size": 4, "checkpoint_every": 100, "optimizer": {"lr": 1e-3}, "lora": {"rank": 4},
     "method": {"drpo": {"positives": 2, "negatives": 2}},
 }
+CHANGES = [WeightChange(weights={"bright": -1}, step=1)]
 logs.configure_logging("test")
 out, processes = Path(sys.argv[1]), current_group()
 
@@ -90,6 +92,7 @@ def run(name, changes, befalls):
             spec, job_id=name,
             workdir=out / name.rstrip("+") if processes.is_main else out / f"{name}-{processes.rank}",
             models_dir=out, ranker=ranker, control=control, processes=processes,
+            take_weight_changes=lambda step: CHANGES if name == "changed" and processes.is_main else (),
             on_event=(lambda kind, data: events.append((kind, data))) if processes.is_main else processes.report,
         )
 
@@ -129,7 +132,8 @@ processes.all_gather({})
 EVALUATION = {"evaluation": {"prompts": [{"prompt": f"a red {shape}"} for shape in ("circle", "square", "cross")]}}
 WIDE = {"prompts_per_step": 5, "max_staleness": 1, "record_candidates": True}
 FULL = {"tune": "full", "prompts_per_step": 2}
-SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {})]
+EMA = {**EVALUATION, "optimizer": {"lr": 1e-3, "ema": {"decay": 0.5, "evaluated": True}}}
+SAME = [("whole", EVALUATION, {}), ("wide", WIDE, {}), ("full", FULL, {}), ("changed", {}, {}), ("ema", EMA, {})]
 KILLED = ("killed", {"checkpoint_every": 1}, {"1": "killed"})
 TOGETHER = [
     *SAME,
@@ -140,6 +144,8 @@ TOGETHER = [
     ("unavailable+", {}, {}),
     ("broken", {}, {"1": "error"}),
     ("late", {}, {"0": "pause late", "1": "reward is slow"}),
+    ("ema_paused", EMA, {"0": "pause"}),
+    ("ema_paused+", EMA, {}),
     ("full_paused", FULL, {"0": "pause"}),
     ("full_paused+", FULL, {}),
     ("flat", {"steps": 1, "prompts_per_step": 4}, {"0": "flat", "1": "flat"}),
@@ -170,10 +176,11 @@ class Runs:
     def events(self, name: str, kind: str) -> list[dict[str, Any]]:
         return [data for each, data in self[name]["events"] if each == kind]
 
-    def weights(self, name: str) -> dict[str, torch.Tensor]:
+    def weights(self, name: str, *, average: bool = False) -> dict[str, torch.Tensor]:
         trained = job_layout.newest_checkpoint(self.folder / name)
         assert trained is not None
-        (file,) = [path for path in trained.rglob("*.safetensors") if path.name != "optimizer.safetensors"]
+        folder = trained / job_layout.EMA_FOLDER if average else trained
+        (file,) = [path for path in folder.glob("*/*.safetensors") if path.parent.name != job_layout.EMA_FOLDER]
         return load_file(file)
 
 
@@ -221,12 +228,26 @@ def test_two_processes_reach_the_weights_of_one(alone: Runs, two: Runs) -> None:
     Two gradients have one sum in either order, so of two prompts a step the weights are equal to the last bit. Of more,
     they are to rounding; where a gradient is about nought Adam makes a good part of an update, 1e-3, of that.
     """
-    for name in ("whole", "full"):
+    for name in ("whole", "full", "changed"):
         assert two[name]["outcome"] == alone[name]["outcome"] == "succeeded"
         assert same(two.weights(name), alone.weights(name))
+    assert not same(two.weights("changed"), two.weights("whole"))
     difference = apart(two.weights("wide"), alone.weights("wide"))
     assert difference.mean() < 1e-6
     assert difference.max() < 3e-4
+
+
+def test_two_processes_have_the_moving_average_of_one(alone: Runs, two: Runs) -> None:
+    """To the last bit, also where they were paused and resumed; evaluations, which both share, are of it."""
+    for name in ("ema", "ema_paused"):
+        assert same(two.weights(name), alone.weights("whole"))
+        assert same(two.weights(name, average=True), alone.weights("ema", average=True))
+    assert not same(two.weights("ema", average=True), two.weights("ema"))
+    for one, other in zip(alone.events("ema", "evaluation"), two.events("ema", "evaluation"), strict=True):
+        assert one["weights"] == other["weights"] == "ema"
+        assert other["scores"]["bright"]["mean"] == pytest.approx(one["scores"]["bright"]["mean"], rel=1e-4)
+    last = [two.events(name, "evaluation")[-1]["scores"]["bright"]["mean"] for name in ("ema", "whole")]
+    assert last[0] != last[1]
 
 
 def test_rank_0_reports_for_both(alone: Runs, two: Runs) -> None:

@@ -39,6 +39,7 @@ class Call:
     prompt: str
     ids: list[str]
     headers: dict[str, str]
+    progress: float | None = None
 
 
 Answer = tuple[int, dict[str, str], str]
@@ -76,6 +77,7 @@ class Endpoint:
     port: int = 0
     calibrated: bool = True
     verified: bool | None = None
+    wants: tuple[str, ...] = ()
     host: str = "127.0.0.1"
     hosts: list[str] = field(default_factory=list)  # of requests that carried a key, GETs too
     calls: list[Call] = field(default_factory=list)
@@ -101,7 +103,7 @@ class Endpoint:
                     status, headers, body = endpoint.behave(Call(-1, "", [f"c{k}" for k in range(K)], {}))
                     self.answer(status, headers, body)
                 else:
-                    said = {"calibrated": endpoint.calibrated, "verified": endpoint.verified}
+                    said = {"calibrated": endpoint.calibrated, "verified": endpoint.verified, "wants": endpoint.wants}
                     self.answer(200, {}, json.dumps({**info, "media_types": types, **said}))
 
             def do_POST(self) -> None:
@@ -110,7 +112,11 @@ class Endpoint:
                 ids = [candidate["id"] for candidate in request["candidates"]]
                 with lock:
                     call = Call(
-                        len(endpoint.calls), request["prompt"], ids, {k.lower(): v for k, v in self.headers.items()}
+                        len(endpoint.calls),
+                        request["prompt"],
+                        ids,
+                        {k.lower(): v for k, v in self.headers.items()},
+                        request.get("progress"),
                     )
                     endpoint.calls.append(call)
                 self.answer(*endpoint.behave(call))

@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import psutil
@@ -66,6 +67,16 @@ def test_rankings_come_back_with_who_ranked(endpoint: Endpoints, harness: Harnes
     assert ranker.collect(0) is None
     with redis.Redis.from_url(harness.settings.redis_url) as client:
         assert client.keys("dipole:candidates:*") == []  # a ranked group's images need no room any more
+
+
+@pytest.mark.usefixtures("rank_worker")
+def test_progress_goes_to_the_reward_that_wants_it_alone(endpoint: Endpoints, harness: Harness) -> None:
+    """Through Redis and the rank worker; the other's request has no such field, which it might refuse."""
+    eager, plain = endpoint(wants=("progress",)), endpoint()
+    ranker = harness.ranker(reward(eager, "eager"), reward(plain, "indifferent"))
+    ranker.submit(replace(group("half-way"), progress=0.5))
+    collect(ranker)
+    assert [call.progress for call in (*eager.calls, *plain.calls)] == [0.5, None]
 
 
 @pytest.mark.usefixtures("rank_worker")

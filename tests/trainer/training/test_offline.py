@@ -329,7 +329,7 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
     spec = online_spec(precision="bf16")
     rollout = rollout_of(spec)
     ranker = InProcessRanker({"bright": brightness, "dark": darkness}, spec.rewards)
-    recorder = CandidateRecorder(spec, spec.rewards, tmp_path, "bf16")
+    recorder = CandidateRecorder(spec, tmp_path, "bf16")
     entries = []
     for index, prompt in enumerate(spec.prompts[:2]):
         drawn = rollout.sample_group(0, index, prompt)
@@ -337,10 +337,10 @@ def test_entries_of_several_processes_make_one_file(tmp_path: Path) -> None:
         ranked = ranker.collect(30)
         assert ranked is not None
         entries.append(json.loads(json.dumps(recorder.make_entry(drawn, ranked))))
-    recorder.write_step(0, entries)
+    recorder.write_step(0, entries, spec.rewards)
     (path,) = kept(tmp_path).iterdir()
     first = path.read_bytes()
-    recorder.write_step(0, entries[::-1])
+    recorder.write_step(0, entries[::-1], spec.rewards)
     assert [each.name for each in kept(tmp_path).iterdir()] == [path.name]
     assert path.read_bytes() == first
     assert {value.dtype for value in load_file(path).values()} == {torch.bfloat16}

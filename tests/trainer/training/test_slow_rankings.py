@@ -34,13 +34,16 @@ class Raters:
     def __init__(self, choose: Callable[[Sequence[str]], str | None]) -> None:
         self.choose = choose
         self.pending: dict[str, CandidateGroup] = {}
-        self.asked: dict[str, list[str]] = {}  # group id: hashes of the images that were sent under it
+        self.asked: dict[str, list[str]] = {}  # group id: hashes of the images that were sent under it, and progress
+        self.progress: dict[str, float | None] = {}
         self.withdrawn: list[str] = []
 
     def submit(self, group: CandidateGroup) -> None:
         self.pending[group.id] = group
         if group.asked != frozenset():
-            self.asked.setdefault(group.id, []).append(hashlib.sha256(group.images.tobytes()).hexdigest())
+            self.progress[group.id] = group.progress
+            digest = hashlib.sha256(group.images.tobytes()).hexdigest()
+            self.asked.setdefault(group.id, []).append(f"{digest} {group.progress}")
 
     def collect(self, timeout_s: float) -> RankedGroup | None:
         chosen = self.choose(list(self.pending))
@@ -108,7 +111,14 @@ def test_others_fill_in_for_a_group_that_is_pending(tmp_path: Path) -> None:
 
 
 def test_rankings_as_they_were_drawn_fill_nothing_in(tmp_path: Path) -> None:
-    found = steps(train(make_spec(), tmp_path, Raters(oldest)))
+    """Each group is asked about with the share of updates before its step; evaluations have none, and so compare."""
+    held_out = {"prompts": [{"prompt": "a blue circle"}], "images_per_prompt": 2}
+    raters = Raters(oldest)
+    found = steps(train(make_spec(evaluation=held_out, rewards=[{"name": "people"}]), tmp_path, raters))
+    assert raters.progress == {
+        **{f"job.{step}.{index}": step / 6 for step in range(6) for index in range(2)},
+        **{f"job.eval{step}.0": None for step in (0, 6)},
+    }
     assert [data["filled_in"] for data in found] == [0] * 6
     assert [data["staleness"] for data in found] == [0, 1, 2, 2, 2, 2]
 

@@ -15,6 +15,7 @@ from dipole_trainer.api.schemas import ApiModel
 from dipole_trainer.datasets import recordings
 from dipole_trainer.datasets.recordings import RecordedGroup
 from dipole_trainer.jobs.group_orders import ToldOrder, tell_order
+from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.spec import MAX_COUNT
 from dipole_trainer.storage import job_layout
 
@@ -89,7 +90,7 @@ def list_groups(state: State, job_id: JobId, query: Annotated[GroupsQuery, Query
         index = int(entry["group"].rpartition(".")[2])
         order = tell_order(
             entry,
-            job.rewards,
+            RewardSchedule(job.rewards, job.weight_changes).at(step),
             job.method,
             seed=job.seed,
             candidates=job.candidates,

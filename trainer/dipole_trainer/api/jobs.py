@@ -20,6 +20,7 @@ from dipole_trainer.api.dependencies import JobId, ListQuery, PageQuery, State
 from dipole_trainer.api.event_stream import EventStreamResponse
 from dipole_trainer.api.job_requests import JobRequest, queue_job
 from dipole_trainer.api.json_route import JSONRoute
+from dipole_trainer.ranking.weight_changes import RewardWeights
 
 log = structlog.get_logger()
 router = APIRouter(
@@ -82,6 +83,17 @@ def cancel_job(state: State, job_id: JobId) -> AnyJob:
             state.withdrawable_rankings.withdraw(job_id)
         except (RedisError, OperationalError) as error:
             log.warning("rankings_not_withdrawn", job=job_id, error=describe_redis_error(error))
+    return schemas.show_job(job)
+
+
+@router.patch("/{job_id}/rewards", summary="Change the weights of a job's rewards from its next step on")
+def change_weights(state: State, job_id: JobId, body: RewardWeights) -> AnyJob:
+    """Each change counts from the first step that begins after it, which `weight_changes` and an event of kind
+    `weights_changed` say; groups that were ranked before and are trained on after are ordered by the new weights. A job
+    that is resumed, and a replay of it, use the same weights at the same steps.
+    """
+    job = state.jobs.change_weights(job_id, body)
+    log.info("weights_changed", job_id=job_id)
     return schemas.show_job(job)
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from dipole.protocol.job_events import SESSION_EVENTS
 from dipole.protocol.validation import first_error
 from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow, WorkerRow
+from dipole_trainer.ranking.weight_changes import WeightChange, read_weight_changes
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
 from dipole_trainer.spec import FeaturesSpec, InitialCheckpoint, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
 
@@ -155,6 +156,9 @@ class FineTuningJob(ApiModel):
     steps: int = Field(description="Number of updates that the job is to do.")
     prompt_count: int = Field(description="Number of prompts that are trained on.")
     rewards: list[RewardSpec] = Field(description="Rewards that rank the candidates, and those that only watch.")
+    weight_changes: list[WeightChange] = Field(
+        default=[], description="Weights that were changed since the job was created, in the order of the changes."
+    )
     features: FeaturesSpec | str = Field(description="The feature space; its name alone in jobs of version 0.1.")
     candidates: int = Field(description="Number of images per prompt and update (K).")
     prompts_per_step: int = Field(description="Number of prompts of one step.")
@@ -318,6 +322,7 @@ def to_job_object(row: JobRow) -> FineTuningJob:
         estimated_finish=int(time.time() + row.eta_s) if row.eta_s is not None and row.state == "running" else None,
         waiting_for=waiting,
         pending_rankings=(pending or None) if row.state == "running" else None,
+        weight_changes=read_weight_changes(row.weight_changes),
         step=row.step,
     )
 

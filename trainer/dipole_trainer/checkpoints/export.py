@@ -3,6 +3,7 @@
     export/
       pytorch_lora_weights.safetensors     the adapter, for diffusers
       <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111
+      ema/                                 with `optimizer.ema`: these once more, of the moving average
       merged/                              the whole pipeline, with `export_merged`, and always where every weight was
                                            trained, by this job or by one that it started from
       README.md                            the model card
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from dipole_trainer.checkpoints import model_card
 from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.ranking.unverified import read_found_rewards
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE, fold_adapters, to_diffusers_lora, to_webui_lora
@@ -40,10 +42,12 @@ def export_checkpoint(
     spec: TrainSpec,
     generator: OneStepGenerator,
     draw_pictures: Callable[[Path], None] = lambda folder: None,
+    *,
+    weight_changes: Sequence[WeightChange] = (),
 ) -> list[Path]:
     """Write `workdir/export` from the checkpoint `trained` of `generator`; returns what lies in it.
 
-    `draw_pictures` is given the folder to write the run's pictures to.
+    `draw_pictures` is given the folder to write the run's pictures to, `weight_changes` are for the model card.
 
     The generator gives the base's weights and the pipeline's other parts; what it has trained since is not looked at.
     """
@@ -51,12 +55,10 @@ def export_checkpoint(
     partial = workdir / f".{job_layout.EXPORT_FOLDER}.partial"
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    adapters = _read_adapters(trained, workdir, spec, generator)
-    if adapters:
-        _write_loras(adapters, partial, spec, generator)
-    if not adapters or spec.export_merged:
-        generator.write_pipeline(_load_trained_state(trained, spec, generator), partial / job_layout.MERGED_FOLDER)
-        _strip_local_paths(partial / job_layout.MERGED_FOLDER)
+    _write_trained(trained, partial, workdir, spec, generator)
+    if (trained / job_layout.EMA_FOLDER).is_dir():
+        (partial / job_layout.EMA_FOLDER).mkdir()
+        _write_trained(trained / job_layout.EMA_FOLDER, partial / job_layout.EMA_FOLDER, workdir, spec, generator)
     draw_pictures(partial)
     written = sorted(path.name for path in partial.iterdir())
     step = int(json.loads((trained / job_layout.TRAINING_STATE_FILE).read_text())["step"])
@@ -68,11 +70,22 @@ def export_checkpoint(
         files=written,
         schedule_change=generator.schedule_change,
         unverified=read_found_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
+        weight_changes=weight_changes,
     )
     (partial / job_layout.MODEL_CARD_FILE).write_text(card, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(partial, folder)
     return sorted(folder.iterdir())
+
+
+def _write_trained(trained: Path, folder: Path, workdir: Path, spec: TrainSpec, generator: OneStepGenerator) -> None:
+    """The weights in `trained`, laid out as in a checkpoint, as other people's tools load them."""
+    adapters = _read_adapters(trained, workdir, spec, generator)
+    if adapters:
+        _write_loras(adapters, folder, spec, generator)
+    if not adapters or spec.export_merged:
+        generator.write_pipeline(_load_trained_state(trained, spec, generator), folder / job_layout.MERGED_FOLDER)
+        _strip_local_paths(folder / job_layout.MERGED_FOLDER)
 
 
 def _read_adapters(

@@ -8,8 +8,9 @@ from pathlib import Path
 
 from huggingface_hub import ModelCardData
 
+from dipole_trainer.ranking.weight_changes import WeightChange, describe_weight
 from dipole_trainer.spec import Precision, TrainSpec
-from dipole_trainer.storage.job_layout import CURVES_FILE, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
+from dipole_trainer.storage.job_layout import CURVES_FILE, EMA_FOLDER, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.base_models import PUBLISHED_MODELS
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
 
@@ -36,6 +37,7 @@ FILE_DESCRIPTIONS = {
     LORA_WEIGHTS_FILE: "the adapter, for diffusers",
     "_webui.safetensors": "the adapter for ComfyUI and A1111 (sampler Euler, 1 step, CFG scale 1)",
     MERGED_FOLDER: "the whole pipeline in diffusers format, with the trained weights in place",
+    EMA_FOLDER: "the same files of the exponential moving average of the trained weights",
     EXPORTED_SAMPLES_FILE: "the base beside the trained model: a row a prompt, a column a noise, the same for both",
     CURVES_FILE: "rewards, diversity, loss and seconds over the updates",
 }
@@ -50,6 +52,7 @@ def render_model_card(
     files: Sequence[str],
     schedule_change: str | None = None,
     unverified: Mapping[str, str] | None = None,
+    weight_changes: Sequence[WeightChange] = (),
 ) -> str:
     """The card of a checkpoint at `step`, trained in `precision`, whose pipeline is of the diffusers class `pipeline`.
 
@@ -73,7 +76,7 @@ def render_model_card(
         else "",
         facts="\n".join(
             f"| {fact} | {value} |"
-            for fact, value in _card_facts(spec, step, precision, is_lora, schedule_change, unverified)
+            for fact, value in _card_facts(spec, step, precision, is_lora, schedule_change, unverified, weight_changes)
         ),
         snippet=_usage_snippet(spec, pipeline, precision, is_lora=is_lora, trailing=schedule_change is not None),
         files="\n".join(
@@ -89,6 +92,7 @@ def _card_facts(
     is_lora: bool,
     schedule_change: str | None,
     unverified: Mapping[str, str] | None,
+    weight_changes: Sequence[WeightChange],
 ) -> Iterator[tuple[str, str]]:
     yield "base", (_hub_id(spec) or Path(spec.model).name) + (f" at {spec.revision}" if spec.revision else "")
     if (initial := spec.initial_checkpoint) is not None:
@@ -98,7 +102,8 @@ def _card_facts(
     if spec.is_offline:
         yield "learned from", "recorded preferences"
     else:
-        yield "rewards", ", ".join(f"{reward.name} (weight {reward.weight:g})" for reward in spec.rewards)
+        before = [each for each in weight_changes if each.step is not None and each.step < step]
+        yield "rewards", ", ".join(f"{reward.name} ({describe_weight(reward, before)})" for reward in spec.rewards)
     if unverified:
         named = ", ".join(f"{reward} ({_cell(what)})" for reward, what in sorted(unverified.items()))
         yield "unverified", f"{named}: not compared with the scores of the published implementation"
@@ -106,6 +111,9 @@ def _card_facts(
     if spec.tune == "lora":
         trained = "adapter" if spec.initial_checkpoint is None else "adapter trained here"
         yield trained, f"rank {spec.lora.rank}, alpha {spec.lora.alpha:g}, on {', '.join(spec.lora.target_modules)}"
+    if (ema := spec.optimizer.ema) is not None:
+        shown = "; the figures and pictures are of it" if ema.evaluated else ""
+        yield "moving average", f"decay {ema.decay:g}, in `{EMA_FOLDER}/`{shown}"
     yield "precision, seed", f"{precision}, {spec.seed}"
     if schedule_change:
         yield "scheduler", schedule_change

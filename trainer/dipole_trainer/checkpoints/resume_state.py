@@ -3,6 +3,7 @@
     an adapter, in PEFT's own layout; with `tune: full` every weight, in diffusers'
     optimizer.safetensors    AdamW's moments, `index.name`
     training_state.json      step, counters, what it was trained for
+    ema/                     with `optimizer.ema`: the average of the weights (moving_average.py)
 
 storage/job_layout.py says where each lies.
 
@@ -50,11 +51,7 @@ def save_checkpoint(
     """
     name = job_layout.checkpoint_name(step)
     target, temporary = folder / name, _hidden_path(folder / name, "partial")
-    weights = temporary / _weights_file(generator)
-    weights.parent.mkdir(parents=True)
-    save_file(generator.trained_state(), weights)
-    if generator.lora:
-        generator.lora.save_pretrained(str(weights.parent))
+    write_weights(temporary, generator)
     save_file(_optimizer_tensors(optimizer), temporary / job_layout.OPTIMIZER_FILE)
     (temporary / job_layout.TRAINING_STATE_FILE).write_text(json.dumps({"step": step, **state}, indent=1))
     write_more(temporary)
@@ -87,16 +84,30 @@ def load_checkpoint(
             "give the model and revision that it was trained on",
             field="model",
         )
-    weights = path / _weights_file(generator)
-    if not weights.is_file():
-        kind = "LoRA" if generator.lora else "full"
-        raise InvalidInput(
-            f"{path.name} holds no {kind} weights ({weights.name}): it is of another `tune`", field="tune"
-        )
-    generator.load_state(load_file(weights))
+    read_weights(path, generator)
     if optimizer is not None:
         _restore_optimizer(optimizer, load_file(path / job_layout.OPTIMIZER_FILE))
     return state
+
+
+def write_weights(folder: Path, generator: OneStepGenerator) -> None:
+    """What the generator trains, as it is now, laid out as in a checkpoint."""
+    weights = folder / _weights_file(generator)
+    weights.parent.mkdir(parents=True)
+    save_file(generator.trained_state(), weights)
+    if generator.lora:
+        generator.lora.save_pretrained(str(weights.parent))
+
+
+def read_weights(folder: Path, generator: OneStepGenerator) -> None:
+    """Put in place what `write_weights` wrote. Raises InvalidInput when it is of another `tune` or shape."""
+    weights = folder / _weights_file(generator)
+    if not weights.is_file():
+        kind = "LoRA" if generator.lora else "full"
+        raise InvalidInput(
+            f"{folder.name} holds no {kind} weights ({weights.name}): it is of another `tune`", field="tune"
+        )
+    generator.load_state(load_file(weights))
 
 
 def prune_checkpoints(folder: Path, keep: int, kept: Collection[int] = ()) -> None:

@@ -68,6 +68,8 @@ class JobRow(Base):
     spec: Mapped[str] = mapped_column(Text, deferred=True)
     # The same without prompts, and the caller's own fields: what the API shows.
     summary: Mapped[dict[str, Any]] = mapped_column(NullableJson)
+    # Weights that were changed since, in order: `weights` by reward, and the `step` that they count from.
+    weight_changes: Mapped[list[dict[str, Any]] | None] = mapped_column(NullableJson)
     training_file: Mapped[str | None] = mapped_column(String(64))
     validation_file: Mapped[str | None] = mapped_column(String(64))
     error: Mapped[dict[str, Any] | None] = mapped_column(NullableJson)

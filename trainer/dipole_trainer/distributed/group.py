@@ -64,8 +64,10 @@ class ProcessGroup:
         """
         return [message]
 
-    def broadcast_state(self, optimizer: Optimizer, *, step: int, base: str) -> int:
-        """Rank 0's weights, optimiser and step for everybody; returns the step. `base` tells models apart."""
+    def broadcast_state(self, optimizer: Optimizer, *, step: int, base: str, more: Sequence[Tensor] = ()) -> int:
+        """Rank 0's weights, optimiser, `more` tensors and step for everybody; returns the step. `base` tells models
+        apart.
+        """
         return step
 
     def all_reduce_(self, tensors: Sequence[Tensor]) -> None:

@@ -173,7 +173,7 @@ class TorchProcessGroup(ProcessGroup):
                 assert work is not None
                 work.wait()
 
-    def broadcast_state(self, optimizer: Optimizer, *, step: int, base: str) -> int:
+    def broadcast_state(self, optimizer: Optimizer, *, step: int, base: str, more: Sequence[Tensor] = ()) -> int:
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
         state = {
             index: {name: list(torch.as_tensor(value).shape) for name, value in values.items()}
@@ -189,7 +189,7 @@ class TorchProcessGroup(ProcessGroup):
             }
             optimizer.load_state_dict({**optimizer.state_dict(), "state": empty})
         moments = [value for parameter in parameters for value in optimizer.state[parameter].values()]
-        self._broadcast_tensors([parameter.data for parameter in parameters] + moments)
+        self._broadcast_tensors([*(parameter.data for parameter in parameters), *moments, *more])
         return int(told[0]["step"])
 
     def _broadcast_tensors(self, tensors: Sequence[Tensor]) -> None:

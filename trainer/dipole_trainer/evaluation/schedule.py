@@ -33,6 +33,7 @@ from dipole_trainer.features import FeatureExtractor
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import RankedGroup, Ranker
 from dipole_trainer.ranking.known_answers import KnownAnswersRanker
+from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 
@@ -58,7 +59,10 @@ class EvaluationSchedule:
         workdir: Path,
         job_id: str,
         training_prompts: Sequence[PromptSpec] = (),
+        schedule: RewardSchedule | None = None,
     ) -> None:
+        """`schedule` says what was trained on so far, where weights may be changed meanwhile."""
+        self.schedule = schedule or RewardSchedule(spec.rewards)
         self.spec = spec
         self.generator = generator
         self.features = features
@@ -146,7 +150,8 @@ class EvaluationSchedule:
         if whole:
             before = results.read_results(self._results_path(0)) if step else None
             found = statistics.summarize_scores(scored, before)
-            found["hacking"] = self._find_hacking(scored, found) if step else None
+            found["weights"] = self.spec.optimizer.evaluated_weights
+            found["hacking"] = self._find_hacking(step, scored, found) if step else None
             results.write_results(self._results_path(step), step, scored, found)
         if sampled is not None:
             self._report_samples(step, sampled)
@@ -161,6 +166,7 @@ class EvaluationSchedule:
         before = results.read_results(base) if step and base.is_file() else None
         figures = {
             "of": "held_out" if self.shows_held_out else "training",
+            "weights": self.spec.optimizer.evaluated_weights,
             **statistics.summarize_scores(scored, before),
             "seconds": seconds,
         }
@@ -169,7 +175,8 @@ class EvaluationSchedule:
         return figures
 
     def _report_samples(self, step: int, figures: Mapping[str, Any]) -> None:
-        told = {name: figures[name] for name in ("of", "scores", "diversity", "diversity_ratio", "seconds")}
+        shown = ("of", "weights", "scores", "diversity", "diversity_ratio", "seconds")
+        told = {name: figures[name] for name in shown if name in figures}
         job_events.SamplesWritten(step=step, path=job_layout.samples_file(step), figures=told).report(self.on_event)
 
     def _report_evaluation(self, step: int, found: Mapping[str, Any]) -> None:
@@ -240,10 +247,11 @@ class EvaluationSchedule:
             done = min(count * processes.size, prompts)
             job_events.EvaluationProgress(step=step, prompts_done=done, prompts=prompts).report(self.on_event)
 
-    def _find_hacking(self, scored: Sequence[results.ScoredPrompt], found: Mapping[str, Any]) -> dict[str, Any] | None:
+    def _find_hacking(
+        self, step: int, scored: Sequence[results.ScoredPrompt], found: Mapping[str, Any]
+    ) -> dict[str, Any] | None:
         """Reward hacking against the base or, where a reward rose before it fell, against the best step so far."""
-        trained = {reward.name: reward.weight for reward in self.spec.rewards if reward.is_trained}
-        held_out = [reward.name for reward in self.spec.rewards if reward.is_held_out]
+        trained, held_out = self.schedule.trained_before(step), self.schedule.held_out_before(step)
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked is None and (best := self.best_step()) is not None:
             since = statistics.summarize_scores(scored, results.read_results(self._results_path(best[0])))

@@ -12,6 +12,7 @@ from dipole.database.queries import database_time, require
 from dipole.protocol import job_events
 from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import EventRow, FileRow, JobRow, RankedGroupRow, RankingRow
+from dipole_trainer.ranking.weight_changes import WeightChange, read_weight_changes
 
 EndedStatus = Literal["succeeded", "cancelled", "failed"]
 MAX_WARNINGS = 30  # different ones, that are told
@@ -50,6 +51,7 @@ class JobRecord:
     more_warnings: int
     answers: Sequence[AnsweringReward]
     best: Mapping[str, Any] | None  # `step`, `score` and `value` of the best evaluation
+    weight_changes: Sequence[WeightChange] = ()
 
 
 def read_job_record(database: Database, job_id: str) -> JobRecord:
@@ -90,6 +92,7 @@ def read_job_record(database: Database, job_id: str) -> JobRecord:
         more_warnings=max(0, len(warnings) - MAX_WARNINGS),
         answers=answers,
         best=best,
+        weight_changes=read_weight_changes(job.weight_changes),
     )
 
 

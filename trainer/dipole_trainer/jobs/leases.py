@@ -35,6 +35,7 @@ from dipole_trainer.jobs.transitions import (
     settle_unheld,
 )
 from dipole_trainer.jsonable import to_jsonable
+from dipole_trainer.ranking.weight_changes import WeightChange, describe_change, read_weight_changes
 from dipole_trainer.spec import TrainSpec
 
 DesiredState = Literal["run", "pause", "cancel"]
@@ -120,6 +121,29 @@ class LeaseStore:
                 job.summary = {**job.summary, "pending_rankings": to_jsonable({**before, **pending})}
             message, level = job_events.describe_event(kind, data)
             return record_report(session, job, kind, data, message=message, level=level)
+
+    def take_weight_changes(self, claim: Claim, step: int) -> list[WeightChange]:
+        """Every change of the job's weights; those that no step began with yet count from `step`, as an event says.
+
+        A job that is about to end at `step` begins no other: what was asked for since its last step never counts.
+        """
+        with self.database.reading() as session:
+            query = select(JobRow.weight_changes, JobRow.steps).where(JobRow.id == claim.job_id)
+            stored, steps = session.execute(query).one()
+        if step >= steps or all(each["step"] is not None for each in stored or ()):
+            return read_weight_changes(stored)
+        with self.database.writing() as session:
+            job = lock_claimed_job(session, claim)
+            changes = read_weight_changes(job.weight_changes)
+            for number, change in enumerate(changes):
+                if change.step is None:
+                    # a run that goes on from before an earlier change keeps their order
+                    first = max([step, *(each.step for each in changes[:number] if each.step is not None)])
+                    changes[number] = change.model_copy(update={"step": first})
+                    weights = describe_change(claim.spec.rewards, changes, number)
+                    record_event(session, job, job_events.WeightsChanged(step=first, weights=weights))
+            job.weight_changes = [each.model_dump(mode="json") for each in changes]
+        return changes
 
     def add_checkpoint(
         self, claim: Claim, step: int, path: str, metrics: Mapping[str, Any], *, kept: Collection[int]

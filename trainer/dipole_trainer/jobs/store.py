@@ -34,6 +34,7 @@ from dipole_trainer.jobs.transitions import (
     request_stop,
     summarize_spec,
 )
+from dipole_trainer.ranking.weight_changes import MAX_CHANGES, RewardWeights, check_change, read_weight_changes
 from dipole_trainer.spec import TrainSpec
 
 
@@ -169,6 +170,22 @@ class JobStore(LeaseStore):
             job = lock_open_job(session, job_id, "cancelled")
             if job.desired != "cancel":
                 request_stop(session, job, "cancel")
+        return job
+
+    def change_weights(self, job_id: str, asked: RewardWeights) -> JobRow:
+        """Have a job's rewards weigh otherwise from its next step on. Raises Conflict when it has ended, or has been
+        changed too often, and InvalidInput for what it cannot be trained with.
+        """
+        spec = self.load_spec(job_id)
+        with self.database.writing() as session:
+            job = lock_open_job(session, job_id, "changed")
+            if job.desired == "cancel":
+                raise Conflict(f"job {job_id} is being cancelled")
+            changes = read_weight_changes(job.weight_changes)
+            if (change := check_change(spec, changes, asked)) is not None:
+                if len(changes) >= MAX_CHANGES:
+                    raise Conflict(f"the weights of job {job_id} were changed {MAX_CHANGES} times, which is the most")
+                job.weight_changes = [each.model_dump(mode="json") for each in [*changes, change]]
         return job
 
     # ---- reports of jobs that nobody held when they ended ----------------------------------------------------------

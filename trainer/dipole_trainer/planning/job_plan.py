@@ -140,7 +140,8 @@ def _plan_memory(spec: TrainSpec, cost: UpdateCost, device: Device, prompt_bytes
     groups = cost.group_bytes * spec.prompts_per_step * (1 + spec.max_staleness)
     parts = {
         "weights": cost.weights_bytes,
-        "optimizer": 3 * cost.trained_bytes,  # Adam's two moments, and the sum of gradients
+        # Adam's two moments, the sum of gradients, and the moving average where there is one
+        "optimizer": (3 if spec.optimizer.ema is None else 4) * cost.trained_bytes,
         "groups": groups,
         "prompts": prompt_bytes,
         "peak_phase": cost.peak_bytes(),
@@ -169,7 +170,8 @@ def _largest_chunk(spec: TrainSpec, cost: UpdateCost, memory: MemoryPlan) -> int
 
 def _plan_disk(spec: TrainSpec, cost: UpdateCost) -> int:
     """Checkpoints that are kept, the best among them, the export, and what is recorded."""
-    checkpoints = (spec.keep_checkpoints + 1) * CHECKPOINT_COPIES * cost.trained_bytes
+    copies = CHECKPOINT_COPIES + (spec.optimizer.ema is not None)
+    checkpoints = (spec.keep_checkpoints + 1) * copies * cost.trained_bytes
     merged = cost.weights_bytes if spec.export_merged else 0
     recorded = cost.group_bytes * spec.prompts_per_step * spec.steps if spec.record_candidates else 0
     return checkpoints + 2 * cost.trained_bytes + merged + recorded

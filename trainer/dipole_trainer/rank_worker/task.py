@@ -96,6 +96,7 @@ class Lane:
                 message["prompt"],
                 LazyCandidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
+                progress=message.get("progress"),
                 idempotency_key=message["key"],
                 deadline_s=min(remaining, ANSWER_TIMEOUT_S if message["location"] is None else POLL_TIMEOUT_S),
                 location=message["location"],

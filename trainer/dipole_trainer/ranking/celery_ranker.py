@@ -192,6 +192,9 @@ class CeleryRanker:
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         return self._in_flight.list_unanswered(time.monotonic())
 
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        self._in_flight.change_rewards(rewards)
+
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
         self._in_flight.clear()
@@ -247,6 +250,7 @@ class CeleryRanker:
         return self._if_redis_answers(put) is not None
 
     def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, reference: str) -> str:
+        # not of its progress, which the group's id implies in a job: whoever wants none is asked the same as ever
         asked = [reward.spec.name, *reward.endpoint.answer_identity()]
         substance = [self._job_id, group.id, *asked, reference, group.prompt, group.metadata]
         return hashlib.sha256(json.dumps(substance, sort_keys=True, default=dict).encode()).hexdigest()
@@ -279,6 +283,7 @@ class CeleryRanker:
             "count": len(request.group.images),
             "prompt": request.group.prompt,
             "metadata": None if request.group.metadata is None else dict(request.group.metadata),
+            "progress": request.group.progress,
             "location": request.location,
             "deadline": 0.0,
         }

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker, RankingBacklog
+from dipole_trainer.spec import RewardSpec
 
 
 class ForwardingRanker:
@@ -24,6 +25,9 @@ class ForwardingRanker:
 
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         return self.ranker.list_unanswered()
+
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        self.ranker.change_rewards(rewards)
 
     def cancel(self, *, withdraw: bool = False) -> None:
         self.ranker.cancel(withdraw=withdraw)

@@ -15,6 +15,7 @@ from pydantic import JsonValue
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
+from dipole_trainer.spec import RewardSpec
 
 SILENT = "silent"  # code of a failure that is told once and not of each group: nobody waits for this reward now
 
@@ -26,7 +27,8 @@ class CandidateGroup:
     `id` is a function of job, step and position in the step, so a resumed run asks the same question again.
     `images` is uint8 (K, H, W, 3) RGB; `seeds[k]` drew candidate k's noise. `flaws` says of candidates that have no
     image why, by row: rewards are asked for the others, and these get no score. `asked` names the rewards that are
-    asked, None all.
+    asked, None all. `progress` is the share of the job's updates before the group's step; None in evaluations, whose
+    scores are compared from step to step.
     """
 
     id: str
@@ -37,6 +39,7 @@ class CandidateGroup:
     seeds: Sequence[int]
     flaws: Mapping[int, str] = field(default_factory=dict)
     asked: frozenset[str] | None = None
+    progress: float | None = None
 
     def without_flaws(self) -> CandidateGroup:
         """The candidates that have an image."""
@@ -154,6 +157,9 @@ class Ranker(Protocol):
 
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         """By reward, the groups that wait for its answer, also pending ones, and for how many s each has."""
+
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        """The same rewards with other weights: whether one is required, or only watched, follows from them."""
 
     def cancel(self, *, withdraw: bool = False) -> None:
         """Forget every group in flight. `withdraw` also tells endpoints that nobody waits for what is pending there;

@@ -196,6 +196,10 @@ class GroupsInFlight:
         """The group that finished first and was not taken yet."""
         return self._finished.popleft() if self._finished else None
 
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        """The same rewards with other weights: what is asked already is judged by these too."""
+        self.specs.update({spec.name: spec for spec in rewards})
+
     def clear(self) -> None:
         """Forget every group, and not who is silent."""
         for each in (self._open_groups, self._late_groups, self._finished, self._new_questions):

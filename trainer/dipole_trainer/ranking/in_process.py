@@ -79,6 +79,9 @@ class InProcessRanker:
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         return self._in_flight.list_unanswered(time.monotonic())
 
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        self._in_flight.change_rewards(rewards)
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self._run += 1
         self._in_flight.clear()

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
+from dipole_trainer.spec import RewardSpec
 
 
 class KnownAnswersRanker:
@@ -28,6 +29,9 @@ class KnownAnswersRanker:
 
     def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
         return {}
+
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        pass  # nothing is asked
 
     def cancel(self, *, withdraw: bool = False) -> None:
         self._answers.clear()

@@ -28,7 +28,8 @@ from dipole.errors import ConfigurationError, InvalidInput
 from dipole_trainer.database.engine import Database
 from dipole_trainer.database.tables import CheckpointRow, JobRow
 from dipole_trainer.jobs.store import JobStore
-from dipole_trainer.spec import GENERATOR_FIELDS, InitialCheckpoint, LoraSpec
+from dipole_trainer.ranking.weight_changes import RewardSchedule, read_weight_changes
+from dipole_trainer.spec import GENERATOR_FIELDS, InitialCheckpoint, LoraSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.weights import base_models
@@ -135,7 +136,7 @@ class ModelResolver:
             folder=folder,
             step=row.step,
             precision=spec.precision or _trained_precision(folder),
-            trained_rewards={reward.name: reward.weight for reward in spec.rewards if reward.is_trained},
+            trained_rewards=_trained_rewards(spec, job, row.step),
         )
 
     def _copy_checkpoint(self, stored: str, target: Path) -> bool:
@@ -146,6 +147,11 @@ class ModelResolver:
             with self.artifacts.open_file(f"{stored}/{name}") as source, (target / name).open("wb") as copy:
                 shutil.copyfileobj(source, copy)
         return bool(names)
+
+
+def _trained_rewards(spec: TrainSpec, job: JobRow, step: int) -> dict[str, float]:
+    """By reward, the weight that the checkpoint of this step was last trained with."""
+    return RewardSchedule(spec.rewards, read_weight_changes(job.weight_changes)).trained_before(step)
 
 
 def _trained_precision(folder: Path) -> str | None:

@@ -27,6 +27,7 @@ from dipole_trainer.evaluation.contact_sheet import VERDICT
 from dipole_trainer.evaluation.figure_texts import format_estimate
 from dipole_trainer.jobs.job_record import AnsweringReward, EndedStatus, JobRecord
 from dipole_trainer.ranking.unverified import read_found_rewards
+from dipole_trainer.ranking.weight_changes import RewardSchedule, describe_weight
 from dipole_trainer.reports import gallery, vector_curves
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -86,8 +87,9 @@ def render_report(
     workdir: Path, spec: TrainSpec, run: curves.Run, record: JobRecord, *, status: EndedStatus, error: str | None
 ) -> str:
     first, last = compared_points(workdir, run)
-    rows = list(table_rows(spec, first, last)) if first and last else []
     done = max((int(each["step"]) for each in run.updates), default=0)
+    schedule = RewardSchedule(spec.rewards, record.weight_changes)
+    rows = list(table_rows(schedule, first, last)) if first and last else []
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("dipole_trainer.reports"),
         autoescape=True,
@@ -102,7 +104,7 @@ def render_report(
         title=record.summary.get("suffix") or Path(spec.model).name,
         status=status,
         error=error,
-        lead=describe_run(spec, done),
+        lead=describe_run(spec, done, schedule),
         results=describe_results(spec, rows),
         rows=rows[:MAX_ROWS],
         point_text=describe_points(last, spec) if last else "",
@@ -111,7 +113,7 @@ def render_report(
         categories=category_table(spec, first, last) if first and last else None,
         charts=list(vector_curves.draw_charts(run)) if run.updates or run.points else [],
         gallery=gallery.build_gallery(workdir, spec, record.best["step"] if record.best else None),
-        rewards=[describe_reward(reward, record.answers, workdir) for reward in spec.rewards],
+        rewards=[describe_reward(reward, schedule, record.answers, workdir) for reward in spec.rewards],
         facts=list(training_facts(spec, record, workdir, run.updates)),
         request=build_request(spec, record),
         written=format_time(record.written_at),
@@ -131,10 +133,10 @@ def compared_points(workdir: Path, run: curves.Run) -> tuple[Figure | None, Figu
 # ---- what came of it ------------------------------------------------------------------------------------------------
 
 
-def describe_run(spec: TrainSpec, done: int) -> str:
+def describe_run(spec: TrainSpec, done: int, schedule: RewardSchedule) -> str:
     """What was done, in a sentence."""
     method = METHOD_NAMES.get(spec.method.type, spec.method.type)
-    trained = [reward.name for reward in spec.rewards if reward.is_trained]
+    trained = list(schedule.trained_before(done))
     of = f"{done} of {spec.steps}" if done != spec.steps else f"{done}"
     target = "recorded preferences" if spec.is_offline else join_names(trained)
     return f"{method} trained {Path(spec.model).name} for {of} updates on {target}."
@@ -152,17 +154,18 @@ def describe_results(spec: TrainSpec, rows: Sequence[ScoreRow]) -> list[str]:
     return found
 
 
-def describe_role(reward: RewardSpec) -> str:
-    """What a reward does in a job: trained, gate or held out."""
-    roles = [f"trained, weight {reward.weight:g}"] if reward.is_trained else []
+def describe_role(reward: RewardSpec, schedule: RewardSchedule) -> str:
+    """What a reward does in a job: trained, gate or held out; with its weights, where they were changed."""
+    is_trained = reward.is_trained or any(change.weights.get(reward.name) for change in schedule.changes)
+    roles = [f"trained, {describe_weight(reward, schedule.changes)}"] if is_trained else []
     roles += [f"gate, {reward.at_least:g} or more"] if reward.at_least is not None else []
     return "; ".join(roles) or "held out"
 
 
-def table_rows(spec: TrainSpec, first: Figure, last: Figure) -> Iterator[ScoreRow]:
+def table_rows(schedule: RewardSchedule, first: Figure, last: Figure) -> Iterator[ScoreRow]:
     """Every reward, trained ones first, each followed by its parts."""
-    for reward in sorted(spec.rewards, key=lambda each: each.is_held_out):
-        role = describe_role(reward)
+    for reward in sorted(schedule.rewards, key=lambda each: each.is_held_out):
+        role = describe_role(reward, schedule)
         names = sorted(name for name in last["scores"] if name == reward.name or name.startswith(f"{reward.name}."))
         for name in names:
             before, after = first["scores"].get(name, {}), last["scores"][name]
@@ -216,15 +219,19 @@ def category_table(spec: TrainSpec, first: Figure, last: Figure) -> dict[str, An
 def describe_points(last: Figure, spec: TrainSpec) -> str:
     """What the table's figures are of."""
     count, images = len(last["prompts"]), spec.evaluation.images_per_prompt
+    average = " Of the moving average of the weights." if last.get("weights") == "ema" else ""
     held_out = last.get("of", "held_out") == "held_out"
     kind = "held-out prompts, which training never draws" if held_out else "training prompts: the job holds none out"
-    return f"{count} {kind}, × {images} noises, the same for both; ± is a 95\N{NO-BREAK SPACE}% interval over prompts."
+    interval = "± is a 95\N{NO-BREAK SPACE}% interval over prompts."
+    return f"{count} {kind}, × {images} noises, the same for both; {interval}{average}"
 
 
 # ---- how it was trained ---------------------------------------------------------------------------------------------
 
 
-def describe_reward(reward: RewardSpec, answers: Sequence[AnsweringReward], workdir: Path) -> dict[str, Any]:
+def describe_reward(
+    reward: RewardSpec, schedule: RewardSchedule, answers: Sequence[AnsweringReward], workdir: Path
+) -> dict[str, Any]:
     """Its place in the job, who answered, and whether anybody compared that with what was published."""
     found = {
         name: read_found_rewards(workdir / file).get(reward.name)
@@ -240,7 +247,7 @@ def describe_reward(reward: RewardSpec, answers: Sequence[AnsweringReward], work
 
     return {
         "name": reward.name,
-        "role": describe_role(reward),
+        "role": describe_role(reward, schedule),
         "url": reward.url,
         "answers": [(each, state_of(each)) for each in answers if each.reward == reward.name],
     }
@@ -270,6 +277,8 @@ def training_facts(
             f"{spec.optimizer.decay_steps} of decay, gradient norm at most {spec.optimizer.max_grad_norm:g}"
         ),
     )
+    if (ema := spec.optimizer.ema) is not None:
+        yield "Moving average", f"decay {ema.decay:g}, exported in ema/"
     for field, what in (("training_file", "Prompts"), ("validation_file", "Held-out prompts")):
         count = len(spec.prompts if field == "training_file" else spec.evaluation.prompts)
         if count:

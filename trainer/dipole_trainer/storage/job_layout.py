@@ -7,6 +7,7 @@
         groups_in_flight.safetensors            drawn ahead, and pending at a slow reward; in the newest alone
         <component>_lora/adapter_model.safetensors, adapter_config.json     an adapter; with `tune: full` instead
         <component>/diffusion_pytorch_model.safetensors                     every weight
+        ema/                                    with `optimizer.ema`: their moving average, laid out like them
         complete                                in a copy only, written last: without it the copy was cut short
       initial/0/, initial/1/, ...               weights of the checkpoints that it starts from, merged in this order;
                                                 each as in a checkpoint, without the rest of it
@@ -34,7 +35,7 @@ from pathlib import Path
 
 CANDIDATES_FOLDER, EVALUATION_FOLDER, SAMPLES_FOLDER, EXPORT_FOLDER = "candidates", "evaluation", "samples", "export"
 RUN_FILE, METRICS_FILE, CURVES_FILE = "run.json", "metrics.jsonl", "curves.png"
-INITIAL_FOLDER, TRACKERS_FOLDER = "initial", "trackers"
+INITIAL_FOLDER, TRACKERS_FOLDER, EMA_FOLDER = "initial", "trackers", "ema"
 GROUPS_IN_FLIGHT_FILE = "groups_in_flight.safetensors"
 MERGED_FOLDER, EXPORTED_SAMPLES_FILE, MODEL_CARD_FILE = "merged", "samples.png", "README.md"
 TRAINING_STATE_FILE, OPTIMIZER_FILE, COMPLETE_MARK = "training_state.json", "optimizer.safetensors", "complete"

@@ -26,10 +26,10 @@ from dipole_trainer.training.rollout import SampledGroup
 class CandidateRecorder:
     """Writes below `workdir`. Latents are kept in the precision that the job computes in."""
 
-    def __init__(self, spec: TrainSpec, rewards: Sequence[RewardSpec], workdir: Path, precision: Precision) -> None:
+    def __init__(self, spec: TrainSpec, workdir: Path, precision: Precision) -> None:
         self.folder, self._dtype = workdir / CANDIDATES_FOLDER, DTYPES[precision]
         facts = {name: getattr(spec, name) for name in (*recordings.MATCHED_FIELDS, "method")}
-        self._job = RecordedJob(**facts, rewards=tuple(rewards))
+        self._facts = facts
 
     def remove_steps_from(self, step: int) -> None:
         """Remove this step and later ones: a run that goes on from there will have its own ranked."""
@@ -48,8 +48,10 @@ class CandidateRecorder:
             entry["preview"] = base64.b64encode(recordings.encode_preview(drawn.images)).decode()
         return entry
 
-    def write_step(self, step: int, entries: Iterable[dict[str, Any]]) -> None:
-        """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced."""
+    def write_step(self, step: int, entries: Iterable[dict[str, Any]], rewards: Sequence[RewardSpec]) -> None:
+        """Every group of a step, whole or not at all; a step that is trained again after a crash is replaced. `rewards`
+        are the job's with the weights of this step.
+        """
         ordered = sorted(entries, key=lambda entry: int(entry["group"]["index"]))
         tensors = {
             str(entry["group"]["index"]): safetensors.torch.load(base64.b64decode(entry["latents"]))["ranked"]
@@ -61,7 +63,8 @@ class CandidateRecorder:
                 name = recordings.preview_name(int(entry["group"]["index"]))
                 tensors[name] = torch.frombuffer(preview, dtype=torch.uint8)
         groups = tuple(RecordedGroup.model_validate(entry["group"]) for entry in ordered)
-        told = RecordedStep(step=step, job=self._job, groups=groups).model_dump_json()
+        job = RecordedJob(**self._facts, rewards=tuple(rewards))
+        told = RecordedStep(step=step, job=job, groups=groups).model_dump_json()
         self.folder.mkdir(exist_ok=True)
         target, partial = self.folder / candidates_file_name(step), self.folder / f".step-{step}.partial"
         with partial.open("wb") as file:

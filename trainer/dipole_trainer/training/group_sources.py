@@ -9,18 +9,18 @@ from typing import Protocol
 
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.ranking.groups import CandidateGroup, Ranker
+from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.seeds import prompts_of_step
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 
 
 class GroupSource(Protocol):
-    """A step's groups. `ranker` answers for the groups that `draw_groups` returned, `rewards` says how answers are
-    combined.
+    """A step's groups. `ranker` answers for the groups that `draw_groups` returned, `rewards_at` says how answers are
+    combined in a step.
     """
 
-    @property
-    def rewards(self) -> Sequence[RewardSpec]: ...
+    def rewards_at(self, step: int) -> Sequence[RewardSpec]: ...
 
     @property
     def ranker(self) -> Ranker: ...
@@ -39,9 +39,20 @@ class GroupSource(Protocol):
 class OnlineSource:
     """Samples of the present weights, ranked by the job's rewards."""
 
-    def __init__(self, spec: TrainSpec, rollout: Rollout, ranker: Ranker, processes: ProcessGroup, job_id: str) -> None:
+    def __init__(
+        self,
+        spec: TrainSpec,
+        rollout: Rollout,
+        ranker: Ranker,
+        processes: ProcessGroup,
+        job_id: str,
+        schedule: RewardSchedule | None = None,
+    ) -> None:
         self.spec, self.rollout, self.ranker, self.processes, self.job_id = spec, rollout, ranker, processes, job_id
-        self.rewards, self.prompts = spec.rewards, spec.prompts
+        self.schedule, self.prompts = schedule or RewardSchedule(spec.rewards), spec.prompts
+
+    def rewards_at(self, step: int) -> Sequence[RewardSpec]:
+        return self.schedule.at(step)
 
     def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         groups = {}
@@ -52,8 +63,9 @@ class OnlineSource:
                 drawn = self.rollout.sample_group(step, index, prompt, keep_graphs=keep_graphs)
                 images, flaws = self.rollout.decode_group(drawn)
                 group = CandidateGroup(
-                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws
-                )
+                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws,
+                    progress=step / self.spec.steps,
+                )  # fmt: skip
                 self.ranker.submit(group)
                 drawn.images = images if self.spec.record_candidates else None
                 drawn.leave_out(flaws)

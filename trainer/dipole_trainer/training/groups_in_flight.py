@@ -56,6 +56,7 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
                 "seeds": list(drawn.seeds),
                 "flaws": list(drawn.flaws.items()),
                 "ranks_itself": drawn.ranks_itself,
+                "progress": asked.progress,
                 "asked_seeds": list(asked.seeds),
                 "asked_flaws": list(asked.flaws.items()),
             }
@@ -76,7 +77,7 @@ def load_groups(path: Path, device: torch.device) -> list[WaitingGroup]:
             images = file.get_tensor(f"{number}.images").numpy()
             asked = CandidateGroup(
                 told["id"], told["step"], prompt.prompt, prompt.metadata, images, told["asked_seeds"],
-                dict(told["asked_flaws"]),
+                dict(told["asked_flaws"]), progress=told.get("progress"),
             )  # fmt: skip
             drawn = SampledGroup(
                 told["index"], prompt, told["rows"], told["seeds"], noise, ranked, x, told["ranks_itself"],

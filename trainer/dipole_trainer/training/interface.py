@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 
 RunOutcome = Literal["succeeded", "paused", "cancelled"]
 RunControl = Callable[[], Literal["run", "pause", "cancel"]]
+TakeWeightChanges = Callable[[int], Sequence[WeightChange]]
+"""Every change of weights so far; those that no step began with yet get this one, which is stored before it returns."""
+
+
+def no_weight_changes(step: int) -> Sequence[WeightChange]:
+    """Of a run whose weights nobody changes, and of all processes but the first, which hear of them from it."""
+    return ()
 
 
 class RunSession(Protocol):
@@ -29,4 +37,5 @@ class RunSession(Protocol):
         control: RunControl,
         data: Path | None,
         candidates_max_gib: float,
+        take_weight_changes: TakeWeightChanges,
     ) -> RunOutcome: ...

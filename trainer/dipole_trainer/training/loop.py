@@ -28,6 +28,8 @@ from __future__ import annotations
 
 import time
 from collections import Counter, deque
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -41,11 +43,13 @@ from dipole.errors import NotFinite, NothingToLearn, RewardUnavailable
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.checkpoints import resume_state
+from dipole_trainer.checkpoints.moving_average import MovingAverage
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.evaluation.early_stop import EarlyStop
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.ranking.groups import RankedGroup, RankingBacklog
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
+from dipole_trainer.ranking.weight_changes import RewardSchedule, WeightChange
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
@@ -54,7 +58,7 @@ from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
 from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, save_groups
-from dipole_trainer.training.interface import RunControl, RunOutcome
+from dipole_trainer.training.interface import RunControl, RunOutcome, TakeWeightChanges, no_weight_changes
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
 
@@ -97,7 +101,11 @@ class Trainer:
         control: RunControl,
         processes: ProcessGroup,
         recorder: CandidateRecorder | None = None,
+        schedule: RewardSchedule | None = None,
+        take_weight_changes: TakeWeightChanges = no_weight_changes,
     ) -> None:
+        """`schedule` is the one that `source` and `evaluations` read: it is kept up to date here."""
+        self.schedule, self.take_weight_changes = schedule or RewardSchedule(spec.rewards), take_weight_changes
         self.spec, self.rollout, self.source, self.evaluations = spec, rollout, source, evaluations
         self.recorder, self.metrics_log = recorder, MetricsLog(workdir)
         self.generator, self.ranker = rollout.generator, source.ranker
@@ -106,6 +114,7 @@ class Trainer:
         self.optimizer = torch.optim.AdamW(
             self.generator.parameters(), lr=knobs.lr, betas=knobs.betas, weight_decay=knobs.weight_decay
         )
+        self.average = MovingAverage(knobs.ema, self.generator) if knobs.ema is not None else None
         self.base_fingerprint = resume_state.fingerprint_base(self.generator)
         self.finished_steps = 0  # finished updates
         self.saved_step: int | None = None  # step of the newest checkpoint
@@ -267,7 +276,8 @@ class Trainer:
         self._report_flaws(drawn, ranked.group_id, current.step, tally)
         if drawn.ranks_candidates:
             ranked = ranked.of_rows(drawn.rows)
-        tally.add_ranked(ranked, self.source.rewards)
+        rewards = self.source.rewards_at(current.step)
+        tally.add_ranked(ranked, rewards)
         if self.recorder is not None:
             current.recorded.append(self.recorder.make_entry(drawn, ranked))
         positives, negatives = self.spec.method.settings.sides(self.spec.candidates)
@@ -275,7 +285,7 @@ class Trainer:
         if self.rollout.method.shuffles_scores:
             (seed,) = derive_seeds(self.spec.seed, "shuffle", waiting.step, drawn.index, count=1)
             shuffle = np.random.default_rng(seed)
-        found = order_group(ranked, self.source.rewards, positives=positives, negatives=negatives, shuffle=shuffle)
+        found = order_group(ranked, rewards, positives=positives, negatives=negatives, shuffle=shuffle)
         if isinstance(found, SkippedGroup):
             drawn.drop_features()
             tally.skipped += 1
@@ -313,7 +323,8 @@ class Trainer:
     ) -> list[Tensor] | None:
         """Over processes, once all have done their share; one without a group to train on adds nothing."""
         share = {"tally": tally.to_plain(), "trained": total is not None, "recorded": current.recorded}
-        told = self.processes.all_gather(share, self.check_stop)
+        told = self.processes.all_gather({**share, **self._weight_changes(current.step + 1)}, self.check_stop)
+        self._put_weight_changes(told[0], current.step + 1)
         current.recorded = [entry for other in told for entry in other["recorded"]]
         for rank, other in enumerate(told):
             if rank != self.processes.rank:
@@ -342,6 +353,8 @@ class Trainer:
                 raise NotFinite("the gradient is not finite: lower optimizer.lr, or use bf16 or fp32")
             self.optimizer.step()
             self.optimizer.zero_grad(set_to_none=True)
+            if self.average is not None:
+                self.average.add_update()
         self.finished_steps += 1
 
     # ------------------------------------------------------------ around it
@@ -382,7 +395,7 @@ class Trainer:
         finished.report(self.on_event)
         self.metrics_log.append_step(finished.data())
         if self.recorder is not None:
-            self.recorder.write_step(current.step, current.recorded)
+            self.recorder.write_step(current.step, current.recorded, self.source.rewards_at(current.step))
 
     def _checkpoint_when_due(self) -> None:
         if (
@@ -403,6 +416,8 @@ class Trainer:
         path = job_layout.newest_checkpoint(self.workdir) if self.processes.is_main else None
         if path is not None:
             state = resume_state.load_checkpoint(path, self.generator, self.optimizer, base=self.base_fingerprint)
+            if self.average is not None:
+                self.average.load(path, int(state.get("ema_updates", 0)))
             self.finished_steps = self.saved_step = int(state["step"])
             self.steps_without_update = int(state.get("barren", 0))
             self.untrained = Counter(state.get("untrained", {}))
@@ -410,8 +425,16 @@ class Trainer:
             # what memory taught
             micro_batches.size = min(micro_batches.size, int(state.get("chunk_size", micro_batches.size)))
         self.finished_steps = self.started_at = self.processes.broadcast_state(
-            self.optimizer, step=self.finished_steps, base=self.base_fingerprint
+            self.optimizer,
+            step=self.finished_steps,
+            base=self.base_fingerprint,
+            more=() if self.average is None else self.average.tensors,
         )
+        told = {"ema_updates": 0 if self.average is None else self.average.updates}
+        (first, *_) = self.processes.all_gather({**told, **self._weight_changes(self.finished_steps)})
+        self._put_weight_changes(first, self.finished_steps)
+        if self.average is not None:
+            self.average.updates = int(first["ema_updates"])
         if path is not None:
             if int(state.get("processes", 0)) == self.processes.size:
                 self._restore_windows(path)
@@ -423,6 +446,18 @@ class Trainer:
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
 
+    def _weight_changes(self, step: int) -> dict[str, Any]:
+        """What rank 0 tells the others of the weights that count from `step`, which is about to begin."""
+        changes = self.take_weight_changes(step) if self.processes.is_main else ()
+        return {"weight_changes": [each.model_dump(mode="json") for each in changes]}
+
+    def _put_weight_changes(self, told: Mapping[str, Any], step: int) -> None:
+        """Have them count here too, from the same step."""
+        changes = [WeightChange.model_validate(each) for each in told["weight_changes"]]
+        if changes:
+            self.schedule.changes = changes
+            self.ranker.change_rewards(self.schedule.at(step))
+
     def _restore_windows(self, checkpoint: Path) -> None:
         """Have ranked what was in flight when it was written: the same questions, so those who answer go on."""
         path = checkpoint / job_layout.GROUPS_IN_FLIGHT_FILE
@@ -432,6 +467,12 @@ class Trainer:
             windows.setdefault(each.window, _StepGroups(each.window, {})).groups[each.id] = each
             self.ranker.submit(each.drawn.candidates)
         self.windows.extend(windows[step] for step in sorted(windows))
+
+    def _save_more(self, checkpoint: Path) -> None:
+        """What a checkpoint has beside weights, optimiser and state."""
+        if self.average is not None:
+            self.average.save(checkpoint)
+        self._save_windows(checkpoint)
 
     def _save_windows(self, checkpoint: Path) -> None:
         if self.windows and self.ranker.list_pending():
@@ -454,9 +495,10 @@ class Trainer:
             "untrained": dict(self.untrained.most_common(MAX_REASONS)),
             "chunk_size": self.rollout.micro_batches.size,
             "processes": self.processes.size,
+            **({} if self.average is None else {"ema_updates": self.average.updates}),
         }
         path = resume_state.save_checkpoint(
-            self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_windows
+            self.workdir, self.finished_steps, self.generator, self.optimizer, state, self._save_more
         )
         resume_state.prune_checkpoints(self.workdir, self.spec.keep_checkpoints, self.evaluations.steps_to_keep())
         self.saved_step, self.waited_s = self.finished_steps, 0.0
@@ -469,8 +511,14 @@ class Trainer:
         if not first["due"]:
             return
         began = time.monotonic()
-        self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
+        with self._evaluated_weights():
+            self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
+
+    def _evaluated_weights(self) -> AbstractContextManager[None]:
+        """Inside, the generator has the weights that evaluations score."""
+        scores_average = self.average is not None and self.spec.optimizer.evaluated_weights == "ema"
+        return self.average.in_place() if self.average is not None and scores_average else nullcontext()
 
 
 class RunStopped(Exception):

@@ -9,6 +9,7 @@ that people chose and rejected, or the samples that the other job had ranked. No
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -43,6 +44,9 @@ class PairsSource:
         self.rewards, self.ranker = (RewardSpec(name=PREFERENCE_REWARD),), KnownAnswersRanker()
         self._max_pairs = max(spec.method.settings.sides(spec.candidates))
         self._latents: LRUCache[int, Tensor] = LRUCache(MAX_CACHED_PAIRS)
+
+    def rewards_at(self, step: int) -> Sequence[RewardSpec]:
+        return self.rewards
 
     def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         groups = {}
@@ -85,18 +89,21 @@ class ReplaySource:
     def __init__(self, spec: TrainSpec, rollout: Rollout, processes: ProcessGroup, job_id: str, data: Path) -> None:
         self.spec, self.rollout, self.processes, self.job_id, self.data = spec, rollout, processes, job_id, data
         self.steps = job_layout.sort_candidate_files(path.name for path in data.iterdir())
+        self._read: LRUCache[str, RecordedStep] = LRUCache(1)
         if not self.steps:
             raise InvalidInput(
                 f"the replayed job has recorded no step: {recordings.NEEDS_RECORDING}", field="replay_job"
             )
-        first = self._read_step(self.steps[0])
-        recordings.check_replay_fits(spec, first.job)
-        self.rewards, self.ranker = recordings.rewards_of_replay(spec, first.job), KnownAnswersRanker()
-        self.prompts = spec.prompts
+        recordings.check_replay_fits(spec, self._read_step(0).job)
+        self.prompts, self.ranker = spec.prompts, KnownAnswersRanker()
+
+    def rewards_at(self, step: int) -> Sequence[RewardSpec]:
+        """As the replay says, or as the recorded step had them: weights may have been changed in between."""
+        return recordings.rewards_of_replay(self.spec, self._read_step(step).job)
 
     def draw_groups(self, step: int, *, keep_graphs: bool) -> dict[str, SampledGroup]:
         name = self.steps[step % len(self.steps)]
-        told, groups = self._read_step(name), {}
+        told, groups = self._read_step(step), {}
         with safe_open(str(self.data / name), framework="pt") as latents:
             for group in told.groups:
                 if self.processes.owns(group.index):
@@ -123,6 +130,10 @@ class ReplaySource:
             return drawn
         return replace(drawn, ranked_latents=ranked, ranks_itself=False)
 
-    def _read_step(self, name: str) -> RecordedStep:
-        with (self.data / name).open("rb") as file:
-            return recordings.read_recorded_step(file)
+    def _read_step(self, step: int) -> RecordedStep:
+        """What was recorded of the step that this one replays; the last that was read is kept."""
+        name = self.steps[step % len(self.steps)]
+        if name not in self._read:
+            with (self.data / name).open("rb") as file:
+                self._read[name] = recordings.read_recorded_step(file)
+        return self._read[name]

@@ -30,6 +30,7 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
+from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.trackers.reporter import report_to_trackers
@@ -53,6 +54,7 @@ def run_session(
     control: interface.RunControl,
     data: Path | None = None,
     candidates_max_gib: float = math.inf,
+    take_weight_changes: interface.TakeWeightChanges = interface.no_weight_changes,
     processes: ProcessGroup | None = None,
     has_bf16: HasBf16 = gpu.supports_bf16,
 ) -> interface.RunOutcome:
@@ -61,6 +63,7 @@ def run_session(
     `data` is what an offline job trains on: the pairs file, or the `candidates` folder of the job that is replayed.
     Then `ranker` serves evaluations alone; without rewards they give samples and diversity, and no scores.
 
+    `take_weight_changes` is asked on rank 0 before each step for the weights that were changed since the job was made.
     `has_bf16` tells of a device whether it computes in bf16 itself.
 
     Raises RewardUnavailable when a required reward is gone (a checkpoint is written first), InvalidInput when the spec
@@ -99,7 +102,8 @@ def run_session(
                 verified=workdir / job_layout.VERIFIED_REWARDS_FILE,
                 on_event=on_event,
             )
-        source = _build_source(spec, rollout, ranker, processes, job_id, data)
+        schedule = RewardSchedule(spec.rewards)
+        source = _build_source(spec, rollout, ranker, processes, job_id, data, schedule)
         # a run that is resumed has said it
         if processes.is_main and job_layout.newest_checkpoint(workdir) is None:
             _report_model_limits(generator, [*source.prompts, *spec.evaluation.prompts], on_event)
@@ -114,10 +118,9 @@ def run_session(
             workdir,
             job_id,
             source.prompts,
+            None if spec.is_offline else schedule,
         )
-        recorder = (
-            CandidateRecorder(spec, source.rewards, workdir, generator.precision) if spec.record_candidates else None
-        )
+        recorder = CandidateRecorder(spec, workdir, generator.precision) if spec.record_candidates else None
         trainer = loop.Trainer(
             spec,
             rollout,
@@ -128,6 +131,8 @@ def run_session(
             control=control,
             processes=processes,
             recorder=recorder,
+            schedule=schedule,
+            take_weight_changes=take_weight_changes,
         )
         outcome = trainer.run()
         if outcome == "succeeded":
@@ -138,7 +143,10 @@ def run_session(
                 told.report(on_event)
             trained = workdir / job_layout.checkpoint_name(step)
             draw_pictures = partial(pictures.draw_pictures, workdir, pictures.evaluation_spec(spec), last=step)
-            for path in export.export_checkpoint(trained, workdir, spec, generator, draw_pictures):
+            written = export.export_checkpoint(
+                trained, workdir, spec, generator, draw_pictures, weight_changes=schedule.changes
+            )
+            for path in written:
                 job_events.FileExported(step=step, path=str(path.relative_to(workdir))).report(on_event)
             if stop is not None:
                 # last: whoever dies before goes on from the newest, and stops there again
@@ -159,10 +167,16 @@ def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSp
 
 
 def _build_source(
-    spec: TrainSpec, rollout: Rollout, ranker: Ranker, processes: ProcessGroup, job_id: str, data: Path | None
+    spec: TrainSpec,
+    rollout: Rollout,
+    ranker: Ranker,
+    processes: ProcessGroup,
+    job_id: str,
+    data: Path | None,
+    schedule: RewardSchedule,
 ) -> GroupSource:
     """Where the job's groups come from."""
     if not spec.is_offline:
-        return OnlineSource(spec, rollout, ranker, processes, job_id)
+        return OnlineSource(spec, rollout, ranker, processes, job_id, schedule)
     assert data is not None, "whoever runs an offline job brings its data"
     return (PairsSource if spec.pairs_file is not None else ReplaySource)(spec, rollout, processes, job_id, data)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from types import TracebackType
@@ -26,6 +26,7 @@ from dipole_trainer.jobs.leases import Claim, DesiredState
 from dipole_trainer.jobs.ranking_ledger import LEDGER_REPORT, RankingLedger, make_ledger_entry
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
+from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.storage.artifacts import ArtifactStore
 from dipole_trainer.storage.job_layout import checkpoint_steps
 
@@ -102,6 +103,10 @@ class ClaimedJob:
         if kind in FILE_EVENTS:
             self.sync_files()
         self.write_with_retries(lambda: self.store.append_event(self.claim, kind, data))
+
+    def take_weight_changes(self, step: int) -> Sequence[WeightChange]:
+        """The job's changes of weights; those that are new count from `step`. Raises LeaseLost."""
+        return self.write_with_retries(lambda: self.store.take_weight_changes(self.claim, step))
 
     def store_ranking(self, group: CandidateGroup, reward: str, result: RewardResult) -> None:
         self.store_event(LEDGER_REPORT, make_ledger_entry(group, reward, result))

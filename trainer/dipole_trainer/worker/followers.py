@@ -27,6 +27,7 @@ from dipole_trainer.ranking.in_flight import OnRanked
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
+from dipole_trainer.training.interface import no_weight_changes
 
 if TYPE_CHECKING:
     from dipole_trainer.distributed.torch_group import TorchProcessGroup
@@ -134,6 +135,7 @@ def _train_job(
                     control=lambda: "run",
                     data=data,
                     candidates_max_gib=settings.candidates_max_gib,
+                    take_weight_changes=no_weight_changes,
                 )
         finally:
             ranker.close()

@@ -247,6 +247,7 @@ class Worker:
                     control=control,
                     data=data,
                     candidates_max_gib=self.settings.candidates_max_gib,
+                    take_weight_changes=claimed.take_weight_changes,
                 )
         finally:
             ranker.close()

@@ -23,14 +23,15 @@ class RankCall(Protocol):
 
     prompt: str
     metadata: Mapping[str, JsonValue] | None
+    progress: float | None
     key: str
     location: str | None
     poll_after: float
 
     def __len__(self) -> int: ...
 
-    def request_body(self, *, multipart: bool) -> dict[str, Any]:
-        """The ranking protocol's own request, as httpx's arguments."""
+    def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
+        """The ranking protocol's own request, as httpx's arguments; with `progress` for an endpoint that wants it."""
 
     def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""

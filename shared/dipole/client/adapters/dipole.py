@@ -23,7 +23,8 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
         return self.connection.parse_message(RewardInfo, answer)
 
     def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
-        body = job.request_body(multipart=info.multipart and images.NPY in info.media_types)
+        multipart = info.multipart and images.NPY in info.media_types
+        body = job.request_body(multipart=multipart, tells_progress="progress" in info.wants)
         return "/v1/rank", {**body, "headers": {**body.get("headers", {}), "Idempotency-Key": job.key}}
 
     def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking | None:

@@ -10,8 +10,9 @@ export class ChartList {
     this.charts = new Map();
   }
 
-  /** `wanted`: [{key, title, series, note?, tag?}], whose series may have different x; `kind`: "step" or "time". */
-  show(wanted, kind) {
+  /** `wanted`: [{key, title, series, note?, tag?}], whose series may have different x; `kind`: "step" or "time". Each has
+   * a line at each x of `marks`. */
+  show(wanted, kind, marks = []) {
     for (const [key, chart] of this.charts) {
       if (wanted.some((each) => each.key === key)) continue;
       chart.destroy();
@@ -21,7 +22,7 @@ export class ChartList {
       if (!this.charts.has(each.key)) this.charts.set(each.key, new Chart({ ...each, sync: this.sync }));
       const chart = this.charts.get(each.key);
       if (this.place.children[index] !== chart.element) this.place.insertBefore(chart.element, this.place.children[index] ?? null);
-      chart.show({ kind, ...align(each.series) });
+      chart.show({ kind, marks, ...align(each.series) });
     });
   }
 }

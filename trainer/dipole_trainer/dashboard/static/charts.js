@@ -1,7 +1,7 @@
 // Charts: a figure with its caption, its legend, the table of the same numbers beside it, and CSV, JSON and PNG of it.
 //
 //   const chart = new Chart({title: "Loss", note: "…"});
-//   chart.show({x, kind: "step" | "time", series: [{key, label, values, points, low, high, smooth}]})
+//   chart.show({x, kind: "step" | "time", marks: [x, …], series: [{key, label, values, points, low, high, smooth}]})
 //
 // uPlot draws. A series is told apart by its dash or its dots as well as by its colour.
 
@@ -94,8 +94,24 @@ export class Chart {
       bands,
       legend: { show: false },
       cursor: { sync: { key: this.sync }, points: { size: 7, show: (u, index) => this.lines[index - 1]?.role === "line" ? undefined : null }, drag: { x: true, y: false }, y: false },
-      hooks: { setCursor: [(u) => this.#fillValues(u.cursor.idx ?? null)] },
+      hooks: { setCursor: [(u) => this.#fillValues(u.cursor.idx ?? null)], drawAxes: [(u) => this.#drawMarks(u)] },
     };
+  }
+
+  /** A dashed line across the plot at each mark. */
+  #drawMarks({ ctx, bbox, valToPos, scales }) {
+    ctx.save();
+    ctx.strokeStyle = css("--muted");
+    ctx.setLineDash([6, 4]);
+    for (const mark of this.model.marks ?? []) {
+      if (mark < scales.x.min || mark > scales.x.max) continue;
+      const left = Math.round(valToPos(mark, "x", true)) + 0.5;
+      ctx.beginPath();
+      ctx.moveTo(left, bbox.top);
+      ctx.lineTo(left, bbox.top + bbox.height);
+      ctx.stroke();
+    }
+    ctx.restore();
   }
 
   #fillLegend() {

@@ -1,6 +1,6 @@
 // What a job's figures mean as series: the one place that knows the names of a step's and an evaluation's data.
 
-import { isHeldOut } from "./reward_roles.js";
+import { isHeldOut, rewardsAt } from "./reward_roles.js";
 
 const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "graphs_kept", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
@@ -52,7 +52,7 @@ export class JobFigures {
   }
 
   isHeldOut(name) {
-    const reward = this.job.rewards.find((each) => each.name === name);
+    const reward = rewardsAt(this.job, Infinity).find((each) => each.name === name);
     return reward !== undefined && isHeldOut(reward);
   }
 
@@ -60,6 +60,14 @@ export class JobFigures {
   x(points, kind) {
     const start = this.job.started_at ?? this.job.created_at;
     return points.map((point) => (kind === "time" ? Math.max(0, Math.round((point.created_at - start) * 10) / 10) : point.step));
+  }
+
+  /** Where weights were changed, as x: behind the last step that was trained with the old ones. */
+  weightChanges(kind) {
+    const after = (this.job.weight_changes ?? []).filter((each) => each.step !== null).map((each) => each.step);
+    if (kind !== "time") return [...new Set(after)];
+    const seconds = this.x(this.steps, kind);
+    return after.map((step) => seconds[this.steps.findLastIndex((point) => point.step <= step)] ?? 0);
   }
 
   /** A series of steps; `read` gives a point's value. None where no step has it. */

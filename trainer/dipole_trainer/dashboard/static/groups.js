@@ -4,7 +4,7 @@ import { actionButtons } from "./actions.js";
 import { begin, followEvents, imageAddress, request, ROOT } from "./api.js";
 import { formatNumber, h, save, toCsv, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
-import { isHeldOut } from "./reward_roles.js";
+import { isHeldOut, rewardsAt } from "./reward_roles.js";
 
 const RELOAD_MS = 1000;
 const id = decodeURIComponent(location.pathname.split("/").at(-2));
@@ -118,8 +118,9 @@ async function loadMore() {
 
 async function groupCard(group) {
   const address = group.preview ? await imageAddress(group.preview).catch(() => null) : null;
-  const weights = new Map((job.rewards ?? []).map((reward) => [reward.name, reward.weight]));
-  const heldOut = new Set((job.rewards ?? []).filter(isHeldOut).map((reward) => reward.name));
+  const rewards = rewardsAt(job, group.step);
+  const weights = new Map(rewards.map((reward) => [reward.name, reward.weight]));
+  const heldOut = new Set(rewards.filter(isHeldOut).map((reward) => reward.name));
   const names = Object.keys(group.rewards).sort((a, b) => (weights.get(b) ?? 0) - (weights.get(a) ?? 0));
   const role = roles(group.order);
   const rows = names.map((name) => ({ name, held: heldOut.has(name), scores: group.rewards[name].scores, failure: group.rewards[name].failure }));

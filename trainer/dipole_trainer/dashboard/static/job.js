@@ -7,7 +7,8 @@ import { JobFigures } from "./curves.js";
 import { formatBytes, formatNumber, formatSeconds, h, replace, segments, timeElement, view } from "./dom.js";
 import { jobHead } from "./job_head.js";
 import { JobSelect } from "./job_select.js";
-import { describeRole } from "./reward_roles.js";
+import { describeRole, rewardsAt } from "./reward_roles.js";
+import { describeChange, weightsForm } from "./weights_form.js";
 
 const MAX_EVENTS = 200; // rows that a page keeps, however long it is open
 const DRAW_MS = 250;
@@ -30,6 +31,8 @@ const facts = h("dl", { class: "facts" });
 const notices = h("div", { class: "stack" });
 const curves = h("div", { class: "columns" });
 const charts = new ChartList(curves, "job");
+const changed = h("p", { class: "muted small" });
+const weights = weightsForm(path, (next) => { job = next; figures.job = job; showJob(); draw(); });
 const reasons = h("div", { class: "columns" });
 const events = h("ol", { class: "events", tabindex: "0", "aria-label": "Events, newest first" });
 const olderEvents = h("button", { class: "quiet", type: "button", hidden: true, onclick: loadOlderEvents }, "Older events");
@@ -45,10 +48,11 @@ async function start() {
   figures = new JobFigures(job, metrics);
   main.append(head.element, h("section", { class: "card", "aria-label": "Now" }, facts), notices,
     h("section", { class: "stack", "aria-labelledby": "curves-title" },
-      h("div", { class: "head" }, h("h2", { id: "curves-title" }, "Curves"), curveTools()), curves, reasons),
+      h("div", { class: "head" }, h("h2", { id: "curves-title" }, "Curves"), curveTools()), changed, curves, reasons),
     h("div", { class: "columns" },
       h("section", { class: "card stack", "aria-labelledby": "events-title" }, h("h2", { id: "events-title" }, "Events"), events, olderEvents),
       h("section", { class: "card stack", "aria-labelledby": "checkpoints-title" }, h("h2", { id: "checkpoints-title" }, "Checkpoints and files"), checkpoints)),
+    weights.element,
     h("section", { class: "card stack", "aria-labelledby": "config-title" }, h("h2", { id: "config-title" }, "Configuration"), config));
   events.append(...recent.data.map(eventRow));
   olderEvents.hidden = !recent.has_more;
@@ -102,6 +106,7 @@ async function refreshJob() {
   job = await request(path);
   figures.job = job;
   showJob();
+  draw();
   await showCheckpoints();
 }
 
@@ -122,6 +127,7 @@ async function loadOlderEvents() {
 
 function showJob() {
   document.title = `${jobName(job)} · Dipole`;
+  weights.show(job);
   head.show(job, actionButtons(job, ROOT, (next) => { job = next; showJob(); }));
   const step = figures.steps.at(-1);
   const evaluation = figures.evaluations.at(-1);
@@ -130,7 +136,7 @@ function showJob() {
   const rows = [
     ["Progress", `${formatNumber(job.step)} of ${formatNumber(job.steps)}`, h("progress", { max: String(job.steps), value: String(job.step), "aria-label": `${job.step} of ${job.steps} steps` })],
     left ? ["Left", formatSeconds(left)] : ["Took", took ? formatSeconds(took) : "–"],
-    ...(job.rewards ?? []).map((reward) => [
+    ...rewardsAt(job, Infinity).map((reward) => [
       `${reward.name}, ${describeRole(reward)}`,
       formatNumber(evaluation?.scores?.[reward.name]?.mean ?? step?.rewards?.[reward.name] ?? null, 3),
       changeText(evaluation?.scores?.[reward.name]?.difference) ?? (evaluation?.scores?.[reward.name] ? "the base, on held-out prompts" : "on training prompts"),
@@ -182,7 +188,9 @@ function draw() {
   add("rate", "Images a second", figures.plainSeries("images_per_s", "images/s", x, smooth));
   add("phases", "Time by phase", figures.phaseSeries(x, smooth), { note: "Seconds of each step." });
   add("memory", "GPU memory", figures.plainSeries("gpu_gib", "GiB at most", x, 0));
-  charts.show(wanted, x);
+  charts.show(wanted, x, figures.weightChanges(x));
+  const begun = (job.weight_changes ?? []).filter((each) => each.step !== null);
+  replace(changed, begun.length ? `Dashed lines: weights changed (${begun.map(describeChange).join("; ")}).` : "");
   if (!wanted.length) replace(curves, h("p", { class: "muted" }, "No figures yet: the first come with the first evaluation or step."));
   else for (const child of [...curves.children]) if (child.tagName === "P") child.remove();
   replace(reasons, reasonTable("Why groups were skipped", figures.skipped), reasonTable("Why rewards were left out", figures.failures));
@@ -227,7 +235,7 @@ function reportLink(file) {
 
 // ---- configuration ----
 
-const SHOWN_ABOVE = new Set(["id", "object", "status", "desired", "error", "waiting_for", "step", "created_at", "started_at", "finished_at", "estimated_finish", "fine_tuned_model", "result_files", "organization_id", "trained_tokens", "integrations", "hyperparameters"]);
+const SHOWN_ABOVE = new Set(["id", "weight_changes", "object", "status", "desired", "error", "waiting_for", "step", "created_at", "started_at", "finished_at", "estimated_finish", "fine_tuned_model", "result_files", "organization_id", "trained_tokens", "integrations", "hyperparameters"]);
 
 function flatten(value, prefix = "") {
   if (value === null || value === undefined) return [];

@@ -3,7 +3,7 @@
 import { actionButtons, jobLink, jobName } from "./actions.js";
 import { request, repeatWhileVisible, ROOT, TERMINAL } from "./api.js";
 import { formatNumber, formatSeconds, h, replace, stateElement, timeElement, view } from "./dom.js";
-import { isHeldOut } from "./reward_roles.js";
+import { isHeldOut, rewardsAt } from "./reward_roles.js";
 
 const PAGE = 20;
 const main = document.getElementById("main");
@@ -84,7 +84,7 @@ function progressParts(job) {
 function figuresElement(job) {
   const found = figures.get(job.id);
   if (!found?.step && !found?.evaluation) return h("span", { class: "muted" }, "none yet");
-  const rows = (job.rewards ?? []).flatMap((reward) => {
+  const rows = rewardsAt(job, Infinity).flatMap((reward) => {
     const value = !isHeldOut(reward) ? (found.step?.rewards?.[reward.name] ?? found.evaluation?.scores?.[reward.name]?.mean) : (found.evaluation?.scores?.[reward.name]?.mean ?? found.step?.rewards?.[reward.name]);
     return [h("dt", {}, reward.name, isHeldOut(reward) ? " (held out)" : ""), h("dd", {}, formatNumber(value ?? null, 3))];
   });
