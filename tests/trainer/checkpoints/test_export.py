@@ -158,7 +158,7 @@ def test_merged_weights_are_in_the_runs_precision(models: Path, tmp_path: Path) 
     state = load_file(tmp_path / "export/merged/unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.bfloat16}
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    adapter, base = generator.trained_state(), generator.unet.get_submodule(layer).base_layer.weight
+    adapter, base = generator.trained_state(), generator.denoiser.get_submodule(layer).base_layer.weight
     expected = base.float() + adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
     assert torch.equal(state[f"{layer}.weight"], expected.bfloat16())
 
