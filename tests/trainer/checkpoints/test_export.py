@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import export, model_card
+from dipole_trainer.checkpoints.usage_snippet import PipelineUsage
 from dipole_trainer.generators import initial_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
@@ -267,9 +268,8 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.render_model_card(
-        spec, step=3, precision="fp16", pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS]
-    )
+    usage = PipelineUsage("StableDiffusionXLPipeline", {"num_inference_steps": 1, "guidance_scale": 0.0})
+    card = model_card.render_model_card(spec, step=3, precision="fp16", usage=usage, files=[DIFFUSERS])
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card

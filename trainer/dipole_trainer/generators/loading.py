@@ -57,7 +57,7 @@ def load_pipeline(
 
 
 def _load_network(folder: Path, variant: str | None, named: tuple[str, str], dtypes: Mapping[str, torch.dtype]) -> Any:
-    network, told = _find_class(folder, named).from_pretrained(
+    network, told = find_network_class(folder, named).from_pretrained(
         str(folder),
         variant=variant or None,
         dtype=dtypes.get(folder.name, dtypes["default"]),
@@ -77,7 +77,7 @@ def _load_distilled(
     folder: Path, part: str, named: tuple[str, str], dtypes: Mapping[str, torch.dtype], file: str
 ) -> Any:
     """The network of a part's config with the weights of a file beside it."""
-    network_class = _find_class(folder / part, named)
+    network_class = find_network_class(folder / part, named)
     # no memory and no time for weights that are replaced at once
     with torch.device("meta"):
         network = network_class.from_config(network_class.load_config(str(folder / part), local_files_only=True))
@@ -106,7 +106,8 @@ def _fuse_lora(pipeline: Any, folder: Path, file: str) -> None:
     pipeline.unload_lora_weights()
 
 
-def _find_class(folder: Path, named: tuple[str, str]) -> Any:
+def find_network_class(folder: Path, named: tuple[str, str]) -> Any:
+    """The class that a pipeline's index names for the part in `folder`. Raises InvalidInput for an unknown one."""
     library, name = named
     network_class = getattr(importlib.import_module(library), name, None) if library in _LIBRARIES else None
     if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):

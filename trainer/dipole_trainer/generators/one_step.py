@@ -29,8 +29,8 @@ from transformers.utils import logging as transformers_logging
 from dipole.errors import InvalidInput, NotFinite
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators import activations, initial_weights, prompt_limits
-from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
+from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.images.candidate_images import DecodedCandidates
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import (

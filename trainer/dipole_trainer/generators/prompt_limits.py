@@ -16,7 +16,7 @@ _SPECIAL_TOKENS = 2  # begin and end
 
 @dataclass(frozen=True)
 class PromptReader:
-    """A tokenizer, and how much of its tokens the encoder is given: `limit`, of which the last `closing` are no text."""
+    """A tokenizer, and how many tokens its encoder is given: `limit`, the last `closing` of which are no text."""
 
     tokenizer: Any
     limit: int

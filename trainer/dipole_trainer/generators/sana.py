@@ -1,9 +1,9 @@
 """SANA-Sprint: a linear-attention transformer that draws in one step, distilled by continuous-time consistency (sCM).
 
-As published (arXiv 2503.09641), in TrigFlow's terms: x_t = cos t · x_0 + sin t · noise of standard deviation σ_d, from
-t = π/2. The transformer is a flow-matching one, asked at s = sin t / (cos t + sin t), and takes its guidance scale as an
-embedding. The text encoder is Gemma 2, which is shown an instruction before the prompt. The latents are those of a deep
-compression autoencoder, 32 times smaller than the image.
+As published (arXiv 2503.09641), in TrigFlow's terms: x_t = cos t · x_0 + sin t · noise, from t = π/2. The transformer
+is a flow-matching one, asked at s = sin t / (cos t + sin t), and takes its guidance scale as an embedding. The text
+encoder is Gemma 2, which is shown an instruction before the prompt. The latents are those of a deep compression
+autoencoder, 32 times smaller than the image.
 """
 
 from __future__ import annotations
@@ -101,5 +101,5 @@ class SanaSprintGenerator(OneStepGenerator):
         }
 
     def _make_prompt_readers(self) -> list[PromptReader]:
-        """Gemma's begin token and a token less than as many as are kept, of which the last of the instruction is one."""
+        """Of the tokens that are kept, the first is Gemma's begin token, and the second the instruction's last."""
         return [PromptReader(self.pipeline.tokenizer, PROMPT_TOKENS - 1, closing=0)]

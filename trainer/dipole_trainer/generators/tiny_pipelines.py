@@ -47,8 +47,8 @@ NOISE_SCHEDULE = {
 
 
 def write_pipeline(folder: Path, kind: str, *, seed: int = 0) -> Path:
-    """Write the pipeline `kind` to `folder`, in diffusers format: one of KINDS, or the name of a distillation, whose file
-    lies beside the pipeline that it is of. Returns `folder`.
+    """Write the pipeline `kind` to `folder`, in diffusers format: one of KINDS, or the name of a distillation, whose
+    file lies beside the pipeline that it is of. Returns `folder`.
     """
     distillation = DISTILLED_MODELS.get(kind)
     with torch.random.fork_rng(devices=[]):

@@ -1,10 +1,10 @@
 """Published weights that make Stable Diffusion 1.5 or SDXL draw in one step: a row for each, with its sampling.
 
 A model is a pipeline's folder with one such file beside its model_index.json, under the name that it is published
-under: over the pipeline that it was distilled from, or over another of the same class. The file replaces the U-Net, or is
-a LoRA that is fused into it, and the row's scheduler takes the place of the folder's.
+under: over the pipeline that it was distilled from, or over another of the same class. The file replaces the U-Net, or
+is a LoRA that is fused into it, and the row's scheduler takes the place of the folder's.
 
-Sources are the model cards, as of 2026; each is compared with diffusers' own pipeline in the tests. No torch.
+Settings are those of the model cards; each is compared with diffusers' own pipeline in the tests. No torch.
 """
 
 from __future__ import annotations

@@ -21,7 +21,12 @@ DINOV2_WEIGHTS = "facebook/dinov2-base"
 CLIP_WEIGHTS = "openai/clip-vit-large-patch14"
 
 # what `auto` is, by the generator's kind
-PUBLISHED_SPACES: dict[str, str] = {"tiny": "tiny_contrastive", "sd": "latent_mae", "sdxl": "vit_mae", "sana": "vit_mae"}
+PUBLISHED_SPACES: dict[str, str] = {
+    "tiny": "tiny_contrastive",
+    "sd": "latent_mae",
+    "sdxl": "vit_mae",
+    "sana": "vit_mae",
+}
 # spaces that read what only some pipelines have, and why those of the named kinds have not
 UNFIT_SPACES: dict[str, dict[str, str]] = {
     "teacher_unet": {"sana": "reads the blocks of a U-Net, and this model is a transformer"},
@@ -56,8 +61,8 @@ def check_space_fits(space: str, kind: str) -> None:
 
 
 def locate_feature_weights(spec: FeaturesSpec, kind: PipelineKind, models_dir: Path) -> None:
-    """Raise InvalidInput where the job's feature space does not fit a pipeline of this kind, or the weights that it loads
-    are not on this machine, or not whole.
+    """Raise InvalidInput where the job's feature space does not fit a pipeline of this kind, or its weights are not on
+    this machine, or not whole.
 
     Cheap, and in need of no generator: to be asked before one is loaded.
     """
