@@ -169,8 +169,8 @@ def _make_sana(shape: SanaShape) -> Any:
         head_dim=256, vocab_size=256000,
     )  # fmt: skip
     return SanaSprintPipeline(  # type: ignore[no-untyped-call]
-        tokenizer=load_tokenizer(text.max_position_embeddings), text_encoder=Gemma2Model(text), vae=autoencoder, transformer=transformer,
-        scheduler=make_scheduler(SCMScheduler),
+        tokenizer=load_tokenizer(text.max_position_embeddings), text_encoder=Gemma2Model(text), vae=autoencoder,
+        transformer=transformer, scheduler=make_scheduler(SCMScheduler),
     )  # fmt: skip
 
 
@@ -201,9 +201,10 @@ def _make_text_config(shape: PipelineShape, which: int) -> CLIPTextConfig:
 
 
 def make_scheduler(kind: Any) -> Any:
+    settings = {} if kind is SCMScheduler else NOISE_SCHEDULE
     # its tables are read on the host, whatever the networks are on
     with torch.device("cpu"):
-        return kind() if kind is SCMScheduler else kind(**NOISE_SCHEDULE)
+        return kind(**settings)
 
 
 def load_tokenizer(length: int = CLIP_TOKENS) -> Any:
