@@ -36,7 +36,7 @@ class FeatureExtractor(Protocol):
     """A space that reads images has `encode_pixels` too, of decoded ones (K, 3, H, W) from 0 to 1."""
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """Keys of latents x (K, c, h, w), float32 in the U-Net's units: {key: (K, T, D)}.
+        """Keys of latents x (K, c, h, w), float32 in the denoiser's units: {key: (K, T, D)}.
 
         Differentiable in x, frozen in its weights and deterministic: row k depends on x[k], the prompt and seeds[k]
         alone, so that chunks of any size agree.

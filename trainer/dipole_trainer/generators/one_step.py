@@ -244,7 +244,7 @@ class OneStepGenerator:
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
         scheduler = copy.copy(self.scheduler)  # a step moves it on
-        sample, inputs = self._step_inputs(scheduler, noise, [prompt] if isinstance(prompt, str) else prompt)
+        sample, inputs = self._network_inputs(scheduler, noise, [prompt] if isinstance(prompt, str) else prompt)
         with self._autocast():
             output = self._trained.network(**inputs, return_dict=False)[0]
         return self._finish_step(scheduler, output.float(), sample)
@@ -258,10 +258,14 @@ class OneStepGenerator:
         """The scheduler's sample for its one step, and what the denoiser is given for it."""
         sample = noise * scheduler.init_noise_sigma
         model_input = scheduler.scale_model_input(sample, scheduler.timesteps[0]).to(self._dtype)
-        condition = self._conditioning(prompts, len(noise))
+        return sample, {"sample": model_input, "timestep": self.timestep, **self._conditioning(prompts, len(noise))}
+
+    def _network_inputs(self, scheduler: Any, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Any]]:
+        """`_step_inputs`, fit for a compiled network."""
+        sample, inputs = self._step_inputs(scheduler, noise, prompts)
         if self._compiled:
-            mark_dynamic_batch([model_input, *condition.values()])
-        return sample, {"sample": model_input, "timestep": self.timestep, **condition}
+            mark_dynamic_batch([each for each in inputs.values() if isinstance(each, dict) or each.ndim])
+        return sample, inputs
 
     @torch.no_grad()
     def draw_reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
@@ -302,7 +306,7 @@ class OneStepGenerator:
         return condition
 
     def _check_compiled(self) -> None:
-        _, inputs = self._step_inputs(copy.copy(self.scheduler), self.draw_noise([0, 1]), ["a photograph"])
+        _, inputs = self._network_inputs(copy.copy(self.scheduler), self.draw_noise([0, 1]), ["a photograph"])
 
         def run_network(network: Any) -> Tensor:
             with self._autocast():

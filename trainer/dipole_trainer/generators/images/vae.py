@@ -1,5 +1,5 @@
-"""Between latents in the U-Net's units and images, through a pipeline's VAE, with the pipeline's scaling factor, shift,
-mean and std.
+"""Between latents in the denoiser's units and images, through a pipeline's VAE, with its scaling factor, shift, mean and
+std.
 
 Legend: K images, c latent channels, h, w latent size, H, W image size.
 """
