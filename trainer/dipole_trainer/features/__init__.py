@@ -60,9 +60,12 @@ SPACES: dict[str, LoadFeatures] = {
 def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) -> FeatureExtractor:
     """The feature space of a job, on the generator's device.
 
-    Raises InvalidInput where its weights are not on this machine or a key is not one of its.
+    Raises InvalidInput where it does not fit the generator, its weights are not on this machine or a key is not one of
+    its.
     """
-    return SPACES[feature_weights.resolve_space(spec, generator.kind)](spec, generator, models_dir)
+    space = feature_weights.resolve_space(spec, generator.kind)
+    feature_weights.check_space_fits(space, generator.kind)
+    return SPACES[space](spec, generator, models_dir)
 
 
 @torch.no_grad()

@@ -20,7 +20,6 @@ from torch.nn import functional
 from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
-from dipole_trainer.weights import feature_weights
 
 PUBLISHED_BLOCKS = ("down_blocks.2", "mid_block", "up_blocks.0")
 # changes both halves of a seed: the sample itself was drawn from the seed as it is
@@ -55,7 +54,6 @@ def average_squares(grid: Tensor, side: int) -> Tensor:
 
 
 def load_teacher_unet(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TeacherUnetFeatures:
-    feature_weights.check_space_fits("teacher_unet", generator.kind)
     unet = generator.denoiser
     middle = ["mid_block"] if unet.mid_block is not None else []
     down, up = ([f"{side}.{i}" for i in range(len(getattr(unet, side)))] for side in ("down_blocks", "up_blocks"))

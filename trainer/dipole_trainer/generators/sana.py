@@ -101,5 +101,6 @@ class SanaSprintGenerator(OneStepGenerator):
         }
 
     def _make_prompt_readers(self) -> list[PromptReader]:
-        """Of the tokens that are kept, the first is Gemma's begin token, and the second the instruction's last."""
-        return [PromptReader(self.pipeline.tokenizer, PROMPT_TOKENS - 1, closing=0)]
+        """The pipeline gives a prompt two places less than it keeps: for the begin token, and the instruction's last."""
+        tokenizer = self.pipeline.tokenizer
+        return [PromptReader(tokenizer, PROMPT_TOKENS - 2 + len(tokenizer.encode("")), closing=0)]

@@ -153,7 +153,7 @@ def _make_gemma_tokenizer() -> Any:
     special = ["<pad>", "<eos>", "<bos>", "<unk>", "<mask>"]
     letters = [chr(code) for code in range(33, 127)]
     tokens = [*special, *(f"<0x{byte:02X}>" for byte in range(256)), "▁", *letters]
-    return GemmaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+    return GemmaTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[], add_bos_token=True)
 
 
 def _make_unet(**shape: Any) -> Any:

@@ -1,5 +1,4 @@
-"""Between latents in the denoiser's units and images, through a pipeline's VAE, with its scaling factor, shift, mean and
-std.
+"""Between latents in the denoiser's units and images, through a pipeline's VAE, with its scaling, shift, mean and std.
 
 Legend: K images, c latent channels, h, w latent size, H, W image size.
 """
