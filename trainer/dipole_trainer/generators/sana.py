@@ -101,6 +101,6 @@ class SanaSprintGenerator(OneStepGenerator):
         }
 
     def _make_prompt_readers(self) -> list[PromptReader]:
-        """The pipeline gives a prompt two places less than it keeps: for the begin token, and the instruction's last."""
+        """The pipeline keeps two tokens more than a prompt may have: the begin token, and the instruction's last."""
         tokenizer = self.pipeline.tokenizer
         return [PromptReader(tokenizer, PROMPT_TOKENS - 2 + len(tokenizer.encode("")), closing=0)]
