@@ -37,7 +37,7 @@ class ReleasedLoop:
 
     def __init__(self, generator: OneStepGenerator, phi: Any, spec: TrainSpec, prompt: str) -> None:
         self.generator, self.spec, self.prompt = generator, cast(DrpoSpec, spec.method.settings), prompt
-        self.reference = copy.deepcopy(generator.unet)
+        self.reference = copy.deepcopy(generator.denoiser)
         self.reference.disable_adapters()
         self.vae = copy.deepcopy(generator.vae).to(memory_format=torch.contiguous_format)
         self.phi = phi
@@ -47,7 +47,7 @@ class ReleasedLoop:
     def __call__(self, noise: Tensor, seeds: Sequence[int], chosen: Selection) -> list[Tensor]:
         best, worst = list(chosen.positives), list(chosen.negatives)
         self._encode_prompt(len(noise))
-        with self._recomputing(self.generator.unet), self._decoder():
+        with self._recomputing(self.generator.denoiser), self._decoder():
             x = self.generator(noise, self.prompt)
             with torch.no_grad(), self._network(self.reference):
                 x_ref = self.generator(noise, self.prompt)

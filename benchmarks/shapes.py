@@ -13,12 +13,18 @@ from dipole_trainer.features.latent_mae import LatentMaeFeatures
 from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.features.vit_mae import make_vit_mae_features
+from dipole_trainer.generators import GENERATORS
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
-from dipole_trainer.generators.sdxl import SdxlGenerator
-from dipole_trainer.planning.architectures import PUBLISHED_PIPELINES, PipelineShape, make_latent_mae, make_pipeline
+from dipole_trainer.planning.architectures import (
+    PUBLISHED_PIPELINES,
+    PipelineShape,
+    SanaShape,
+    make_latent_mae,
+    make_pipeline,
+)
 from dipole_trainer.spec import TrainSpec
 
-SHAPES = {
+SHAPES: dict[str, PipelineShape | SanaShape] = {
     "small": PipelineShape(
         unet=(40, 80, 160, 160), heads=(1, 1, 2, 2), vae=(16, 32, 64, 64), text=(128,), text_layers=(4,), latent=32,
         groups=8,
@@ -39,10 +45,8 @@ def generator(size: str, spec: TrainSpec, device: str) -> OneStepGenerator:
         made = make_pipeline(SHAPES[size])
     if spec.precision not in (None, "fp32"):
         made.to(dtype=DTYPES[spec.precision])
-    is_sdxl = len(SHAPES[size].text) == 2
-    found = (SdxlGenerator if is_sdxl else OneStepGenerator)(
-        made, spec, kind="sdxl" if is_sdxl else "sd", device=device
-    )
+    kind = SHAPES[size].kind
+    found = GENERATORS[kind](made, spec, kind=kind, device=device)
     disturb(found)
     return found
 

@@ -142,7 +142,7 @@ def make_released(spec: TrainSpec, generator: OneStepGenerator, phi: Any) -> Upd
 @contextmanager
 def double_precision(generator: OneStepGenerator, phi: Any) -> Iterator[None]:
     """Inside, what is made float32 is made float64, networks and all."""
-    networks = [generator.unet, generator.vae, generator.pipeline.text_encoder, getattr(generator.pipeline,
+    networks = [generator.denoiser, generator.vae, generator.pipeline.text_encoder, getattr(generator.pipeline,
                 "text_encoder_2", None), getattr(phi, "encoder", None), getattr(phi, "model", None)]  # fmt: skip
     for network in networks:
         if network is not None:
@@ -216,7 +216,7 @@ def measure(case: Case, args: argparse.Namespace) -> dict[str, Any]:
     assert gap < BOUNDS[args.precision], f"{case.name}: the gradients differ by {gap:.1e}"
     del gradients
     seconds = take_times(updates, args)
-    second_unet = sum(each.nbytes for each in generator.unet.parameters() if not each.requires_grad)
+    second_unet = sum(each.nbytes for each in generator.denoiser.parameters() if not each.requires_grad)
     rows = [row_of(name, seconds, peaks, operations, getattr(updates[name], "graphs_used", None)) for name in updates]
     row = {"case": case.name, "title": case.title, "candidates": spec.candidates, "chunk": spec.chunk_size,
            "graph_bytes": each, "second_unet_bytes": second_unet, "difference_float64": double,

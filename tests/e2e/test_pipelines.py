@@ -1,4 +1,4 @@
-"""Tiny SD-Turbo-like and SDXL-Turbo-like pipelines trained over REST by the same code, and what is refused."""
+"""Tiny pipelines of every kind trained over REST by the same code, and what is refused."""
 
 from __future__ import annotations
 
@@ -16,19 +16,26 @@ import torch
 from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from dipole.client.trainer_api import TrainerApiError
+from dipole_trainer import generators
+from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.generators import tiny_pipelines
+from dipole_trainer.spec import GeneratorSpec
+
+from ..one_step_families import add_lora, distance, draw_published, load_published
 
 COLOURFULNESS = {"name": "colourfulness"}
 CLASSES = {"sd": StableDiffusionPipeline, "sdxl": StableDiffusionXLPipeline}
+FAMILIES = ("sana", "hyper-sdxl-lora", "sdxl-lightning")  # a transformer, a one-step LoRA, a U-Net that predicts x_0
 
 
 @pytest.fixture(scope="module")
 def models(platform: Any) -> Path:
     """The platform's models folder, with a tiny pipeline of each class."""
     folder = Path(platform.stack.home) / "models"
-    for kind in CLASSES:
+    kinds = (*CLASSES, *FAMILIES)
+    for kind in kinds:
         tiny_pipelines.write_pipeline(folder / f"tiny-{kind}", kind)
-    wait_until_seen(platform, *(f"tiny-{kind}" for kind in CLASSES))
+    wait_until_seen(platform, *(f"tiny-{kind}" for kind in kinds))
     return folder
 
 
@@ -69,6 +76,34 @@ def test_a_pipeline_folder_is_trained_through_rest(platform: Any, models: Path, 
     names = zipfile.ZipFile(io.BytesIO(packed)).namelist()
     lora = ["pytorch_lora_weights.safetensors", "adapter_config.json"]
     assert names == (lora if tune == "lora" else ["unet/diffusion_pytorch_model.safetensors"])
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_lora_of_three_updates_is_loaded_by_a_fresh_pipeline(platform: Any, models: Path, kind: str) -> None:
+    """Of diffusers, set up as the family's model card says: it draws what the trained generator draws."""
+    job = submit(platform, f"tiny-{kind}", steps=3, precision="fp32")
+    platform.until(job, "succeeded")
+    assert [event["data"]["step"] for event in platform.events(job, "step")] == [1, 2, 3]
+    spec = GeneratorSpec(model=f"tiny-{kind}", lora={"rank": 4, "alpha": 4}, precision="fp32")
+    generator = generators.build_generator(spec, models_dir=models)
+    resume_state.load_checkpoint(platform.folder(job) / "checkpoint-3", generator)
+    noise, prompt = generator.draw_noise([5, 6]), "a blue square"
+    pipe = load_published(kind, models / f"tiny-{kind}")
+    base = draw_published(pipe, kind, noise, prompt)
+    assert distance(base, generator.draw_reference(noise, prompt)) < 1e-5
+    add_lora(pipe, kind, platform.folder(job) / "export")
+    tuned = draw_published(pipe, kind, noise, prompt)
+    assert distance(tuned, generator(noise, prompt).detach()) < 1e-5
+    assert distance(tuned, base) > 1e-4
+    webui = list((platform.folder(job) / "export").glob("*_webui.safetensors"))
+    assert len(webui) == (0 if kind == "sana" else 1)
+
+
+def test_a_space_that_a_transformer_lacks_is_refused_when_the_job_is_created(platform: Any, models: Path) -> None:
+    """The worker has said of what kind the model is."""
+    with pytest.raises(TrainerApiError, match="teacher_unet reads the blocks of a U-Net") as refused:
+        submit(platform, "tiny-sana", features={"type": "teacher_unet"})
+    assert refused.value.http_status == 422
 
 
 def _load(kind: str, folder: Path) -> Any:

@@ -381,7 +381,8 @@ class FeaturesSpec(SpecModel):
         "teacher_unet",
     ] = Field(
         default="auto",
-        description="`auto`: tiny_contrastive for tiny-turbo, else as published: latent_mae for SD, vit_mae for SDXL.",
+        description="`auto`: tiny_contrastive for tiny-turbo, as published latent_mae for SD and vit_mae for SDXL, and "
+        "vit_mae for SANA-Sprint.",
     )
     weights: str | None = Field(
         default=None,

@@ -119,8 +119,12 @@ def fetch_command(kind: Kind, name: str, folder: Path | None = None) -> str:
 
 
 def find_model_command(repository: str, folder: Path | None = None, *, revision: str | None = None) -> str | None:
-    """What brings a repository's weights to a folder, as `fetch_command`; None for what the table has not."""
+    """What brings a repository's weights, or those of one of the table's names, to a folder, as `fetch_command`; None
+    for what the table has not.
+    """
     table = read_table()
+    if repository in table.models and revision is None:
+        return fetch_command("models", repository, folder)
     for name, weights in table.models.items():
         if weights.parts[0].source == repository and revision in (None, table.sources[repository].revision):
             return fetch_command("models", name, folder)

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from diffusers.utils import logging as diffusers_logging
@@ -18,9 +19,11 @@ from torch import Tensor, nn
 
 from dipole_trainer import generators
 from dipole_trainer.checkpoints import export, model_card
-from dipole_trainer.generators import initial_weights
+from dipole_trainer.checkpoints.usage_snippet import PipelineUsage
+from dipole_trainer.generators import initial_weights, tiny_pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.weights.distillations import DISTILLED_MODELS
 
 PROMPT, KINDS = "a red circle", ("sd", "sdxl")
 DIFFUSERS = "pytorch_lora_weights.safetensors"
@@ -55,13 +58,14 @@ def trained(spec: TrainSpec, models: Path, workdir: Path) -> tuple[OneStepGenera
         for parameter in generator.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=source) * 0.05)
     folder = workdir / "checkpoint-7"
+    part = generator.component
     if generator.lora is None:
-        (folder / "unet").mkdir(parents=True)
-        save_file(generator.trained_state(), folder / "unet/diffusion_pytorch_model.safetensors")
+        (folder / part).mkdir(parents=True)
+        save_file(generator.trained_state(), folder / part / "diffusion_pytorch_model.safetensors")
     else:
-        (folder / "unet_lora").mkdir(parents=True)
-        save_file(generator.trained_state(), folder / "unet_lora/adapter_model.safetensors")
-        generator.lora.save_pretrained(str(folder / "unet_lora"))
+        (folder / f"{part}_lora").mkdir(parents=True)
+        save_file(generator.trained_state(), folder / f"{part}_lora/adapter_model.safetensors")
+        generator.lora.save_pretrained(str(folder / f"{part}_lora"))
     (folder / "training_state.json").write_text('{"step": 7}')
     return generator, folder
 
@@ -158,7 +162,7 @@ def test_merged_weights_are_in_the_runs_precision(models: Path, tmp_path: Path) 
     state = load_file(tmp_path / "export/merged/unet/diffusion_pytorch_model.safetensors")
     assert {value.dtype for value in state.values()} == {torch.bfloat16}
     layer = "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
-    adapter, base = generator.trained_state(), generator.unet.get_submodule(layer).base_layer.weight
+    adapter, base = generator.trained_state(), generator.denoiser.get_submodule(layer).base_layer.weight
     expected = base.float() + adapter[f"{layer}.lora_B.weight"] @ adapter[f"{layer}.lora_A.weight"]
     assert torch.equal(state[f"{layer}.weight"], expected.bfloat16())
 
@@ -244,6 +248,46 @@ def test_the_cards_snippet_runs_as_it_stands(
         assert image.size == (side, side)
 
 
+@pytest.mark.parametrize(
+    ("kind", "tune"),
+    [("sana", "lora"), ("sana", "full"), ("hyper-sdxl-lora", "lora"), ("sdxl-lightning", "lora"), ("dmd2-sdxl", "lora"),
+     ("hyper-sd15-lora", "full")],
+)  # fmt: skip
+def test_the_snippet_of_every_family_draws_the_trained_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, tune: str
+) -> None:
+    """It sets up the base and its one-step weights, adds the export, and draws what the generator draws."""
+    models, export_folder = tmp_path / "models", tmp_path / "export"
+    tiny_pipelines.write_pipeline(models / f"mine-{kind}", kind)
+    spec = make_spec(model=f"mine-{kind}", tune=tune, precision="fp32")
+    generator, checkpoint = trained(spec, models, tmp_path)
+    export.export_checkpoint(checkpoint, tmp_path, spec, generator)
+    (snippet,) = re.findall(r"```python\n(.*?)```", (export_folder / "README.md").read_text(), re.DOTALL)
+    monkeypatch.chdir(export_folder)
+    monkeypatch.setenv("DIPOLE_MODELS_DIR", str(models))
+    names: dict[str, Any] = {}
+    exec(compile(snippet, "README.md", "exec"), names)
+    noise = torch.randn((1, *generator.draw_noise([0]).shape[1:]), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        (expected,) = generator.decode_images(generator(noise, "a prompt"))
+    with Image.open("image.png") as image:
+        assert np.abs(np.asarray(image).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize("name", DISTILLED_MODELS)
+def test_the_card_of_a_distilled_model_names_both_repositories(name: str) -> None:
+    """What was fetched under a published name is read from the hub by others."""
+    spec, distillation = make_spec(model=name), DISTILLED_MODELS[name]
+    usage = PipelineUsage("AnyPipeline", {"num_inference_steps": 1, "guidance_scale": 0.0}, "set", distillation)
+    card = model_card.render_model_card(spec, step=3, precision="fp16", usage=usage, files=[DIFFUSERS])
+    assert f"\nbase_model: {distillation.base}\n" in card
+    assert f"| one-step weights | {distillation.file} of {distillation.repository}; load it first" in card
+    (snippet,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert f'"{distillation.repository}"' in snippet
+    assert "DIPOLE_MODELS_DIR" not in snippet
+    compile(snippet, "card", "exec")
+
+
 def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path: Path) -> None:
     """Base, method, rewards, steps of the checkpoint, and the pictures that were drawn for it."""
     spec = make_spec(model="tiny-sd", method={"type": "random"})
@@ -267,9 +311,8 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
 def test_the_card_of_a_hub_model_names_its_repository() -> None:
     """So that the snippet loads it from there, at the revision that was trained on."""
     spec = make_spec(model="sdxl-turbo", revision="abc", precision="fp16", pairs_file="file-1", rewards=[])
-    card = model_card.render_model_card(
-        spec, step=3, precision="fp16", pipeline="StableDiffusionXLPipeline", files=[DIFFUSERS]
-    )
+    usage = PipelineUsage("StableDiffusionXLPipeline", {"num_inference_steps": 1, "guidance_scale": 0.0})
+    card = model_card.render_model_card(spec, step=3, precision="fp16", usage=usage, files=[DIFFUSERS])
     assert "\nbase_model: stabilityai/sdxl-turbo\n" in card
     assert 'base = "stabilityai/sdxl-turbo"\n' in card
     assert 'StableDiffusionXLPipeline.from_pretrained(base, revision="abc", dtype=dtype)' in card

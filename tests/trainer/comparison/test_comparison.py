@@ -221,7 +221,7 @@ def test_a_checkpoint_trained_in_another_precision_is_of_its_base_all_the_same(t
     )
     bench.check_models()
     with bench.loaded(bench.models[0]) as (opened, _):
-        assert opened.unet.dtype == torch.float32
+        assert opened.denoiser.dtype == torch.float32
     database.close()
 
 

@@ -223,7 +223,7 @@ def test_an_evaluation_keeps_to_the_pieces_of_its_run(tmp_path: Path) -> None:
     """So many are drawn, decoded and given to φ at once; what memory taught is said, and holds for the next."""
     generator, phi = built()
     drawn: list[int] = []
-    for network in (generator.unet.conv_in, generator.vae.decoder):
+    for network in (generator.denoiser.conv_in, generator.vae.decoder):
         network.register_forward_pre_hook(lambda module, inputs: drawn.append(len(inputs[0])))
     halved: list[int] = []
     chunks, ranker, world = MicroBatches(4, halved.append), bright(), ProcessGroup("cpu")

@@ -183,7 +183,7 @@ def test_gradients_reach_the_latents_and_nothing_else(space: str, sd: OneStepGen
     phi = features.build_features(SPACES[space][0], sd, models_dir=models)
     x = random_latents(16).requires_grad_()
     for value in phi(x, prompt=PROMPT, seeds=SEEDS).values():
-        weights = [*own_weights(phi), *sd.parameters(), *sd.vae.parameters(), *sd.unet.parameters()]
+        weights = [*own_weights(phi), *sd.parameters(), *sd.vae.parameters(), *sd.denoiser.parameters()]
         wanted = [weight for weight in weights if weight.requires_grad]
         assert len(wanted) == len(sd.parameters()) * 2  # listed twice: the adapter's, and by the U-Net
         reached, *others = torch.autograd.grad(value.square().sum(), [x, *wanted], retain_graph=True, allow_unused=True)
@@ -631,7 +631,7 @@ def test_the_teacher_is_the_frozen_base(name: str, models: Path, request: pytest
     fresh = generator_of(f"tiny-{name}", models)  # its adapter changes nothing yet
     expected: dict[str, Tensor] = {}
     for key in keys:
-        fresh.unet.get_submodule(key).register_forward_hook(
+        fresh.denoiser.get_submodule(key).register_forward_hook(
             lambda module, inputs, output, key=key: expected.update(
                 {key: output[0] if type(output) is tuple else output}
             )
@@ -639,7 +639,7 @@ def test_the_teacher_is_the_frozen_base(name: str, models: Path, request: pytest
     before = {parameter: parameter.detach().clone() for parameter in generator.parameters()}
     with torch.no_grad():
         noised = x + 0.1 * teacher_unet.draw_noise(x.shape[1:], SEEDS)
-        fresh.unet(noised, torch.tensor(100), **fresh._conditioning([PROMPT], 3))
+        fresh.denoiser(noised, torch.tensor(100), **fresh._conditioning([PROMPT], 3))
         for parameter in generator.parameters():
             parameter.fill_(0.5)
         found = phi(x, prompt=PROMPT, seeds=SEEDS)

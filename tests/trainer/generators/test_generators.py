@@ -255,11 +255,11 @@ def test_hidden_stops_after_the_last_block(build: Callable[..., Any]) -> None:
     """Nothing behind the mid block is run for it, and no hook is left behind."""
     generator = build("tiny-sd")
     runs: list[str] = []
-    generator.unet.up_blocks[0].register_forward_hook(lambda *_: runs.append("up"))
-    hooks = len(generator.unet.mid_block._forward_hooks)
+    generator.denoiser.up_blocks[0].register_forward_hook(lambda *_: runs.append("up"))
+    hooks = len(generator.denoiser.mid_block._forward_hooks)
     generator.extract_activations(generator.draw_noise([1]), 100, PROMPT, ["mid_block"])
     assert runs == []
-    assert len(generator.unet.mid_block._forward_hooks) == hooks
+    assert len(generator.denoiser.mid_block._forward_hooks) == hooks
     with pytest.raises(InvalidInput, match=r"no block 'up_blocks\.9'"):
         generator.extract_activations(generator.draw_noise([1]), 100, PROMPT, ["mid_block", "up_blocks.9"])
 

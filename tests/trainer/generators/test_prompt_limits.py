@@ -41,9 +41,9 @@ def test_each_of_several_encoders_counts() -> None:
     """SDXL's second may read less than the first; a prompt that either cuts is counted once."""
     pipe = tiny_pipelines.make_sdxl_pipeline()
     pipe.tokenizer_2.model_max_length = 8
-    tokenizers = prompt_limits.bound_tokenizers(pipe)
-    assert [each.model_max_length for each in tokenizers] == [16, 8]
-    found = prompt_limits.find_cut_prompts(tokenizers, ["red red red", " ".join(["red"] * 10), LONG])
+    readers = prompt_limits.bound_tokenizers(pipe)
+    assert [each.limit for each in readers] == [each.tokenizer.model_max_length for each in readers] == [16, 8]
+    found = prompt_limits.find_cut_prompts(readers, ["red red red", " ".join(["red"] * 10), LONG])
     assert found is not None
     assert (found.count, found.limit) == (2, 8)
 

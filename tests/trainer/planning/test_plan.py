@@ -22,6 +22,7 @@ from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.compute.peak_memory import PeakMemory
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.tiny_pipelines import write_pipeline
+from dipole_trainer.planning import architectures
 from dipole_trainer.planning.devices import DEVICES, USABLE_MEMORY, Device, find_device
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.job_plan import JobPlan, parse_job, plan_job
@@ -29,6 +30,7 @@ from dipole_trainer.planning.update_cost import FLOP_FORMULAS, measure_update
 from dipole_trainer.ranking.selection import GroupOrder, Selection
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.rollout import Rollout
+from dipole_trainer.weights.base_models import PUBLISHED_MODELS
 
 ROOT = Path(__file__).parents[3]
 PROMPT = PromptSpec(prompt="a red square")
@@ -37,7 +39,7 @@ PROMPT = PromptSpec(prompt="a red square")
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for kind in ("sd", "sdxl"):
+    for kind in ("sd", "sdxl", "sana", "sdxl-lightning"):
         write_pipeline(folder / f"tiny-{kind}", kind)
     return folder
 
@@ -73,6 +75,8 @@ def run_real_update(spec: TrainSpec, generator: OneStepGenerator, phi: Any, grap
         {"tune": "full"},
         {"model": "tiny-sd", "features": {"type": "latents"}},
         {"model": "tiny-sdxl", "features": {"type": "teacher_unet", "keys": ["mid_block"]}, "chunk_size": 2},
+        {"model": "tiny-sana", "features": {"type": "latents"}},
+        {"model": "tiny-sdxl-lightning", "features": {"type": "latents"}, "chunk_size": 2},
     ],
     ids=lambda more: "-".join(map(str, more.values())) or "drpo",
 )
@@ -103,6 +107,25 @@ def test_weights_are_those_that_a_job_loads(models_dir: Path) -> None:
         for each in [*part.parameters(), *part.buffers()]
     }
     assert build_fake_models(spec, models_dir).weights_bytes == sum(tensors.values())
+
+
+# of the denoiser, in millions: Stable Diffusion's as its papers have them, SANA-Sprint's by its name and config
+@pytest.mark.parametrize(
+    ("name", "millions"),
+    [("sd-turbo", 866), ("hyper-sd15-lora", 860), ("dmd2-sdxl", 2567), ("sana-sprint-0.6b", 594),
+     ("sana-sprint-1.6b", 1610)],
+)  # fmt: skip
+def test_published_networks_have_their_published_size(name: str, millions: int) -> None:
+    """By the configs of their model cards."""
+    with torch.device("meta"):
+        pipeline = architectures.make_pipeline(architectures.PUBLISHED_PIPELINES[name])
+    denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
+    assert round(sum(each.numel() for each in denoiser.parameters()) / 1e6) == millions
+
+
+def test_every_published_model_has_a_shape() -> None:
+    """So that it can be planned before anything is fetched."""
+    assert architectures.PUBLISHED_PIPELINES.keys() == PUBLISHED_MODELS.keys()
 
 
 @pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])

@@ -66,7 +66,7 @@ def in_float32(method: dict[str, Any], **changes: Any) -> Rollout:
 def _double(rollout: Rollout) -> None:
     """G in float64, past the generator's own float32 latents; φ too."""
     generator = rollout.generator
-    for module in (generator.unet, rollout.features.encoder):  # type: ignore[attr-defined]
+    for module in (generator.denoiser, rollout.features.encoder):  # type: ignore[attr-defined]
         module.double()
     scheduler = generator.scheduler
     scheduler.set_timesteps(1)

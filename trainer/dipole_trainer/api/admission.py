@@ -69,6 +69,7 @@ def _wanted_features(spec: TrainSpec, worker: WorkerRow, models: Sequence[str]) 
     """The feature space and its weights, for the kind of model that it is on this worker; None where it loads none."""
     kind = next(worker.models[name] for name in models if name in worker.models)
     space = spec.features.type if spec.features.type != "auto" else feature_weights.PUBLISHED_SPACES.get(kind, "")
+    feature_weights.check_space_fits(space, kind)
     published, _ = feature_weights.SPACE_WEIGHTS.get(space, (None, ()))
     name = spec.features.weights or published
     return None if name is None else (space, name)

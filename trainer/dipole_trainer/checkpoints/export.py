@@ -2,7 +2,7 @@
 
     export/
       pytorch_lora_weights.safetensors     the adapter, for diffusers
-      <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111
+      <model>-<method>_webui.safetensors   the adapter under kohya's names, for ComfyUI and A1111; of a U-Net alone
       ema/                                 with `optimizer.ema`: these once more, of the moving average
       merged/                              the whole pipeline, with `export_merged`, and always where every weight was
                                            trained, by this job or by one that it started from
@@ -10,6 +10,7 @@
       samples.png  curves.png              base beside final, and how it came to it (evaluation/pictures.py)
 
 The adapter fits the model that `spec.model` names: of a job that started from an earlier one it holds both jobs' parts.
+Of a distilled model it holds the job's part alone, which is added to the distilled weights.
 Written whole or not at all.
 """
 
@@ -27,6 +28,7 @@ from torch import Tensor
 
 from dipole.errors import NotFinite
 from dipole_trainer.checkpoints import model_card
+from dipole_trainer.checkpoints.usage_snippet import PipelineUsage
 from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.ranking.unverified import read_found_rewards
@@ -66,9 +68,13 @@ def export_checkpoint(
         spec,
         step=step,
         precision=generator.precision,
-        pipeline=generator.pipeline_class.__name__,
+        usage=PipelineUsage(
+            generator.pipeline_class.__name__,
+            generator.call_arguments(),
+            generator.schedule_change,
+            generator.distillation,
+        ),
         files=written,
-        schedule_change=generator.schedule_change,
         unverified=read_found_rewards(workdir / job_layout.UNVERIFIED_REWARDS_FILE),
         weight_changes=weight_changes,
     )
@@ -112,8 +118,10 @@ def _write_loras(
     component = generator.component
     adapter, config = fold_adapters(adapters)
     (folder / LORA_WEIGHTS_FILE).write_bytes(to_diffusers_lora(adapter, config, component))
+    if (known_by := generator.webui_metadata()) is None:
+        return
     name = f"{Path(spec.model).name}-{spec.method.type}"
-    metadata = {"ss_output_name": name, **generator.webui_metadata()}
+    metadata = {"ss_output_name": name, **known_by}
     (folder / f"{name}_webui.safetensors").write_bytes(to_webui_lora(adapter, config, metadata, component))
 
 

@@ -18,9 +18,9 @@ from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.features import FeatureExtractor, extract_features
-from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators.images.candidate_images import DecodedCandidates
+from dipole_trainer.generators.images.vae import finite_rows
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import EvalSpec

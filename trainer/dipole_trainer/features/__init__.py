@@ -36,7 +36,7 @@ class FeatureExtractor(Protocol):
     """A space that reads images has `encode_pixels` too, of decoded ones (K, 3, H, W) from 0 to 1."""
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        """Keys of latents x (K, c, h, w), float32 in the U-Net's units: {key: (K, T, D)}.
+        """Keys of latents x (K, c, h, w), float32 in the denoiser's units: {key: (K, T, D)}.
 
         Differentiable in x, frozen in its weights and deterministic: row k depends on x[k], the prompt and seeds[k]
         alone, so that chunks of any size agree.
@@ -60,9 +60,12 @@ SPACES: dict[str, LoadFeatures] = {
 def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_dir: Path) -> FeatureExtractor:
     """The feature space of a job, on the generator's device.
 
-    Raises InvalidInput where its weights are not on this machine or a key is not one of its.
+    Raises InvalidInput where it does not fit the generator, its weights are not on this machine or a key is not one of
+    its.
     """
-    return SPACES[feature_weights.resolve_space(spec, generator.kind)](spec, generator, models_dir)
+    space = feature_weights.resolve_space(spec, generator.kind)
+    feature_weights.check_space_fits(space, generator.kind)
+    return SPACES[space](spec, generator, models_dir)
 
 
 @torch.no_grad()

@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from dipole.errors import InvalidInput
 from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.features.pooling import MAP_POOLS, map_keys, pool_map
-from dipole_trainer.features.weight_files import read_weight_file
 from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators.weight_files import read_weight_file
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import local_weights
 from dipole_trainer.weights.feature_weights import LATENT_MAE_FILES, LATENT_MAE_WEIGHTS

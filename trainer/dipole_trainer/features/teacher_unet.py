@@ -54,7 +54,7 @@ def average_squares(grid: Tensor, side: int) -> Tensor:
 
 
 def load_teacher_unet(spec: FeaturesSpec, generator: OneStepGenerator, models_dir: Path) -> TeacherUnetFeatures:
-    unet = generator.unet
+    unet = generator.denoiser
     middle = ["mid_block"] if unet.mid_block is not None else []
     down, up = ([f"{side}.{i}" for i in range(len(getattr(unet, side)))] for side in ("down_blocks", "up_blocks"))
     return TeacherUnetFeatures(generator.extract_activations, [*down, *middle, *up], spec)

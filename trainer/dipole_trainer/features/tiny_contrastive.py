@@ -15,8 +15,8 @@ from torch.nn import functional
 from dipole.errors import InvalidInput
 from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.features.latent_mae import LatentResNet, build_from_tensors
-from dipole_trainer.features.weight_files import read_weight_file
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
+from dipole_trainer.generators.weight_files import read_weight_file
 from dipole_trainer.spec import FeaturesSpec
 from dipole_trainer.weights import local_weights
 from dipole_trainer.weights.feature_weights import TINY_CONTRASTIVE_FILE

@@ -7,9 +7,18 @@ from __future__ import annotations
 from pathlib import Path
 
 from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators.sana import SanaSprintGenerator
 from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.weights import pipelines
+from dipole_trainer.weights.pipelines import PipelineKind
+
+GENERATORS: dict[PipelineKind, type[OneStepGenerator]] = {
+    "tiny": OneStepGenerator,
+    "sd": OneStepGenerator,
+    "sdxl": SdxlGenerator,
+    "sana": SanaSprintGenerator,
+}
 
 
 def build_generator(
@@ -19,6 +28,7 @@ def build_generator(
 
     Raises InvalidInput where it is not on this machine, or is no pipeline of ours.
     """
-    folder, kind = pipelines.find_pipeline(spec, models_dir)
-    made = SdxlGenerator if kind == "sdxl" else OneStepGenerator
-    return made.load(folder, spec, kind=kind, device=device, initial=initial)
+    found = pipelines.find_pipeline(spec, models_dir)
+    return GENERATORS[found.kind].load(
+        found.folder, spec, kind=found.kind, device=device, initial=initial, distillation=found.distillation
+    )

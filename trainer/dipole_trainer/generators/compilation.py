@@ -1,4 +1,4 @@
-"""torch.compile for a U-Net, and a check that the compiled network has the same gradient as the plain one."""
+"""torch.compile for a denoiser, and a check that the compiled network has the same gradient as the plain one."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
 
-# With its layout optimisation inductor fuses what must not be fused: torch 2.13 on a CPU silently gives this U-Net's
+# With its layout optimisation inductor fuses what must not be fused: torch 2.13 on a CPU silently gives SD-Turbo's
 # mid block a zero gradient.
 COMPILE_OPTIONS: dict[str, Any] = {"options": {"layout_optimization": False}}
 GRADIENT_TOLERANCE = {torch.float32: 1e-2, torch.float16: 0.1, torch.bfloat16: 0.1}
 
 
-def compile_unet(unet: nn.Module) -> None:
+def compile_network(network: nn.Module) -> None:
     """Compile the module's call in place; `forward` stays the plain one."""
     torch.compiler.reset()  # earlier generators' graphs count against the limit of graphs a function may have
-    unet.compile(**COMPILE_OPTIONS)
+    network.compile(**COMPILE_OPTIONS)
 
 
 def mark_dynamic_batch(inputs: Sequence[Tensor | dict[str, Tensor]]) -> None:

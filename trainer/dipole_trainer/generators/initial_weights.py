@@ -16,7 +16,24 @@ from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
 from dipole_trainer.generators.trainable import check_same_shapes
+from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.storage import job_layout
+
+
+def merge_checkpoint_of_spec(network: nn.Module, spec: GeneratorSpec, folder: Path | None) -> str | None:
+    """Merge the checkpoint that a job starts from, if any; what tells the result from others. By what went in: sums
+    differ in their last bit from machine to machine.
+    """
+    if spec.initial_checkpoint is None:
+        return None
+    if folder is None or not folder.is_dir():
+        raise InvalidInput(
+            f"model: the weights of {spec.initial_checkpoint.name}, which the job starts from, are not in its folder",
+            field="model",
+        )
+    base = fingerprint_weights(network.state_dict())
+    merge_initial_weights(network, folder)
+    return f"{base}+{spec.initial_checkpoint.id}"
 
 
 def merge_initial_weights(network: nn.Module, folder: Path) -> None:

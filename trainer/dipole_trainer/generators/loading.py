@@ -17,36 +17,47 @@ import torch
 from torch import nn
 
 from dipole.errors import InvalidInput
+from dipole_trainer.generators.weight_files import read_weight_file
 from dipole_trainer.weights import base_models
+from dipole_trainer.weights.distillations import Distillation
 
 _LIBRARIES = ("diffusers", "transformers")  # whose classes a folder may name; others would be code of its own
 
 
 def load_pipeline(
-    pipeline_class: Any, folder: Path, dtypes: Mapping[str, torch.dtype], unused_parts: Mapping[str, Any]
+    pipeline_class: Any,
+    folder: Path,
+    dtypes: Mapping[str, torch.dtype],
+    unused_parts: Mapping[str, Any],
+    distillation: Distillation | None = None,
 ) -> Any:
-    """The pipeline in `folder`, without `unused_parts`; nothing is downloaded, nothing is unpickled.
+    """The pipeline in `folder`, without `unused_parts`, its U-Net made that of `distillation`; nothing is downloaded,
+    nothing is unpickled.
 
     `dtypes` are by part, `default` for the others. Raises InvalidInput.
     """
     index = base_models.read_pipeline_index(folder)
+    loaded_in = {**dtypes}
+    if distillation is not None and distillation.part == "lora":
+        loaded_in["unet"] = torch.float32  # fused in it, and rounded once
     with explain_loading_errors(folder, field="model"):
         networks = {
-            part: _load_network(folder / part, base_models.find_variant(folder / part, stem), named, dtypes)
+            part: _load_distilled(folder, part, named, loaded_in, distillation.file)
+            if distillation is not None and distillation.part == part
+            else _load_network(folder / part, base_models.find_variant(folder / part, stem), named, loaded_in)
             for part, named, stem in base_models.weighted_parts(index)
         }
-        return pipeline_class.from_pretrained(
-            str(folder), dtype=dict(dtypes), local_files_only=True, use_safetensors=True, **unused_parts, **networks
+        pipeline = pipeline_class.from_pretrained(
+            str(folder), dtype=loaded_in, local_files_only=True, use_safetensors=True, **unused_parts, **networks
         )
+        if distillation is not None and distillation.part == "lora":
+            _fuse_lora(pipeline, folder, distillation.file)
+            nn.Module.to(pipeline.unet, dtypes.get("unet", dtypes["default"]))
+        return pipeline
 
 
 def _load_network(folder: Path, variant: str | None, named: tuple[str, str], dtypes: Mapping[str, torch.dtype]) -> Any:
-    library, name = named
-    network_class = getattr(importlib.import_module(library), name, None) if library in _LIBRARIES else None
-    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
-        raise InvalidInput(f"model: {folder} is a {library}.{name}, which is no network known here", field="model")
-    loader: Any = network_class
-    network, told = loader.from_pretrained(
+    network, told = find_network_class(folder, named).from_pretrained(
         str(folder),
         variant=variant or None,
         dtype=dtypes.get(folder.name, dtypes["default"]),
@@ -60,6 +71,48 @@ def _load_network(folder: Path, variant: str | None, named: tuple[str, str], dty
             field="model",
         )
     return network
+
+
+def _load_distilled(
+    folder: Path, part: str, named: tuple[str, str], dtypes: Mapping[str, torch.dtype], file: str
+) -> Any:
+    """The network of a part's config with the weights of a file beside it."""
+    network_class = find_network_class(folder / part, named)
+    # no memory and no time for weights that are replaced at once
+    with torch.device("meta"):
+        network = network_class.from_config(network_class.load_config(str(folder / part), local_files_only=True))
+    state, wanted = read_weight_file(folder / file, field="model"), network.state_dict()
+    unfit = sorted(
+        name
+        for name in {*state, *wanted}
+        if name not in state or name not in wanted or state[name].shape != wanted[name].shape
+    )
+    if unfit:
+        raise InvalidInput(
+            f"model: {file} holds another network than {folder / part} describes: {len(unfit)} of its weights do not "
+            f"fit, such as {unfit[0]}",
+            field="model",
+        )
+    network.load_state_dict(state, assign=True)
+    return nn.Module.to(network, dtypes.get(part, dtypes["default"]))
+
+
+def _fuse_lora(pipeline: Any, folder: Path, file: str) -> None:
+    """Fuse a LoRA into the pipeline's networks, as its users do."""
+    pipeline.load_lora_weights(str(folder), weight_name=file, local_files_only=True)
+    if not pipeline.get_active_adapters():
+        raise InvalidInput(f"model: {file} is no LoRA for the pipeline in {folder}", field="model")
+    pipeline.fuse_lora()
+    pipeline.unload_lora_weights()
+
+
+def find_network_class(folder: Path, named: tuple[str, str]) -> Any:
+    """The class that a pipeline's index names for the part in `folder`. Raises InvalidInput for an unknown one."""
+    library, name = named
+    network_class = getattr(importlib.import_module(library), name, None) if library in _LIBRARIES else None
+    if not (isinstance(network_class, type) and issubclass(network_class, nn.Module)):
+        raise InvalidInput(f"model: {folder} is a {library}.{name}, which is no network known here", field="model")
+    return network_class
 
 
 @contextmanager

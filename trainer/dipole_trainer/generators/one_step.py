@@ -1,8 +1,9 @@
 """A one-step text-to-image generator: a diffusers pipeline, called once per image.
 
-`x = G(noise, prompt)` is one U-Net call and one step of the pipeline's own scheduler at its last timestep, with
-guidance 0: what `pipe(num_inference_steps=1, guidance_scale=0, latents=noise)` does, without the pipeline around it.
-What is trained, and how the frozen base G_ref is had, is in trainable.py.
+`x = G(noise, prompt)` is one call of the pipeline's denoiser and one step of its scheduler: what
+`pipe(latents=noise, **generator.call_arguments())` does, without the pipeline around it. Here it is a U-Net of Stable
+Diffusion; sdxl.py and sana.py say what differs in theirs. What is trained, and how the frozen base G_ref is had, is in
+trainable.py.
 
 Legend: K candidates, c latent channels, h, w latent size, T tokens, D the width of their embeddings.
 """
@@ -27,55 +28,76 @@ from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput, NotFinite
 from dipole_trainer.compute import gpu
-from dipole_trainer.generators import activations, initial_weights, prompt_limits, vae
-from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators import activations, initial_weights, prompt_limits
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
+from dipole_trainer.generators.images import vae
+from dipole_trainer.generators.images.candidate_images import DecodedCandidates
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
-from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
-from dipole_trainer.generators.prompt_limits import CutPrompts
+from dipole_trainer.generators.one_step_schedule import (
+    OneStepSchedule,
+    check_sample_is_no_noise,
+    make_distilled_schedule,
+    make_one_step_schedule,
+)
+from dipole_trainer.generators.prompt_limits import CutPrompts, PromptReader
 from dipole_trainer.generators.trainable import FullWeights, LoraAdapter, check_same_shapes
 from dipole_trainer.spec import GeneratorSpec
+from dipole_trainer.weights.distillations import Distillation
 from dipole_trainer.weights.pipelines import PipelineKind
 
 disable_progress_bar()
 transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
 TINY_TURBO = Path(__file__).parents[1] / "tiny_turbo"
-CACHED_PROMPTS = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @dataclass(frozen=True)
 class PromptEmbedding:
-    """A prompt for the U-Net."""
+    """A prompt for the denoiser."""
 
     states: Tensor  # (1, T, D)
     pooled: Tensor | None = None  # (1, D'), of SDXL's second text encoder
+    mask: Tensor | None = None  # (1, T), of an encoder whose padding is not to be read: 1 where there is text
+
+    @property
+    def nbytes(self) -> int:
+        return sum(each.nbytes for each in (self.states, self.pooled, self.mask) if each is not None)
 
 
 class OneStepGenerator:
-    """Latents are in the U-Net's units (the VAE's times its scaling factor), (K, c, h, w), float32."""
+    """Latents are in the denoiser's units (the VAE's times its scaling factor), (K, c, h, w), float32."""
 
     pipeline_class: ClassVar[Any] = StableDiffusionPipeline
-    component: ClassVar[str] = "unet"  # the pipeline's part that is trained
+    component: ClassVar[str] = "unet"  # the pipeline's part that denoises, and is trained
+    cached_prompts: ClassVar[int] = 4096  # embeddings kept, least recently used first out: 160 KB each for SD-Turbo
     unused_parts: ClassVar[dict[str, Any]] = {  # pipeline components that are not loaded
         "safety_checker": None, "feature_extractor": None, "image_encoder": None, "requires_safety_checker": False,
     }  # fmt: skip
 
-    def __init__(self, pipeline: Any, spec: GeneratorSpec, *, kind: PipelineKind = "sd", device: str = "cpu") -> None:
-        """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above.
+    def __init__(
+        self,
+        pipeline: Any,
+        spec: GeneratorSpec,
+        *,
+        kind: PipelineKind = "sd",
+        device: str = "cpu",
+        distillation: Distillation | None = None,
+    ) -> None:
+        """Take the parts of a loaded pipeline, whose weights are in the precision of `spec` or above, and those of
+        `distillation` where it has one.
 
         Raises InvalidInput where it does not draw in one step. `schedule_change` says what was set so that it does.
         """
-        self.device, self.kind = torch.device(device), kind
+        self.device, self.kind, self.distillation = torch.device(device), kind, distillation
         self.initial_fingerprint: str | None = None  # of what the base was merged from, where it was
-        schedule = make_one_step_schedule(pipeline.scheduler)
+        schedule = self._make_schedule(pipeline.scheduler)
         pipeline.register_modules(scheduler=schedule.scheduler)
+        # its tables stay on the host, where they are read
         self.scheduler, self.schedule_change = schedule.scheduler, schedule.change
-        self.scheduler.set_timesteps(1)  # its tables stay on the host, where they are read
         self.timestep = self.scheduler.timesteps[0].to(self.device)
-        self.pipeline, self.unet, self.vae = pipeline, pipeline.unet, pipeline.vae
+        self.pipeline, self.denoiser, self.vae = pipeline, getattr(pipeline, self.component), pipeline.vae
         vae.check_scaling(self.vae.config)
-        self._tokenizers = prompt_limits.bound_tokenizers(pipeline)
+        self._prompt_readers = self._make_prompt_readers()
         for module in pipeline.components.values():
             if isinstance(module, nn.Module):
                 module.to(self.device).eval().requires_grad_(False)
@@ -84,13 +106,13 @@ class OneStepGenerator:
             self.vae.float()  # overflows in float16, as its config says
         self.precision = spec.precision or gpu.default_precision(device)
         self._dtype = DTYPES[self.precision]
-        self.side = _image_side(pipeline, spec.resolution)
+        self.side = _image_side(self.denoiser.config, pipeline.vae_scale_factor, spec.resolution)
         if spec.tune == "full":
-            self._trained: LoraAdapter | FullWeights = FullWeights(self.unet, self._dtype, compile=spec.compile)
+            self._trained: LoraAdapter | FullWeights = FullWeights(self.denoiser, self._dtype, compile=spec.compile)
         else:
-            self._trained = LoraAdapter(self.unet, spec.lora, seed=spec.seed, compile=spec.compile)
+            self._trained = LoraAdapter(self.denoiser, spec.lora, seed=spec.seed, compile=spec.compile)
         self.lora = self._trained.lora
-        self._prompt_cache: LRUCache[str, PromptEmbedding] = LRUCache(CACHED_PROMPTS)
+        self._prompt_cache: LRUCache[str, PromptEmbedding] = LRUCache(self.cached_prompts)
         self._compiled = spec.compile
         if self._compiled:
             self._check_compiled()
@@ -104,19 +126,21 @@ class OneStepGenerator:
         kind: PipelineKind = "sd",
         device: str = "cpu",
         initial: Path | None = None,
+        distillation: Distillation | None = None,
     ) -> OneStepGenerator:
         """Load a pipeline folder in diffusers format; nothing is downloaded, nothing is unpickled.
 
+        `distillation` is the one whose weights lie in the folder too.
         `initial` is a job's folder of the weights that `spec.initial_checkpoint` names: merged, they are the base.
         Raises InvalidInput where it cannot be loaded, or its one step draws nothing.
         """
         precision = spec.precision or gpu.default_precision(device)
         spec, dtype = spec.model_copy(update={"precision": precision}), DTYPES[precision]
-        dtypes = {"default": dtype, "unet": torch.float32 if spec.tune == "full" else dtype}
-        pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts)
-        merged = _merge_initial(getattr(pipeline, cls.component), spec, initial)
+        dtypes = {"default": dtype, cls.component: torch.float32 if spec.tune == "full" else dtype}
+        pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts, distillation)
+        merged = initial_weights.merge_checkpoint_of_spec(getattr(pipeline, cls.component), spec, initial)
         with explain_odd_values(folder):
-            generator = cls(pipeline, spec, kind=kind, device=device)
+            generator = cls(pipeline, spec, kind=kind, device=device, distillation=distillation)
             generator.initial_fingerprint = merged
             noise = generator.draw_noise([0])
             check_sample_is_no_noise(generator.draw_reference(noise, "a photograph"), noise)
@@ -152,36 +176,50 @@ class OneStepGenerator:
 
     def base_state(self) -> dict[str, Tensor]:
         """The trained part's weights without an adapter's, by name in order: the base's until `tune: full` trains."""
-        state = self._component().state_dict()
+        state = self.denoiser.state_dict()
         plain = {name.replace(".base_layer.", "."): value for name, value in state.items() if "lora_" not in name}
         return dict(sorted(plain.items()))
 
     def write_pipeline(self, state: Mapping[str, Tensor], folder: Path) -> None:
         """The pipeline with these weights in its trained part, as `from_pretrained` loads it."""
-        network = self._component()
         # no memory and no time for weights that are replaced at once
         with torch.device("meta"):
-            written = type(network).from_config(network.config)
+            written = type(self.denoiser).from_config(self.denoiser.config)
         written.load_state_dict(state, assign=True)
         pipeline = copy.copy(self.pipeline)
         pipeline.register_modules(**{self.component: written})
         pipeline.save_pretrained(str(folder), safe_serialization=True)
 
-    def webui_metadata(self) -> dict[str, str]:
-        """By which A1111 knows what a LoRA fits: it takes a file with other metadata for one of SD 1, and hides it."""
+    def webui_metadata(self) -> dict[str, str] | None:
+        """By which A1111 knows what a LoRA fits: it takes a file with other metadata for one of SD 1, and hides it.
+        None for a model that A1111 and ComfyUI load no LoRA for.
+        """
         # SD 2's text encoder, which SD-Turbo has
-        if self.unet.config.cross_attention_dim == 1024:
+        if self.denoiser.config.cross_attention_dim == 1024:
             return {"ss_base_model_version": "sd_v2", "ss_v2": "True"}
         return {"ss_base_model_version": "sd_v1"}
 
-    def _component(self) -> Any:
-        return getattr(self.pipeline, self.component)
-
     # ---- one step ---------------------------------------------------------------------------------------------------
+
+    def call_arguments(self) -> dict[str, Any]:
+        """What the pipeline is called with, beside the prompt and the size, to draw what this generator draws."""
+        given = self.distillation.timestep if self.distillation is not None else None
+        timesteps = {} if given is None else {"timesteps": [given]}
+        return {"num_inference_steps": 1, "guidance_scale": 0.0, **timesteps}
+
+    def _make_schedule(self, scheduler: Any) -> OneStepSchedule:
+        if self.distillation is not None:
+            return make_distilled_schedule(scheduler, self.distillation)
+        schedule = make_one_step_schedule(scheduler)
+        schedule.scheduler.set_timesteps(1)
+        return schedule
+
+    def _make_prompt_readers(self) -> list[PromptReader]:
+        return prompt_limits.bound_tokenizers(self.pipeline)
 
     def draw_noise(self, seeds: Sequence[int]) -> Tensor:
         """Unit normal noise (K, c, h, w), one draw a seed, the same on every device."""
-        shape = (self.unet.config.in_channels, *[self.side // self.pipeline.vae_scale_factor] * 2)
+        shape = (self.denoiser.config.in_channels, *[self.side // self.pipeline.vae_scale_factor] * 2)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
         return torch.stack(draws).to(self.device)
 
@@ -197,7 +235,7 @@ class OneStepGenerator:
 
     def find_cut_prompts(self, prompts: Iterable[str]) -> CutPrompts | None:
         """Those of the prompts that a text encoder does not read to their end."""
-        return prompt_limits.find_cut_prompts(self._tokenizers, prompts)
+        return prompt_limits.find_cut_prompts(self._prompt_readers, prompts)
 
     @torch.no_grad()
     def _encode_prompt(self, prompt: str) -> PromptEmbedding:
@@ -206,20 +244,28 @@ class OneStepGenerator:
     def __call__(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
         """x = G_θ(noise, prompt) in float32, with a graph where gradients are on; one prompt, or one a sample."""
         scheduler = copy.copy(self.scheduler)  # a step moves it on
-        sample, inputs = self._step_inputs(scheduler, noise, [prompt] if isinstance(prompt, str) else prompt)
+        sample, inputs = self._network_inputs(scheduler, noise, [prompt] if isinstance(prompt, str) else prompt)
         with self._autocast():
             output = self._trained.network(**inputs, return_dict=False)[0]
-        stepped: Tensor = scheduler.step(output.float(), scheduler.timesteps[0], sample, return_dict=False)[0]
+        return self._finish_step(scheduler, output.float(), sample)
+
+    def _finish_step(self, scheduler: Any, output: Tensor, sample: Tensor) -> Tensor:
+        """x of the denoiser's output."""
+        stepped: Tensor = scheduler.step(output, scheduler.timesteps[0], sample, return_dict=False)[0]
         return stepped
 
     def _step_inputs(self, scheduler: Any, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Any]]:
-        """The scheduler's sample for its one step, and what the U-Net is given for it."""
+        """The scheduler's sample for its one step, and what the denoiser is given for it."""
         sample = noise * scheduler.init_noise_sigma
         model_input = scheduler.scale_model_input(sample, scheduler.timesteps[0]).to(self._dtype)
-        condition = self._conditioning(prompts, len(noise))
+        return sample, {"sample": model_input, "timestep": self.timestep, **self._conditioning(prompts, len(noise))}
+
+    def _network_inputs(self, scheduler: Any, noise: Tensor, prompts: Sequence[str]) -> tuple[Tensor, dict[str, Any]]:
+        """`_step_inputs`, fit for a compiled network."""
+        sample, inputs = self._step_inputs(scheduler, noise, prompts)
         if self._compiled:
-            mark_dynamic_batch([model_input, *condition.values()])
-        return sample, {"sample": model_input, "timestep": self.timestep, **condition}
+            mark_dynamic_batch([each for each in inputs.values() if isinstance(each, dict) or each.ndim])
+        return sample, inputs
 
     @torch.no_grad()
     def draw_reference(self, noise: Tensor, prompt: str | Sequence[str]) -> Tensor:
@@ -251,7 +297,7 @@ class OneStepGenerator:
         condition: dict[str, Any] = {
             "encoder_hidden_states": torch.cat([each.states for each in embedded]).expand(count, -1, -1).contiguous()
         }
-        width = self.unet.config.time_cond_proj_dim
+        width = self.denoiser.config.time_cond_proj_dim
         if (
             width is not None
         ):  # a guidance-distilled U-Net takes its guidance scale w as an embedding; w = 0 is passed as w - 1
@@ -260,16 +306,16 @@ class OneStepGenerator:
         return condition
 
     def _check_compiled(self) -> None:
-        _, inputs = self._step_inputs(copy.copy(self.scheduler), self.draw_noise([0, 1]), ["a photograph"])
+        _, inputs = self._network_inputs(copy.copy(self.scheduler), self.draw_noise([0, 1]), ["a photograph"])
 
-        def run_unet(unet: Any) -> Tensor:
+        def run_network(network: Any) -> Tensor:
             with self._autocast():
-                output: Tensor = unet(**inputs, return_dict=False)[0]
+                output: Tensor = network(**inputs, return_dict=False)[0]
             return output
 
         network = self._trained.network
         check_compiled_gradient(
-            lambda: run_unet(network), lambda: run_unet(network.forward), self.parameters(), self._dtype
+            lambda: run_network(network), lambda: run_network(network.forward), self.parameters(), self._dtype
         )
 
     @contextmanager
@@ -339,32 +385,17 @@ class OneStepGenerator:
         return latents
 
 
-def _merge_initial(network: nn.Module, spec: GeneratorSpec, folder: Path | None) -> str | None:
-    """Merge a job's initial weights; what tells the result from others. By what went in: sums differ in their last bit
-    from machine to machine.
+def _image_side(config: Any, factor: int, resolution: int | None) -> int:
+    """The side of the square images in pixels: the one asked for, or that of the network's config, whose latents are
+    smaller by `factor`.
     """
-    if spec.initial_checkpoint is None:
-        return None
-    if folder is None or not folder.is_dir():
-        raise InvalidInput(
-            f"model: the weights of {spec.initial_checkpoint.name}, which the job starts from, are not in its folder",
-            field="model",
-        )
-    base = initial_weights.fingerprint_weights(network.state_dict())
-    initial_weights.merge_initial_weights(network, folder)
-    return f"{base}+{spec.initial_checkpoint.id}"
-
-
-def _image_side(pipeline: Any, resolution: int | None) -> int:
-    """The side of the square images in pixels: the one asked for, or the model's own."""
-    factor: int = pipeline.vae_scale_factor
     if resolution is None:
-        own = pipeline.unet.config.sample_size
+        own = config.sample_size
         try:
             return factor * int(own if isinstance(own, int) else min(own))
         except (TypeError, ValueError):
             raise InvalidInput(
-                f"resolution: this model's U-Net does not say the size it draws (sample_size is {own!r}): give one",
+                f"resolution: this model's network does not say the size it draws (sample_size is {own!r}): give one",
                 field="resolution",
             ) from None
     if resolution % factor:

@@ -9,10 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import diffusers
 from torch import Tensor
 from torch.nn import functional
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.distillations import Distillation
 
 MIN_SHARE_OF_LAST = 0.95  # LCM's own schedule may end a few timesteps short of the last
 MAX_LIKENESS_TO_NOISE = 0.999  # cosine; even a network with random weights leaves less of its noise
@@ -20,7 +22,7 @@ MAX_LIKENESS_TO_NOISE = 0.999  # cosine; even a network with random weights leav
 
 @dataclass(frozen=True)
 class OneStepSchedule:
-    """A scheduler whose single step begins at the last timestep; `change` says what was set for it, if anything."""
+    """A scheduler that is set to its single step; `change` says what was set for it, if anything."""
 
     scheduler: Any
     change: str | None = None
@@ -54,6 +56,21 @@ def make_one_step_schedule(scheduler: Any) -> OneStepSchedule:
         f"the last, {scheduler.config.num_train_timesteps - 1}: give it the scheduler of a one-step model, such as "
         "EulerDiscreteScheduler with timestep_spacing 'trailing'",
         field="model",
+    )
+
+
+def make_distilled_schedule(scheduler: Any, distillation: Distillation) -> OneStepSchedule:
+    """The scheduler that a distilled model is sampled with, made from its base's config."""
+    made = getattr(diffusers, distillation.scheduler).from_config(scheduler.config, **distillation.scheduler_settings)
+    if distillation.timestep is None:
+        made.set_timesteps(1)
+    else:
+        made.set_timesteps(timesteps=[distillation.timestep])
+    settings = "".join(f", {name} {value!r}" for name, value in distillation.scheduler_settings.items())
+    return OneStepSchedule(
+        made,
+        f"with {distillation.file} the model draws in one step as published: {distillation.scheduler}{settings}, "
+        f"timestep {_timestep_names(made.timesteps.tolist())}",
     )
 
 

@@ -15,6 +15,15 @@ _SPECIAL_TOKENS = 2  # begin and end
 
 
 @dataclass(frozen=True)
+class PromptReader:
+    """A tokenizer, and how many tokens its encoder is given: `limit`, the last `closing` of which are no text."""
+
+    tokenizer: Any
+    limit: int
+    closing: int = 1  # CLIP's end token
+
+
+@dataclass(frozen=True)
 class CutPrompts:
     """`count` of the prompts are longer than `limit` tokens; of the `example`, `unread` is what no one reads."""
 
@@ -30,7 +39,7 @@ class CutPrompts:
         )
 
 
-def bound_tokenizers(pipeline: Any) -> list[Any]:
+def bound_tokenizers(pipeline: Any) -> list[PromptReader]:
     """The pipeline's tokenizers, none of which gives more tokens than its encoder has places for.
 
     A tokenizer's folder may name no length, or one of another encoder.
@@ -42,20 +51,20 @@ def bound_tokenizers(pipeline: Any) -> list[Any]:
         if tokenizer is not None and encoder is not None:
             places = getattr(encoder.config, "max_position_embeddings", None) or tokenizer.model_max_length
             tokenizer.model_max_length = min(tokenizer.model_max_length, places)
-            found.append(tokenizer)
+            found.append(PromptReader(tokenizer, tokenizer.model_max_length))
     return found
 
 
-def find_cut_prompts(tokenizers: Sequence[Any], prompts: Iterable[str]) -> CutPrompts | None:
+def find_cut_prompts(readers: Sequence[PromptReader], prompts: Iterable[str]) -> CutPrompts | None:
     """Those of which any of the tokenizers drops the end; None where all are read whole."""
     distinct, cut, limits = list(dict.fromkeys(prompts)), set[str](), []
     first: tuple[str, str] | None = None
-    for tokenizer in tokenizers:
-        limit = tokenizer.model_max_length
-        for prompt, tokens in _tokenize_long(tokenizer, distinct, limit):
+    for reader in readers:
+        for prompt, tokens in _tokenize_long(reader.tokenizer, distinct, reader.limit):
             cut.add(prompt)
-            limits.append(limit)
-            first = first or (_shorten(prompt), _shorten(tokenizer.decode(tokens[limit - 1 : -1]).strip()))
+            limits.append(reader.limit)
+            unread = tokens[reader.limit - reader.closing : len(tokens) - reader.closing]
+            first = first or (_shorten(prompt), _shorten(reader.tokenizer.decode(unread).strip()))
     return CutPrompts(len(cut), min(limits), *first) if first else None
 
 

@@ -19,7 +19,7 @@ class SdxlGenerator(OneStepGenerator):
         "add_watermarker": False,
     }
 
-    def webui_metadata(self) -> dict[str, str]:
+    def webui_metadata(self) -> dict[str, str] | None:
         return {"ss_base_model_version": "sdxl_base_v1-0"}
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""What a run trains in a U-Net: a LoRA adapter, or every weight. Both can act as the frozen base inside a `with` block.
+"""What a run trains of a denoiser: an adapter, or every weight. Both can act as the frozen base inside a `with` block.
 
 Master weights are float32 whatever the network runs in, and have a fixed order and fixed names.
 """
@@ -16,17 +16,17 @@ from peft.utils import get_peft_model_state_dict
 from torch import Tensor, nn
 
 from dipole.errors import InvalidInput
-from dipole_trainer.generators.compilation import compile_unet
+from dipole_trainer.generators.compilation import compile_network
 from dipole_trainer.spec import LoraSpec
 
 
 class LoraAdapter:
     """A LoRA adapter on frozen weights. The base is the same network with the adapter switched off."""
 
-    def __init__(self, unet: Any, spec: LoraSpec, *, seed: int, compile: bool) -> None:
+    def __init__(self, network: Any, spec: LoraSpec, *, seed: int, compile: bool) -> None:
         """Add a fresh adapter, drawn from `seed`; it changes nothing until it is trained."""
-        _check_targets(unet, spec)
-        self.network = unet
+        _check_targets(network, spec)
+        self.network = network
         self.lora = LoraConfig(
             r=spec.rank,
             lora_alpha=spec.alpha,  # type: ignore[arg-type]  # a float works; PEFT divides it by the rank
@@ -35,12 +35,12 @@ class LoraAdapter:
         )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            unet.add_adapter(self.lora)
-        self.parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
+            network.add_adapter(self.lora)
+        self.parameters = [parameter for parameter in network.parameters() if parameter.requires_grad]
         for parameter in self.parameters:
             parameter.data = parameter.data.float()
         if compile:
-            compile_unet(unet)
+            compile_network(network)
 
     def trained_state(self) -> dict[str, Tensor]:
         """The adapter's weights under PEFT's names."""
@@ -64,21 +64,21 @@ class LoraAdapter:
 
 
 class FullWeights:
-    """Every weight of the U-Net. The base is a frozen copy, in the dtype that the run computes in."""
+    """Every weight of the denoiser. The base is a frozen copy, in the dtype that the run computes in."""
 
     lora = None
 
-    def __init__(self, unet: Any, dtype: torch.dtype, *, compile: bool) -> None:
+    def __init__(self, network: Any, dtype: torch.dtype, *, compile: bool) -> None:
         # diffusers' own `to` warns of what it does not do
-        self._frozen = nn.Module.to(copy.deepcopy(unet), dtype)
-        self._trained = self.network = unet.float().requires_grad_(True)
-        self.parameters = list(unet.parameters())
+        self._frozen = nn.Module.to(copy.deepcopy(network), dtype)
+        self._trained = self.network = network.float().requires_grad_(True)
+        self.parameters = list(network.parameters())
         if compile:
-            compile_unet(self._frozen)
-            compile_unet(self._trained)
+            compile_network(self._frozen)
+            compile_network(self._trained)
 
     def trained_state(self) -> dict[str, Tensor]:
-        """The U-Net's state_dict."""
+        """Its state_dict."""
         state: dict[str, Tensor] = self._trained.state_dict()
         return state
 
@@ -106,14 +106,14 @@ def check_same_shapes(expected: Mapping[str, Tensor], given: Mapping[str, Tensor
             )
 
 
-def _check_targets(unet: nn.Module, spec: LoraSpec) -> None:
+def _check_targets(network: nn.Module, spec: LoraSpec) -> None:
     """Each of `target_modules` names layers that take an adapter; PEFT passes over those that name none."""
-    modules = dict(unet.named_modules())
+    modules = dict(network.named_modules())
     for target in spec.target_modules:
         named = [module for name, module in modules.items() if name == target or name.endswith(f".{target}")]
         if not named or not all(isinstance(module, nn.Linear | nn.Conv2d) for module in named):
             raise InvalidInput(
-                f"lora.target_modules: {target!r} names no linear or convolutional layer of this model's U-Net; "
-                "to_q, to_k, to_v and to_out.0 are its attention",
+                f"lora.target_modules: {target!r} names no linear or convolutional layer of this model's "
+                f"{type(network).__name__}; to_q, to_k, to_v and to_out.0 are its attention",
                 field="lora.target_modules",
             )

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL, EulerDiscreteScheduler, UNet2DConditionModel
+from diffusers import EulerDiscreteScheduler, SCMScheduler
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from transformers import AutoConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import AutoConfig, PreTrainedModel
 
 from dipole.errors import InvalidInput
 from dipole_trainer.features import FeatureExtractor
@@ -26,12 +26,13 @@ from dipole_trainer.features.tiny_contrastive import TinyContrastiveFeatures, ma
 from dipole_trainer.features.tiny_labelled import TinyEncoder, TinyLabelledFeatures
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.features.vit_mae import make_vit_mae_features
+from dipole_trainer.generators import GENERATORS
+from dipole_trainer.generators.loading import find_network_class
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
-from dipole_trainer.generators.sdxl import SdxlGenerator
 from dipole_trainer.planning import architectures
 from dipole_trainer.planning.architectures import PUBLISHED_PIPELINES, VISION_NETWORKS
 from dipole_trainer.spec import FeaturesSpec, TrainSpec
-from dipole_trainer.weights import feature_weights, pipelines
+from dipole_trainer.weights import base_models, feature_weights, pipelines
 from dipole_trainer.weights.pipelines import PipelineKind
 
 
@@ -67,8 +68,9 @@ def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu")
     spec = spec.model_copy(update={"compile": False, "precision": spec.precision or "fp32"})
     with torch.device("meta"):
         pipeline, kind, is_published = _make_pipeline(spec, models_dir)
-        generator = (SdxlGenerator if kind == "sdxl" else OneStepGenerator)(pipeline, spec, kind=kind, device="meta")
+        generator = GENERATORS[kind](pipeline, spec, kind=kind, device="meta")
         space = feature_weights.resolve_space(spec.features, kind)
+        feature_weights.check_space_fits(space, kind)
         encoder = _make_encoder(space)
     with generator.base_weights():
         frozen = generator.network
@@ -94,44 +96,45 @@ def build_fake_models(spec: TrainSpec, models_dir: Path, *, device: str = "cpu")
 def _make_pipeline(spec: TrainSpec, models_dir: Path) -> tuple[Any, PipelineKind, bool]:
     """The pipeline in the job's precision, its kind, and whether it is of a published shape alone."""
     try:
-        folder, kind = pipelines.find_pipeline(spec, models_dir)
+        found = pipelines.find_pipeline(spec, models_dir)
     except InvalidInput:
         if spec.model not in PUBLISHED_PIPELINES:
             raise
-        made = architectures.make_pipeline(PUBLISHED_PIPELINES[spec.model])
-        published: PipelineKind = "sdxl" if hasattr(made, "text_encoder_2") else "sd"
-        return _cast_parts(made, spec), published, True
-    return _cast_parts(_read_pipeline(folder, kind), spec), kind, False
+        shape = PUBLISHED_PIPELINES[spec.model]
+        return _cast_parts(architectures.make_pipeline(shape), spec, shape.kind), shape.kind, True
+    return _cast_parts(_read_pipeline(found.folder, found.kind), spec, found.kind), found.kind, False
 
 
 def _read_pipeline(folder: Path, kind: PipelineKind) -> Any:
-    """The pipeline of the configs in a folder, whose weights are not read."""
-    made = SdxlGenerator if kind == "sdxl" else OneStepGenerator
-    unet, vae = (
-        network.from_config(network.load_config(str(folder / part), local_files_only=True))  # type: ignore[no-untyped-call]
-        for network, part in ((UNet2DConditionModel, "unet"), (AutoencoderKL, "vae"))
-    )
-    texts = {
-        part: text(AutoConfig.from_pretrained(str(folder / part), local_files_only=True))
-        for part, text in (("text_encoder", CLIPTextModel), ("text_encoder_2", CLIPTextModelWithProjection))
-        if (folder / part).is_dir()
+    """The pipeline of the configs in a folder, whose weights are not read: distilled ones cost what the base's do."""
+    made, index = GENERATORS[kind], base_models.read_pipeline_index(folder)
+    networks = {
+        part: _make_network(find_network_class(folder / part, named), folder / part)
+        for part, named, _ in base_models.weighted_parts(index)
     }
     tokenizers = {
         part.replace("text_encoder", "tokenizer"): architectures.load_tokenizer(text.config.max_position_embeddings)
-        for part, text in texts.items()
+        for part, text in networks.items()
+        if part.startswith("text_encoder")
     }
+    scheduler = SCMScheduler if kind == "sana" else EulerDiscreteScheduler
     return made.pipeline_class(
-        unet=unet, vae=vae, scheduler=architectures.make_scheduler(EulerDiscreteScheduler), **texts, **tokenizers,
-        **made.unused_parts,
-    )  # fmt: skip
+        **networks, **tokenizers, **made.unused_parts, scheduler=architectures.make_scheduler(scheduler)
+    )
 
 
-def _cast_parts(pipeline: Any, spec: TrainSpec) -> Any:
-    """As `from_pretrained` loads it: the job's precision, a U-Net that is trained whole in float32."""
+def _make_network(network: Any, folder: Path) -> Any:
+    if issubclass(network, PreTrainedModel):
+        return network(AutoConfig.from_pretrained(str(folder), local_files_only=True))
+    return network.from_config(network.load_config(str(folder), local_files_only=True))
+
+
+def _cast_parts(pipeline: Any, spec: TrainSpec, kind: PipelineKind) -> Any:
+    """As `from_pretrained` loads it: the job's precision, a network that is trained whole in float32."""
     dtype = DTYPES[spec.precision or "fp32"]
     for name, part in pipeline.components.items():
         if isinstance(part, nn.Module):
-            is_trained = name == "unet" and spec.tune == "full"
+            is_trained = name == GENERATORS[kind].component and spec.tune == "full"
             nn.Module.to(part, torch.float32 if is_trained else dtype)
     return pipeline
 

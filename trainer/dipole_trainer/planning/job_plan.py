@@ -16,11 +16,10 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import first_error
 from dipole_trainer.compute.graph_budget import choose_budget
-from dipole_trainer.planning.architectures import CLIP_TOKENS
 from dipole_trainer.planning.devices import MEASURED_UTILISATION, UTILISATION, Device
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.plans import GraphPlan, JobPlan, MemoryPlan
-from dipole_trainer.planning.update_cost import UpdateCost, measure_update
+from dipole_trainer.planning.update_cost import PROMPT, UpdateCost, measure_update
 from dipole_trainer.spec import MAX_STEPS, Precision, TrainSpec
 from dipole_trainer.weights.base_models import base_of_name
 
@@ -28,7 +27,6 @@ from dipole_trainer.weights.base_models import base_of_name
 UNCOSTED_FIELDS = (
     "training_file", "validation_file", "suffix", "metadata", "integrations", "allow_unready", "initial_checkpoint",
 )  # fmt: skip
-MANY_PROMPTS = 4096  # whose embeddings are kept
 CHECKPOINT_COPIES = 3  # of what is trained, in float32: the weights and Adam's two moments
 
 
@@ -80,9 +78,8 @@ class _PrecisionCost:
 def _cost_precision(spec: TrainSpec, precision: Precision, models_dir: Path, chunk_size: int | None) -> _PrecisionCost:
     spec = spec.model_copy(update={"precision": precision})
     models = build_fake_models(spec, models_dir)
-    width: int = models.generator.unet.config.cross_attention_dim
-    prompt_bytes = MANY_PROMPTS * CLIP_TOKENS * width * (4 if precision == "fp32" else 2)
     update = measure_update(spec, models, chunk_size=chunk_size)
+    prompt_bytes = models.generator.cached_prompts * models.generator.embed_prompt(PROMPT.prompt).nbytes
     return _PrecisionCost(precision, update, prompt_bytes, models.is_published_shape)
 
 

@@ -21,9 +21,9 @@ from dipole.errors import NotFinite
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import FeatureExtractor, extract_features, join_features
-from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators.images.candidate_images import DecodedCandidates
+from dipole_trainer.generators.images.vae import finite_rows
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.groups import CandidateGroup

@@ -77,8 +77,10 @@ def run_session(
         if processes.is_main and (advice := precision_advice(spec, processes.device, has_bf16)):
             job_events.PrecisionIsSlow(what=advice).report(on_event)
         spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
-        _, kind = pipelines.find_pipeline(spec, models_dir)
-        feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
+        found = pipelines.find_pipeline(spec, models_dir)
+        feature_weights.locate_feature_weights(
+            spec.features, found.kind, models_dir
+        )  # a pipeline takes minutes to load
         generator = generators.build_generator(
             spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
         )

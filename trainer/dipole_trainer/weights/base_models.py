@@ -1,8 +1,8 @@
 """Which base models a job may name, and where the worker finds them. Never a caller's path, never a download.
 
 - `tiny-turbo`, which is built in;
-- `sd-turbo` and `sdxl-turbo`: the folder of that name under DIPOLE_MODELS_DIR, or Stability's repository in the cache;
-- any other pipeline folder under DIPOLE_MODELS_DIR;
+- a name of PUBLISHED_MODELS: the folder of that name under DIPOLE_MODELS_DIR, or its repository in the cache;
+- any other pipeline folder under DIPOLE_MODELS_DIR, which may hold one-step weights (distillations.py);
 - any hub id `org/name` that lies in the local Hugging Face cache.
 
 The API checks a name (`check_model_name`): the weights may lie on the worker's machine alone, which finds them
@@ -16,12 +16,23 @@ from pathlib import Path
 from typing import Any
 
 from dipole.errors import InvalidInput
+from dipole_trainer.weights.distillations import DISTILLED_MODELS, find_distillation
 from dipole_trainer.weights.json_files import read_json_object
 from dipole_trainer.weights.names import is_folder_name
 
 BUILT_IN_MODELS = ("tiny-turbo",)
-PUBLISHED_MODELS = {"sd-turbo": "stabilityai/sd-turbo", "sdxl-turbo": "stabilityai/sdxl-turbo"}
-PUBLISHED_SIDES: dict[str, int] = dict.fromkeys((*PUBLISHED_MODELS, *PUBLISHED_MODELS.values()), 512)
+# the repository of each; distilled ones are files of two repositories in one folder, and have none
+PUBLISHED_MODELS = {
+    "sd-turbo": "stabilityai/sd-turbo",
+    "sdxl-turbo": "stabilityai/sdxl-turbo",
+    "sana-sprint-0.6b": "Efficient-Large-Model/Sana_Sprint_0.6B_1024px_diffusers",
+    "sana-sprint-1.6b": "Efficient-Large-Model/Sana_Sprint_1.6B_1024px_diffusers",
+    **{name: name for name in DISTILLED_MODELS},
+}
+_OF_512 = ("sd-turbo", "sdxl-turbo", "hyper-sd15-lora")
+PUBLISHED_SIDES: dict[str, int] = {
+    each: 512 if name in _OF_512 else 1024 for name, hub_id in PUBLISHED_MODELS.items() for each in (name, hub_id)
+}
 BUILT_IN_FOLDER = Path(__file__).parents[1] / "tiny_turbo"
 # parts of a pipeline that no generator loads
 UNUSED_PARTS = ("safety_checker", "feature_extractor", "image_encoder")
@@ -115,9 +126,11 @@ def find_variant(folder: Path, stem: str) -> str | None:
 def image_side(name: str, models_dir: Path) -> int | None:
     """The side of a model's own images in pixels, where its folder lies here and says so. Needs no hub and no torch."""
     folder = BUILT_IN_FOLDER if name in BUILT_IN_MODELS else models_dir / name.rpartition("/")[2]
+    trained = "transformer" if (folder / "transformer").is_dir() else "unet"
     try:
-        size = read_json_object(folder / "unet/config.json", field="model")["sample_size"]
-        levels = len(read_json_object(folder / "vae/config.json", field="model")["block_out_channels"])
+        size = read_json_object(folder / trained / "config.json", field="model")["sample_size"]
+        autoencoder = read_json_object(folder / "vae/config.json", field="model")
+        levels = len(autoencoder.get("encoder_block_out_channels") or autoencoder["block_out_channels"])
         return int(size) * int(2 ** (levels - 1))
     except (InvalidInput, LookupError, TypeError, ValueError):
         return PUBLISHED_SIDES.get(name)
@@ -141,10 +154,15 @@ def _pipeline_files(folder: Path, index: Mapping[str, Any]) -> Iterator[str]:
         elif name.startswith("tokenizer"):
             yield f"{name}/tokenizer_config.json"
             yield f"{name}/tokenizer.json|{name}/vocab.json"
+    distillation = find_distillation(folder) or DISTILLED_MODELS.get(folder.name)
+    if distillation is not None:
+        yield distillation.file
     for name, _, stem in weighted_parts(index):
         variant = find_variant(folder / name, stem)
         ending = f".{variant}" if variant else ""
         yield f"{name}/config.json"
+        if distillation is not None and distillation.part == name:
+            continue  # its weights are the distilled ones
         yield f"{name}/{stem}{ending}.safetensors|{name}/{stem}.safetensors.index{ending}.json"
         yield f"{name}/{stem}{ending}.safetensors|{name}/{stem}{ending}-*.safetensors"
 

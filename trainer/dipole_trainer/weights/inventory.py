@@ -77,7 +77,7 @@ def _pipeline_kind(name: str, models_dir: Path) -> PipelineKind | None:
     if "/" not in model and model not in BUILT_IN_MODELS and not (models_dir / model / INDEX_FILE).is_file():
         return None
     try:
-        return find_pipeline(GeneratorSpec(model=model, revision=revision), models_dir)[1]
+        return find_pipeline(GeneratorSpec(model=model, revision=revision), models_dir).kind
     except (InvalidInput, OSError, ValueError):
         return None
 

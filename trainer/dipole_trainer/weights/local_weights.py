@@ -104,10 +104,10 @@ def _check_commit(found: Path, name: str, revision: str | None, field: str) -> N
 
 def _download_command(name: str, models_dir: Path, revision: str | None) -> str:
     folder = models_dir / name.rpartition("/")[2]
-    if "/" not in name:
-        return "put it there, or name a hub id org/name"
     if (command := find_model_command(name, folder, revision=revision)) is not None:
         return f"fetch it with `{command}`"
+    if "/" not in name:
+        return "put it there, or name a hub id org/name"
     pinned = f" --revision {revision}" if revision else ""
     return f"fetch it with `hf download {name}{pinned} --local-dir {shlex.quote(str(folder))}`"
 

@@ -1,5 +1,4 @@
-"""Between latents in the U-Net's units and images, through a pipeline's VAE, with the pipeline's scaling factor, shift,
-mean and std.
+"""Between latents in the denoiser's units and images, through a pipeline's VAE, with its scaling, shift, mean and std.
 
 Legend: K images, c latent channels, h, w latent size, H, W image size.
 """
@@ -39,8 +38,9 @@ def decode_latents(vae: Any, x: Tensor) -> Tensor:
 def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
     """Latents (K, c, h, w) in float32 of images (K, 3, H, W) from -1 to 1: the mode of the VAE's Gaussian."""
     encoded = vae.encode(images.to(vae.dtype))
-    # AutoencoderTiny's have no distribution
-    mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
+    # AutoencoderTiny and AutoencoderDC have no distribution, and call the latents otherwise
+    (found,) = encoded.values()
+    mode = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
     return _scale_for_unet(vae.config, mode.float())
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dipole_trainer.generators.vae import finite_rows
+from dipole_trainer.generators.images.vae import finite_rows
 
 
 @dataclass(frozen=True)
