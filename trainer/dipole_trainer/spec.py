@@ -613,6 +613,12 @@ class TrainSpec(GeneratorSpec):
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
     )
+    candidates_as: Literal["auto", "images", "latents"] = Field(
+        default="auto",
+        description="What rewards are sent. `auto`: latents to those that are served with this model's VAE "
+        "(DIPOLE_REWARD_VAE) in the job's precision, which decode them themselves, and images to others, or to all "
+        "where the features are of pixels; `images` to all; `latents` to all, and a reward that takes none fails.",
+    )
     record_candidates: bool = Field(
         default=False,
         description="Keep every candidate's latents with its scores (32 KB an image at 512²), for replays.",
@@ -637,6 +643,10 @@ class TrainSpec(GeneratorSpec):
     def is_offline(self) -> bool:
         """Whether it trains on recorded preferences, and asks no reward."""
         return self.pairs_file is not None or self.replay_job is not None
+
+    def sends_latents(self, *, reads_pixels: bool, may_be_taken: bool) -> bool:
+        """Whether groups are sent as latents: where images are made anyway, or all want them, only if asked for."""
+        return self.candidates_as == "latents" or (self.candidates_as == "auto" and not reads_pixels and may_be_taken)
 
     @property
     def asked_rewards(self) -> tuple[RewardSpec, ...]:

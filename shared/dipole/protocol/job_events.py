@@ -188,6 +188,29 @@ class RewardUnverified(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentsSent(JobEvent):
+    """Told of a reward once a run: it has the model's VAE, and candidates are decoded where it is."""
+
+    kind = "latents_sent"
+    message = "Reward {reward} takes this model's latents: candidates are decoded there, and not here for its sake"
+    reward: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsNotSent(JobEvent):
+    """Told of a reward once a run: it takes latents, but of another VAE or precision, so it is sent images."""
+
+    kind = "latents_not_sent"
+    message = (
+        "Reward {reward} is sent images: {reason}, and this job's are of another; serve it with this model's VAE "
+        "(DIPOLE_REWARD_VAE) in the job's precision (DIPOLE_REWARD_VAE_DTYPE)"
+    )
+    level = "warn"
+    reward: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardSilent(JobEvent):
     """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
 

@@ -13,6 +13,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -26,9 +27,10 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput, NotFinite
+from dipole.protocol.latents import Latents
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators import activations, initial_weights, prompt_limits, vae
-from dipole_trainer.generators.candidate_images import DecodedCandidates
+from dipole_trainer.generators.candidate_images import DecodedCandidates, pack_latents
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
@@ -286,6 +288,16 @@ class OneStepGenerator:
         """
         images = vae.decode_latents(self.vae, x) / 2 + 0.5
         return torch.where(vae.finite_rows(images, x).view(-1, 1, 1, 1), images, torch.nan)
+
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """By which a reward that is sent latents knows whether it decodes them as `decode_pixels` does."""
+        return vae.fingerprint(self.vae)
+
+    @torch.no_grad()
+    def pack_latents(self, x: Tensor) -> tuple[Latents, list[bool]]:
+        """Latents x as a reward is sent them that decodes them itself, and which of them are finite."""
+        return pack_latents(vae.decoder_input(self.vae, x))
 
     def decode_images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images, uint8 (K, H, W, 3) RGB. Raises NotFinite where one of them is not finite."""

@@ -16,6 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from dipole.errors import InvalidInput
+from dipole.protocol.latents import DECODER_PARTS, fingerprint_vae
 
 
 def check_scaling(config: Any) -> None:
@@ -32,8 +33,13 @@ def check_scaling(config: Any) -> None:
 
 def decode_latents(vae: Any, x: Tensor) -> Tensor:
     """Images (K, 3, H, W) in float32, about -1 to 1, not clamped; differentiable in latents x (K, c, h, w)."""
-    decoded: Tensor = vae.decode(_scale_for_vae(vae.config, x).to(vae.dtype), return_dict=False)[0]
+    decoded: Tensor = vae.decode(decoder_input(vae, x), return_dict=False)[0]
     return decoded.float()
+
+
+def decoder_input(vae: Any, x: Tensor) -> Tensor:
+    """Latents x (K, c, h, w) as the VAE's decoder is given them."""
+    return _scale_for_vae(vae.config, x).to(vae.dtype)
 
 
 def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
@@ -42,6 +48,17 @@ def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
     # AutoencoderTiny's have no distribution
     mode = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded.latents
     return _scale_for_unet(vae.config, mode.float())
+
+
+def fingerprint(vae: Any) -> str:
+    """By which a reward knows that it has the same VAE, in the same precision."""
+    precision = str(vae.dtype).removeprefix("torch.")
+    weights = ((name, value) for name, value in vae.state_dict().items() if name.startswith(DECODER_PARTS))
+    return fingerprint_vae(vae.config, precision, ((name, _bytes_of(value)) for name, value in weights))
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def finite_rows(*parts: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole.errors import NotFinite
+from dipole.protocol.latents import Latents
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import FeatureExtractor, extract_features, join_features
@@ -27,6 +28,7 @@ from dipole_trainer.generators.vae import finite_rows
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.groups import CandidateGroup
+from dipole_trainer.ranking.lazy_images import LazyImages
 from dipole_trainer.ranking.selection import GroupOrder
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import PromptSpec, TrainSpec
@@ -51,7 +53,7 @@ class SampledGroup:
     ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
     flaws: dict[int, str] = field(default_factory=dict)
     candidates: CandidateGroup | None = None  # what rewards are asked, for whoever has to ask again
-    images: NDArray[np.uint8] | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
+    images: NDArray[np.uint8] | LazyImages | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
     graphs: GroupGraphs = field(default_factory=GroupGraphs)  # of x, while x is of the present weights
     graphs_used: int = 0  # samples that were not drawn again for their gradient
     is_prepared: bool = False
@@ -128,6 +130,41 @@ class Rollout:
             raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
         return images, flaws
 
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether φ is of pixels, so that whatever was drawn is decoded here anyway."""
+        return self._encode_pixels is not None
+
+    def pack_group(self, drawn: SampledGroup) -> tuple[Latents, dict[int, str]]:
+        """Latents (R, c, h, w) to be ranked, and by row why there are none. Raises NotFinite where there are none at
+        all.
+        """
+        latents, sound = self.generator.pack_latents(drawn.ranked_latents)
+        why = f"not_finite: latents in {self.generator.precision}"
+        flaws = {row: why for row, fine in enumerate(sound) if not fine}
+        if len(flaws) == len(latents):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(latents)))
+        return latents, flaws
+
+    def decode_later(self, drawn: SampledGroup) -> LazyImages:
+        """What `decode_group` gives, once somebody has use for it; candidates that then have no image are left out."""
+        ranked = drawn.ranked_latents
+
+        @torch.no_grad()
+        def decode() -> tuple[NDArray[np.uint8], dict[int, str]]:
+            images, flaws = self.generator.read_candidates(
+                self.micro_batches.map(range(len(ranked)), lambda rows: self._decode(ranked[rows]))
+            )
+            if len(flaws) == len(images):
+                raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+            drawn.leave_out({row: why for row, why in flaws.items() if row not in drawn.flaws})
+            return images, flaws
+
+        return LazyImages(len(ranked), decode)
+
+    def _decode(self, x: Tensor) -> DecodedCandidates:
+        return DecodedCandidates.of_pixels(self.generator.decode_pixels(x), x)
+
     @torch.no_grad()
     def decode_on_device(self, drawn: SampledGroup) -> list[DecodedCandidates]:
         """What `decode_group` reads, in micro-batches."""
@@ -135,11 +172,10 @@ class Rollout:
         takes_features = self._encode_pixels is not None and drawn.ranks_itself
 
         def decode(rows: list[int]) -> tuple[DecodedCandidates, FeatureSets]:
-            if takes_features:
-                phi, pixels = self._encode_samples(drawn, rows)
-                assert pixels is not None
-            else:
-                phi, pixels = {}, self.generator.decode_pixels(ranked[rows])
+            if not takes_features:
+                return self._decode(ranked[rows]), {}
+            phi, pixels = self._encode_samples(drawn, rows)
+            assert pixels is not None
             return DecodedCandidates.of_pixels(pixels, ranked[rows]), phi
 
         decoded, phi = zip(*self.micro_batches.map(range(len(ranked)), decode), strict=True)

@@ -29,6 +29,7 @@ from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.ranking.known_answers import KnownAnswersRanker
+from dipole_trainer.ranking.sent_as import LatentsReporter
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -93,6 +94,7 @@ def run_session(
         )
         rollout = Rollout(spec, generator, phi, micro_batches, graphs)
         if processes.is_main:
+            ranker = LatentsReporter(ranker, on_event)
             ranker = UnverifiedRewardReporter(
                 ranker,
                 unverified=workdir / job_layout.UNVERIFIED_REWARDS_FILE,
