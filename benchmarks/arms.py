@@ -41,6 +41,7 @@ class Arm:
     knob: Knob | None = None
     settings_of: str = ""  # the arm whose settings it takes; itself where empty
     staleness: int = 0
+    decoder: str = "vae"  # of the images that rewards see
 
 
 # `radii` are RADII times the knob
@@ -74,6 +75,7 @@ ARMS: dict[str, Arm] = {
     "drpo-teacher": Arm(
         "DrPO, teacher U-Net", **DIPOLE, features={"type": "teacher_unet", "timestep": 999, "pool": 2}
     ),
+    "drpo-tiny-decoder": Arm("DrPO, tiny decoder for rewards", **DIPOLE, settings_of="drpo-101", decoder="tiny"),
     "drpo-1-stale": Arm("DrPO, 1 window stale", **DIPOLE, settings_of="drpo-101", staleness=1),
     "drpo-2-stale": Arm("DrPO, 2 windows stale", **DIPOLE, settings_of="drpo-101", staleness=2),
 }  # fmt: skip
@@ -141,6 +143,7 @@ def build_spec(arm: Arm, settings: Mapping[str, Any], seed: int, steps: int, spl
         "samples": {"prompts": 0},
         "checkpoint_every": steps,
         "max_staleness": arm.staleness,
+        "reward_decoder": arm.decoder,
         "seed": seed,
     }
     return TrainSpec.model_validate({**job, **changes})

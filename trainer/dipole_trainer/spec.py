@@ -39,6 +39,8 @@ MIN_PROMPTS_FOR_SIGNIFICANCE = 6
 """With fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be."""
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
+CHECK_DECODER_EVERY = 16
+
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
 
@@ -619,6 +621,16 @@ class TrainSpec(GeneratorSpec):
         "(DIPOLE_REWARD_VAE) in the job's precision, which decode them themselves, and images to others, or to all "
         "where the features are of pixels; `images` to all; `latents` to all, and a reward that takes none fails.",
     )
+    reward_decoder: Literal["vae", "tiny"] = Field(
+        default="vae",
+        description="What makes the images that rewards see. `tiny`: a small decoder of the model's kind (TAESD), an "
+        "approximation that takes a hundredth of the operations; evaluations and pictures stay the VAE's.",
+    )
+    check_decoder_every: Count = Field(
+        default=CHECK_DECODER_EVERY,
+        description="Of how many groups one is ranked on the VAE's images too, where `reward_decoder` is `tiny`: it "
+        "trains on those, and how far the two orders agree is told.",
+    )
     record_candidates: bool = Field(
         default=False,
         description="Keep every candidate's latents with its scores (32 KB an image at 512²), for replays.",
@@ -646,6 +658,8 @@ class TrainSpec(GeneratorSpec):
 
     def sends_latents(self, *, reads_pixels: bool, may_be_taken: bool) -> bool:
         """Whether groups are sent as latents: where images are made anyway, or all want them, only if asked for."""
+        if self.reward_decoder == "tiny":
+            return False
         return self.candidates_as == "latents" or (self.candidates_as == "auto" and not reads_pixels and may_be_taken)
 
     @property
@@ -713,6 +727,16 @@ class TrainSpec(GeneratorSpec):
                 field="samples.every",
             )
 
+        if self.reward_decoder == "tiny" and self.candidates_as == "latents":
+            raise InvalidInput(
+                "reward_decoder is 'tiny', but candidates_as 'latents' sends no images: leave one of them out",
+                field="reward_decoder",
+            )
+        if self.reward_decoder == "vae" and self.check_decoder_every != CHECK_DECODER_EVERY:
+            raise InvalidInput(
+                "check_decoder_every is given, but reward_decoder is 'vae': set it to 'tiny', or leave this out",
+                field="check_decoder_every",
+            )
         if self.memory == "lean" and self.memory_budget_gib is not None:
             raise InvalidInput(
                 "memory_budget_gib is given, but memory 'lean' keeps no graphs: leave it out, or set memory to 'auto'",

@@ -211,6 +211,34 @@ class LatentsNotSent(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class DecoderChecked(JobEvent):
+    """Of a job with `reward_decoder: tiny`: a group was ranked on the VAE's images too. `tau` is Kendall's of all
+    candidates, `overlap` the share of the chosen that both choose.
+    """
+
+    kind = "decoder_checked"
+    message = "The tiny decoder's images rank like the VAE's: Kendall's tau {tau}, {overlap} of those chosen in common"
+    step: int
+    tau: float
+    overlap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderDisagrees(JobEvent):
+    """Told when the mean of the last `checks` falls below the least that is good, and again after it has risen."""
+
+    kind = "decoder_disagrees"
+    message = (
+        "The tiny decoder's images do not rank like the VAE's any more: Kendall's tau is {tau} over the last {checks} "
+        "checks; reward_decoder vae trains on what the rewards would truly say"
+    )
+    level = "warn"
+    step: int
+    tau: float
+    checks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardSilent(JobEvent):
     """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
 

@@ -1,4 +1,4 @@
-"""Groups that travel as latents: real Redis, rank worker and HTTP; who takes them, who is sent images, and who fails."""
+"""Groups that travel as latents, over real Redis, rank worker and HTTP: who takes them, and who is sent images."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.training.session import run_session
 
 from ...processes import serving
-from .ranking_harness import K, Endpoints, Harness, collect, reward
+from .ranking_harness import Endpoints, Harness, K, collect, reward
 
 VAE = f"sha256:{'1' * 64}"
 
@@ -150,17 +150,15 @@ def train(
     """Steps and other events of a short run on the tiny world."""
     events: list[tuple[str, dict[str, Any]]] = []
     job = {**build_demo_job(steps=2), "prompts": build_demo_prompts(held_out=False)[:4], "prompts_per_step": 2}
-    spec = TrainSpec.model_validate(
-        {
-            **job,
-            "rewards": [{"name": "shapes"}],
-            "candidates": 8,
-            "evaluation": {},
-            "samples": {"prompts": 0},
-            **changes,
-        }
-        | {"method": {"type": "drpo", "drpo": {"radii": [0.2, 0.5], "mask_self": True}}}
-    )
+    method = {"type": "drpo", "drpo": {"radii": [0.2, 0.5], "mask_self": True}}
+    job |= {
+        "rewards": [{"name": "shapes"}],
+        "candidates": 8,
+        "evaluation": {},
+        "samples": {"prompts": 0},
+        "method": method,
+    }
+    spec = TrainSpec.model_validate({**job, "method": method, **changes})
     ranker = harness.ranker(ResolvedReward(RewardSpec(name="shapes"), Described(url=url)), job=tmp_path.name)
     run_session(
         spec, job_id=tmp_path.name, workdir=tmp_path, models_dir=tmp_path, ranker=ranker, control=lambda: "run",

@@ -7,10 +7,12 @@ Legend: K images, c latent channels, h, w latent size, H, W image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -35,6 +37,24 @@ def decode_latents(vae: Any, x: Tensor) -> Tensor:
     """Images (K, 3, H, W) in float32, about -1 to 1, not clamped; differentiable in latents x (K, c, h, w)."""
     decoded: Tensor = vae.decode(decoder_input(vae, x), return_dict=False)[0]
     return decoded.float()
+
+
+def decode_pixels(vae: Any, x: Tensor) -> Tensor:
+    """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x.
+
+    One with a number that is not finite is NaN all over: a clamp would make an infinite pixel a white one.
+    """
+    images = decode_latents(vae, x) / 2 + 0.5
+    return torch.where(finite_rows(images, x).view(-1, 1, 1, 1), images, torch.nan)
+
+
+def load_tiny_decoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """An AutoencoderTiny, frozen, of which the decoder is used; nothing is downloaded, nothing is unpickled."""
+    tiny: Any = AutoencoderTiny.from_pretrained(
+        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    check_scaling(tiny.config)
+    return tiny.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
 def decoder_input(vae: Any, x: Tensor) -> Tensor:

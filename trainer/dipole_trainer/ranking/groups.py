@@ -32,6 +32,8 @@ class CandidateGroup:
 
     `latents`, float16 (K, c, h, w) of the VAE whose fingerprint is `vae`, are there where endpoints with that VAE may
     be sent those; `images` are then decoded if one is not. With `latents_alone` none is sent images.
+
+    `compared` are the same candidates by another decoder, to be ranked too (decoder_check.py).
     """
 
     id: str
@@ -45,6 +47,7 @@ class CandidateGroup:
     latents: Latents | None = None
     vae: str | None = None
     latents_alone: bool = False
+    compared: NDArray[np.uint8] | None = None
 
     def without_flaws(self) -> CandidateGroup:
         """The candidates that have an image."""
@@ -59,6 +62,7 @@ class CandidateGroup:
             self,
             images=self.images.of_rows(rows) if isinstance(self.images, LazyImages) else self.images[rows],
             latents=None if self.latents is None else self.latents[rows],
+            compared=None if self.compared is None else self.compared[rows],
             seeds=[self.seeds[row] for row in rows],
             flaws={},
         )
@@ -117,6 +121,16 @@ class RewardResult:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a group's order is the same on images of two decoders: Kendall's τ-b of all candidates, and the share of
+    those chosen, best and worst, that both choose.
+    """
+
+    tau: float
+    overlap: float
+
+
+@dataclass(frozen=True)
 class RankedGroup:
     """Every reward's answer for one group, by reward name.
 
@@ -128,6 +142,7 @@ class RankedGroup:
     results: Mapping[str, RewardResult]
     became_silent: Mapping[str, str] = field(default_factory=dict)
     came_back: Sequence[str] = ()
+    agreement: Agreement | None = None
 
     def of_rows(self, rows: Sequence[int]) -> RankedGroup:
         """The answers for some of the candidates."""

@@ -61,6 +61,14 @@ class OnlineSource:
     def _make_group(self, step: int, index: int, drawn: SampledGroup) -> CandidateGroup:
         """What rewards are asked: with latents where they may be sent those, and images otherwise."""
         asked, prompt = f"{self.job_id}.{step}.{index}", drawn.prompt
+        if self.spec.reward_decoder == "tiny":
+            number, compared = step * self.spec.prompts_per_step + index, None
+            images, flaws = self.rollout.decode_tiny(drawn)
+            if number % self.spec.check_decoder_every == 0:
+                compared, (images, flaws) = images, self.rollout.decode_group(drawn)
+            return CandidateGroup(
+                asked, step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws, compared=compared
+            )
         may_be_taken = self.ranker.takes_latents()
         if not self.spec.sends_latents(reads_pixels=self.rollout.reads_pixels, may_be_taken=may_be_taken):
             images, flaws = self.rollout.decode_group(drawn)

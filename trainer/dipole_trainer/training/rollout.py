@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from dipole.protocol.latents import Latents
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import FeatureExtractor, extract_features, join_features
+from dipole_trainer.generators import vae
 from dipole_trainer.generators.candidate_images import DecodedCandidates
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.generators.vae import finite_rows
@@ -92,8 +94,10 @@ class Rollout:
         features: FeatureExtractor,
         micro_batches: MicroBatches,
         graphs: GraphBudget | None = None,
+        tiny_decoder: Any = None,
     ) -> None:
-        """`graphs` says how many are kept; none if absent."""
+        """`graphs` says how many are kept; none if absent. `tiny_decoder` is what `decode_tiny` decodes with."""
+        self._tiny_decoder = tiny_decoder
         self.spec, self.generator, self.features, self.micro_batches = spec, generator, features, micro_batches
         self.graphs = graphs or GraphBudget(0)
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
@@ -126,6 +130,19 @@ class Rollout:
         Where φ reads pixels it is taken of them here: nothing is decoded twice.
         """
         images, flaws = self.generator.read_candidates(self.decode_on_device(drawn))
+        if len(flaws) == len(images):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+        return images, flaws
+
+    @torch.no_grad()
+    def decode_tiny(self, drawn: SampledGroup) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """What `decode_group` gives, approximately, by the small decoder."""
+        ranked = drawn.ranked_latents
+
+        def decode(rows: list[int]) -> DecodedCandidates:
+            return DecodedCandidates.of_pixels(vae.decode_pixels(self._tiny_decoder, ranked[rows]), ranked[rows])
+
+        images, flaws = self.generator.read_candidates(self.micro_batches.map(range(len(ranked)), decode))
         if len(flaws) == len(images):
             raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
         return images, flaws
