@@ -194,6 +194,10 @@ class MethodSettings(SpecModel):
         """Whether it looks at φ of the samples, or at their latents alone."""
         return False
 
+    def moves_share(self) -> float:
+        """Of a group's samples, the best, how many have a gradient."""
+        return 1.0
+
     def check_candidates(self, candidates: int, *, field: str) -> None:
         """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
 
@@ -252,6 +256,16 @@ class DrpoSpec(TwoSidedSettings):
     mask_self: bool = Field(
         default=False, description="Mask each sample out of its own anchors in the preference drift."
     )
+    feature_top_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of a group's candidates, its best by score, that are moved; the others are anchors at most. "
+        "Below 1 is an approximation that saves their gradient.",
+    )
+
+    def moves_share(self) -> float:
+        return self.feature_top_fraction
 
     def pulls_to_base(self) -> bool:
         return self.ref_lambda > 0
@@ -826,6 +840,11 @@ class TrainSpec(GeneratorSpec):
                 f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train "
                 f"{', '.join(MethodSpec.types_for_pairs())}",
                 field="method.type",
+            )
+        if self.pairs_file is not None and self.method.settings.moves_share() < 1:
+            raise InvalidInput(
+                "feature_top_fraction needs scores of the model's own samples, which pairs are not: leave it out",
+                field=f"method.{self.method.type}.feature_top_fraction",
             )
         if self.is_offline and self.max_staleness:
             raise InvalidInput("max_staleness must be 0 where no reward is waited for", field="max_staleness")

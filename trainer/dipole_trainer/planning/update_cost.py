@@ -187,7 +187,8 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     # from the second chunk on the sum of gradients is there beside a chunk's own
     summed = models.trained_bytes if spec.candidates > chunk else 0
     extra = {"backward": summed}
-    keeps_graphs = rollout.method.moves_every_sample
+    scale["backward"] *= rollout.settings.moves_share()
+    keeps_graphs = rollout.method.moves_every_sample and rollout.settings.moves_share() == 1
     graph = PhaseCost(rollout.graph_operations // chunk, rollout.graph_bytes // chunk) if keeps_graphs else NO_COST
     return UpdateCost(
         graph=graph,

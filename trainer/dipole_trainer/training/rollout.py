@@ -31,7 +31,7 @@ from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.ranking.lazy_images import LazyImages
-from dipole_trainer.ranking.selection import GroupOrder
+from dipole_trainer.ranking.selection import GroupOrder, select_share
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import LossScale, OutputGradients, output_gradients, parameter_gradient
@@ -101,6 +101,7 @@ class Rollout:
         self.spec, self.generator, self.features, self.micro_batches = spec, generator, features, micro_batches
         self.graphs = graphs or GraphBudget(0)
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
+        self._moves_every_sample = self.method.moves_every_sample and self.settings.moves_share() == 1
         self._needs_reference = self.method.needs_reference and self.settings.pulls_to_base()
         self._encode_pixels = getattr(features, "encode_pixels", None) if self.settings.uses_features() else None
         self._computes_in_half = LossScale() if spec.precision == "fp16" else None
@@ -258,6 +259,7 @@ class Rollout:
             ranked_latents=drawn.ranked_latents, phi_ranked=drawn.phi_ranked,
             scores=torch.as_tensor(order.total, dtype=torch.float32, device=drawn.x.device),
             positives=order.selection.positives, negatives=order.selection.negatives, ranks_itself=drawn.ranks_itself,
+            moved=select_share(order.total, self.settings.moves_share()),
         )  # fmt: skip
         return output_gradients(lambda samples: self.method.loss(samples, self.settings), group)
 
@@ -267,6 +269,7 @@ class Rollout:
             outputs, lambda rows: self.sample_with_graph(drawn, rows, needs_features=bool(outputs.phi)),
             self.generator.parameters(), self.micro_batches,
             scale=1 / self.spec.prompts_per_step, half=self._computes_in_half,
+            count=len(drawn.x) if self._moves_every_sample else None,
         )  # fmt: skip
 
     def sample_with_graph(
@@ -287,7 +290,7 @@ class Rollout:
     def _sample(self, noise: Tensor, prompt: str, *, keep_graphs: bool) -> tuple[Tensor, GroupGraphs]:
         """x, without a graph, and what is kept of those behind it."""
         graphs = self.graphs.open_group()
-        keep_graphs = keep_graphs and self.method.moves_every_sample
+        keep_graphs = keep_graphs and self._moves_every_sample
 
         def make_one() -> object:
             x = self.generator(noise[:1], prompt)
