@@ -15,6 +15,7 @@ import torch
 from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
+from dipole import conformance
 from dipole.client.rank_client import LatentsNotTaken, RankClient
 from dipole.errors import ConfigurationError
 from dipole.protocol import images
@@ -210,3 +211,5 @@ def test_the_client_sends_latents_to_who_takes_them(
             client.rank("a red circle", list(latents), METADATA, vae=f"sha256:{'0' * 64}")
         assert refused.value.is_mismatch
         assert httpx.get(f"{url}/v1/info").json()["latents"]["channels"] == 4
+        checks = ("info", "ranks_every_media_type", "ranks_latents", "refuses_wrong_latents")
+        assert {each.outcome for each in conformance.run_checks(url, only=checks)} == {"passed"}
