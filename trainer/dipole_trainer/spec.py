@@ -741,6 +741,11 @@ class TrainSpec(GeneratorSpec):
                 field="samples.every",
             )
 
+        if self.reward_decoder == "tiny" and self.is_offline:
+            raise InvalidInput(
+                "reward_decoder is 'tiny', but a job without rewards sends them no images: leave it out",
+                field="reward_decoder",
+            )
         if self.reward_decoder == "tiny" and self.candidates_as == "latents":
             raise InvalidInput(
                 "reward_decoder is 'tiny', but candidates_as 'latents' sends no images: leave one of them out",

@@ -8,6 +8,7 @@ Legend: K images, c latent channels, h, w latent size, H, W image size.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -74,27 +75,26 @@ class VaeDecoder:
 
     @torch.no_grad()
     def decode(self, latents: Sequence[Latents]) -> tuple[list[Pixels], list[int]]:
+        """LatentDecoder's. Waits for the device once a size, which is once for the groups of a trainer."""
         images: list[Pixels] = []
         flawed: list[int] = []
-        for start in range(0, len(latents), DECODED_TOGETHER):
-            here = latents[start : start + DECODED_TOGETHER]
-            if any(each.shape != here[0].shape for each in here):
-                parts = [self._decode_together([each]) for each in here]
-            else:
-                parts = [self._decode_together(here)]
-            for pixels, sound in parts:
-                flawed += [len(images) + place for place, fine in enumerate(sound) if not fine]
-                images += list(pixels)
+        for _, same in itertools.groupby(latents, lambda each: each.shape):
+            here = list(same)
+            starts = range(0, len(here), DECODED_TOGETHER)
+            parts = [self._decode_together(here[start : start + DECODED_TOGETHER]) for start in starts]
+            levels, sound = (torch.cat(each).cpu() for each in zip(*parts, strict=True))
+            flawed += [len(images) + place for place, fine in enumerate(sound.tolist()) if not fine]
+            images += list(levels.numpy())
         return images, flawed
 
-    def _decode_together(self, latents: Sequence[Latents]) -> tuple[Pixels, list[bool]]:
-        """uint8 (K, H, W, 3), and which of them are finite."""
+    def _decode_together(self, latents: Sequence[Latents]) -> tuple[Tensor, Tensor]:
+        """uint8 (K, H, W, 3), and which of them are finite (K,), on the device."""
         z = torch.from_numpy(np.stack(latents)).to(self._device, self._vae.dtype)
         decoded: Tensor = self._vae.decode(z, return_dict=False)[0]
         pixels = decoded.float() / 2 + 0.5
         sound = pixels.flatten(1).isfinite().all(1) & z.flatten(1).isfinite().all(1)
         levels = (torch.where(sound.view(-1, 1, 1, 1), pixels, 0.0) * 255).round().clamp(0, 255).to(torch.uint8)
-        return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy(), sound.tolist()
+        return levels.permute(0, 2, 3, 1).contiguous(), sound
 
 
 def _default_precision(device: str) -> str:

@@ -90,6 +90,7 @@ def test_the_package_s_decoder_draws_what_the_vae_draws() -> None:
     [
         ({"candidates_as": "latents"}, "reward_decoder"),
         ({"reward_decoder": "vae"}, "check_decoder_every"),
+        ({"prompts": [], "rewards": [], "pairs_file": "file-1"}, "reward_decoder"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], field: str) -> None:

@@ -81,6 +81,8 @@ def run_session(
         spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
         _, kind = pipelines.find_pipeline(spec, models_dir)
         feature_weights.locate_feature_weights(spec.features, kind, models_dir)  # a pipeline takes minutes to load
+        if spec.reward_decoder == "tiny":
+            reward_decoder.locate_tiny_decoder(kind, models_dir)
         generator = generators.build_generator(
             spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
         )
@@ -172,7 +174,7 @@ def _load_tiny_decoder(
     spec: TrainSpec, generator: OneStepGenerator, phi: features.FeatureExtractor, models_dir: Path
 ) -> Any:
     """What decodes for the rewards in the VAE's place; None where the VAE does."""
-    if spec.reward_decoder == "vae" or spec.is_offline:
+    if spec.reward_decoder == "vae":
         return None
     if spec.method.settings.uses_features() and hasattr(phi, "encode_pixels"):
         raise InvalidInput(
