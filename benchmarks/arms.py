@@ -36,6 +36,7 @@ class Arm:
     knob: Knob | None = None
     settings_of: str = ""  # the arm whose settings it takes; itself where empty
     staleness: int = 0
+    decoder: str = "vae"  # of the images that rewards see
 
 
 # `radii` are RADII times the knob
@@ -72,6 +73,7 @@ ARMS: dict[str, Arm] = {
         "DrPO, teacher U-Net", **DIPOLE,
         features={"type": "teacher_unet", "timestep": 999, "pool": 2, "keys": DEEPEST_BLOCKS},
     ),
+    "drpo-tiny-decoder": Arm("DrPO, tiny decoder for rewards", **DIPOLE, settings_of="drpo-101", decoder="tiny"),
     "drpo-1-stale": Arm("DrPO, 1 window stale", **DIPOLE, settings_of="drpo-101", staleness=1),
     "drpo-2-stale": Arm("DrPO, 2 windows stale", **DIPOLE, settings_of="drpo-101", staleness=2),
 }  # fmt: skip
@@ -120,6 +122,7 @@ def build_spec(
         "samples": {"prompts": 0},
         "checkpoint_every": steps,
         "max_staleness": arm.staleness,
+        "reward_decoder": arm.decoder,
         "seed": seed,
     }
     return TrainSpec.model_validate({**job, **changes})

@@ -16,6 +16,8 @@ Before a ratio is printed it is asserted that the gradients agree: in float64 to
 run's precision within a bound, as chunks round φ differently and the narrow radii magnify that; and `auto` has the
 gradient of `lean` to the last bit.
 
+Counted at real shapes, `all, as latents` is the trainer's share where the reward's device decodes (candidates_as).
+
 Ratios are released / ours for time and operations, ours / released for memory. Peak memory is that of tensors alive at
 once beyond weights: counted per storage on the CPU, by the allocator on CUDA. The released loop's second U-Net, which
 ours does not have, is not in it. On one thread of a CPU time is the process's own, so that other work disturbs it less.
@@ -282,14 +284,21 @@ def count(case: Case, args: argparse.Namespace) -> dict[str, Any]:
             "operations": cost.operations - kept * cost.graph.operations,
             "bytes": cost.peak_bytes(kept) + cost.group_bytes,
         })  # fmt: skip
+    if not hasattr(models.phi, "encode_pixels"):
+        kept = spec.candidates
+        there = measure_update(spec.model_copy(update={"candidates_as": "latents"}), build_fake_models(spec, nowhere))
+        rows.append({
+            "name": "all, as latents", "kept": kept, "operations": there.operations - kept * there.graph.operations,
+            "bytes": there.peak_bytes(kept) + there.group_bytes,
+        })  # fmt: skip
     for each in rows:
         each["memory"] = each["bytes"] / released["bytes"]
         each["by_operations"] = released["operations"] / each["operations"]
     print(f"\n{case.title}: K {spec.candidates}, chunks of {spec.chunk_size}, bf16, counted at real shapes; "
           f"a sample's graph takes {cost.graph.peak_bytes / 2**30:.2f} GiB")  # fmt: skip
-    print(f"{'graphs kept':>12} {'GiB':>9} {'TFLOP':>9} {'memory':>7} {'by operations':>14}")
+    print(f"{'graphs kept':>15} {'GiB':>9} {'TFLOP':>9} {'memory':>7} {'by operations':>14}")
     for each in rows:
-        print(f"{each['name']:>12} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
+        print(f"{each['name']:>15} {each['bytes'] / 2**30:9.2f} {each['operations'] / 1e12:9.1f} {each['memory']:7.2f} "
               f"{each['by_operations']:14.2f}", flush=True)  # fmt: skip
     return {"case": case.name, "title": case.title, "candidates": spec.candidates,
             "graph_bytes": cost.graph.peak_bytes, "rows": rows}  # fmt: skip

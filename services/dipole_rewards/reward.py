@@ -36,6 +36,7 @@ from dipole_rewards.shipped import SHIPPED_REWARDS
 
 MAX_ATTRIBUTE_CHARS = 255  # as long as a ledger keeps it
 Pixels = NDArray[np.uint8]
+Latents = NDArray[np.float16]
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,8 @@ class CandidateImages:
     """What `score` is asked: K images (uint8 RGB, H×W×3) made for one prompt.
 
     `progress` is how far the training that asks has come, 0 to 1, for a reward that wants it; None outside training.
+    Images of a caller who sent latents are latents, float16 (c, h, w), until they are decoded, which they are not for a
+    reward with `reads_latents`; all of a group are or none is.
     """
 
     prompt: str
@@ -98,6 +101,10 @@ class Reward(ABC):
     """("progress",): told how far the training that asks has come, `score` takes `progress` too; None outside one."""
     threads: ClassVar[int] = 1
     """Groups scored at a time. More than one only where scoring waits for somebody else, as a judge's server."""
+
+    reads_latents: ClassVar[bool] = False
+    """True where it scores latents as they are: of candidates that come as such, `images` are then their latents,
+    float16 (c, h, w) as the VAE's decoder is given them, and nothing is decoded. Images may come all the same."""
 
     model: str = ""
     """What scores, e.g. a hub id; the class's name unless set."""

@@ -66,6 +66,16 @@ class RewardSettings(WeightSettings):
         default=None, description="Bearer key that callers must send. Commas separate several, any of which opens."
     )
 
+    reward_vae: Path | None = Field(
+        default=None,
+        description="Folder of the VAE of the model that is trained, or of its pipeline; with it, candidates are taken "
+        "as latents of this VAE too, and decoded here. Needs torch and diffusers.",
+    )
+    reward_vae_dtype: Literal["auto", "fp32", "bf16", "fp16"] = Field(
+        default="auto",
+        description="Precision that the VAE decodes in, which must be that of the jobs: auto is what a job has by "
+        "default, bf16 on a GPU that has it and fp32 elsewhere.",
+    )
     reward_max_candidates: int = Field(default=MAX_CANDIDATES, ge=1, description="Most candidates in one request.")
     reward_max_pixels: int = Field(
         default=MAX_PIXELS, ge=1, description="Most pixels of one image; it is refused by its header, before decoding."

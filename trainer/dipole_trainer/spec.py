@@ -39,6 +39,8 @@ MIN_PROMPTS_FOR_SIGNIFICANCE = 6
 """With fewer, not even all of them agreeing is significant at 5 %, whatever their spread seems to be."""
 MAX_GROUP_BYTES = MAX_BODY_BYTES - 2**20  # of a request to a reward, which has a prompt and metadata too
 
+CHECK_DECODER_EVERY = 16
+
 T = TypeVar("T")
 Many = Annotated[tuple[T, ...], FailFast()]  # stop at the first error: a request of 1 MB may hold a million
 
@@ -192,6 +194,10 @@ class MethodSettings(SpecModel):
         """Whether it looks at φ of the samples, or at their latents alone."""
         return False
 
+    def moves_share(self) -> float:
+        """Of a group's samples, the best, how many have a gradient."""
+        return 1.0
+
     def check_candidates(self, candidates: int, *, field: str) -> None:
         """Raise InvalidInput on a setting below `field` where a group of so many is too small."""
 
@@ -250,6 +256,16 @@ class DrpoSpec(TwoSidedSettings):
     mask_self: bool = Field(
         default=False, description="Mask each sample out of its own anchors in the preference drift."
     )
+    feature_top_fraction: float = Field(
+        default=1.0,
+        gt=0,
+        le=1,
+        description="Share of a group's candidates, its best by score, that are moved; the others are anchors at most. "
+        "Below 1 is an approximation that saves their gradient.",
+    )
+
+    def moves_share(self) -> float:
+        return self.feature_top_fraction
 
     def pulls_to_base(self) -> bool:
         return self.ref_lambda > 0
@@ -641,6 +657,22 @@ class TrainSpec(GeneratorSpec):
     keep_checkpoints: Count = Field(
         default=3, description="Number of checkpoints that are kept, the newest; the best is kept too."
     )
+    candidates_as: Literal["auto", "images", "latents"] = Field(
+        default="auto",
+        description="What rewards are sent. `auto`: latents to those that are served with this model's VAE "
+        "(DIPOLE_REWARD_VAE) in the job's precision, which decode them themselves, and images to others, or to all "
+        "where the features are of pixels; `images` to all; `latents` to all, and a reward that takes none fails.",
+    )
+    reward_decoder: Literal["vae", "tiny"] = Field(
+        default="vae",
+        description="What makes the images that rewards see. `tiny`: a small decoder of the model's kind (TAESD), an "
+        "approximation that takes a hundredth of the operations; evaluations and pictures stay the VAE's.",
+    )
+    check_decoder_every: Count = Field(
+        default=CHECK_DECODER_EVERY,
+        description="Of how many groups one is ranked on the VAE's images too, where `reward_decoder` is `tiny`: it "
+        "trains on those, and how far the two orders agree is told.",
+    )
     record_candidates: bool = Field(
         default=False,
         description="Keep every candidate's latents with its scores (32 KB an image at 512²), for replays.",
@@ -665,6 +697,12 @@ class TrainSpec(GeneratorSpec):
     def is_offline(self) -> bool:
         """Whether it trains on recorded preferences, and asks no reward."""
         return self.pairs_file is not None or self.replay_job is not None
+
+    def sends_latents(self, *, reads_pixels: bool, may_be_taken: bool) -> bool:
+        """Whether groups are sent as latents: where images are made anyway, or all want them, only if asked for."""
+        if self.reward_decoder == "tiny":
+            return False
+        return self.candidates_as == "latents" or (self.candidates_as == "auto" and not reads_pixels and may_be_taken)
 
     @property
     def asked_rewards(self) -> tuple[RewardSpec, ...]:
@@ -731,6 +769,21 @@ class TrainSpec(GeneratorSpec):
                 field="samples.every",
             )
 
+        if self.reward_decoder == "tiny" and self.is_offline:
+            raise InvalidInput(
+                "reward_decoder is 'tiny', but a job without rewards sends them no images: leave it out",
+                field="reward_decoder",
+            )
+        if self.reward_decoder == "tiny" and self.candidates_as == "latents":
+            raise InvalidInput(
+                "reward_decoder is 'tiny', but candidates_as 'latents' sends no images: leave one of them out",
+                field="reward_decoder",
+            )
+        if self.reward_decoder == "vae" and self.check_decoder_every != CHECK_DECODER_EVERY:
+            raise InvalidInput(
+                "check_decoder_every is given, but reward_decoder is 'vae': set it to 'tiny', or leave this out",
+                field="check_decoder_every",
+            )
         if self.memory == "lean" and self.memory_budget_gib is not None:
             raise InvalidInput(
                 "memory_budget_gib is given, but memory 'lean' keeps no graphs: leave it out, or set memory to 'auto'",
@@ -820,6 +873,11 @@ class TrainSpec(GeneratorSpec):
                 f"method.type {self.method.type!r} needs scores of the model's own samples; pairs train "
                 f"{', '.join(MethodSpec.types_for_pairs())}",
                 field="method.type",
+            )
+        if self.pairs_file is not None and self.method.settings.moves_share() < 1:
+            raise InvalidInput(
+                "feature_top_fraction needs scores of the model's own samples, which pairs are not: leave it out",
+                field=f"method.{self.method.type}.feature_top_fraction",
             )
         if self.is_offline and self.max_staleness:
             raise InvalidInput("max_staleness must be 0 where no reward is waited for", field="max_staleness")

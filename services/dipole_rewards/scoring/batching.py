@@ -22,6 +22,7 @@ import structlog
 
 from dipole.errors import Overloaded
 from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
+from dipole_rewards.scoring.latent_decoding import LatentDecoder, decode_group, void_scores
 
 log = structlog.get_logger()
 ScoreGroups = Callable[[Sequence[CandidateImages]], Sequence[Scores]]
@@ -52,10 +53,14 @@ class QueuedGroup:
 
 
 class Batcher:
-    """Owns the reward's threads. `observe(seconds, groups)` is called after every forward, before its answers."""
+    """Owns the reward's threads. `observe(seconds, groups)` is called after every forward, before its answers.
+    `decoder` makes images of groups that come as latents; their decoding is part of the forward.
+    """
 
-    def __init__(self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward) -> None:
-        self._reward, self._bounds, self._observe = reward, bounds, observe
+    def __init__(
+        self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward, decoder: LatentDecoder | None = None
+    ) -> None:
+        self._reward, self._bounds, self._observe, self._decoder = reward, bounds, observe, decoder
         self._can_merge = type(reward).score_groups is not Reward.score_groups
         self._queue: deque[QueuedGroup] = deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
@@ -159,13 +164,19 @@ class Batcher:
         return [self._score_alone(group) for group in groups]
 
     def _score_merged(self, groups: Sequence[CandidateImages]) -> Sequence[Scores]:
-        answers = self._reward.score_groups(groups)
+        opened, flaws = zip(*(decode_group(self._decoder, group) for group in groups), strict=True)
+        answers = self._reward.score_groups(opened)
         for scores, group in zip(answers, groups, strict=True):
             check_scores(scores, len(group.images))
-        return answers
+        return [void_scores(scores, each) for scores, each in zip(answers, flaws, strict=True)]
 
     def _score_alone(self, group: CandidateImages) -> Scores | BaseException:
-        answers = self._measure_forward([group], lambda _: [self._reward.score_group(group)])
+        def score(_: Sequence[CandidateImages]) -> list[Scores]:
+            opened, flaws = decode_group(self._decoder, group)
+            found = self._reward.score_group(opened)
+            return [void_scores(found, flaws)]
+
+        answers = self._measure_forward([group], score)
         return answers if isinstance(answers, BaseException) else answers[0]
 
     def _measure_forward(

@@ -30,13 +30,18 @@ class RewardBackend:
             )
         self.service, self._callback_transport = service, callback_transport
         self._secret = secret.get_secret_value() if secret else ""
-        self.bounds = RequestBounds(
+        self._pending = PendingRankings(settings.reward_max_pending, self._deliver_result)
+        self._idempotency = IdempotencyStore(settings.reward_idempotency_entries, self._pending.is_lost)
+
+    @property
+    def bounds(self) -> RequestBounds:
+        settings = self.service.settings
+        return RequestBounds(
             max_candidates=settings.reward_max_candidates,
             max_pixels=settings.reward_max_pixels,
             max_total_pixels=settings.reward_max_total_pixels,
+            latents=self.service.latent_space,
         )
-        self._pending = PendingRankings(settings.reward_max_pending, self._deliver_result)
-        self._idempotency = IdempotencyStore(settings.reward_idempotency_entries, self._pending.is_lost)
 
     async def close(self) -> None:
         await self._pending.close()

@@ -6,15 +6,18 @@ import asyncio
 import time
 import uuid
 from collections.abc import Callable, Sequence
+from typing import cast
 
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from dipole.errors import DipoleError, Overloaded
 from dipole.protocol.images import MEDIA_TYPES
-from dipole.protocol.schemas import Ranking, RewardInfo
+from dipole.protocol.latents import LATENTS
+from dipole.protocol.schemas import LatentSpace, Ranking, RewardInfo
 from dipole_rewards.reward import (
     CandidateImages,
+    Pixels,
     Reward,
     RewardFault,
     Scores,
@@ -25,6 +28,7 @@ from dipole_rewards.reward import (
     to_number,
 )
 from dipole_rewards.scoring.batching import Batcher, QueueBounds
+from dipole_rewards.scoring.latent_decoding import LatentDecoder, load_decoder
 from dipole_rewards.server.request_parsing import ParsedRequest
 from dipole_rewards.settings import RewardSettings
 
@@ -44,6 +48,7 @@ class RewardService:
         self.reward_class, self.settings = reward_class, settings
         self.name = settings.reward_name or reward_class.name
         self.failure: Exception | None = None
+        self.latent_space: LatentSpace | None = None  # what candidates may be given as, once it is loaded
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
         ProcessCollector(registry=registry)
@@ -65,6 +70,7 @@ class RewardService:
             reward = self.reward_class.load(choose_device(self.settings.reward_device))
             check_attributes(reward)
             check_golden(reward)
+            decoder = load_decoder(self.settings)
         except Exception as error:
             # any plug-in, any reason: /readyz and `on_failure` tell it, and the process stays up
             ours = isinstance(error, DipoleError | RewardFault)
@@ -80,6 +86,7 @@ class RewardService:
                 wait_s=self.settings.reward_batch_wait_ms / 1000,
             ),
             observe=self._forward_metrics.observe_forward,
+            decoder=self._choose_decoder(reward, decoder),
         )
         self._reward = reward
         if reward.verified is False:
@@ -91,6 +98,14 @@ class RewardService:
                 fix=f"dipole rewards verify {reward.name}",
             )
         log.info("reward_ready", reward=self.name, verified=reward.verified, seconds=round(time.monotonic() - began, 3))
+
+    def _choose_decoder(self, reward: Reward, decoder: LatentDecoder | None) -> LatentDecoder | None:
+        """What makes images of candidates that come as latents; none for a reward that reads those."""
+        if decoder is None:
+            return None
+        self.latent_space = decoder.space
+        log.info("latents_taken", reward=self.name, vae=decoder.space.vae, decoded=not reward.reads_latents)
+        return None if reward.reads_latents else decoder
 
     def close(self) -> None:
         if self._batcher is not None:
@@ -114,12 +129,13 @@ class RewardService:
             model=reward.model or self.reward_class.__name__,
             model_revision=reward.model_revision,
             recipe_version=reward.recipe_version,
-            media_types=list(MEDIA_TYPES),
+            media_types=[*MEDIA_TYPES, LATENTS] if self.latent_space else list(MEDIA_TYPES),
             max_candidates=self.settings.reward_max_candidates,
             max_pixels=self.settings.reward_max_pixels,
             calibrated=reward.calibrated,
             verified=reward.verified,
             wants=list(reward.wants),
+            latents=self.latent_space,
         )
 
     def submit_group(self, incoming: ParsedRequest) -> asyncio.Future[Scores]:
@@ -127,10 +143,9 @@ class RewardService:
         self.ready_reward()
         assert self._batcher is not None
         request = incoming.request
+        images = cast("Sequence[Pixels]", incoming.latents) or incoming.pixels
         return asyncio.wrap_future(
-            self._batcher.submit_group(
-                CandidateImages(request.prompt, incoming.pixels, request.metadata, request.progress)
-            )
+            self._batcher.submit_group(CandidateImages(request.prompt, images, request.metadata, request.progress))
         )
 
     async def await_ranking(

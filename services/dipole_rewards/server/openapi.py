@@ -147,6 +147,7 @@ INFO_ROUTE: dict[str, Any] = {
     "description": "The answer names the model and its revision, and the bounds of what may be sent.",
     "tags": ["ranking"],
     "response_model": RewardInfo,
+    "response_model_exclude_none": True,  # a trainer that knows nothing of latents refuses the field
     "responses": {
         200: {"description": "The endpoint.", "content": _json_content(INFO_EXAMPLE)},
         **_error_responses(401),

@@ -2,7 +2,7 @@
 
 Order: media type, body size (dipole.web.body_limit.BodyLimit, while it streams), schema, candidate count, base64,
 each image's size from its header, all images' size together, and only then pixels. Parsing and decoding run in a
-thread.
+thread. What comes as latents is measured likewise, and decoded later, where the model is.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from pydantic import ValidationError
 from starlette.requests import Request
 
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
-from dipole.protocol import images
-from dipole.protocol.schemas import RankRequest
+from dipole.protocol import images, latents
+from dipole.protocol.schemas import LatentSpace, RankRequest
 from dipole.web.json_body import JSONBuilder
 from dipole_rewards.server.multipart import BodyPart, TooManyFiles, read_parts
 
@@ -29,16 +29,19 @@ REQUEST_PART = "request"
 
 @dataclass(frozen=True)
 class RequestBounds:
-    """What one request may hold: candidates, pixels of an image, pixels of all its images together."""
+    """What one request may hold: candidates, pixels of an image, pixels of all its images together; and the latents
+    that candidates may be given as, None where they may not.
+    """
 
     max_candidates: int
     max_pixels: int
     max_total_pixels: int
+    latents: LatentSpace | None = None
 
 
 @dataclass(frozen=True)
 class ParsedRequest:
-    """A request that passed every bound, its images as pixels alone.
+    """A request that passed every bound, its images as pixels alone; or its `latents`, where they came as those.
 
     `digest` is equal for equal content, whichever way it was encoded.
     """
@@ -46,6 +49,7 @@ class ParsedRequest:
     request: RankRequest
     pixels: Sequence[images.Pixels]
     digest: str
+    latents: Sequence[latents.Latents] = ()
 
 
 async def read_request(http: Request, bounds: RequestBounds, builder: JSONBuilder) -> ParsedRequest:
@@ -137,20 +141,22 @@ def _decode_parts(request: RankRequest, parts: Mapping[str, BodyPart], bounds: R
 
 def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bounds: RequestBounds) -> ParsedRequest:
     """Measure every image by its header, then decode them all."""
-    opened = [
-        images.open_image(
-            data[candidate.id],
-            candidate.image.media_type,
-            max_pixels=bounds.max_pixels,
-            field=f"candidates[{index}].image",
-        )
-        for index, candidate in enumerate(request.candidates)
-    ]
-    total = sum(each.height * each.width for each in opened)
-    if total > bounds.max_total_pixels:
-        limit = bounds.max_total_pixels
-        raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
-    pixels = [each.decode() for each in opened]
+    pixels: list[images.Pixels] = []
+    found: list[latents.Latents] = []
+    if bounds.latents is not None and any(each.image.media_type == latents.LATENTS for each in request.candidates):
+        found = _open_latents(request, data, bounds, bounds.latents)
+    else:
+        opened = [
+            images.open_image(
+                data[candidate.id],
+                candidate.image.media_type,
+                max_pixels=bounds.max_pixels,
+                field=f"candidates[{index}].image",
+            )
+            for index, candidate in enumerate(request.candidates)
+        ]
+        _check_total_pixels(sum(each.height * each.width for each in opened), bounds)
+        pixels = [each.decode() for each in opened]
     request = _without_data(request)
     # what is absent is no part of it: a repeat is the same to a server that knows more fields than the first time
     absent = {"progress": True} if request.progress is None else {}
@@ -158,7 +164,32 @@ def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bou
     digest = hashlib.sha256(told.encode())
     for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
         digest.update(each)
-    return ParsedRequest(request, pixels, digest.hexdigest())
+    return ParsedRequest(request, pixels, digest.hexdigest(), found)
+
+
+def _check_total_pixels(total: int, bounds: RequestBounds) -> None:
+    if total > bounds.max_total_pixels:
+        limit = bounds.max_total_pixels
+        raise TooLarge(f"candidates: {total} pixels together; at most {limit} are accepted", field="candidates")
+
+
+def _open_latents(
+    request: RankRequest, data: Mapping[str, images.Encoded], bounds: RequestBounds, space: LatentSpace
+) -> list[latents.Latents]:
+    """Every candidate's latents, of a request that has no images beside them. The pixels counted are those that they
+    will be decoded to.
+    """
+    opened = []
+    for index, candidate in enumerate(request.candidates):
+        field = f"candidates[{index}].image"
+        if candidate.image.media_type != latents.LATENTS:
+            raise InvalidInput(
+                f"{field}.media_type is {candidate.image.media_type} beside {latents.LATENTS}: send images or latents",
+                field=f"{field}.media_type",
+            )
+        opened.append(latents.open_latents(data[candidate.id], space, max_pixels=bounds.max_pixels, field=field))
+    _check_total_pixels(sum(pixels for pixels, _ in opened), bounds)
+    return [each for _, each in opened]
 
 
 def _without_data(request: RankRequest) -> RankRequest:

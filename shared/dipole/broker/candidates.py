@@ -1,4 +1,6 @@
-"""Candidates in flight: each group's images once, by the hash of their pixels, in this machine's memory or in Redis."""
+"""Candidates in flight: each group's images once, by the hash of their pixels, in this machine's memory or in Redis;
+or its latents, for endpoints that decode them.
+"""
 
 from __future__ import annotations
 
@@ -23,7 +25,9 @@ log = structlog.get_logger()
 
 # read at once: memory for so much is at hand, megabytes more would be mapped page by page
 READ_CHUNK_BYTES = 2**20
-_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}:(\d{1,5})x(\d{1,5})x(\d{1,5})")
+_REFERENCE = re.compile(r"sha256:[0-9a-f]{64}:(\d{1,5}(?:x\d{1,5}){2,3})")
+Candidates = NDArray[np.uint8] | NDArray[np.float16]
+"""Images, uint8 (K, H, W, 3), or latents, float16 (K, c, h, w)."""
 
 
 class MissingCandidates(DipoleError):
@@ -37,7 +41,8 @@ class CandidateStore:
     machine's memory until they are deleted or their owner ends.
 
     A value is the bare pixels: they travel from one array into another without being copied or parsed on the way.
-    The reference says the rest: `sha256:<hex>:24x512x512` is uint8 (24, 512, 512, 3).
+    The reference says the rest: `sha256:<hex>:24x512x512` is uint8 (24, 512, 512, 3), and `sha256:<hex>:24x4x64x64`
+    float16 (24, 4, 64, 64).
     """
 
     def __init__(self, client: redis.Redis, ttl_s: int, memory: SharedMemory | None = None) -> None:
@@ -45,18 +50,21 @@ class CandidateStore:
         self._has_warned = False
 
     @staticmethod
-    def reference_of(images: NDArray[np.uint8]) -> str:
-        """The name of uint8 (K, H, W, 3): equal for equal images, whoever computes it."""
-        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] != 3 or images.size == 0:
+    def reference_of(images: Candidates) -> str:
+        """The name of uint8 (K, H, W, 3) or float16 (K, c, h, w): equal for equal ones, whoever computes it."""
+        is_latents = images.dtype == np.float16
+        is_image = images.dtype == np.uint8 and images.shape[-1:] == (3,)
+        if not (is_latents or is_image) or images.ndim != 4 or images.size == 0:
             raise InvalidInput(
-                f"images: expected uint8 (K, H, W, 3), got {images.dtype} {images.shape}", field="images"
+                f"images: expected uint8 (K, H, W, 3) or float16 (K, c, h, w), got {images.dtype} {images.shape}",
+                field="images",
             )
         if images.nbytes > MAX_BODY_BYTES:
             raise TooLarge(f"images: a group of {images.nbytes} bytes exceeds {MAX_BODY_BYTES}", field="images")
         whole = hashlib.sha256(b"".join(hash_all([pixel_bytes(image) for image in images])))
-        return f"sha256:{whole.hexdigest()}:{'x'.join(map(str, images.shape[:3]))}"
+        return f"sha256:{whole.hexdigest()}:{'x'.join(map(str, images.shape if is_latents else images.shape[:3]))}"
 
-    def put(self, reference: str, images: NDArray[np.uint8], *, to_memory: bool = False) -> None:
+    def put(self, reference: str, images: Candidates, *, to_memory: bool = False) -> None:
         """Store a group's images; with `to_memory` in this machine's, or where that has no room in Redis."""
         if to_memory and self._memory is not None:
             try:
@@ -74,21 +82,21 @@ class CandidateStore:
         if references:
             self._redis.unlink(*map(_redis_key, references))
 
-    def get(self, reference: str) -> NDArray[np.uint8]:
+    def get(self, reference: str) -> Candidates:
         """The images, which are not to be written to. Raises MissingCandidates where there are none, or not all of
         their bytes, and InvalidInput for a reference that is none.
         """
-        shape = parse_reference(reference)
-        if self._memory is not None and (found := self._memory.get(_file_name(reference), shape)) is not None:
+        shape, kind = parse_reference(reference)
+        if self._memory is not None and (found := self._memory.get(_file_name(reference), shape, kind)) is not None:
             return found
-        pixels = np.empty(math.prod(shape), np.uint8)
+        pixels = np.empty(math.prod(shape) * kind.itemsize, np.uint8)
         for start in range(0, pixels.size, READ_CHUNK_BYTES):
             piece = pixels[start : start + READ_CHUNK_BYTES]
             data = cast("bytes", self._redis.getrange(_redis_key(reference), start, start + piece.size - 1))
             if len(data) != piece.size:
                 raise MissingCandidates(f"candidates {reference} are neither in Redis nor in this machine's memory")
             piece[:] = np.frombuffer(data, np.uint8)
-        return pixels.reshape(shape)
+        return pixels.view(kind).reshape(shape)
 
     def close(self) -> None:
         """Give back what lies in memory for us."""
@@ -121,13 +129,16 @@ def open_shared_memory(settings: PlatformSettings) -> SharedMemory | None:
         return None
 
 
-def parse_reference(reference: str) -> tuple[int, int, int, int]:
-    """The shape (K, H, W, 3) of the images that a reference names. Raises InvalidInput for what is none of ours."""
+def parse_reference(reference: str) -> tuple[tuple[int, ...], np.dtype[np.uint8] | np.dtype[np.float16]]:
+    """The shape and dtype of the images (K, H, W, 3) or latents (K, c, h, w) that a reference names. Raises
+    InvalidInput for what is none of ours.
+    """
     found = _REFERENCE.fullmatch(reference)
-    count, height, width = map(int, found.groups()) if found else (0, 0, 0)
-    if not 0 < count * height * width * 3 <= MAX_BODY_BYTES:
+    sizes = tuple(map(int, found[1].split("x"))) if found else (0,)
+    shape, kind = (sizes, np.dtype(np.float16)) if len(sizes) == 4 else ((*sizes, 3), np.dtype(np.uint8))
+    if not 0 < math.prod(shape) * kind.itemsize <= MAX_BODY_BYTES:
         raise InvalidInput(f"candidates: {reference[:200]!r} names no group's images", field="candidates")
-    return count, height, width, 3
+    return shape, kind
 
 
 def _file_name(reference: str) -> str:

@@ -28,6 +28,7 @@ class RankMessage(TypedDict):
     reward: str
     key: str
     candidates: str
+    vae: NotRequired[str | None]  # whose latents the candidates are; of images none
     count: int
     prompt: str
     metadata: dict[str, Any] | None
@@ -44,10 +45,11 @@ class RankAnswer(TypedDict):
     failed      `code` and `message`; `retryable` after `retry_after` seconds
     pending     at the endpoint, which said `location` and `retry_after`
     missing     the images are no longer in Redis
+    as_images   the endpoint takes no latents of that VAE, as `message` says: it is to be sent images
     claimed     another lane works on the same question
     """
 
-    status: Literal["completed", "failed", "pending", "missing", "claimed"]
+    status: Literal["completed", "failed", "pending", "missing", "as_images", "claimed"]
     group: NotRequired[str]
     reward: NotRequired[str]
     key: NotRequired[str]
@@ -61,7 +63,8 @@ class RankAnswer(TypedDict):
     model_revision: NotRequired[str]
     recipe_version: NotRequired[str]
     verified: NotRequired[bool | None]  # as RewardInfo says it
-    # failed, pending, missing
+    is_mismatch: NotRequired[bool]  # as_images: it takes latents of another VAE
+    # failed, pending, missing, as_images
     code: NotRequired[str]
     message: NotRequired[str]
     retryable: NotRequired[bool]

@@ -29,6 +29,7 @@ import shutil
 import stat
 import uuid
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 from dipole.errors import ConfigurationError
 from dipole.protocol.images import pixel_bytes
 
+BYTES: Final = np.dtype(np.uint8)
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -58,7 +60,7 @@ class SharedMemory:
                 "set DIPOLE_CANDIDATE_STORE=redis"
             ) from error
 
-    def put(self, name: str, images: NDArray[np.uint8]) -> None:
+    def put(self, name: str, images: NDArray[np.uint8] | NDArray[np.float16]) -> None:
         """Keep a group's images under a name that may be a file's. Raises OSError where they have no room."""
         path = (self._own or self._claim_folder()) / name
         if path.exists():
@@ -74,16 +76,19 @@ class SharedMemory:
             part.unlink(missing_ok=True)
             raise
 
-    def get(self, name: str, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
+    def get(
+        self, name: str, shape: tuple[int, ...], kind: np.dtype[Any] = BYTES
+    ) -> NDArray[np.uint8] | NDArray[np.float16] | None:
         """The images, read-only and where they lie; None where nobody keeps so many bytes under that name."""
+        size = math.prod(shape) * kind.itemsize
         for owner in _list_names(self._folder):
             with contextlib.suppress(OSError), open(self._folder / owner / name, "rb", opener=_open_no_link) as file:
                 found = os.fstat(file.fileno())
-                if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_size == math.prod(shape):
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_size == size:
                     # all pages at once: to fault one after the other takes longer
                     flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
                     mapped = mmap.mmap(file.fileno(), found.st_size, flags=flags, prot=mmap.PROT_READ)
-                    return np.frombuffer(mapped, np.uint8).reshape(shape)
+                    return np.frombuffer(mapped, kind).reshape(shape)
         return None
 
     def delete(self, name: str) -> None:

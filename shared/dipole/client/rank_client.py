@@ -33,10 +33,10 @@ from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.connection import Deadline, EndpointConnection, EndpointError, retry_until
 from dipole.client.endpoint import Endpoint, check_url, parse_options
 from dipole.errors import DipoleError, InvalidInput
-from dipole.protocol import images
+from dipole.protocol import images, latents
 from dipole.protocol.schemas import Ranking, RewardInfo
 
-__all__ = ["CircuitBreaker", "EndpointError", "RankClient", "StillPending", "tells_ready"]
+__all__ = ["CircuitBreaker", "EndpointError", "LatentsNotTaken", "RankClient", "StillPending", "tells_ready"]
 
 MAX_RESPONSE_BYTES = 4 * 2**20
 CANCEL_TIMEOUT_S = 3.0
@@ -57,6 +57,16 @@ class StillPending(DipoleError):
     def __init__(self, message: str, *, location: str, retry_after: float) -> None:
         super().__init__(message)
         self.location, self.retry_after = location, retry_after
+
+
+class LatentsNotTaken(DipoleError):
+    """The endpoint ranks no latents of this VAE: send it images. `is_mismatch` where it takes those of another."""
+
+    slug = "latents-not-taken"
+
+    def __init__(self, message: str, *, is_mismatch: bool) -> None:
+        super().__init__(message)
+        self.is_mismatch = is_mismatch
 
 
 class RankClient:
@@ -112,10 +122,11 @@ class RankClient:
     def rank(
         self,
         prompt: str,
-        candidates: Sequence[images.Pixels | bytes],
+        candidates: Sequence[images.Pixels | latents.Latents | bytes],
         metadata: Mapping[str, JsonValue] | None = None,
         *,
         progress: float | None = None,
+        vae: str | None = None,
         idempotency_key: str | None = None,
         deadline_s: float = 60.0,
         location: str | None = None,
@@ -124,22 +135,25 @@ class RankClient:
     ) -> Ranking:
         """Rank K images for one prompt; candidate k's id is `c{k}` and results stand in the order given.
 
-        Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy. `progress` of a training, 0 to
-        1, is sent to an endpoint that wants it and to no other. Raises RewardError with `code`
-        timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number), circuit_open,
-        cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with its
-        `location` looks again; InvalidInput where that is not the endpoint's own, for the key is sent along. With
+        Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy; with `vae`, the fingerprint of
+        one, they are its latents, float16 (c, h, w), and LatentsNotTaken is raised where the endpoint takes none of it.
+        `progress` of a training, 0 to 1, is sent to an endpoint that wants it and to no other. Raises RewardError with
+        `code` timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number),
+        circuit_open, cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with
+        its `location` looks again; InvalidInput where that is not the endpoint's own, for the key is sent along. With
         `retry=False` there is one attempt; a retryable error leaves what is pending alone.
         """
         if location is not None:
             self._check_location(location)
         deadline = Deadline(deadline_s)
-        job = _RankCall(prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location, progress=progress)
+        job = _RankCall(
+            prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location, progress=progress, vae=vae
+        )
         try:
             if not retry:
                 return self._rank_once(job, deadline, poll)
             return retry_until(deadline)(self._rank_once, job, deadline, poll)
-        except StillPending:
+        except (StillPending, LatentsNotTaken):
             raise
         except BaseException as error:
             comes_back = not retry and isinstance(error, EndpointError) and error.retryable
@@ -176,6 +190,10 @@ class RankClient:
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
             raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", counts_as_failure=False)
+        if job.vae is not None and (info.latents is None or info.latents.vae != job.vae):
+            self._info = None  # asked again by then, it may
+            taken = f"latents of the VAE {info.latents.vae[:19]}" if info.latents else "no latents"
+            raise LatentsNotTaken(f"{self.base_url} takes {taken}", is_mismatch=info.latents is not None)
         path, asked = self._adapter.build_request(job, info)
         with self._connection.guard_circuit():
             try:
@@ -183,6 +201,8 @@ class RankClient:
             except EndpointError as error:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
+                if job.vae is not None and error.http_status == 415:
+                    raise LatentsNotTaken(f"{self.base_url} takes latents no more", is_mismatch=False) from error
                 raise
             return self._adapter.read_answer(job, status, answer)
 
@@ -236,11 +256,12 @@ class _RankCall:
 
     prompt: str
     metadata: Mapping[str, JsonValue] | None
-    candidates: Sequence[images.Pixels | bytes]
+    candidates: Sequence[images.Pixels | latents.Latents | bytes]
     key: str
     location: str | None = None
     poll_after: float = 1.0
     progress: float | None = None
+    vae: str | None = None  # whose latents the candidates are
     _bodies: dict[tuple[bool, bool], dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
@@ -263,12 +284,13 @@ class _RankCall:
     def _build_multipart(self, more: Mapping[str, Any]) -> dict[str, Any]:
         """The body in pieces: pixels are sent from where they lie, which httpx's own encoder would copy twice."""
         boundary = uuid.uuid4().hex
-        request = self._describe_request(({"media_type": images.NPY} for _ in self.candidates), more)
+        kind, as_parts = (images.NPY, images.npy_parts) if self.vae is None else (latents.LATENTS, latents.latent_parts)
+        request = self._describe_request(({"media_type": kind} for _ in self.candidates), more)
         first = _part_head(boundary, 'name="request"').removeprefix(b"\r\n")
         parts: list[bytes | memoryview] = [first + json.dumps(request).encode()]
         for index, one in enumerate(self.candidates):
-            parts.append(_part_head(boundary, f'name="c{index}"; filename="c{index}.npy"', images.NPY))
-            parts += [one] if isinstance(one, bytes) else images.npy_parts(one)
+            parts.append(_part_head(boundary, f'name="c{index}"; filename="c{index}.npy"', kind))
+            parts += [one] if isinstance(one, bytes) else as_parts(one)  # type: ignore[arg-type]
         parts.append(f"\r\n--{boundary}--\r\n".encode())
         headers = {
             "Content-Type": f"multipart/form-data; boundary={boundary}",
@@ -277,13 +299,19 @@ class _RankCall:
         return {"content": _join_small(parts), "headers": headers}
 
     def _build_json(self, more: Mapping[str, Any]) -> dict[str, Any]:
-        described = ({"media_type": "image/png", "data": data} for data in self.base64_pngs())
-        return {"json": self._describe_request(described, more)}
+        kind = "image/png" if self.vae is None else latents.LATENTS
+        encoded = self.base64_pngs() if self.vae is None else self._base64_npys()
+        return {"json": self._describe_request(({"media_type": kind, "data": data} for data in encoded), more)}
+
+    def _base64_npys(self) -> list[str]:
+        """Every candidate's latents as base64 of a numpy file."""
+        files = (one if isinstance(one, bytes) else latents.encode_latents(one) for one in self.candidates)  # type: ignore[arg-type]
+        return [base64.b64encode(file).decode() for file in files]
 
     def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""
         pixels = (images.decode_image(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
-        return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]
+        return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]  # type: ignore[arg-type]
 
 
 def _join_small(parts: Iterable[bytes | memoryview]) -> list[bytes | memoryview]:

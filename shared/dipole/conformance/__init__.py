@@ -5,7 +5,7 @@
 
 Each check states a fact; docs/protocol.md lists them. `must` is what a trainer relies on and what safety asks. `should`
 is good manners: with `strict=False` such a failure is a warning. `inputs` holds what is sent, `target` asks,
-`assertions` judge, `answers`, `refusals` and `under_load` are the checks, `report` prints.
+`assertions` judge, `answers`, `refusals`, `latents` and `under_load` are the checks, `report` prints.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from dipole.conformance import answers, refusals, under_load
+from dipole.conformance import answers, latents, refusals, under_load
 from dipole.conformance.checks import CHECKS, Check, CheckOutcome, CheckResult
 from dipole.conformance.failures import CheckFailed, CheckSkipped, EndpointSlow, EndpointUnreachable
 from dipole.conformance.inputs import oversized_png
@@ -33,7 +33,7 @@ SLOW_REMEDY = (
     "Where answers take minutes, answer 202 at once and be polled: a Reward class sets slow = True."
 )
 MAX_UNREACHABLE = 3  # checks without any answer, after which the rest is not tried
-MODULES = (answers, refusals, under_load)  # importing them filled CHECKS, in this order
+MODULES = (answers, refusals, latents, under_load)  # importing them filled CHECKS, in this order
 
 
 def run_checks(

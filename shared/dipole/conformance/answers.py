@@ -11,6 +11,7 @@ from dipole.conformance.checks import must, should
 from dipole.conformance.failures import CheckFailed, CheckSkipped
 from dipole.conformance.target import ASYNC_HEADERS, Target
 from dipole.protocol import images
+from dipole.protocol.latents import LATENTS
 from dipole.protocol.schemas import MAX_PROMPT_CHARS, PROTOCOL_VERSION
 
 MAX_TRIED_CANDIDATES = 256  # more candidates than this are not tried
@@ -144,6 +145,8 @@ def ranks_every_media_type(target: Target) -> None:
     List in media_types only what is decoded.
     """
     for kind in target.info.media_types:
+        if kind == LATENTS:  # a check of their own
+            continue
         target.rank(inputs.request_with_image(inputs.image_part(inputs.make_swatch(), kind)))
 
 

@@ -79,9 +79,9 @@ def _hashing_threads() -> ThreadPoolExecutor:
 os.register_at_fork(after_in_child=_hashing_threads.cache_clear)  # a child has the pool, and none of its threads
 
 
-def pixel_bytes(images: NDArray[np.uint8]) -> memoryview:
+def pixel_bytes(images: NDArray[Any]) -> memoryview:
     """An array's bytes in C order, without a copy where they lie so."""
-    return np.ascontiguousarray(images).data.cast("B")
+    return np.ascontiguousarray(images).view(np.uint8).data.cast("B")
 
 
 def decode_base64(data: str, *, field: str = "image") -> bytes:
@@ -114,7 +114,7 @@ def open_image(data: Encoded, media_type: str, *, max_pixels: int = MAX_PIXELS, 
             width, height = image.size
         decode = partial(_decode_file, data, media_type, field)
     if height * width > max_pixels:
-        raise _too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
+        raise too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
     return OpenedImage(height, width, decode)
 
 
@@ -162,10 +162,15 @@ def encode_npy(pixels: Pixels) -> bytes:
 
 def npy_parts(pixels: Pixels) -> tuple[bytes, memoryview]:
     """What `encode_npy` joins: the header, and the pixels where they lie."""
-    pixels = np.ascontiguousarray(_check_pixels(pixels))
+    return array_parts(_check_pixels(pixels))
+
+
+def array_parts(array: NDArray[Any]) -> tuple[bytes, memoryview]:
+    """Any array as a numpy file, version 1.0 and in C order: its header, and its values where they lie."""
+    array = np.ascontiguousarray(array)
     buffer = io.BytesIO()
-    npy.write_array_header_1_0(buffer, npy.header_data_from_array_1_0(pixels))
-    return buffer.getvalue(), pixel_bytes(pixels)
+    npy.write_array_header_1_0(buffer, npy.header_data_from_array_1_0(array))
+    return buffer.getvalue(), pixel_bytes(array)
 
 
 def _check_pixels(pixels: Pixels) -> Pixels:
@@ -174,7 +179,7 @@ def _check_pixels(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def _too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
+def too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
     return TooLarge(f"{field} has {found} pixels; at most {limit} are accepted: send a smaller image", field=field)
 
 
@@ -182,8 +187,11 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
 
 
-def _parse_npy_header(data: Encoded, field: str) -> tuple[tuple[int, int], int]:
-    """((height, width), offset of the pixels). Only plain uint8 (H, W, 3) in C order with exactly its bytes passes."""
+def read_npy_header(data: Encoded, field: str) -> tuple[tuple[int, ...], np.dtype[Any], bool, int]:
+    """(shape, dtype, whether in Fortran's order, offset of the values) of a numpy file, of which nothing else is read.
+
+    Raises InvalidInput for what is none of version 1.0 or 2.0.
+    """
     stream = io.BytesIO(data[:MAX_NPY_HEADER_BYTES])
     try:
         version = npy.read_magic(stream)
@@ -195,15 +203,25 @@ def _parse_npy_header(data: Encoded, field: str) -> tuple[tuple[int, int], int]:
         Exception
     ) as error:  # the header is parsed as a Python literal: ValueError, but also TokenError, RecursionError …
         raise InvalidInput(f"{field} is not a .npy file: {_first_line(error)}", field=field) from None
+    return shape, dtype, fortran, stream.tell()
+
+
+def check_npy_size(data: Encoded, start: int, expected: int, field: str) -> None:
+    """Raises InvalidInput unless so many bytes of values come after the header."""
+    if (found := len(data) - start) != expected:
+        raise InvalidInput(f"{field} declares {expected} bytes of values but carries {found}", field=field)
+
+
+def _parse_npy_header(data: Encoded, field: str) -> tuple[tuple[int, int], int]:
+    """((height, width), offset of the pixels). Only plain uint8 (H, W, 3) in C order with exactly its bytes passes."""
+    shape, dtype, fortran, start = read_npy_header(data, field)
     if dtype != np.dtype(np.uint8) or len(shape) != 3 or shape[2] != 3 or fortran or min(shape) < 1:
         order = "Fortran" if fortran else "C"
         raise InvalidInput(
             f"{field} must be uint8 (height, width, 3) in C order, not {dtype} {shape} in {order} order", field=field
         )
-    expected, found = shape[0] * shape[1] * 3, len(data) - stream.tell()
-    if found != expected:
-        raise InvalidInput(f"{field} declares {expected} bytes of pixels but carries {found}", field=field)
-    return (shape[0], shape[1]), stream.tell()
+    check_npy_size(data, start, shape[0] * shape[1] * 3, field)
+    return (shape[0], shape[1]), start
 
 
 def _open_file(data: bytes, media_type: str, field: str) -> Image.Image:

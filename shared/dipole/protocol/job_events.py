@@ -202,6 +202,57 @@ class RewardUnverified(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class LatentsSent(JobEvent):
+    """Told of a reward once a run: it has the model's VAE, and candidates are decoded where it is."""
+
+    kind = "latents_sent"
+    message = "Reward {reward} takes this model's latents: candidates are decoded there, and not here for its sake"
+    reward: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentsNotSent(JobEvent):
+    """Told of a reward once a run: it takes latents, but of another VAE or precision, so it is sent images."""
+
+    kind = "latents_not_sent"
+    message = (
+        "Reward {reward} is sent images: {reason}, and this job's are of another; serve it with this model's VAE "
+        "(DIPOLE_REWARD_VAE) in the job's precision (DIPOLE_REWARD_VAE_DTYPE)"
+    )
+    level = "warn"
+    reward: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderChecked(JobEvent):
+    """Of a job with `reward_decoder: tiny`: a group was ranked on the VAE's images too. `tau` is Kendall's of all
+    candidates, `overlap` the share of the chosen that both choose.
+    """
+
+    kind = "decoder_checked"
+    message = "The tiny decoder's images rank like the VAE's: Kendall's tau {tau}, {overlap} of those chosen in common"
+    step: int
+    tau: float
+    overlap: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderDisagrees(JobEvent):
+    """Told when the mean of the last `checks` falls below the least that is good, and again after it has risen."""
+
+    kind = "decoder_disagrees"
+    message = (
+        "The tiny decoder's images do not rank like the VAE's any more: Kendall's tau is {tau} over the last {checks} "
+        "checks; reward_decoder vae trains on what the rewards would truly say"
+    )
+    level = "warn"
+    step: int
+    tau: float
+    checks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardSilent(JobEvent):
     """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
 

@@ -19,7 +19,7 @@ MAX_PIXELS = 4096 * 4096
 MAX_BODY_BYTES = 256 * 2**20
 MAX_FIELD_ERRORS = 20  # that a problem document names
 
-MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy"]
+MediaType = Literal["image/png", "image/webp", "image/jpeg", "application/x-npy", "application/x-npy-latents"]
 T = TypeVar("T")
 Many = Annotated[list[T], FailFast()]  # one error is enough: a body of a megabyte may hold a million
 Identifier = Annotated[str, Field(min_length=1, max_length=128, pattern=r"^[A-Za-z0-9._:-]+$")]
@@ -153,6 +153,17 @@ class PendingRanking(ProtocolMessage):
     error: ItemError | None = Field(default=None, description="Why it failed; null where it did not.")
 
 
+class LatentSpace(ProtocolMessage):
+    """Latents that an endpoint takes in place of images: those of one VAE, float16 (channels, height, width)."""
+
+    vae: str = Field(
+        pattern=r"^sha256:[0-9a-f]{64}$",
+        description="Fingerprint of the VAE whose latents are taken: of its configuration, precision and weights.",
+    )
+    channels: int = Field(ge=1, le=256, description="Channels of a candidate's latents.")
+    scale: int = Field(ge=1, le=64, description="Pixels of an image's side for each of its latents' side.")
+
+
 class RewardInfo(ProtocolMessage):
     """What an endpoint says of itself on `GET /v1/info`."""
 
@@ -176,6 +187,15 @@ class RewardInfo(ProtocolMessage):
         default_factory=list, description="What it wants to be told beside the images: `progress` of the training."
     )
     multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
+    latents: LatentSpace | None = Field(
+        default=None, description="The latents that are taken in place of images; absent where none are."
+    )
+
+    @model_validator(mode="after")
+    def _check_latents(self) -> RewardInfo:
+        if (self.latents is not None) != ("application/x-npy-latents" in self.media_types):
+            raise ValueError("latents are described where media_types has application/x-npy-latents, and only there")
+        return self
 
 
 class FieldError(ProtocolMessage):

@@ -28,6 +28,7 @@ from dipole_rewards.settings import RewardSettings
 KEY = "a-key-of-enough-letters"
 MAX_CANDIDATES = 6
 MAX_PIXELS = 2**20
+VAE = Path(__file__).resolve().parents[3] / "trainer/dipole_trainer/tiny_turbo/vae"
 CACHE: dict[str, Any] = {}  # what a server keeps in globals, and should not
 
 
@@ -133,6 +134,7 @@ def served(certificate: Path | None = None, ca: Path | None = None) -> Iterator[
         reward_key=SecretStr(KEY),
         reward_max_candidates=MAX_CANDIDATES,
         reward_max_pixels=MAX_PIXELS,
+        reward_vae=VAE,
     )
     bent = Bent(create_app(settings))
     config = uvicorn.Config(bent, log_config=None, lifespan="on", timeout_graceful_shutdown=1, ssl_certfile=certificate)

@@ -15,6 +15,7 @@ from typing import Any
 
 from dipole.conformance import inputs
 from dipole.protocol import images
+from dipole.protocol.latents import LATENTS
 
 from .bent_server import (
     CACHE,
@@ -234,3 +235,21 @@ def quoting(asked: Asked, answer: Answer) -> Answer:
 
 def anonymous(_: Asked, answer: Answer) -> Answer:
     return reply({"title": "Bad", "status": answer.status}, answer.status, "application/problem+json")
+
+
+def holds_latents(asked: Asked) -> bool:
+    return any(one["image"].get("media_type") == LATENTS for one in asked.candidates())
+
+
+async def lists_latents_alone(asked: Asked, forward: Forward) -> Answer:
+    """Says that it takes latents, and reads none."""
+    return reply({"detail": "image/png, please"}, 415) if holds_latents(asked) else await forward(asked)
+
+
+def with_images(asked: Asked) -> Asked:
+    """The request with a good image in place of any latents, whatever they hold."""
+    if not holds_latents(asked):
+        return asked
+    good = inputs.image_part(inputs.make_swatch())
+    listed = [{**one, "image": good} for one in asked.candidates()]
+    return replace(asked, body=json.dumps({**asked.json, "candidates": listed}).encode())

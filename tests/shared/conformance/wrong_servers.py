@@ -47,7 +47,10 @@ WRONG: dict[str, Wrong] = {
     "no metrics": Wrong(to("/metrics", reply({}, 404)), "metrics", "/metrics answered 404"),
     "an info of its own": Wrong(to("/v1/info", reply({"name": "x"})), "info", "not a valid RewardInfo: model: "),
     "another version": Wrong(info(protocol_version="2"), "info", "protocol_version is '2'"),
-    "no PNG": Wrong(info(media_types=["image/webp"]), "info", "lacks image/png"),
+    "no PNG": Wrong(info(media_types=["image/webp"], latents=None), "info", "lacks image/png"),
+    "latents without their media type": Wrong(info(media_types=["image/png"]), "info", "latents are described where"),
+    "latents that it does not read": Wrong(faults.lists_latents_alone, "ranks_latents", "answered 415"),
+    "any latents": Wrong(asks(faults.with_images), "refuses_wrong_latents", "latents of other channels: answered 200"),
     "more media types than it reads": Wrong(
         answers(lambda _: reply({"detail": "no"}, 415), status=200), "ranks_every_media_type", "answered 415"
     ),

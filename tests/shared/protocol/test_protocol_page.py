@@ -19,13 +19,13 @@ from dipole.client import rank_client
 from dipole.client.connection import RETRIED_STATUSES
 from dipole.conformance import answers, assertions, report, under_load
 from dipole.protocol import schemas
-from dipole.protocol.schemas import PendingRanking, Problem, Ranking, RankRequest, RewardInfo
+from dipole.protocol.schemas import LatentSpace, PendingRanking, Problem, Ranking, RankRequest, RewardInfo
 
 from ..conformance import bent_server
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/protocol.md").read_text()
-MESSAGES = {kind.__name__: kind for kind in (PendingRanking, Problem, Ranking, RankRequest, RewardInfo)}
+MESSAGES = {kind.__name__: kind for kind in (LatentSpace, PendingRanking, Problem, Ranking, RankRequest, RewardInfo)}
 EXAMPLES = dict(re.findall(r"<!-- ([^>]+) -->\n```json\n(.*?)```", PAGE, flags=re.DOTALL))
 
 

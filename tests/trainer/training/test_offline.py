@@ -48,6 +48,9 @@ PROMPTS = ["a red circle", "a blue square", "a green triangle"]
 class Nobody:
     """A ranker where no reward is alive: to ask is an error."""
 
+    def takes_latents(self) -> bool:
+        return False
+
     def submit(self, group: CandidateGroup) -> None:
         raise AssertionError(f"a reward was asked for {group.id}")
 

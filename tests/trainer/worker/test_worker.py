@@ -60,6 +60,9 @@ class FakeRanker:
     def __init__(self, rewards: Sequence[ResolvedReward], on_ranked: OnRanked) -> None:
         self.rewards, self.on_ranked, self.cancelled = rewards, on_ranked, False
 
+    def takes_latents(self) -> bool:
+        return False
+
     def submit(self, group: CandidateGroup) -> None:
         self.on_ranked(group, "shapes", RewardResult(scores=(0.5, 1.0), model="shapes", model_revision="r1"))
 

@@ -17,7 +17,7 @@ import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -135,6 +135,7 @@ class EvaluationSchedule:
             on_ranked=lambda ranked: ranked.report_failures(step, self.on_event),
             on_other=on_other,
             asked=asked,
+            latents=self._sends_latents(),
             check_stop=check_stop,
         )
         if processes.size > 1:
@@ -157,6 +158,13 @@ class EvaluationSchedule:
             self._report_samples(step, sampled)
         if whole:
             self._report_evaluation(step, {**found, "seconds": seconds})
+
+    def _sends_latents(self) -> Literal["beside", "alone"] | None:
+        """As training does, so that a reward scores the same things in both."""
+        reads_pixels = self.spec.method.settings.uses_features() and hasattr(self.features, "encode_pixels")
+        if not self.spec.sends_latents(reads_pixels=reads_pixels, may_be_taken=self.ranker.takes_latents()):
+            return None
+        return "alone" if self.spec.candidates_as == "latents" else "beside"
 
     def _write_samples(
         self, step: int, scored: Sequence[results.ScoredPrompt], sheet: Sequence[NDArray[np.uint8]], seconds: float

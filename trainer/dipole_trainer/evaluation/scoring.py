@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -44,11 +45,13 @@ def score_prompts(
     on_ranked: Callable[[RankedGroup], None] = lambda ranked: None,
     on_other: Callable[[RankedGroup], None] = lambda ranked: None,
     asked: frozenset[str] | None = None,
+    latents: Literal["beside", "alone"] | None = None,
     check_stop: Callable[[], None] = lambda: None,
 ) -> tuple[list[ScoredPrompt], list[NDArray[np.uint8]]]:
     """Score `images_per_prompt` images of each prompt; returns results and images, in the order of the prompts.
 
     `micro_batches` says how many samples are worked on at once, at first MAX_BATCH_IMAGES where it is absent.
+    `latents` says that rewards may be sent those beside images, or those alone.
     `is_ours` says of a prompt's index whether it is evaluated here. `asked` names the rewards, None all. `on_other`
     gets the answers for groups that the ranker was given by others. `check_stop` is called at least every second while
     answers are waited for; what it raises ends the evaluation.
@@ -74,9 +77,13 @@ def score_prompts(
     for index, group, x in _draw_groups(spec, generator, indices, step, job_id, micro_batches):
         phi = _finite_features(features, group, x, micro_batches)
         waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
+        if latents is not None:
+            packed, _ = generator.pack_latents(x)
+            vae = generator.vae_fingerprint
+            group = replace(group, latents=packed, vae=vae, latents_alone=latents == "alone")
         ranker.submit(replace(group, asked=asked))
         if index < SHEET_PROMPTS:
-            sheets.append(group.images)
+            sheets.append(np.asarray(group.images))
         while len(waiting) >= MAX_GROUPS_IN_FLIGHT:
             _collect_answers(ranker, take_answer, check_stop)
     while waiting:

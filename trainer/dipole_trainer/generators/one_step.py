@@ -14,6 +14,7 @@ import copy
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -27,11 +28,12 @@ from torch import Tensor, nn
 from transformers.utils import logging as transformers_logging
 
 from dipole.errors import InvalidInput, NotFinite
+from dipole.protocol.latents import Latents
 from dipole_trainer.compute import gpu
 from dipole_trainer.generators import activations, initial_weights, prompt_limits
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.images import vae
-from dipole_trainer.generators.images.candidate_images import DecodedCandidates
+from dipole_trainer.generators.images.candidate_images import DecodedCandidates, pack_latents
 from dipole_trainer.generators.loading import explain_odd_values, load_pipeline
 from dipole_trainer.generators.one_step_schedule import (
     OneStepSchedule,
@@ -326,12 +328,18 @@ class OneStepGenerator:
     # ---- images -----------------------------------------------------------------------------------------------------
 
     def decode_pixels(self, x: Tensor) -> Tensor:
-        """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x.
+        """`vae.decode_pixels` by the pipeline's own VAE."""
+        return vae.decode_pixels(self.vae, x)
 
-        One with a number that is not finite is NaN all over: a clamp would make an infinite pixel a white one.
-        """
-        images = vae.decode_latents(self.vae, x) / 2 + 0.5
-        return torch.where(vae.finite_rows(images, x).view(-1, 1, 1, 1), images, torch.nan)
+    @cached_property
+    def vae_fingerprint(self) -> str:
+        """By which a reward that is sent latents knows whether it decodes them as `decode_pixels` does."""
+        return vae.fingerprint(self.vae)
+
+    @torch.no_grad()
+    def pack_latents(self, x: Tensor) -> tuple[Latents, list[bool]]:
+        """Latents x as a reward is sent them that decodes them itself, and which of them are finite."""
+        return pack_latents(vae.decoder_input(self.vae, x))
 
     def decode_images(self, x: Tensor) -> NDArray[np.uint8]:
         """Images, uint8 (K, H, W, 3) RGB. Raises NotFinite where one of them is not finite."""

@@ -10,6 +10,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 from sqlalchemy import Table, select
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
@@ -88,7 +89,10 @@ class RankingLedger:
 
 
 def make_ledger_entry(group: CandidateGroup, reward: str, result: RewardResult) -> dict[str, Any]:
-    """One reward's answer for one group as JSON: the rows' values, with hashes for the images."""
+    """One reward's answer for one group as JSON: the rows' values, with hashes for the images, or for the latents of a
+    group that has them: its images may never be made.
+    """
+    sent = np.asarray(group.images) if group.latents is None else group.latents
     return {
         "group_id": group.id,
         "group": {
@@ -96,7 +100,7 @@ def make_ledger_entry(group: CandidateGroup, reward: str, result: RewardResult) 
             "prompt": to_jsonable(group.prompt),
             "prompt_metadata": to_jsonable(group.metadata),
             "seeds": to_jsonable(group.seeds),
-            "candidates": [hashlib.sha256(image.tobytes()).hexdigest() for image in group.images],
+            "candidates": [hashlib.sha256(each.tobytes()).hexdigest() for each in sent],
         },
         "reward": reward,
         "ranking": {

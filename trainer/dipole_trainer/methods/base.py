@@ -40,6 +40,7 @@ class RankedSamples:
     positives: tuple[int, ...]  # rows of ranked, best first
     negatives: tuple[int, ...]  # rows of ranked, worst first
     ranks_itself: bool  # row k of ranked is row k of x
+    moved: tuple[int, ...] | None = None  # rows of x that are to have a gradient, in order; None: all
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Drifting Preference Optimization: the best attract, the worst repel, the frozen base anchors, all in φ.
 
 The loss is `drift(x; x⁺, x⁻) + λ_ref · drift(x; x_ref, sg(x))`, averaged over the keys of φ (METHOD: one update).
-Features of positives and negatives are rows of the ranked samples' features: gathered, never encoded again.
+Features of positives and negatives are rows of the ranked samples' features: gathered, never encoded again. With
+`feature_top_fraction` below 1, x and x_ref are those of the best candidates alone.
 
 Legend: K samples, R ranked samples, T tokens, D features, P positives, N negatives.
 """
@@ -21,23 +22,31 @@ from dipole_trainer.spec import DrpoSpec
 def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
     """Mean over keys; `drift_pref` and `drift_ref` are the two drifts."""
     preference, reference = [], []
-    for key, value in group.phi.items():
+    moved = None if group.moved is None else list(group.moved)
+    for key, phi in group.phi.items():
+        value, base = phi, group.phi_ref.get(key)
+        if moved is not None:
+            value, base = value[moved], None if base is None else base[moved]
         tokens = value.shape[1]
         x, ranked = _flatten_tokens(value), _flatten_tokens(group.phi_ranked[key])  # (1, K·T, D), (1, R·T, D)
         best, worst = (_token_rows(rows, tokens, x.device) for rows in (group.positives, group.negatives))
         own = spec.mask_self and group.ranks_itself
+        anchors = [
+            _own_rows(rows, moved, tokens, x.device) if own else None for rows in (group.positives, group.negatives)
+        ]
         preference.append(
             drift_loss(
                 x, ranked[:, best], ranked[:, worst],
                 positive_weight=spec.positive_weight, negative_weight=spec.negative_weight,
                 radii=spec.radii, kernel=spec.kernel,
-                positive_rows=best[None] if own else None, negative_rows=worst[None] if own else None,
+                positive_rows=anchors[0], negative_rows=anchors[1],
             ).loss.mean()
         )  # fmt: skip
         if spec.ref_lambda:
+            assert base is not None, "the loop draws the base's samples for a method that pulls to them"
             reference.append(
                 drift_loss(
-                    x, _flatten_tokens(group.phi_ref[key]), x.detach(),
+                    x, _flatten_tokens(base), x.detach(),
                     positive_weight=spec.ref_positive_weight, negative_weight=spec.ref_negative_weight,
                     radii=spec.radii, kernel=spec.kernel, mask_negative_self=True,
                 ).loss.mean()
@@ -60,3 +69,13 @@ def _token_rows(samples: Sequence[int], tokens: int, device: torch.device) -> Te
     """Rows of a flattened (samples·T) set that belong to the given samples."""
     rows = torch.as_tensor(samples, device=device)
     return (rows[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
+
+
+def _own_rows(rows: Sequence[int], moved: list[int] | None, tokens: int, device: torch.device) -> Tensor:
+    """Which vector of x each anchor is, (1, anchors·T); -1 where it is none."""
+    if moved is None:
+        return _token_rows(rows, tokens, device)[None]
+    places = {row: place for place, row in enumerate(moved)}
+    own = [places.get(row, -1) for row in rows]
+    flat = _token_rows(own, tokens, device)
+    return torch.where(torch.as_tensor(own, device=device).repeat_interleave(tokens) < 0, -1, flat)[None]

@@ -187,7 +187,8 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     # from the second chunk on the sum of gradients is there beside a chunk's own
     summed = models.trained_bytes if spec.candidates > chunk else 0
     extra = {"backward": summed}
-    keeps_graphs = rollout.method.moves_every_sample
+    scale["backward"] *= rollout.settings.moves_share()
+    keeps_graphs = rollout.method.moves_every_sample and rollout.settings.moves_share() == 1
     graph = PhaseCost(rollout.graph_operations // chunk, rollout.graph_bytes // chunk) if keeps_graphs else NO_COST
     return UpdateCost(
         graph=graph,
@@ -206,7 +207,8 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
 def _run_group(spec: TrainSpec, rollout: Rollout, counter: _PhaseCounter) -> int:
     """One group from noise to gradient; the bytes that it keeps until its gradient is taken."""
     drawn = counter.run_phase("generate", lambda: rollout.sample_group(0, 0, PROMPT))
-    counter.run_phase("decode", lambda: rollout.decode_on_device(drawn))
+    if spec.candidates_as != "latents":
+        counter.run_phase("decode", lambda: rollout.decode_on_device(drawn))
     counter.run_phase("reference", lambda: rollout.prepare_features(drawn))
     kept = {
         id(each): each.nbytes for each in (drawn.noise, drawn.x, drawn.ranked_latents, drawn.x_ref) if each is not None

@@ -12,12 +12,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, cast, overload
 
-import numpy as np
 import structlog
 from celery import Celery, Task
-from numpy.typing import NDArray
 
-from dipole.broker.candidates import CandidateStore, MissingCandidates, open_shared_memory
+from dipole.broker.candidates import Candidates, CandidateStore, MissingCandidates, open_shared_memory
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
@@ -25,7 +23,7 @@ from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination
 from dipole.client import tls
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint, check_reward_url
-from dipole.client.rank_client import RankClient, StillPending
+from dipole.client.rank_client import LatentsNotTaken, RankClient, StillPending
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
@@ -97,6 +95,7 @@ class Lane:
                 LazyCandidates(self._store, message["candidates"], message["count"]),
                 message["metadata"],
                 progress=message.get("progress"),
+                vae=message.get("vae"),
                 idempotency_key=message["key"],
                 deadline_s=min(remaining, ANSWER_TIMEOUT_S if message["location"] is None else POLL_TIMEOUT_S),
                 location=message["location"],
@@ -108,6 +107,8 @@ class Lane:
             return {"status": "pending", "location": pending.location, "retry_after": pending.retry_after}
         except MissingCandidates as error:
             return {"status": "missing", "message": str(error)}
+        except LatentsNotTaken as error:
+            return {"status": "as_images", "message": str(error), "is_mismatch": error.is_mismatch}
         except EndpointError as error:
             return failure_answer(
                 error.code,
@@ -140,7 +141,7 @@ class Lane:
     def _record_request(self, record: Mapping[str, Any], reward: str, answer: RankAnswer) -> None:
         """Keep how the endpoint answered; what never reached it says nothing of it."""
         outcome = answer.get("code", "failed") if answer["status"] == "failed" else answer["status"]
-        is_endpoints = outcome not in ("missing", "configuration", "internal")
+        is_endpoints = outcome not in ("missing", "as_images", "configuration", "internal")
         circuit = self._client_of(self._endpoint_of(record)).breaker.state if is_endpoints else None
         seconds = answer.get("seconds", 0.0)
         if self._on_request is not None:
@@ -208,21 +209,23 @@ class Lane:
                 log.warning("claims_not_renewed", error=str(error))
 
 
-class LazyCandidates(Sequence[NDArray[np.uint8]]):
-    """A group's images, loaded when first looked at (a pending ranking needs none). Raises MissingCandidates."""
+class LazyCandidates(Sequence[Candidates]):
+    """A group's images or latents, loaded when first looked at (a pending ranking needs none). Raises
+    MissingCandidates.
+    """
 
     def __init__(self, store: CandidateStore, reference: str, count: int) -> None:
         self._store, self._reference, self._count = store, reference, count
-        self._images: NDArray[np.uint8] | None = None
+        self._images: Candidates | None = None
 
     def __len__(self) -> int:
         return self._count
 
     @overload
-    def __getitem__(self, index: int) -> NDArray[np.uint8]: ...
+    def __getitem__(self, index: int) -> Candidates: ...
     @overload
-    def __getitem__(self, index: slice) -> Sequence[NDArray[np.uint8]]: ...
-    def __getitem__(self, index: int | slice) -> NDArray[np.uint8] | Sequence[NDArray[np.uint8]]:
+    def __getitem__(self, index: slice) -> Sequence[Candidates]: ...
+    def __getitem__(self, index: int | slice) -> Candidates | Sequence[Candidates]:
         if self._images is None:
             self._images = self._store.get(self._reference)
         return self._images[index] if isinstance(index, int) else list(self._images[index])

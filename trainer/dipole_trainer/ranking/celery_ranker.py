@@ -13,7 +13,9 @@ pushes a small answer to this run's list, on which collect() blocks.
 The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: all of Redis (it was
 restarted, which the run's missing record tells), a message, a lane (kill -9; its claim runs out), the images (their
 time was up). Only a message that Redis took counts as sent. A pending ranking (202) and a
-retryable failure are asked again when due, until the deadline, by new short tasks. A request's key is a hash of all
+retryable failure are asked again when due, until the deadline, by new short tasks. A group that has latents is sent as
+those; a lane whose endpoint does not have their VAE says so, and from then on that reward is sent images, which are
+decoded when the first reward needs them. A request's key is a hash of all
 that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
 
 Hundreds of rankings may be pending for hours: their images leave the store once the endpoint has them, the longer one
@@ -33,11 +35,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
-from dipole.broker.candidates import CandidateStore, open_shared_memory
+from dipole.broker.candidates import Candidates, CandidateStore, open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
@@ -48,6 +51,7 @@ from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
+from dipole_trainer.ranking.lazy_images import read_images
 from dipole_trainer.ranking.withdrawable_rankings import WITHDRAW_TTL_S, WithdrawableRankings
 from dipole_trainer.spec import RewardSpec
 
@@ -77,9 +81,11 @@ class _Request:
 
     group: CandidateGroup
     reward: str
+    array: Candidates  # what is sent: images or latents
     candidates: str
     key: str
     deadline: float
+    flaws: Mapping[int, str] = field(default_factory=dict)  # rows of `group` that turned out to have no image
     next_send_at: float = 0.0
     is_scheduled: bool = True  # due means "ask", otherwise "see whether a lane works on it"
     times_sent: int = 0
@@ -88,6 +94,10 @@ class _Request:
     accepted_at: float | None = None  # when its endpoint was first known to have it pending
     holds_images: bool = True  # in the store
     reason: str = field(default="no answer from a rank worker")
+
+    @property
+    def sends_latents(self) -> bool:
+        return self.array.dtype == np.float16
 
 
 def resend_pause_s(first_s: float, times_sent: int) -> float:
@@ -129,6 +139,7 @@ class CeleryRanker:
         resend_s: float = RESEND_AFTER_S,
         vault: Vault | None = None,
     ) -> None:
+        self._sent_images: dict[str, str | None] = {}  # rewards that take no latents; why, where they take others
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
         self._in_flight = GroupsInFlight([reward.spec for reward in rewards], on_ranked)
@@ -150,6 +161,9 @@ class CeleryRanker:
         self._check_run_at = 0.0
 
     # The seam: groups.Ranker
+
+    def takes_latents(self) -> bool:
+        return self._sent_images.keys() != self._rewards.keys()
 
     def submit(self, group: CandidateGroup) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
@@ -220,31 +234,51 @@ class CeleryRanker:
         questions = self._in_flight.pop_questions()
         references: dict[int, str] = {}  # by an array of images, which rewards share: hashing it takes a while
         for question in questions:
-            group, name = question.group, question.reward
-            if id(group.images) not in references:
-                references[id(group.images)] = CandidateStore.reference_of(group.images)
-            reference = references[id(group.images)]
-            is_new = not self._uses[reference]
-            self._uses[reference] += 1
-            if reference in self._unused:
-                self._unused.remove(reference)
-            request = _Request(
-                group=group,
-                reward=name,
-                candidates=reference,
-                key=self._idempotency_key(group, self._rewards[name], reference),
-                deadline=question.asked_at + self._rewards[name].spec.timeout_s,
-                next_send_at=now + 1,
-            )
-            self._requests[group.id, name] = request
-            if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
-                self._send_task(request, now)
+            deadline = question.asked_at + self._rewards[question.reward].spec.timeout_s
+            self._ask_reward(question.group, question.reward, deadline, now, references)
+
+    def _ask_reward(
+        self, group: CandidateGroup, name: str, deadline: float, now: float, references: dict[int, str]
+    ) -> None:
+        """Ask one reward to rank a group, in the form that it takes."""
+        array, flaws = self._choose_form(group, name)
+        if len(flaws) == len(group.images):
+            failure = failed_result(len(group.images), next(iter(flaws.values())))
+            self._in_flight.put_result(group.id, name, failure, now)
+            return
+        if id(array) not in references:
+            references[id(array)] = CandidateStore.reference_of(array)
+        reference = references[id(array)]
+        is_new = not self._uses[reference]
+        self._uses[reference] += 1
+        if reference in self._unused:
+            self._unused.remove(reference)
+        request = _Request(
+            group=group,
+            reward=name,
+            array=array,
+            candidates=reference,
+            key=self._idempotency_key(group, self._rewards[name], reference),
+            deadline=deadline,
+            flaws=flaws,
+            next_send_at=now + 1,
+        )
+        self._requests[group.id, name] = request
+        if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
+            self._send_task(request, now)
+
+    def _choose_form(self, group: CandidateGroup, reward: str) -> tuple[Candidates, Mapping[int, str]]:
+        """The group's latents where the reward may take them, else its images, and why rows have none."""
+        if group.latents is not None and (reward not in self._sent_images or group.latents_alone):
+            return group.latents, {}
+        images, flaws = read_images(group.images)
+        return (images[[row not in flaws for row in range(len(images))]] if flaws else images), flaws
 
     def _store_images(self, request: _Request, *, to_memory: bool) -> bool:
         """Whether they are where lanes find them."""
 
         def put() -> bool:
-            self._store.put(request.candidates, request.group.images, to_memory=to_memory)
+            self._store.put(request.candidates, request.array, to_memory=to_memory)
             return True
 
         return self._if_redis_answers(put) is not None
@@ -280,7 +314,8 @@ class CeleryRanker:
             "reward": request.reward,
             "key": request.key,
             "candidates": request.candidates,
-            "count": len(request.group.images),
+            "vae": request.group.vae if request.sends_latents else None,
+            "count": len(request.array),
             "prompt": request.group.prompt,
             "metadata": None if request.group.metadata is None else dict(request.group.metadata),
             "progress": request.group.progress,
@@ -356,6 +391,9 @@ class CeleryRanker:
             if not request.holds_images:
                 request.holds_images = True
                 self._uses[request.candidates] += 1
+        elif answer["status"] == "as_images":
+            self._drop_request(at)
+            self._turn_to_images(request, answer, now)
         elif answer["status"] == "failed" and answer["retryable"]:
             request.failures += 1
             request.reason = f"{answer['code']}: {answer['message']}"
@@ -375,6 +413,19 @@ class CeleryRanker:
             self._drop_request(at)
             self._in_flight.put_result(*at, self._result_of(request, answer), now)
 
+    def _turn_to_images(self, request: _Request, answer: RankAnswer, now: float) -> None:
+        """Its endpoint takes no latents of this VAE: from now on the reward is sent images, unless it must not be."""
+        group, name, why = request.group, request.reward, answer["message"]
+        if group.latents_alone:
+            fix = "serve it with DIPOLE_REWARD_VAE and the job's precision, or set candidates_as to auto"
+            failure = failed_result(len(group.images), f"configuration: {why}, not those of this job: {fix}")
+            self._in_flight.put_result(group.id, name, failure, now)
+            return
+        if name not in self._sent_images:
+            log.info("candidates_as_images", reward=name, reason=why)
+        self._sent_images[name] = why if answer["is_mismatch"] else None
+        self._ask_reward(group, name, request.deadline, now, {})
+
     def _handle_pending(self, request: _Request, answer: RankAnswer, now: float) -> None:
         """Its endpoint has it, and needs no images from here any more."""
         request.location = answer.get("location") or request.location
@@ -389,13 +440,14 @@ class CeleryRanker:
         self._if_redis_answers(lambda: self._withdrawable.keep(self._job_id, message, endpoint))
 
     def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
-        count = len(request.group.images)
+        count = len(request.array)
         if answer["status"] == "failed":
             log.warning(
                 "rank_failed", group=request.group.id, reward=request.reward, code=answer["code"],
                 request_id=request.key[:32],
             )  # fmt: skip
-            return failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
+            failure = failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
+            return failure.with_flaws(request.flaws)
         errors = {int(index): why for index, why in answer["errors"].items()}
         result = apply_policy(self._rewards[request.reward].spec, count, answer["scores"], errors)
         return replace(
@@ -407,7 +459,9 @@ class CeleryRanker:
             recipe_version=answer["recipe_version"],
             verified=answer.get("verified"),
             seconds=answer["seconds"],
-        )
+            seen_as="latents" if request.sends_latents else "images",
+            images_because=self._sent_images.get(request.reward),
+        ).with_flaws(request.flaws)
 
     # Small steps
 

@@ -14,6 +14,9 @@ class ForwardingRanker:
     def __init__(self, ranker: Ranker) -> None:
         self.ranker = ranker
 
+    def takes_latents(self) -> bool:
+        return self.ranker.takes_latents()
+
     def submit(self, group: CandidateGroup) -> None:
         self.ranker.submit(group)
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,8 @@ from pydantic import JsonValue
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
+from dipole.protocol.latents import Latents
+from dipole_trainer.ranking.lazy_images import LazyImages
 from dipole_trainer.spec import RewardSpec
 
 SILENT = "silent"  # code of a failure that is told once and not of each group: nobody waits for this reward now
@@ -29,24 +31,44 @@ class CandidateGroup:
     image why, by row: rewards are asked for the others, and these get no score. `asked` names the rewards that are
     asked, None all. `progress` is the share of the job's updates before the group's step; None in evaluations, whose
     scores are compared from step to step.
+
+    `latents`, float16 (K, c, h, w) of the VAE whose fingerprint is `vae`, are there where endpoints with that VAE may
+    be sent those; `images` are then decoded if one is not. With `latents_alone` none is sent images.
+
+    `compared` are the same candidates by another decoder, to be ranked too (decoder_check.py).
     """
 
     id: str
     step: int
     prompt: str
     metadata: Mapping[str, JsonValue] | None
-    images: NDArray[np.uint8]
+    images: NDArray[np.uint8] | LazyImages
     seeds: Sequence[int]
     flaws: Mapping[int, str] = field(default_factory=dict)
     asked: frozenset[str] | None = None
     progress: float | None = None
+    latents: Latents | None = None
+    vae: str | None = None
+    latents_alone: bool = False
+    compared: NDArray[np.uint8] | None = None
 
     def without_flaws(self) -> CandidateGroup:
         """The candidates that have an image."""
         if not self.flaws:
             return self
         rows = [row for row in range(len(self.images)) if row not in self.flaws]
-        return replace(self, images=self.images[rows], seeds=[self.seeds[row] for row in rows], flaws={})
+        return self.of_rows(rows)
+
+    def of_rows(self, rows: list[int]) -> CandidateGroup:
+        """Some of the candidates, which have an image."""
+        return replace(
+            self,
+            images=self.images.of_rows(rows) if isinstance(self.images, LazyImages) else self.images[rows],
+            latents=None if self.latents is None else self.latents[rows],
+            compared=None if self.compared is None else self.compared[rows],
+            seeds=[self.seeds[row] for row in rows],
+            flaws={},
+        )
 
 
 @dataclass(frozen=True)
@@ -57,6 +79,8 @@ class RewardResult:
     some rewards tell of their scores (strict and graded, say): K values a name, watched and never trained on.
     `ordinal` says that the scores only order this group's candidates, as negated ranks do, and compare with no other's.
     `verified` is what the endpoint says of its weights: False where nobody has compared them with what was published.
+    `seen_as` says whether it was sent images or latents, and `images_because` why images where its endpoint does take
+    latents, but of another VAE.
     """
 
     scores: tuple[float | None, ...]
@@ -69,6 +93,8 @@ class RewardResult:
     recipe_version: str = ""
     verified: bool | None = None
     seconds: float = 0.0
+    seen_as: Literal["images", "latents"] = "images"
+    images_because: str | None = None
 
     def with_flaws(self, flaws: Mapping[int, str]) -> RewardResult:
         """The answer for a group `without_flaws` as one for the whole: null, with its reason, where a flaw is."""
@@ -98,6 +124,16 @@ class RewardResult:
 
 
 @dataclass(frozen=True)
+class Agreement:
+    """How far a group's order is the same on images of two decoders: Kendall's τ-b of all candidates, and the share of
+    those chosen, best and worst, that both choose.
+    """
+
+    tau: float
+    overlap: float
+
+
+@dataclass(frozen=True)
 class RankedGroup:
     """Every reward's answer for one group, by reward name.
 
@@ -109,6 +145,7 @@ class RankedGroup:
     results: Mapping[str, RewardResult]
     became_silent: Mapping[str, str] = field(default_factory=dict)
     came_back: Sequence[str] = ()
+    agreement: Agreement | None = None
 
     def of_rows(self, rows: Sequence[int]) -> RankedGroup:
         """The answers for some of the candidates."""
@@ -141,6 +178,9 @@ class RankingBacklog:
 
 class Ranker(Protocol):
     """Ranks groups in the background."""
+
+    def takes_latents(self) -> bool:
+        """Whether any reward may be sent latents in place of images: none has said so, or not all have refused."""
 
     def submit(self, group: CandidateGroup) -> None:
         """Send a group to every reward of the job and return at once."""

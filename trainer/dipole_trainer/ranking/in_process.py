@@ -52,6 +52,9 @@ class InProcessRanker:
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="rank")
         self._run = 0  # answers of cancelled runs carry an older number
 
+    def takes_latents(self) -> bool:
+        return False
+
     def submit(self, group: CandidateGroup) -> None:
         self._in_flight.add_group(group, time.monotonic())
         self._ask_rewards()
@@ -110,7 +113,7 @@ class InProcessRanker:
             time.sleep(delay)
         count = len(group.images)
         try:
-            answer = self._scorers[name](group.prompt, group.images, group.metadata)
+            answer = self._scorers[name](group.prompt, np.asarray(group.images), group.metadata)
             given = answer if isinstance(answer, RewardResult) else RewardResult(scores=tuple(answer))
             judged = apply_policy(self._in_flight.specs[name], count, given.scores)
             result = replace(judged, sub_scores=given.sub_scores, ordinal=given.ordinal, verified=given.verified)

@@ -18,6 +18,9 @@ class KnownAnswersRanker:
     def put_answer(self, group_id: str, results: dict[str, RewardResult]) -> None:
         self._answers.append(RankedGroup(group_id, results))
 
+    def takes_latents(self) -> bool:
+        return False
+
     def submit(self, group: CandidateGroup) -> None:
         self.put_answer(group.id, {})
 

@@ -102,6 +102,17 @@ def apply_gates(
     return gated, known & passes
 
 
+def select_share(total: NDArray[np.float64], share: float) -> tuple[int, ...] | None:
+    """Rows of so large a share of the scored candidates, the best, in the order of rows; None where it is all of them
+    and those without a score. Of equal ones the first.
+    """
+    if share == 1:
+        return None
+    rows = np.flatnonzero(np.isfinite(total))
+    best = rows[np.argsort(-total[rows], kind="stable")][: math.ceil(share * rows.size)]
+    return tuple(sorted(best.tolist()))
+
+
 def select_extremes(total: NDArray[np.float64], positives: int, negatives: int) -> Selection | SkippedGroup:
     """The best `positives` and worst `negatives` of `total` (K,), NaN left out.
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -45,7 +46,7 @@ class CandidateRecorder:
         latents = safetensors.torch.save({"ranked": drawn.ranked_latents.to("cpu", self._dtype).contiguous()})
         entry = {"group": group.model_dump(mode="json"), "latents": base64.b64encode(latents).decode()}
         if drawn.images is not None:
-            entry["preview"] = base64.b64encode(recordings.encode_preview(drawn.images)).decode()
+            entry["preview"] = base64.b64encode(recordings.encode_preview(np.asarray(drawn.images))).decode()
         return entry
 
     def write_step(self, step: int, entries: Iterable[dict[str, Any]], rewards: Sequence[RewardSpec]) -> None:

@@ -81,15 +81,22 @@ def parameter_gradient(
     *,
     scale: float = 1.0,
     half: LossScale | None = None,
+    count: int | None = None,
 ) -> list[Tensor] | None:
     """The loss's gradient times `scale`, one tensor a parameter; None when no sample has any.
+
+    With `count` all of so many samples are known to have one, and the device is not waited for to find out: the host
+    goes on to queue their graphs while the loss is computed. Whether it is finite then shows in the weights' gradient.
 
     `sample(rows)` runs G (and φ, if the loss has a gradient there) on those samples with a graph. `half` is given where
     they run in float16: cotangents are then scaled by a power of two on their way back, so that the largest is near its
     headroom, and by less when that overflows. Raises NotFinite when the loss's gradient is not finite, or in
     float16 the weights'.
     """
-    rows, largest = outputs.find_nonzero_rows()
+    if half is None and count is not None:
+        rows, largest = list(range(count)), 0.0
+    else:
+        rows, largest = outputs.find_nonzero_rows()
     if not rows:
         return None
     if half is None:

@@ -61,14 +61,35 @@ class OnlineSource:
         ):
             if self.processes.owns(index):
                 drawn = self.rollout.sample_group(step, index, prompt, keep_graphs=keep_graphs)
-                images, flaws = self.rollout.decode_group(drawn)
-                group = CandidateGroup(
-                    f"{self.job_id}.{step}.{index}", step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws,
-                    progress=step / self.spec.steps,
-                )  # fmt: skip
-                self.ranker.submit(group)
-                drawn.images = images if self.spec.record_candidates else None
-                drawn.leave_out(flaws)
+                group = self._make_group(step, index, drawn)
+                drawn.images = group.images if self.spec.record_candidates else None
+                drawn.leave_out(group.flaws)
                 drawn.candidates = group
+                self.ranker.submit(group)
                 groups[group.id] = drawn
         return groups
+
+    def _make_group(self, step: int, index: int, drawn: SampledGroup) -> CandidateGroup:
+        """What rewards are asked: with latents where they may be sent those, and images otherwise."""
+        asked, prompt, progress = f"{self.job_id}.{step}.{index}", drawn.prompt, step / self.spec.steps
+        if self.spec.reward_decoder == "tiny":
+            number, compared = step * self.spec.prompts_per_step + index, None
+            images, flaws = self.rollout.decode_tiny(drawn)
+            if number % self.spec.check_decoder_every == 0:
+                compared, (images, flaws) = images, self.rollout.decode_group(drawn)
+            return CandidateGroup(
+                asked, step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws, progress=progress,
+                compared=compared,
+            )  # fmt: skip
+        may_be_taken = self.ranker.takes_latents()
+        if not self.spec.sends_latents(reads_pixels=self.rollout.reads_pixels, may_be_taken=may_be_taken):
+            images, flaws = self.rollout.decode_group(drawn)
+            return CandidateGroup(
+                asked, step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws, progress=progress
+            )
+        latents, flaws = self.rollout.pack_group(drawn)
+        return CandidateGroup(
+            asked, step, prompt.prompt, prompt.metadata, self.rollout.decode_later(drawn), drawn.seeds, flaws,
+            progress=progress, latents=latents, vae=self.rollout.generator.vae_fingerprint,
+            latents_alone=self.spec.candidates_as == "latents",
+        )  # fmt: skip

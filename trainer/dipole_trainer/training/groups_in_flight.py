@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
@@ -44,8 +45,9 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
     for number, each in enumerate(groups):
         drawn, asked = each.drawn, each.drawn.candidates
         assert asked is not None, "an online group has its candidates"
-        kept = {"noise": drawn.noise, "ranked": drawn.ranked_latents, "images": torch.tensor(asked.images)}
+        kept = {"noise": drawn.noise, "ranked": drawn.ranked_latents, "images": torch.tensor(np.asarray(asked.images))}
         kept |= {} if drawn.ranks_itself else {"x": drawn.x}  # else it is what is ranked
+        kept |= {} if asked.latents is None else {"latents": torch.tensor(asked.latents)}
         tensors |= {f"{number}.{name}": value.detach().cpu().contiguous() for name, value in kept.items()}
         told.append(
             {
@@ -59,6 +61,8 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
                 "progress": asked.progress,
                 "asked_seeds": list(asked.seeds),
                 "asked_flaws": list(asked.flaws.items()),
+                "vae": asked.vae,
+                "latents_alone": asked.latents_alone,
             }
         )
     safetensors.torch.save_file(tensors, path, metadata={METADATA_KEY: json.dumps(told)})
@@ -75,9 +79,12 @@ def load_groups(path: Path, device: torch.device) -> list[WaitingGroup]:
             x = ranked if told["ranks_itself"] else file.get_tensor(f"{number}.x").to(device)
             prompt = PromptSpec.model_validate(told["prompt"])
             images = file.get_tensor(f"{number}.images").numpy()
+            vae = told.get("vae")
+            latents = None if vae is None else file.get_tensor(f"{number}.latents").numpy()
             asked = CandidateGroup(
                 told["id"], told["step"], prompt.prompt, prompt.metadata, images, told["asked_seeds"],
-                dict(told["asked_flaws"]), progress=told.get("progress"),
+                dict(told["asked_flaws"]), progress=told.get("progress"), latents=latents, vae=vae,
+                latents_alone=bool(told.get("latents_alone")),
             )  # fmt: skip
             drawn = SampledGroup(
                 told["index"], prompt, told["rows"], told["seeds"], noise, ranked, x, told["ranks_itself"],

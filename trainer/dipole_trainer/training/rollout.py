@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,16 +19,18 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from dipole.errors import NotFinite
+from dipole.protocol.latents import Latents
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.features import FeatureExtractor, extract_features, join_features
+from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.images.candidate_images import DecodedCandidates
-from dipole_trainer.generators.images.vae import finite_rows
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.methods import METHODS
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 from dipole_trainer.ranking.groups import CandidateGroup
-from dipole_trainer.ranking.selection import GroupOrder
+from dipole_trainer.ranking.lazy_images import LazyImages
+from dipole_trainer.ranking.selection import GroupOrder, select_share
 from dipole_trainer.seeds import derive_seeds
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.training.chunked_gradient import LossScale, OutputGradients, output_gradients, parameter_gradient
@@ -51,7 +54,7 @@ class SampledGroup:
     ranks_candidates: bool = True  # row k of ranked is of candidate rows[k]; pairs are others
     flaws: dict[int, str] = field(default_factory=dict)
     candidates: CandidateGroup | None = None  # what rewards are asked, for whoever has to ask again
-    images: NDArray[np.uint8] | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
+    images: NDArray[np.uint8] | LazyImages | None = None  # (R, H, W, 3), flawed ones too: what a recording shows of it
     graphs: GroupGraphs = field(default_factory=GroupGraphs)  # of x, while x is of the present weights
     graphs_used: int = 0  # samples that were not drawn again for their gradient
     is_prepared: bool = False
@@ -90,11 +93,14 @@ class Rollout:
         features: FeatureExtractor,
         micro_batches: MicroBatches,
         graphs: GraphBudget | None = None,
+        tiny_decoder: Any = None,
     ) -> None:
-        """`graphs` says how many are kept; none if absent."""
+        """`graphs` says how many are kept; none if absent. `tiny_decoder` is what `decode_tiny` decodes with."""
+        self._tiny_decoder = tiny_decoder
         self.spec, self.generator, self.features, self.micro_batches = spec, generator, features, micro_batches
         self.graphs = graphs or GraphBudget(0)
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
+        self._moves_every_sample = self.method.moves_every_sample and self.settings.moves_share() == 1
         self._needs_reference = self.method.needs_reference and self.settings.pulls_to_base()
         self._encode_pixels = getattr(features, "encode_pixels", None) if self.settings.uses_features() else None
         self._computes_in_half = LossScale() if spec.precision == "fp16" else None
@@ -129,17 +135,64 @@ class Rollout:
         return images, flaws
 
     @torch.no_grad()
+    def decode_tiny(self, drawn: SampledGroup) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        """What `decode_group` gives, approximately, by the small decoder."""
+        ranked = drawn.ranked_latents
+
+        def decode(rows: list[int]) -> DecodedCandidates:
+            return DecodedCandidates.of_pixels(vae.decode_pixels(self._tiny_decoder, ranked[rows]), ranked[rows])
+
+        images, flaws = self.generator.read_candidates(self.micro_batches.map(range(len(ranked)), decode))
+        if len(flaws) == len(images):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+        return images, flaws
+
+    @property
+    def reads_pixels(self) -> bool:
+        """Whether φ is of pixels, so that whatever was drawn is decoded here anyway."""
+        return self._encode_pixels is not None
+
+    def pack_group(self, drawn: SampledGroup) -> tuple[Latents, dict[int, str]]:
+        """Latents (R, c, h, w) to be ranked, and by row why there are none. Raises NotFinite where there are none at
+        all.
+        """
+        latents, sound = self.generator.pack_latents(drawn.ranked_latents)
+        why = f"not_finite: latents in {self.generator.precision}"
+        flaws = {row: why for row, fine in enumerate(sound) if not fine}
+        if len(flaws) == len(latents):
+            raise NotFinite(self.generator.describe_flaws(flaws, len(latents)))
+        return latents, flaws
+
+    def decode_later(self, drawn: SampledGroup) -> LazyImages:
+        """What `decode_group` gives, once somebody has use for it; candidates that then have no image are left out."""
+        ranked = drawn.ranked_latents
+
+        @torch.no_grad()
+        def decode() -> tuple[NDArray[np.uint8], dict[int, str]]:
+            images, flaws = self.generator.read_candidates(
+                self.micro_batches.map(range(len(ranked)), lambda rows: self._decode(ranked[rows]))
+            )
+            if len(flaws) == len(images):
+                raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+            drawn.leave_out({row: why for row, why in flaws.items() if row not in drawn.flaws})
+            return images, flaws
+
+        return LazyImages(len(ranked), decode)
+
+    def _decode(self, x: Tensor) -> DecodedCandidates:
+        return DecodedCandidates.of_pixels(self.generator.decode_pixels(x), x)
+
+    @torch.no_grad()
     def decode_on_device(self, drawn: SampledGroup) -> list[DecodedCandidates]:
         """What `decode_group` reads, in micro-batches."""
         ranked = drawn.ranked_latents
         takes_features = self._encode_pixels is not None and drawn.ranks_itself
 
         def decode(rows: list[int]) -> tuple[DecodedCandidates, FeatureSets]:
-            if takes_features:
-                phi, pixels = self._encode_samples(drawn, rows)
-                assert pixels is not None
-            else:
-                phi, pixels = {}, self.generator.decode_pixels(ranked[rows])
+            if not takes_features:
+                return self._decode(ranked[rows]), {}
+            phi, pixels = self._encode_samples(drawn, rows)
+            assert pixels is not None
             return DecodedCandidates.of_pixels(pixels, ranked[rows]), phi
 
         decoded, phi = zip(*self.micro_batches.map(range(len(ranked)), decode), strict=True)
@@ -173,7 +226,7 @@ class Rollout:
         parts = [drawn.x, *drawn.phi_ref.values(), *([] if drawn.x_ref is None else [drawn.x_ref])]
         if drawn.ranks_candidates:
             parts += [drawn.ranked_latents, *drawn.phi_ranked.values()]
-        sound = finite_rows(*parts).tolist()
+        sound = vae.finite_rows(*parts).tolist()
         flaws = {row: "not_finite: features" for row, fine in zip(drawn.rows, sound, strict=True) if not fine}
         if len(flaws) == len(drawn.rows):
             raise NotFinite(self.generator.describe_flaws(flaws, len(sound)))
@@ -205,6 +258,7 @@ class Rollout:
             ranked_latents=drawn.ranked_latents, phi_ranked=drawn.phi_ranked,
             scores=torch.as_tensor(order.total, dtype=torch.float32, device=drawn.x.device),
             positives=order.selection.positives, negatives=order.selection.negatives, ranks_itself=drawn.ranks_itself,
+            moved=select_share(order.total, self.settings.moves_share()),
         )  # fmt: skip
         return output_gradients(lambda samples: self.method.loss(samples, self.settings), group)
 
@@ -214,6 +268,7 @@ class Rollout:
             outputs, lambda rows: self.sample_with_graph(drawn, rows, needs_features=bool(outputs.phi)),
             self.generator.parameters(), self.micro_batches,
             scale=1 / self.spec.prompts_per_step, half=self._computes_in_half,
+            count=len(drawn.x) if self._moves_every_sample else None,
         )  # fmt: skip
 
     def sample_with_graph(
@@ -234,7 +289,7 @@ class Rollout:
     def _sample(self, noise: Tensor, prompt: str, *, keep_graphs: bool) -> tuple[Tensor, GroupGraphs]:
         """x, without a graph, and what is kept of those behind it."""
         graphs = self.graphs.open_group()
-        keep_graphs = keep_graphs and self.method.moves_every_sample
+        keep_graphs = keep_graphs and self._moves_every_sample
 
         def make_one() -> object:
             x = self.generator(noise[:1], prompt)

@@ -14,7 +14,9 @@ import math
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+from dipole.errors import InvalidInput
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
@@ -26,9 +28,12 @@ from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.distributed.launch import current_group
 from dipole_trainer.evaluation import pictures
 from dipole_trainer.evaluation.schedule import EvaluationSchedule
-from dipole_trainer.generators.one_step import OneStepGenerator
+from dipole_trainer.generators.images import vae
+from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
+from dipole_trainer.ranking.decoder_check import DecoderCheck
 from dipole_trainer.ranking.groups import Ranker
 from dipole_trainer.ranking.known_answers import KnownAnswersRanker
+from dipole_trainer.ranking.sent_as import LatentsReporter
 from dipole_trainer.ranking.unverified import UnverifiedRewardReporter
 from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.spec import PromptSpec, TrainSpec
@@ -40,7 +45,7 @@ from dipole_trainer.training.group_sources import GroupSource, OnlineSource
 from dipole_trainer.training.offline_sources import PairsSource, ReplaySource
 from dipole_trainer.training.precision import HasBf16, choose_precision, precision_advice
 from dipole_trainer.training.rollout import Rollout
-from dipole_trainer.weights import feature_weights, pipelines
+from dipole_trainer.weights import feature_weights, pipelines, reward_decoder
 
 
 def run_session(
@@ -78,9 +83,10 @@ def run_session(
             job_events.PrecisionIsSlow(what=advice).report(on_event)
         spec = choose_precision(spec, workdir, processes, on_event, has_bf16)
         found = pipelines.find_pipeline(spec, models_dir)
-        feature_weights.locate_feature_weights(
-            spec.features, found.kind, models_dir
-        )  # a pipeline takes minutes to load
+        # a pipeline takes minutes to load
+        feature_weights.locate_feature_weights(spec.features, found.kind, models_dir)
+        if spec.reward_decoder == "tiny":
+            reward_decoder.locate_tiny_decoder(found.kind, models_dir)
         generator = generators.build_generator(
             spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
         )
@@ -88,6 +94,7 @@ def run_session(
         spec.check_window(generator.side, candidates_max_gib)
         phi = features.build_features(spec.features, generator, models_dir=models_dir)
         features.check_features_fit(phi, generator)
+        tiny_decoder = _load_tiny_decoder(spec, generator, phi, models_dir)
         graphs = GraphBudget(
             choose_budget(spec, free_gpu_bytes(processes.device)), lambda: job_events.GraphsGivenUp().report(on_event)
         )
@@ -96,8 +103,12 @@ def run_session(
             lambda size: job_events.MemoryRanOut(chunk_size=size).report(on_event),
             free_memory=graphs.give_up,
         )
-        rollout = Rollout(spec, generator, phi, micro_batches, graphs)
+        rollout = Rollout(spec, generator, phi, micro_batches, graphs, tiny_decoder)
+        if tiny_decoder is not None:
+            sides = spec.method.settings.sides(spec.candidates)
+            ranker = DecoderCheck(ranker, spec.rewards, sides, on_event)
         if processes.is_main:
+            ranker = LatentsReporter(ranker, on_event)
             ranker = UnverifiedRewardReporter(
                 ranker,
                 unverified=workdir / job_layout.UNVERIFIED_REWARDS_FILE,
@@ -166,6 +177,22 @@ def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSp
         job_events.PromptsCut(
             count=cut.count, prompts=len(texts), limit=cut.limit, example=cut.example, unread=cut.unread
         ).report(on_event)
+
+
+def _load_tiny_decoder(
+    spec: TrainSpec, generator: OneStepGenerator, phi: features.FeatureExtractor, models_dir: Path
+) -> Any:
+    """What decodes for the rewards in the VAE's place; None where the VAE does."""
+    if spec.reward_decoder == "vae":
+        return None
+    if spec.method.settings.uses_features() and hasattr(phi, "encode_pixels"):
+        raise InvalidInput(
+            "reward_decoder is 'tiny', but this job's features are of pixels, for which the VAE decodes anyway: leave "
+            "it out, or choose features of latents",
+            field="reward_decoder",
+        )
+    folder = reward_decoder.locate_tiny_decoder(generator.kind, models_dir)
+    return vae.load_tiny_decoder(folder, DTYPES[generator.precision], generator.device)
 
 
 def _build_source(

@@ -28,6 +28,7 @@ class StepMetrics:
     filled_in: int = 0  # groups of later steps, in place of some that were pending
     gated: int = 0  # candidates that fail a gate
     graphs_kept: int = 0  # samples that were not drawn again for their gradient
+    agreement: dict[str, list[float]] = field(default_factory=dict)  # of the tiny decoder's orders with the VAE's
     staleness: int = 0  # most updates since a group was drawn
     untrained: dict[str, int] = field(default_factory=dict)  # why groups gave no gradient: how many
 
@@ -39,6 +40,9 @@ class StepMetrics:
             if result.failure is None and not result.ordinal:
                 self.rewards.setdefault(reward.name, []).append(float(np.mean(values)))
                 self.spread.setdefault(reward.name, []).append(float(np.std(values)))
+        if group.agreement is not None:
+            for name, value in asdict(group.agreement).items():
+                self.agreement.setdefault(f"decoder_{name}", []).append(value)
 
     def add_untrained(self, reason: str) -> None:
         self.untrained[reason] = self.untrained.get(reason, 0) + 1
@@ -54,7 +58,9 @@ class StepMetrics:
             setattr(self, name, getattr(self, name) + other[name])
         self.staleness = max(self.staleness, other["staleness"])
         self.untrained = dict(Counter(self.untrained) + Counter(other["untrained"]))
-        for mine, theirs in ((getattr(self, name), other[name]) for name in ("rewards", "spread", "losses")):
+        for mine, theirs in (
+            (getattr(self, name), other[name]) for name in ("rewards", "spread", "losses", "agreement")
+        ):
             for name, values in theirs.items():
                 mine.setdefault(name, []).extend(values)
 
@@ -62,11 +68,12 @@ class StepMetrics:
         return asdict(self)
 
     def means(self) -> dict[str, Any]:
-        """`loss` and its parts, `rewards`, `spread`, and COUNTS."""
+        """`loss` and its parts, `rewards`, `spread`, COUNTS, and the decoders' agreement where it is known."""
         losses = {"loss": None, **{name: float(np.mean(values)) for name, values in self.losses.items()}}
         by_reward = {
             part: {name: float(np.mean(values)) for name, values in getattr(self, part).items()}
             for part in ("rewards", "spread")
         }
         counts = {name: getattr(self, name) for name in COUNTS}
-        return {**losses, **by_reward, **counts}
+        agreement = {name: float(np.mean(values)) for name, values in self.agreement.items()}
+        return {**losses, **by_reward, **counts, **agreement}

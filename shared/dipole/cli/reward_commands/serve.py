@@ -40,6 +40,10 @@ def serve_reward(
     device: DeviceOption = None,
     dtype: DtypeOption = None,
     weights: WeightsOption = None,
+    vae: Annotated[
+        Path | None,
+        typer.Option(help="Folder of the trained model or its VAE: takes its latents too. Default: DIPOLE_REWARD_VAE."),
+    ] = None,
 ) -> None:
     """Serve one reward over HTTP until stopped.
 
@@ -58,7 +62,8 @@ def serve_reward(
     rewards_app = import_optional("dipole_rewards.app", extra)
     rewards_settings = import_optional("dipole_rewards.settings", extra)
     choose_weights(named, weights, dtype)
-    given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device}
+    given = {"reward": reward, "reward_host": host, "reward_port": port, "reward_name": name, "reward_device": device,
+             "reward_vae": vae}  # fmt: skip
     settings = load_settings(
         rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
     )

@@ -19,7 +19,9 @@ MAX_TIMEOUT_S = 7 * 24 * 3600  # of one group
 
 
 class RankCall(Protocol):
-    """One group on its way, as the client has it. `location` and `poll_after` are of a ranking that is pending."""
+    """One group on its way, as the client has it. `location` and `poll_after` are of a ranking that is pending; `vae`
+    is the fingerprint of the VAE whose latents its candidates are, None where they are images.
+    """
 
     prompt: str
     metadata: Mapping[str, JsonValue] | None
@@ -27,6 +29,7 @@ class RankCall(Protocol):
     key: str
     location: str | None
     poll_after: float
+    vae: str | None
 
     def __len__(self) -> int: ...
 

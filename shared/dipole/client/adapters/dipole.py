@@ -23,7 +23,9 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
         return self.connection.parse_message(RewardInfo, answer)
 
     def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
-        multipart = info.multipart and images.NPY in info.media_types
+        # latents are asked for where /v1/info offers them, which needs no further type
+        sends_npy = job.vae is not None or images.NPY in info.media_types
+        multipart = info.multipart and sends_npy
         body = job.request_body(multipart=multipart, tells_progress="progress" in info.wants)
         return "/v1/rank", {**body, "headers": {**body.get("headers", {}), "Idempotency-Key": job.key}}
 

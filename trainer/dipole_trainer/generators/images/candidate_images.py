@@ -1,4 +1,5 @@
-"""Candidates' images while they are still on the device that decoded them: many pieces, and one wait for all.
+"""Candidates' images while they are still on the device that decoded them: many pieces, and one wait for all; and
+their latents as they travel to rewards that decode them.
 
 Legend: K candidates, c latent channels, h, w latent size, H, W image size.
 """
@@ -11,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dipole.protocol.latents import Latents
 from dipole_trainer.generators.images.vae import finite_rows
 
 
@@ -37,3 +39,12 @@ class DecodedCandidates:
             torch.cat([part.has_pixels for part in parts]),
             torch.cat([part.has_latents for part in parts]),
         )
+
+
+def pack_latents(z: Tensor) -> tuple[Latents, list[bool]]:
+    """What a decoder is given, z (K, c, h, w), in float16, and which of them are finite in it; the others are 0. Waits
+    for the device.
+    """
+    packed = z.half()
+    sound = finite_rows(packed)
+    return torch.where(sound.view(-1, 1, 1, 1), packed, 0).cpu().numpy(), sound.tolist()

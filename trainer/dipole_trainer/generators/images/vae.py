@@ -6,15 +6,18 @@ Legend: K images, c latent channels, h, w latent size, H, W image size.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from diffusers import AutoencoderTiny
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from dipole.errors import InvalidInput
+from dipole.protocol.latents import DECODER_PARTS, fingerprint_vae
 
 
 def check_scaling(config: Any) -> None:
@@ -31,8 +34,31 @@ def check_scaling(config: Any) -> None:
 
 def decode_latents(vae: Any, x: Tensor) -> Tensor:
     """Images (K, 3, H, W) in float32, about -1 to 1, not clamped; differentiable in latents x (K, c, h, w)."""
-    decoded: Tensor = vae.decode(_scale_for_vae(vae.config, x).to(vae.dtype), return_dict=False)[0]
+    decoded: Tensor = vae.decode(decoder_input(vae, x), return_dict=False)[0]
     return decoded.float()
+
+
+def decode_pixels(vae: Any, x: Tensor) -> Tensor:
+    """Images (K, 3, H, W), float32, 0 to 1 but not clamped; differentiable in x.
+
+    One with a number that is not finite is NaN all over: a clamp would make an infinite pixel a white one.
+    """
+    images = decode_latents(vae, x) / 2 + 0.5
+    return torch.where(finite_rows(images, x).view(-1, 1, 1, 1), images, torch.nan)
+
+
+def load_tiny_decoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
+    """An AutoencoderTiny, frozen, of which the decoder is used; nothing is downloaded, nothing is unpickled."""
+    tiny: Any = AutoencoderTiny.from_pretrained(
+        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True
+    )
+    check_scaling(tiny.config)
+    return tiny.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+
+
+def decoder_input(vae: Any, x: Tensor) -> Tensor:
+    """Latents x (K, c, h, w) as the VAE's decoder is given them."""
+    return _scale_for_vae(vae.config, x).to(vae.dtype)
 
 
 def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
@@ -42,6 +68,17 @@ def encode_to_latents(vae: Any, images: Tensor) -> Tensor:
     (found,) = encoded.values()
     mode = found.mode() if hasattr(found, "mode") and not isinstance(found, Tensor) else found
     return _scale_for_unet(vae.config, mode.float())
+
+
+def fingerprint(vae: Any) -> str:
+    """By which a reward knows that it has the same VAE, in the same precision."""
+    precision = str(vae.dtype).removeprefix("torch.")
+    weights = ((name, value) for name, value in vae.state_dict().items() if name.startswith(DECODER_PARTS))
+    return fingerprint_vae(vae.config, precision, ((name, _bytes_of(value)) for name, value in weights))
+
+
+def _bytes_of(value: Tensor) -> memoryview:
+    return value.cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 def finite_rows(*parts: Tensor) -> Tensor:
