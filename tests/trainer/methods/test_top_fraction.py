@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from pydantic import ValidationError
 
-from dipole.errors import InvalidInput
 from dipole_trainer.methods.base import RankedSamples
 from dipole_trainer.methods.drpo import drpo_loss
 from dipole_trainer.ranking.selection import select_share
@@ -93,5 +93,5 @@ def test_a_share_is_rounded_up_and_all_is_everybody() -> None:
 
 
 def test_pairs_have_no_best_half() -> None:
-    with pytest.raises(InvalidInput, match="feature_top_fraction"):
+    with pytest.raises(ValidationError, match="feature_top_fraction"):
         TrainSpec.model_validate({"pairs_file": "file-1", "method": {"drpo": {"feature_top_fraction": 0.5}}})

@@ -80,8 +80,8 @@ class DecoderCheck(ForwardingRanker):
         return replace(exact, agreement=agreement)
 
     def _report(self, agreement: Agreement, step: int) -> None:
-        told = {"tau": round(agreement.tau, 4), "overlap": round(agreement.overlap, 4)}
-        job_events.DecoderChecked(step=step, **told).report(self._on_event)
+        tau, overlap = round(agreement.tau, 4), round(agreement.overlap, 4)
+        job_events.DecoderChecked(step=step, tau=tau, overlap=overlap).report(self._on_event)
         self._recent.append(agreement.tau)
         mean = float(np.mean(self._recent))
         fell = len(self._recent) == RECENT_CHECKS and mean < MIN_TAU

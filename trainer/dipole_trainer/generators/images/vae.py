@@ -49,9 +49,8 @@ def decode_pixels(vae: Any, x: Tensor) -> Tensor:
 
 def load_tiny_decoder(folder: Path, dtype: torch.dtype, device: torch.device) -> Any:
     """An AutoencoderTiny, frozen, of which the decoder is used; nothing is downloaded, nothing is unpickled."""
-    tiny: Any = AutoencoderTiny.from_pretrained(
-        str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True
-    )
+    kind: Any = AutoencoderTiny
+    tiny = kind.from_pretrained(str(folder), torch_dtype=dtype, local_files_only=True, use_safetensors=True)
     check_scaling(tiny.config)
     return tiny.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
