@@ -219,7 +219,7 @@ def import_reward(path: str) -> type[Reward]:
     if not getattr(found, "name", ""):
         raise ConfigurationError(f"DIPOLE_REWARD={path!r}: {class_name} needs a `name`")
     try:
-        told = {"prompt": "", "images": [], "metadata": None, **dict.fromkeys(found.wants)}
+        told: dict[str, Any] = {"prompt": "", "images": [], "metadata": None, **dict.fromkeys(found.wants)}
         inspect.signature(found.score).bind(None, **told)
     except TypeError:
         wanted = f"score(self, *, {', '.join(told)})"

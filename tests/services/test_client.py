@@ -10,6 +10,7 @@ import asyncio
 import base64
 import inspect
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -36,6 +37,7 @@ from dipole.protocol import images
 from ..processes import serving
 from .conftest import COLOURFULNESS, serve_command
 
+EXAMPLES = Path(__file__).resolve().parents[2] / "examples"
 GREY = np.full((16, 16, 3), 128, np.uint8)
 GAUDY = np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8)
 
@@ -254,6 +256,24 @@ def test_flow_factory_knows_no_null() -> None:
     assert "image[0] has no score" in answer.json()["detail"]
     answer = flow_factory(compute_app(client, missing=-3.0), "POST", "/compute", json=payload(GREY))
     assert answer.json() == {"rewards": [-3.0]}
+
+
+def test_the_examples_are_what_those_trainers_ask(url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Flow-Factory's as a process, as its first lines say; verl-omni's as a file that is imported by its path."""
+
+    def command(port: int) -> list[str]:
+        return [sys.executable, str(EXAMPLES / "flow_factory_server.py"), url, str(port)]
+
+    with Client(url) as client:
+        expected = client.score("a wall", [GREY, GAUDY])
+    with serving(command, tmp_path / "log", ready="/health") as (server, _):
+        answer = httpx.post(f"{server}/compute", json=payload(GREY, GAUDY), trust_env=False)
+        assert answer.json() == {"rewards": expected}
+    monkeypatch.setenv("REWARD_URL", url)
+    found = runpy.run_path(str(EXAMPLES / "verl_omni_reward.py"))["compute_score"]
+    image = torch.from_numpy(GAUDY).permute(2, 0, 1)
+    scored = asyncio.run(found(data_source="x", solution_image=image, ground_truth="a wall", extra_info={}))
+    assert scored["score"] == expected[1]
 
 
 def test_a_page_in_a_browser_may_not_ask() -> None:

@@ -449,8 +449,8 @@ class EmaSpec(SpecModel):
         default=0.999,
         gt=0,
         lt=1,
-        description="Share of the average that an update keeps, at most: update n keeps (1 + n) / (10 + n) of it where "
-        "that is less, so that an average of few updates does not stay at the base.",
+        description="Share of the average that an update keeps, at most. The first keeps nothing of the base, and "
+        "update n, from 0, keeps (1 + n) / (10 + n) where that is less: an average of few updates is one of these.",
     )
     evaluated: bool = Field(
         default=False,

@@ -88,6 +88,10 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert job in dipole(api, "jobs", "list")
     assert "paused" in dipole(api, "jobs", "pause", job)
     assert "queued" in dipole(api, "jobs", "resume", job)
+    changed = dipole(api, "jobs", "weights", job, "shapes=0.5", "w=-1")
+    assert "weights from the next step on: shapes 0.5, w -1" in changed
+    assert "is not REWARD=WEIGHT" in dipole(api, "jobs", "weights", job, "shapes=nan", status=1)
+    assert "the job has no such reward; it has shapes, w" in dipole(api, "jobs", "weights", job, "y=1", status=1)
     assert shown["training_file"] in dipole(api, "files", "list")
     assert "cancelled" in dipole(api, "jobs", "cancel", job)
     assert "Job cancelled" in dipole(api, "jobs", "events", job)

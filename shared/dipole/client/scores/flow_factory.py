@@ -17,7 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from dipole.client.connection import EndpointError
 from dipole.client.scores.client import AsyncClient
-from dipole.errors import DipoleError, InvalidInput
+from dipole.errors import DipoleError, InvalidInput, NotFound
 from dipole.protocol import images
 from dipole.protocol.problems import make_problem, problem_of_refusal
 from dipole.protocol.validation import first_error
@@ -66,7 +66,7 @@ def compute_app(client: AsyncClient, *, missing: float | None = None) -> ASGIApp
             await client.info()
             return {"status": "ok"}
         if (method, path) != ("POST", "/compute"):
-            raise InvalidInput("there are GET /health and POST /compute")
+            raise NotFound("there are GET /health and POST /compute, and nothing else")
         asked, pixels = await asyncio.to_thread(_parse, await _read_body(receive))
         scores = await client.score_pairs(asked.prompt, pixels)
         if missing is None and None in scores:
