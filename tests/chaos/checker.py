@@ -149,7 +149,7 @@ def check_artifacts_are_whole(evidence: Evidence) -> Iterator[Violation]:
 
 
 def check_nothing_depends_on_the_disturbance(evidence: Evidence) -> Iterator[Violation]:
-    """In synchronous mode: the same candidates, and the same weights to the last bit."""
+    """In synchronous mode: the same groups of the same candidates, and the same weights to the last bit."""
     groups: dict[str, dict[str, Sequence[str]]] = defaultdict(dict)
     for group in evidence.groups:
         groups[group.job][group.name] = group.candidates
@@ -160,8 +160,12 @@ def check_nothing_depends_on_the_disturbance(evidence: Evidence) -> Iterator[Vio
         for name, candidates in groups[job.id].items():
             if candidates != groups[reference].get(name):
                 yield Violation("other candidates", job.id, f"{name}, not as in {reference}")
+        if job.state != "succeeded":
+            continue
+        for name in groups[reference].keys() - groups[job.id].keys():
+            yield Violation("ranking lost", job.id, f"{name}, which {reference} has")
         ours, theirs = (evidence.folders[each].weights.get(job.steps) for each in (job.id, reference))
-        if job.state == "succeeded" and (ours is None or ours != theirs):
+        if ours is None or ours != theirs:
             yield Violation("other weights", job.id, f"{ours}, and {theirs} in {reference}")
 
 

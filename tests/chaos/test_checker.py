@@ -114,6 +114,7 @@ BENT: dict[str, tuple[str, Callable[[Evidence], Evidence]]] = {
     "a score is another's": ("ranking made up", bend_group(rankings=ranked(RIGHT_SCORES[::-1]))),
     "a failure is told as 0": ("ranking made up", bend_group(rankings=ranked((RIGHT_SCORES[0], 0.0)))),
     "a score is missing": ("ranking made up", bend_group(rankings=ranked(RIGHT_SCORES[:1]))),
+    "a group is not in the ledger": ("ranking lost", lambda right: replace(right, groups=right.groups[:1])),
     "a null without a reason": ("no reason", bend_group(rankings=ranked((RIGHT_SCORES[0], None)))),
     "a stream misses an event": ("events with a gap", bend_told(lambda told: told.streams["job"].pop(3))),
     "a stream tells one twice": ("events with a gap", bend_told(lambda told: told.streams["job"].insert(3, 102))),

@@ -75,6 +75,11 @@ def test_a_row_that_is_not_renewed_is_nobody(request: pytest.FixtureRequest, tmp
     registry.publish("lives", EMPTY, [], lease_s=60)
     with database.reading() as session:
         assert session.scalars(sa.select(WorkerRow.name)).all() == ["lives"]
+    registry.publish("died", EMPTY, [], lease_s=60)
+    moved = {"seen_at": WorkerRow.seen_at + 7200, "expires_at": WorkerRow.expires_at + 7200}
+    with database.writing() as session:  # the clock was two hours ahead, and is set back
+        session.execute(sa.update(WorkerRow).where(WorkerRow.name == "died").values(moved))
+    assert [row.name for row in registry.list_live()] == ["lives"]
     registry.remove("lives")
     registry.remove("lives")
     assert registry.list_live() == []

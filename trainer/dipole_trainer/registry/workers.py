@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sqlalchemy import delete, select
+from sqlalchemy import and_, delete, not_, select
 
 from dipole.database.queries import database_time
 from dipole_trainer.database.engine import Database, now
 from dipole_trainer.database.tables import WorkerRow
 from dipole_trainer.weights.inventory import Inventory
+
+# seen further ahead than its lease is long: before the database's clock was set back
+_LIVES = and_(WorkerRow.expires_at > now(), WorkerRow.seen_at - now() < WorkerRow.expires_at - WorkerRow.seen_at)
 
 
 class WorkerRegistry:
@@ -36,7 +39,7 @@ class WorkerRegistry:
             row.trackers = trackers
             row.seen_at, row.expires_at = time, time + lease_s
             session.add(row)
-            session.execute(delete(WorkerRow).where(WorkerRow.expires_at < now(), WorkerRow.name != name))
+            session.execute(delete(WorkerRow).where(not_(_LIVES), WorkerRow.name != name))
 
     def remove(self, name: str) -> None:
         with self.database.writing() as session:
@@ -44,6 +47,4 @@ class WorkerRegistry:
 
     def list_live(self) -> Sequence[WorkerRow]:
         with self.database.reading() as session:
-            return session.scalars(
-                select(WorkerRow).where(WorkerRow.expires_at > now()).order_by(WorkerRow.started_at, WorkerRow.name)
-            ).all()
+            return session.scalars(select(WorkerRow).where(_LIVES).order_by(WorkerRow.started_at, WorkerRow.name)).all()
