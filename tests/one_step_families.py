@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -51,9 +52,11 @@ def load_published(kind: str, folder: Path) -> Any:
 
 
 def add_lora(pipe: Any, kind: str, folder: Path) -> None:
-    """Load an export's LoRA, beside the one-step LoRA where the family has one."""
+    """Load an export's LoRA, beside the one-step LoRA where the family has one, and not fused."""
     name = "pytorch_lora_weights.safetensors"
-    pipe.load_lora_weights(str(folder), weight_name=name, adapter_name="trained")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Already found a `peft_config`", UserWarning)  # said of every second adapter
+        pipe.load_lora_weights(str(folder), weight_name=name, adapter_name="trained")
     if kind.endswith("-lora"):
         pipe.set_adapters(["one_step", "trained"])
 

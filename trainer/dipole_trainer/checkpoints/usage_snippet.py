@@ -85,17 +85,16 @@ def _pipeline_lines(spec: TrainSpec, usage: PipelineUsage, *, is_lora: bool) -> 
             "scheduler = pipe.scheduler",
             'pipe.scheduler = type(scheduler).from_config(scheduler.config, timestep_spacing="trailing")',
         ]
-    if not is_lora:
-        return lines
-    if distillation is None or distillation.part == "unet":
-        return [*lines, f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}")  # of this folder']
-    source = f'"{distillation.repository}"' if spec.model in DISTILLED_MODELS else "base"
-    return [
-        *lines,
-        f'pipe.load_lora_weights({source}, weight_name="{distillation.file}", adapter_name="one_step")',
-        f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}", adapter_name="trained")  # of this folder',
-        'pipe.set_adapters(["one_step", "trained"])',
-    ]
+    if distillation is not None and distillation.part == "lora":
+        source = f'"{distillation.repository}"' if spec.model in DISTILLED_MODELS else "base"
+        lines += [
+            f'pipe.load_lora_weights({source}, weight_name="{distillation.file}")',
+            "pipe.fuse_lora()",
+            "pipe.unload_lora_weights()  # its fused weights stay",
+        ]
+    if is_lora:
+        lines.append(f'pipe.load_lora_weights(".", weight_name="{LORA_WEIGHTS_FILE}")  # of this folder')
+    return lines
 
 
 def _base_expression(spec: TrainSpec, *, is_lora: bool) -> tuple[list[str], str]:
