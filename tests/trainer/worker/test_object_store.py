@@ -13,9 +13,7 @@ from .test_full_disk import SPEC, World
 
 
 @pytest.mark.parametrize("trouble", ["full", "away"])
-def test_a_job_in_a_real_object_store_outlives_it(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str
-) -> None:
+def test_a_job_outlives_its_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trouble: str) -> None:
     """Over HTTP to an S3 server that takes no more files, or answers nothing, from the third step on; the machine that
     goes on has none of the files.
     """
