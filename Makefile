@@ -9,7 +9,7 @@ TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up browser test fuzz chaos check audit format constraints docs docs-site docs-serve env images clean
+.PHONY: help install demo up browser test fuzz chaos check audit format constraints docs docs-site docs-serve env images release clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -104,6 +104,9 @@ env: ## Write .env for docker compose: random keys, and who owns what the cli wr
 
 images: ## Build the images of docker-compose.yml
 	docker compose --profile cli build
+
+release: install ## Make wheel, source, manifests, SBOMs, licences and checksums of this version in out/release
+	$(BIN)/python scripts/release
 
 clean: ## Remove caches, .venv and out/; jobs in .dipole/ stay
 	rm -rf $(VENV) out .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis

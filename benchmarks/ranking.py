@@ -41,8 +41,8 @@ from typing import Any
 import httpx
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import JsonValue
-from sleeper import Names, Sleeper, sleepers
+from pydantic import JsonValue, SecretStr
+from sleeper import HOST, KEY, Names, Sleeper, sleepers
 
 from dipole.broker.candidates import CandidateStore
 from dipole.broker.connection import connect_redis
@@ -121,14 +121,16 @@ class Asking:
         self.send(name, group)
         self.take()
 
-    def stream(self, groups: list[NDArray[np.uint8]], *, in_flight: int) -> float:
-        """Seconds for all groups with so many always under way, after one that is not counted."""
-        self("first", groups[0])
+    def stream(self, groups: list[NDArray[np.uint8]], *, in_flight: int, name: str = "") -> float:
+        """Seconds for all groups with so many always under way, after one that is not counted. A name that was used
+        before is not ranked again.
+        """
+        self(f"{name}first", groups[0])
         began = time.perf_counter()
         for n, group in enumerate(groups):
             if n >= in_flight:
                 self.take()
-            self.send(f"{n}", group)
+            self.send(f"{name}{n}", group)
         for _ in groups[-in_flight:]:
             self.take()
         return time.perf_counter() - began
@@ -250,7 +252,9 @@ def rewards_at_once(args: argparse.Namespace, settings: PlatformSettings, count:
     with ExitStack() as stack:
         urls = [stack.enter_context(sleepers(1, delay)) for delay in delays]
         rewards = [
-            ResolvedReward(RewardSpec(name=f"sleeper{size}.{count}.{n}", timeout_s=300), Endpoint(url=url))
+            ResolvedReward(
+                RewardSpec(name=f"sleeper{size}.{count}.{n}", timeout_s=300), Endpoint(url=url, key=SecretStr(KEY))
+            )
             for n, url in enumerate(urls)
         ]
         ask = stack.enter_context(ranker(settings, rewards))
@@ -275,7 +279,7 @@ def two_in_flight(args: argparse.Namespace, settings: PlatformSettings, size: in
         reward.score(prompt=PROMPT, images=list(group), metadata=METADATA)
     here = time.perf_counter() - began
     with sleepers(1, args.seconds) as url:
-        resolved = ResolvedReward(RewardSpec(name=f"two{size}", timeout_s=300), Endpoint(url=url))
+        resolved = ResolvedReward(RewardSpec(name=f"two{size}", timeout_s=300), Endpoint(url=url, key=SecretStr(KEY)))
         with ranker(settings, [resolved]) as ask:
             over = ask.stream(groups, in_flight=2)
     row = {"size": size, "groups": len(groups), "seconds": over, "in_process_s": here, "throughput": here / over}
@@ -292,7 +296,9 @@ def replicas(args: argparse.Namespace, settings: PlatformSettings, names: Names,
     for count in args.replicas:
         names.copies(count)
         with sleepers(count, args.seconds) as url:
-            resolved = ResolvedReward(RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), Endpoint(url=url))
+            resolved = ResolvedReward(
+                RewardSpec(name=f"replicas{size}.{count}", timeout_s=300), Endpoint(url=url, key=SecretStr(KEY))
+            )
             with ranker(settings, [resolved]) as ask:
                 asked = [groups[n % 16] for n in range(12 * count)]
                 rate = len(asked) / ask.stream(asked, in_flight=2 * count)
@@ -314,6 +320,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
+    os.environ["DIPOLE_REWARD_HOSTS"] = HOST
     os.environ["DIPOLE_RANK_THREADS"] = str(2 * max([4, *args.replicas]))
     with tempfile.TemporaryDirectory() as home:
         names = Names(Path(home))

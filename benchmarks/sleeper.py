@@ -1,4 +1,6 @@
-"""For benchmarks/ranking.py: a reward that takes a given time and no processor, and copies of it behind one name."""
+"""For benchmarks/ranking.py and scaling.py: a reward that takes a given time and no processor, and copies of it behind
+one name.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,7 @@ from pydantic import JsonValue
 
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 
-HOST = "sleepers.test"  # stands for all the copies
+HOST, KEY = "sleepers.test", "a-key-of-all-sleepers"  # the name stands for all the copies, which want a key for it
 # What the cluster's DNS does, for the processes that have this folder on their PYTHONPATH.
 RESOLVER = """
 import os, socket
@@ -64,12 +66,12 @@ def sleepers(count: int, seconds: float) -> Iterator[str]:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    here = Path(__file__).parent
+    here, own = Path(__file__).parent, {"BENCHMARK_SLEEP_S": str(seconds), "DIPOLE_REWARD_KEY": KEY}
     started = [
         subprocess.Popen(
             [sys.executable, "-m", "dipole.cli", "rewards", "serve", "sleeper:Sleeper",
              "--host", f"127.0.0.{n + 1}", "--port", str(port)],
-            cwd=here, env={**os.environ, "BENCHMARK_SLEEP_S": str(seconds)}, stderr=subprocess.DEVNULL,
+            cwd=here, env={**os.environ, **own}, stderr=subprocess.DEVNULL,
         )
         for n in range(count)
     ]  # fmt: skip

@@ -81,7 +81,7 @@ class PlatformSettings(BaseSettings):
     )
     artifacts_url: str = Field(
         default_factory=lambda chosen: str(chosen["home"] / "artifacts"),
-        description="Folder or fsspec URL of checkpoints and samples.",
+        description="Folder of checkpoints and samples, or fsspec's URL of one in a store, as in s3://bucket/folder.",
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
     candidate_store: Literal["auto", "redis", "memory"] = Field(

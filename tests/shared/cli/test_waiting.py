@@ -62,7 +62,7 @@ def test_a_long_wait_is_said_again_with_its_time_until_something_comes() -> None
         (job_events.EvaluationProgress(step=0, prompts_done=1, prompts=2), "evaluating at step 0"),
         (job_events.StepFinished(step=1, steps=2), "waiting for step 2 and its rewards"),
         (job_events.JobWaitsForReward(reward="shapes", reason="away", then=""), "waiting for reward shapes"),
-        (job_events.JobWaitsForStorage(reason="full", then=""), "waiting for room for its files"),
+        (job_events.JobWaitsForStorage(reason="full", then=""), "waiting for the store of its files"),
         (job_events.JobPaused(reason="asked"), "waiting until it is resumed"),
         (job_events.JobSucceeded(), ""),
         (job_events.CheckpointWritten(step=1, path="x"), None),

@@ -22,6 +22,9 @@ from dipole.database import engine as database_engine
 from dipole.settings import ApiSettings
 from dipole_trainer.database.engine import upgrade_database
 
+from ...s3_server import FULL as FULL_S3
+from ...s3_server import running_s3
+
 JOBS = "/v1/fine_tuning/jobs"
 JOB = {
     "prompts": [{"prompt": "a red square"}],
@@ -128,7 +131,7 @@ def test_an_artifact_store_that_fails_is_named(
     async def test(client: Client, state: Any) -> None:
         file = (await upload(client)).json()["id"]
         job = (await client.post(JOBS, json=JOB)).json()["id"]
-        for name in ("isfile", "isdir", "exists", "put_file", "makedirs"):
+        for name in ("info", "put_file", "makedirs"):
             monkeypatch.setattr(MemoryFileSystem, name, fail)
         named = ("the artifact store (DIPOLE_ARTIFACTS_URL) does not answer", "the bucket is away")
         assert_unavailable(await upload(client), *named)
@@ -158,6 +161,35 @@ def test_a_full_store_says_so_and_keeps_no_half_of_a_file(
         assert (await upload(client)).status_code == 200
 
     run_app(test)
+
+
+def test_a_real_object_store_that_is_away_or_full_is_named(
+    run_app: RunApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over HTTP to an S3 server: what it has is never missing, and goes to whoever asks when it is back."""
+
+    async def test(client: Client, state: Any) -> None:
+        line = b'{"prompt": "a red square"}\n'
+        file = (await upload(client, line)).json()["id"]
+        job = (await client.post(JOBS, json=JOB)).json()["id"]
+        (tmp_path / "sheet").write_bytes(bytes(100_000))
+        state.artifacts.write_file(f"jobs/{job}/samples/step-1.png", tmp_path / "sheet")
+        paths = [f"/v1/files/{file}/content", f"{JOBS}/{job}/artifacts", f"{JOBS}/{job}/artifacts/samples/step-1.png"]
+        with s3.away():
+            for path in paths:
+                assert_unavailable(await client.get(path), "the artifact store (DIPOLE_ARTIFACTS_URL) does not answer")
+            assert_unavailable(await upload(client), "does not answer")
+            assert_unavailable(await client.post(JOBS, json={**JOB, "prompts": [], "training_file": file}), "answer")
+        s3.full = FULL_S3
+        assert_unavailable(await upload(client), "the artifact store", "is full", "minimum free drive threshold")
+        assert [(await client.get(path)).status_code for path in paths] == [200] * 3
+        s3.full = None
+        assert (await client.get(paths[0])).content == line
+        assert (await client.get(paths[2])).content == bytes(100_000)
+        assert (await upload(client)).status_code == 200
+
+    with running_s3(monkeypatch) as s3:
+        run_app(test, artifacts_url="s3://artifacts/dipole")
 
 
 class FullFile:

@@ -128,12 +128,12 @@ def test_a_full_disk_pauses_a_job_which_goes_on_from_its_checkpoint(world: World
     paused = world.store.get_job(job.id)
     assert (paused.state, paused.error, paused.waiting_reward) == ("paused", None, None)
     assert str(error) in str(paused.waiting_reason)
-    assert "goes on by itself when there is room" in world.told(job.id)[-1]
+    assert "goes on by itself when its files can be stored" in world.told(job.id)[-1]
     assert not world.worker.train_next_job()
     world.make_waits_due()
     world.worker.requeue_waiting_jobs()
     assert world.store.get_job(job.id).state == "queued"
-    assert "There is room" in world.told(job.id)[-1]
+    assert "files can be stored again" in world.told(job.id)[-1]
     world.write = Path.write_bytes
     assert world.worker.train_next_job()
     assert world.store.get_job(job.id).state == "succeeded"
@@ -203,7 +203,7 @@ def test_a_store_that_stays_away_pauses_a_job(tmp_path: Path, monkeypatch: pytes
         paused = world.store.get_job(job.id)
         assert paused.state == "paused"
         assert "the artifact store (DIPOLE_ARTIFACTS_URL) does not answer" in str(paused.waiting_reason)
-        away.setattr(MemoryFileSystem, "isdir", fail)
+        away.setattr(MemoryFileSystem, "pipe_file", fail)
         assert not world.worker.artifacts.has_room(job.id)
     assert world.worker.artifacts.has_room(job.id)
     world.make_waits_due()

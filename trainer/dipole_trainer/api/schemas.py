@@ -145,7 +145,7 @@ class FineTuningJob(ApiModel):
     # ours
     desired: Literal["run", "pause", "cancel"] = Field(description="What was asked of the job; it follows soon.")
     waiting_for: JobError | None = Field(
-        description="What a paused job waits for: an unavailable reward (`param`), or room for its files."
+        description="What a paused job waits for: an unavailable reward (`param`), or the store of its files."
     )
     pending_rankings: dict[str, PendingRankingsSummary] | None = Field(
         default=None, description="Of a running job: what is pending at rewards that take their time, by their names."

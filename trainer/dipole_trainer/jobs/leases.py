@@ -205,7 +205,7 @@ class LeaseStore:
             job.state, job.waiting_reward, job.waiting_reason = "paused", reward, to_jsonable(reason)
             _schedule_next_look(session, job)
             drop_lease(job)
-            then = "goes on by itself when it is back" if reward else "goes on by itself when there is room"
+            then = "goes on by itself when it is back" if reward else "goes on by itself when its files can be stored"
             # what is waited for seems to be back, yet no step is made
             if job.waiting_resumes >= MAX_FRUITLESS_RESUMES:
                 job.waiting_until = None
@@ -246,7 +246,7 @@ class LeaseStore:
                 return False
             clear_waiting(job)
             job.state, job.waiting_resumes = "queued", job.waiting_resumes + 1
-            back = f"Reward {reward} is back" if reward else "There is room for the job's files again"
+            back = f"Reward {reward} is back" if reward else "The job's files can be stored again"
             figures = {"reward": reward} if reward else {}
             record_event(session, job, job_events.JobQueued(reason=f"{back}: waiting for a worker", figures=figures))
             return True

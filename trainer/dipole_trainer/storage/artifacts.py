@@ -6,7 +6,7 @@ A plain folder (the default) is the working folder itself: nothing is copied. An
 gets a copy at each checkpoint, and a worker that takes a job over fetches the whole ones first. Callers name files by
 relative paths; anything that could lead elsewhere is refused before a file system sees it.
 
-Whatever the store's client raises becomes DependencyUnavailable: it is away, or full.
+Whatever the store's client raises becomes DependencyUnavailable (store_client.py): it is away, or full.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-import fsspec
 import stamina
+from fsspec.asyn import AsyncFileSystem
 from fsspec.implementations.dirfs import DirFileSystem
 from fsspec.implementations.local import LocalFileSystem
 
-from dipole.errors import DependencyUnavailable, DipoleError, InvalidInput, NotFound, is_storage_full
+from dipole.errors import DependencyUnavailable, InvalidInput, NotFound
 from dipole.private_files import make_private_folder
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
@@ -36,8 +36,8 @@ from dipole_trainer.storage.job_layout import (
     checkpoint_name,
     step_of_checkpoint,
 )
+from dipole_trainer.storage.store_client import find_info, open_reader, open_store, store_errors
 
-RETRY_AFTER_S = 30.0  # a full disk is looked after by somebody, a bucket comes back
 PROBE_BYTES = 2**20
 _SAFE_PATH = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]*(/[A-Za-z0-9_-][A-Za-z0-9._-]*)*")
 
@@ -62,11 +62,12 @@ class ArtifactStore:
 
     def __init__(self, url: str, scratch: Path) -> None:
         """`scratch` holds working folders when the store is not a plain folder."""
-        fs, root = fsspec.core.url_to_fs(url, use_listings_cache=False)  # other processes write there too
+        fs, root = open_store(url)
         self.folder = Path(root).resolve() if isinstance(fs, LocalFileSystem) else None
         if self.folder is not None:
             make_private_folder(self.folder)
         self._fs: Any = DirFileSystem(path=str(self.folder or root), fs=fs)
+        self._has_folders = not isinstance(fs, AsyncFileSystem)  # an object store has none
         self._scratch = scratch
         self._sent: dict[Path, tuple[int, int]] = {}  # files that sync has sent, and what they were then
 
@@ -75,74 +76,79 @@ class ArtifactStore:
     def write_file(self, path: str, source: Path) -> None:
         """Store a finished local file, whole or not at all."""
         check_safe_path(path)
-        with _store_errors():
-            self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
-            try:
-                self._fs.put_file(str(source), path)
-            except Exception:
-                with suppress(Exception):
-                    self._fs.rm_file(path)
-                raise
+        with store_errors(), self._whole_file(path):
+            self._fs.put_file(str(source), path)
 
     def copy_file(self, source: str, target: str) -> None:
         """Copy a stored file within the store, whole or not at all. Raises NotFound."""
         for path in (source, target):
             check_safe_path(path)
-        with _store_errors():
-            if not self._fs.isfile(source):
-                raise NotFound("there is no such file")
-            self._fs.makedirs(target.rpartition("/")[0], exist_ok=True)
-            try:
-                self._fs.cp_file(source, target)
-            except FileNotFoundError as error:  # it was pruned a moment ago
-                raise NotFound("there is no such file") from error
-            except Exception:
-                with suppress(Exception):
-                    self._fs.rm_file(target)
-                raise
+        with store_errors():
+            self._stat_file(source)
+            with self._whole_file(target):
+                try:
+                    self._fs.cp_file(source, target)
+                except FileNotFoundError as error:  # it was pruned a moment ago
+                    raise NotFound("there is no such file") from error
+
+    @contextmanager
+    def _whole_file(self, path: str) -> Iterator[None]:
+        """Make the file's folder, and leave no part of it where writing it fails. An object store needs neither: it
+        keeps what is whole, and s3fs would make a bucket that is missing.
+        """
+        if not self._has_folders:
+            yield
+            return
+        self._fs.makedirs(path.rpartition("/")[0], exist_ok=True)
+        try:
+            yield
+        except Exception:
+            with suppress(Exception):
+                self._fs.rm_file(path)
+            raise
+
+    def _stat_file(self, path: str) -> dict[str, Any]:
+        """What the store knows of a file. Raises NotFound, also for a link that leads out of the store."""
+        if self.folder is not None and not (self.folder / path).resolve().is_relative_to(self.folder):
+            raise NotFound("there is no such file")
+        found = find_info(self._fs, path)
+        if found is None or found["type"] != "file":
+            raise NotFound("there is no such file")
+        return found
 
     def delete_folder(self, path: str) -> None:
         check_safe_path(path)
-        with _store_errors():
-            if self._fs.exists(path):
+        with store_errors():
+            if find_info(self._fs, path) is not None:
                 self._fs.rm(path, recursive=True)
 
     def delete_file(self, path: str) -> None:
         check_safe_path(path)
-        with _store_errors():
-            if self._fs.exists(path):
+        with store_errors():
+            if find_info(self._fs, path) is not None:
                 self._fs.rm_file(path)
 
     @contextmanager
     def open_file(self, path: str) -> Iterator[BinaryIO]:
         """A stored file for reading. Raises NotFound, also for a link that leads out of the store."""
         check_safe_path(path)
-        if self.folder is not None and not (self.folder / path).resolve().is_relative_to(self.folder):
-            raise NotFound("there is no such file")
-        with _store_errors():
-            if not self._fs.isfile(path):
-                raise NotFound("there is no such file")
-            opened = self._fs.open(path, "rb")
+        with store_errors():
+            self._stat_file(path)
+            opened = open_reader(self._fs, path)
         with opened as file:
-            try:
-                yield file
-            except OSError as error:
-                # the caller's own disk may be full, but not by reading
-                if is_storage_full(error):
-                    raise
-                raise _store_error(error) from error
+            yield file
 
     def file_size(self, path: str) -> int:
-        with self.open_file(path):
-            return int(self._fs.size(path))
+        check_safe_path(path)
+        with store_errors():
+            return int(self._stat_file(path)["size"])
 
     def list_files(self, folder: str) -> list[Artifact]:
         """Every file below a folder, by path relative to it; hidden and partial ones left out."""
         prefix = check_safe_path(folder) + "/"
-        with _store_errors():
-            if not self._fs.isdir(folder):
-                return []
-            found = self._fs.find(folder, detail=True)
+        with store_errors():
+            info = find_info(self._fs, folder)
+            found = self._fs.find(folder, detail=True) if info and info["type"] == "directory" else {}
         names = ((str(path).removeprefix(prefix), int(info["size"] or 0)) for path, info in found.items())
         return sorted(
             (Artifact(name, size) for name, size in names if _SAFE_PATH.fullmatch(name)),
@@ -154,7 +160,7 @@ class ArtifactStore:
         and what is pruned meanwhile.
         """
         target.mkdir(mode=0o700)
-        with _store_errors():
+        with store_errors():
             for path in sorted(str(found) for found in self._fs.find("")):
                 if _SAFE_PATH.fullmatch(path):
                     copy = target / path
@@ -180,13 +186,14 @@ class ArtifactStore:
             return
         check_safe_path(path)
         with ExitStack() as stack:
-            with _store_errors():
-                if not self._fs.exists(path):
+            with store_errors():
+                info = find_info(self._fs, path)
+                if info is None:
                     raise NotFound("there is no such file")
                 make_private_folder(self._scratch)
                 copy = stack.enter_context(tempfile.TemporaryDirectory(prefix="data-", dir=self._scratch))
                 target = Path(copy) / path.rpartition("/")[2]
-                if self._fs.isfile(path):
+                if info["type"] == "file":
                     self._fs.get_file(path, str(target))
                 for artifact in self.list_files(path):
                     (target / artifact.path).parent.mkdir(parents=True, exist_ok=True)
@@ -222,7 +229,7 @@ class ArtifactStore:
         return (self.folder or self._scratch) / check_safe_path(job_layout.job_path(job_id))
 
     def has_room(self, job_id: str) -> bool:
-        """Whether the store answers and the job's working folder can take a checkpoint as large as its newest."""
+        """Whether the store takes files and the job's working folder a checkpoint as large as its newest."""
         workdir = self.job_workdir(job_id)
         try:
             make_private_folder(workdir)
@@ -232,16 +239,26 @@ class ArtifactStore:
             with tempfile.TemporaryFile(dir=workdir) as probe:
                 probe.write(b"\0" * PROBE_BYTES)
                 probe.flush()
-            self.list_files(job_layout.job_path(job_id))
+            self._check_writable(job_id)
             return shutil.disk_usage(workdir).free > needed
         except (OSError, DependencyUnavailable):
             return False
+
+    def _check_writable(self, job_id: str) -> None:
+        """Write a file to the job's folder and delete it: a store that is full still reads. A plain folder is written
+        to as it is.
+        """
+        if self.folder is None:
+            probe = job_layout.job_path(job_id, ".probe")
+            with store_errors():
+                self._fs.pipe_file(probe, b"\0" * PROBE_BYTES)
+                self._fs.rm_file(probe)
 
     def checkout_job(self, job_id: str, *, checkpoints: bool = True) -> None:
         """Make the working folder, holding whatever the store has of the job that a resume needs; without
         `checkpoints` what a report needs.
         """
-        with _store_errors():
+        with store_errors():
             self._checkout_job(job_id, checkpoints=checkpoints)
 
     def _checkout_job(self, job_id: str, *, checkpoints: bool) -> None:
@@ -273,7 +290,7 @@ class ArtifactStore:
         not here only older ones than our newest go: later ones may be those of a worker that took the job over.
         """
         if self.folder is None:
-            with _store_errors():
+            with store_errors():
                 self._sync_job(job_id, workdir)
 
     def _sync_job(self, job_id: str, workdir: Path) -> None:
@@ -286,7 +303,8 @@ class ArtifactStore:
             found = path.stat()
             stamp = (found.st_mtime_ns, found.st_size)
             if name.partition("/")[0] not in whole and self._sent.get(path) != stamp:
-                self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
+                if self._has_folders:
+                    self._fs.makedirs(f"{job}/{name}".rpartition("/")[0], exist_ok=True)
                 self._fs.put_file(str(path), f"{job}/{name}")
                 self._sent[path] = stamp
         ours = job_layout.checkpoint_steps(workdir)
@@ -297,23 +315,6 @@ class ArtifactStore:
             step_there = step_of_checkpoint(top)
             if step_there is not None and ours and step_there < ours[-1] and step_there not in ours:
                 self._fs.rm(f"{job}/{top}", recursive=True)
-
-
-@contextmanager
-def _store_errors() -> Iterator[None]:
-    """Tell what a store's client raises, which is its own affair, as DependencyUnavailable; our own errors pass."""
-    try:
-        yield
-    except DipoleError:
-        raise
-    except Exception as error:
-        raise _store_error(error) from error
-
-
-def _store_error(error: Exception) -> DependencyUnavailable:
-    what = "is full" if is_storage_full(error) else "does not answer"
-    said = str(error) or type(error).__name__
-    return DependencyUnavailable(f"the artifact store (DIPOLE_ARTIFACTS_URL) {what}: {said}", retry_after=RETRY_AFTER_S)
 
 
 def _complete_checkpoints(names: Iterable[str]) -> set[str]:

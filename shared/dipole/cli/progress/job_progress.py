@@ -119,7 +119,7 @@ def describe_wait(kind: str, data: dict[str, Any]) -> str | None:
     if kind == job_events.JobWaitsForReward.kind:
         if data.get("reward"):
             return f"waiting for reward {data['reward']}"
-        return "waiting for room for its files" if data.get("reason") else "waiting until it is resumed"
+        return "waiting for the store of its files" if data.get("reason") else "waiting until it is resumed"
     if kind == job_events.RankingsPending.kind:
         return f"waiting for {data['reward']}"
     if kind in (job_events.EvaluationProgress.kind, job_events.EvaluationFinished.kind):

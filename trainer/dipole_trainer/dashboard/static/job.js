@@ -148,7 +148,7 @@ function showJob() {
   replace(facts, rows.map(([name, value, more]) => h("div", {}, h("dt", {}, name), h("dd", {}, value, more instanceof Node ? more : more ? h("small", {}, more) : null))));
   replace(notices,
     job.error ? h("div", { class: "notice bad", role: "alert" }, h("strong", {}, "The job failed. "), job.error.message) : null,
-    job.waiting_for ? h("div", { class: "notice warn", role: "status" }, h("strong", {}, `Waiting for ${job.waiting_for.param ?? "room for its files"}. `), job.waiting_for.message) : null);
+    job.waiting_for ? h("div", { class: "notice warn", role: "status" }, h("strong", {}, `Waiting for ${job.waiting_for.param ?? "the store of its files"}. `), job.waiting_for.message) : null);
 }
 
 function changeText(difference) {

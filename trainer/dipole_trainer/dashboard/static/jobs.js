@@ -61,7 +61,7 @@ function fillRow(row, job) {
   const [name, state, progress, numbers, created, actions] = row.children;
   replace(name, h("div", { class: "what" }, h("a", { href: jobLink(job) }, jobName(job)), h("span", { class: "muted small mono id" }, job.id)));
   replace(state, h("div", { class: "stack" }, stateElement(job.status), job.error ? h("span", { class: "error" }, job.error.message) : null,
-    job.waiting_for ? h("span", { class: "waiting" }, `Waits for ${job.waiting_for.param ?? "room"}: ${job.waiting_for.message}`) : null));
+    job.waiting_for ? h("span", { class: "waiting" }, `Waits for ${job.waiting_for.param ?? "the store of its files"}: ${job.waiting_for.message}`) : null));
   progress.className = "where";
   replace(progress, ...progressParts(job));
   replace(numbers, figuresElement(job));

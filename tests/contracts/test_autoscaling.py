@@ -1,0 +1,78 @@
+"""Autoscalers scale workloads that exist by metrics that exist. KEDA's objects have no schema here: their shape is
+looked at by hand.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from .kustomize import Object, build, containers
+
+ROOT = Path(__file__).resolve().parents[2]
+SCALE = build(ROOT / "k8s/overlays/scale")
+DEPLOYMENTS = {each["metadata"]["name"]: each for each in SCALE if each["kind"] == "Deployment"}
+SCALED = [each for each in SCALE if each["kind"] == "ScaledObject"]
+AUTOSCALERS = [each for each in SCALE if each["kind"] == "HorizontalPodAutoscaler"]
+
+
+def test_nothing_is_scaled_twice() -> None:
+    """KEDA makes a HorizontalPodAutoscaler of its own for each of its objects."""
+    names = [each["spec"]["scaleTargetRef"]["name"] for each in (*SCALED, *AUTOSCALERS)]
+    assert len(names) == len(set(names))
+    assert set(names) <= DEPLOYMENTS.keys()
+    assert {"api", "rank-worker", "pickscore"} <= set(names)
+    assert not {"worker", "sampler"} & set(names), "each holds a GPU, and a worker a job"
+
+
+@pytest.mark.parametrize("scaler", AUTOSCALERS, ids=lambda each: str(each["metadata"]["name"]))
+def test_what_is_scaled_by_its_processor_says_what_it_asks_for(scaler: Object) -> None:
+    """A share of nothing is no measure."""
+    spec = scaler["spec"]
+    assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": scaler["metadata"]["name"]}
+    assert 1 <= spec["minReplicas"] < spec["maxReplicas"]
+    for container in containers(DEPLOYMENTS[spec["scaleTargetRef"]["name"]]):
+        assert container["resources"]["requests"]["cpu"]
+
+
+@pytest.mark.parametrize("scaled", SCALED, ids=lambda each: str(each["metadata"]["name"]))
+def test_a_scaled_object_is_what_keda_reads(scaled: Object) -> None:
+    """KEDA's ScaledObject, v1alpha1, with its scaler for Prometheus: every value of its metadata is text."""
+    assert scaled["apiVersion"] == "keda.sh/v1alpha1"
+    spec = scaled["spec"]
+    bounds = {"minReplicaCount", "maxReplicaCount", "pollingInterval", "cooldownPeriod", "fallback"}
+    assert spec.keys() == {"scaleTargetRef", "triggers", *bounds}
+    assert 1 <= spec["minReplicaCount"] < spec["maxReplicaCount"], "with none, nobody would say how long the queue is"
+    assert spec["fallback"].keys() == {"failureThreshold", "replicas"}
+    assert {each["metricType"] for each in spec["triggers"]} == {"AverageValue", "Value"}
+    for trigger in spec["triggers"]:
+        assert trigger.keys() == {"type", "metricType", "metadata"}
+        assert trigger["type"] == "prometheus"
+        assert trigger["metadata"].keys() == {"serverAddress", "query", "threshold"}
+        assert float(trigger["metadata"]["threshold"]) > 0
+        assert all(isinstance(value, str) for value in trigger["metadata"].values())
+
+
+def test_queries_name_metrics_labels_and_rewards_that_exist() -> None:
+    metrics = (ROOT / "docs/METRICS.md").read_text()
+    for scaled in SCALED:
+        for trigger in scaled["spec"]["triggers"]:
+            name, told = re.fullmatch(r"(?:max|sum)\((\w+)(?:\{(.*)\})?\)", trigger["metadata"]["query"]).groups()  # type: ignore[union-attr]
+            row = next(line for line in metrics.splitlines() if line.startswith(f"| `{name}` "))
+            labels = dict(re.findall(r'(\w+)="([^"]*)"', told or ""))
+            assert all(f"`{label}`" in row for label in labels)
+            assert labels.get("reward", scaled["metadata"]["name"]) == scaled["metadata"]["name"]
+
+
+def test_whoever_writes_to_the_bucket_has_its_keys() -> None:
+    (settings,) = (each for each in SCALE if each["kind"] == "ConfigMap" and each["metadata"]["name"] == "dipole")
+    assert settings["data"]["DIPOLE_ARTIFACTS_URL"].startswith("s3://")
+    holders = {
+        each["metadata"]["name"]
+        for each in SCALE
+        for container in containers(each)
+        if {"secretRef": {"name": "object-storage"}} in container.get("envFrom", [])
+    }
+    assert holders == {"api", "worker", "sampler", "backup", "restore"}

@@ -1,0 +1,92 @@
+"""What `make release` publishes: of which packages, from which files, and on which base images."""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import yaml
+
+from ..scripts import load_script
+from .kustomize import build, containers
+
+ROOT = Path(__file__).resolve().parents[2]
+DOCKERFILES = [ROOT / "services/Dockerfile", ROOT / "trainer/Dockerfile"]
+SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+EXACT = re.compile(r"[a-z]+:\d+\.\d+\.?\d*(-[a-z]+)+")
+
+
+@pytest.fixture(scope="module")
+def release() -> ModuleType:
+    return load_script("release")
+
+
+def test_every_image_has_an_sbom_of_what_it_installs(release: ModuleType) -> None:
+    """Each that compose builds but for the client's, which is the API's; with the extras of its Dockerfile."""
+    images = {each["image"].partition(":")[0].removeprefix("dipole-"): each for each in SERVICES.values()}
+    ours = {name for name, each in images.items() if each["image"].startswith("dipole-")} - {"cli"}
+    assert release.IMAGES.keys() == ours
+    trainer = DOCKERFILES[1].read_text()
+    assert f"'.[{','.join(release.IMAGES['api'])}]'" in trainer
+    assert f"ARG EXTRAS={','.join(release.IMAGES['trainer'])}\n" in trainer
+    for name in ours - {"api", "trainer"}:
+        builds = [each["build"] for each in SERVICES.values() if each["image"].startswith(f"dipole-{name}:")]
+        assert {each.get("args", {}).get("EXTRA", "rewards") for each in builds} == set(release.IMAGES[name])
+
+
+def test_the_packages_of_an_image_are_those_that_it_needs(release: ModuleType) -> None:
+    found = {image: release.find_packages(extras) for image, extras in release.IMAGES.items()}
+    assert {"dipole", "fastapi", "celery", "s3fs", "botocore"} <= found["api"]
+    assert not found["api"] & {"torch", "pytest", "moto"}
+    assert {"torch", "diffusers", "sqlalchemy"} <= found["trainer"]
+    assert "torch" in found["rewards-clip"]
+    assert "torch" not in found["rewards"]
+    document = {
+        "metadata": {"component": {"bom-ref": "root"}},
+        "components": [{"name": "Torch", "bom-ref": "t"}, {"name": "pytest", "bom-ref": "p"}],
+        "dependencies": [{"ref": "root", "dependsOn": ["t", "p"]}, {"ref": "p"}],
+    }
+    assert release.select_packages(document, found["trainer"]) == {
+        "metadata": {"component": {"bom-ref": "root"}},
+        "components": [{"name": "Torch", "bom-ref": "t"}],
+        "dependencies": [{"ref": "root", "dependsOn": ["t"]}],
+    }
+
+
+def test_archives_are_the_same_bytes_and_hold_no_secret(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    names = release.list_manifests()
+    assert "k8s/base/kustomization.yaml" in names
+    assert not [name for name in names if name.endswith(".env")]
+    for target in ("one", "two"):
+        release.write_archive(tmp_path / target, names, "dipole-1")
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes()
+    with tarfile.open(tmp_path / "one") as archive:
+        assert {member.name for member in archive} == {f"dipole-1/{name}" for name in names}
+        assert {(member.uname, member.mtime) for member in archive} == {("", 1_700_000_000)}
+
+
+def test_what_compose_needs_is_in_its_archive(release: ModuleType) -> None:
+    """Every file of the repository that it mounts, and who writes its keys."""
+    binds = [mount["source"] for each in SERVICES.values() for mount in each.get("volumes", []) if "source" in mount]
+    files = {path.removeprefix("./") for path in binds if (ROOT / path).is_file()}
+    assert files | {"docker-compose.yml", "docker-compose.gpu.yml", "scripts/write-env"} <= set(release.COMPOSE_FILES)
+
+
+def test_base_images_have_an_exact_tag() -> None:
+    """The same in compose and Kubernetes, and in both Dockerfiles."""
+    bases = {re.findall(r"^ARG PYTHON=(.*)$", path.read_text(), re.MULTILINE)[0] for path in DOCKERFILES}
+    assert len(bases) == 1
+    for path in DOCKERFILES:
+        stages = set(re.findall(r"^FROM (\S+) AS (\S+)$", path.read_text(), re.MULTILINE))
+        assert {source for source, _ in stages} - {name for _, name in stages} == {"${PYTHON}"}
+    theirs = {each["image"] for each in SERVICES.values() if not each["image"].startswith("dipole-")}
+    manifests = build(ROOT / "k8s/overlays/rewards")
+    there = {container["image"] for each in manifests for container in containers(each)}
+    assert {image for image in there if not image.startswith("dipole-")} == theirs
+    assert all(EXACT.fullmatch(image) for image in theirs | bases)
