@@ -136,4 +136,4 @@ def test_the_key_script_adds_what_is_missing_and_changes_nothing(tmp_path: Path)
     lines = file.read_text().splitlines()
     assert lines[:2] == ["DIPOLE_API_KEY=mine", "HOST_USER=1:1"]
     names = [line.split("=")[0] for line in lines]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8

@@ -30,6 +30,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 CompareIn = Literal["latents", "features"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048)]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -608,6 +609,14 @@ class TrainSpec(GeneratorSpec):
         max_length=4,
         description="Experiment trackers that get the curves, pictures, settings and the LoRA too, one or several; "
         "each needs its extra where the worker runs, and its address and keys there as environment variables.",
+    )
+    notify: Annotated[
+        Many[WebhookUrl], BeforeValidator(_list_of_one, json_schema_input_type=WebhookUrl | tuple[WebhookUrl, ...])
+    ] = Field(
+        default=(),
+        max_length=4,
+        description="URLs, one or several, that get a signed POST when the job has ended (docs/webhooks.md); "
+        "DIPOLE_WEBHOOK_HOSTS must allow their hosts.",
     )
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     keep_checkpoints: Count = Field(

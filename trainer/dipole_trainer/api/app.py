@@ -37,6 +37,7 @@ from dipole_trainer.api import (
     plans,
     rating_queues,
     rewards,
+    webhook_sender,
     workers,
 )
 from dipole_trainer.api.admission import ReadinessProbe
@@ -81,6 +82,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     """
     settings = settings or load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+    webhook_sender.check_settings(settings)
     database = Database(settings.database_url)
     # one machine: nobody else would run the migrations first
     if database.is_sqlite():
@@ -93,7 +95,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with state.event_notifier.run_in_background():
+        async with state.event_notifier.run_in_background(), webhook_sender.run_in_background(settings, database):
             yield
         sampler_client.close()
         state.withdrawable_rankings.close()

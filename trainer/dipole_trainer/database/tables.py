@@ -4,6 +4,7 @@ wake-up.
     files ─┐
            ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
     rewards┘        ├─ checkpoints
+                    ├─ webhooks      what is owed to whoever wants to hear of a job's end: an outbox
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
     api_keys  workers
 
@@ -153,6 +154,23 @@ class ApiKeyRow(Base):
     scopes: Mapped[list[str]] = mapped_column(NullableJson)
     created_at: Mapped[float] = mapped_column(Float)
     revoked_at: Mapped[float | None] = mapped_column(Float)
+
+
+class WebhookRow(Base):
+    """A webhook that is owed. Written in the transaction that ended its job."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("ix_webhooks_state_next_at", "state", "next_at"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    ending: Mapped[str] = mapped_column(String(32))  # the job's state when it ended
+    url: Mapped[str] = mapped_column(String(2048))
+    state: Mapped[str] = mapped_column(String(16))  # waiting, delivered, given_up
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_at: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[float] = mapped_column(Float)
 
 
 class RankedGroupRow(Base):
