@@ -6,6 +6,7 @@ docs/SETTINGS.md lists them all; a test keeps it true.
 from __future__ import annotations
 
 import base64
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -233,6 +234,15 @@ class SamplerSettings(PlatformSettings):
     )
 
 
+_RATE_LIMIT = re.compile(r"\s*[1-9]\d{0,8}\s*/\s*([1-9]\d{0,4}\s*)?(second|minute|hour|day)s?\s*")
+
+
+def _check_rate_limit(value: str) -> str:
+    if not all(_RATE_LIMIT.fullmatch(each) for each in value.split(";")):
+        raise ValueError("must look like 120/minute, or 10/second;5000/hour")
+    return value
+
+
 class ApiSettings(PlatformSettings):
     """The trainer API."""
 
@@ -264,6 +274,14 @@ class ApiSettings(PlatformSettings):
         default=2**30, ge=1024, description="Most bytes of one uploaded file of prompts or pairs."
     )
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Most bytes of any other request's body.")
+    api_rate_limit: Annotated[str, AfterValidator(_check_rate_limit)] | None = Field(
+        default=None,
+        description="How often each key may ask, as `120/minute`, or `10/second;5000/hour`, which both hold; past it "
+        "429 is answered. Counted in Redis over all API processes; no limit if unset.",
+    )
+    audit_days: int = Field(
+        default=365, ge=1, le=36500, description="Days that entries of the audit log are kept (`GET /v1/audit`)."
+    )
     api_max_streams: int = Field(default=200, ge=1, le=1000, description="Most event streams that are open at once.")
     sampler_timeout_s: float = Field(
         default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."

@@ -1,4 +1,5 @@
-"""Webhooks: the signed POST that tells somebody that something is done, as Standard Webhooks (standardwebhooks.com) has it.
+"""Webhooks: the signed POST that tells somebody that something is done, as Standard Webhooks has it
+(https://www.standardwebhooks.com).
 
 A receiver verifies `webhook-signature` over id, time and body, and knows a repeat by its `webhook-id`.
 """

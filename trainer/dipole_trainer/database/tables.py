@@ -6,7 +6,7 @@ wake-up.
     rewards┘        ├─ checkpoints
                     ├─ webhooks      what is owed to whoever wants to hear of a job's end: an outbox
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
-    api_keys  workers
+    api_keys  workers  audit
 
 Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
@@ -212,6 +212,29 @@ class RankingRow(Base):
     recipe_version: Mapped[str] = mapped_column(String(255))
     seconds: Mapped[float] = mapped_column(Float)
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class AuditRow(Base):
+    """A request that would change something: who asked, for what, and what was answered. It has no foreign key: what
+    was done stays written when a job or a key is gone.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_created_at", "created_at"),
+        Index("ix_audit_job_id_seq", "job_id", "seq"),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    caller: Mapped[str] = mapped_column(String(64))
+    caller_name: Mapped[str] = mapped_column(String(255))
+    method: Mapped[str] = mapped_column(String(16))
+    path: Mapped[str] = mapped_column(String(1024))
+    job_id: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str] = mapped_column(String(128))
+    status: Mapped[int] = mapped_column(Integer)
 
 
 class WorkerRow(Base):
