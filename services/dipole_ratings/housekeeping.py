@@ -13,9 +13,9 @@ import httpx
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.client.webhooks import ATTEMPT_S
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, DipoleError
+from dipole.webhooks import ATTEMPT_S
 from dipole_ratings.api.dependencies import RatingParts
 from dipole_ratings.queue.deliveries import DueDelivery
 from dipole_ratings.queue.retention import drop_old_tasks

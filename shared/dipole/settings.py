@@ -248,6 +248,11 @@ class ApiSettings(PlatformSettings):
 
     api_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     api_port: int = Field(default=8400, ge=1, le=65535, description="Port to listen on.")
+    api_tls_cert: Path | None = Field(
+        default=None,
+        description="File of the certificate, PEM, with which the API speaks HTTPS; HTTP if unset (docs/tls.md).",
+    )
+    api_tls_key: Path | None = Field(default=None, description="File of the certificate's key, PEM, without password.")
     api_key: Keys | None = Field(
         default=None, description="Admin key; required on any address but loopback. Commas separate several."
     )

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
 
-from dipole.client import webhooks
+from dipole import webhooks
 from dipole.database.queries import require
 from dipole_ratings.database.tables import DeliveryRow, TaskRow
 from dipole_ratings.queue.context import QueueContext

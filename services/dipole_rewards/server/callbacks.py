@@ -11,7 +11,7 @@ import httpx
 import stamina
 import structlog
 
-from dipole.client import webhooks
+from dipole import webhooks
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
 from dipole_rewards.server.ranking_backend import RankingState

@@ -56,6 +56,9 @@ def serve_api() -> None:
         host=settings.api_host,
         port=settings.api_port,
         timeout_graceful_shutdown=5,  # event streams never end by themselves
+        **http_server.tls_options(
+            settings.api_tls_cert, settings.api_tls_key, ("DIPOLE_API_TLS_CERT", "DIPOLE_API_TLS_KEY")
+        ),
     )
     with contextlib.suppress(KeyboardInterrupt):
         server.run()

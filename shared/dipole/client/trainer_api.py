@@ -109,7 +109,7 @@ class TrainerApi:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def iterate_items(self, path: str, *, limit: int = 100, **filters: str) -> Iterator[Any]:
+    def iterate_items(self, path: str, *, limit: int = 100, **filters: str | None) -> Iterator[Any]:
         """Every object of a list, following its cursor. `filters` are what else the list is asked with."""
         after: str | None = None
         while True:

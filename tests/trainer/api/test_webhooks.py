@@ -22,9 +22,9 @@ from openai import OpenAI
 from sqlalchemy import select, update
 from standardwebhooks.webhooks import WebhookVerificationError
 
-from dipole.client.webhooks import RETRY_PAUSES_S
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings
+from dipole.webhooks import RETRY_PAUSES_S
 from dipole_trainer.api.app import create_app
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow, JobRow, WebhookRow

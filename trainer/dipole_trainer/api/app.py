@@ -47,7 +47,7 @@ from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.api.event_stream import EventReader
-from dipole_trainer.api.rate_limit import RateLimiter, RateLimitMiddleware
+from dipole_trainer.api.rate_limit import KeyRateLimiter, RateLimitMiddleware
 from dipole_trainer.api.sampler_client import SamplerClient
 from dipole_trainer.dashboard import pages
 from dipole_trainer.database.engine import Database, upgrade_database
@@ -153,7 +153,9 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     )
     app.add_middleware(_BodyLimits, settings=settings)
     if settings.api_rate_limit is not None:
-        app.add_middleware(RateLimitMiddleware, limiter=RateLimiter(settings.api_rate_limit, _connect_redis(settings)))
+        app.add_middleware(
+            RateLimitMiddleware, limiter=KeyRateLimiter(settings.api_rate_limit, _connect_redis(settings))
+        )
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
     app.add_middleware(audit.AuditMiddleware, audit_log=state.audit_log)
     app.add_middleware(health.RequestCountMiddleware, metrics=metrics)

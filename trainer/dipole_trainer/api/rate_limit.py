@@ -26,7 +26,7 @@ log = structlog.get_logger()
 AFTER_FAILURE_S = 5.0  # in which Redis is not asked again: no request waits for its timeout but one
 
 
-class RateLimiter:
+class KeyRateLimiter:
     """Counts of `limits`, as `120/minute` or `10/second;5000/hour`, each of which holds."""
 
     def __init__(self, limits: str, client: redis.Redis) -> None:
@@ -52,7 +52,7 @@ class RateLimiter:
 class RateLimitMiddleware:
     """ASGI, within authentication: pages and probes, which need no key, are not counted."""
 
-    def __init__(self, app: asgi.ASGIApp, *, limiter: RateLimiter) -> None:
+    def __init__(self, app: asgi.ASGIApp, *, limiter: KeyRateLimiter) -> None:
         self.app, self.limiter = app, limiter
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:

@@ -14,10 +14,10 @@ import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.client.endpoint import check_allowed_url
-from dipole.client.webhooks import ATTEMPT_S, post_webhook
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import ApiSettings, split_keys
+from dipole.webhooks import ATTEMPT_S, post_webhook
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.webhooks import DueWebhook, WebhookOutbox
 

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 
 from sqlalchemy import and_, select
 
-from dipole.client.webhooks import CLAIM_S, RETRY_PAUSES_S
 from dipole.database.queries import database_time
 from dipole.protocol import job_events
 from dipole.protocol.job_events import JobEvent
+from dipole.webhooks import CLAIM_S, RETRY_PAUSES_S
 from dipole_trainer.database.engine import Database, now
 from dipole_trainer.database.tables import JobRow, WebhookRow
 from dipole_trainer.jobs.transitions import record_event
@@ -77,7 +77,11 @@ class WebhookOutbox:
                 return
             # locked as by everybody who writes events, so that a job's ids commit in order
             job = session.scalars(select(JobRow).where(JobRow.id == row.job_id).with_for_update()).one()
-            told = {"webhook": row.id, "host": urlsplit(row.url).hostname or "", "attempts": row.attempts}
+            told: dict[str, Any] = {
+                "webhook": row.id,
+                "attempts": row.attempts,
+                "host": urlsplit(row.url).hostname or "",
+            }
             event: JobEvent = job_events.WebhookDelivered(**told)
             if reason is not None:
                 event = job_events.WebhookGivenUp(**told, reason=reason[:MAX_REASON_CHARS])

@@ -28,5 +28,4 @@ def list_audit(
         "request": lambda entry: entry["request_id"],
     }
     with TrainerApi(url, key) as api:
-        filters = {} if job is None else {"job_id": job}
-        print_list(islice(api.iterate_items("/v1/audit", **filters), limit), columns, as_json=as_json)
+        print_list(islice(api.iterate_items("/v1/audit", job_id=job), limit), columns, as_json=as_json)
