@@ -15,8 +15,9 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, DipoleError
+from dipole.webhooks import ATTEMPT_S
 from dipole_ratings.api.dependencies import RatingParts
-from dipole_ratings.queue.deliveries import CLAIM_S, DueDelivery
+from dipole_ratings.queue.deliveries import DueDelivery
 from dipole_ratings.queue.retention import drop_old_tasks
 from dipole_rewards.server.callbacks import post_callback
 
@@ -58,7 +59,7 @@ class Housekeeper:
         error: str | None = None
         try:
             # a receiver that answers in drops holds nobody longer than its claim
-            async with asyncio.timeout(CLAIM_S / 2):
+            async with asyncio.timeout(ATTEMPT_S):
                 await post_callback(due.url, due.state, secret=secret, transport=self._transport)
         except (httpx.HTTPError, ConfigurationError, TimeoutError) as problem:
             error = str(problem) or type(problem).__name__

@@ -8,6 +8,7 @@ DipoleError
 ├── NotFound                    no such object                                           404
 ├── Conflict                    the object's state does not allow it                     409
 ├── Overloaded                  come back after `retry_after` seconds                    503
+│   ├── TooManyRequests         the caller's key has used its rate limit up              429
 │   └── DependencyUnavailable   what we stand on is away or full: its name, and why      503
 ├── ConfigurationError          wrong settings, found at start
 ├── DownloadError               published weights cannot be brought here: what is kept, and what to do
@@ -88,6 +89,13 @@ class Overloaded(DipoleError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class TooManyRequests(Overloaded):
+    """The caller has asked more often than its key may."""
+
+    status = 429
+    slug = "rate-limited"
 
 
 class DependencyUnavailable(Overloaded):

@@ -5,6 +5,8 @@ docs/SETTINGS.md lists them all; a test keeps it true.
 
 from __future__ import annotations
 
+import base64
+import re
 import socket
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -21,6 +23,7 @@ SettingsT = TypeVar("SettingsT", bound=BaseSettings)
 
 
 MIN_KEY_CHARACTERS = 16
+MIN_WEBHOOK_SECRET_BYTES, WEBHOOK_SECRET_PREFIX = 24, "whsec_"
 
 
 def split_keys(setting: SecretStr | str | None) -> list[str]:
@@ -43,6 +46,24 @@ def _check_keys(setting: SecretStr) -> SecretStr:
 
 Keys = Annotated[SecretStr, AfterValidator(_check_keys)]
 """A server's key, or several while it is rotated."""
+
+
+def _check_webhook_secrets(setting: SecretStr) -> SecretStr:
+    for secret in split_keys(setting):
+        try:
+            length = len(base64.b64decode(secret.removeprefix(WEBHOOK_SECRET_PREFIX), validate=True))
+        except ValueError:
+            length = 0
+        if not secret.startswith(WEBHOOK_SECRET_PREFIX) or length < MIN_WEBHOOK_SECRET_BYTES:
+            raise ValueError(
+                f"a secret must be {WEBHOOK_SECRET_PREFIX} and base64 of {MIN_WEBHOOK_SECRET_BYTES} bytes or more "
+                "(docs/webhooks.md makes one), and commas separate several"
+            )
+    return setting
+
+
+WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secrets)]
+"""What signs webhooks, as Standard Webhooks has it, or several while it is rotated."""
 
 
 def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
@@ -128,7 +149,7 @@ class PlatformSettings(BaseSettings):
     def worker_health_file(self) -> Path:
         return self.health_file("worker")
 
-    @field_validator("reward_hosts", mode="before")
+    @field_validator("reward_hosts", "webhook_hosts", mode="before", check_fields=False)
     @classmethod
     def _split_hosts(cls, value: Any) -> Any:
         return [host.strip() for host in value.split(",") if host.strip()] if isinstance(value, str) else value
@@ -160,6 +181,22 @@ class MetricsSettings(BaseSettings):
         le=65533,
         description="Port to answer Prometheus on; none if unset. Under `dipole up` it is the rank worker's, and the "
         "next two are the sampler's and the worker's.",
+    )
+
+
+class TracingSettings(BaseSettings):
+    """Where every process sends its traces (docs/tracing.md)."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="DIPOLE_", env_ignore_empty=True, extra="ignore", hide_input_in_errors=True
+    )
+
+    otlp_endpoint: str | None = Field(
+        default=None,
+        pattern=r"^https?://[^\s@]+$",
+        max_length=2048,
+        description="URL of an OpenTelemetry collector that takes OTLP over HTTP, as `http://collector:4318`; nothing "
+        "is traced if unset. OpenTelemetry's own variables say the rest, as `OTEL_TRACES_SAMPLER`.",
     )
 
 
@@ -197,13 +234,36 @@ class SamplerSettings(PlatformSettings):
     )
 
 
+_RATE_LIMIT = re.compile(r"\s*[1-9]\d{0,8}\s*/\s*([1-9]\d{0,4}\s*)?(second|minute|hour|day)s?\s*")
+
+
+def _check_rate_limit(value: str) -> str:
+    if not all(_RATE_LIMIT.fullmatch(each) for each in value.split(";")):
+        raise ValueError("must look like 120/minute, or 10/second;5000/hour")
+    return value
+
+
 class ApiSettings(PlatformSettings):
     """The trainer API."""
 
     api_host: str = Field(default="127.0.0.1", description="Address to listen on; any but loopback needs a key.")
     api_port: int = Field(default=8400, ge=1, le=65535, description="Port to listen on.")
+    api_tls_cert: Path | None = Field(
+        default=None,
+        description="File of the certificate, PEM, with which the API speaks HTTPS; HTTP if unset (docs/tls.md).",
+    )
+    api_tls_key: Path | None = Field(default=None, description="File of the certificate's key, PEM, without password.")
     api_key: Keys | None = Field(
         default=None, description="Admin key; required on any address but loopback. Commas separate several."
+    )
+    webhook_hosts: Annotated[list[str], NoDecode] = Field(
+        default=[],
+        description="Hosts that a job's `notify` may name, comma-separated; `*.` allowed. Empty refuses `notify`.",
+    )
+    webhook_secret: WebhookSecret | None = Field(
+        default=None,
+        description="Standard Webhooks secret (whsec_…) that webhooks of ended jobs are signed with. Commas separate "
+        "several while it is rotated: each signs.",
     )
     rewards_file: Path | None = Field(
         default=None, description="File of reward endpoints that are registered when the API starts (docs/rewards.md)."
@@ -219,6 +279,14 @@ class ApiSettings(PlatformSettings):
         default=2**30, ge=1024, description="Most bytes of one uploaded file of prompts or pairs."
     )
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Most bytes of any other request's body.")
+    api_rate_limit: Annotated[str, AfterValidator(_check_rate_limit)] | None = Field(
+        default=None,
+        description="How often each key may ask, as `120/minute`, or `10/second;5000/hour`, which both hold; past it "
+        "429 is answered. Counted in Redis over all API processes; no limit if unset.",
+    )
+    audit_days: int = Field(
+        default=365, ge=1, le=36500, description="Days that entries of the audit log are kept (`GET /v1/audit`)."
+    )
     api_max_streams: int = Field(default=200, ge=1, le=1000, description="Most event streams that are open at once.")
     sampler_timeout_s: float = Field(
         default=120.0, ge=1, le=3600, description="Seconds that a request for images waits for a sampler."

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from dipole.redis_url import parse_redis_url
 from dipole.stack.stack import PEOPLE_TIMEOUT_S
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -19,6 +20,7 @@ SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
 GPU: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
 REWARDS = {name: each for name, each in SERVICES.items() if "DIPOLE_REWARD" in each.get("environment", {})}
 ALWAYS = {"shapes", "colourfulness"}  # rewards without a profile
+TLS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())["services"]
 DOCKERFILE = (ROOT / "services/Dockerfile").read_text()
 DOCKERFILES = sorted(ROOT.glob("*/Dockerfile"))
 
@@ -163,12 +165,12 @@ def test_weights_are_read_from_a_folder_that_must_exist() -> None:
 
 
 def test_the_judge_takes_every_setting_from_outside(reference: ModuleType) -> None:
-    """Each setting of the judge may be in .env, and none has a value here."""
+    """Each setting of the judge may be in .env, and none has a value here; where traces go is told to every service."""
     (owner,) = [each for each in reference.settings_classes() if each.__name__ == "JudgeSettings"]
     environment = SERVICES["judge"]["environment"]
     assert {each.variable for each in reference.settings_of(owner).values()} == {
         name for name, value in environment.items() if value is None
-    }
+    } - {"DIPOLE_OTLP_ENDPOINT"}
 
 
 def test_people_have_a_profile_a_page_and_a_schema_of_their_own() -> None:
@@ -215,6 +217,30 @@ def test_whoever_handles_endpoints_has_their_secrets_and_hosts(name: str) -> Non
     """API, worker and rank worker: the last opens keys that the worker sealed, and asks allowed hosts alone."""
     told = {"DIPOLE_SECRETS_KEY", "DIPOLE_REWARD_HOSTS"} & set(SERVICES[name].get("environment", {}))
     assert len(told) == (2 if name in {"api", "worker", "rank-worker"} else 0)
+
+
+def test_the_tls_override_leads_everybody_to_redis_and_the_api_over_tls() -> None:
+    """Whoever has Redis's URL gets one of TLS with the authority that it names; Redis and the API have the certificate,
+    and their health is asked over TLS; what is not there on the host is an error.
+    """
+    plain = {name for name, each in SERVICES.items() if "DIPOLE_REDIS_URL" in each.get("environment", {})}
+    assert plain | {"redis", "cli"} == TLS.keys()
+    for name in plain:
+        address = re.sub(r"\$\{[^}]*\}", "a", TLS[name]["environment"]["DIPOLE_REDIS_URL"])
+        tls = parse_redis_url(address).tls
+        assert tls is not None
+        assert tls["ssl_ca_certs"] == "/etc/dipole/tls/ca.crt"
+    mounted = {name: each["volumes"][0] for name, each in TLS.items()}
+    assert all(each["read_only"] and each["bind"] == {"create_host_path": False} for each in mounted.values())
+    whole = {name for name, each in mounted.items() if each["source"] == "./tls/served"}
+    assert whole == {"redis", "api"}, "nobody else gets the key"
+    assert {each["source"] for name, each in mounted.items() if name not in whole} == {"./tls/served/ca.crt"}
+    assert TLS["redis"]["command"][:5] == SERVICES["redis"]["command"], "and what it has without TLS"
+    assert "--tls" in TLS["redis"]["healthcheck"]["test"]
+    assert TLS["api"]["healthcheck"]["test"][5:] == ["https", "8400", "/readyz"]
+    assert TLS["api"]["environment"].keys() >= {"DIPOLE_API_TLS_CERT", "DIPOLE_API_TLS_KEY"}
+    found = re.findall(r"\$\{\w+([^}]*)\}", (ROOT / "docker-compose.tls.yml").read_text())
+    assert set(found) == {":?is not set. Run make env"}
 
 
 def test_the_gpu_override_changes_services_that_exist() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from dipole.redis_url import parse_redis_url
 from dipole.vault import Vault
 
 from .kustomize import Object, build, kustomization
@@ -67,6 +68,40 @@ def test_the_gpu_overlay_trains_draws_and_scores_on_gpus() -> None:
             holders.add(each["metadata"]["name"])
             assert each["spec"]["strategy"]["rollingUpdate"] == {"maxSurge": 0, "maxUnavailable": 1}
     assert holders == {"worker", "sampler", "pickscore", "clip"}
+
+
+def test_the_tls_overlay_leads_everybody_to_redis_and_the_api_over_tls() -> None:
+    """As docker-compose.tls.yml: URLs, probes and mounts; and the key is where it is used alone."""
+    deployments = {
+        each["metadata"]["name"]: each for each in build(K8S / "overlays/tls") if each["kind"] == "Deployment"
+    }
+    keyed = set[str]()
+    for name, each in deployments.items():
+        pod = each["spec"]["template"]["spec"]
+        (container,) = pod["containers"]
+        variables = {variable["name"]: variable.get("value") for variable in container.get("env", [])}
+        assert len(variables) == len(container.get("env", []))
+        volumes = [volume["secret"] for volume in pod["volumes"] if volume.get("name") == "tls"]
+        if "DIPOLE_REDIS_URL" in variables:
+            url = variables["DIPOLE_REDIS_URL"].replace("$(REDIS_PASSWORD)", "a")
+            tls = parse_redis_url(url).tls
+            assert tls is not None, name
+            assert tls["ssl_ca_certs"] == "/etc/dipole-tls/ca.crt"
+        assert bool(volumes) == ("DIPOLE_REDIS_URL" in variables or name == "redis")
+        assert bool(volumes) == ("/etc/dipole-tls" in [mount["mountPath"] for mount in container["volumeMounts"]])
+        keyed |= {name for volume in volumes if "items" not in volume}
+        for kind in ("startupProbe", "readinessProbe", "livenessProbe"):
+            if "httpGet" in container.get(kind, {}):
+                assert container[kind]["httpGet"].get("scheme", "HTTP") == ("HTTPS" if name == "api" else "HTTP")
+    assert keyed == {"redis", "api"}
+    (redis,) = deployments["redis"]["spec"]["template"]["spec"]["containers"]
+    assert [word.replace("/etc/dipole-tls", "/etc/dipole/tls") for word in redis["command"][5:]] == compose_redis()[5:]
+    assert all("--tls" in redis[kind]["exec"]["command"] for kind in ("readinessProbe", "livenessProbe"))
+
+
+def compose_redis() -> list[str]:
+    told: Object = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())
+    return list(told["services"]["redis"]["command"])
 
 
 def requests(overlay: str, kind: str, units: dict[str, float]) -> float:
@@ -137,4 +172,4 @@ def test_the_key_script_adds_what_is_missing_and_changes_nothing(tmp_path: Path)
     lines = file.read_text().splitlines()
     assert lines[:2] == ["DIPOLE_API_KEY=mine", "HOST_USER=1:1"]
     names = [line.split("=")[0] for line in lines]
-    assert len(names) == len(set(names)) == 7
+    assert len(names) == len(set(names)) == 8

@@ -5,6 +5,8 @@ A knob is declared here once, typed, with its default and the reason beside it. 
 
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args
 
 from pydantic import (
@@ -30,6 +32,7 @@ PositiveFloat = Annotated[float, Field(gt=0)]
 CompareIn = Literal["latents", "features"]
 Precision = Literal["fp32", "bf16", "fp16"]
 TrackerName = Literal["wandb", "trackio", "tensorboard", "mlflow"]
+WebhookUrl = Annotated[str, Field(min_length=1, max_length=2048)]
 MAX_COUNT = 999_999_999  # of whatever a job counts: columns have 32 bits, and a checkpoint's name nine digits
 Count = Annotated[int, Field(ge=1, le=MAX_COUNT)]
 CountOrZero = Annotated[int, Field(ge=0, le=MAX_COUNT)]
@@ -569,14 +572,39 @@ class GeneratorSpec(SpecModel):
 
     @classmethod
     def from_stored(cls, text: str) -> Self:
-        """A job's spec from the store. Raises InvalidInput: another version may have written what this one refuses."""
+        """A job's spec from the store, also as earlier versions wrote it. Raises InvalidInput: a later one may have
+        written what this one refuses.
+        """
         try:
             return cls.model_validate_json(text)
+        except ValidationError:
+            former = read_former_spec(text)
+        try:
+            return cls.model_validate_json(json.dumps(former))
         except ValidationError as error:
             first = first_error(error, "")
             why = f"{first.path or 'spec'}: {first.message}"
             message = f"this version cannot read the job's settings: {why}; create it anew"
             raise InvalidInput(message, field=first.path or None) from None
+
+
+def read_former_spec(stored: str | Mapping[str, Any]) -> dict[str, Any]:
+    """A stored job's settings, or their summary, with what earlier versions wrote as this one does: features were a
+    name, and the control a knob of DrPO's. Raises InvalidInput for what is no object.
+    """
+    try:
+        said = dict(json.loads(stored) if isinstance(stored, str) else stored)
+    except (ValueError, TypeError):
+        raise InvalidInput("this version cannot read the job's settings: they are no JSON object") from None
+    if isinstance(said.get("features"), str):
+        said["features"] = {"type": said["features"]}
+    method = said.get("method")
+    drpo = method.get("drpo") if isinstance(method, dict) else None
+    if isinstance(drpo, dict) and "shuffle_ranks" in drpo:
+        knobs = {name: value for name, value in drpo.items() if name != "shuffle_ranks"}
+        chosen = "random" if drpo["shuffle_ranks"] else "drpo"
+        said["method"] = {"type": chosen, chosen: knobs}
+    return said
 
 
 GENERATOR_FIELDS = ("model", "revision", "tune", "lora", "precision", "resolution", "initial_checkpoint")
@@ -652,6 +680,14 @@ class TrainSpec(GeneratorSpec):
         max_length=4,
         description="Experiment trackers that get the curves, pictures, settings and the LoRA too, one or several; "
         "each needs its extra where the worker runs, and its address and keys there as environment variables.",
+    )
+    notify: Annotated[
+        Many[WebhookUrl], BeforeValidator(_list_of_one, json_schema_input_type=WebhookUrl | tuple[WebhookUrl, ...])
+    ] = Field(
+        default=(),
+        max_length=4,
+        description="URLs, one or several, that get a signed POST when the job has ended (docs/webhooks.md); "
+        "DIPOLE_WEBHOOK_HOSTS must allow their hosts.",
     )
     checkpoint_every: Count = Field(default=100, description="Steps between checkpoints.")
     keep_checkpoints: Count = Field(

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 from sqlalchemy import ColumnElement, and_, func, select
 from sqlalchemy.orm import Session
 
+from dipole import webhooks
 from dipole.database.queries import require
 from dipole_ratings.database.tables import DeliveryRow, TaskRow
 from dipole_ratings.queue.context import QueueContext
 from dipole_ratings.queue.task_results import RankingState, ranking_of_task
 
-PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 17 * 3600.0)  # after the first try, the second, …
-CLAIM_S = 60.0  # that an attempt may take
 LISTED = 200
 
 
@@ -64,7 +63,7 @@ class CallbackOutbox:
             )
             found = []
             for delivery, task in session.execute(query):
-                delivery.next_at, delivery.attempts = time + CLAIM_S, delivery.attempts + 1
+                delivery.next_at, delivery.attempts = time + webhooks.CLAIM_S, delivery.attempts + 1
                 found.append(DueDelivery(delivery.id, delivery.url, ranking_of_task(task, self.context.settings)))
             return found
 
@@ -76,10 +75,10 @@ class CallbackOutbox:
             delivery.last_error = None if error is None else error[:500]
             if error is None:
                 delivery.state, delivery.delivered_at = "delivered", time
-            elif delivery.attempts > len(PAUSES_S):
+            elif delivery.attempts > len(webhooks.RETRY_PAUSES_S):
                 delivery.state = "given_up"
             else:
-                delivery.next_at = time + PAUSES_S[delivery.attempts - 1]
+                delivery.next_at = time + webhooks.RETRY_PAUSES_S[delivery.attempts - 1]
 
     def resend(self, delivery_id: str) -> DeliveryState:
         """Send it at the next look, whatever became of it before. Raises NotFound."""

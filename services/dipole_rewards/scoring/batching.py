@@ -13,13 +13,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import cached_property
 
 import structlog
 
+from dipole import tracing
 from dipole.errors import Overloaded
 from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
 from dipole_rewards.scoring.latent_decoding import LatentDecoder, decode_group, void_scores
@@ -46,6 +47,14 @@ class QueuedGroup:
     group: CandidateImages
     answer: Future[Scores] = field(default_factory=Future)
     queued_at: float = field(default_factory=time.monotonic)
+    queued_ns: int = field(default_factory=time.time_ns)
+    trace: Mapping[str, str] = field(default_factory=tracing.current_headers)  # of the request that asks for it
+
+    def record_spans(self, began_ns: int, works: Sequence[QueuedGroup]) -> None:
+        """How long it waited, and the forward that it shared with the others of `works`."""
+        parent, images = self.trace.get(tracing.TRACEPARENT), sum(len(work.group.images) for work in works)
+        tracing.record_span("queue", self.queued_ns, began_ns, parent=parent)
+        tracing.record_span("forward", began_ns, time.time_ns(), parent=parent, groups=len(works), images=images)
 
     @cached_property
     def nbytes(self) -> int:
@@ -110,8 +119,9 @@ class Batcher:
 
     def _forward_next(self) -> bool:
         """Answer the groups of one forward; False when closing. Returning frees their images before the next wait."""
-        works = self._take_batch()
+        works, began_ns = self._take_batch(), time.time_ns()
         for work, answer in zip(works, self._score_batch([work.group for work in works]), strict=True):
+            work.record_spans(began_ns, works)
             if isinstance(answer, BaseException):
                 work.answer.set_exception(answer)
             else:

@@ -5,22 +5,20 @@ from __future__ import annotations
 import time
 from collections.abc import Collection
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
 import stamina
 import structlog
-from standardwebhooks.webhooks import Webhook
 
-from dipole.client.environment import environment_options
+from dipole import webhooks
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.schemas import Ranking
 from dipole_rewards.server.ranking_backend import RankingState
 
 log = structlog.get_logger()
 
-CALLBACK_ATTEMPTS, CALLBACK_TIMEOUT_S = 5, 10.0
+CALLBACK_ATTEMPTS = 5
 
 
 def check_callback_url(url: str | None, allowed_hosts: Collection[str]) -> None:
@@ -62,20 +60,7 @@ async def post_callback(
 
     Raises httpx.HTTPError, also for an answer that is no success, or ConfigurationError for a proxy that cannot be.
     """
-    body, message_id, now = _event_body(state), f"msg_{state.id}", datetime.now(UTC)
-    headers = {
-        "content-type": "application/json",
-        "webhook-id": message_id,
-        "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(secret).sign(message_id, now, body),
-    }
-    options: dict[str, Any] = environment_options(url) if transport is None else {"transport": transport}
-    async with httpx.AsyncClient(**options, timeout=CALLBACK_TIMEOUT_S, follow_redirects=False) as client:
-        response = await client.post(url, content=body, headers=headers)
-    if not response.is_success:
-        raise httpx.HTTPStatusError(
-            f"callback answered {response.status_code}", request=response.request, response=response
-        )
+    await webhooks.post_webhook(url, _event_body(state), f"msg_{state.id}", secrets=[secret], transport=transport)
 
 
 def _event_body(state: RankingState) -> str:

@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
-from dipole.cli.operations import backup, doctor
+from dipole.cli.operations import audit, backup, doctor
 from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
@@ -79,6 +79,7 @@ def main(
 app.command("up")(serve.run_stack)
 app.command("status")(serve.show_status)
 app.command("doctor")(doctor.examine_setup)
+app.command("audit")(audit.list_audit)
 app.add_typer(serve.app, name="serve")
 app.add_typer(serve.db, name="db")
 app.command("backup")(backup.write_backup)

@@ -44,17 +44,21 @@ db = typer.Typer(no_args_is_help=True, help="The databases of jobs and of rating
 @app.command("api")
 def serve_api() -> None:
     """Run the trainer API: REST and event streams."""
-    from dipole import logs
+    from dipole import logs, tracing
 
     settings = load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
     logs.configure_logging("api")
+    tracing.configure_tracing("api")
     http_server = import_optional("dipole.web.http_server", "api")
     server = http_server.create_server(
         import_optional("dipole_trainer.api.app", "api").create_app(settings),
         host=settings.api_host,
         port=settings.api_port,
         timeout_graceful_shutdown=5,  # event streams never end by themselves
+        **http_server.tls_options(
+            settings.api_tls_cert, settings.api_tls_key, ("DIPOLE_API_TLS_CERT", "DIPOLE_API_TLS_KEY")
+        ),
     )
     with contextlib.suppress(KeyboardInterrupt):
         server.run()
@@ -108,10 +112,11 @@ def serve_sampler(
 @app.command("ratings")
 def serve_ratings() -> None:
     """Run the rating service: people behind the ranking protocol, their pages and the operator's."""
-    from dipole import logs
+    from dipole import logs, tracing
 
     settings = load_settings(import_optional("dipole_ratings.settings", "ratings").RatingsSettings)
     logs.configure_logging("ratings")
+    tracing.configure_tracing("ratings")
     http_server = import_optional("dipole.web.http_server", "ratings")
     server = http_server.create_server(
         import_optional("dipole_ratings.app", "ratings").create_app(settings),

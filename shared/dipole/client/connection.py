@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
+from urllib.parse import urlsplit
 
 import httpx
 import tenacity
 from pydantic import BaseModel, ValidationError
 
+from dipole import tracing
 from dipole.client import deadline_transport
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.load_balancing import LeastBusyTransport
@@ -136,6 +138,17 @@ class EndpointConnection:
             raise EndpointError(
                 f"{self.base_url}: no time left", code="timeout", retryable=True, counts_as_failure=False
             )
+        target = urlsplit(url)
+        with tracing.trace_span(method, kind="client", method=method, server=target.hostname, path=target.path):
+            status, answer = self._exchange(method, url, left, deadline, **kwargs)
+            tracing.set_attributes(status=status)
+        if status not in (200, 202):
+            raise self._error_of_response(status, answer)
+        return status, answer
+
+    def _exchange(
+        self, method: str, url: str, left: float, deadline: Deadline, **kwargs: Any
+    ) -> tuple[int, BoundedResponse]:
         timeout = httpx.Timeout(left, connect=min(left, CONNECT_TIMEOUT_S))
         headers = {**request_context.context_headers(), **kwargs.pop("headers", {})}
         try:
@@ -143,7 +156,7 @@ class EndpointConnection:
                 deadline_transport.deadline(left),
                 self.http.stream(method, url, headers=headers, timeout=timeout, **kwargs) as response,
             ):
-                status, answer = response.status_code, self._read_bounded(response, deadline)
+                return response.status_code, self._read_bounded(response, deadline)
         except httpx.TimeoutException as error:
             code = "timeout" if deadline.remaining() <= 0.05 else "transport"
             raise EndpointError(f"{self.base_url}: {_describe_error(error)}", code=code, retryable=True) from error
@@ -151,9 +164,6 @@ class EndpointConnection:
             raise EndpointError(
                 f"{self.base_url}: {_describe_error(error)}", code="transport", retryable=True
             ) from error
-        if status not in (200, 202):
-            raise self._error_of_response(status, answer)
-        return status, answer
 
     def get_status(self, path: str, deadline: Deadline) -> int:
         """What a GET is answered with; its body is never read. Says nothing to the circuit. Raises EndpointError."""

@@ -132,11 +132,16 @@ def check_url(url: str, *, field: str = "url") -> str:
 
 def check_reward_url(url: str, hosts: Collection[str], *, field: str) -> str:
     """As `check_url`; raises InvalidInput too unless one of `hosts` allows its host and port."""
+    return check_allowed_url(url, hosts, field=field, setting="DIPOLE_REWARD_HOSTS")
+
+
+def check_allowed_url(url: str, hosts: Collection[str], *, field: str, setting: str) -> str:
+    """As `check_reward_url`, for whatever else a caller may name: `setting` is where `hosts` were set."""
     base = check_url(url, field=field)
     parts = urlsplit(base)
     host, port = parts.hostname or "", parts.port or (443 if parts.scheme == "https" else 80)
     if not any(_host_matches(allowed, host, port) for allowed in hosts):
-        raise InvalidInput(f"{field} names {host} port {port}, which DIPOLE_REWARD_HOSTS does not allow", field=field)
+        raise InvalidInput(f"{field} names {host} port {port}, which {setting} does not allow", field=field)
     return base
 
 

@@ -112,11 +112,11 @@ class TrainerApi:
         except httpx.HTTPError as error:
             raise self._unreachable(error) from error
 
-    def iterate_items(self, path: str, *, limit: int = 100) -> Iterator[Any]:
-        """Every object of a list, following its cursor."""
+    def iterate_items(self, path: str, *, limit: int = 100, **filters: str | None) -> Iterator[Any]:
+        """Every object of a list, following its cursor. `filters` are what else the list is asked with."""
         after: str | None = None
         while True:
-            page = self.get(path, after=after, limit=limit)
+            page = self.get(path, after=after, limit=limit, **filters)
             yield from page["data"]
             if not page["has_more"] or not page["data"]:
                 return

@@ -548,6 +548,28 @@ class JobFailed(JobEvent):
         return super().text() if "message" in self.figures else "Job failed"
 
 
+@dataclass(frozen=True, kw_only=True)
+class WebhookDelivered(JobEvent):
+    """The URL may be a secret, so its host alone is told."""
+
+    kind = "webhook_delivered"
+    message = "The webhook to {host} was delivered"
+    webhook: str
+    host: str
+    attempts: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class WebhookGivenUp(JobEvent):
+    kind = "webhook_given_up"
+    message = "The webhook to {host} was given up after {attempts} attempts: {reason}"
+    level = "warn"
+    webhook: str
+    host: str
+    attempts: int
+    reason: str
+
+
 SESSION_EVENTS: tuple[type[JobEvent], ...] = (
     StepFinished, CheckpointWritten, RunResumed, EvaluationProgress, EvaluationFinished, SamplesWritten, BestStepFound,
     FileExported, ReportWritten, RewardHackingFound, StoppedEarly, JobWarned, RewardLeftOut, RewardUnverified,

@@ -133,6 +133,10 @@ class Stack:
     ) -> None:
         home = (home or load_settings(ApiSettings).home).absolute()
         self._settings = load_settings(ApiSettings, home=home)
+        if self._settings.api_tls_cert is not None:
+            raise ConfigurationError(
+                "DIPOLE_API_TLS_CERT: unset it, a stack's processes reach its API on loopback by HTTP"
+            )
         self.home = home
         self.log_dir = self.home / "logs"
         self._rewards, self._with_worker, self._with_sampler = rewards, worker, sampler

@@ -21,6 +21,8 @@ import asyncio
 import errno
 import resource
 import socket
+import ssl
+from pathlib import Path
 from typing import Any
 
 import h11
@@ -189,6 +191,29 @@ def bind_socket(host: str, port: int, chosen_by: str) -> socket.socket:
         )
         raise ConfigurationError(f"port {port} of {host} {why}") from error
     return bound
+
+
+def tls_options(certificate: Path | None, key: Path | None, settings: tuple[str, str]) -> dict[str, Any]:
+    """Options of `create_server` for HTTPS; none for HTTP. `settings` are the names of both settings. Raises
+    ConfigurationError that names them.
+    """
+    if certificate is None and key is None:
+        return {}
+    if certificate is None or key is None:
+        raise ConfigurationError(f"set {settings[0]} and {settings[1]}, or neither: a certificate needs its key")
+    try:
+        ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(certificate, key, password=_refuse_password)
+    except (OSError, ValueError) as error:  # an SSLError is an OSError
+        why = error.strerror if isinstance(error, FileNotFoundError | PermissionError) else error
+        raise ConfigurationError(
+            f"{settings[0]} {certificate} and {settings[1]} {key} are no certificate with its key: {why}"
+        ) from error
+    return {"ssl_certfile": str(certificate), "ssl_keyfile": str(key)}
+
+
+def _refuse_password() -> str:
+    """OpenSSL would ask for it on a terminal."""
+    raise ValueError("the key has a password")
 
 
 def create_server(app: Any, *, host: str, port: int, timeout_graceful_shutdown: int, **options: Any) -> uvicorn.Server:

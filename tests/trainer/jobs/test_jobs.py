@@ -655,9 +655,11 @@ def test_keys_are_hashed_scoped_and_revocable(store: JobStore) -> None:
     api_keys = ApiKeys(store.database)
     row, text = api_keys.create_key("ann", ["train"])
     assert text not in (row.sha256, row.id)
-    assert api_keys.key_scopes(hash_key(text)) == {"train"}
-    assert api_keys.key_scopes(hash_key("other")) == frozenset()
+    found = api_keys.find_key(hash_key(text))
+    assert found is not None
+    assert found.scopes == ["train"]
+    assert api_keys.find_key(hash_key("other")) is None
     api_keys.revoke_key(row.id)
-    assert api_keys.key_scopes(hash_key(text)) == frozenset()
+    assert api_keys.find_key(hash_key(text)) is None
     with pytest.raises(NotFound):
         api_keys.revoke_key(row.id)

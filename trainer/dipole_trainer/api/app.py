@@ -14,6 +14,7 @@ from contextlib import asynccontextmanager
 import httpx
 from anyio import CapacityLimiter
 from fastapi import FastAPI
+from redis import Redis
 from sqlalchemy import func, select
 
 from dipole.broker.celery_app import create_celery_app
@@ -25,6 +26,7 @@ from dipole.web.api_reference.routes import add_api_reference
 from dipole.web.json_body import JSONBuilder
 from dipole_trainer.api import (
     api_keys,
+    audit,
     errors,
     files,
     health,
@@ -37,6 +39,7 @@ from dipole_trainer.api import (
     plans,
     rating_queues,
     rewards,
+    webhook_sender,
     workers,
 )
 from dipole_trainer.api.admission import ReadinessProbe
@@ -44,6 +47,7 @@ from dipole_trainer.api.auth import AuthenticationMiddleware
 from dipole_trainer.api.dependencies import ApiState
 from dipole_trainer.api.event_notifier import EventNotifier
 from dipole_trainer.api.event_stream import EventReader
+from dipole_trainer.api.rate_limit import KeyRateLimiter, RateLimitMiddleware
 from dipole_trainer.api.sampler_client import SamplerClient
 from dipole_trainer.dashboard import pages
 from dipole_trainer.database.engine import Database, upgrade_database
@@ -52,6 +56,7 @@ from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.withdrawable_rankings import WithdrawableRankings
 from dipole_trainer.registry.api_keys import ApiKeys
+from dipole_trainer.registry.audit_log import AuditLog
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.workers import WorkerRegistry
@@ -66,6 +71,7 @@ OPENAPI_TAGS = [
     {"name": "rewards", "description": "Ranking endpoints that jobs may name."},
     {"name": "workers", "description": "Who trains, and what each can load."},
     {"name": "keys", "description": "Callers' keys and what they may do."},
+    {"name": "audit", "description": "Who changed what, and when."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
 API_DESCRIPTION = "Finetunes one-step image generators with rewards as a service."
@@ -81,6 +87,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
     """
     settings = settings or load_settings(ApiSettings)
     auth.refuse_open_host(settings.api_host, settings.api_key, "DIPOLE_API_KEY")
+    webhook_sender.check_settings(settings)
     database = Database(settings.database_url)
     # one machine: nobody else would run the migrations first
     if database.is_sqlite():
@@ -93,7 +100,11 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        async with state.event_notifier.run_in_background():
+        async with (
+            state.event_notifier.run_in_background(),
+            webhook_sender.run_in_background(settings, database),
+            audit.run_in_background(state.audit_log, settings.audit_days),
+        ):
             yield
         sampler_client.close()
         state.withdrawable_rankings.close()
@@ -125,6 +136,7 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         rating_queues,
         workers,
         api_keys,
+        audit,
         health,
     ):
         app.include_router(part.router)
@@ -140,7 +152,12 @@ def create_app(settings: ApiSettings | None = None, *, reward_transport: httpx.B
         home=("./", "Dashboard"),
     )
     app.add_middleware(_BodyLimits, settings=settings)
+    if settings.api_rate_limit is not None:
+        app.add_middleware(
+            RateLimitMiddleware, limiter=KeyRateLimiter(settings.api_rate_limit, _connect_redis(settings))
+        )
     app.add_middleware(AuthenticationMiddleware, key=key, api_keys=state.api_keys, is_open=key is None)
+    app.add_middleware(audit.AuditMiddleware, audit_log=state.audit_log)
     app.add_middleware(health.RequestCountMiddleware, metrics=metrics)
     app.add_middleware(request_context.RequestContext)
     return app
@@ -161,7 +178,7 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
             return {job_id: event_id or 0 for job_id, event_id in found}
 
     job_store = JobStore(database)
-    redis = connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
+    redis = _connect_redis(settings)
     return ApiState(
         settings=settings,
         database=database,
@@ -171,6 +188,7 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         workers=WorkerRegistry(database),
         readiness=ReadinessProbe(settings.tls_dir, reward_transport),
         api_keys=ApiKeys(database),
+        audit_log=AuditLog(database),
         ledger=RankingLedger(database),
         endpoint_record=EndpointRecord(redis),
         withdrawable_rankings=WithdrawableRankings(create_celery_app(settings.redis_url), redis),
@@ -180,6 +198,11 @@ def _build_state(settings: ApiSettings, database: Database, reward_transport: ht
         event_reader=EventReader(job_store, CapacityLimiter(STREAM_THREADS)),
         reward_transport=reward_transport,
     )
+
+
+def _connect_redis(settings: ApiSettings) -> Redis:
+    """For what a request waits for."""
+    return connect_redis(settings.redis_url, connect_timeout_s=REDIS_TIMEOUT_S, timeout_s=REDIS_TIMEOUT_S)
 
 
 class _BodyLimits:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hmac
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import Depends, Request
@@ -17,8 +18,23 @@ from dipole_trainer.dashboard.pages import is_page_path
 from dipole_trainer.registry.api_keys import ApiKeys, KeyScope
 
 
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request: a key's id and name, what it may do, and its hash."""
+
+    id: str
+    name: str
+    scopes: frozenset[str]
+    digest: str
+
+
+LOOPBACK = Caller("loopback", "loopback", frozenset({"admin"}), "loopback")
+ANONYMOUS = Caller("anonymous", "anonymous", frozenset(), "anonymous")
+SETTINGS_KEY = "DIPOLE_API_KEY"
+
+
 class AuthenticationMiddleware:
-    """Finds the caller's scopes. Without any key, on loopback, everybody on this machine is admin.
+    """Finds the caller. Without any key, on loopback, everybody on this machine is admin.
 
     Then a web page open in a browser here must not be (dipole.web.auth.refuse_foreign_page).
     """
@@ -34,31 +50,31 @@ class AuthenticationMiddleware:
             if self.is_open:
                 auth.refuse_foreign_page(scope)
             if scope["path"] not in auth.OPEN_PATHS and not is_page_path(scope["path"]):
-                scope["dipole.scopes"] = await self._scopes(scope)
+                scope["dipole.caller"] = await self._find_caller(scope)
         except (DipoleError, SQLAlchemyError) as error:
             await answer_error(None, error)(scope, receive, send)
             return None
         return await self.app(scope, receive, send)
 
-    async def _scopes(self, scope: asgi.Scope) -> frozenset[str]:
+    async def _find_caller(self, scope: asgi.Scope) -> Caller:
         if self.is_open:
-            return frozenset({"admin"})
+            return LOOPBACK
         key = auth.bearer_key(scope)
         digest = auth.hash_key(key or "")
         if any(hmac.compare_digest(digest, known) for known in self.admin_digests):
-            return frozenset({"admin"})
-        found = await run_in_threadpool(self.api_keys.key_scopes, digest) if key else frozenset[str]()
-        if not found:
+            return Caller(SETTINGS_KEY, SETTINGS_KEY, frozenset({"admin"}), digest)
+        found = await run_in_threadpool(self.api_keys.find_key, digest) if key else None
+        if found is None or not found.scopes:
             raise Unauthorized("a valid key is needed: send `Authorization: Bearer <key>`")
-        return found
+        return Caller(found.id, found.name, frozenset(found.scopes), digest)
 
 
 def require_scope(scope: KeyScope) -> Any:
     """A route's dependency: the caller has this scope, or is admin."""
 
     def check_scope(request: Request) -> None:
-        held = request.scope["dipole.scopes"]
-        if not held & {scope, "admin"}:
+        caller: Caller = request.scope["dipole.caller"]
+        if not caller.scopes & {scope, "admin"}:
             raise Forbidden(f"this key lacks the scope `{scope}`")
 
     return Depends(check_scope)

@@ -25,6 +25,7 @@ from dipole_trainer.jobs.ranking_ledger import RankingLedger
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.withdrawable_rankings import WithdrawableRankings
 from dipole_trainer.registry.api_keys import ApiKeys
+from dipole_trainer.registry.audit_log import AuditLog
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.workers import WorkerRegistry
@@ -41,6 +42,7 @@ class ApiState:
     workers: WorkerRegistry
     readiness: ReadinessProbe
     api_keys: ApiKeys
+    audit_log: AuditLog
     ledger: RankingLedger
     endpoint_record: EndpointRecord
     withdrawable_rankings: WithdrawableRankings

@@ -19,7 +19,7 @@ from fastapi.exceptions import RequestValidationError
 from pydantic import ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 from starlette.concurrency import run_in_threadpool
 
-from dipole.client.endpoint import Endpoint, check_reward_url
+from dipole.client.endpoint import Endpoint, check_allowed_url, check_reward_url
 from dipole.errors import Conflict, InvalidInput, NotFound
 from dipole.protocol.validation import check_storable
 from dipole_trainer.api import admission, files
@@ -161,6 +161,7 @@ def _check_request(state: ApiState, body: JobRequest, idempotency_key: str | Non
     warnings = admission.check_loadable(spec, workers, state.settings.models_dir)
     warnings += admission.find_missing_trackers(spec, workers)
     spec = _resolve_rewards(state, spec)
+    _check_notify(state, spec)
     # where the model's own side is not known here, the session asks
     side = spec.resolution or base_models.image_side(spec.model, state.settings.models_dir)
     if side is not None:
@@ -310,6 +311,18 @@ def _check_rewards(state: ApiState, spec: TrainSpec, rows: Sequence[RewardRow]) 
                 f"unknown reward {reward.name!r}: {known}; register it at /v1/rewards or give its url",
                 field=f"rewards[{index}].name",
             )
+
+
+def _check_notify(state: ApiState, spec: TrainSpec) -> None:
+    """Nothing is sent to a host that whoever runs this did not allow."""
+    hosts = state.settings.webhook_hosts
+    if spec.notify and not hosts:
+        raise InvalidInput(
+            "notify: no webhook is sent from here: leave it out, or have DIPOLE_WEBHOOK_HOSTS name hosts",
+            field="notify",
+        )
+    for index, url in enumerate(spec.notify):
+        check_allowed_url(url, hosts, field=f"notify[{index}]", setting="DIPOLE_WEBHOOK_HOSTS")
 
 
 def fields_of_hyperparameters(body: JobRequest, prompt_count: int, per_step: int) -> dict[str, Any]:

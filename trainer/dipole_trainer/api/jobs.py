@@ -6,7 +6,7 @@ import re
 from typing import Annotated, Any
 
 import structlog
-from fastapi import APIRouter, Header, Query, Response
+from fastapi import APIRouter, Header, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from kombu.exceptions import OperationalError
 from pydantic import Field
@@ -40,12 +40,15 @@ STREAM_DESCRIPTION = (
 
 
 @router.post("", summary="Create a job")
-async def create_job(state: State, body: JobRequest, idempotency_key: IdempotencyKey = None) -> AnyJob:
+async def create_job(
+    request: Request, state: State, body: JobRequest, idempotency_key: IdempotencyKey = None
+) -> AnyJob:
     """The request is checked whole and its rewards are asked first, so that a job which cannot work is refused and
     not failed later.
     """
     job = await queue_job(state, body, idempotency_key)
     log.info("job_created", job_id=job.id)
+    request.scope["dipole.job_id"] = job.id  # for the audit log
     return schemas.show_job(job)
 
 

@@ -17,6 +17,7 @@ from anyio import CapacityLimiter, to_thread
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from dipole import tracing
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import IMAGE_QUEUE, IMAGE_TASK, PLAN_TASK, ImageRequestStore, image_coordination
@@ -150,7 +151,7 @@ class SamplerClient:
             kwargs=request,
             queue=IMAGE_QUEUE,
             task_id=request["order"],
-            headers={"request_id": request_id},
+            headers={"request_id": request_id, **tracing.current_headers()},
             retry=False,
         )
 

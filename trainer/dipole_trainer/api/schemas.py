@@ -16,7 +16,15 @@ from dipole.protocol.validation import first_error
 from dipole_trainer.database.tables import ApiKeyRow, CheckpointRow, EventRow, FileRow, JobRow, RewardRow, WorkerRow
 from dipole_trainer.ranking.weight_changes import WeightChange, read_weight_changes
 from dipole_trainer.registry.model_names import NamedModel, checkpoint_name, fine_tuned_name
-from dipole_trainer.spec import FeaturesSpec, InitialCheckpoint, LoraSpec, MethodSpec, OptimizerSpec, RewardSpec
+from dipole_trainer.spec import (
+    FeaturesSpec,
+    InitialCheckpoint,
+    LoraSpec,
+    MethodSpec,
+    OptimizerSpec,
+    RewardSpec,
+    read_former_spec,
+)
 
 log = structlog.get_logger()
 T = TypeVar("T")
@@ -296,7 +304,7 @@ def to_file_object(row: FileRow) -> FileObject:
 
 
 def to_job_object(row: JobRow) -> FineTuningJob:
-    said = dict(row.summary)
+    said = read_former_spec(row.summary)
     pending = said.pop("pending_rankings", None)
     waiting = None
     if row.waiting_reward is not None or row.waiting_reason is not None:

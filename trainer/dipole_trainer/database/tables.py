@@ -4,8 +4,9 @@ wake-up.
     files ─┐
            ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
     rewards┘        ├─ checkpoints
+                    ├─ webhooks      what is owed to whoever wants to hear of a job's end: an outbox
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
-    api_keys  workers
+    api_keys  workers  audit
 
 Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
@@ -157,6 +158,23 @@ class ApiKeyRow(Base):
     revoked_at: Mapped[float | None] = mapped_column(Float)
 
 
+class WebhookRow(Base):
+    """A webhook that is owed. Written in the transaction that ended its job."""
+
+    __tablename__ = "webhooks"
+    __table_args__ = (Index("ix_webhooks_state_next_at", "state", "next_at"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    id: Mapped[str] = mapped_column(String(64), unique=True)
+    job_id: Mapped[str] = mapped_column(ForeignKey("jobs.id", ondelete="CASCADE"), index=True)
+    ending: Mapped[str] = mapped_column(String(32))  # the job's state when it ended
+    url: Mapped[str] = mapped_column(String(2048))
+    state: Mapped[str] = mapped_column(String(16))  # waiting, delivered, given_up
+    attempts: Mapped[int] = mapped_column(Integer, default=0)
+    next_at: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
 class RankedGroupRow(Base):
     """The ledger's left half: K candidates of one prompt. Seeds redraw them, hashes prove it."""
 
@@ -196,6 +214,29 @@ class RankingRow(Base):
     recipe_version: Mapped[str] = mapped_column(String(255))
     seconds: Mapped[float] = mapped_column(Float)
     created_at: Mapped[float] = mapped_column(Float)
+
+
+class AuditRow(Base):
+    """A request that would change something: who asked, for what, and what was answered. It has no foreign key: what
+    was done stays written when a job or a key is gone.
+    """
+
+    __tablename__ = "audit"
+    __table_args__ = (
+        Index("ix_audit_created_at", "created_at"),
+        Index("ix_audit_job_id_seq", "job_id", "seq"),
+        {"sqlite_autoincrement": True},
+    )
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    created_at: Mapped[float] = mapped_column(Float)
+    caller: Mapped[str] = mapped_column(String(64))
+    caller_name: Mapped[str] = mapped_column(String(255))
+    method: Mapped[str] = mapped_column(String(16))
+    path: Mapped[str] = mapped_column(String(1024))
+    job_id: Mapped[str | None] = mapped_column(String(64))
+    request_id: Mapped[str] = mapped_column(String(128))
+    status: Mapped[int] = mapped_column(Integer)
 
 
 class WorkerRow(Base):

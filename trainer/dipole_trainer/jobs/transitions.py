@@ -4,6 +4,7 @@ them.
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -14,7 +15,7 @@ from dipole.database.queries import database_time, require
 from dipole.errors import Conflict
 from dipole.protocol import job_events
 from dipole.protocol.job_events import EventLevel, JobEvent
-from dipole_trainer.database.tables import EventRow, JobRow
+from dipole_trainer.database.tables import EventRow, JobRow, WebhookRow
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.spec import TrainSpec
 
@@ -88,6 +89,24 @@ def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
     clear_waiting(job)
     job.state, job.finished_at, job.eta_s = state, database_time(session), None
     record_event(session, job, event)
+    _owe_webhooks(session, job)
+
+
+def _owe_webhooks(session: Session, job: JobRow) -> None:
+    """Write down whom to tell that the job has ended; webhooks.py has what becomes of it."""
+    for url in job.summary.get("notify") or ():
+        session.add(
+            WebhookRow(
+                id=f"evt_{secrets.token_hex(12)}",
+                job_id=job.id,
+                ending=job.state,
+                url=url,
+                state="waiting",
+                attempts=0,
+                next_at=job.finished_at,
+                created_at=job.finished_at,
+            )
+        )
 
 
 def may_retry_after_crash(session: Session, job: JobRow) -> bool:

@@ -39,7 +39,7 @@ import structlog
 from redis import Redis
 from redis.exceptions import RedisError
 
-from dipole import logs
+from dipole import logs, tracing
 from dipole.broker.candidates import open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
@@ -94,7 +94,9 @@ def run_lane(settings: RankWorkerSettings, reward: str, parent: int) -> None:
     )
     logs.configure_logging(f"rank-worker/{reward}")  # after the worker was made, which sets the root logger's level
     logging.getLogger("celery").setLevel(logging.WARNING)
+    tracing.configure_tracing("rank-worker")
     worker.start()
+    tracing.stop_tracing()
     sys.exit(worker.exitcode)
 
 

@@ -15,6 +15,7 @@ from typing import Any, cast, overload
 import structlog
 from celery import Celery, Task
 
+from dipole import tracing
 from dipole.broker.candidates import Candidates, CandidateStore, MissingCandidates, open_shared_memory
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
@@ -85,6 +86,7 @@ class Lane:
                 self._release_claim(key)
         named = {"group": message["group"], "reward": message["reward"], "key": key}
         self._coordination.push_answer(message["run"], {**answer, **named})
+        tracing.set_attributes(outcome=answer["status"], code=answer.get("code"))
         log.info("rank_answered", group=message["group"], reward=message["reward"], status=answer["status"])
 
     def _ask_endpoint(self, record: Mapping[str, Any], message: RankMessage, remaining: float) -> RankAnswer:
@@ -238,5 +240,10 @@ def register_rank_task(app: Celery, lane: Lane) -> None:
     def rank_group(self: Task, **message: Any) -> None:
         headers = self.request.headers or {}
         names = {name: str(headers[name]) for name in ("request_id", "job_id") if name in headers}
-        with structlog.contextvars.bound_contextvars(**names):
+        with (
+            structlog.contextvars.bound_contextvars(**names),
+            tracing.trace_span(
+                "rank", kind="consumer", parent=headers.get(tracing.TRACEPARENT), reward=message["reward"], **names
+            ),
+        ):
             lane.answer_message(cast(RankMessage, message))

@@ -40,6 +40,7 @@ import structlog
 from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
+from dipole import tracing
 from dipole.broker.candidates import Candidates, CandidateStore, open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
@@ -156,6 +157,7 @@ class CeleryRanker:
         self._uses: Counter[str] = Counter()  # requests that need the images of a reference in the store
         self._unused: list[str] = []  # references to be deleted
         self._rates: dict[str, _AnswerRate] = {}  # of the rewards that have answered 202
+        self._spans: dict[str, tracing.StartedSpan] = {}  # of the groups in flight, by id
         self._run_id = uuid.uuid4().hex
         self._run_record = _build_run_record(rewards, vault or Vault.from_environment())
         self._check_run_at = 0.0
@@ -169,6 +171,7 @@ class CeleryRanker:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
         now = time.monotonic()
         self._in_flight.add_group(group, now)
+        self._spans[group.id] = tracing.start_span("group", group=group.id, step=group.step)
         self._ensure_run(now)
         self._ask_rewards(now)
 
@@ -183,6 +186,7 @@ class CeleryRanker:
             self._resend_due(now)
             self._delete_unused_images()
             if (ranked := self._in_flight.pop_finished()) is not None:
+                self._spans.pop(ranked.group_id, tracing.StartedSpan(None)).end()
                 return ranked
             if self._expire_requests(now):
                 continue
@@ -212,6 +216,9 @@ class CeleryRanker:
     def cancel(self, *, withdraw: bool = False) -> None:
         """Queued messages become void, late answers go nowhere."""
         self._in_flight.clear()
+        for span in self._spans.values():
+            span.end(outcome="cancelled")
+        self._spans.clear()
         for request in self._requests.values():
             self._release_images(request)
         self._requests.clear()
@@ -328,17 +335,22 @@ class CeleryRanker:
 
         def send() -> Any:
             sent_at = self._coordination.server_time()
+            ids = {"request_id": request.key[:32], "job_id": self._job_id}
             message["deadline"] = sent_at + request.deadline - now
             return self._app.send_task(
                 RANK_TASK,
                 kwargs=message,
                 queue=queue_name(request.reward),
                 task_id=f"{request.key[:32]}.{number}",
-                headers={"request_id": request.key[:32], "job_id": self._job_id, SENT_AT_HEADER: sent_at},
+                headers={**ids, SENT_AT_HEADER: sent_at, **self._trace_headers(request.group)},
                 retry=False,
             )
 
         return self._if_redis_answers(send) is not None
+
+    def _trace_headers(self, group: CandidateGroup) -> dict[str, str]:
+        """Of its span; none when it is withdrawn after it was given up."""
+        return self._spans[group.id].headers() if group.id in self._spans else {}
 
     def _resend_due(self, now: float) -> None:
         """Send what is due, and what has been silent though no lane claims it."""

@@ -44,8 +44,8 @@ class ApiKeys:
         with self.database.writing() as session:
             require(session.scalar(revoke.returning(ApiKeyRow.id)), key_id, "key")
 
-    def key_scopes(self, digest: str) -> frozenset[str]:
-        """What the key with this hash may do; nothing for an unknown or revoked one."""
-        query = select(ApiKeyRow.scopes).where(ApiKeyRow.sha256 == digest, ApiKeyRow.revoked_at.is_(None))
+    def find_key(self, digest: str) -> ApiKeyRow | None:
+        """The key with this hash, and what it may do; None for an unknown or revoked one."""
+        query = select(ApiKeyRow).where(ApiKeyRow.sha256 == digest, ApiKeyRow.revoked_at.is_(None))
         with self.database.reading() as session:
-            return frozenset(session.scalar(query) or ())
+            return session.scalar(query)

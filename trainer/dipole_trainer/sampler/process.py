@@ -21,6 +21,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, Protocol, cast
 
 import structlog
@@ -28,7 +29,7 @@ from celery import Celery, Task
 from redis import Redis
 from redis.exceptions import RedisError
 
-from dipole import logs
+from dipole import logs, tracing
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.image_requests import (
@@ -219,15 +220,25 @@ def register_tasks(app: Celery, sampler: Sampler) -> None:
 
     @app.task(name=IMAGE_TASK, bind=True)  # type: ignore[untyped-decorator]
     def draw_request(self: Task, **message: Any) -> None:
-        request_id = str((self.request.headers or {}).get("request_id", ""))
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with _follow_request(self, "draw"):
             sampler.answer_message(cast(ImageRequest, message))
 
     @app.task(name=PLAN_TASK, bind=True)  # type: ignore[untyped-decorator]
     def plan_request(self: Task, **message: Any) -> None:
-        request_id = str((self.request.headers or {}).get("request_id", ""))
-        with structlog.contextvars.bound_contextvars(request_id=request_id):
+        with _follow_request(self, "plan"):
             sampler.answer_plan(cast(PlanRequest, message))
+
+
+@contextmanager
+def _follow_request(task: Task, name: str) -> Iterator[None]:
+    """With the ids of the API's request in the logs, and a span of its trace."""
+    headers = task.request.headers or {}
+    request_id = str(headers.get("request_id", ""))
+    with (
+        structlog.contextvars.bound_contextvars(request_id=request_id),
+        tracing.trace_span(name, kind="consumer", parent=headers.get(tracing.TRACEPARENT), request_id=request_id),
+    ):
+        yield
 
 
 # ---- the process ----------------------------------------------------------------------------------------------------
@@ -248,6 +259,7 @@ def run_sampler(settings: SamplerSettings) -> None:
         quiet=True,
         loglevel="WARNING",
     )
+    tracing.configure_tracing("sampler")
     logs.configure_logging("sampler")  # after the worker was made, which sets the root logger's level to its own
     logging.getLogger("celery").setLevel(logging.WARNING)
     serve_metrics(load_settings(MetricsSettings), sampler.metrics.registry)

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from dipole import tracing
 from dipole.errors import NotFinite, NothingToLearn, RewardUnavailable
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
@@ -140,7 +141,8 @@ class Trainer:
             self._resume_run()
             self._evaluate_when_due()
             while not self._stops_early() and self.finished_steps < self.spec.steps:
-                self._train_step()
+                with tracing.trace_span("step", step=self.finished_steps + 1):
+                    self._train_step()
                 self._checkpoint_when_due()
                 self._evaluate_when_due()
             self.processes.release_followers()
@@ -511,7 +513,7 @@ class Trainer:
         if not first["due"]:
             return
         began = time.monotonic()
-        with self._evaluated_weights():
+        with self._evaluated_weights(), tracing.trace_span("evaluation", step=self.finished_steps):
             self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import structlog
 
+from dipole import tracing
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.compute import gpu
@@ -48,7 +49,8 @@ def job_message(job_id: str, spec: TrainSpec, rewards: Sequence[ResolvedReward])
         }
         for reward in rewards
     ]
-    return {"job": {"id": job_id, "spec": spec.model_dump_json(), "rewards": endpoints}}
+    job = {"id": job_id, "spec": spec.model_dump_json(), "rewards": endpoints}
+    return {"job": {**job, "trace": tracing.current_headers()}}
 
 
 END_MESSAGE = {"end": True}  # what it says when there will be no other
@@ -140,5 +142,9 @@ def _train_job(
         finally:
             ranker.close()
 
-    with structlog.contextvars.bound_contextvars(job_id=said["id"], process=processes.rank):
+    parent = said["trace"].get(tracing.TRACEPARENT)
+    with (
+        structlog.contextvars.bound_contextvars(job_id=said["id"], process=processes.rank),
+        tracing.trace_span("follow", parent=parent, job_id=said["id"], process=processes.rank),
+    ):
         run_as_follower(processes, run_session)

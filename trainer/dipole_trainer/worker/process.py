@@ -8,7 +8,7 @@ import signal
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from dipole import logs
+from dipole import logs, tracing
 from dipole.settings import MetricsSettings, PlatformSettings, load_settings
 from dipole.stack import parent_death
 from dipole.web.metrics_server import serve_metrics
@@ -31,6 +31,7 @@ def run_worker(
     Without `session`, dipole_trainer.training.session.run_session, which imports torch.
     """
     logs.configure_logging("worker")
+    tracing.configure_tracing("worker")
     settings = settings or load_settings(PlatformSettings)
     processes = current_group()
     session = session or cast(

@@ -32,6 +32,7 @@ import httpx
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
+from dipole import tracing
 from dipole.client.connection import EndpointError
 from dipole.client.rank_client import RankClient, tells_ready
 from dipole.database.failures import describe_database_error
@@ -136,7 +137,10 @@ class Worker:
         if claim is None:
             return False
         touch_health_file(self.settings)
-        with structlog.contextvars.bound_contextvars(job_id=claim.job_id):
+        with (
+            structlog.contextvars.bound_contextvars(job_id=claim.job_id),
+            tracing.trace_span("job", job_id=claim.job_id, fence=claim.fence),
+        ):
             log.info("job_claimed", fence=claim.fence)
             state = "lost"
             try:
@@ -147,6 +151,7 @@ class Worker:
                 log.info("job_left", state=state)
             finally:
                 self.metrics.jobs.labels(state).inc()
+                tracing.set_attributes(state=state)
         gpu.free_memory()
         return True
 

@@ -53,7 +53,7 @@ def serve_reward(
 
     Modules in the current folder can be named. Further settings come from DIPOLE_REWARD_… variables.
     """
-    from dipole import logs
+    from dipole import logs, tracing
 
     sys.path.insert(0, os.getcwd())
     named = reward or os.environ.get("DIPOLE_REWARD", "")
@@ -67,7 +67,9 @@ def serve_reward(
     settings = load_settings(
         rewards_settings.RewardSettings, **{key: value for key, value in given.items() if value is not None}
     )
-    logs.configure_logging(f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}")
+    service = f"reward-{settings.reward_name or settings.reward.rpartition(':')[2].lower()}"
+    logs.configure_logging(service)
+    tracing.configure_tracing(service)
     failures: list[Exception] = []
 
     def stop_server(failure: Exception) -> None:
