@@ -47,7 +47,8 @@ class EndpointAddress(StrictModel):
         default="dipole", description="Kind of server at the URL: Dipole's ranking protocol, or another's."
     )
     options: dict[str, JsonValue] = Field(
-        default={}, description="Options of the kind: vllm-score takes `model`, unirl-score needs `reward`."
+        default={},
+        description="Options of the kind: vllm-score takes `model`, unirl-score and cosmos-rl-reward need `reward`.",
     )
 
     @model_validator(mode="after")
