@@ -22,6 +22,7 @@ import structlog
 
 from dipole.errors import Overloaded
 from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
+from dipole_rewards.scoring.weight_residence import WeightResidence
 
 log = structlog.get_logger()
 ScoreGroups = Callable[[Sequence[CandidateImages]], Sequence[Scores]]
@@ -54,8 +55,10 @@ class QueuedGroup:
 class Batcher:
     """Owns the reward's threads. `observe(seconds, groups)` is called after every forward, before its answers."""
 
-    def __init__(self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward) -> None:
-        self._reward, self._bounds, self._observe = reward, bounds, observe
+    def __init__(
+        self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward, weights: WeightResidence
+    ) -> None:
+        self._reward, self._bounds, self._observe, self._weights = reward, bounds, observe, weights
         self._can_merge = type(reward).score_groups is not Reward.score_groups
         self._queue: deque[QueuedGroup] = deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
@@ -153,6 +156,9 @@ class Batcher:
             answers = self._measure_forward(groups, self._score_merged)
             if not isinstance(answers, BaseException):
                 return answers
+            # the device has no room for the weights, for none of them
+            if isinstance(answers, Overloaded):
+                return [answers] * len(groups)
             log.warning("merged_forward_failed", reward=self._reward.name, groups=len(groups), error=repr(answers))
             # its traceback holds the batch's tensors
             del answers
@@ -177,7 +183,8 @@ class Batcher:
         """`call(groups)`, measured; whatever a plug-in raises is its groups' failure, never the thread's end."""
         began = time.monotonic()
         try:
-            return call(groups)
+            with self._weights.hold_awake():
+                return call(groups)
         except BaseException as error:
             return error
         finally:

@@ -60,6 +60,7 @@ class RankAnswer(TypedDict):
     model_revision: NotRequired[str]
     recipe_version: NotRequired[str]
     verified: NotRequired[bool | None]  # as RewardInfo says it
+    deterministic: NotRequired[bool | None]  # likewise
     # failed, pending, missing
     code: NotRequired[str]
     message: NotRequired[str]
@@ -108,6 +109,7 @@ def ranking_answer(ranking: Ranking, info: RewardInfo) -> RankAnswer:
         "model_revision": ranking.model_revision,
         "recipe_version": ranking.recipe_version,
         "verified": info.verified,
+        "deterministic": info.deterministic,
     }
 
 

@@ -145,6 +145,10 @@ class RankClient:
                 self._cancel_ranking(job.location)
             raise
 
+    def sleep_weights(self, *, deadline_s: float = 30.0) -> None:
+        """Have a reward service move its weights off its device; ranking wakes it. Raises RewardError."""
+        self._connection.send_request("POST", f"{self.base_url}/v1/sleep", Deadline(deadline_s))
+
     def withdraw_ranking(self, location: str) -> None:
         """Tell the endpoint that nobody waits for what is pending there, which it may not hear. Raises InvalidInput
         where that is not its own.

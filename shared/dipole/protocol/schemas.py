@@ -167,7 +167,25 @@ class RewardInfo(ProtocolMessage):
         description="Of published weights: whether the published implementation is known to give the same score. Null "
         "where there is none to compare.",
     )
+    deterministic: bool | None = Field(
+        default=None,
+        description="Whether an equal request always gets the same scores, of this revision and recipe: a trainer may "
+        "then keep them for other jobs. Null where it does not say, which counts as no.",
+    )
     multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
+
+
+class WeightsState(ProtocolMessage):
+    """Where a reward's weights are, after `POST /v1/sleep` or `POST /v1/wake`."""
+
+    object: Literal["reward.weights"] = Field(default="reward.weights", description="What kind of object this is.")
+    status: Literal["asleep", "awake"] = Field(
+        description="`asleep`: in the memory of the host; `awake`: on the device that computes."
+    )
+    moved_bytes: int = Field(
+        default=0, ge=0, description="Bytes that this request moved; 0 where they were there, or there are none."
+    )
+    seconds: float = Field(default=0.0, ge=0, description="Time that moving them took, in seconds.")
 
 
 class FieldError(ProtocolMessage):

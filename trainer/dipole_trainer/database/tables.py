@@ -5,7 +5,7 @@ wake-up.
            ├─ jobs ─┬─ events        what happened, in order; the id is the cursor of pages and of the event stream
     rewards┘        ├─ checkpoints
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
-    api_keys  workers
+    api_keys  workers  cached_scores
 
 Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
@@ -193,6 +193,18 @@ class RankingRow(Base):
     model_revision: Mapped[str] = mapped_column(String(255))
     recipe_version: Mapped[str] = mapped_column(String(255))
     seconds: Mapped[float] = mapped_column(Float)
+    created_at: Mapped[float] = mapped_column(Float)
+
+
+class CachedScoresRow(Base):
+    """A deterministic reward's answer for a group, for whoever asks the same of it again (jobs/score_store.py)."""
+
+    __tablename__ = "cached_scores"
+    __table_args__ = (Index("ix_cached_scores_created_at", "created_at"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), unique=True)
+    answer: Mapped[dict[str, Any]] = mapped_column(NullableJson)
     created_at: Mapped[float] = mapped_column(Float)
 
 

@@ -33,8 +33,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
 
+import numpy as np
 import structlog
 from kombu.exceptions import OperationalError
+from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from dipole.broker.candidates import CandidateStore, open_shared_memory
@@ -47,7 +49,8 @@ from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
-from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
+from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, Question, apply_policy, failed_result
+from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.ranking.withdrawable_rankings import WITHDRAW_TTL_S, WithdrawableRankings
 from dipole_trainer.spec import RewardSpec
 
@@ -125,6 +128,7 @@ class CeleryRanker:
         job_id: str,
         rewards: Sequence[ResolvedReward],
         on_ranked: OnRanked | None = None,
+        score_cache: ScoreCache | None = None,
         *,
         resend_s: float = RESEND_AFTER_S,
         vault: Vault | None = None,
@@ -132,6 +136,7 @@ class CeleryRanker:
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
         self._in_flight = GroupsInFlight([reward.spec for reward in rewards], on_ranked)
+        self._score_cache = score_cache
         self._resend_s = resend_s
         self._app = create_celery_app(settings.redis_url)
         self._redis = connect_redis(settings.redis_url)
@@ -213,29 +218,39 @@ class CeleryRanker:
     # Asking
 
     def _ask_rewards(self, now: float) -> None:
-        """Send what is to be asked and was not yet."""
-        questions = self._in_flight.pop_questions()
-        references: dict[int, str] = {}  # by an array of images, which rewards share: hashing it takes a while
-        for question in questions:
-            group, name = question.group, question.reward
-            if id(group.images) not in references:
-                references[id(group.images)] = CandidateStore.reference_of(group.images)
-            reference = references[id(group.images)]
-            is_new = not self._uses[reference]
-            self._uses[reference] += 1
-            if reference in self._unused:
-                self._unused.remove(reference)
-            request = _Request(
-                group=group,
-                reward=name,
-                candidates=reference,
-                key=self._idempotency_key(group, self._rewards[name], reference),
-                deadline=question.asked_at + self._rewards[name].spec.timeout_s,
-                next_send_at=now + 1,
-            )
-            self._requests[group.id, name] = request
-            if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
-                self._send_task(request, now)
+        """Send what is to be asked and was not yet, but for what is known."""
+        # by images, which rewards share: hashing takes a while
+        references: dict[int, tuple[NDArray[np.uint8], str]] = {}
+        # a known answer may bring questions to the rewards that are shown what it chose
+        while questions := self._in_flight.pop_questions():
+            for question in questions:
+                images = question.group.images
+                if id(images) not in references:
+                    references[id(images)] = images, CandidateStore.reference_of(images)
+                self._ask_reward(question, references[id(images)][1], now)
+
+    def _ask_reward(self, question: Question, reference: str, now: float) -> None:
+        group, name = question.group, question.reward
+        if self._score_cache is not None:
+            known = self._score_cache.find(name, self._rewards[name].endpoint, group, reference)
+            if known is not None:
+                self._in_flight.put_result(group.id, name, self._result_of(group, name, known), now)
+                return
+        is_new = not self._uses[reference]
+        self._uses[reference] += 1
+        if reference in self._unused:
+            self._unused.remove(reference)
+        request = _Request(
+            group=group,
+            reward=name,
+            candidates=reference,
+            key=self._idempotency_key(group, self._rewards[name], reference),
+            deadline=question.asked_at + self._rewards[name].spec.timeout_s,
+            next_send_at=now + 1,
+        )
+        self._requests[group.id, name] = request
+        if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
+            self._send_task(request, now)
 
     def _store_images(self, request: _Request, *, to_memory: bool) -> bool:
         """Whether they are where lanes find them."""
@@ -368,7 +383,10 @@ class CeleryRanker:
             if request.accepted_at is not None:
                 self._rates[request.reward].add_answer(now)
             self._drop_request(at)
-            self._in_flight.put_result(*at, self._result_of(request, answer), now)
+            if self._score_cache is not None and answer["status"] == "completed":
+                endpoint = self._rewards[request.reward].endpoint
+                self._score_cache.keep(request.reward, endpoint, request.group, request.candidates, answer)
+            self._in_flight.put_result(*at, self._result_of(request.group, request.reward, answer), now)
 
     def _handle_pending(self, request: _Request, answer: RankAnswer, now: float) -> None:
         """Its endpoint has it, and needs no images from here any more."""
@@ -383,16 +401,15 @@ class CeleryRanker:
         message, endpoint = self._message_of(request, self._run_id), self._run_record["rewards"][request.reward]
         self._if_redis_answers(lambda: self._withdrawable.keep(self._job_id, message, endpoint))
 
-    def _result_of(self, request: _Request, answer: RankAnswer) -> RewardResult:
-        count = len(request.group.images)
+    def _result_of(self, group: CandidateGroup, reward: str, answer: RankAnswer) -> RewardResult:
+        count = len(group.images)
         if answer["status"] == "failed":
             log.warning(
-                "rank_failed", group=request.group.id, reward=request.reward, code=answer["code"],
-                request_id=request.key[:32],
-            )  # fmt: skip
+                "rank_failed", group=group.id, reward=reward, code=answer["code"], request_id=answer["key"][:32]
+            )
             return failed_result(count, f"{answer['code']}: {answer['message']}", seconds=answer["seconds"])
         errors = {int(index): why for index, why in answer["errors"].items()}
-        result = apply_policy(self._rewards[request.reward].spec, count, answer["scores"], errors)
+        result = apply_policy(self._rewards[reward].spec, count, answer["scores"], errors)
         return replace(
             result,
             sub_scores={name: tuple(values) for name, values in answer["sub_scores"].items()},
