@@ -1,6 +1,7 @@
 """The one HTTP app of every reward: create_app(settings) serves whichever class DIPOLE_REWARD names.
 
-POST /v1/rank, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics, /docs. The wiring is here;
+POST /v1/rank, /v1/sleep and /v1/wake, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics and
+/docs. The wiring is here;
 scoring.service scores and scoring.reward_backend answers; of `server`, ranking_routes takes a request, request_parsing
 reads it, idempotency answers repeats, pending_rankings keeps 202 answers, and openapi describes it all.
 """
@@ -19,7 +20,7 @@ from pydantic import Field
 from starlette.exceptions import HTTPException
 
 from dipole.errors import DipoleError
-from dipole.protocol.schemas import ProtocolMessage
+from dipole.protocol.schemas import ProtocolMessage, WeightsState
 from dipole.settings import load_settings, split_keys
 from dipole.web import asgi, auth, body_limit, request_context
 from dipole.web.api_reference.routes import PAGE_PATHS, add_api_reference
@@ -83,6 +84,7 @@ def create_app(
     )
     app.add_middleware(request_context.RequestContext)
     add_ranking_routes(app, backend)
+    _add_weight_routes(app, service)
     _add_health_routes(app, service, registry)
     openapi.install_openapi(app)
     add_api_reference(
@@ -98,6 +100,22 @@ class HealthReport(ProtocolMessage):
     """The process answers, or the reward is loaded."""
 
     status: str = Field(description="`alive` or `ready`, by the route that was asked.")
+
+
+def _add_weight_routes(app: FastAPI, service: RewardService) -> None:
+    moving = asyncio.Lock()  # one thread at a time waits for forwards to end
+
+    @app.post("/v1/sleep", **openapi.SLEEP_ROUTE)
+    async def sleep_weights() -> WeightsState:
+        weights = service.loaded_weights()
+        async with moving:
+            return await asyncio.to_thread(weights.sleep)
+
+    @app.post("/v1/wake", **openapi.WAKE_ROUTE)
+    async def wake_weights() -> WeightsState:
+        weights = service.loaded_weights()
+        async with moving:
+            return await asyncio.to_thread(weights.wake)
 
 
 def _add_health_routes(app: FastAPI, service: RewardService, registry: CollectorRegistry) -> None:

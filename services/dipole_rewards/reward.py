@@ -23,7 +23,7 @@ import sys
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,6 +91,14 @@ def choose_device(wanted: str) -> str:
     return "cuda" if torch is not None and torch.cuda.is_available() else "cpu"
 
 
+class MovableNetwork(Protocol):
+    """What holds weights and can be moved, as a torch.nn.Module: `to` moves in place."""
+
+    def to(self, device: str, /) -> Any: ...
+
+    def state_dict(self) -> Mapping[str, Any]: ...
+
+
 class Reward(ABC):
     """Base class of every reward. Set the attributes on the class, or in `load` when they depend on the weights."""
 
@@ -114,6 +122,9 @@ class Reward(ABC):
     """Version of everything around the model: preprocessing, template, scale."""
     calibrated: bool = True
     """False when only the order of scores means something."""
+    deterministic: bool | None = None
+    """Whether an equal request always gets the same scores, of this revision and recipe, but for rounding: trainers may
+    then keep them for other jobs. None does not say, and they are not kept."""
     verified: bool | None = None
     """Of a reward with weights: whether what its published implementation gives the golden image is known."""
 
@@ -142,6 +153,10 @@ class Reward(ABC):
     @abstractmethod
     def golden(self) -> Golden:
         """The readiness check."""
+
+    def networks(self) -> Sequence[MovableNetwork]:
+        """What `POST /v1/sleep` moves to the host's memory and the next forward back to its device."""
+        return ()
 
     def record_golden_score(self, score: float) -> None:
         """Told what the golden image got where `golden` knows no score. Raises RewardFault where it must not be so."""
@@ -333,6 +348,8 @@ def check_attributes(reward: Reward) -> None:
         raise RewardFault(
             f"{type(reward).__name__}.wants has {unknown.pop()!r}: known is 'progress'", code="wrong_type"
         )
+    if not isinstance(reward.deterministic, bool | None):
+        raise RewardFault(f"{type(reward).__name__}.deterministic must be True, False or None", code="wrong_type")
     if not isinstance(reward.threads, int) or reward.threads < 1:
         raise RewardFault(f"{type(reward).__name__}.threads must be a whole number from 1", code="wrong_type")
 

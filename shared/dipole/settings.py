@@ -120,6 +120,12 @@ class PlatformSettings(BaseSettings):
         gt=0,
         description="Most GiB of a job's candidates in flight; where they wait needs as much, and so does the trainer.",
     )
+    score_cache_groups: int = Field(
+        default=50_000,
+        ge=0,
+        description="Most groups whose scores workers keep in the database for equal groups of other jobs, of rewards "
+        "that are deterministic alone; 0 keeps none and looks none up.",
+    )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"],
         description="Hosts a reward URL may name, comma-separated; `*.` allowed. Rank workers ask no other.",

@@ -52,6 +52,7 @@ class PeopleBackend:
             max_candidates=self.settings.ratings_max_candidates,
             max_pixels=self.settings.ratings_max_pixels,
             calibrated=False,
+            deterministic=False,
         )
 
     def check_request(self, incoming: ParsedRequest) -> None:

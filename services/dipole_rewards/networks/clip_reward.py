@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
 from dipole_rewards.networks.clip_encoder import ClipEncoder
@@ -30,6 +30,9 @@ class ClipReward(BatchedReward, WeightedReward):
     def __init__(self, encoder: ClipEncoder, golden: GoldenScore | None, revision: str) -> None:
         self.encoder, self.golden_score, self.model_revision = encoder, golden, revision
         self.micro_batches = MicroBatches(self.name)
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.encoder.network]
 
     @staticmethod
     def preprocess(image: Pixels, side: int) -> Tensor:

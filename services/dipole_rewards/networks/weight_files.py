@@ -11,7 +11,7 @@ import json
 import pickle  # for the name of its error alone
 import shlex
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,7 +22,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
@@ -66,6 +66,7 @@ def make_golden_image() -> Pixels:
 class WeightedReward(Reward):
     """A reward with weights: `from_settings` says where they lie; its instances know their golden score, or None."""
 
+    deterministic = True
     tolerance: ClassVar[float]
     """How far from the golden score another device's bfloat16 may be, where whoever knows the score does not say."""
     goldens_table: ClassVar[Path] = GOLDENS_TABLE
@@ -94,6 +95,10 @@ class WeightedReward(Reward):
     @abstractmethod
     def from_settings(cls, settings: WeightSettings, device: str) -> Self:
         """The reward with its weights. Raises ConfigurationError that names the file which is missing or wrong."""
+
+    @abstractmethod
+    def networks(self) -> Sequence[nn.Module]:
+        """Every module with weights: what is left out stays on the device while the reward sleeps."""
 
     def describe_recipe(self) -> Recipe:
         return Recipe(self.name, self.model_revision, self.recipe_version)

@@ -51,6 +51,9 @@ class Aesthetic(ClipReward):
         reward.head = load_head(linear).to(device)
         return reward
 
+    def networks(self) -> Sequence[nn.Module]:
+        return [*super().networks(), self.head]
+
     def make_scorer(self, prompts: Sequence[str]) -> ScoreEmbeddings:
         return lambda images, _: self.head(images)[:, 0]
 

@@ -30,6 +30,7 @@ class Colourfulness(Reward):
     """The prompt is ignored; a grey image scores 0."""
 
     name = "colourfulness"
+    deterministic = True
     model = "hasler-susstrunk-2003"
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:

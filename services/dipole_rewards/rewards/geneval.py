@@ -32,6 +32,7 @@ from typing import Self
 import numpy as np
 import torch
 from pydantic import JsonValue
+from torch import nn
 
 from dipole.protocol.schemas import ItemError
 from dipole_rewards.geneval.colours import ColourClassifier, crop_object
@@ -96,6 +97,9 @@ class GenEval(BatchedReward, WeightedReward):
         encoder = load_encoder(state, settings, device, weights=weights, config=config, tokenizer=tokenizer)
         seeing = load_detector(detector, shape, device)
         return cls(seeing, ColourClassifier(encoder), golden, weights_revision(detector, weights))
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.detector.network, self.colour_classifier.encoder.network]
 
     @torch.inference_mode()
     def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar, Self
 
+from torch import nn
+
 from dipole_rewards.networks import hpsv3_files
 from dipole_rewards.networks.batches import score_all
 from dipole_rewards.networks.golden_scores import GoldenScore
@@ -35,6 +37,9 @@ class HPSv3(BatchedReward, WeightedReward):
         reward = cls(HPSv3Scorer(found.network, found.tokenizer), found.golden)
         reward.model_revision = found.revision
         return reward
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.scorer.network]
 
     def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
         return score_all(groups, self.scorer)

@@ -18,6 +18,7 @@ from functools import partial
 from typing import Self
 
 import torch
+from torch import nn
 
 from dipole_rewards.networks.batches import ImageInGroup, MicroBatches, score_all
 from dipole_rewards.networks.blip import (
@@ -58,6 +59,9 @@ class ImageReward(BatchedReward, WeightedReward):
         words = load_prompt_tokenizer(tokenizer, config)
         network = load_imagereward_network(read_torch(weights), settings, device, weights=weights, config=config)
         return cls(network, words, golden, weights_revision(weights))
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self.network]
 
     @torch.inference_mode()
     def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:

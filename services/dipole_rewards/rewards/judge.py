@@ -45,6 +45,7 @@ class Judge(Reward):
     """Scores of pointwise and questions are comparable between groups; pairwise and listwise only order a group."""
 
     name = "judge"
+    deterministic = False  # its model is sampled, and its server may change it without telling
     threads = 4  # the last requests of one group leave the endpoint idle, unless other groups ask too
 
     def __init__(self, settings: JudgeSettings) -> None:

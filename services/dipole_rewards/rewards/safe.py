@@ -30,6 +30,7 @@ class Safe(BatchedReward):
     """1 is harmless, as almost every image is."""
 
     name = "safe"
+    deterministic = True
     model = "yahoo/open_nsfw"
     verified = True  # `golden` says what the published classifier gives
 

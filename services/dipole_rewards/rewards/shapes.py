@@ -175,6 +175,7 @@ class Shapes(Reward):
     """Verifiable reward of the tiny world; needs the prompt's metadata, as GenEval does."""
 
     name = "shapes"
+    deterministic = True
     model = "tiny-world-checker"
 
     def score(self, *, prompt: str, images: Sequence[Pixels], metadata: Mapping[str, JsonValue] | None) -> Scores:

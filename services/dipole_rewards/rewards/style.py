@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.protocol.file_kinds import HEAD_BYTES, recognize_file, recognize_image
@@ -53,9 +53,9 @@ class Style(BatchedReward, WeightedReward):
     settings_class = StyleSettings
     golden_score = None  # it depends on the pictures
 
-    def __init__(self, embed: EmbedImages, references: Tensor, nearest: int) -> None:
-        """`references` (N, D) are the embeddings of the pictures."""
-        self._embed, self._references, self._nearest = embed, references, nearest
+    def __init__(self, network: nn.Module, embed: EmbedImages, references: Tensor, nearest: int) -> None:
+        """`references` (N, D) are the embeddings of the pictures; `network` is what `embed` computes with."""
+        self._network, self._embed, self._references, self._nearest = network, embed, references, nearest
         self.micro_batches = MicroBatches(self.name)
 
     @classmethod
@@ -75,12 +75,15 @@ class Style(BatchedReward, WeightedReward):
         if kind not in REPOSITORIES:
             raise ConfigurationError(f"{config} is of a model {kind!r}; style takes {' or '.join(REPOSITORIES)}")
         weights = folder.find_file("model.safetensors", REPOSITORIES[kind])
-        embed = _load_embedding(kind, settings, device, weights=weights, config=config)
+        network, embed = _load_embedding(kind, settings, device, weights=weights, config=config)
         references, digest = embed_pictures(pictures, embed)
-        reward = cls(embed, references, settings.style_nearest)
+        reward = cls(network, embed, references, settings.style_nearest)
         reward.model, reward.model_revision = REPOSITORIES[kind], weights_revision(weights)
         reward.recipe_version = f"1:nearest-{settings.style_nearest}:pictures-{digest}"
         return reward
+
+    def networks(self) -> Sequence[nn.Module]:
+        return [self._network]
 
     @torch.inference_mode()
     def score_groups(self, groups: Sequence[CandidateImages]) -> list[Scores]:
@@ -104,12 +107,19 @@ def _to_scores(parts: Sequence[tuple[float, float, float] | None]) -> Scores:
     )
 
 
-def _load_embedding(kind: str, settings: WeightSettings, device: str, *, weights: Path, config: Path) -> EmbedImages:
+def _load_embedding(
+    kind: str, settings: WeightSettings, device: str, *, weights: Path, config: Path
+) -> tuple[nn.Module, EmbedImages]:
     state = read_safetensors(weights)
     if kind == "dinov2":
-        return load_dinov2(state, settings, device, weights=weights, config=config).embed
+        dinov2 = load_dinov2(state, settings, device, weights=weights, config=config)
+        return dinov2.network, dinov2.embed
     clip = load_encoder(state, settings, device, weights=weights, config=config)
-    return lambda images: clip.encode_images(torch.stack([resize_and_crop(image, clip.side) for image in images]))
+
+    def embed(images: Sequence[Pixels]) -> Tensor:
+        return clip.encode_images(torch.stack([resize_and_crop(image, clip.side) for image in images]))
+
+    return clip.network, embed
 
 
 def list_pictures(folder: Path, *, at_least: int) -> list[Path]:

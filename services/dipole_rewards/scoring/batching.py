@@ -24,6 +24,7 @@ from dipole import tracing
 from dipole.errors import Overloaded
 from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
 from dipole_rewards.scoring.latent_decoding import LatentDecoder, decode_group, void_scores
+from dipole_rewards.scoring.weight_residence import WeightResidence
 
 log = structlog.get_logger()
 ScoreGroups = Callable[[Sequence[CandidateImages]], Sequence[Scores]]
@@ -67,9 +68,16 @@ class Batcher:
     """
 
     def __init__(
-        self, reward: Reward, bounds: QueueBounds, *, observe: ObserveForward, decoder: LatentDecoder | None = None
+        self,
+        reward: Reward,
+        bounds: QueueBounds,
+        *,
+        observe: ObserveForward,
+        weights: WeightResidence,
+        decoder: LatentDecoder | None = None,
     ) -> None:
-        self._reward, self._bounds, self._observe, self._decoder = reward, bounds, observe, decoder
+        self._reward, self._bounds, self._observe = reward, bounds, observe
+        self._weights, self._decoder = weights, decoder
         self._can_merge = type(reward).score_groups is not Reward.score_groups
         self._queue: deque[QueuedGroup] = deque()
         self._changed = threading.Condition()  # guards the queue, `_closing` and `_seconds_per_group`
@@ -168,6 +176,9 @@ class Batcher:
             answers = self._measure_forward(groups, self._score_merged)
             if not isinstance(answers, BaseException):
                 return answers
+            # the device has no room for the weights, for none of them
+            if isinstance(answers, Overloaded):
+                return [answers] * len(groups)
             log.warning("merged_forward_failed", reward=self._reward.name, groups=len(groups), error=repr(answers))
             # its traceback holds the batch's tensors
             del answers
@@ -195,7 +206,8 @@ class Batcher:
         """`call(groups)`, measured; whatever a plug-in raises is its groups' failure, never the thread's end."""
         began = time.monotonic()
         try:
-            return call(groups)
+            with self._weights.hold_awake():
+                return call(groups)
         except BaseException as error:
             return error
         finally:

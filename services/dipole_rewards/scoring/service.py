@@ -29,6 +29,7 @@ from dipole_rewards.reward import (
 )
 from dipole_rewards.scoring.batching import Batcher, QueueBounds
 from dipole_rewards.scoring.latent_decoding import LatentDecoder, load_decoder
+from dipole_rewards.scoring.weight_residence import WeightResidence
 from dipole_rewards.server.request_parsing import ParsedRequest
 from dipole_rewards.settings import RewardSettings
 
@@ -51,6 +52,7 @@ class RewardService:
         self.latent_space: LatentSpace | None = None  # what candidates may be given as, once it is loaded
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
+        self._weights: WeightResidence | None = None
         ProcessCollector(registry=registry)
         self._forward_metrics = _ForwardMetrics(registry)
         self._images_counter = Counter("dipole_reward_images", "Images ranked.", registry=registry)
@@ -62,12 +64,15 @@ class RewardService:
         waiting.set_function(lambda: self._batcher.queue_length if self._batcher else 0)
         ready = Gauge("dipole_reward_ready", "1 when loaded and the golden score matched.", registry=registry)
         ready.set_function(lambda: float(self._reward is not None))
+        asleep = Gauge("dipole_reward_asleep", "1 while the weights are in the memory of the host.", registry=registry)
+        asleep.set_function(lambda: float(self._weights is not None and self._weights.is_asleep))
 
     def load_reward(self) -> None:
         """Load and check, in a thread. A failure is kept for readiness and for whoever serves."""
         began = time.monotonic()
         try:
-            reward = self.reward_class.load(choose_device(self.settings.reward_device))
+            device = choose_device(self.settings.reward_device)
+            reward = self.reward_class.load(device)
             check_attributes(reward)
             check_golden(reward)
             decoder = load_decoder(self.settings)
@@ -77,6 +82,7 @@ class RewardService:
             self.failure = error if ours else RewardFault(f"{type(error).__name__}: {error}", code="not_loaded")
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
+        self._weights = WeightResidence(reward.networks(), device, timeout_s=self.settings.reward_answer_timeout_s)
         self._batcher = Batcher(
             reward,
             QueueBounds(
@@ -87,6 +93,7 @@ class RewardService:
             ),
             observe=self._forward_metrics.observe_forward,
             decoder=self._choose_decoder(reward, decoder),
+            weights=self._weights,
         )
         self._reward = reward
         if reward.verified is False:
@@ -121,6 +128,12 @@ class RewardService:
             raise Overloaded(f"{self.name} is still loading", retry_after=2)
         return self._reward
 
+    def loaded_weights(self) -> WeightResidence:
+        """Where the weights are. Raises Overloaded while there are none."""
+        self.ready_reward()
+        assert self._weights is not None
+        return self._weights
+
     def describe(self) -> RewardInfo:
         """What is served. Raises Overloaded while it is loading: what depends on the weights is not known before."""
         reward = self.ready_reward()
@@ -136,6 +149,7 @@ class RewardService:
             verified=reward.verified,
             wants=list(reward.wants),
             latents=self.latent_space,
+            deterministic=reward.deterministic,
         )
 
     def submit_group(self, incoming: ParsedRequest) -> asyncio.Future[Scores]:
@@ -165,6 +179,8 @@ class RewardService:
             raise Overloaded(f"no answer within {wait_s:g} s", retry_after=10)
         try:
             scores = answer.result()
+        except Overloaded:
+            raise
         except Exception as error:
             # whatever the plug-in raised
             log.exception("scoring_failed", reward=self.name)

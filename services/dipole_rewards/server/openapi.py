@@ -16,6 +16,7 @@ from dipole.web.openapi import document_problems
 
 TAGS = [
     {"name": "ranking", "description": "The ranking protocol: candidates of a prompt in, scores and an order out."},
+    {"name": "weights", "description": "For a reward that shares a GPU with the trainer."},
     {"name": "health", "description": "For orchestrators and Prometheus."},
 ]
 IDEMPOTENCY_KEY_DESCRIPTION = "A repeat with the same key and body gets the first answer; with another body, 422."
@@ -152,6 +153,26 @@ INFO_ROUTE: dict[str, Any] = {
         200: {"description": "The endpoint.", "content": _json_content(INFO_EXAMPLE)},
         **_error_responses(401),
     },
+}
+_WEIGHTS_EXAMPLE: dict[str, Any] = {
+    "object": "reward.weights", "status": "asleep", "moved_bytes": 1710540580, "seconds": 0.31,
+}  # fmt: skip
+_WEIGHTS_ANSWERS = {
+    200: {"description": "Where they are now.", "content": _json_content(_WEIGHTS_EXAMPLE)},
+    **_error_responses(401, 503),
+}
+SLEEP_ROUTE: dict[str, Any] = {
+    "summary": "Move the weights to the memory of the host",
+    "description": "The device is free for others once it answers, after the forward that runs. Whatever is to be "
+    "ranked next wakes them.",
+    "tags": ["weights"],
+    "responses": _WEIGHTS_ANSWERS,
+}
+WAKE_ROUTE: dict[str, Any] = {
+    "summary": "Move the weights back to their device",
+    "description": "Ranking does so by itself; this takes the wait away from the next request.",
+    "tags": ["weights"],
+    "responses": _WEIGHTS_ANSWERS,
 }
 
 

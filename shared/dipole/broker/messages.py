@@ -64,6 +64,7 @@ class RankAnswer(TypedDict):
     recipe_version: NotRequired[str]
     verified: NotRequired[bool | None]  # as RewardInfo says it
     is_mismatch: NotRequired[bool]  # as_images: it takes latents of another VAE
+    deterministic: NotRequired[bool | None]  # whether an equal group gets the same scores, whenever it is asked
     # failed, pending, missing, as_images
     code: NotRequired[str]
     message: NotRequired[str]
@@ -112,6 +113,7 @@ def ranking_answer(ranking: Ranking, info: RewardInfo) -> RankAnswer:
         "model_revision": ranking.model_revision,
         "recipe_version": ranking.recipe_version,
         "verified": info.verified,
+        "deterministic": info.deterministic and not info.wants,
     }
 
 

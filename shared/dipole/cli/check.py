@@ -1,10 +1,12 @@
-"""`dipole rewards check`: the conformance suite against any endpoint, a table for people, JUnit XML for machines."""
+"""`dipole rewards check`: the conformance suite against any endpoint: a table, JUnit XML, JSON and a badge."""
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import mimetypes
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 from xml.etree import ElementTree
@@ -18,7 +20,9 @@ from dipole.errors import InvalidInput
 from dipole.protocol.validation import check_storable
 
 if TYPE_CHECKING:
+    from dipole.conformance import CheckResult
     from dipole.protocol.images import Pixels
+    from dipole.protocol.schemas import RewardInfo
 
 
 def check_endpoint(
@@ -41,6 +45,10 @@ def check_endpoint(
         Path | None, typer.Option(help="Folder with ca.pem to believe, client.pem and client.key to show; any of them.")
     ] = None,
     junit: Annotated[Path | None, typer.Option(help="Write the results as JUnit XML to this file.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--json", help="Write the verdict and every check as JSON to this file.")
+    ] = None,
+    badge: Annotated[Path | None, typer.Option(help="Draw the verdict as SVG to this file.")] = None,
     only: Annotated[list[str] | None, typer.Option(help="Run only the check of this name; may be repeated.")] = None,
     timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that one answer may take.")] = 30.0,
 ) -> None:
@@ -50,8 +58,10 @@ def check_endpoint(
     """
     from dipole import conformance
     from dipole.client.tls import ssl_context
-    from dipole.conformance import report
+    from dipole.conformance.reports import tables
 
+    if only and (report or badge):
+        raise InvalidInput("--json and --badge are of all checks: leave --only out", field="only")
     verify = True if tls is None else ssl_context(tls.absolute().name, tls.absolute().parent)
     console = Console()
     with ShownWait(err, "Checking") as waiting:
@@ -67,11 +77,34 @@ def check_endpoint(
             strict=strict,
             on_result=lambda result: waiting.update(f"Checking: {result.name} done"),
         )
-    console.print(report.results_table(url, results))
+    console.print(tables.results_table(url, results))
     if junit is not None:
-        ElementTree.ElementTree(report.junit_report(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
+        ElementTree.ElementTree(tables.junit_report(url, results)).write(junit, encoding="utf-8", xml_declaration=True)
+    if report is not None or badge is not None:
+        info = conformance.fetch_info(url, key=key, verify=verify, timeout_s=timeout)
+        write_verdict(url, results, info, strict=strict, report=report, badge=badge)
     if any(result.outcome == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def write_verdict(
+    url: str,
+    results: Sequence[CheckResult],
+    info: RewardInfo | None,
+    *,
+    strict: bool,
+    report: Path | None,
+    badge: Path | None,
+) -> None:
+    from dipole.conformance.reports.badge import draw_badge
+    from dipole.conformance.reports.verdict import reach_verdict
+
+    suite, now = importlib.metadata.version("dipole"), datetime.now(UTC)
+    verdict = reach_verdict(url, results, endpoint=info, suite=suite, strict=strict, now=now)
+    if report is not None:
+        report.write_text(verdict.model_dump_json(indent=2) + "\n", encoding="utf-8")
+    if badge is not None:
+        ElementTree.ElementTree(draw_badge(verdict)).write(badge, encoding="utf-8")
 
 
 def read_images(paths: Sequence[Path]) -> list[Pixels]:

@@ -60,7 +60,9 @@ def prepare_rewards(
 @app.command("register")
 def register_rewards(
     endpoints: Annotated[list[str], typer.Argument(help="Endpoints as the trainer reaches them.", metavar="NAME=URL…")],
-    kind: Annotated[str, typer.Option(help="Kind of server there: dipole, vllm-score or unirl-score.")] = "dipole",
+    kind: Annotated[
+        str, typer.Option(help="Kind of server there, such as dipole, vllm-score or flow-factory-compute.")
+    ] = "dipole",
     option: Annotated[
         list[str] | None, typer.Option(help="An option of the kind, as NAME=VALUE; repeat it.", metavar="NAME=VALUE")
     ] = None,

@@ -34,6 +34,9 @@ from dipole.protocol.validation import blamed_field, first_error
 TlsName = Annotated[str, Field(min_length=1, max_length=64, pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]*$")]
 
 
+ASKING_OPTIONS = ("timeout_s", "colocated")  # say how it is asked, and nothing of what it answers
+
+
 class EndpointAddress(StrictModel):
     """What a caller may say of an endpoint anywhere. Whether its host is allowed is for `check_reward_url` to say.
 
@@ -47,7 +50,9 @@ class EndpointAddress(StrictModel):
         default="dipole", description="Kind of server at the URL: Dipole's ranking protocol, or another's."
     )
     options: dict[str, JsonValue] = Field(
-        default={}, description="Options of the kind: vllm-score takes `model`, unirl-score needs `reward`."
+        default={},
+        description="Options of the kind: dipole takes `colocated`, vllm-score takes `model`, unirl-score and "
+        "cosmos-rl-reward need `reward`.",
     )
 
     @model_validator(mode="after")
@@ -82,7 +87,16 @@ class Endpoint(EndpointAddress):
 
     def answer_identity(self) -> list[Any]:
         """What of it decides what an answer means."""
-        return [self.url, self.kind, {name: value for name, value in self.options.items() if name != "timeout_s"}]
+        return [
+            self.url,
+            self.kind,
+            {name: value for name, value in self.options.items() if name not in ASKING_OPTIONS},
+        ]
+
+    @property
+    def is_colocated(self) -> bool:
+        """Whether it is to sleep while nothing is to be ranked."""
+        return bool(getattr(parse_options(self.kind, self.options), "colocated", False))
 
     def to_record(self) -> dict[str, Any]:
         """All of it as JSON, the key too: for places that nobody is shown."""

@@ -22,7 +22,7 @@ import uuid
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import httpx
 from pydantic import JsonValue
@@ -161,6 +161,10 @@ class RankClient:
                 self._cancel_ranking(job.location)
             raise
 
+    def sleep_weights(self, *, deadline_s: float = 30.0) -> None:
+        """Have a reward service move its weights off its device; ranking wakes it. Raises RewardError."""
+        self._connection.send_request("POST", f"{self.base_url}/v1/sleep", Deadline(deadline_s))
+
     def withdraw_ranking(self, location: str) -> None:
         """Tell the endpoint that nobody waits for what is pending there, which it may not hear. Raises InvalidInput
         where that is not its own.
@@ -212,20 +216,18 @@ class RankClient:
         assert job.location is not None
         with self._connection.guard_circuit():
             try:
-                status, answer = self._connection.send_request("GET", job.location, deadline)
+                return self._adapter.poll_ranking(job, job.location, deadline)
             except EndpointError as error:
                 # a restart forgot it: the same key asks again
                 if error.http_status == 404:
                     job.location, error.retryable = None, True
                 raise
-            return self._adapter.read_answer(job, status, answer)
 
     def _sleep_before_poll(self, job: _RankCall, deadline: Deadline) -> None:
         pause = min(max(job.poll_after, POLL_INTERVALS_S[0]), POLL_INTERVALS_S[1]) * random.uniform(1.0, 1.2)  # noqa: S311  # spreads pollers
         if pause >= deadline.remaining():
-            raise EndpointError(
-                f"{self.base_url}: still pending at the deadline", code="timeout", counts_as_failure=False
-            )
+            message = f"{self.base_url}: still pending at the deadline{self._adapter.pending_hint}"
+            raise EndpointError(message, code="timeout", counts_as_failure=False)
         time.sleep(pause)
 
     def _known_info(self, deadline: Deadline) -> RewardInfo:
@@ -237,6 +239,8 @@ class RankClient:
 
     def _cancel_ranking(self, location: str) -> None:
         """Tell the endpoint that nobody waits any more; it may be gone, which is fine too."""
+        if not self._adapter.withdraws:
+            return
         with (
             contextlib.suppress(httpx.HTTPError),
             deadline_transport.deadline(CANCEL_TIMEOUT_S),
@@ -310,8 +314,12 @@ class _RankCall:
 
     def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""
-        pixels = (images.decode_image(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
-        return [base64.b64encode(images.encode_png(one)).decode() for one in pixels]  # type: ignore[arg-type]
+        return [base64.b64encode(images.encode_png(one)).decode() for one in self.pixels()]
+
+    def pixels(self) -> list[images.Pixels]:
+        """Every candidate as an RGB uint8 array (H, W, 3)."""
+        found = (images.decode_image(one, images.NPY) if isinstance(one, bytes) else one for one in self.candidates)
+        return cast("list[images.Pixels]", list(found))
 
 
 def _join_small(parts: Iterable[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -5,7 +5,7 @@
 
 Each check states a fact; docs/protocol.md lists them. `must` is what a trainer relies on and what safety asks. `should`
 is good manners: with `strict=False` such a failure is a warning. `inputs` holds what is sent, `target` asks,
-`assertions` judge, `answers`, `refusals`, `latents` and `under_load` are the checks, `report` prints.
+`assertions` judge, `answers`, `refusals`, `latents` and `under_load` are the checks, `reports` show.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from dipole.conformance.inputs import oversized_png
 from dipole.conformance.target import Target
 from dipole.errors import InvalidInput
 from dipole.protocol.images import Pixels
+from dipole.protocol.schemas import RewardInfo
 
-__all__ = ["CHECKS", "MAX_UNREACHABLE", "Check", "CheckResult", "oversized_png", "run_checks"]
+__all__ = ["CHECKS", "MAX_UNREACHABLE", "Check", "CheckResult", "fetch_info", "oversized_png", "run_checks"]
 
 MAX_MESSAGE_CHARS = 1000
 SLOW_REMEDY = (
@@ -85,6 +86,26 @@ def run_checks(
     finally:
         target.close()
     return results
+
+
+def fetch_info(
+    url: str,
+    *,
+    key: str | None = None,
+    verify: ssl.SSLContext | bool = True,
+    transport: httpx.BaseTransport | None = None,
+    timeout_s: float = 30.0,
+) -> RewardInfo | None:
+    """What the endpoint says of itself; None where it says nothing that is right."""
+    target = Target(
+        url, key=key, metadata=None, prompt=None, images=(), verify=verify, transport=transport, timeout_s=timeout_s
+    )
+    try:
+        return target.info
+    except (CheckFailed, CheckSkipped):
+        return None
+    finally:
+        target.close()
 
 
 def _run_check(check: Check, target: Target, *, gone: str, strict: bool) -> CheckResult:

@@ -253,6 +253,20 @@ class DecoderDisagrees(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoresReused(JobEvent):
+    """Since the last event of it: groups that a reward was not asked to rank, as it had ranked equal ones before.
+
+    `seconds` is how long it took when it was asked.
+    """
+
+    kind = "scores_reused"
+    message = "Reward {reward} had ranked {groups} of the groups before, in {seconds} s: it was not asked again"
+    reward: str
+    groups: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class RewardSilent(JobEvent):
     """An optional reward let a deadline pass and answered nothing meanwhile: told once, and not of each group."""
 

@@ -186,6 +186,11 @@ class RewardInfo(ProtocolMessage):
     wants: Many[Literal["progress"]] = Field(
         default_factory=list, description="What it wants to be told beside the images: `progress` of the training."
     )
+    deterministic: bool | None = Field(
+        default=None,
+        description="Whether an equal request always gets the same scores, of this revision and recipe: a trainer may "
+        "then keep them for other jobs. Null where it does not say, which counts as no.",
+    )
     multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
     latents: LatentSpace | None = Field(
         default=None, description="The latents that are taken in place of images; absent where none are."
@@ -196,6 +201,19 @@ class RewardInfo(ProtocolMessage):
         if (self.latents is not None) != ("application/x-npy-latents" in self.media_types):
             raise ValueError("latents are described where media_types has application/x-npy-latents, and only there")
         return self
+
+
+class WeightsState(ProtocolMessage):
+    """Where a reward's weights are, after `POST /v1/sleep` or `POST /v1/wake`."""
+
+    object: Literal["reward.weights"] = Field(default="reward.weights", description="What kind of object this is.")
+    status: Literal["asleep", "awake"] = Field(
+        description="`asleep`: in the memory of the host; `awake`: on the device that computes."
+    )
+    moved_bytes: int = Field(
+        default=0, ge=0, description="Bytes that this request moved; 0 where they were there, or there are none."
+    )
+    seconds: float = Field(default=0.0, ge=0, description="Time that moving them took, in seconds.")
 
 
 class FieldError(ProtocolMessage):

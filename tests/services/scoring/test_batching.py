@@ -32,6 +32,7 @@ from dipole_rewards import tiny_weights
 from dipole_rewards.reward import BatchedReward, CandidateImages, Golden, Pixels, Reward, Scores
 from dipole_rewards.rewards.clip import Clip
 from dipole_rewards.scoring.batching import Batcher, QueueBounds
+from dipole_rewards.scoring.weight_residence import WeightResidence
 from dipole_rewards.settings import RewardSettings, WeightSettings
 
 from ..conftest import Process
@@ -118,6 +119,7 @@ def batching(reward: Reward, **bounds: Any) -> Iterator[tuple[Batcher, Forwards]
         reward,
         QueueBounds(**{"max_groups": 64, "max_bytes": 2**20, "batch_images": 8, "wait_s": 0.0, **bounds}),
         observe=lambda seconds, groups: forwards.append((seconds, list(groups))),
+        weights=WeightResidence((), "cpu", timeout_s=1.0),
     )
     try:
         yield batcher, forwards

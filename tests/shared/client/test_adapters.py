@@ -1,4 +1,4 @@
-"""vLLM's and UniRL's /score through the one client, against small scripted servers over real HTTP."""
+"""vLLM's and UniRL's /score and Flow-Factory's /compute through the one client, over real HTTP."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ Body = Callable[[dict[str, Any]], Any]
 OPTIONS: dict[EndpointKind, dict[str, Any]] = {
     "vllm-score": {"model": "judge-2b", "revision": "r7"},
     "unirl-score": {"reward": "hpsv3", "revision": "r7"},
+    "flow-factory-compute": {"model": "brightness", "revision": "r7"},
 }
+SCORE_PATHS = ("/score", "/compute")
 
 
 @dataclass
 class Server:
-    """Answers GETs from `pages` and every POST /score with what `score` makes of its body."""
+    """Answers GETs from `pages` and every POST to a path of scores with what `score` makes of its body."""
 
     score: Body
     pages: dict[str, Any] = field(default_factory=dict)
@@ -53,13 +55,13 @@ def serving(server: Server) -> Iterator[Server]:
 
         def do_POST(self) -> None:
             said = json.loads(self.rfile.read(int(self.headers["content-length"])))
-            self.respond(server.status if self.path == "/score" else 404, server.score(said), said)
+            self.respond(server.status if self.path in SCORE_PATHS else 404, server.score(said), said)
 
         def respond(self, status: int, answer: Any, said: Any) -> None:
             server.asked.append((self.path, dict(self.headers.items()), said))
             body = answer if isinstance(answer, bytes) else json.dumps(answer).encode()
             self.send_response(status)
-            self.send_header("content-type", server.content_type if self.path == "/score" else "application/json")
+            self.send_header("content-type", server.content_type if self.path in SCORE_PATHS else "application/json")
             self.send_header("content-length", str(len(body)))
             self.end_headers()
             with contextlib.suppress(OSError):  # the client hangs up on what is too large
@@ -98,13 +100,22 @@ def unirl(scores: list[Any], **changes: Any) -> Body:
     return answer
 
 
+def flow_factory(scores: list[Any], **changes: Any) -> Body:
+    """As RewardServer of example_server.py answers (X-GenGroup/Flow-Factory at a0b2bc5)."""
+    return lambda _: {"rewards": scores, **changes}
+
+
 PAGES = {
     "/health": {"status": "ok", "rewards": {"hpsv3": ["ready"]}},
     "/v1/models": {"object": "list", "data": [{"id": "judge-2b", "object": "model", "owned_by": "vllm"}]},
     "/rewards": {"rewards": ["clip", "hpsv3"]},
 }
-SCORES: dict[EndpointKind, Callable[..., Body]] = {"vllm-score": vllm, "unirl-score": unirl}
-KINDS: list[EndpointKind] = ["vllm-score", "unirl-score"]
+SCORES: dict[EndpointKind, Callable[..., Body]] = {
+    "vllm-score": vllm,
+    "unirl-score": unirl,
+    "flow-factory-compute": flow_factory,
+}
+KINDS: list[EndpointKind] = ["vllm-score", "unirl-score", "flow-factory-compute"]
 
 
 def ask(
@@ -172,6 +183,22 @@ def test_unirl_gets_a_request_an_image_and_its_metric_becomes_the_score() -> Non
         assert np.array_equal(sent(turn["image_b64"]), image)
 
 
+def test_flow_factory_gets_lists_of_prompts_and_images_and_its_rewards_become_a_ranking() -> None:
+    """The fields that their own client sends, and no others; model and revision are the registered ones."""
+    ranking, asked = ask("flow-factory-compute", flow_factory([1, 3.5, 2]))
+    assert [(item.id, item.score, item.rank) for item in ranking.results] == [
+        ("c0", 1, 3),
+        ("c1", 3.5, 1),
+        ("c2", 2, 2),
+    ]
+    assert (ranking.model, ranking.model_revision) == ("brightness", "r7")
+    path, headers, said = asked[-1]
+    assert (path, headers["Authorization"], asked[0][0]) == ("/compute", f"Bearer {KEY}", "/health")
+    assert said.pop("prompt") == ["a red square"] * 3
+    assert all(np.array_equal(sent(png), image) for png, image in zip(said.pop("image"), IMAGES, strict=True))
+    assert said == {"video": None, "condition_images": None, "condition_videos": None}
+
+
 def test_what_unirl_cannot_score_is_null_with_the_reason() -> None:
     """A failed image has its error, a metric that was no number another; the rest keep their ranks."""
     results = [{"hpsv3": {"hpsv3": 2.0}}, {}, {"hpsv3": {"hpsv3": None}}]
@@ -223,7 +250,7 @@ def test_a_bound_on_candidates_is_kept_before_anything_is_sent(kind: EndpointKin
         with RankClient(endpoint) as client, pytest.raises(EndpointError) as caught:
             client.rank("p", IMAGES, deadline_s=5)
     assert caught.value.code == "too_large"
-    assert not any(path == "/score" for path, _, _ in running.asked)
+    assert not any(path in SCORE_PATHS for path, _, _ in running.asked)
 
 
 # ---- what is wrong ----------------------------------------------------------------------------------------------
@@ -257,6 +284,15 @@ WRONG: list[tuple[str, EndpointKind, Body, str]] = [
     ("scores as text", "unirl-score", unirl(["1", "2", "3"]), "invalid_response"),
     ("another protocol", "unirl-score", unirl([1, 2, 3], protocol_version="2"), "invalid_response"),
     ("nan", "unirl-score", unirl([1, float("nan"), 3]), "not_finite"),
+    ("too few", "flow-factory-compute", flow_factory([1, 2]), "invalid_response"),
+    ("too many", "flow-factory-compute", flow_factory([1, 2, 3, 4]), "invalid_response"),
+    ("one number", "flow-factory-compute", flow_factory([], rewards=3.0), "invalid_response"),
+    ("scores as text", "flow-factory-compute", flow_factory(["1", "2", "3"]), "invalid_response"),
+    ("true for a score", "flow-factory-compute", flow_factory([True, 2, 3]), "invalid_response"),
+    ("null", "flow-factory-compute", flow_factory([1, None, 3]), "invalid_response"),
+    ("a list", "flow-factory-compute", flow_factory([[1], [2], [3]]), "invalid_response"),
+    ("an error beside scores", "flow-factory-compute", flow_factory([1, 2, 3], error="half"), "invalid_response"),
+    ("nan", "flow-factory-compute", flow_factory([1, float("nan"), 3]), "not_finite"),
 ]  # fmt: skip
 
 
@@ -288,6 +324,7 @@ SAME: list[tuple[str, EndpointKind, Body]] = [
     ("metrics that are no numbers", "unirl-score",
      unirl([], errors=[{}] * 3,
            results=[{"hpsv3": {"hpsv3": k, "why": "blurred", "x": [1], "y": None, "z": True}} for k in (1, 2, 3)])),
+    ("other fields", "flow-factory-compute", flow_factory([1, 2, 3], error=None, seconds="0.1")),
     ("errors of other rewards", "unirl-score", unirl([1, 2, 3], errors=[{"clip": {"type": "x"}}, {"hpsv3": None}, {}])),
 ]  # fmt: skip
 

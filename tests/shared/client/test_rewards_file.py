@@ -29,6 +29,8 @@ def test_the_example_is_one_and_names_its_secrets_only() -> None:
         "hpsv3": ("dipole", None),
         "judge": ("vllm-score", None),
         "wise": ("unirl-score", None),
+        "cosmos": ("cosmos-rl-reward", None),
+        "flow": ("flow-factory-compute", None),
         "brand": ("dipole", "team-go"),
     }
     key = found["judge"].endpoint.key

@@ -17,15 +17,27 @@ from standardwebhooks.webhooks import Webhook
 
 from dipole.client import rank_client
 from dipole.client.connection import RETRIED_STATUSES
-from dipole.conformance import answers, assertions, report, under_load
+from dipole.conformance import answers, assertions, under_load
+from dipole.conformance.reports import tables
 from dipole.protocol import schemas
-from dipole.protocol.schemas import LatentSpace, PendingRanking, Problem, Ranking, RankRequest, RewardInfo
+from dipole.protocol.schemas import (
+    LatentSpace,
+    PendingRanking,
+    Problem,
+    Ranking,
+    RankRequest,
+    RewardInfo,
+    WeightsState,
+)
 
 from ..conformance import bent_server
 
 ROOT = Path(__file__).resolve().parents[3]
 PAGE = (ROOT / "docs/protocol.md").read_text()
-MESSAGES = {kind.__name__: kind for kind in (LatentSpace, PendingRanking, Problem, Ranking, RankRequest, RewardInfo)}
+MESSAGES = {
+    kind.__name__: kind
+    for kind in (LatentSpace, PendingRanking, Problem, Ranking, RankRequest, RewardInfo, WeightsState)
+}
 EXAMPLES = dict(re.findall(r"<!-- ([^>]+) -->\n```json\n(.*?)```", PAGE, flags=re.DOTALL))
 
 
@@ -82,8 +94,8 @@ def test_the_numbers_are_the_code_s() -> None:
 
 
 def test_the_table_of_checks_is_what_runs() -> None:
-    """Name, level and fact of every check: `dipole.conformance.report.checks_table()` printed."""
-    assert PAGE.rstrip().endswith(report.checks_table())
+    """Name, level and fact of every check: `dipole.conformance.reports.tables.checks_table()` printed."""
+    assert PAGE.rstrip().endswith(tables.checks_table())
 
 
 def test_callbacks_are_signed_as_it_says() -> None:

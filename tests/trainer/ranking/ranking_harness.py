@@ -23,6 +23,7 @@ from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.spec import RewardSpec
 
 K = 4
@@ -46,7 +47,7 @@ Answer = tuple[int, dict[str, str], str]
 Behaviour = Callable[[Call], Answer]
 
 
-def ranking(call: Call, scores: list[Any] | None = None) -> str:
+def ranking(call: Call, scores: list[Any] | None = None, revision: str = "r1") -> str:
     """A well-formed ranking; `scores` may be anything JSON can say, NaN included."""
     given = [float(index) for index in range(len(call.ids))] if scores is None else scores
     results = [
@@ -59,7 +60,7 @@ def ranking(call: Call, scores: list[Any] | None = None) -> str:
         }
         for index, score in enumerate(given)
     ]
-    names = {"model": "m", "model_revision": "r1", "recipe_version": "v1"}
+    names = {"model": "m", "model_revision": revision, "recipe_version": "v1"}
     return json.dumps(
         {"id": "rk_1", "object": "ranking", "created": 1, "status": "completed", "results": results, **names}
     )
@@ -78,7 +79,10 @@ class Endpoint:
     calibrated: bool = True
     verified: bool | None = None
     wants: tuple[str, ...] = ()
+    deterministic: bool | None = None
+    revision: str = "r1"
     host: str = "127.0.0.1"
+    slept: list[int] | None = None  # calls that it had answered when it was put to sleep; None: it knows no such route
     hosts: list[str] = field(default_factory=list)  # of requests that carried a key, GETs too
     calls: list[Call] = field(default_factory=list)
     closing: threading.Event = field(default_factory=threading.Event)
@@ -96,17 +100,27 @@ class Endpoint:
                 return parsed
 
             def do_GET(self) -> None:
-                info = {"name": "r", "model": "m", "model_revision": "r1", "recipe_version": "v1"}
+                info = {"name": "r", "model": "m", "model_revision": endpoint.revision, "recipe_version": "v1"}
                 types = ["application/x-npy", "image/png"]
                 ranked = self.path.startswith("/v1/rankings/")
                 if ranked:
                     status, headers, body = endpoint.behave(Call(-1, "", [f"c{k}" for k in range(K)], {}))
                     self.answer(status, headers, body)
                 else:
-                    said = {"calibrated": endpoint.calibrated, "verified": endpoint.verified, "wants": endpoint.wants}
+                    said = {
+                        "calibrated": endpoint.calibrated,
+                        "verified": endpoint.verified,
+                        "wants": endpoint.wants,
+                        "deterministic": endpoint.deterministic,
+                    }
                     self.answer(200, {}, json.dumps({**info, "media_types": types, **said}))
 
             def do_POST(self) -> None:
+                if self.path == "/v1/sleep":
+                    if endpoint.slept is None:
+                        return self.answer(404, {}, "{}")
+                    endpoint.slept.append(len(endpoint.calls))
+                    return self.answer(200, {}, json.dumps({"object": "reward.weights", "status": "asleep"}))
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 request = json.loads(re.search(rb'\{"prompt".*?\]\s*(?:,\s*"[a-z_]+":[^\n]*)?\}', body)[0])  # type: ignore[index]
                 ids = [candidate["id"] for candidate in request["candidates"]]
@@ -179,13 +193,19 @@ class Harness:
     rankers: list[CeleryRanker] = field(default_factory=list)
 
     def ranker(
-        self, *rewards: ResolvedReward, job: str = "job", resend_s: float = 2.0, vault: Vault | None = None
+        self,
+        *rewards: ResolvedReward,
+        job: str = "job",
+        resend_s: float = 2.0,
+        vault: Vault | None = None,
+        score_cache: ScoreCache | None = None,
     ) -> CeleryRanker:
         ranker = CeleryRanker(
             self.settings,
             job,
             rewards,
             on_ranked=lambda group, reward, result: self.ranked.append((group.id, reward, result)),
+            score_cache=score_cache,
             resend_s=resend_s,
             vault=vault,
         )
@@ -197,9 +217,12 @@ class Harness:
             ranker.close()
 
 
-def reward(endpoint: Endpoint | str, name: str, **spec: Any) -> ResolvedReward:
+def reward(
+    endpoint: Endpoint | str, name: str, *, options: dict[str, Any] | None = None, **spec: Any
+) -> ResolvedReward:
     url = endpoint if isinstance(endpoint, str) else endpoint.url
-    return ResolvedReward(RewardSpec(name=name, **spec), Described(url=url, key=SecretStr("a-key-of-the-endpoint")))
+    described = Described(url=url, key=SecretStr("a-key-of-the-endpoint"), options=options or {})
+    return ResolvedReward(RewardSpec(name=name, **spec), described)
 
 
 def group(name: str, value: int = 7) -> CandidateGroup:

@@ -24,8 +24,12 @@ from pydantic import SecretStr
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
-from dipole_trainer.spec import RewardSpec
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
+from dipole_trainer.ranking.in_flight import OnRanked
+from dipole_trainer.spec import RewardSpec, TrainSpec
+from dipole_trainer.training import session
+
+from ...foreign_servers import CosmosServer, FlowFactoryServer
 
 K = 3
 KEY = "a-key-of-the-judge-1234"
@@ -110,8 +114,8 @@ class Platform:
     log: Path
     rankers: list[CeleryRanker] = field(default_factory=list)
 
-    def ranker(self, *rewards: ResolvedReward) -> CeleryRanker:
-        self.rankers.append(CeleryRanker(self.settings, "job", rewards, resend_s=2))
+    def ranker(self, *rewards: ResolvedReward, on_ranked: OnRanked | None = None) -> CeleryRanker:
+        self.rankers.append(CeleryRanker(self.settings, "job", rewards, on_ranked, resend_s=2))
         return self.rankers[-1]
 
 
@@ -169,6 +173,40 @@ def test_a_job_is_ranked_by_a_vllm_server_and_by_another_under_the_same_name(
     again.submit(group("g"))
     assert collect(again).results["judge"] == found[0]
     assert len(judge.asked) == 2
+
+
+def test_a_job_trains_on_cosmos_rl_s_service_and_on_flow_factory_s(platform: Platform, tmp_path: Path) -> None:
+    """Both score every group of two steps, by enqueue and pull and at once, and agree as they do the same."""
+    with CosmosServer() as cosmos, FlowFactoryServer() as factory:
+        rewards = [
+            ResolvedReward(
+                RewardSpec(name="queued"),
+                Endpoint(url=cosmos.url, kind="cosmos-rl-reward", options={"reward": "brightness"}),
+            ),
+            ResolvedReward(RewardSpec(name="direct"), Endpoint(url=factory.url, kind="flow-factory-compute")),
+        ]
+        given: dict[str, Any] = {
+            "model": "tiny-turbo", "prompts": [{"prompt": "a red square"}], "steps": 2, "candidates": 4,
+            "rewards": [{"name": "queued", "evaluates": False}, {"name": "direct", "evaluates": False}],
+            "prompts_per_step": 1, "samples": {"prompts": 0}, "method": {"drpo": {"positives": 1, "negatives": 1}},
+        }  # fmt: skip
+        found: dict[tuple[str, str], RewardResult] = {}
+
+        def keep(group: CandidateGroup, reward: str, result: RewardResult) -> None:
+            found[group.id, reward] = result
+
+        steps: list[dict[str, Any]] = []
+        session.run_session(
+            TrainSpec.model_validate(given), job_id="job", workdir=tmp_path, models_dir=tmp_path,
+            ranker=platform.ranker(*rewards, on_ranked=keep), control=lambda: "run",
+            on_event=lambda kind, data: steps.append(data) if kind == "step" else None,
+        )  # fmt: skip
+    assert [step["rewards"].keys() for step in steps] == [{"queued", "direct"}] * 2
+    assert len(found) == 4
+    for (group_id, _), result in found.items():
+        assert None not in result.scores
+        assert result.scores == pytest.approx(found[group_id, "direct"].scores)
+    assert {result.recipe_version for result in found.values()} == {"cosmos-rl-reward/1", "flow-factory-compute/1"}
 
 
 def test_a_key_is_in_the_run_s_record_alone(platform: Platform, judges: Callable[..., Judge]) -> None:

@@ -99,7 +99,7 @@ class World:
         )
 
     def make_ranker(
-        self, settings: PlatformSettings, job_id: str, rewards: Sequence[ResolvedReward], on_ranked: OnRanked
+        self, settings: PlatformSettings, job_id: str, rewards: Sequence[ResolvedReward], on_ranked: OnRanked, _: Any
     ) -> FakeRanker:
         self.rankers.append(FakeRanker(rewards, on_ranked))
         return self.rankers[-1]
@@ -765,7 +765,7 @@ spec.loader.exec_module(module)
 from dipole_trainer.worker import process
 process.run_worker(
     session=lambda spec, **rest: module.train(spec, **rest, pause_s=0.05),
-    make_ranker=lambda settings, job_id, rewards, on_ranked: module.FakeRanker(rewards, on_ranked),
+    make_ranker=lambda settings, job_id, rewards, on_ranked, cache: module.FakeRanker(rewards, on_ranked),
 )
 """
 

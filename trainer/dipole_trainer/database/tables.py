@@ -6,7 +6,7 @@ wake-up.
     rewards┘        ├─ checkpoints
                     ├─ webhooks      what is owed to whoever wants to hear of a job's end: an outbox
                     └─ ranked_groups ── rankings     the ledger: who ranked what, how, at which revision
-    api_keys  workers  audit
+    api_keys  workers  audit  cached_scores
 
 Times are Unix seconds by the database's clock (engine.now), so that machines with wrong clocks agree on leases.
 """
@@ -237,6 +237,18 @@ class AuditRow(Base):
     job_id: Mapped[str | None] = mapped_column(String(64))
     request_id: Mapped[str] = mapped_column(String(128))
     status: Mapped[int] = mapped_column(Integer)
+
+
+class CachedScoresRow(Base):
+    """A deterministic reward's answer for a group, for whoever asks the same of it again (jobs/score_store.py)."""
+
+    __tablename__ = "cached_scores"
+    __table_args__ = (Index("ix_cached_scores_created_at", "created_at"), {"sqlite_autoincrement": True})
+
+    seq: Mapped[int] = mapped_column(SerialInteger, primary_key=True)
+    key: Mapped[str] = mapped_column(String(64), unique=True)
+    answer: Mapped[dict[str, Any]] = mapped_column(NullableJson)
+    created_at: Mapped[float] = mapped_column(Float)
 
 
 class WorkerRow(Base):

@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any, cast, overload
 
 import structlog
 from celery import Celery, Task
+from redis.exceptions import RedisError
 
 from dipole import tracing
 from dipole.broker.candidates import Candidates, CandidateStore, MissingCandidates, open_shared_memory
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
-from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination
+from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
 from dipole.client import tls
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint, check_reward_url
@@ -51,12 +54,14 @@ class Lane:
         self._vault = vault or Vault.from_environment()
         self._reward_hosts = settings.reward_hosts
         self._store = CandidateStore(client, settings.candidate_ttl_s, open_shared_memory(settings))
+        self._redis = client
         self._coordination = TaskCoordination(client, settings.candidate_ttl_s)
         self._record = EndpointRecord(client)
         self._on_request = on_request
         self._tls_dir = settings.tls_dir
         self._clients: dict[tuple[Any, ...], RankClient] = {}
         self._claims: set[str] = set()
+        self._asking: Counter[str] = Counter()  # requests under way, by reward
         self._lock = threading.Lock()
         threading.Thread(target=self._renew_claims, name="claims", daemon=True).start()
 
@@ -77,8 +82,9 @@ class Lane:
         if answer is None:
             started = time.monotonic()
             try:
-                answer = self._ask_endpoint(run["rewards"][message["reward"]], message, remaining)
-                answer["seconds"] = time.monotonic() - started
+                with self._sleeping_afterwards(run["rewards"][message["reward"]], message["reward"]):
+                    answer = self._ask_endpoint(run["rewards"][message["reward"]], message, remaining)
+                    answer["seconds"] = time.monotonic() - started
                 self._record_request(run["rewards"][message["reward"]], message["reward"], answer)
                 if answer["status"] == "completed" and any(score is not None for score in answer["scores"]):
                     self._coordination.keep_answer(key, answer)
@@ -130,6 +136,30 @@ class Lane:
             log.exception("rank_crashed")
             why = f"{type(error).__name__} in the rank worker, whose log says more"
             return failure_answer("internal", why, retryable=False)
+
+    @contextmanager
+    def _sleeping_afterwards(self, record: Mapping[str, Any], reward: str) -> Iterator[None]:
+        """An endpoint that shares its GPU with the trainer sleeps once nothing is to be ranked, and before the trainer
+        hears the answer: it takes the memory then. A courtesy: whatever prevents it is told in the log alone.
+        """
+        with self._lock:
+            self._asking[reward] += 1
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._asking[reward] -= 1
+                is_last = not self._asking[reward]
+            if is_last and "colocated" in record.get("options", ()):
+                self._put_to_sleep(record, reward)
+
+    def _put_to_sleep(self, record: Mapping[str, Any], reward: str) -> None:
+        try:
+            endpoint = self._endpoint_of(record)
+            if endpoint.is_colocated and not self._redis.llen(queue_name(reward)):
+                self._client_of(endpoint).sleep_weights()
+        except (EndpointError, ConfigurationError, InvalidInput, RedisError) as error:
+            log.warning("reward_not_asleep", reward=reward, error=str(error))
 
     def _withdraw_ranking(self, record: Mapping[str, Any], message: RankMessage) -> None:
         """A courtesy: whatever prevents it, the endpoint's own deadline ends what is pending there."""

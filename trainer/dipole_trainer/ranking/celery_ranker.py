@@ -53,6 +53,7 @@ from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
 from dipole_trainer.ranking.lazy_images import read_images
+from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.ranking.withdrawable_rankings import WITHDRAW_TTL_S, WithdrawableRankings
 from dipole_trainer.spec import RewardSpec
 
@@ -74,6 +75,10 @@ class ResolvedReward:
 
     spec: RewardSpec
     endpoint: Endpoint
+
+
+# by an array's id, kept so that no other gets it: rewards share arrays, and hashing takes a while
+References = dict[int, tuple[Candidates, str]]
 
 
 @dataclass
@@ -99,6 +104,11 @@ class _Request:
     @property
     def sends_latents(self) -> bool:
         return self.array.dtype == np.float16
+
+    @property
+    def substance(self) -> str:
+        """What is to be ranked: equal for equal candidates. Equal latents of two VAEs are different images."""
+        return f"{self.candidates} of {self.group.vae}" if self.sends_latents else self.candidates
 
 
 def resend_pause_s(first_s: float, times_sent: int) -> float:
@@ -136,6 +146,7 @@ class CeleryRanker:
         job_id: str,
         rewards: Sequence[ResolvedReward],
         on_ranked: OnRanked | None = None,
+        score_cache: ScoreCache | None = None,
         *,
         resend_s: float = RESEND_AFTER_S,
         vault: Vault | None = None,
@@ -144,6 +155,7 @@ class CeleryRanker:
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
         self._in_flight = GroupsInFlight([reward.spec for reward in rewards], on_ranked)
+        self._score_cache = score_cache
         self._resend_s = resend_s
         self._app = create_celery_app(settings.redis_url)
         self._redis = connect_redis(settings.redis_url)
@@ -237,29 +249,26 @@ class CeleryRanker:
     # Asking
 
     def _ask_rewards(self, now: float) -> None:
-        """Send what is to be asked and was not yet."""
-        questions = self._in_flight.pop_questions()
-        references: dict[int, str] = {}  # by an array of images, which rewards share: hashing it takes a while
-        for question in questions:
-            deadline = question.asked_at + self._rewards[question.reward].spec.timeout_s
-            self._ask_reward(question.group, question.reward, deadline, now, references)
+        """Send what is to be asked and was not yet, but for what is known."""
+        references: References = {}
+        # a known answer may bring questions to the rewards that are shown what it chose
+        while questions := self._in_flight.pop_questions():
+            for question in questions:
+                deadline = question.asked_at + self._rewards[question.reward].spec.timeout_s
+                self._ask_reward(question.group, question.reward, deadline, now, references)
 
     def _ask_reward(
-        self, group: CandidateGroup, name: str, deadline: float, now: float, references: dict[int, str]
+        self, group: CandidateGroup, name: str, deadline: float, now: float, references: References
     ) -> None:
-        """Ask one reward to rank a group, in the form that it takes."""
+        """Ask one reward to rank a group, in the form that it takes, unless its answer is known."""
         array, flaws = self._choose_form(group, name)
         if len(flaws) == len(group.images):
             failure = failed_result(len(group.images), next(iter(flaws.values())))
             self._in_flight.put_result(group.id, name, failure, now)
             return
         if id(array) not in references:
-            references[id(array)] = CandidateStore.reference_of(array)
-        reference = references[id(array)]
-        is_new = not self._uses[reference]
-        self._uses[reference] += 1
-        if reference in self._unused:
-            self._unused.remove(reference)
+            references[id(array)] = array, CandidateStore.reference_of(array)
+        reference = references[id(array)][1]
         request = _Request(
             group=group,
             reward=name,
@@ -270,6 +279,15 @@ class CeleryRanker:
             flaws=flaws,
             next_send_at=now + 1,
         )
+        if self._score_cache is not None:
+            known = self._score_cache.find(name, self._rewards[name].endpoint, group, request.substance)
+            if known is not None:
+                self._in_flight.put_result(group.id, name, self._result_of(request, known), now)
+                return
+        is_new = not self._uses[reference]
+        self._uses[reference] += 1
+        if reference in self._unused:
+            self._unused.remove(reference)
         self._requests[group.id, name] = request
         if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
             self._send_task(request, now)
@@ -423,6 +441,9 @@ class CeleryRanker:
             if request.accepted_at is not None:
                 self._rates[request.reward].add_answer(now)
             self._drop_request(at)
+            if self._score_cache is not None and answer["status"] == "completed":
+                endpoint = self._rewards[request.reward].endpoint
+                self._score_cache.keep(request.reward, endpoint, request.group, request.substance, answer)
             self._in_flight.put_result(*at, self._result_of(request, answer), now)
 
     def _turn_to_images(self, request: _Request, answer: RankAnswer, now: float) -> None:

@@ -25,6 +25,7 @@ from dipole_trainer.jobs.ranking_ledger import LEDGER_REPORT, make_ledger_entry
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, Ranker, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
+from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.artifacts import ArtifactStore
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
     from dipole_trainer.distributed.torch_group import TorchProcessGroup
     from dipole_trainer.training.interface import RunSession
 
-MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked], Ranker]
+MakeRanker = Callable[[PlatformSettings, str, Sequence[ResolvedReward], OnRanked, ScoreCache | None], Ranker]
 """Makes a job's ranker. Whoever made it calls its `close()` once the job has left this process, however it left."""
 
 log = structlog.get_logger()
@@ -124,7 +125,8 @@ def _train_job(
 
     def run_session() -> None:
         spec = TrainSpec.from_stored(said["spec"])
-        ranker = make_ranker(settings, said["id"], [_resolved_reward(each) for each in said["rewards"]], report_ranking)
+        rewards = [_resolved_reward(each) for each in said["rewards"]]
+        ranker = make_ranker(settings, said["id"], rewards, report_ranking, None)
         try:
             with _offline_data(spec, settings) as data, _make_workdir(spec, said["id"], settings) as workdir:
                 session(

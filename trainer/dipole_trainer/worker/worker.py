@@ -54,8 +54,10 @@ from dipole_trainer.distributed.failures import PeerLost
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.jobs.leases import Claim, DesiredState
 from dipole_trainer.jobs.ranking_ledger import RankingLedger
+from dipole_trainer.jobs.score_store import SqlScoreStore
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
+from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec
@@ -229,12 +231,17 @@ class Worker:
     def _run_with_ranker(
         self, claim: Claim, claimed: ClaimedJob, spec: TrainSpec, rewards: Sequence[ResolvedReward], data: Path | None
     ) -> Outcome:
-        ranker = self._make_ranker(self.settings, claim.job_id, rewards, claimed.store_ranking)
+        self._put_to_sleep(rewards)
+        cache = self._open_score_cache()
+        ranker = self._make_ranker(self.settings, claim.job_id, rewards, claimed.store_ranking, cache)
         self.processes.all_gather(followers.job_message(claim.job_id, spec, rewards))
 
         def report(kind: str, data: Mapping[str, Any]) -> None:
             claimed.store_event(kind, data)
             self.metrics.observe_event(kind, data)
+            # with what a resumed job goes on from, so that nothing is counted twice
+            if kind == job_events.CheckpointWritten.kind:
+                _report_saved(cache, claimed)
 
         def control() -> DesiredState:
             self.metrics.observe_waiting(ranker)
@@ -242,7 +249,7 @@ class Worker:
 
         try:
             with self.metrics.watch_job(claim.job_id, spec):
-                return self._session(
+                outcome = self._session(
                     spec,
                     job_id=claim.job_id,
                     workdir=claimed.workdir,
@@ -254,9 +261,27 @@ class Worker:
                     candidates_max_gib=self.settings.candidates_max_gib,
                     take_weight_changes=claimed.take_weight_changes,
                 )
+            _report_saved(cache, claimed)
+            return outcome
         finally:
             ranker.close()
             self.processes.leave_run()
+
+    def _put_to_sleep(self, rewards: Sequence[ResolvedReward]) -> None:
+        """Rewards on this GPU make room for the model; rank workers do so from then on. None of them has to obey."""
+        for each in rewards:
+            if each.endpoint.is_colocated:
+                try:
+                    with RankClient(each.endpoint, tls_dir=self.settings.tls_dir, transport=self._transport) as client:
+                        client.sleep_weights()
+                except (EndpointError, ConfigurationError) as error:
+                    log.warning("reward_not_asleep", reward=each.spec.name, error=str(error))
+
+    def _open_score_cache(self) -> ScoreCache | None:
+        most = self.settings.score_cache_groups
+        if most == 0:
+            return None
+        return ScoreCache(SqlScoreStore(self.database, most), tls_dir=self.settings.tls_dir, transport=self._transport)
 
     def _resolve_reward(self, spec: RewardSpec) -> ResolvedReward:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
@@ -278,6 +303,13 @@ class Worker:
         except ConfigurationError:
             # its key or certificates are elsewhere: let the job try, or fail with that sentence
             return True
+
+
+def _report_saved(cache: ScoreCache | None, claimed: ClaimedJob) -> None:
+    """Tell what rewards were not asked since it was last told."""
+    for reward, saved in (cache.take_saved() if cache is not None else {}).items():
+        event = job_events.ScoresReused(reward=reward, groups=saved.groups, seconds=round(saved.seconds, 3))
+        event.report(claimed.store_event)
 
 
 def _explain_failure(error: Exception) -> dict[str, str | None]:

@@ -6,14 +6,33 @@ type and retries are the connection's and the client's, and the same for all kin
 
 from __future__ import annotations
 
+import contextlib
+import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
 
 from pydantic import ConfigDict, Field, JsonValue
 
-from dipole.client.connection import BoundedResponse, Deadline, EndpointConnection, Message, invalid_response
-from dipole.protocol.schemas import MAX_CANDIDATES, Ranking, RewardInfo, StrictModel, Version
+from dipole.client.connection import (
+    BoundedResponse,
+    Deadline,
+    EndpointConnection,
+    EndpointError,
+    Message,
+    invalid_response,
+)
+from dipole.protocol.images import Pixels
+from dipole.protocol.schemas import (
+    MAX_CANDIDATES,
+    RankedItem,
+    Ranking,
+    RewardInfo,
+    StrictModel,
+    Version,
+    rank_scores,
+)
 
 MAX_TIMEOUT_S = 7 * 24 * 3600  # of one group
 
@@ -32,6 +51,9 @@ class RankCall(Protocol):
     vae: str | None
 
     def __len__(self) -> int: ...
+
+    def pixels(self) -> list[Pixels]:
+        """Every candidate as an RGB uint8 array (H, W, 3)."""
 
     def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
         """The ranking protocol's own request, as httpx's arguments; with `progress` for an endpoint that wants it."""
@@ -66,9 +88,13 @@ ForeignOptionsT = TypeVar("ForeignOptionsT", bound=ForeignEndpointOptions)
 
 
 class EndpointAdapter(ABC, Generic[OptionsT]):
-    """One kind of server at one address. `ready_path` answers 200 when it can be asked."""
+    """One kind of server at one address. `ready_path` answers 200 when it can be asked; `withdraws` says whether
+    DELETE of a pending ranking's location means something to it, `pending_hint` what may be wrong when one never ends.
+    """
 
     ready_path: ClassVar[str]
+    withdraws: ClassVar[bool] = True
+    pending_hint: ClassVar[str] = ""
 
     def __init__(self, connection: EndpointConnection, options: OptionsT) -> None:
         self.connection, self.options = connection, options
@@ -85,11 +111,16 @@ class EndpointAdapter(ABC, Generic[OptionsT]):
     def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking | None:
         """The checked ranking; None while it is pending, with `job.location` saying where to look."""
 
+    def poll_ranking(self, job: RankCall, location: str, deadline: Deadline) -> Ranking | None:
+        """Look once at what is pending at `location`; as `read_answer`."""
+        return self.read_answer(job, *self.connection.send_request("GET", location, deadline))
+
 
 class ForeignAdapter(EndpointAdapter[ForeignOptionsT]):
-    """A server of somebody else's with `/score`, which answers at once and takes images as PNG."""
+    """A server of somebody else's, which is asked with a POST to `score_path` and takes images as PNG."""
 
     ready_path = "/health"
+    score_path: ClassVar[str] = "/score"
     recipe: ClassVar[str]
 
     def describe_server(self, name: str, model: str) -> RewardInfo:
@@ -105,7 +136,44 @@ class ForeignAdapter(EndpointAdapter[ForeignOptionsT]):
         )
 
     def parse_scores(self, message: type[Message], status: int, answer: BoundedResponse) -> Message:
-        """The answer of `POST /score`, in its own words."""
+        """The answer of the POST to `score_path`, in its own words."""
         if status != 200:
-            raise invalid_response(f"{self.connection.base_url} answered {status}, which /score never does")
+            raise invalid_response(f"{self.connection.base_url} answered {status}, which {self.score_path} never does")
         return self.connection.parse_message(message, answer)
+
+    def rank_floats(self, job: RankCall, model: str, scores: Sequence[float]) -> Ranking:
+        """The ranking by one score for each candidate, in their order. Raises EndpointError for too few or many."""
+        if len(scores) != len(job):
+            raise invalid_response(
+                f"{self.connection.base_url} answered {len(scores)} scores for {len(job)} candidates"
+            )
+        return Ranking(
+            id=job.key,
+            created=int(time.time()),
+            model=model,
+            model_revision=self.options.revision,
+            recipe_version=self.recipe,
+            results=[
+                RankedItem(id=f"c{index}", score=score, rank=rank)
+                for index, (score, rank) in enumerate(zip(scores, rank_scores(scores), strict=True))
+            ],
+        )
+
+
+def choose_metric(metrics: Mapping[str, Any], *, chosen: str | None, reward: str, url: str) -> str:
+    """Which metric of a reward is the score. More than one and none named as the reward: nothing is guessed."""
+    metric = chosen or (next(iter(metrics)) if len(metrics) == 1 else reward)
+    if metric not in metrics:
+        offered = ", ".join(sorted(metrics)[:16]) or "none"
+        message = f"{url} answered the metrics {offered}: register one as options.metric"
+        raise EndpointError(message, code="invalid_response", counts_as_failure=False)
+    return metric
+
+
+def finite_number(value: Any) -> float | None:
+    """The value as a number, None where it is none."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    with contextlib.suppress(OverflowError):
+        return float(value) if math.isfinite(value) else None
+    return None

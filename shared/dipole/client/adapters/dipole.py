@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from pydantic import Field
+
 from dipole.client.adapters.base import EndpointAdapter, EndpointOptions, RankCall
 from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
 from dipole.protocol import images
@@ -12,7 +14,13 @@ from dipole.protocol.schemas import PendingRanking, Ranking, RewardInfo
 
 
 class DipoleOptions(EndpointOptions):
-    """None of its own: it describes itself."""
+    """All else it says of itself."""
+
+    colocated: bool = Field(
+        default=False,
+        description="Whether it shares a GPU with the trainer: rank workers then have it move its weights to the host "
+        "whenever nothing is to be ranked (`POST /v1/sleep`). One process serves it.",
+    )
 
 
 class DipoleAdapter(EndpointAdapter[DipoleOptions]):

@@ -12,14 +12,12 @@ alone. `GET /rewards` lists the rewards, `GET /health` answers 200 once all are 
 
 from __future__ import annotations
 
-import contextlib
-import math
 import time
 from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall
+from dipole.client.adapters.base import ForeignAdapter, ForeignEndpointOptions, RankCall, choose_metric, finite_number
 from dipole.client.connection import BoundedResponse, Deadline, EndpointError, invalid_response
 from dipole.protocol.foreign_answers import ManyOrNull, OrNone
 from dipole.protocol.schemas import ItemError, Many, RankedItem, Ranking, RewardInfo, Version, rank_scores
@@ -126,8 +124,8 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             return RankedItem(id=name, score=None, error=reason)
         if not isinstance(metrics, dict):
             raise invalid_response(f"{url} answered no metrics of {reward} for candidate {index}")
-        metric = self._score_metric(metrics)
-        numbers = {part: _finite_number(value) for part, value in metrics.items()}
+        metric = choose_metric(metrics, chosen=self.options.metric, reward=reward, url=url)
+        numbers = {part: finite_number(value) for part, value in metrics.items()}
         score = numbers[metric]
         if score is None and metrics[metric] is not None:
             why = f"{url} answered {metrics[metric]!r:.40} as {metric} of candidate {index}, which is no finite number"
@@ -142,21 +140,3 @@ class UnirlAdapter(ForeignAdapter[UnirlOptions]):
             sub_scores={part: value for part, value in numbers.items() if value is not None},
             error=ItemError(code="not-finite", message="the score is not a number") if score is None else None,
         )
-
-    def _score_metric(self, metrics: dict[str, Any]) -> str:
-        """Which of them is the score. More than one and none named as the reward: nothing is guessed."""
-        chosen = self.options.metric or (next(iter(metrics)) if len(metrics) == 1 else self.options.reward)
-        if chosen not in metrics:
-            offered = ", ".join(sorted(metrics)[:16]) or "none"
-            message = f"{self.connection.base_url} answered the metrics {offered}: register one as options.metric"
-            raise EndpointError(message, code="invalid_response", counts_as_failure=False)
-        return chosen
-
-
-def _finite_number(value: Any) -> float | None:
-    """The value as a number, None where it is none."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return None
-    with contextlib.suppress(OverflowError):
-        return float(value) if math.isfinite(value) else None
-    return None
