@@ -73,8 +73,8 @@ def measure_units(workdir: Path) -> dict[str, Unit] | None:
 
 
 def describe_config(spec: TrainSpec) -> dict[str, str | int | float | bool]:
-    """A job's settings by dotted name. Of prompts their number, of rewards neither address nor options, of `notify` nothing: what leaves for
-    somebody's server is what makes runs comparable.
+    """A job's settings by dotted name. Of prompts their number, of rewards neither address nor options, and not whom to
+    notify: what leaves for somebody's server is what makes runs comparable.
     """
     left_out = {"prompts": True, "rewards": True, "notify": True, "evaluation": {"prompts"}}
     plain = spec.model_dump(mode="json", exclude=left_out)
