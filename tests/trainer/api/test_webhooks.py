@@ -31,6 +31,7 @@ from dipole_trainer.database.tables import EventRow, JobRow, WebhookRow
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jobs.webhooks import WebhookOutbox
 from dipole_trainer.spec import TrainSpec
+from dipole_trainer.trackers.figures import describe_config
 
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = "/v1/fine_tuning/jobs"
@@ -223,6 +224,12 @@ def test_nothing_is_sent_to_a_host_that_is_not_allowed(receiver: Receiver, run_a
     run_app(refuse_some, webhook_secret=SECRET, webhook_hosts=[f"127.0.0.1:{receiver.server.server_port}"])
     run_app(give_up, webhook_secret=SECRET, webhook_hosts=["elsewhere.example"])
     assert receiver.heard.empty()
+
+
+def test_the_url_stays_out_of_what_is_handed_on() -> None:
+    """A tracker on somebody's server does not learn it."""
+    assert "notify" in TrainSpec.model_fields
+    assert "notify" not in str(describe_config(spec_to_notify("http://a.example/of-my-own")))
 
 
 def test_hosts_without_a_secret_stop_the_server(tmp_path: Path) -> None:

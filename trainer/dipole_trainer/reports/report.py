@@ -304,11 +304,13 @@ def training_facts(
 
 
 def build_request(spec: TrainSpec, record: JobRecord) -> dict[str, Any]:
-    """What makes the same job again: `json`, the body of POST /v1/fine_tuning/jobs, and `remark` on what it lacks."""
+    """What makes the same job again: `json`, the body of POST /v1/fine_tuning/jobs, and `remark` on what it lacks. Whom
+    to notify is left out: a report is handed on, and such a URL may be a secret.
+    """
     body = spec.model_dump(
         mode="json",
         exclude_defaults=True,
-        exclude={"prompts": True, "evaluation": {"prompts"}, "initial_checkpoint": True},
+        exclude={"prompts": True, "evaluation": {"prompts"}, "initial_checkpoint": True, "notify": True},
     )
     model = spec.initial_checkpoint.name if spec.initial_checkpoint is not None else spec.model
     body |= {"model": model, "seed": spec.seed, "steps": spec.steps}

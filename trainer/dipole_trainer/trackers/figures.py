@@ -73,10 +73,11 @@ def measure_units(workdir: Path) -> dict[str, Unit] | None:
 
 
 def describe_config(spec: TrainSpec) -> dict[str, str | int | float | bool]:
-    """A job's settings by dotted name. Of prompts their number, of rewards neither address nor options: what leaves for
-    somebody's server is what makes runs comparable.
+    """A job's settings by dotted name. Of prompts their number, of rewards neither address nor options, and not whom to
+    notify: what leaves for somebody's server is what makes runs comparable.
     """
-    plain = spec.model_dump(mode="json", exclude={"prompts": True, "rewards": True, "evaluation": {"prompts"}})
+    left_out = {"prompts": True, "rewards": True, "notify": True, "evaluation": {"prompts"}}
+    plain = spec.model_dump(mode="json", exclude=left_out)
     plain["prompts"] = len(spec.prompts)
     plain["evaluation"]["prompts"] = len(spec.evaluation.prompts)
     hidden = {"name", "url", "options"}
