@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from datetime import UTC, datetime
 from pathlib import Path
@@ -71,8 +72,9 @@ def test_a_browser_shows_the_words_inside_their_boxes(browser: Browser, tmp_path
     assert 0 < first["left"] < first["right"] < label["right"] < second["left"] < second["right"] < whole["right"]
     for text in (first, second):
         assert whole["top"] <= text["top"] < text["bottom"] <= whole["bottom"]
-    page.set_content(f'<img alt="" src="data:image/svg+xml;utf8,{path.read_text().replace("#", "%23")}">')
-    assert page.locator("img").evaluate("one => one.naturalWidth") > 100
+    page = browser.new_page()
+    page.set_content(f'<img alt="" src="data:image/svg+xml;base64,{base64.b64encode(path.read_bytes()).decode()}">')
+    assert page.locator("img").evaluate("one => one.decode().then(() => one.naturalWidth)") > 100
     name = ElementTree.parse(path).getroot().attrib
     assert (name["role"], name["aria-label"]) == ("img", "ranking protocol v1: conforms, 41 checks, 1 warning")
 
