@@ -14,4 +14,5 @@ import os
 from dipole.client import AsyncClient
 from dipole.client.scores.verl_omni import verl_compute_score
 
-compute_score = verl_compute_score(AsyncClient(os.environ["REWARD_URL"]))
+client = AsyncClient(os.environ["REWARD_URL"])
+compute_score = verl_compute_score(client)

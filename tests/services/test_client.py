@@ -14,6 +14,7 @@ import runpy
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -48,6 +49,12 @@ def url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
         yield url
 
 
+def as_json(document: Any) -> httpx.Response:
+    """A response as from a socket: one that was made of bytes has been read already."""
+    body = httpx.ByteStream(json.dumps(document).encode())
+    return httpx.Response(200, headers={"content-type": "application/json"}, stream=body)
+
+
 def fake(wants: list[str] | None = None, *, calibrated: bool = True, nulls: bool = False) -> tuple[Any, list[Any]]:
     """A transport of an endpoint that scores by place, most 2 candidates at once; and the requests that it got."""
     seen: list[Any] = []
@@ -56,7 +63,7 @@ def fake(wants: list[str] | None = None, *, calibrated: bool = True, nulls: bool
         names = {"model": "m", "model_revision": "1", "recipe_version": "1"}
         if request.url.path == "/v1/info":
             said = {"media_types": ["image/png"], "max_candidates": 2, "wants": wants or [], "calibrated": calibrated}
-            return httpx.Response(200, stream=httpx.ByteStream(json.dumps({"name": "f", **names, **said}).encode()))
+            return as_json({"name": "f", **names, **said})
         asked = json.loads(request.read())
         seen.append(asked)
         error = {"code": "no_face", "message": "there is no face"}
@@ -66,8 +73,7 @@ def fake(wants: list[str] | None = None, *, calibrated: bool = True, nulls: bool
             else {"id": each["id"], "score": float(place), "rank": len(asked["candidates"]) - place}
             for place, each in enumerate(asked["candidates"])
         ]
-        told = {"id": "r", "created": 1, "results": results, **names}
-        return httpx.Response(200, stream=httpx.ByteStream(json.dumps(told).encode()))
+        return as_json({"id": "r", "created": 1, "results": results, **names})
 
     return httpx.MockTransport(answer), seen
 
@@ -158,9 +164,10 @@ def test_trl_gets_a_number_for_each_completion(url: str) -> None:
         assert call_trl(of_column, ["a wall"] * 2, ["", ""], image=[GAUDY, GREY]) == expected
         with pytest.raises(InvalidInput, match="no column 'image'"):
             call_trl(of_column, ["a"], ["b"])
-    reward = trl_reward(AsyncClient(url), draw=draw)
-    assert inspect.iscoroutinefunction(reward)
-    assert asyncio.run(call_trl(reward, ["a wall"] * 2, ["gaudy", "grey"])) == expected
+    with closing(AsyncClient(url)) as several:
+        reward = trl_reward(several, draw=draw)
+        assert inspect.iscoroutinefunction(reward)
+        assert asyncio.run(call_trl(reward, ["a wall"] * 2, ["gaudy", "grey"])) == expected
 
 
 def test_trl_s_progress_and_metadata_arrive_and_a_null_stays_one() -> None:
@@ -177,7 +184,8 @@ def test_trl_s_progress_and_metadata_arrive_and_a_null_stays_one() -> None:
 
 def test_verl_omni_gets_a_dict_for_each_image(url: str) -> None:
     """As VisualRewardManager.run_single calls it, which looks whether it is a coroutine function."""
-    compute_score = verl_compute_score(AsyncClient(url))
+    real = AsyncClient(url)
+    compute_score = verl_compute_score(real)
     assert inspect.iscoroutinefunction(compute_score)
     image = torch.from_numpy(GAUDY).permute(2, 0, 1)
 
@@ -191,6 +199,7 @@ def test_verl_omni_gets_a_dict_for_each_image(url: str) -> None:
     with Client(url) as client:
         assert call(compute_score, image)["score"] == client.score("a wall", [GAUDY])[0]
     assert call(compute_score, image[None]) == call(compute_score, image)
+    real.close()
     transport, _ = fake(nulls=True)
     with pytest.raises(EndpointError, match="there is no face"):
         call(verl_compute_score(AsyncClient("http://fake", transport=transport)), image)
@@ -222,9 +231,11 @@ def payload(*pictures: images.Pixels, **more: Any) -> dict[str, Any]:
 
 def test_flow_factory_gets_rewards(url: str) -> None:
     """As RemoteRewardClient asks: /health, then /compute."""
-    app = compute_app(AsyncClient(url))
-    assert flow_factory(app, "GET", "/health").status_code == 200
-    answer = flow_factory(app, "POST", "/compute", json=payload(GREY, GAUDY))
+    with closing(AsyncClient(url)) as asked:
+        app = compute_app(asked)
+        assert flow_factory(app, "GET", "/health").status_code == 200
+        assert flow_factory(app, "GET", "/other").status_code == 404
+        answer = flow_factory(app, "POST", "/compute", json=payload(GREY, GAUDY))
     with Client(url) as client:
         assert answer.json() == {"rewards": client.score("a wall", [GREY, GAUDY])}
 
@@ -270,9 +281,12 @@ def test_the_examples_are_what_those_trainers_ask(url: str, tmp_path: Path, monk
         answer = httpx.post(f"{server}/compute", json=payload(GREY, GAUDY), trust_env=False)
         assert answer.json() == {"rewards": expected}
     monkeypatch.setenv("REWARD_URL", url)
-    found = runpy.run_path(str(EXAMPLES / "verl_omni_reward.py"))["compute_score"]
+    found = runpy.run_path(str(EXAMPLES / "verl_omni_reward.py"))
     image = torch.from_numpy(GAUDY).permute(2, 0, 1)
-    scored = asyncio.run(found(data_source="x", solution_image=image, ground_truth="a wall", extra_info={}))
+    scored = asyncio.run(
+        found["compute_score"](data_source="x", solution_image=image, ground_truth="a wall", extra_info={})
+    )
+    found["client"].close()
     assert scored["score"] == expected[1]
 
 
