@@ -13,8 +13,13 @@ from dipole.errors import InvalidInput
 from dipole_trainer import generators
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.generators.one_step_schedule import check_sample_is_no_noise, make_one_step_schedule
+from dipole_trainer.generators.one_step_schedule import (
+    check_sample_is_no_noise,
+    make_distilled_schedule,
+    make_one_step_schedule,
+)
 from dipole_trainer.spec import GeneratorSpec
+from dipole_trainer.weights.distillations import DISTILLED_MODELS, SD15, SDXL
 
 NOISES = {name: tiny_pipelines.NOISE_SCHEDULE[name] for name in ("beta_start", "beta_end", "beta_schedule")}
 # what a single step of theirs would be: timestep 0 or 1, 501 of DPM-Solver's
@@ -54,6 +59,29 @@ def test_a_step_that_begins_elsewhere_is_set_to_trailing_and_told(name: str, set
     assert schedule.change is not None
     assert name in schedule.change
     assert "'trailing'" in schedule.change
+
+
+# the schedulers of the bases that were distilled, as their folders have them
+BASES = {
+    SD15: ("PNDMScheduler", {"skip_prk_steps": True, "steps_offset": 1, "set_alpha_to_one": False}),
+    SDXL: ("EulerDiscreteScheduler", {"timestep_spacing": "leading", "steps_offset": 1}),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "timestep"),
+    [("hyper-sd15-lora", 999), ("hyper-sdxl-lora", 999), ("hyper-sdxl-unet", 800), ("sdxl-lightning", 999),
+     ("dmd2-sdxl", 399)],
+)  # fmt: skip
+def test_a_distilled_model_begins_where_it_is_published_to(name: str, timestep: int) -> None:
+    """Under the scheduler of its row, whatever the base's own is; the sentence says both."""
+    distillation = DISTILLED_MODELS[name]
+    schedule = make_distilled_schedule(make_scheduler(*BASES[distillation.base]), distillation)
+    assert schedule.scheduler.timesteps.tolist() == [timestep]
+    assert schedule.scheduler.config.beta_end == NOISES["beta_end"]
+    assert schedule.change is not None
+    assert f"{distillation.scheduler}" in schedule.change
+    assert schedule.change.endswith(f"timestep {timestep}")
 
 
 @pytest.mark.parametrize(("name", "settings"), RIGHT)

@@ -39,7 +39,7 @@ PROMPT = PromptSpec(prompt="a red square")
 @pytest.fixture(scope="module")
 def models_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    for kind in ("sd", "sdxl", "sana", "sdxl-lightning"):
+    for kind in ("sd", "sdxl", "sana"):
         write_pipeline(folder / f"tiny-{kind}", kind)
     return folder
 
@@ -76,7 +76,6 @@ def run_real_update(spec: TrainSpec, generator: OneStepGenerator, phi: Any, grap
         {"model": "tiny-sd", "features": {"type": "latents"}},
         {"model": "tiny-sdxl", "features": {"type": "teacher_unet", "keys": ["mid_block"]}, "chunk_size": 2},
         {"model": "tiny-sana", "features": {"type": "latents"}},
-        {"model": "tiny-sdxl-lightning", "features": {"type": "latents"}, "chunk_size": 2},
     ],
     ids=lambda more: "-".join(map(str, more.values())) or "drpo",
 )
@@ -121,6 +120,16 @@ def test_published_networks_have_their_published_size(name: str, millions: int) 
         pipeline = architectures.make_pipeline(architectures.PUBLISHED_PIPELINES[name])
     denoiser = getattr(pipeline, "transformer", None) or pipeline.unet
     assert round(sum(each.numel() for each in denoiser.parameters()) / 1e6) == millions
+
+
+def test_a_distilled_model_is_planned_by_the_configs_in_its_folder(models_dir: Path, tmp_path: Path) -> None:
+    """The base's, without the U-Net's weights; it weighs what the base does."""
+    mine = write_pipeline(tmp_path / "mine", "sdxl-lightning")
+    (mine / "unet/diffusion_pytorch_model.safetensors").unlink()
+    planned = build_fake_models(job(model="mine", features={"type": "latents"}), tmp_path)
+    base = build_fake_models(job(model="tiny-sdxl", features={"type": "latents"}), models_dir)
+    assert not planned.is_published_shape
+    assert (planned.weights_bytes, planned.trained_bytes) == (base.weights_bytes, base.trained_bytes)
 
 
 def test_every_published_model_has_a_shape() -> None:
