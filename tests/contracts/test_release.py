@@ -31,10 +31,12 @@ def test_every_image_has_an_sbom_of_what_it_installs(release: ModuleType) -> Non
     assert release.IMAGES.keys() == ours
     trainer = DOCKERFILES[1].read_text()
     assert f"'.[{','.join(release.IMAGES['api'])}]'" in trainer
-    assert f"ARG EXTRAS={','.join(release.IMAGES['trainer'])}\n" in trainer
+    assert f"ARG EXTRAS={','.join(release.IMAGES['trainer'][:-1])}\n" in trainer
+    assert all("tracing" in each.read_text() for each in DOCKERFILES)
     for name in ours - {"api", "trainer"}:
         builds = [each["build"] for each in SERVICES.values() if each["image"].startswith(f"dipole-{name}:")]
-        assert {each.get("args", {}).get("EXTRA", "rewards") for each in builds} == set(release.IMAGES[name])
+        extras = {each.get("args", {}).get("EXTRA", "rewards") for each in builds}
+        assert extras | {"tracing"} == set(release.IMAGES[name])
 
 
 def test_the_packages_of_an_image_are_those_that_it_needs(release: ModuleType) -> None:

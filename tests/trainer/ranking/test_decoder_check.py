@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.stats import kendalltau
 
-from dipole_trainer.ranking.decoder_check import RECENT_CHECKS, DecoderCheck, kendall_tau
+from dipole_trainer.ranking.forwarding.decoder_check import RECENT_CHECKS, DecoderCheck, kendall_tau
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import RewardSpec

@@ -31,7 +31,7 @@ from dipole_trainer.checkpoints import model_card
 from dipole_trainer.checkpoints.usage_snippet import PipelineUsage
 from dipole_trainer.generators.initial_weights import merge_adapter
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
-from dipole_trainer.ranking.unverified import read_found_rewards
+from dipole_trainer.ranking.forwarding.unverified import read_found_rewards
 from dipole_trainer.ranking.weight_changes import WeightChange
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout

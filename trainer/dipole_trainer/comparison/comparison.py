@@ -36,7 +36,7 @@ from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
-from dipole_trainer.ranking.forwarding import ForwardingRanker
+from dipole_trainer.ranking.forwarding.forwarding_ranker import ForwardingRanker
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.registry.files import FileRegistry
 from dipole_trainer.registry.model_names import ModelRef, ModelResolver

@@ -26,7 +26,7 @@ from dipole_trainer.evaluation import curves, pictures, statistics
 from dipole_trainer.evaluation.contact_sheet import VERDICT
 from dipole_trainer.evaluation.figure_texts import format_estimate
 from dipole_trainer.jobs.job_record import AnsweringReward, EndedStatus, JobRecord
-from dipole_trainer.ranking.unverified import read_found_rewards
+from dipole_trainer.ranking.forwarding.unverified import read_found_rewards
 from dipole_trainer.ranking.weight_changes import RewardSchedule, describe_weight
 from dipole_trainer.reports import gallery, vector_curves
 from dipole_trainer.spec import RewardSpec, TrainSpec

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
-from dipole_trainer.ranking.forwarding import ForwardingRanker
+from dipole_trainer.ranking.forwarding.forwarding_ranker import ForwardingRanker
 from dipole_trainer.ranking.groups import Agreement, CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.spec import RewardSpec

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
-from dipole_trainer.ranking.forwarding import ForwardingRanker
+from dipole_trainer.ranking.forwarding.forwarding_ranker import ForwardingRanker
 from dipole_trainer.ranking.groups import RankedGroup, Ranker
 
 
