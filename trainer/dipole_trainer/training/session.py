@@ -31,10 +31,10 @@ from dipole_trainer.evaluation.schedule import EvaluationSchedule
 from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.one_step import DTYPES, OneStepGenerator
 from dipole_trainer.ranking.forwarding.decoder_check import DecoderCheck
-from dipole_trainer.ranking.groups import Ranker
-from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.ranking.forwarding.sent_as import LatentsReporter
 from dipole_trainer.ranking.forwarding.unverified import UnverifiedRewardReporter
+from dipole_trainer.ranking.groups import Ranker
+from dipole_trainer.ranking.known_answers import KnownAnswersRanker
 from dipole_trainer.ranking.weight_changes import RewardSchedule
 from dipole_trainer.spec import PromptSpec, TrainSpec
 from dipole_trainer.storage import job_layout
