@@ -93,8 +93,9 @@ def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
 
 
 def _owe_webhooks(session: Session, job: JobRow) -> None:
-    """Write down whom to tell that the job has ended; webhooks.py has what becomes of it. A job whose summary is damaged
-    ends as any other, and tells nobody.
+    """Write down whom to tell that the job has ended; webhooks.py has what becomes of it.
+
+    A job whose summary is damaged ends as any other, and tells nobody.
     """
     for url in (job.summary.get("notify") or ()) if isinstance(job.summary, dict) else ():
         session.add(
