@@ -93,8 +93,11 @@ def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
 
 
 def _owe_webhooks(session: Session, job: JobRow) -> None:
-    """Write down whom to tell that the job has ended; webhooks.py has what becomes of it."""
-    for url in job.summary.get("notify") or ():
+    """Write down whom to tell that the job has ended; webhooks.py has what becomes of it.
+
+    A job whose summary is damaged ends as any other, and tells nobody.
+    """
+    for url in (job.summary.get("notify") or ()) if isinstance(job.summary, dict) else ():
         session.add(
             WebhookRow(
                 id=f"evt_{secrets.token_hex(12)}",

@@ -76,8 +76,9 @@ def describe_config(spec: TrainSpec) -> dict[str, str | int | float | bool]:
     """A job's settings by dotted name. Of prompts their number, of rewards neither address nor options, and not whom to
     notify: what leaves for somebody's server is what makes runs comparable.
     """
-    left_out: dict[str, Any] = {"prompts": True, "rewards": True, "notify": True, "evaluation": {"prompts"}}
-    plain = spec.model_dump(mode="json", exclude=left_out)
+    plain = spec.model_dump(
+        mode="json", exclude={"prompts": True, "rewards": True, "notify": True, "evaluation": {"prompts"}}
+    )
     plain["prompts"] = len(spec.prompts)
     plain["evaluation"]["prompts"] = len(spec.evaluation.prompts)
     hidden = {"name", "url", "options"}
