@@ -100,7 +100,7 @@ class TaskCoordination:
         if self._redis.set(name, "1", nx=True, px=self._claim_ms):
             return True
         # Redis's clock was set back, and a claim that nobody renews would stay for as long
-        if cast(int, self._redis.pttl(name)) > self._claim_ms:
+        if self._redis.pttl(name) > self._claim_ms:
             self._redis.set(name, "1", xx=True, px=self._claim_ms)
         return False
 
