@@ -69,6 +69,7 @@ class Platform:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._exit.close()
+        _sweep_faketime()
 
     def _build(self, undo: contextlib.ExitStack) -> None:
         for name, mib in DISKS_MIB.items():
@@ -222,6 +223,14 @@ class Platform:
 def _find_faketime() -> str | None:
     found = [path for pattern in FAKETIME_LIBRARIES for path in glob.glob(pattern)]
     return found[0] if found else None
+
+
+def _sweep_faketime() -> None:
+    """libfaketime leaves two files in memory for each process that was killed."""
+    for path in Path("/dev/shm").glob("*faketime_*_*"):
+        pid = path.name.rpartition("_")[2]
+        if pid.isdecimal() and not Path("/proc", pid).exists():
+            path.unlink(missing_ok=True)
 
 
 def _embedded_redis() -> str:

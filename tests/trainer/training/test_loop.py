@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 from collections.abc import Mapping
@@ -327,7 +328,7 @@ def test_an_evaluation_heeds_a_stop_while_it_waits(tmp_path: Path) -> None:
             pass
 
     spec = make_spec(evaluation={"prompts": LINES[:2], "images_per_prompt": 2})
-    orders = iter(["run", "run", "cancel"])
+    orders = itertools.chain(["run", "run"], itertools.repeat("cancel"))
     _, _, outcome = train(spec, tmp_path, Silent({"bright": brightness}, spec.rewards), control=lambda: next(orders))
     assert outcome == "cancelled"
 
