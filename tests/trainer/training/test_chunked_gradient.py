@@ -75,7 +75,7 @@ def _double(rollout: Rollout) -> None:
     def call(self: Any, noise: Tensor, prompt: str) -> Tensor:
         sample = noise.double() * sigma
         states = self.embed_prompt(prompt).states.double().expand(len(noise), -1, -1)
-        v = self.unet(sample / (sigma**2 + 1) ** 0.5, timestep, encoder_hidden_states=states).sample
+        v = self.denoiser(sample / (sigma**2 + 1) ** 0.5, timestep, encoder_hidden_states=states).sample
         return sample / (sigma**2 + 1) - v * sigma / (sigma**2 + 1) ** 0.5
 
     generator.__class__ = type("Float64Generator", (type(generator),), {"__call__": call})
