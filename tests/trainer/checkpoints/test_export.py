@@ -302,7 +302,7 @@ def test_the_card_says_what_was_trained_and_shows_samples(models: Path, tmp_path
     card = (tmp_path / "export/README.md").read_text()
     for fact in (
         "](samples.png)", "- `curves.png`: rewards", "| base | tiny-sd |", "| method | random |",
-        "pretty (weight 1), sharp (weight 0)",
+        "pretty (trained, weight 1), sharp (held out)",
         "| updates | 7 of 8 prompts and 24 candidates each |", "rank 4, alpha 4", "`tiny-sd-random_webui.safetensors`",
     ):  # fmt: skip
         assert fact in card

@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from dipole.errors import InvalidInput, RewardUnavailable
 from dipole.tiny.world import all_prompts
 from dipole_trainer.checkpoints.model_card import render_model_card
+from dipole_trainer.checkpoints.usage_snippet import PipelineUsage
 from dipole_trainer.datasets.recordings import read_recorded_step
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, failed_result
@@ -172,8 +173,9 @@ def test_what_a_job_has_already_is_no_change() -> None:
 
 def test_the_model_card_tells_each_weight() -> None:
     """Those that the checkpoint was trained with: what changed after it is not said."""
+    usage = PipelineUsage("StableDiffusionPipeline", {"num_inference_steps": 1, "guidance_scale": 0.0})
     card = render_model_card(
-        TrainSpec.model_validate(BASE), step=4, precision="fp32", pipeline="StableDiffusionPipeline", files=[],
+        TrainSpec.model_validate(BASE), step=4, precision="fp32", usage=usage, files=[],
         weight_changes=[SWAPPED, WeightChange(weights={"red": 3}, step=4)],
     )  # fmt: skip
-    assert "| rewards | bright (weight 1, 0 after step 2), red (weight 0, -1 after step 2) |" in card
+    assert "| rewards | bright (trained, weight 1, 0 after step 2), red (trained, weight 0, -1 after step 2) |" in card

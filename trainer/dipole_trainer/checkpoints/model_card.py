@@ -8,7 +8,7 @@ from pathlib import Path
 from huggingface_hub import ModelCardData
 
 from dipole_trainer.checkpoints.usage_snippet import PipelineUsage, base_repository, render_snippet
-from dipole_trainer.ranking.weight_changes import WeightChange, describe_weight
+from dipole_trainer.ranking.weight_changes import WeightChange, describe_role
 from dipole_trainer.spec import Precision, TrainSpec
 from dipole_trainer.storage.job_layout import CURVES_FILE, EMA_FOLDER, EXPORTED_SAMPLES_FILE, MERGED_FOLDER
 from dipole_trainer.weights.lora_formats import LORA_WEIGHTS_FILE
@@ -106,7 +106,7 @@ def _card_facts(
         yield "learned from", "recorded preferences"
     else:
         before = [each for each in weight_changes if each.step is not None and each.step < step]
-        yield "rewards", ", ".join(f"{reward.name} ({describe_weight(reward, before)})" for reward in spec.rewards)
+        yield "rewards", ", ".join(f"{reward.name} ({describe_role(reward, before)})" for reward in spec.rewards)
     if unverified:
         named = ", ".join(f"{reward} ({_cell(what)})" for reward, what in sorted(unverified.items()))
         yield "unverified", f"{named}: not compared with the scores of the published implementation"

@@ -123,11 +123,14 @@ def read_weight_changes(stored: Sequence[Mapping[str, Any]] | None) -> list[Weig
     return [WeightChange.model_validate(each) for each in stored or ()]
 
 
-def describe_weight(reward: RewardSpec, changes: Sequence[WeightChange]) -> str:
-    """`weight 1`, or `weight 1, 0.5 after step 8` where it was changed."""
-    later = [f"{change.weights[reward.name]:g} after step {change.step}" for change in changes
-             if reward.name in change.weights and change.step is not None]  # fmt: skip
-    return f"weight {', '.join([f'{reward.weight:g}', *later])}"
+def describe_role(reward: RewardSpec, changes: Sequence[WeightChange]) -> str:
+    """What a reward does in a job: `trained, weight 1, 0.5 after step 8`, `gate, 0.9 or more`, both, or `held out`."""
+    known = [change for change in changes if reward.name in change.weights and change.step is not None]
+    later = [f"{change.weights[reward.name]:g} after step {change.step}" for change in known]
+    is_trained = reward.is_trained or any(change.weights[reward.name] for change in known)
+    roles = [f"trained, weight {', '.join([f'{reward.weight:g}', *later])}"] if is_trained else []
+    roles += [f"gate, {reward.at_least:g} or more"] if reward.at_least is not None else []
+    return "; ".join(roles) or "held out"
 
 
 def describe_change(rewards: Sequence[RewardSpec], changes: Sequence[WeightChange], number: int) -> dict[str, Any]:

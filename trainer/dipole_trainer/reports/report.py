@@ -27,7 +27,7 @@ from dipole_trainer.evaluation.contact_sheet import VERDICT
 from dipole_trainer.evaluation.figure_texts import format_estimate
 from dipole_trainer.jobs.job_record import AnsweringReward, EndedStatus, JobRecord
 from dipole_trainer.ranking.forwarding.unverified import read_found_rewards
-from dipole_trainer.ranking.weight_changes import RewardSchedule, describe_weight
+from dipole_trainer.ranking.weight_changes import RewardSchedule, describe_role
 from dipole_trainer.reports import gallery, vector_curves
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.storage import job_layout
@@ -154,18 +154,10 @@ def describe_results(spec: TrainSpec, rows: Sequence[ScoreRow]) -> list[str]:
     return found
 
 
-def describe_role(reward: RewardSpec, schedule: RewardSchedule) -> str:
-    """What a reward does in a job: trained, gate or held out; with its weights, where they were changed."""
-    is_trained = reward.is_trained or any(change.weights.get(reward.name) for change in schedule.changes)
-    roles = [f"trained, {describe_weight(reward, schedule.changes)}"] if is_trained else []
-    roles += [f"gate, {reward.at_least:g} or more"] if reward.at_least is not None else []
-    return "; ".join(roles) or "held out"
-
-
 def table_rows(schedule: RewardSchedule, first: Figure, last: Figure) -> Iterator[ScoreRow]:
     """Every reward, trained ones first, each followed by its parts."""
     for reward in sorted(schedule.rewards, key=lambda each: each.is_held_out):
-        role = describe_role(reward, schedule)
+        role = describe_role(reward, schedule.changes)
         names = sorted(name for name in last["scores"] if name == reward.name or name.startswith(f"{reward.name}."))
         for name in names:
             before, after = first["scores"].get(name, {}), last["scores"][name]
@@ -247,7 +239,7 @@ def describe_reward(
 
     return {
         "name": reward.name,
-        "role": describe_role(reward, schedule),
+        "role": describe_role(reward, schedule.changes),
         "url": reward.url,
         "answers": [(each, state_of(each)) for each in answers if each.reward == reward.name],
     }
