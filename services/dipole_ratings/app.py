@@ -6,8 +6,6 @@ services have too; `housekeeping` what happens without a request.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -15,7 +13,7 @@ import httpx
 from fastapi import FastAPI
 
 from dipole.settings import load_settings
-from dipole.web import asgi, auth, body_limit, request_context
+from dipole.web import asgi, auth, background, body_limit, request_context
 from dipole.web.api_reference.routes import add_api_reference
 from dipole_ratings.api import health, operator, rater
 from dipole_ratings.api.access import AccessGuard
@@ -58,11 +56,8 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        keeping = asyncio.create_task(housekeeper.run_forever())
-        yield
-        keeping.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await keeping
+        async with background.run_in_background(housekeeper.run_forever()):
+            yield
         context.database.close()
 
     app = FastAPI(

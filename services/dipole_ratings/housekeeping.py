@@ -15,6 +15,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, DipoleError
+from dipole.web import background
 from dipole.webhooks import ATTEMPT_S
 from dipole_ratings.api.dependencies import RatingParts
 from dipole_ratings.queue.deliveries import DueDelivery
@@ -48,9 +49,9 @@ class Housekeeper:
 
     async def run_round(self) -> None:
         """Once all that is due now."""
-        await asyncio.to_thread(self.parts.tasks.close_due_tasks)
+        await background.finish_in_thread(self.parts.tasks.close_due_tasks)
         if self._secret is not None:
-            due = await asyncio.to_thread(self.parts.outbox.take_due)
+            due = await background.finish_in_thread(self.parts.outbox.take_due)
             await asyncio.gather(*(self._deliver(each, self._secret) for each in due))
         await self._run_every(WEIGHTS_EVERY_S, self.parts.judge.refresh_weights)
         await self._run_every(RETENTION_EVERY_S, self._drop_old_tasks)
@@ -64,11 +65,11 @@ class Housekeeper:
         except (httpx.HTTPError, ConfigurationError, TimeoutError) as problem:
             error = str(problem) or type(problem).__name__
             log.warning("callback_failed", delivery=due.id, error=error)
-        await asyncio.to_thread(self.parts.outbox.record_attempt, due.id, error)
+        await background.finish_in_thread(self.parts.outbox.record_attempt, due.id, error)
 
     async def _run_every(self, seconds: float, work: Callable[[], object]) -> None:
         if self._due.get(work, 0.0) <= time.monotonic():
-            await asyncio.to_thread(work)
+            await background.finish_in_thread(work)
             self._due[work] = time.monotonic() + seconds
 
     def _drop_old_tasks(self) -> None:

@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 
 from dipole.database.failures import describe_database_error
 from dipole.errors import InvalidInput
-from dipole.web import asgi
+from dipole.web import asgi, background
 from dipole_trainer.api import schemas
 from dipole_trainer.api.auth import ANONYMOUS, Caller, require_scope
 from dipole_trainer.api.dependencies import PageQuery, State
@@ -138,15 +138,10 @@ async def run_in_background(audit_log: AuditLog, days: int) -> AsyncIterator[Non
     async def prune_forever() -> None:
         while True:
             try:
-                await asyncio.to_thread(audit_log.prune, days=days)
+                await background.finish_in_thread(audit_log.prune, days=days)
             except SQLAlchemyError as error:
                 log.warning("database_unreachable", error=describe_database_error(error))
             await asyncio.sleep(PRUNE_INTERVAL_S)
 
-    task = asyncio.create_task(prune_forever())
-    try:
+    async with background.run_in_background(prune_forever()):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task

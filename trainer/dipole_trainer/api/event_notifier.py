@@ -8,14 +8,15 @@ misses. So now and then the newest id of each job is compared with what its stre
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
+from contextlib import AbstractAsyncContextManager
 
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
 from dipole.database.failures import describe_database_error
+from dipole.web import background
 
 log = structlog.get_logger()
 
@@ -41,15 +42,8 @@ class EventNotifier:
         self._waiting: dict[str, dict[asyncio.Event, int]] = {}  # by job: who waits, and the last event that it saw
         self._seen: int | None = None
 
-    @contextlib.asynccontextmanager
-    async def run_in_background(self) -> AsyncIterator[None]:
-        task = asyncio.create_task(self._poll())
-        try:
-            yield
-        finally:
-            task.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await task
+    def run_in_background(self) -> AbstractAsyncContextManager[None]:
+        return background.run_in_background(self._poll())
 
     async def wait_for_change(self, job_id: str, cursor: int, timeout_s: float) -> bool:
         """Wait until the job has events after `cursor`, at most so long. Only a wake-up: read what there is."""
@@ -81,7 +75,7 @@ class EventNotifier:
                 log.warning("database_unreachable", error=describe_database_error(error))
 
     async def _wake_those_with_new_events(self) -> None:
-        newest, jobs = await asyncio.to_thread(self._events_after, self._seen)
+        newest, jobs = await background.finish_in_thread(self._events_after, self._seen)
         # what came before the first look is unknown: all look for themselves
         for job_id in self._waiting if self._seen is None else jobs:
             for changed in self._waiting.get(job_id, ()):
@@ -89,7 +83,7 @@ class EventNotifier:
         self._seen = newest
 
     async def _wake_those_behind(self) -> None:
-        newest = await asyncio.to_thread(self._newest_events, tuple(self._waiting))
+        newest = await background.finish_in_thread(self._newest_events, tuple(self._waiting))
         for job_id, event_id in newest.items():
             for changed, cursor in self._waiting.get(job_id, {}).items():
                 if cursor < event_id:

@@ -17,6 +17,7 @@ from dipole.client.endpoint import check_allowed_url
 from dipole.database.failures import describe_database_error
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import ApiSettings, split_keys
+from dipole.web import background
 from dipole.webhooks import ATTEMPT_S, post_webhook
 from dipole_trainer.database.engine import Database
 from dipole_trainer.jobs.webhooks import DueWebhook, WebhookOutbox
@@ -40,19 +41,14 @@ async def run_in_background(settings: ApiSettings, database: Database) -> AsyncI
     if settings.webhook_secret is None:
         yield
         return
-    task = asyncio.create_task(_run_forever(settings, WebhookOutbox(database)))
-    try:
+    async with background.run_in_background(_run_forever(settings, WebhookOutbox(database))):
         yield
-    finally:
-        task.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await task
 
 
 async def _run_forever(settings: ApiSettings, outbox: WebhookOutbox) -> None:
     while True:
         try:
-            due = await asyncio.to_thread(outbox.take_due)
+            due = await background.finish_in_thread(outbox.take_due)
             await asyncio.gather(*(_send_webhook(settings, outbox, each) for each in due))
         except SQLAlchemyError as error:
             log.warning("database_unreachable", error=describe_database_error(error))
@@ -74,4 +70,4 @@ async def _send_webhook(settings: ApiSettings, outbox: WebhookOutbox, due: DueWe
     except (httpx.HTTPError, ConfigurationError, TimeoutError) as error:
         reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
     log.info("webhook_sent", webhook=due.id, job_id=due.job_id, failure=reason)
-    await asyncio.to_thread(outbox.record_attempt, due.id, reason, is_final=is_final)
+    await background.finish_in_thread(outbox.record_attempt, due.id, reason, is_final=is_final)
