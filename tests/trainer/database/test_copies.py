@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,11 +10,14 @@ from typing import Any
 import pytest
 from sqlalchemy import select
 
+from dipole.cli.operations.backup import restore_backup, write_backup
 from dipole.database.copies import copy_rows, count_rows
 from dipole.errors import Conflict
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import Base
+from dipole_trainer.jobs.score_store import SqlScoreStore
 from dipole_trainer.jobs.store import JobStore
+from dipole_trainer.registry.audit_log import AuditEntry, AuditLog
 from dipole_trainer.spec import TrainSpec
 
 SPEC = TrainSpec.model_validate({"prompts": [{"prompt": "ein rotes Quadrat 🟥"}], "rewards": [{"name": "shapes"}]})
@@ -85,3 +89,23 @@ def test_a_copy_is_a_snapshot(databases: list[Database], source: int) -> None:
     copy_rows(read, written, Base.metadata, write_meanwhile)
     assert rows_of(written) == before
     assert count_rows(read, Base.metadata)["jobs"] > 3
+
+
+def test_a_backup_is_restored_over_what_a_fresh_platform_writes_by_itself(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request that was refused, and scores that were kept, are no jobs: the backup's take their place."""
+    for home, status in (("old", 200), ("fresh", 401)):
+        url = f"sqlite:///{tmp_path / home / 'dipole.db'}"
+        upgrade_database(url)
+        with contextlib.closing(Database(url)) as database:
+            AuditLog(database).add_entry(AuditEntry("a", "a", "POST", "/v1/files", None, "id", status))
+            SqlScoreStore(database, 10).keep_answer(f"key of {home}", {"scores": [1.0]})
+    monkeypatch.setenv("DIPOLE_HOME", str(tmp_path / "old"))
+    write_backup(tmp_path / "backups")
+    monkeypatch.setenv("DIPOLE_HOME", str(tmp_path / "fresh"))
+    restore_backup(tmp_path / "backups")
+    with contextlib.closing(Database(url)) as database:
+        assert [row.status for row in AuditLog(database).list_entries()[0]] == [200]
+        assert SqlScoreStore(database, 10).find_answer("key of fresh") is None
+        assert SqlScoreStore(database, 10).find_answer("key of old") is not None

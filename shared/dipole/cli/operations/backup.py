@@ -65,8 +65,8 @@ class _Part(NamedTuple):
 
     @property
     def replaced(self) -> set[str]:
-        """Tables that a platform without jobs fills by itself."""
-        return {"rewards", "workers"} if self.file == JOBS_FILE else set()
+        """Tables that a platform without jobs fills by itself, or by what it is asked before a restore."""
+        return {"rewards", "workers", "audit", "cached_scores"} if self.file == JOBS_FILE else set()
 
     def upgrade(self, url: str) -> None:
         import_optional(f"{self.package}.database.engine", self.extra).upgrade_database(url)
