@@ -63,7 +63,7 @@ def _check_webhook_secrets(setting: SecretStr) -> SecretStr:
 
 
 WebhookSecret = Annotated[SecretStr, AfterValidator(_check_webhook_secrets)]
-"""What signs webhooks, as Standard Webhooks has it, or several while it is rotated."""
+"""What signs webhooks, as Standard Webhooks has it, or several while it is rotated; what is empty is none."""
 
 
 def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:

@@ -25,6 +25,7 @@ from standardwebhooks.webhooks import WebhookVerificationError
 from dipole.errors import ConfigurationError
 from dipole.settings import ApiSettings
 from dipole.webhooks import RETRY_PAUSES_S
+from dipole_trainer.api import webhook_sender
 from dipole_trainer.api.app import create_app
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.database.tables import EventRow, JobRow, WebhookRow
@@ -226,6 +227,22 @@ def test_nothing_is_sent_to_a_host_that_is_not_allowed(receiver: Receiver, run_a
     assert receiver.heard.empty()
 
 
+@pytest.mark.parametrize("empty", [None, "", ",", " "])
+def test_nothing_is_sent_without_a_secret(
+    run_app: Callable[..., None], monkeypatch: pytest.MonkeyPatch, empty: str | None
+) -> None:
+    """What an older process owed waits for one that can sign it."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("the outbox was opened")
+
+    async def main(_: httpx.AsyncClient, __: Any) -> None:
+        pass
+
+    monkeypatch.setattr(webhook_sender, "WebhookOutbox", refuse)
+    run_app(main, webhook_secret=empty)
+
+
 def test_the_url_stays_out_of_what_is_handed_on() -> None:
     """A tracker on somebody's server does not learn it."""
     assert "notify" in TrainSpec.model_fields
@@ -234,8 +251,11 @@ def test_the_url_stays_out_of_what_is_handed_on() -> None:
 
 def test_hosts_without_a_secret_stop_the_server(tmp_path: Path) -> None:
     """A webhook that is not signed could be anybody's; a secret that is none is refused where it is set."""
-    with pytest.raises(ConfigurationError, match="DIPOLE_WEBHOOK_SECRET"):
-        create_app(ApiSettings(home=tmp_path, webhook_hosts=["a.example"]))
+    for empty in (None, "", ",", " "):
+        with pytest.raises(ConfigurationError, match="DIPOLE_WEBHOOK_SECRET"):
+            create_app(
+                ApiSettings.model_validate({"home": tmp_path, "webhook_hosts": ["a.example"], "webhook_secret": empty})
+            )
     for wrong in ("a-secret-of-some-length", "whsec_short", "whsec_!!", f"{SECRET},{SECRET[6:]}"):
         with pytest.raises(ValueError, match="whsec_"):
             ApiSettings.model_validate({"webhook_secret": wrong})

@@ -29,7 +29,7 @@ LOOK_INTERVAL_S = 1.0
 
 def check_settings(settings: ApiSettings) -> None:
     """Raises ConfigurationError for hosts without a secret: nobody could tell such a webhook from a forged one."""
-    if settings.webhook_hosts and settings.webhook_secret is None:
+    if settings.webhook_hosts and not split_keys(settings.webhook_secret):
         raise ConfigurationError(
             "DIPOLE_WEBHOOK_HOSTS needs DIPOLE_WEBHOOK_SECRET, which webhooks are signed with (docs/webhooks.md)"
         )
@@ -38,7 +38,7 @@ def check_settings(settings: ApiSettings) -> None:
 @contextlib.asynccontextmanager
 async def run_in_background(settings: ApiSettings, database: Database) -> AsyncIterator[None]:
     """While inside; nothing where no secret is set."""
-    if settings.webhook_secret is None:
+    if not split_keys(settings.webhook_secret):
         yield
         return
     async with background.run_in_background(_run_forever(settings, WebhookOutbox(database))):
