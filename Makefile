@@ -99,8 +99,6 @@ docs-serve: docs-site ## Build the docs site and show it at http://localhost:850
 
 env: ## Write .env for docker compose: random keys, and who owns what the cli writes; adds what an existing one lacks
 	@scripts/write-env .env
-	@mkdir -p out
-	@grep -q '^HOST_USER=' .env || echo "HOST_USER=$$(id -u):$$(id -g)" >> .env
 
 images: ## Build the images of docker-compose.yml
 	docker compose --profile cli build

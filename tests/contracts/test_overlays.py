@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import subprocess
@@ -173,3 +174,11 @@ def test_the_key_script_adds_what_is_missing_and_changes_nothing(tmp_path: Path)
     assert lines[:2] == ["DIPOLE_API_KEY=mine", "HOST_USER=1:1"]
     names = [line.split("=")[0] for line in lines]
     assert len(names) == len(set(names)) == 8
+
+
+def test_the_key_script_says_whose_compose_s_output_is(tmp_path: Path) -> None:
+    """Of .env alone, which is the default: a secret of Kubernetes has no user of this machine."""
+    subprocess.run([ROOT / "scripts/write-env"], cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    lines = (tmp_path / ".env").read_text().splitlines()
+    assert f"HOST_USER={os.getuid()}:{os.getgid()}" in lines
+    assert (tmp_path / "out").is_dir()

@@ -74,10 +74,29 @@ def test_archives_are_the_same_bytes_and_hold_no_secret(
 
 
 def test_what_compose_needs_is_in_its_archive(release: ModuleType) -> None:
-    """Every file of the repository that it mounts, and who writes its keys."""
+    """Every file of the repository that it mounts, what is added with -f, and who writes keys and certificates."""
     binds = [mount["source"] for each in SERVICES.values() for mount in each.get("volumes", []) if "source" in mount]
     files = {path.removeprefix("./") for path in binds if (ROOT / path).is_file()}
-    assert files | {"docker-compose.yml", "docker-compose.gpu.yml", "scripts/write-env"} <= set(release.COMPOSE_FILES)
+    beside = {path.name for path in ROOT.glob("docker-compose*.yml")} | {"scripts/write-env", "scripts/write-tls"}
+    assert files | beside <= set(release.COMPOSE_FILES)
+
+
+def test_only_an_older_release_makes_way(release: ModuleType, tmp_path: Path) -> None:
+    """A folder with anything else in it is left as it is."""
+    folder = tmp_path / "new"
+    release.empty_folder(folder)
+    for name in ("dipole-1.tar.gz", "SHA256SUMS"):
+        (folder / name).write_text("0  dipole-1.tar.gz\n")
+    (folder / "thesis.txt").write_text("mine")
+    with pytest.raises(SystemExit, match=r"thesis\.txt"):
+        release.empty_folder(folder)
+    assert len(list(folder.iterdir())) == 3
+    (folder / "thesis.txt").unlink()
+    release.empty_folder(folder)
+    assert not list(folder.iterdir())
+    (folder / "dipole-1.tar.gz").touch()
+    with pytest.raises(SystemExit, match="no SHA256SUMS"):
+        release.empty_folder(folder)
 
 
 def test_base_images_have_an_exact_tag() -> None:
