@@ -245,7 +245,7 @@ _RATE_LIMIT = re.compile(r"\s*[1-9]\d{0,8}\s*/\s*([1-9]\d{0,4}\s*)?(second|minut
 
 def _check_rate_limit(value: str) -> str:
     if not all(_RATE_LIMIT.fullmatch(each) for each in value.split(";")):
-        raise ValueError("must look like 120/minute, or 10/second;5000/hour")
+        raise ValueError("must look like 600/minute, or 20/second;36000/hour")
     return value
 
 
@@ -287,7 +287,7 @@ class ApiSettings(PlatformSettings):
     api_max_body_bytes: int = Field(default=16 * 2**20, ge=1024, description="Most bytes of any other request's body.")
     api_rate_limit: Annotated[str, AfterValidator(_check_rate_limit)] | None = Field(
         default=None,
-        description="How often each key may ask, as `120/minute`, or `10/second;5000/hour`, which both hold; past it "
+        description="How often each key may ask, as `600/minute`, or `20/second;36000/hour`, which both hold; past it "
         "429 is answered. Counted in Redis over all API processes; no limit if unset.",
     )
     audit_days: int = Field(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import httpx
 import pytest
+import redis
 from sqlalchemy import select, update
 from sqlalchemy.exc import OperationalError
 from structlog.testing import capture_logs
@@ -29,6 +30,11 @@ JOB = {
 async def entries(client: httpx.AsyncClient, **filters: Any) -> list[dict[str, Any]]:
     page = (await client.get("/v1/audit", params={"limit": 100, **filters})).raise_for_status().json()
     return list(page["data"])
+
+
+async def headers_of_ann(client: httpx.AsyncClient, scopes: Sequence[str] = ("train",)) -> dict[str, str]:
+    made = await client.post("/v1/api_keys", json={"name": "ann", "scopes": list(scopes)})
+    return {"authorization": f"Bearer {made.raise_for_status().json()['key']}"}
 
 
 def test_who_did_what_is_written_and_paged(run_app: Callable[..., None]) -> None:
@@ -79,13 +85,51 @@ def test_whoever_has_no_key_cannot_fill_the_log(run_app: Callable[..., None]) ->
     """Of requests without a valid key so many a minute are kept, and all of those with one."""
 
     async def main(client: httpx.AsyncClient, state: Any) -> None:
-        for _ in range(audit.ANONYMOUS_LIMIT.amount + 40):
+        for _ in range(audit.REFUSED_LIMIT.amount + 40):
             await client.post(JOBS, headers={"authorization": "Bearer nobody"})
         await client.post(JOBS, json={})
         with state.database.reading() as session:
             callers = session.scalars(select(AuditRow.caller)).all()
-        assert callers.count("anonymous") <= 2 * audit.ANONYMOUS_LIMIT.amount, "the minute may have changed once"
+        assert callers.count("anonymous") <= 2 * audit.REFUSED_LIMIT.amount, "the minute may have changed once"
         assert callers[-1] == "DIPOLE_API_KEY"
+
+    run_app(main, api_key=ADMIN_KEY)
+
+
+def test_a_key_that_asks_too_often_cannot_fill_the_log(run_app: Callable[..., None], redis_url: str) -> None:
+    """Of what is answered 429 so many a minute are kept of each key, and all of what is not."""
+    redis.Redis.from_url(redis_url).flushdb()
+
+    async def main(client: httpx.AsyncClient, state: Any) -> None:
+        ann = await headers_of_ann(client)
+        for _ in range(audit.REFUSED_LIMIT.amount + 40):
+            await client.post("/v1/api_keys", json={}, headers=ann)
+        assert (await client.post("/v1/api_keys")).status_code == 429
+        with state.database.reading() as session:
+            told = [(row.caller_name, row.status) for row in session.scalars(select(AuditRow))]
+        assert told[:2] == [("DIPOLE_API_KEY", 200), ("ann", 422)]
+        assert 0 < told.count(("ann", 429)) <= 2 * audit.REFUSED_LIMIT.amount, "the minute may have changed once"
+        assert told[-1] == ("DIPOLE_API_KEY", 429), "another key's is there"
+
+    run_app(main, api_key=ADMIN_KEY, api_rate_limit="1/hour", redis_url=redis_url)
+
+
+def test_what_only_asks_has_no_entry_unless_its_caller_may_not(run_app: Callable[..., None]) -> None:
+    """The page of endpoints checks each of them every few seconds; plans and images change nothing either."""
+
+    async def main(client: httpx.AsyncClient, state: Any) -> None:
+        paths = ("/v1/rewards/none/check", "/v1/fine_tuning/plan", "/v1/images/generations")
+        ann = await headers_of_ann(client, scopes=["rate"])
+        for path in paths:
+            assert (await client.post(path, json={"n": "many"})).status_code in {404, 422}
+        for path in paths:
+            body = {"model": "tiny-turbo", **({"prompt": "a red square"} if "images" in path else {})}
+            await client.post(path, json=body, headers=ann)
+            await client.post(path, json=body, headers={"authorization": "Bearer nobody"})
+        told = [(each["caller_name"], each["path"], each["status"]) for each in await entries(client)]
+        assert told[::-1][1:] == [
+            (name, path, status) for path in paths for name, status in (("ann", 403), ("anonymous", 401))
+        ]
 
     run_app(main, api_key=ADMIN_KEY)
 

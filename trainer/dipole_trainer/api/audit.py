@@ -1,8 +1,8 @@
 """/v1/audit, and the middleware that writes it: every request that may change something, also a refused one.
 
 An entry is written before its answer is sent, so that whoever reads the answer finds it. Where the database is away the
-entry is in the log alone, under `audit_not_written`. Requests without a valid key are kept up to ANONYMOUS_LIMIT in
-each process: they are an attack, and the log shall outlive it.
+entry is in the log alone, under `audit_not_written`. Of requests without a valid key, and of those of a key that asks
+too often, each process keeps REFUSED_LIMIT: they are an attack, and the log shall outlive it.
 """
 
 from __future__ import annotations
@@ -10,9 +10,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import asdict
-from typing import Annotated
+from http import HTTPStatus
+from typing import Annotated, Any, TypeVar
 
 import structlog
 from fastapi import APIRouter, Query
@@ -36,11 +37,19 @@ log = structlog.get_logger()
 router = APIRouter(prefix="/v1/audit", tags=["audit"], dependencies=[require_scope("admin")])
 
 READING = ("GET", "HEAD", "OPTIONS")
-ANONYMOUS_LIMIT = parse("60/minute")
+REFUSED_LIMIT = parse("60/minute")
+CHANGES_NOTHING = "changes_nothing"
+RouteT = TypeVar("RouteT", bound=Callable[..., Any])
 MAX_PATH_CHARS, MAX_METHOD_CHARS = 1024, 16  # of what a caller may make up
 PRUNE_INTERVAL_S = 3600.0
 ID_PREFIX = "audit-"
 _JOB_IN_PATH = re.compile(r"/v1/fine_tuning/jobs/([A-Za-z0-9_-]{1,64})(?:/|$)")
+
+
+def changes_nothing(route: RouteT) -> RouteT:
+    """Mark what a POST only asks: pages do so every few seconds. It has an entry where its caller may not ask it."""
+    setattr(route, CHANGES_NOTHING, True)
+    return route
 
 
 class AuditObject(schemas.ApiModel):
@@ -90,7 +99,7 @@ class AuditMiddleware:
 
     def __init__(self, app: asgi.ASGIApp, *, audit_log: AuditLog) -> None:
         self.app, self.audit_log = app, audit_log
-        self._anonymous = FixedWindowRateLimiter(MemoryStorage())
+        self._refused = FixedWindowRateLimiter(MemoryStorage())
 
     async def __call__(self, scope: asgi.Scope, receive: asgi.Receive, send: asgi.Send) -> None:
         if scope["type"] != "http" or scope["method"] in READING:
@@ -113,7 +122,12 @@ class AuditMiddleware:
 
     async def _write_entry(self, scope: asgi.Scope, status: int) -> None:
         caller: Caller = scope.get("dipole.caller", ANONYMOUS)
-        if caller is ANONYMOUS and not self._anonymous.hit(ANONYMOUS_LIMIT):
+        if status not in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) and hasattr(
+            scope.get("endpoint"), CHANGES_NOTHING
+        ):
+            return
+        may_be_many = caller is ANONYMOUS or status == HTTPStatus.TOO_MANY_REQUESTS
+        if may_be_many and not self._refused.hit(REFUSED_LIMIT, caller.id):
             return
         named = _JOB_IN_PATH.match(scope["path"])
         entry = AuditEntry(

@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from dipole.errors import InvalidInput
 from dipole.protocol.schemas import StrictModel
 from dipole_trainer.api import schemas
+from dipole_trainer.api.audit import changes_nothing
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import State
 from dipole_trainer.api.json_route import JSONRoute
@@ -95,6 +96,7 @@ def create_router(orders: SamplerClient) -> APIRouter:
     )
 
     @routes.post("/generations", summary="Draw images", description=GENERATIONS_DESCRIPTION, responses={503: {}})
+    @changes_nothing
     async def generate_images(state: State, body: ImageGenerationRequest, request: Request) -> schemas.ImagesResponse:
         _check_side(body.side, state.settings.sampler_max_side)
         source = await run_in_threadpool(find_model_source, body.model, state.database, state.settings.models_dir)

@@ -13,6 +13,7 @@ from pydantic import Field
 from starlette.concurrency import run_in_threadpool
 
 from dipole_trainer.api import files, schemas
+from dipole_trainer.api.audit import changes_nothing
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, ListQuery, State
 from dipole_trainer.api.initial_weights import find_initial_weights
@@ -60,6 +61,7 @@ def create_router(samplers: SamplerClient) -> APIRouter:
     kept = PlanCache()
 
     @routes.post("", summary="Plan a job", description=PLAN_DESCRIPTION, responses={503: {}})
+    @changes_nothing
     async def plan_job(
         state: State, body: JobRequest, query: Annotated[PlanQuery, Query()], request: Request
     ) -> PlanObject:

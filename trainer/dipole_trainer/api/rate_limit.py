@@ -27,7 +27,7 @@ AFTER_FAILURE_S = 5.0  # in which Redis is not asked again: no request waits for
 
 
 class KeyRateLimiter:
-    """Counts of `limits`, as `120/minute` or `10/second;5000/hour`, each of which holds."""
+    """Counts of `limits`, as `600/minute` or `20/second;36000/hour`, each of which holds."""
 
     def __init__(self, limits: str, client: redis.Redis) -> None:
         self._limits: list[RateLimitItem] = parse_many(limits)

@@ -22,6 +22,7 @@ from dipole.errors import ConfigurationError, DependencyUnavailable, InvalidInpu
 from dipole.protocol.schemas import Name, RewardInfo
 from dipole.protocol.validation import check_storable
 from dipole_trainer.api import schemas
+from dipole_trainer.api.audit import changes_nothing
 from dipole_trainer.api.auth import require_scope
 from dipole_trainer.api.dependencies import ApiState, State
 from dipole_trainer.api.json_route import JSONRoute
@@ -150,6 +151,7 @@ def delete_reward(state: State, name: RewardName) -> schemas.Deleted:
 
 
 @router.post("/{name}/check", summary="Ask an endpoint whether it is ready", dependencies=[require_scope("train")])
+@changes_nothing
 def check_reward(state: State, name: RewardName) -> RewardCheckResult:
     """The endpoint is asked now for its readiness and its information; one of another kind is asked to score two
     images too.
