@@ -55,7 +55,13 @@ def as_json(document: Any) -> httpx.Response:
     return httpx.Response(200, headers={"content-type": "application/json"}, stream=body)
 
 
-def fake(wants: list[str] | None = None, *, calibrated: bool = True, nulls: bool = False) -> tuple[Any, list[Any]]:
+def fake(
+    wants: list[str] | None = None,
+    *,
+    calibrated: bool = True,
+    nulls: bool = False,
+    parts: dict[str, float] | None = None,
+) -> tuple[Any, list[Any]]:
     """A transport of an endpoint that scores by place, most 2 candidates at once; and the requests that it got."""
     seen: list[Any] = []
 
@@ -70,7 +76,12 @@ def fake(wants: list[str] | None = None, *, calibrated: bool = True, nulls: bool
         results = [
             {"id": each["id"], "score": None, "rank": None, "error": error}
             if nulls
-            else {"id": each["id"], "score": float(place), "rank": len(asked["candidates"]) - place}
+            else {
+                "id": each["id"],
+                "score": float(place),
+                "rank": len(asked["candidates"]) - place,
+                "sub_scores": parts,
+            }
             for place, each in enumerate(asked["candidates"])
         ]
         return as_json({"id": "r", "created": 1, "results": results, **names})
@@ -206,6 +217,8 @@ def test_verl_omni_gets_a_dict_for_each_image(url: str) -> None:
     assert call(verl_compute_score(AsyncClient("http://fake", transport=transport), missing=-1.0), image) == {
         "score": -1.0
     }
+    transport, _ = fake(parts={"score": 9.0, "face": 2.0})
+    assert call(verl_compute_score(AsyncClient("http://fake", transport=transport)), image) == {"score": 0, "face": 2.0}
     transport, _ = fake(calibrated=False)
     with pytest.raises(EndpointError, match="only orders images"):
         call(verl_compute_score(AsyncClient("http://fake", transport=transport)), image)

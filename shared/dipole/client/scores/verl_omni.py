@@ -39,6 +39,8 @@ def verl_compute_score(client: AsyncClient, *, missing: float | None = None) -> 
         if item.score is None and missing is None:
             why = item.error.message if item.error else "no reason given"
             raise EndpointError(f"the image has no score: {why}", code="no_score", counts_as_failure=False)
-        return {"score": missing if item.score is None else item.score, **(item.sub_scores or {})}  # type: ignore[dict-item]
+        score = missing if item.score is None else item.score
+        # last, so that no part of that name takes its place
+        return {**(item.sub_scores or {}), "score": score}  # type: ignore[dict-item]
 
     return compute_score
