@@ -124,7 +124,7 @@ class PlatformSettings(BaseSettings):
         default=50_000,
         ge=0,
         description="Most groups whose scores workers keep in the database for equal groups of other jobs, of rewards "
-        "that are deterministic alone; 0 keeps none and looks none up.",
+        "that are deterministic alone; 0 keeps none, and deletes what was kept when a job begins.",
     )
     reward_hosts: Annotated[list[str], NoDecode] = Field(
         default=["127.0.0.1", "localhost"],

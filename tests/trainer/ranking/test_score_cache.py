@@ -195,6 +195,17 @@ def test_what_is_kept_is_bounded_in_number_and_in_age(database: Database) -> Non
     assert rows(database) == 3
 
 
+@pytest.mark.parametrize(("most", "left"), [(3, 3), (0, 0)])
+def test_a_run_that_begins_deletes_what_is_too_much(database: Database, tmp_path: Path, most: int, left: int) -> None:
+    """Also one that keeps too little to do so later, or nothing at all."""
+    for number in range(6):
+        SqlScoreStore(database, 100).keep_answer(f"key {number}", {"scores": [1.0]})
+    settings = PlatformSettings(home=tmp_path, database_url=str(database.engine.url), score_cache_groups=most)
+    cache = Worker(settings, session.run_session)._open_score_cache()
+    assert (cache is None) == (most == 0)
+    assert rows(database) == left
+
+
 # ---- whole jobs -----------------------------------------------------------------------------------------------------
 
 SPEC: dict[str, Any] = {

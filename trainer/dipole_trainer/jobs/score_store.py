@@ -56,21 +56,25 @@ class SqlScoreStore:
         try:
             with self.database.writing() as session:
                 session.execute(insert.on_conflict_do_update(index_elements=["key"], set_=values))
-            self._kept += 1
-            if self._kept >= min(ROWS_BETWEEN_SWEEPS, self._max_rows):
-                self._kept = 0
-                self._sweep()
         except SQLAlchemyError as error:
             self._pause(error)
+            return
+        self._kept += 1
+        if self._kept >= min(ROWS_BETWEEN_SWEEPS, self._max_rows):
+            self.sweep()
 
-    def _sweep(self) -> None:
+    def sweep(self) -> None:
         """Delete what is too old, and the oldest of what is too much."""
-        with self.database.writing() as session:
-            newest = session.scalar(select(func.max(CachedScoresRow.seq))) or 0
-            surplus = CachedScoresRow.seq <= newest - self._max_rows
-            session.execute(
-                delete(CachedScoresRow).where(or_(surplus, CachedScoresRow.created_at <= now() - MAX_AGE_S))
-            )
+        self._kept = 0
+        try:
+            with self.database.writing() as session:
+                newest = session.scalar(select(func.max(CachedScoresRow.seq))) or 0
+                surplus = CachedScoresRow.seq <= newest - self._max_rows
+                session.execute(
+                    delete(CachedScoresRow).where(or_(surplus, CachedScoresRow.created_at <= now() - MAX_AGE_S))
+                )
+        except SQLAlchemyError as error:
+            self._pause(error)
 
     def _pause(self, error: SQLAlchemyError) -> None:
         log.warning("score_cache_unreachable", error=describe_database_error(error), pause_s=PAUSE_S)

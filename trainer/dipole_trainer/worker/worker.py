@@ -278,10 +278,11 @@ class Worker:
                     log.warning("reward_not_asleep", reward=each.spec.name, error=str(error))
 
     def _open_score_cache(self) -> ScoreCache | None:
-        most = self.settings.score_cache_groups
-        if most == 0:
+        store = SqlScoreStore(self.database, self.settings.score_cache_groups)
+        store.sweep()  # a small job keeps too little to do so
+        if self.settings.score_cache_groups == 0:
             return None
-        return ScoreCache(SqlScoreStore(self.database, most), tls_dir=self.settings.tls_dir, transport=self._transport)
+        return ScoreCache(store, tls_dir=self.settings.tls_dir, transport=self._transport)
 
     def _resolve_reward(self, spec: RewardSpec) -> ResolvedReward:
         """The endpoint that a reward means now. Raises InvalidInput when it is gone or no longer allowed."""
