@@ -67,7 +67,7 @@ class AuditObject(schemas.ApiModel):
     path: str = Field(description="Path of the request, without its query.")
     job_id: str | None = Field(description="Id of the job that it was about.")
     request_id: str = Field(description="The answer's X-Request-ID, which log lines have too.")
-    status: int = Field(description="Status of the answer; 400 and above changed nothing.")
+    status: int = Field(description="Status of the answer; 400 to 499 changed nothing.")
 
 
 class AuditPageQuery(PageQuery):
