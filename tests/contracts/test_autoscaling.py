@@ -28,13 +28,15 @@ def test_nothing_is_scaled_twice() -> None:
 
 
 @pytest.mark.parametrize("scaler", AUTOSCALERS, ids=lambda each: str(each["metadata"]["name"]))
-def test_what_is_scaled_by_its_processor_says_what_it_asks_for(scaler: Object) -> None:
-    """A share of nothing is no measure."""
+def test_what_is_scaled_by_its_processor_is_so_by_cores(scaler: Object) -> None:
+    """Not by a share of what it asks for, which is what an idle one needs: any work would be too much."""
     spec = scaler["spec"]
     assert spec["scaleTargetRef"] == {"apiVersion": "apps/v1", "kind": "Deployment", "name": scaler["metadata"]["name"]}
     assert 1 <= spec["minReplicas"] < spec["maxReplicas"]
-    for container in containers(DEPLOYMENTS[spec["scaleTargetRef"]["name"]]):
-        assert container["resources"]["requests"]["cpu"]
+    (metric,) = spec["metrics"]
+    assert metric["resource"] == {"name": "cpu", "target": {"type": "AverageValue", "averageValue": "700m"}}
+    asked = [each["resources"]["requests"]["cpu"] for each in containers(DEPLOYMENTS[spec["scaleTargetRef"]["name"]])]
+    assert all(re.fullmatch(r"[1-6]\d\dm", cpu) for cpu in asked), "an idle one is below it"
 
 
 @pytest.mark.parametrize("scaled", SCALED, ids=lambda each: str(each["metadata"]["name"]))
