@@ -73,12 +73,18 @@ def test_archives_are_the_same_bytes_and_hold_no_secret(
         assert {(member.uname, member.mtime) for member in archive} == {("", 1_700_000_000)}
 
 
-def test_what_compose_needs_is_in_its_archive(release: ModuleType) -> None:
+def test_what_compose_needs_is_in_its_archive(
+    release: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Every file of the repository that it mounts, what is added with -f, and who writes keys and certificates."""
     binds = [mount["source"] for each in SERVICES.values() for mount in each.get("volumes", []) if "source" in mount]
     files = {path.removeprefix("./") for path in binds if (ROOT / path).is_file()}
     beside = {path.name for path in ROOT.glob("docker-compose*.yml")} | {"scripts/write-env", "scripts/write-tls"}
     assert files | beside <= set(release.COMPOSE_FILES)
+    monkeypatch.setenv("SOURCE_DATE_EPOCH", "1700000000")
+    release.write_archive(tmp_path / "archive", release.COMPOSE_FILES, "dipole-1")
+    with tarfile.open(tmp_path / "archive") as archive:
+        assert all(member.isreg() and member.size for member in archive), "none is a link to what is left out"
 
 
 def test_only_an_older_release_makes_way(release: ModuleType, tmp_path: Path) -> None:
