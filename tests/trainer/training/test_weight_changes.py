@@ -144,7 +144,7 @@ def test_a_reward_is_required_as_long_as_it_is_trained_on() -> None:
 
 
 def test_an_answer_from_before_does_not_say_that_its_reward_is_back() -> None:
-    """A reward that fell silent stays so when its answer to another group is remembered, and is back when it answers."""
+    """A silent reward stays so when an answer of it is remembered, and is back when it answers."""
     rewards = [RewardSpec(name="a"), RewardSpec(name="b", required=False, timeout_s=1)]
     flights = GroupsInFlight(rewards)
 
