@@ -23,7 +23,7 @@ import structlog
 from dipole import tracing
 from dipole.errors import Overloaded
 from dipole_rewards.reward import CandidateImages, Reward, Scores, check_scores
-from dipole_rewards.scoring.latent_decoding import LatentDecoder, decode_group, void_scores
+from dipole_rewards.scoring.latent_decoding import LatentDecoder, decode_group, with_void_candidates
 from dipole_rewards.scoring.weight_residence import WeightResidence
 
 log = structlog.get_logger()
@@ -186,16 +186,20 @@ class Batcher:
 
     def _score_merged(self, groups: Sequence[CandidateImages]) -> Sequence[Scores]:
         opened, flaws = zip(*(decode_group(self._decoder, group) for group in groups), strict=True)
-        answers = self._reward.score_groups(opened)
-        for scores, group in zip(answers, groups, strict=True):
+        asked = [group for group in opened if group.images]
+        answers = iter(self._reward.score_groups(asked) if asked else ())
+        found = []
+        for group, each in zip(opened, flaws, strict=True):
+            scores = next(answers) if group.images else Scores([])
             check_scores(scores, len(group.images))
-        return [void_scores(scores, each) for scores, each in zip(answers, flaws, strict=True)]
+            found.append(with_void_candidates(scores, each))
+        return found
 
     def _score_alone(self, group: CandidateImages) -> Scores | BaseException:
         def score(_: Sequence[CandidateImages]) -> list[Scores]:
             opened, flaws = decode_group(self._decoder, group)
-            found = self._reward.score_group(opened)
-            return [void_scores(found, flaws)]
+            found = self._reward.score_group(opened) if opened.images else Scores([])
+            return [with_void_candidates(found, flaws)]
 
         answers = self._measure_forward([group], score)
         return answers if isinstance(answers, BaseException) else answers[0]

@@ -8,15 +8,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 
 from dipole.errors import ConfigurationError, how_to_install
 from dipole.protocol.schemas import ItemError, LatentSpace
-from dipole_rewards.reward import CandidateImages, Latents, Pixels, Scores, check_scores, choose_device
+from dipole_rewards.reward import CandidateImages, Latents, MovableNetwork, Pixels, Scores, check_scores, choose_device
 from dipole_rewards.settings import RewardSettings
 
+T = TypeVar("T")
 NOT_FINITE = ItemError(code="not_finite", message="its latents are decoded to pixels that are not finite")
 
 
@@ -27,6 +28,10 @@ class LatentDecoder(Protocol):
 
     def decode(self, latents: Sequence[Latents]) -> tuple[list[Pixels], list[int]]:
         """Images, and the places of those that are not finite, which are black."""
+        ...
+
+    def networks(self) -> Sequence[MovableNetwork]:
+        """What can sleep with the reward's own."""
         ...
 
 
@@ -47,18 +52,33 @@ def load_decoder(settings: RewardSettings) -> LatentDecoder | None:
 def decode_group(
     decoder: LatentDecoder | None, group: CandidateImages
 ) -> tuple[CandidateImages, Mapping[int, ItemError]]:
-    """The group with images, and which of them are void, with the reason. One that came as images stays as it is."""
+    """The group with the images that it has, and of which candidates there is none, with the reason: those are not
+    asked about. One that came as images stays as it is.
+    """
     latents = cast("Sequence[Latents]", group.images)
     if decoder is None or latents[0].dtype != np.float16:
         return group, {}
     images, flawed = decoder.decode(latents)
-    return replace(group, images=images), dict.fromkeys(flawed, NOT_FINITE)
+    return replace(group, images=[each for place, each in enumerate(images) if place not in flawed]), dict.fromkeys(
+        flawed, NOT_FINITE
+    )
 
 
-def void_scores(scores: Scores, errors: Mapping[int, ItemError]) -> Scores:
-    """The scores without those of void images: null, with the reason."""
+def with_void_candidates(scores: Scores, errors: Mapping[int, ItemError]) -> Scores:
+    """The scores of all candidates, of those of the ones that have an image: null for the others, with the reason."""
     if not errors:
         return scores
-    check_scores(scores, len(scores.scores))
-    kept = [None if place in errors else score for place, score in enumerate(scores.scores)]
-    return replace(scores, scores=kept, errors={**scores.errors, **errors})
+    places = [place for place in range(len(scores.scores) + len(errors)) if place not in errors]
+    check_scores(scores, len(places))
+
+    def spread(values: Sequence[T] | None) -> list[T | None] | None:
+        found = dict(zip(places, values, strict=True)) if values is not None else None
+        return None if found is None else [found.get(place) for place in range(len(places) + len(errors))]
+
+    return replace(
+        scores,
+        scores=spread(scores.scores) or [],
+        sub_scores=spread(scores.sub_scores),
+        tiers=spread(scores.tiers),
+        errors={**{places[at]: error for at, error in scores.errors.items()}, **errors},
+    )

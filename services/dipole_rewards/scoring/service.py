@@ -82,7 +82,9 @@ class RewardService:
             self.failure = error if ours else RewardFault(f"{type(error).__name__}: {error}", code="not_loaded")
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
-        self._weights = WeightResidence(reward.networks(), device, timeout_s=self.settings.reward_answer_timeout_s)
+        decodes = decoder is not None and not reward.reads_latents
+        networks = [*reward.networks(), *(decoder.networks() if decodes and decoder is not None else ())]
+        self._weights = WeightResidence(networks, device, timeout_s=self.settings.reward_answer_timeout_s)
         self._batcher = Batcher(
             reward,
             QueueBounds(

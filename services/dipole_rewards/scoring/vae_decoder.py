@@ -22,7 +22,7 @@ from torch import Tensor
 from dipole.errors import ConfigurationError
 from dipole.protocol.latents import DECODER_PARTS, fingerprint_vae
 from dipole.protocol.schemas import LatentSpace
-from dipole_rewards.reward import Latents, Pixels
+from dipole_rewards.reward import Latents, MovableNetwork, Pixels
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 VAE_CLASSES = ("AutoencoderKL", "AutoencoderTiny")
@@ -51,6 +51,9 @@ class VaeDecoder:
             channels=vae.config.latent_channels,
             scale=2 ** (len(vae.config.block_out_channels) - 1),
         )
+
+    def networks(self) -> Sequence[MovableNetwork]:
+        return [self._vae]
 
     @classmethod
     def load(cls, folder: Path, precision: str, device: str) -> Self:

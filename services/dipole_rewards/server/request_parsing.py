@@ -159,7 +159,7 @@ def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bou
         pixels = [each.decode() for each in opened]
     request = _without_data(request)
     # what is absent is no part of it: a repeat is the same to a server that knows more fields than the first time
-    absent = {"progress": True} if request.progress is None else {}
+    absent = {name: True for name in ("progress", "vae") if getattr(request, name) is None}
     told = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}, **absent})
     digest = hashlib.sha256(told.encode())
     for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
@@ -179,6 +179,11 @@ def _open_latents(
     """Every candidate's latents, of a request that has no images beside them. The pixels counted are those that they
     will be decoded to.
     """
+    if request.vae not in (None, space.vae):
+        raise UnsupportedMediaType(
+            f"vae is {request.vae[:19]}, and latents of {space.vae[:19]} alone are taken here: look at /v1/info again",
+            field="vae",
+        )
     opened = []
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"

@@ -191,11 +191,13 @@ class RankClient:
 
     def _post_group(self, job: _RankCall, deadline: Deadline) -> Ranking | None:
         info = self._known_info(deadline)
+        if job.vae is not None and (info.latents is None or info.latents.vae != job.vae):
+            self._info = None  # it may be served with another VAE by now
+            info = self._known_info(deadline)
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
             raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", counts_as_failure=False)
         if job.vae is not None and (info.latents is None or info.latents.vae != job.vae):
-            self._info = None  # asked again by then, it may
             taken = f"latents of the VAE {info.latents.vae[:19]}" if info.latents else "no latents"
             raise LatentsNotTaken(f"{self.base_url} takes {taken}", is_mismatch=info.latents is not None)
         path, asked = self._adapter.build_request(job, info)
@@ -283,6 +285,8 @@ class _RankCall:
         request: dict[str, Any] = {"prompt": self.prompt, "candidates": listed, **more}
         if self.metadata is not None:
             request["metadata"] = dict(self.metadata)
+        if self.vae is not None:
+            request["vae"] = self.vae
         return request
 
     def _build_multipart(self, more: Mapping[str, Any]) -> dict[str, Any]:

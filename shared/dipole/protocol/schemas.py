@@ -75,6 +75,12 @@ class RankRequest(ProtocolMessage):
         description="How far the training that asks has come: its updates done, of all of them. Absent outside "
         "training, in evaluations, and for an endpoint whose /v1/info does not want it.",
     )
+    vae: str | None = Field(
+        default=None,
+        max_length=128,
+        description="Fingerprint of the VAE whose latents the candidates are, as /v1/info says it; 415 where it is "
+        "another one by now. Absent where they are images.",
+    )
     callback_url: str | None = Field(
         default=None, max_length=2048, description="URL that a ranking of 202 is sent to when it has finished."
     )

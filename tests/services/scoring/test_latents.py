@@ -113,7 +113,9 @@ def test_a_fingerprint_tells_weights_and_configurations_apart(tmp_path: Path) ->
 async def test_latents_are_ranked_as_their_images_are(
     serve: Serve, drawn: tuple[OneStepGenerator, torch.Tensor]
 ) -> None:
-    """In JSON and as parts; /v1/info says whose they are; and one that is not finite is null with its reason."""
+    """In JSON; /v1/info says whose they are; one that is not finite is null with its reason and without parts; those of
+    a VAE that was there before a restart are refused.
+    """
     generator, x = drawn
     latents, _ = generator.pack_latents(x)
     pixels, _ = generator.decode_candidates(x)
@@ -129,6 +131,12 @@ async def test_latents_are_ranked_as_their_images_are(
         assert len(set(scores[0])) > 1
         assert scores[1] == pytest.approx([None if k == 1 else score for k, score in enumerate(scores[0])], abs=0.02)
         assert by_latents["results"][1]["error"]["code"] == "not_finite"
+        assert not by_latents["results"][1].get("sub_scores")
+        alone = (await client.post("/v1/rank", json=request([encode_latents(damaged[1])]))).json()
+        assert [item["score"] for item in alone["results"]] == [None]
+        for vae, status in ((generator.vae_fingerprint, 200), ("0" * 64, 415)):
+            named = {**request([encode_latents(each) for each in latents]), "vae": vae}
+            assert (await client.post("/v1/rank", json=named)).status_code == status
 
 
 def png(pixels: Any) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import shutil
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,15 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file, save_file
 
 from dipole.downloads.table import read_table
 from dipole.errors import InvalidInput
 from dipole_trainer import features, generators
+from dipole_trainer.checkpoints import resume_state
 from dipole_trainer.generators import tiny_pipelines
+from dipole_trainer.generators.initial_weights import fingerprint_weights
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec, GeneratorSpec
 from dipole_trainer.weights import base_models
@@ -43,6 +47,19 @@ def disturb(generator: OneStepGenerator) -> None:
     with torch.no_grad():
         for parameter in generator.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=source) * 0.05)
+
+
+def test_a_fused_lora_is_told_by_what_went_in(families: Path, tmp_path: Path) -> None:
+    """Not by the sum, whose last bits are a machine's own; another file is another base."""
+    found = resume_state.fingerprint_base(build(families, "hyper-sd15-lora"))
+    mine = shutil.copytree(families / "tiny-hyper-sd15-lora", tmp_path / "tiny-hyper-sd15-lora")
+    base, added = found.split("+")
+    unet = UNet2DConditionModel.from_pretrained(mine / "unet")
+    assert base == fingerprint_weights(unet.state_dict())
+    lora = mine / "Hyper-SD15-1step-lora.safetensors"
+    assert added == hashlib.sha256(lora.read_bytes()).hexdigest()
+    save_file({name: value * 2 for name, value in load_file(lora).items()}, lora)
+    assert resume_state.fingerprint_base(build(tmp_path, "hyper-sd15-lora")) != found
 
 
 def test_every_distilled_model_is_compared() -> None:

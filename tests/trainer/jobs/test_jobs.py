@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -539,6 +540,18 @@ def test_the_ledger_keeps_enough_to_audit_a_ranking(store: JobStore) -> None:
     assert kept["rewards"]["colour"]["sub_scores"] == {"strict": [1.0, None]}
     assert kept["rewards"]["colour"]["errors"] == {"1": "broken"}
     assert kept["rewards"]["colour"]["model_revision"] == "r1"
+
+
+def test_a_step_s_groups_are_those_that_it_trained_on(store: JobStore) -> None:
+    """Its evaluation's are not, and neither are those that were ranked again on another decoder's images."""
+    job, ledger = store.create_job(SPEC), RankingLedger(store.database)
+    claim = store.claim_job("w", 60)
+    assert claim is not None
+    group, result = ranked()
+    for name in ("job.1.0", "job.1.0.tiny", "job.eval1.0"):
+        ledger.keep_ranking(claim, make_ledger_entry(replace(group, id=name), "shapes", result))
+    assert [each["group"] for each in ledger.list_groups(job.id, step=1)[0]] == ["job.1.0"]
+    assert len(ledger.list_groups(job.id)[0]) == 3
 
 
 # ---- the registries --------------------------------------------------------------------------------------------------

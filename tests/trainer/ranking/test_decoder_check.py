@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -89,3 +90,30 @@ def test_kendall_s_tau_is_scipy_s() -> None:
         both = np.isfinite(first)
         assert kendall_tau(first, second) == pytest.approx(kendalltau(first[both], second[both]).statistic)
     assert kendall_tau(np.ones(4), np.arange(4.0)) == 0.0
+
+
+def test_changed_weights_are_compared_by_and_what_a_twin_was_told_is_told(events: list[Any]) -> None:
+    """From the change on the order is that of the rewards as they weigh then; a reward that became silent with the
+    twin's answer is said to be so.
+    """
+    scorers = {
+        "bright": lambda prompt, found, metadata: found.mean((1, 2, 3)).tolist(),
+        "same": lambda prompt, found, metadata: list(range(len(found))),
+    }
+    rewards = (RewardSpec(name="bright"), RewardSpec(name="same", weight=0))
+
+    class TwinsAreTold(InProcessRanker):
+        def collect(self, timeout_s: float) -> RankedGroup | None:
+            ranked = super().collect(timeout_s)
+            is_twin = ranked is not None and ranked.group_id.endswith(".tiny")
+            return replace(ranked, became_silent={"same": "why"}) if ranked is not None and is_twin else ranked
+
+    check = DecoderCheck(
+        TwinsAreTold(scorers, rewards), rewards, (2, 2), lambda kind, data: events.append((kind, data))
+    )
+    up, down = np.arange(K) * 10, np.arange(K)[::-1] * 10
+    before = ranked_twice(check, "before", up, down)
+    check.change_rewards((RewardSpec(name="bright", weight=0), RewardSpec(name="same")))
+    after = ranked_twice(check, "after", up, down)
+    assert [each.agreement and each.agreement.tau for each in (before, after)] == pytest.approx([-1, 1])
+    assert after.became_silent == {"same": "why"}

@@ -143,6 +143,29 @@ def test_a_reward_is_required_as_long_as_it_is_trained_on() -> None:
         flights.put_result("g", "a", failed_result(2, "http_status: 500"), 3.0)
 
 
+def test_an_answer_from_before_does_not_say_that_its_reward_is_back() -> None:
+    """A silent reward stays so when an answer of it is remembered, and is back when it answers."""
+    rewards = [RewardSpec(name="a"), RewardSpec(name="b", required=False, timeout_s=1)]
+    flights = GroupsInFlight(rewards)
+
+    def rank(name: str, now: float, *, is_remembered: bool) -> list[str]:
+        flights.add_group(CandidateGroup(name, 0, "p", None, np.zeros((2, 4, 4, 3), np.uint8), (1, 2)), now)
+        flights.put_result(name, "b", RewardResult(scores=(0.0, 1.0)), now, is_remembered=is_remembered)
+        flights.put_result(name, "a", RewardResult(scores=(0.0, 1.0)), now)
+        ranked = flights.pop_finished()
+        assert ranked is not None
+        return list(ranked.came_back)
+
+    flights.add_group(CandidateGroup("late", 0, "p", None, np.zeros((2, 4, 4, 3), np.uint8), (1, 2)), 0.0)
+    flights.put_result("late", "a", RewardResult(scores=(0.0, 1.0)), 0.0)
+    flights.expire_overdue(10.0)
+    ranked = flights.pop_finished()
+    assert ranked is not None
+    assert list(ranked.became_silent) == ["b"]
+    assert rank("known", 11.0, is_remembered=True) == []
+    assert rank("asked", 12.0, is_remembered=False) == ["b"]
+
+
 @pytest.mark.parametrize(
     ("more", "weights", "field", "said"),
     [

@@ -37,6 +37,7 @@ from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import OnRanked
+from dipole_trainer.ranking.weight_changes import RewardWeights
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import PromptSpec, RewardSpec, TrainSpec
 from dipole_trainer.storage.artifacts import ArtifactStore
@@ -522,6 +523,28 @@ def test_a_job_waits_for_a_required_reward_and_resumes_by_itself(world: World) -
     assert world.store.get_job(job.id).state == "succeeded"
     assert str(asked[0].url) == "http://127.0.0.1:8401/readyz"
     assert asked[0].headers["authorization"] == "Bearer secret"
+
+
+def test_a_reward_whose_weight_was_taken_away_is_waited_for_no_more(world: World) -> None:
+    """Though it stays away: the job goes on with the others."""
+    rewards = (REWARD, RewardSpec(name="other", url="http://127.0.0.1:8402", weight=0.0))
+
+    def session(spec: TrainSpec, **rest: Any) -> Outcome:
+        raise RewardUnavailable("reward shapes: timeout: no ranking within 60 s", reward="shapes")
+
+    def away(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    job = world.store.create_job(spec(rewards=rewards))
+    worker = world.worker(session, transport=httpx.MockTransport(away))
+    assert worker.train_next_job()
+    assert world.store.get_job(job.id).waiting_reward == "shapes"
+    for weights, state in (({"other": 1.0}, "paused"), ({"shapes": 0.0}, "queued")):
+        world.store.change_weights(job.id, RewardWeights(weights=weights))
+        with world.store.database.writing() as transaction:
+            transaction.execute(sa.update(JobRow).values(waiting_until=0.0))
+        worker.requeue_waiting_jobs()
+        assert world.store.get_job(job.id).state == state
 
 
 def test_a_lost_lease_ends_the_session_and_writes_nothing(world: World) -> None:

@@ -78,9 +78,12 @@ def score_prompts(
         phi = _finite_features(features, group, x, micro_batches)
         waiting[group.id] = (index, mean_pairwise_distance(phi), vendi_score(phi))
         if latents is not None:
-            packed, _ = generator.pack_latents(x)
-            vae = generator.vae_fingerprint
-            group = replace(group, latents=packed, vae=vae, latents_alone=latents == "alone")
+            packed, sound = generator.pack_latents(x)
+            unsound = {row: "not_finite: latents in float16" for row, fine in enumerate(sound) if not fine}
+            group = replace(
+                group, latents=packed, vae=generator.vae_fingerprint, latents_alone=latents == "alone",
+                flaws={**unsound, **group.flaws},
+            )  # fmt: skip
         ranker.submit(replace(group, asked=asked))
         if index < SHEET_PROMPTS:
             sheets.append(np.asarray(group.images))

@@ -20,18 +20,21 @@ from dipole_trainer.spec import GeneratorSpec
 from dipole_trainer.storage import job_layout
 
 
-def merge_checkpoint_of_spec(network: nn.Module, spec: GeneratorSpec, folder: Path | None) -> str | None:
-    """Merge the checkpoint that a job starts from, if any; what tells the result from others. By what went in: sums
-    differ in their last bit from machine to machine.
+def merge_checkpoint_of_spec(
+    network: nn.Module, spec: GeneratorSpec, folder: Path | None, *, base: str | None = None
+) -> str | None:
+    """Merge the checkpoint that a job starts from, if any; what tells the result from others, None where the network's
+    own weights do. By what went in: sums differ in their last bit from machine to machine. `base` tells the network
+    apart where it is such a sum itself.
     """
     if spec.initial_checkpoint is None:
-        return None
+        return base
     if folder is None or not folder.is_dir():
         raise InvalidInput(
             f"model: the weights of {spec.initial_checkpoint.name}, which the job starts from, are not in its folder",
             field="model",
         )
-    base = fingerprint_weights(network.state_dict())
+    base = base or fingerprint_weights(network.state_dict())
     merge_initial_weights(network, folder)
     return f"{base}+{spec.initial_checkpoint.id}"
 

@@ -7,6 +7,7 @@ are an InvalidInput here.
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ import torch
 from torch import nn
 
 from dipole.errors import InvalidInput
+from dipole_trainer.generators.initial_weights import fingerprint_weights
 from dipole_trainer.generators.weight_files import read_weight_file
 from dipole_trainer.weights import base_models
 from dipole_trainer.weights.distillations import Distillation
@@ -30,9 +32,10 @@ def load_pipeline(
     dtypes: Mapping[str, torch.dtype],
     unused_parts: Mapping[str, Any],
     distillation: Distillation | None = None,
-) -> Any:
+) -> tuple[Any, str | None]:
     """The pipeline in `folder`, without `unused_parts`, its U-Net made that of `distillation`; nothing is downloaded,
-    nothing is unpickled.
+    nothing is unpickled. And where a LoRA was fused into the U-Net what tells it from others, by what went in: sums
+    differ in their last bit from machine to machine.
 
     `dtypes` are by part, `default` for the others. Raises InvalidInput.
     """
@@ -50,10 +53,14 @@ def load_pipeline(
         pipeline = pipeline_class.from_pretrained(
             str(folder), dtype=loaded_in, local_files_only=True, use_safetensors=True, **unused_parts, **networks
         )
+        fused = None
         if distillation is not None and distillation.part == "lora":
+            with (folder / distillation.file).open("rb") as file:
+                added = hashlib.file_digest(file, "sha256").hexdigest()
+            fused = f"{fingerprint_weights(pipeline.unet.state_dict())}+{added}"
             _fuse_lora(pipeline, folder, distillation.file)
             nn.Module.to(pipeline.unet, dtypes.get("unet", dtypes["default"]))
-        return pipeline
+        return pipeline, fused
 
 
 def _load_network(folder: Path, variant: str | None, named: tuple[str, str], dtypes: Mapping[str, torch.dtype]) -> Any:

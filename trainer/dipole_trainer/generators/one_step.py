@@ -139,8 +139,8 @@ class OneStepGenerator:
         precision = spec.precision or gpu.default_precision(device)
         spec, dtype = spec.model_copy(update={"precision": precision}), DTYPES[precision]
         dtypes = {"default": dtype, cls.component: torch.float32 if spec.tune == "full" else dtype}
-        pipeline = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts, distillation)
-        merged = initial_weights.merge_checkpoint_of_spec(getattr(pipeline, cls.component), spec, initial)
+        pipeline, fused = load_pipeline(cls.pipeline_class, folder, dtypes, cls.unused_parts, distillation)
+        merged = initial_weights.merge_checkpoint_of_spec(getattr(pipeline, cls.component), spec, initial, base=fused)
         with explain_odd_values(folder):
             generator = cls(pipeline, spec, kind=kind, device=device, distillation=distillation)
             generator.initial_fingerprint = merged

@@ -23,6 +23,8 @@ from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
 
 EVALUATION_GROUPS = "%.eval%"  # their ids, which evaluation/scoring.py gives
+TWIN_GROUPS = "%.tiny"  # likewise ranking/forwarding/decoder_check.py
+_TRAINED_ON = (RankedGroupRow.group_id.not_like(EVALUATION_GROUPS), RankedGroupRow.group_id.not_like(TWIN_GROUPS))
 LEDGER_REPORT = "ranked"  # what a process of several reports beside events: an entry for the ledger
 
 
@@ -50,7 +52,7 @@ class RankingLedger:
         """
         query = select(RankedGroupRow).where(RankedGroupRow.job_id == job_id, RankedGroupRow.seq > after)
         if step is not None:
-            query = query.where(RankedGroupRow.step == step, RankedGroupRow.group_id.not_like(EVALUATION_GROUPS))
+            query = query.where(RankedGroupRow.step == step, *_TRAINED_ON)
         with self.database.reading() as session:
             groups, more = page_of_rows(
                 session.scalars(query.order_by(RankedGroupRow.seq).limit(limit + 1)).all(), limit
@@ -62,9 +64,7 @@ class RankingLedger:
 
     def ranked_steps(self, job_id: str) -> tuple[int, int] | None:
         """The first and the last step that a group was ranked for, evaluations left out; None where none was."""
-        query = select(RankedGroupRow.step).where(
-            RankedGroupRow.job_id == job_id, RankedGroupRow.group_id.not_like(EVALUATION_GROUPS)
-        )
+        query = select(RankedGroupRow.step).where(RankedGroupRow.job_id == job_id, *_TRAINED_ON)
         with self.database.reading() as session:
             # each is the end of an index; min() and max() together would read all of it
             first, last = (

@@ -274,15 +274,16 @@ class CeleryRanker:
             reward=name,
             array=array,
             candidates=reference,
-            key=self._idempotency_key(group, self._rewards[name], reference),
+            key="",
             deadline=deadline,
             flaws=flaws,
             next_send_at=now + 1,
         )
+        request.key = self._idempotency_key(group, self._rewards[name], request.substance)
         if self._score_cache is not None:
             known = self._score_cache.find(name, self._rewards[name].endpoint, group, request.substance)
             if known is not None:
-                self._in_flight.put_result(group.id, name, self._result_of(request, known), now)
+                self._in_flight.put_result(group.id, name, self._result_of(request, known), now, is_remembered=True)
                 return
         is_new = not self._uses[reference]
         self._uses[reference] += 1

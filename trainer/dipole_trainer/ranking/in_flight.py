@@ -128,20 +128,27 @@ class GroupsInFlight:
         entry = self._entry(group_id)
         return entry is not None and reward in entry.questions
 
-    def put_result(self, group_id: str, reward: str, result: RewardResult, now: float) -> bool:
-        """Take an answer to a question; False when it is a duplicate or nobody waits for it.
+    def put_result(
+        self, group_id: str, reward: str, result: RewardResult, now: float, *, is_remembered: bool = False
+    ) -> bool:
+        """Take an answer to a question; False when it is a duplicate or nobody waits for it. One that is remembered
+        from before says nothing of whether its reward answers now.
 
         Raises RewardUnavailable when a required reward failed and not by this group's scores alone.
         """
         entry = self._entry(group_id)
         if entry is None or reward not in entry.questions:
             return False
-        self._answers[reward] += 1
-        if self._silent.pop(reward, None) is not None and self._untold.pop(reward, None) is None:
-            self._untold[reward] = None
+        if not is_remembered:
+            self._hear(reward)
         self._settle(group_id, reward, result, entry.questions[reward].flaws)
         self._finish_group(group_id, now)
         return True
+
+    def _hear(self, reward: str) -> None:
+        self._answers[reward] += 1
+        if self._silent.pop(reward, None) is not None and self._untold.pop(reward, None) is None:
+            self._untold[reward] = None
 
     def expire_overdue(
         self,

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import safetensors.torch
 import torch
 from safetensors import safe_open
 
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
+from dipole_trainer.ranking.lazy_images import read_images
 from dipole_trainer.spec import PromptSpec
 from dipole_trainer.training.rollout import SampledGroup
 
@@ -45,7 +45,8 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
     for number, each in enumerate(groups):
         drawn, asked = each.drawn, each.drawn.candidates
         assert asked is not None, "an online group has its candidates"
-        kept = {"noise": drawn.noise, "ranked": drawn.ranked_latents, "images": torch.tensor(np.asarray(asked.images))}
+        images, found_late = read_images(asked.images)  # before rows are counted: one without an image is left out
+        kept = {"noise": drawn.noise, "ranked": drawn.ranked_latents, "images": torch.tensor(images)}
         kept |= {} if drawn.ranks_itself else {"x": drawn.x}  # else it is what is ranked
         kept |= {} if asked.latents is None else {"latents": torch.tensor(asked.latents)}
         tensors |= {f"{number}.{name}": value.detach().cpu().contiguous() for name, value in kept.items()}
@@ -60,7 +61,7 @@ def save_groups(path: Path, groups: Sequence[WaitingGroup]) -> None:
                 "ranks_itself": drawn.ranks_itself,
                 "progress": asked.progress,
                 "asked_seeds": list(asked.seeds),
-                "asked_flaws": list(asked.flaws.items()),
+                "asked_flaws": list({**asked.flaws, **found_late}.items()),
                 "vae": asked.vae,
                 "latents_alone": asked.latents_alone,
             }

@@ -274,6 +274,8 @@ class Trainer:
         tally.filled_in += waiting.step > current.step
         tally.staleness = max(tally.staleness, self.finished_steps - waiting.drawn_at)
         ranked.report_failures(current.step, self.on_event)
+        if self.recorder is not None and drawn.images is not None:
+            np.asarray(drawn.images)  # decoded before rows are counted: one that has no image is left out
         self.rollout.prepare_features(drawn)
         self._report_flaws(drawn, ranked.group_id, current.step, tally)
         if drawn.ranks_candidates:

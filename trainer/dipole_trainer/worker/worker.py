@@ -58,6 +58,7 @@ from dipole_trainer.jobs.score_store import SqlScoreStore
 from dipole_trainer.jobs.store import JobStore
 from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.ranking.score_cache import ScoreCache
+from dipole_trainer.ranking.weight_changes import apply_changes, read_weight_changes
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.workers import WorkerRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec
@@ -164,8 +165,11 @@ class Worker:
                 back = self.artifacts.has_room(job_id)
             else:
                 try:
-                    spec = next((each for each in self.store.load_spec(job_id).rewards if each.name == reward), None)
-                    back = spec is not None and self._is_reward_back(spec)
+                    changes = read_weight_changes(self.store.get_job(job_id).weight_changes)
+                    rewards = apply_changes(self.store.load_spec(job_id).rewards, changes)
+                    spec = next((each for each in rewards if each.name == reward), None)
+                    # one whose weight was taken away meanwhile is waited for no more
+                    back = spec is not None and (not spec.required or self._is_reward_back(spec))
                 except InvalidInput:
                     back = True  # let the job run into it, and fail with that sentence
             if back:

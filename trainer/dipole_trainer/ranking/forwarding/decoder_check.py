@@ -58,13 +58,21 @@ class DecoderCheck(ForwardingRanker):
         del self._answers[group_id]
         return self._compare(answers[False], answers[True], self._steps.pop(group_id))
 
+    def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
+        self._rewards = rewards
+        super().change_rewards(rewards)
+
     def cancel(self, *, withdraw: bool = False) -> None:
         self._steps.clear()
         self._answers.clear()
         super().cancel(withdraw=withdraw)
 
     def _compare(self, exact: RankedGroup, tiny: RankedGroup, step: int) -> RankedGroup:
-        """The exact ranking, with how far the other agrees; without where one of them gives no order."""
+        """The exact ranking, with how far the other agrees; without where one of them gives no order. What either was
+        told of rewards is told.
+        """
+        silent = {**exact.became_silent, **tiny.became_silent}
+        exact = replace(exact, became_silent=silent, came_back=[*exact.came_back, *tiny.came_back])
         positives, negatives = self._sides
         orders = [order_group(each, self._rewards, positives=positives, negatives=negatives) for each in (exact, tiny)]
         first, second = orders
