@@ -91,7 +91,9 @@ def test_the_conformance_suite_passes_with_people_at_work(tmp_path: Path) -> Non
         finally:
             process.kill()
             process.wait()
-    assert {result.name: result.message for result in results if result.outcome != "passed"} == {}
+    skipped = {"ranks_latents", "refuses_wrong_latents"}  # people look at images
+    assert {result.name for result in results if result.outcome == "skipped"} == skipped
+    assert {result.name: result.message for result in results if result.outcome not in ("passed", "skipped")} == {}
 
 
 def wait_until_ready(url: str, process: subprocess.Popen[bytes], log: Path) -> None:

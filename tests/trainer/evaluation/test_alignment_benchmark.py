@@ -103,7 +103,7 @@ def test_every_arm_trains_on_one_budget(arms: ModuleType, worlds: ModuleType, na
         name: arms.build_spec(world, arm, arms.settings_at(arm, (1, 1)), 3, 30, prompts)
         for name, arm in arms.arms_of(world).items()
     }
-    own = {"method", "features", "max_staleness"}
+    own = {"method", "features", "max_staleness", "reward_decoder"}
     budgets = [spec.model_dump(exclude=own) for spec in specs.values()]
     assert all(budget == budgets[0] for budget in budgets)
     assert specs["random"].method.random == specs["drpo-101"].method.drpo == specs["drpo-103"].method.drpo

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -54,13 +54,15 @@ def to_scalars(kind: str, data: Mapping[str, Any], units: Mapping[str, Unit]) ->
     return found
 
 
-def measure_units(workdir: Path) -> dict[str, Unit] | None:
-    """Each reward's unit; None before the first steps have been trained."""
-    path = workdir / job_layout.METRICS_FILE
-    if not path.is_file():
-        return None
-    with path.open(encoding="utf-8") as lines:
-        first = [json.loads(line) for line in islice(lines, FIRST_STEPS)]
+def measure_units(workdir: Path, newest: Sequence[Mapping[str, Any]] = ()) -> dict[str, Unit] | None:
+    """Each reward's unit; None before the first steps have been trained. `newest` are steps that are said, and not yet
+    written down.
+    """
+    path, first = workdir / job_layout.METRICS_FILE, list[Mapping[str, Any]]()
+    if path.is_file():
+        with path.open(encoding="utf-8") as lines:
+            first = [json.loads(line) for line in islice(lines, FIRST_STEPS)]
+    first = [*first, *newest][:FIRST_STEPS]
     if len(first) < FIRST_STEPS:
         return None
     units = {}

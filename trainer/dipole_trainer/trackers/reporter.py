@@ -131,7 +131,8 @@ class TrackerReporter:
         """Hand an event on, and send trackers what they show of it."""
         self._on_event(kind, data)
         if self._units is None and kind in figures.PREFIXES:
-            self._units = figures.measure_units(self._workdir)
+            said = [data] if kind == job_events.StepFinished.kind else []
+            self._units = figures.measure_units(self._workdir, said)
         if scalars := figures.to_scalars(kind, data, self._units or {}):
             self._send({"scalars": scalars, "step": data["step"]})
         if kind == job_events.SamplesWritten.kind:
