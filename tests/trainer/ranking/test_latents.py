@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -136,12 +137,20 @@ def test_a_reference_names_what_lies_there(redis_url: str) -> None:
             store.get(text)
 
 
-def test_the_ledger_hashes_what_travelled() -> None:
-    """Of a group with latents those: its images may never be made."""
+def test_the_ledger_hashes_what_was_looked_at() -> None:
+    """Of a group with latents those, as its images may never be made; its images once somebody was sent them."""
     decode = Decoding()
-    entry = make_ledger_entry(group("g", decode), "r", RewardResult(scores=(0.0,) * K))
-    assert len(set(entry["group"]["candidates"])) == K
+    asked = group("g", decode)
+
+    def hashes() -> list[str]:
+        told: list[str] = make_ledger_entry(asked, "r", RewardResult(scores=(0.0,) * K))["group"]["candidates"]
+        return told
+
+    of_latents = hashes()
+    assert len(set(of_latents)) == K
     assert decode.times == 0
+    images = np.asarray(asked.images)
+    assert hashes() == [hashlib.sha256(each.tobytes()).hexdigest() for each in images] != of_latents
 
 
 def train(

@@ -21,6 +21,7 @@ from dipole_trainer.database.tables import RankedGroupRow, RankingRow
 from dipole_trainer.jobs.leases import Claim, lock_claimed_job
 from dipole_trainer.jsonable import to_jsonable
 from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
+from dipole_trainer.ranking.lazy_images import LazyImages
 
 EVALUATION_GROUPS = "%.eval%"  # their ids, which evaluation/scoring.py gives
 TWIN_GROUPS = "%.tiny"  # likewise ranking/forwarding/decoder_check.py
@@ -89,10 +90,11 @@ class RankingLedger:
 
 
 def make_ledger_entry(group: CandidateGroup, reward: str, result: RewardResult) -> dict[str, Any]:
-    """One reward's answer for one group as JSON: the rows' values, with hashes for the images, or for the latents of a
-    group that has them: its images may never be made.
+    """One reward's answer for one group as JSON: the rows' values, with hashes for the images, or for the latents where
+    those alone were looked at: the images may never be made.
     """
-    sent = np.asarray(group.images) if group.latents is None else group.latents
+    is_decoded = not isinstance(group.images, LazyImages) or group.images.is_decoded
+    sent = np.asarray(group.images) if group.latents is None or is_decoded else group.latents
     return {
         "group_id": group.id,
         "group": {
