@@ -1,9 +1,9 @@
 """The one HTTP app of every reward: create_app(settings) serves whichever class DIPOLE_REWARD names.
 
 POST /v1/rank, /v1/sleep and /v1/wake, GET /v1/info, GET and DELETE /v1/rankings/{id}, /livez, /readyz, /metrics and
-/docs. The wiring is here;
-scoring.service scores and scoring.reward_backend answers; of `server`, ranking_routes takes a request, request_parsing
-reads it, idempotency answers repeats, pending_rankings keeps 202 answers, and openapi describes it all.
+/docs. The wiring is here; scoring.service scores and scoring.reward_backend answers; of `server`, ranking_routes takes
+a request, request_parsing reads it, idempotency answers repeats, pending_rankings keeps 202 answers, and openapi
+describes it all.
 """
 
 from __future__ import annotations

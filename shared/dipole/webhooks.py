@@ -21,6 +21,11 @@ CLAIM_S = 60.0  # whoever attempts keeps others from it for so long, and is hear
 RETRY_PAUSES_S = (5.0, 30.0, 120.0, 600.0, 3600.0, 6 * 3600.0, 17 * 3600.0)  # after the first attempt, the second, …
 
 
+def pause_after(attempts: int) -> float | None:
+    """Seconds until the next attempt, after so many that failed; None when it is to be given up."""
+    return RETRY_PAUSES_S[attempts - 1] if attempts <= len(RETRY_PAUSES_S) else None
+
+
 async def post_webhook(
     url: str,
     body: str,

@@ -75,10 +75,10 @@ class CallbackOutbox:
             delivery.last_error = None if error is None else error[:500]
             if error is None:
                 delivery.state, delivery.delivered_at = "delivered", time
-            elif delivery.attempts > len(webhooks.RETRY_PAUSES_S):
-                delivery.state = "given_up"
+            elif (pause := webhooks.pause_after(delivery.attempts)) is not None:
+                delivery.next_at = time + pause
             else:
-                delivery.next_at = time + webhooks.RETRY_PAUSES_S[delivery.attempts - 1]
+                delivery.state = "given_up"
 
     def resend(self, delivery_id: str) -> DeliveryState:
         """Send it at the next look, whatever became of it before. Raises NotFound."""

@@ -59,9 +59,8 @@ def decode_group(
     if decoder is None or latents[0].dtype != np.float16:
         return group, {}
     images, flawed = decoder.decode(latents)
-    return replace(group, images=[each for place, each in enumerate(images) if place not in flawed]), dict.fromkeys(
-        flawed, NOT_FINITE
-    )
+    sound = [each for place, each in enumerate(images) if place not in flawed]
+    return replace(group, images=sound), dict.fromkeys(flawed, NOT_FINITE)
 
 
 def with_void_candidates(scores: Scores, errors: Mapping[int, ItemError]) -> Scores:

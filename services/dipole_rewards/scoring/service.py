@@ -82,8 +82,8 @@ class RewardService:
             self.failure = error if ours else RewardFault(f"{type(error).__name__}: {error}", code="not_loaded")
             log.error("reward_not_loaded", reward=self.name, error=str(error), kind=type(error).__name__)
             return
-        decodes = decoder is not None and not reward.reads_latents
-        networks = [*reward.networks(), *(decoder.networks() if decodes and decoder is not None else ())]
+        decoder = self._choose_decoder(reward, decoder)
+        networks = [*reward.networks(), *(decoder.networks() if decoder is not None else ())]
         self._weights = WeightResidence(networks, device, timeout_s=self.settings.reward_answer_timeout_s)
         self._batcher = Batcher(
             reward,
@@ -94,7 +94,7 @@ class RewardService:
                 wait_s=self.settings.reward_batch_wait_ms / 1000,
             ),
             observe=self._forward_metrics.observe_forward,
-            decoder=self._choose_decoder(reward, decoder),
+            decoder=decoder,
             weights=self._weights,
         )
         self._reward = reward

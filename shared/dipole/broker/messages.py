@@ -90,13 +90,9 @@ def failure_answer(
 def ranking_answer(ranking: Ranking, info: RewardInfo) -> RankAnswer:
     """A ranking of an endpoint that says `info` of itself: scores in candidate order, reasons by index.
 
-    Some endpoints only rank (people, judges of pairs): where no candidate has a score, negated ranks stand for them.
-    Of an endpoint that is not calibrated scores are an order too.
+    Of an endpoint that is not calibrated scores are an order, as ranks are.
     """
-    scores: list[float | None] = [item.score for item in ranking.results]
-    ranks_alone = not any(score is not None for score in scores) and any(item.rank for item in ranking.results)
-    if ranks_alone:
-        scores = [None if item.rank is None else -float(item.rank) for item in ranking.results]
+    scores, ranks_alone = ranking.scores_or_ranks()
     errors = {
         str(index): f"{item.error.code}: {item.error.message}"
         for index, item in enumerate(ranking.results)

@@ -191,13 +191,13 @@ class RankClient:
 
     def _post_group(self, job: _RankCall, deadline: Deadline) -> Ranking | None:
         info = self._known_info(deadline)
-        if job.vae is not None and (info.latents is None or info.latents.vae != job.vae):
+        if not job.is_taken_by(info):
             self._info = None  # it may be served with another VAE by now
             info = self._known_info(deadline)
         if len(job.candidates) > info.max_candidates:
             message = f"{self.base_url} ranks at most {info.max_candidates} candidates at once"
             raise EndpointError(f"{message}, not {len(job.candidates)}", code="too_large", counts_as_failure=False)
-        if job.vae is not None and (info.latents is None or info.latents.vae != job.vae):
+        if not job.is_taken_by(info):
             taken = f"latents of the VAE {info.latents.vae[:19]}" if info.latents else "no latents"
             raise LatentsNotTaken(f"{self.base_url} takes {taken}", is_mismatch=info.latents is not None)
         path, asked = self._adapter.build_request(job, info)
@@ -272,6 +272,10 @@ class _RankCall:
 
     def __len__(self) -> int:
         return len(self.candidates)
+
+    def is_taken_by(self, info: RewardInfo) -> bool:
+        """Whether an endpoint that says so of itself takes them: images all do, latents those with their VAE."""
+        return self.vae is None or (info.latents is not None and info.latents.vae == self.vae)
 
     def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
         form = (multipart, tells_progress and self.progress is not None)

@@ -35,7 +35,7 @@ def _part(array: np.ndarray[Any, Any]) -> dict[str, Any]:
 
 
 def _request(space: LatentSpace) -> dict[str, Any]:
-    request = inputs.rank_request()
+    request = {**inputs.rank_request(), "vae": space.vae}
     for seed, candidate in enumerate(request["candidates"]):
         candidate["image"] = _part(_latents(space, seed))
     return request

@@ -149,6 +149,15 @@ class Ranking(ProtocolMessage):
         default_factory=dict, description="What the ranking took, such as `images` and `seconds`."
     )
 
+    def scores_or_ranks(self) -> tuple[list[float | None], bool]:
+        """A number for each candidate, higher is better, and whether these are negated ranks: some endpoints only rank
+        (people, judges of pairs), and none of their candidates has a score.
+        """
+        scores: list[float | None] = [item.score for item in self.results]
+        if any(score is not None for score in scores) or not any(item.rank for item in self.results):
+            return scores, False
+        return [None if item.rank is None else -float(item.rank) for item in self.results], True
+
 
 class PendingRanking(ProtocolMessage):
     """202: a slow ranker took the request. Poll `Location` after `Retry-After`, or wait for the callback."""

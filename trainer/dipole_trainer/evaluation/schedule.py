@@ -29,7 +29,7 @@ from dipole_trainer.compute.micro_batches import MicroBatches
 from dipole_trainer.distributed.group import ProcessGroup, StopCheck
 from dipole_trainer.evaluation import results, scoring, statistics
 from dipole_trainer.evaluation.early_stop import EarlyStop, EvaluatedStep, choose_kept_step, find_early_stop
-from dipole_trainer.features import FeatureExtractor
+from dipole_trainer.features import FeatureExtractor, reads_pixels
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.ranking.groups import RankedGroup, Ranker
 from dipole_trainer.ranking.known_answers import KnownAnswersRanker
@@ -161,8 +161,8 @@ class EvaluationSchedule:
 
     def _sends_latents(self) -> Literal["beside", "alone"] | None:
         """As training does, so that a reward scores the same things in both."""
-        reads_pixels = self.spec.method.settings.uses_features() and hasattr(self.features, "encode_pixels")
-        if not self.spec.sends_latents(reads_pixels=reads_pixels, may_be_taken=self.ranker.takes_latents()):
+        of_pixels = reads_pixels(self.features, self.spec.method.settings)
+        if not self.spec.sends_latents(reads_pixels=of_pixels, may_be_taken=self.ranker.takes_latents()):
             return None
         return "alone" if self.spec.candidates_as == "latents" else "beside"
 

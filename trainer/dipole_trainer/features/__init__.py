@@ -28,7 +28,7 @@ from dipole_trainer.features import (
     vit_mae,
 )
 from dipole_trainer.generators.one_step import OneStepGenerator
-from dipole_trainer.spec import FeaturesSpec
+from dipole_trainer.spec import FeaturesSpec, MethodSettings
 from dipole_trainer.weights import feature_weights
 
 
@@ -66,6 +66,11 @@ def build_features(spec: FeaturesSpec, generator: OneStepGenerator, *, models_di
     space = feature_weights.resolve_space(spec, generator.kind)
     feature_weights.check_space_fits(space, generator.kind)
     return SPACES[space](spec, generator, models_dir)
+
+
+def reads_pixels(features: FeatureExtractor, settings: MethodSettings) -> bool:
+    """Whether a method looks at features of decoded images, so that what is drawn is decoded here anyway."""
+    return settings.uses_features() and hasattr(features, "encode_pixels")
 
 
 @torch.no_grad()

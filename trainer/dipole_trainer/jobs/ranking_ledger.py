@@ -20,12 +20,11 @@ from dipole_trainer.database.engine import Database, now
 from dipole_trainer.database.tables import RankedGroupRow, RankingRow
 from dipole_trainer.jobs.leases import Claim, lock_claimed_job
 from dipole_trainer.jsonable import to_jsonable
-from dipole_trainer.ranking.groups import CandidateGroup, RewardResult
+from dipole_trainer.ranking.groups import TWIN, CandidateGroup, RewardResult
 from dipole_trainer.ranking.lazy_images import LazyImages
 
 EVALUATION_GROUPS = "%.eval%"  # their ids, which evaluation/scoring.py gives
-TWIN_GROUPS = "%.tiny"  # likewise ranking/forwarding/decoder_check.py
-_TRAINED_ON = (RankedGroupRow.group_id.not_like(EVALUATION_GROUPS), RankedGroupRow.group_id.not_like(TWIN_GROUPS))
+_TRAINED_ON = (RankedGroupRow.group_id.not_like(EVALUATION_GROUPS), RankedGroupRow.group_id.not_like(f"%{TWIN}"))
 LEDGER_REPORT = "ranked"  # what a process of several reports beside events: an entry for the ledger
 
 

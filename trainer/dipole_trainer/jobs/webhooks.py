@@ -17,7 +17,7 @@ from sqlalchemy import and_, select
 from dipole.database.queries import database_time
 from dipole.protocol import job_events
 from dipole.protocol.job_events import JobEvent
-from dipole.webhooks import CLAIM_S, RETRY_PAUSES_S
+from dipole.webhooks import CLAIM_S, pause_after
 from dipole_trainer.database.engine import Database, now
 from dipole_trainer.database.tables import JobRow, WebhookRow
 from dipole_trainer.jobs.transitions import record_event
@@ -72,8 +72,9 @@ class WebhookOutbox:
         """It arrived, or why not: then it is tried again, or given up, at once where it `is_final`."""
         with self.database.writing() as session:
             row = session.scalars(select(WebhookRow).where(WebhookRow.id == webhook_id).with_for_update()).one()
-            if reason is not None and not is_final and row.attempts <= len(RETRY_PAUSES_S):
-                row.next_at = database_time(session) + RETRY_PAUSES_S[row.attempts - 1]
+            pause = None if reason is None or is_final else pause_after(row.attempts)
+            if pause is not None:
+                row.next_at = database_time(session) + pause
                 return
             # locked as by everybody who writes events, so that a job's ids commit in order
             job = session.scalars(select(JobRow).where(JobRow.id == row.job_id).with_for_update()).one()

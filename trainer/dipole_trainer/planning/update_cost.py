@@ -188,8 +188,9 @@ def measure_update(spec: TrainSpec, models: FakeModels, *, chunk_size: int | Non
     summed = models.trained_bytes if spec.candidates > chunk else 0
     extra = {"backward": summed}
     scale["backward"] *= rollout.settings.moves_share()
-    keeps_graphs = rollout.method.moves_every_sample and rollout.settings.moves_share() == 1
-    graph = PhaseCost(rollout.graph_operations // chunk, rollout.graph_bytes // chunk) if keeps_graphs else NO_COST
+    graph = NO_COST
+    if rollout.moves_every_sample:
+        graph = PhaseCost(rollout.graph_operations // chunk, rollout.graph_bytes // chunk)
     return UpdateCost(
         graph=graph,
         phases={

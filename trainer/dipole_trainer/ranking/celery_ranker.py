@@ -89,6 +89,7 @@ class _Request:
     reward: str
     array: Candidates  # what is sent: images or latents
     candidates: str
+    substance: str  # equal for equal candidates, and no others
     key: str
     deadline: float
     flaws: Mapping[int, str] = field(default_factory=dict)  # rows of `group` that turned out to have no image
@@ -104,11 +105,6 @@ class _Request:
     @property
     def sends_latents(self) -> bool:
         return self.array.dtype == np.float16
-
-    @property
-    def substance(self) -> str:
-        """What is to be ranked: equal for equal candidates. Equal latents of two VAEs are different images."""
-        return f"{self.candidates} of {self.group.vae}" if self.sends_latents else self.candidates
 
 
 def resend_pause_s(first_s: float, times_sent: int) -> float:
@@ -151,7 +147,6 @@ class CeleryRanker:
         resend_s: float = RESEND_AFTER_S,
         vault: Vault | None = None,
     ) -> None:
-        self._sent_images: dict[str, str | None] = {}  # rewards that take no latents; why, where they take others
         self._job_id = job_id
         self._rewards = {reward.spec.name: reward for reward in rewards}
         self._in_flight = GroupsInFlight([reward.spec for reward in rewards], on_ranked)
@@ -169,6 +164,7 @@ class CeleryRanker:
         self._uses: Counter[str] = Counter()  # requests that need the images of a reference in the store
         self._unused: list[str] = []  # references to be deleted
         self._rates: dict[str, _AnswerRate] = {}  # of the rewards that have answered 202
+        self._sent_images: dict[str, str | None] = {}  # rewards that take no latents; why, where they take others
         self._spans: dict[str, tracing.StartedSpan] = {}  # of the groups in flight, by id
         self._run_id = uuid.uuid4().hex
         self._run_record = _build_run_record(rewards, vault or Vault.from_environment())
@@ -269,19 +265,21 @@ class CeleryRanker:
         if id(array) not in references:
             references[id(array)] = array, CandidateStore.reference_of(array)
         reference = references[id(array)][1]
+        # equal latents of two VAEs are different images
+        substance = f"{reference} of {group.vae}" if array is group.latents else reference
         request = _Request(
             group=group,
             reward=name,
             array=array,
             candidates=reference,
-            key="",
+            substance=substance,
+            key=self._idempotency_key(group, self._rewards[name], substance),
             deadline=deadline,
             flaws=flaws,
             next_send_at=now + 1,
         )
-        request.key = self._idempotency_key(group, self._rewards[name], request.substance)
         if self._score_cache is not None:
-            known = self._score_cache.find(name, self._rewards[name].endpoint, group, request.substance)
+            known = self._score_cache.find(name, self._rewards[name].endpoint, group, substance)
             if known is not None:
                 self._in_flight.put_result(group.id, name, self._result_of(request, known), now, is_remembered=True)
                 return
@@ -309,10 +307,10 @@ class CeleryRanker:
 
         return self._if_redis_answers(put) is not None
 
-    def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, reference: str) -> str:
+    def _idempotency_key(self, group: CandidateGroup, reward: ResolvedReward, candidates: str) -> str:
         # not of its progress, which the group's id implies in a job: whoever wants none is asked the same as ever
         asked = [reward.spec.name, *reward.endpoint.answer_identity()]
-        substance = [self._job_id, group.id, *asked, reference, group.prompt, group.metadata]
+        substance = [self._job_id, group.id, *asked, candidates, group.prompt, group.metadata]
         return hashlib.sha256(json.dumps(substance, sort_keys=True, default=dict).encode()).hexdigest()
 
     def _send_task(self, request: _Request, now: float) -> bool:

@@ -19,6 +19,7 @@ from dipole.protocol.latents import Latents
 from dipole_trainer.ranking.lazy_images import LazyImages
 from dipole_trainer.spec import RewardSpec
 
+TWIN = ".tiny"  # ends the id of a group that is ranked a second time, on another decoder's images
 SILENT = "silent"  # code of a failure that is told once and not of each group: nobody waits for this reward now
 
 

@@ -5,6 +5,7 @@ offline_sources.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Protocol
 
 from dipole_trainer.distributed.group import ProcessGroup
@@ -71,25 +72,22 @@ class OnlineSource:
 
     def _make_group(self, step: int, index: int, drawn: SampledGroup) -> CandidateGroup:
         """What rewards are asked: with latents where they may be sent those, and images otherwise."""
-        asked, prompt, progress = f"{self.job_id}.{step}.{index}", drawn.prompt, step / self.spec.steps
+        make = partial(
+            CandidateGroup, f"{self.job_id}.{step}.{index}", step, drawn.prompt.prompt, drawn.prompt.metadata,
+            seeds=drawn.seeds, progress=step / self.spec.steps,
+        )  # fmt: skip
         if self.spec.reward_decoder == "tiny":
-            number, compared = step * self.spec.prompts_per_step + index, None
-            images, flaws = self.rollout.decode_tiny(drawn)
-            if number % self.spec.check_decoder_every == 0:
-                compared, (images, flaws) = images, self.rollout.decode_group(drawn)
-            return CandidateGroup(
-                asked, step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws, progress=progress,
-                compared=compared,
-            )  # fmt: skip
+            tiny, flaws = self.rollout.decode_tiny(drawn)
+            if (step * self.spec.prompts_per_step + index) % self.spec.check_decoder_every:
+                return make(images=tiny, flaws=flaws)
+            images, flaws = self.rollout.decode_group(drawn)
+            return make(images=images, flaws=flaws, compared=tiny)
         may_be_taken = self.ranker.takes_latents()
         if not self.spec.sends_latents(reads_pixels=self.rollout.reads_pixels, may_be_taken=may_be_taken):
             images, flaws = self.rollout.decode_group(drawn)
-            return CandidateGroup(
-                asked, step, prompt.prompt, prompt.metadata, images, drawn.seeds, flaws, progress=progress
-            )
+            return make(images=images, flaws=flaws)
         latents, flaws = self.rollout.pack_group(drawn)
-        return CandidateGroup(
-            asked, step, prompt.prompt, prompt.metadata, self.rollout.decode_later(drawn), drawn.seeds, flaws,
-            progress=progress, latents=latents, vae=self.rollout.generator.vae_fingerprint,
-            latents_alone=self.spec.candidates_as == "latents",
+        return make(
+            images=self.rollout.decode_later(drawn), flaws=flaws, latents=latents,
+            vae=self.rollout.generator.vae_fingerprint, latents_alone=self.spec.candidates_as == "latents",
         )  # fmt: skip

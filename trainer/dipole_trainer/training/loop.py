@@ -521,8 +521,9 @@ class Trainer:
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
         """Inside, the generator has the weights that evaluations score."""
-        scores_average = self.average is not None and self.spec.optimizer.evaluated_weights == "ema"
-        return self.average.in_place() if self.average is not None and scores_average else nullcontext()
+        if self.average is None or self.spec.optimizer.evaluated_weights != "ema":
+            return nullcontext()
+        return self.average.in_place()
 
 
 class RunStopped(Exception):

@@ -22,7 +22,7 @@ from dipole.errors import NotFinite
 from dipole.protocol.latents import Latents
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
-from dipole_trainer.features import FeatureExtractor, extract_features, join_features
+from dipole_trainer.features import FeatureExtractor, extract_features, join_features, reads_pixels
 from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.images.candidate_images import DecodedCandidates
 from dipole_trainer.generators.one_step import OneStepGenerator
@@ -100,9 +100,11 @@ class Rollout:
         self.spec, self.generator, self.features, self.micro_batches = spec, generator, features, micro_batches
         self.graphs = graphs or GraphBudget(0)
         self.method, self.settings = METHODS[spec.method.type], spec.method.settings
-        self._moves_every_sample = self.method.moves_every_sample and self.settings.moves_share() == 1
+        self.moves_every_sample = self.method.moves_every_sample and self.settings.moves_share() == 1
         self._needs_reference = self.method.needs_reference and self.settings.pulls_to_base()
-        self._encode_pixels = getattr(features, "encode_pixels", None) if self.settings.uses_features() else None
+        # whether φ is of pixels, so that whatever was drawn is decoded here anyway
+        self.reads_pixels = reads_pixels(features, self.settings)
+        self._encode_pixels = getattr(features, "encode_pixels") if self.reads_pixels else None  # noqa: B009
         self._computes_in_half = LossScale() if spec.precision == "fp16" else None
 
     @torch.no_grad()
@@ -129,28 +131,12 @@ class Rollout:
 
         Where φ reads pixels it is taken of them here: nothing is decoded twice.
         """
-        images, flaws = self.generator.read_candidates(self.decode_on_device(drawn))
-        if len(flaws) == len(images):
-            raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
-        return images, flaws
+        return self._read_images(self.decode_on_device(drawn))
 
     @torch.no_grad()
     def decode_tiny(self, drawn: SampledGroup) -> tuple[NDArray[np.uint8], dict[int, str]]:
         """What `decode_group` gives, approximately, by the small decoder."""
-        ranked = drawn.ranked_latents
-
-        def decode(rows: list[int]) -> DecodedCandidates:
-            return DecodedCandidates.of_pixels(vae.decode_pixels(self._tiny_decoder, ranked[rows]), ranked[rows])
-
-        images, flaws = self.generator.read_candidates(self.micro_batches.map(range(len(ranked)), decode))
-        if len(flaws) == len(images):
-            raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
-        return images, flaws
-
-    @property
-    def reads_pixels(self) -> bool:
-        """Whether φ is of pixels, so that whatever was drawn is decoded here anyway."""
-        return self._encode_pixels is not None
+        return self._read_images(self._decode(drawn.ranked_latents, self._tiny_decoder))
 
     def pack_group(self, drawn: SampledGroup) -> tuple[Latents, dict[int, str]]:
         """Latents (R, c, h, w) to be ranked, and by row why there are none. Raises NotFinite where there are none at
@@ -159,8 +145,7 @@ class Rollout:
         latents, sound = self.generator.pack_latents(drawn.ranked_latents)
         why = f"not_finite: latents in {self.generator.precision}"
         flaws = {row: why for row, fine in enumerate(sound) if not fine}
-        if len(flaws) == len(latents):
-            raise NotFinite(self.generator.describe_flaws(flaws, len(latents)))
+        self._require_one(flaws, len(latents))
         return latents, flaws
 
     def decode_later(self, drawn: SampledGroup) -> LazyImages:
@@ -169,28 +154,39 @@ class Rollout:
 
         @torch.no_grad()
         def decode() -> tuple[NDArray[np.uint8], dict[int, str]]:
-            images, flaws = self.generator.read_candidates(
-                self.micro_batches.map(range(len(ranked)), lambda rows: self._decode(ranked[rows]))
-            )
-            if len(flaws) == len(images):
-                raise NotFinite(self.generator.describe_flaws(flaws, len(images)))
+            images, flaws = self._read_images(self._decode(ranked, self.generator.vae))
             drawn.leave_out({row: why for row, why in flaws.items() if row not in drawn.flaws})
             return images, flaws
 
         return LazyImages(len(ranked), decode)
 
-    def _decode(self, x: Tensor) -> DecodedCandidates:
-        return DecodedCandidates.of_pixels(self.generator.decode_pixels(x), x)
+    def _decode(self, x: Tensor, decoder: Any) -> list[DecodedCandidates]:
+        """Images of latents x (R, c, h, w), in micro-batches."""
+
+        def decode(rows: list[int]) -> DecodedCandidates:
+            return DecodedCandidates.of_pixels(vae.decode_pixels(decoder, x[rows]), x[rows])
+
+        return self.micro_batches.map(range(len(x)), decode)
+
+    def _read_images(self, decoded: list[DecodedCandidates]) -> tuple[NDArray[np.uint8], dict[int, str]]:
+        images, flaws = self.generator.read_candidates(decoded)
+        self._require_one(flaws, len(images))
+        return images, flaws
+
+    def _require_one(self, flaws: Mapping[int, str], count: int) -> None:
+        """Raise NotFinite where none of so many candidates is left."""
+        if len(flaws) == count:
+            raise NotFinite(self.generator.describe_flaws(flaws, count))
 
     @torch.no_grad()
     def decode_on_device(self, drawn: SampledGroup) -> list[DecodedCandidates]:
         """What `decode_group` reads, in micro-batches."""
         ranked = drawn.ranked_latents
-        takes_features = self._encode_pixels is not None and drawn.ranks_itself
+        if not (self.reads_pixels and drawn.ranks_itself):
+            drawn.phi_ranked = {}
+            return self._decode(ranked, self.generator.vae)
 
         def decode(rows: list[int]) -> tuple[DecodedCandidates, FeatureSets]:
-            if not takes_features:
-                return self._decode(ranked[rows]), {}
             phi, pixels = self._encode_samples(drawn, rows)
             assert pixels is not None
             return DecodedCandidates.of_pixels(pixels, ranked[rows]), phi
@@ -268,7 +264,7 @@ class Rollout:
             outputs, lambda rows: self.sample_with_graph(drawn, rows, needs_features=bool(outputs.phi)),
             self.generator.parameters(), self.micro_batches,
             scale=1 / self.spec.prompts_per_step, half=self._computes_in_half,
-            count=len(drawn.x) if self._moves_every_sample else None,
+            count=len(drawn.x) if self.moves_every_sample else None,
         )  # fmt: skip
 
     def sample_with_graph(
@@ -289,7 +285,7 @@ class Rollout:
     def _sample(self, noise: Tensor, prompt: str, *, keep_graphs: bool) -> tuple[Tensor, GroupGraphs]:
         """x, without a graph, and what is kept of those behind it."""
         graphs = self.graphs.open_group()
-        keep_graphs = keep_graphs and self._moves_every_sample
+        keep_graphs = keep_graphs and self.moves_every_sample
 
         def make_one() -> object:
             x = self.generator(noise[:1], prompt)

@@ -185,7 +185,7 @@ def _load_tiny_decoder(
     """What decodes for the rewards in the VAE's place; None where the VAE does."""
     if spec.reward_decoder == "vae":
         return None
-    if spec.method.settings.uses_features() and hasattr(phi, "encode_pixels"):
+    if features.reads_pixels(phi, spec.method.settings):
         raise InvalidInput(
             "reward_decoder is 'tiny', but this job's features are of pixels, for which the VAE decodes anyway: leave "
             "it out, or choose features of latents",

@@ -87,7 +87,8 @@ class Client:
         self, prompt: str, images: Sequence[Any], metadata: Metadata | None = None, *, progress: float | None = None
     ) -> list[float | None]:
         """A score for each image of one prompt, higher is better. Of an endpoint that only ranks, the negated rank."""
-        return scores_of(self.rank(prompt, images, metadata, progress=progress))
+        scores, _ = self.rank(prompt, images, metadata, progress=progress).scores_or_ranks()
+        return scores
 
     def score_pairs(
         self,
@@ -167,11 +168,3 @@ class AsyncClient:
         progress: float | None = None,
     ) -> list[float | None]:
         return await asyncio.to_thread(self._client.score_pairs, prompts, images, metadata, progress=progress)
-
-
-def scores_of(ranking: Ranking) -> list[float | None]:
-    """Scores in the order of the images; negated ranks where there are ranks alone, as of people."""
-    scores: list[float | None] = [item.score for item in ranking.results]
-    if all(score is None for score in scores):
-        return [None if item.rank is None else -float(item.rank) for item in ranking.results]
-    return scores

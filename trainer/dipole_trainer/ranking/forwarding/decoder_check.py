@@ -16,11 +16,10 @@ from numpy.typing import NDArray
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.ranking.forwarding.forwarding_ranker import ForwardingRanker
-from dipole_trainer.ranking.groups import Agreement, CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import TWIN, Agreement, CandidateGroup, RankedGroup, Ranker
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.spec import RewardSpec
 
-TWIN = ".tiny"
 RECENT_CHECKS = 4  # whose mean is looked at
 MIN_TAU = 0.7  # of their mean: below it a fifth of all pairs of candidates have changed places, or rather more
 
