@@ -110,7 +110,8 @@ def test_hundreds_of_pending_groups_cost_little(harness: Harness, people: People
     with redis.Redis.from_url(harness.settings.redis_url) as client:
         look_until(ranker, lambda: client.keys("dipole:candidates:*") == [])
     before, began = people.polls, time.monotonic()
-    assert ranker.collect(3) is None
+    # in which none is looked at more than twice, however many had their turn at the same moment
+    assert ranker.collect(count / celery_ranker.MAX_POLLS_PER_S) is None
     assert people.polls - before <= 2 * celery_ranker.MAX_POLLS_PER_S * (time.monotonic() - began)
     people.answer("prompt g150")
     (ranked,) = collect(ranker)
