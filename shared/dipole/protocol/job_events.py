@@ -89,6 +89,20 @@ class WeightsChanged(JobEvent):
 
 
 @dataclass(frozen=True, kw_only=True)
+class WeightsNotChanged(JobEvent):
+    """The job ended before a step began with them. `weights`: by reward, what was asked for last."""
+
+    kind = "weights_not_changed"
+    message = "No step began with the weights that were asked for last ({what}): the job has ended"
+    level = "warn"
+    weights: Mapping[str, float]
+
+    def text(self) -> str:
+        what = ", ".join(f"{name} {weight:g}" for name, weight in self.weights.items())
+        return format_message(self.message, {"what": what}, _name_kind(self.kind))
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunResumed(JobEvent):
     kind = "resumed"
     message = "Going on from the checkpoint at step {step}"

@@ -173,14 +173,16 @@ class JobStore(LeaseStore):
         return job
 
     def change_weights(self, job_id: str, asked: RewardWeights) -> JobRow:
-        """Have a job's rewards weigh otherwise from its next step on. Raises Conflict when it has ended, or has been
-        changed too often, and InvalidInput for what it cannot be trained with.
+        """Have a job's rewards weigh otherwise from its next step on. Raises Conflict when it has ended, has no step
+        left, or has been changed too often, and InvalidInput for what it cannot be trained with.
         """
         spec = self.load_spec(job_id)
         with self.database.writing() as session:
             job = lock_open_job(session, job_id, "changed")
             if job.desired == "cancel":
                 raise Conflict(f"job {job_id} is being cancelled")
+            if job.step >= job.steps:
+                raise Conflict(f"job {job_id} has trained all its {job.steps} steps: no other begins with new weights")
             changes = read_weight_changes(job.weight_changes)
             if (change := check_change(spec, changes, asked)) is not None:
                 if len(changes) >= MAX_CHANGES:

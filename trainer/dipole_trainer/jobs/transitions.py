@@ -88,6 +88,9 @@ def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
     drop_lease(job)
     clear_waiting(job)
     job.state, job.finished_at, job.eta_s = state, database_time(session), None
+    if waiting := [each["weights"] for each in job.weight_changes or () if each["step"] is None]:
+        weights = {name: weight for each in waiting for name, weight in each.items()}
+        record_event(session, job, job_events.WeightsNotChanged(weights=weights))
     record_event(session, job, event)
     _owe_webhooks(session, job)
 

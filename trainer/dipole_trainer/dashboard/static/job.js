@@ -190,7 +190,7 @@ function draw() {
   add("memory", "GPU memory", figures.plainSeries("gpu_gib", "GiB at most", x, 0));
   charts.show(wanted, x, figures.weightChanges(x));
   const begun = (job.weight_changes ?? []).filter((each) => each.step !== null);
-  replace(changed, begun.length ? `Dashed lines: weights changed (${begun.map(describeChange).join("; ")}).` : "");
+  replace(changed, begun.length ? `Dashed lines: weights changed (${begun.map((each) => describeChange(each)).join("; ")}).` : "");
   if (!wanted.length) replace(curves, h("p", { class: "muted" }, "No figures yet: the first come with the first evaluation or step."));
   else for (const child of [...curves.children]) if (child.tagName === "P") child.remove();
   replace(reasons, reasonTable("Why groups were skipped", figures.skipped), reasonTable("Why rewards were left out", figures.failures));

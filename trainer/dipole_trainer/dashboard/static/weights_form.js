@@ -36,7 +36,8 @@ export function weightsForm(path, onDone) {
 
   function show(job) {
     const changes = job.weight_changes ?? [];
-    const isOpen = !TERMINAL.has(job.status) && job.desired !== "cancel" && !job.replay_job && !job.pairs_file;
+    const isOver = TERMINAL.has(job.status);
+    const isOpen = !isOver && job.step < job.steps && job.desired !== "cancel" && !job.replay_job && !job.pairs_file;
     element.hidden = !(job.rewards ?? []).length || (!isOpen && !changes.length);
     form.hidden = !isOpen;
     if (!inputs.size) {
@@ -47,14 +48,15 @@ export function weightsForm(path, onDone) {
       }
     }
     if (!edited) for (const reward of rewardsAt(job, Infinity, { asked: true })) if (inputs.get(reward.name).value !== String(reward.weight)) inputs.get(reward.name).value = String(reward.weight);
-    replace(said, changes.some((each) => each.step === null) ? "A change waits for the next step to begin." : "");
-    replace(history, changes.map((each) => h("li", {}, describeChange(each))));
+    replace(said, !isOver && changes.some((each) => each.step === null) ? "A change waits for the next step to begin." : "");
+    replace(history, changes.map((each) => h("li", {}, describeChange(each, isOver))));
   }
 
   return { element, show };
 }
 
-export function describeChange({ step, weights }) {
+export function describeChange({ step, weights }, isOver = false) {
   const what = Object.entries(weights).map(([name, weight]) => `${name} ×${formatNumber(weight)}`).join(", ");
-  return step === null ? `${what}, from the next step on` : `${what}, after step ${formatNumber(step)}`;
+  if (step !== null) return `${what}, after step ${formatNumber(step)}`;
+  return isOver ? `${what}, which no step began with` : `${what}, from the next step on`;
 }
