@@ -273,7 +273,7 @@ def main() -> None:
     torch.set_num_threads(1)
     celery_ranker.MIN_POLL_PAUSE_S, celery_ranker.MAX_POLLS_PER_S = 0.1, 100.0
     if args.in_order:
-        loop.Trainer._fill_in_ranked = lambda self, current: False  # type: ignore[method-assign]
+        loop.Trainer._fill_in_ranked = lambda self: False  # type: ignore[method-assign]
     print(f"{'raters':>6} {'staleness':>9} {'in flight':>9} {'step s':>7} {'work s':>7} {'share':>6} "
           f"{'allowed':>7} {'ratio':>6} {'filled in':>9} {'oldest':>6}")  # fmt: skip
     rows = []

@@ -13,10 +13,9 @@ pushes a small answer to this run's list, on which collect() blocks.
 The ranker alone schedules. It knows what is unanswered, so whatever is lost is asked again: all of Redis (it was
 restarted, which the run's missing record tells), a message, a lane (kill -9; its claim runs out), the images (their
 time was up). Only a message that Redis took counts as sent. A pending ranking (202) and a
-retryable failure are asked again when due, until the deadline, by new short tasks. A group that has latents is sent as
-those; a lane whose endpoint does not have their VAE says so, and from then on that reward is sent images, which are
-decoded when the first reward needs them. A request's key is a hash of all
-that is asked: a repeat, also by a resumed job, gets the first answer, and no answer can be taken for another's.
+retryable failure are asked again when due, until the deadline, by new short tasks. What is sent of a group, latents or
+images, is sent_candidates.py's. A request's key is a hash of all that is asked: a repeat, also by a resumed job, gets
+the first answer, and no answer can be taken for another's.
 
 Hundreds of rankings may be pending for hours: their images leave the store once the endpoint has them, the longer one
 has taken the rarer it is looked at, and all of a reward's together are no more than MAX_POLLS_PER_S. What nobody waits
@@ -30,7 +29,7 @@ import json
 import random
 import time
 import uuid
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar, cast
@@ -41,7 +40,7 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dipole import tracing
-from dipole.broker.candidates import Candidates, CandidateStore, open_shared_memory
+from dipole.broker.candidates import Candidates, CandidateStore
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
@@ -52,8 +51,8 @@ from dipole.settings import PlatformSettings
 from dipole.vault import Vault
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog, RewardResult
 from dipole_trainer.ranking.in_flight import GroupsInFlight, OnRanked, apply_policy, failed_result
-from dipole_trainer.ranking.lazy_images import read_images
 from dipole_trainer.ranking.score_cache import ScoreCache
+from dipole_trainer.ranking.sent_candidates import CandidateForms, StoredCandidates
 from dipole_trainer.ranking.withdrawable_rankings import WITHDRAW_TTL_S, WithdrawableRankings
 from dipole_trainer.spec import RewardSpec
 
@@ -99,7 +98,7 @@ class _Request:
     failures: int = 0
     location: str | None = None
     accepted_at: float | None = None  # when its endpoint was first known to have it pending
-    holds_images: bool = True  # in the store
+    holds_candidates: bool = True  # in the store
     reason: str = field(default="no answer from a rank worker")
 
     @property
@@ -154,17 +153,12 @@ class CeleryRanker:
         self._resend_s = resend_s
         self._app = create_celery_app(settings.redis_url)
         self._redis = connect_redis(settings.redis_url)
-        self._memory = open_shared_memory(settings)
-        self._always_to_memory = settings.candidate_store == "memory"
-        self._lanes_share_memory = False  # as of the last look
-        self._store = CandidateStore(self._redis, settings.candidate_ttl_s, self._memory)
         self._coordination = TaskCoordination(self._redis, settings.candidate_ttl_s)
+        self._forms = CandidateForms()
+        self._stored = StoredCandidates(settings, self._redis, self._coordination)
         self._withdrawable = WithdrawableRankings(self._app, self._redis)
         self._requests: dict[tuple[str, str], _Request] = {}
-        self._uses: Counter[str] = Counter()  # requests that need the images of a reference in the store
-        self._unused: list[str] = []  # references to be deleted
         self._rates: dict[str, _AnswerRate] = {}  # of the rewards that have answered 202
-        self._sent_images: dict[str, str | None] = {}  # rewards that take no latents; why, where they take others
         self._spans: dict[str, tracing.StartedSpan] = {}  # of the groups in flight, by id
         self._run_id = uuid.uuid4().hex
         self._run_record = _build_run_record(rewards, vault or Vault.from_environment())
@@ -173,7 +167,7 @@ class CeleryRanker:
     # The seam: groups.Ranker
 
     def takes_latents(self) -> bool:
-        return self._sent_images.keys() != self._rewards.keys()
+        return self._forms.any_takes_latents(self._rewards)
 
     def submit(self, group: CandidateGroup) -> None:
         """Store the images once, send a message per reward. Returns though Redis is away: collect() sends again."""
@@ -192,7 +186,7 @@ class CeleryRanker:
             self._ensure_run(now)
             self._ask_rewards(now)
             self._resend_due(now)
-            self._delete_unused_images()
+            self._if_redis_answers(self._stored.delete_unused)
             if (ranked := self._in_flight.pop_finished()) is not None:
                 self._spans.pop(ranked.group_id, tracing.StartedSpan(None)).end()
                 return ranked
@@ -228,9 +222,9 @@ class CeleryRanker:
             span.end(outcome="cancelled")
         self._spans.clear()
         for request in self._requests.values():
-            self._release_images(request)
+            self._release_candidates(request)
         self._requests.clear()
-        self._delete_unused_images()
+        self._if_redis_answers(self._stored.delete_unused)
         old, self._run_id, self._check_run_at = self._run_id, uuid.uuid4().hex, 0.0
         self._if_redis_answers(lambda: self._coordination.close_run(old))
         if withdraw:
@@ -238,7 +232,7 @@ class CeleryRanker:
 
     def close(self) -> None:
         self.cancel()
-        self._store.close()
+        self._stored.close()
         self._app.close()
         self._redis.close()
 
@@ -257,7 +251,7 @@ class CeleryRanker:
         self, group: CandidateGroup, name: str, deadline: float, now: float, references: References
     ) -> None:
         """Ask one reward to rank a group, in the form that it takes, unless its answer is known."""
-        array, flaws = self._choose_form(group, name)
+        array, flaws = self._forms.choose(group, name)
         if len(flaws) == len(group.images):
             failure = failed_result(len(group.images), next(iter(flaws.values())))
             self._in_flight.put_result(group.id, name, failure, now)
@@ -283,26 +277,15 @@ class CeleryRanker:
             if known is not None:
                 self._in_flight.put_result(group.id, name, self._result_of(request, known), now, is_remembered=True)
                 return
-        is_new = not self._uses[reference]
-        self._uses[reference] += 1
-        if reference in self._unused:
-            self._unused.remove(reference)
         self._requests[group.id, name] = request
-        if not is_new or self._store_images(request, to_memory=self._lanes_share_memory):
+        if not self._stored.hold(reference) or self._store_candidates(request):
             self._send_task(request, now)
 
-    def _choose_form(self, group: CandidateGroup, reward: str) -> tuple[Candidates, Mapping[int, str]]:
-        """The group's latents where the reward may take them, else its images, and why rows have none."""
-        if group.latents is not None and (reward not in self._sent_images or group.latents_alone):
-            return group.latents, {}
-        images, flaws = read_images(group.images)
-        return (images[[row not in flaws for row in range(len(images))]] if flaws else images), flaws
-
-    def _store_images(self, request: _Request, *, to_memory: bool) -> bool:
+    def _store_candidates(self, request: _Request, *, to_redis: bool = False) -> bool:
         """Whether they are where lanes find them."""
 
         def put() -> bool:
-            self._store.put(request.candidates, request.array, to_memory=to_memory)
+            self._stored.put(request.candidates, request.array, to_redis=to_redis)
             return True
 
         return self._if_redis_answers(put) is not None
@@ -415,11 +398,11 @@ class CeleryRanker:
         elif answer["status"] == "missing":
             request.next_send_at, request.is_scheduled = now, True
             # perhaps by a lane of another machine, whatever was found out before
-            if not self._store_images(request, to_memory=False):
+            if not self._store_candidates(request, to_redis=True):
                 request.next_send_at = now + 1
-            if not request.holds_images:
-                request.holds_images = True
-                self._uses[request.candidates] += 1
+            if not request.holds_candidates:
+                request.holds_candidates = True
+                self._stored.hold(request.candidates)
         elif answer["status"] == "as_images":
             self._drop_request(at)
             self._turn_to_images(request, answer, now)
@@ -453,9 +436,7 @@ class CeleryRanker:
             failure = failed_result(len(group.images), f"configuration: {why}, not those of this job: {fix}")
             self._in_flight.put_result(group.id, name, failure, now)
             return
-        if name not in self._sent_images:
-            log.info("candidates_as_images", reward=name, reason=why)
-        self._sent_images[name] = why if answer["is_mismatch"] else None
+        self._forms.turn_to_images(name, why, is_mismatch=answer["is_mismatch"])
         self._ask_reward(group, name, request.deadline, now, {})
 
     def _handle_pending(self, request: _Request, answer: RankAnswer, now: float) -> None:
@@ -467,7 +448,7 @@ class CeleryRanker:
         pending = sum(each.reward == request.reward and each.location is not None for each in self._requests.values())
         pause = poll_pause_s(now - request.accepted_at, pending, answer["retry_after"])
         request.next_send_at, request.is_scheduled = now + pause, True
-        self._release_images(request)
+        self._release_candidates(request)
         message, endpoint = self._message_of(request, self._run_id), self._run_record["rewards"][request.reward]
         self._if_redis_answers(lambda: self._withdrawable.keep(self._job_id, message, endpoint))
 
@@ -492,7 +473,7 @@ class CeleryRanker:
             verified=answer.get("verified"),
             seconds=answer["seconds"],
             seen_as="latents" if request.sends_latents else "images",
-            images_because=self._sent_images.get(request.reward),
+            images_because=self._forms.reason_for_images(request.reward),
         ).with_flaws(request.flaws)
 
     # Small steps
@@ -510,24 +491,15 @@ class CeleryRanker:
 
     def _drop_request(self, at: tuple[str, str]) -> None:
         request = self._requests.pop(at)
-        self._release_images(request)
+        self._release_candidates(request)
         if request.accepted_at is not None:
             self._if_redis_answers(lambda: self._withdrawable.forget(self._job_id, request.key))
 
-    def _release_images(self, request: _Request) -> None:
-        """Its images need no room for its sake; should they be missed after all, they are sent again."""
-        if not request.holds_images:
-            return
-        request.holds_images = False
-        self._uses[request.candidates] -= 1
-        if not self._uses[request.candidates]:
-            del self._uses[request.candidates]
-            self._unused.append(request.candidates)
-
-    def _delete_unused_images(self) -> None:
-        unused, self._unused = self._unused, []
-        if unused:
-            self._if_redis_answers(lambda: self._store.delete(unused))
+    def _release_candidates(self, request: _Request) -> None:
+        """They need no room for its sake."""
+        if request.holds_candidates:
+            request.holds_candidates = False
+            self._stored.release(request.candidates)
 
     def _ensure_run(self, now: float) -> None:
         """Keep the run's record, with endpoints and keys, alive while the run is.
@@ -537,19 +509,13 @@ class CeleryRanker:
         if now < self._check_run_at:
             return
         self._check_run_at = now + RUN_CHECK_INTERVAL_S
-        self._lanes_share_memory = self._reaches_lanes_by_memory()
+        self._if_redis_answers(self._stored.look_for_lanes)
         rewards = list(self._rewards)
         if self._if_redis_answers(lambda: self._coordination.renew_run(self._run_id, rewards)) is not False:
             return
         if self._if_redis_answers(lambda: self._coordination.open_run(self._run_id, self._run_record)):
             for request in self._requests.values():
                 request.times_sent, request.next_send_at, request.is_scheduled = 0, now, True
-
-    def _reaches_lanes_by_memory(self) -> bool:
-        """Whether every lane reads the folder that we write, by what living rank workers say; false before any does."""
-        if self._memory is None or self._always_to_memory:
-            return self._memory is not None
-        return self._if_redis_answers(self._coordination.lane_memories) == {self._memory.id}
 
     def _if_redis_answers(self, call: Callable[[], T]) -> T | None:
         """None when Redis cannot be reached or refuses; the deadlines decide how long that is survived."""

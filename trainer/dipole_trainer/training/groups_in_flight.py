@@ -26,7 +26,7 @@ METADATA_KEY = "groups"
 
 @dataclass
 class WaitingGroup:
-    """A group between its drawing and its update. Groups of different steps may change places (training/loop.py)."""
+    """A group between its drawing and its update. Groups of different steps may change places (windows.py)."""
 
     id: str
     drawn: SampledGroup

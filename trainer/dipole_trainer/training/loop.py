@@ -12,8 +12,8 @@ order of the prompts, so that arrival order cannot change a bit of the result. `
 ahead of the update; with 0, the default, every ranking is of the weights it trains.
 
 A reward that takes its time (202), as people do, does not hold up what others are ready for: a group that is pending
-there changes places with one of a later window that has its rankings, and is trained on at most `max_staleness` steps
-after its own. Windows in flight go on being ranked during evaluations, and are kept in checkpoints.
+there changes places with one of a later window that has its rankings (windows.py). Windows in flight go on being ranked
+during evaluations, and are kept in checkpoints.
 
     for step:   window ─ K samples a prompt ─ submit ──┐ (rewards work)
                 features of x and x_ref while they do  │
@@ -27,10 +27,9 @@ steps.
 from __future__ import annotations
 
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -62,6 +61,7 @@ from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, 
 from dipole_trainer.training.interface import RunControl, RunOutcome, TakeWeightChanges, no_weight_changes
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
+from dipole_trainer.training.windows import Window, Windows
 
 MAX_STEPS_WITHOUT_UPDATE = 25  # steps without an update after which a job fails rather than pretend to train
 MAX_REASONS = 16  # of groups that gave no gradient, kept in a checkpoint
@@ -70,21 +70,6 @@ FIRST_PENDING_REPORT_S = 10.0  # wait for pending rankings after which it is sai
 MAX_PENDING_REPORT_PAUSE_S = 300.0
 SLOW_CHECKPOINT_S = 60.0  # waited for slow rankings, after which the next step is kept in a checkpoint
 POLL_INTERVAL_S = 0.5  # how often a waiting loop looks whether it should stop
-
-
-@dataclass
-class _StepGroups:
-    """The groups of one step, and what became of them so far."""
-
-    step: int
-    groups: dict[str, WaitingGroup]
-    recorded: list[dict[str, Any]] = field(default_factory=list)  # what the recorder is to keep
-    seconds: dict[str, float] = field(default_factory=lambda: {"generate": 0.0, "wait": 0.0, "update": 0.0})
-    reports: int = 0  # that it waits for pending rankings
-    report_at: float = 0.0  # of `seconds["wait"]`: when it is said next
-
-    def untrained(self) -> list[WaitingGroup]:
-        return [each for each in self.groups.values() if not each.is_trained]
 
 
 class Trainer:
@@ -122,7 +107,7 @@ class Trainer:
         self.steps_without_update = 0  # steps in a row without an update
         self.untrained: Counter[str] = Counter()  # why their groups gave none
         self.has_told_flaws = False
-        self.windows: deque[_StepGroups] = deque()
+        self.windows = Windows(spec.max_staleness)
         self.waited_s = 0.0  # for rankings, since the last checkpoint
         self.early_stop: EarlyStop | None = None  # once `stop_on` has ended the run
         self.started, self.started_at = time.monotonic(), 0
@@ -169,21 +154,18 @@ class Trainer:
     def _train_step(self) -> None:
         """One optimiser step. Stopped half-way, it has changed nothing."""
         self.check_stop()
-        while len(self.windows) <= self.spec.max_staleness and self._next_step_to_draw() < self.spec.steps:
-            self.windows.append(self._draw_step(self._next_step_to_draw()))
-        current, tally = self.windows[0], StepMetrics()
+        while self.windows.has_room() and (step := self.windows.next_step(self.finished_steps)) < self.spec.steps:
+            self.windows.append(self._draw_step(step))
+        current, tally = self.windows.first, StepMetrics()
         total = self._sum_gradients(current, tally)
         self._apply_update(self._reduce_gradients(total, tally, current), tally)
-        self.windows.popleft()
+        self.windows.drop_first()
         self._report_step(current, tally)
         # a run of fewer steps, none of which updated anything, has trained nothing either
         if self.steps_without_update == min(MAX_STEPS_WITHOUT_UPDATE, self.spec.steps):
             raise NothingToLearn(describe_untrained(self.steps_without_update, self.untrained))
 
-    def _next_step_to_draw(self) -> int:
-        return self.windows[-1].step + 1 if self.windows else self.finished_steps
-
-    def _draw_step(self, step: int) -> _StepGroups:
+    def _draw_step(self, step: int) -> Window:
         """Draw this process's groups of a step and send them off."""
         began = time.monotonic()
         is_next = step == self.finished_steps  # nothing is updated before
@@ -191,18 +173,18 @@ class Trainer:
             group_id: WaitingGroup(group_id, drawn, step, self.finished_steps, window=step, place=drawn.index)
             for group_id, drawn in self.source.draw_groups(step, keep_graphs=is_next).items()
         }
-        drawn = _StepGroups(step, groups)
+        drawn = Window(step, groups)
         drawn.seconds["generate"] = time.monotonic() - began
         return drawn
 
-    def _sum_gradients(self, current: _StepGroups, tally: StepMetrics) -> list[Tensor] | None:
+    def _sum_gradients(self, current: Window, tally: StepMetrics) -> list[Tensor] | None:
         """The sum of the groups' gradients, as answers come; features are taken while they do not."""
         places = [each.place for each in current.groups.values()]
         gradients = OrderedGradientSum(places, lazy=self.spec.tune == "full")
         while waiting := current.untrained():
             unprepared = next((each for each in waiting if not each.drawn.is_prepared), None)
             is_busy = unprepared is not None or any(each.ranked for each in waiting)
-            self._collect_ranked(current, blocking=not (is_busy or self._fill_in_ranked(current)))
+            self._collect_ranked(current, blocking=not (is_busy or self._fill_in_ranked()))
             ready = next((each for each in current.untrained() if each.ranked), None)
             if ready is not None and ready.ranked is not None:
                 began = time.monotonic()
@@ -217,39 +199,23 @@ class Trainer:
                 self._report_pending(current)
         return gradients.total
 
-    def _collect_ranked(self, current: _StepGroups, *, blocking: bool) -> None:
+    def _collect_ranked(self, current: Window, *, blocking: bool) -> None:
         """The next answer, if there is one, to its group."""
         began = time.monotonic()
         ranked = self.ranker.collect(POLL_INTERVAL_S if blocking else 0.0)
         current.seconds["wait"] += time.monotonic() - began
         if ranked is not None:
-            self._keep_ranked(ranked)
+            self.windows.keep_ranked(ranked)
 
-    def _keep_ranked(self, ranked: RankedGroup) -> None:
-        for window in self.windows:
-            if ranked.group_id in window.groups:
-                window.groups[ranked.group_id].ranked = ranked
-
-    def _fill_in_ranked(self, current: _StepGroups) -> bool:
-        """Where nothing of this step has its rankings: let a group of a later one that has them change places with one
-        that is pending at a slow reward. Whether there were two.
-        """
-        if len(self.windows) == 1 or self.recorder is not None:  # a recording has the groups of each step
+    def _fill_in_ranked(self) -> bool:
+        """Let a group that has its rankings take the place of one that is pending; whether there were two."""
+        if self.spec.max_staleness == 0 or self.recorder is not None:  # a recording has the groups of each step
             return False
-        pending = {group_id for each in self.ranker.list_pending().values() for group_id in each.waiting}
-        for slow in (each for each in current.untrained() if each.id in pending):
-            for later in list(self.windows)[1:]:
-                ready = next((each for each in later.groups.values() if each.ranked), None)
-                if ready is not None and later.step - slow.step <= self.spec.max_staleness:
-                    del current.groups[slow.id], later.groups[ready.id]
-                    slow.window, ready.window = ready.window, slow.window
-                    slow.place, ready.place = ready.place, slow.place
-                    current.groups[ready.id], later.groups[slow.id] = ready, slow
-                    slow.drawn.graphs.clear()  # of weights that will have moved on
-                    return True
-        return False
+        return self.windows.fill_in_ranked(
+            {group_id for each in self.ranker.list_pending().values() for group_id in each.waiting}
+        )
 
-    def _report_pending(self, current: _StepGroups) -> None:
+    def _report_pending(self, current: Window) -> None:
         """Say for whom the step waits, ever more rarely."""
         waited = current.seconds["wait"]
         if not self.processes.is_main or waited < max(current.report_at, FIRST_PENDING_REPORT_S):
@@ -267,7 +233,7 @@ class Trainer:
         current.report_at = waited + pause
 
     def _group_gradient(
-        self, waiting: WaitingGroup, ranked: RankedGroup, current: _StepGroups, tally: StepMetrics
+        self, waiting: WaitingGroup, ranked: RankedGroup, current: Window, tally: StepMetrics
     ) -> list[Tensor] | None:
         """The group's gradient, one tensor a parameter; None when it cannot be trained on."""
         drawn = waiting.drawn
@@ -322,9 +288,7 @@ class Trainer:
         )
         told.report(self.on_event)
 
-    def _reduce_gradients(
-        self, total: list[Tensor] | None, tally: StepMetrics, current: _StepGroups
-    ) -> list[Tensor] | None:
+    def _reduce_gradients(self, total: list[Tensor] | None, tally: StepMetrics, current: Window) -> list[Tensor] | None:
         """Over processes, once all have done their share; one without a group to train on adds nothing."""
         share = {"tally": tally.to_plain(), "trained": total is not None, "recorded": current.recorded}
         told = self.processes.all_gather({**share, **self._weight_changes(current.step + 1)}, self.check_stop)
@@ -376,7 +340,7 @@ class Trainer:
             self.early_stop = self.evaluations.find_early_stop()
         return self.early_stop is not None
 
-    def _report_step(self, current: _StepGroups, tally: StepMetrics) -> None:
+    def _report_step(self, current: Window, tally: StepMetrics) -> None:
         if not self.processes.is_main:
             return
         for kind, told in self.processes.take_reports():
@@ -465,12 +429,11 @@ class Trainer:
     def _restore_windows(self, checkpoint: Path) -> None:
         """Have ranked what was in flight when it was written: the same questions, so those who answer go on."""
         path = checkpoint / job_layout.GROUPS_IN_FLIGHT_FILE
-        windows: dict[int, _StepGroups] = {}
-        for each in load_groups(path, self.generator.device):
+        groups = load_groups(path, self.generator.device)
+        self.windows.restore(groups)
+        for each in groups:
             assert each.drawn.candidates is not None
-            windows.setdefault(each.window, _StepGroups(each.window, {})).groups[each.id] = each
             self.ranker.submit(each.drawn.candidates)
-        self.windows.extend(windows[step] for step in sorted(windows))
 
     def _save_more(self, checkpoint: Path) -> None:
         """What a checkpoint has beside weights, optimiser and state."""
@@ -479,8 +442,7 @@ class Trainer:
         self._save_windows(checkpoint)
 
     def _save_windows(self, checkpoint: Path) -> None:
-        if self.windows and self.ranker.list_pending():
-            groups = [each for window in self.windows for each in window.groups.values()]
+        if (groups := list(self.windows.groups())) and self.ranker.list_pending():
             save_groups(checkpoint / job_layout.GROUPS_IN_FLIGHT_FILE, groups)
 
     def _write_checkpoint(self) -> None:
@@ -516,7 +478,9 @@ class Trainer:
             return
         began = time.monotonic()
         with self._evaluated_weights(), tracing.trace_span("evaluation", step=self.finished_steps):
-            self.evaluations.evaluate_step(self.finished_steps, self.check_stop, self.processes, self._keep_ranked)
+            self.evaluations.evaluate_step(
+                self.finished_steps, self.check_stop, self.processes, self.windows.keep_ranked
+            )
         self.started += time.monotonic() - began  # images/s and ETA speak of training alone
 
     def _evaluated_weights(self) -> AbstractContextManager[None]:
