@@ -16,6 +16,7 @@ from dipole.tiny.job import build_demo_prompts
 
 from ...browser import PHONE, WatchedBrowser, closing, run_axe
 from ...browser import browser as browser
+from ...referee import referee as referee
 
 __all__ = ["PATIENCE_MS", "PHONE", "Platform", "WatchedBrowser", "run_axe"]
 

@@ -33,12 +33,19 @@ def state_of(page: Page, name: str) -> Any:
     return page.locator(f".head .state.{name}")
 
 
-def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform, visitors: WatchedBrowser) -> None:
+def test_a_job_is_started_watched_paused_and_resumed_by_click(
+    platform: Platform, visitors: WatchedBrowser, referee: Callable[..., Any]
+) -> None:
     """From the list to the end of the job, live: the page is never loaded again. While it is paused, its weights are
     changed: a wrong one is told beside its field's form, and what is right shows in the curves.
     """
-    steps = 40  # some are left when a page on a busy machine has shown the first and is clicked
-    job = platform.submit(steps=steps, suffix="watched", checkpoint_every=100, evaluation={}, validation_file=None)
+    server = referee()
+    server.hold(after=4)  # two a step: the third waits until the page has paused the job
+    watched = {"name": "referee", "url": server.url, "weight": 0, "timeout_s": 300}
+    rewards = [{"name": "shapes"}, {"name": "colourfulness", "weight": 0.5}, watched]
+    job = platform.submit(
+        steps=10, rewards=rewards, suffix="watched", checkpoint_every=100, evaluation={}, validation_file=None
+    )
     page = visitors.page(platform.url)
     row = page.locator(f"#{job}")
     expect(row).to_contain_text("watched")
@@ -58,6 +65,7 @@ def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform
     expect(weights.get_by_text("A change waits for the next step to begin.")).to_be_visible()
     expect(weights.get_by_role("alert")).to_be_hidden()
     run_axe(page, "the weights of a paused job")
+    server.hold(after=None)
     page.get_by_role("button", name="Resume").click()
     expect(state_of(page, "succeeded")).to_be_visible(timeout=PATIENCE_MS)
     expect(page.locator("#connection")).to_have_text("job has ended")
@@ -69,7 +77,7 @@ def test_a_job_is_started_watched_paused_and_resumed_by_click(platform: Platform
     expect(weights.get_by_role("button", name="Change the weights")).to_be_hidden()
     expect(page.locator(".events [data-kind='resumed']")).to_have_count(1)
     # each step once, whatever was trained twice
-    assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(steps, 0, -1)]
+    assert [row[0] for row in rows_of(page, "Learning rate")] == [str(step) for step in range(10, 0, -1)]
 
 
 def test_every_curve_has_its_numbers_beside_it(platform: Platform, trained: str, visitors: WatchedBrowser) -> None:
@@ -249,12 +257,12 @@ def test_the_form_names_the_wrong_field_and_starts_the_job(platform: Platform, v
     expect(page.get_by_role("alert")).to_contain_text("steps")
     expect(page.get_by_label("Steps", exact=True)).to_have_attribute("aria-invalid", "true")
     expect(page.get_by_label("Steps", exact=True)).to_be_focused()
-    page.get_by_label("Steps", exact=True).fill("2")
+    page.get_by_label("Steps", exact=True).fill("2000")  # more than pass until it is cancelled
     page.get_by_label("Candidates", exact=True).fill("4")
     page.get_by_role("button", name="Start the job").click()
     expect(page.get_by_role("heading", name="by-form", level=1)).to_be_visible()
     job = platform.api.get(f"/v1/fine_tuning/jobs/{HASH.findall(page.url)[0]}")
-    assert (job["steps"], job["candidates"], job["prompts_per_step"], job["prompt_count"]) == (2, 4, 8, 2)
+    assert (job["steps"], job["candidates"], job["prompts_per_step"], job["prompt_count"]) == (2000, 4, 8, 2)
     assert {each["name"]: each["weight"] for each in job["rewards"]} == {"shapes": 1.0, "colourfulness": 0.0}
     page.get_by_role("button", name="Cancel", exact=True).click()
     page.get_by_role("button", name="Cancel the job").click()
