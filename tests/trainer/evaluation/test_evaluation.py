@@ -136,6 +136,20 @@ def test_hacking_needs_a_sure_rise_and_a_sure_fall() -> None:
     assert reward_hacking(figures((0.1, 0.2), (-0.3, -0.1)), {"good": -1.0}, ["held"]) is None
 
 
+@pytest.mark.parametrize(("drop", "is_told"), [(0.03, False), (0.3, True)])
+def test_a_fall_that_is_sure_and_small_is_no_hacking(drop: float, is_told: bool) -> None:
+    """With the same noises any shift is sure; what counts is how it compares with the spread of a prompt's images."""
+    held = [[0.0, 1.0, 2.0] for _ in range(6)]  # a spread of 1
+    base, ours = (
+        [ScoredPrompt(f"p{i}", "", {"good": [good] * 3, "held": [x - by for x in row]}) for i, row in enumerate(held)]
+        for good, by in ((0.0, 0.0), (1.0, drop))
+    )
+    found = summarize_scores(ours, base)
+    assert found["scores"]["held"]["difference"]["spreads"] == pytest.approx(-drop)
+    assert significant_sign(found["scores"]["held"]["difference"]) == -1
+    assert (reward_hacking(found, {"good": 1.0}, ["held"]) is not None) == is_told
+
+
 def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
     """The trained reward rose on every prompt and the images of each prompt became alike."""
     rows, better = [[0.0], [0.1], [0.2]] * 2, [[0.5], [0.6], [0.8]] * 2

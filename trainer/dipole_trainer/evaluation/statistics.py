@@ -18,6 +18,7 @@ from dipole_trainer.spec import MIN_PROMPTS_FOR_SIGNIFICANCE
 
 DIVERSITY_FIELDS = {"distance": "diversity", "Vendi": "vendi"}  # what people call them: ScoredPrompt's field
 MIN_DIVERSITY_DROP = 0.05
+MIN_HELD_OUT_FALL = 0.2  # of the base's spread within a prompt: what statistics calls a small effect
 
 
 @dataclass(frozen=True)
@@ -68,6 +69,13 @@ def _mean_or_nan(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
+def spread_in_prompts(scored: Sequence[ScoredPrompt], name: str) -> float | None:
+    """The mean over prompts of the standard deviation of a prompt's images' scores; None where no prompt has two."""
+    known = [[value for value in item.scores.get(name, ()) if value is not None] for item in scored]
+    spreads = [float(np.std(values, ddof=1)) for values in known if len(values) > 1]
+    return float(np.mean(spreads)) if spreads else None
+
+
 def summarize_scores(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None) -> dict[str, Any]:
     """Means with intervals per score, category and diversity, paired differences to the base's, and win rates."""
     names = sorted({name for item in scored for name in item.scores})
@@ -92,7 +100,9 @@ def summarize_scores(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt
 
 
 def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None, name: str) -> dict[str, Any]:
-    """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half."""
+    """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half. The
+    difference is told in the base's spreads, too, where it has one.
+    """
     mean = estimate_mean(mean_score_per_prompt(scored, name))
     each = max((len(values) for item in scored for values in item.scores.values()), default=0)
     count = sum(value is not None for item in scored for value in item.scores.get(name, ()))
@@ -102,7 +112,10 @@ def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt
         difference = estimate_mean([_mean_or_nan([a - b for a, b in each]) for each in pairs])
         rate = estimate_mean([_mean_or_nan([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
         if difference and rate:
-            figure |= {"difference": difference.to_json(), "win_rate": _clip_to_unit(rate).to_json()}
+            spread = spread_in_prompts(base, name)
+            spreads = difference.mean / spread if spread else None
+            figure["difference"] = {**difference.to_json(), "spreads": spreads}
+            figure["win_rate"] = _clip_to_unit(rate).to_json()
     return figure
 
 
@@ -140,12 +153,17 @@ def reward_hacking(
     """Reward hacking: a trained reward, by name with its weight, moved significantly (95 % interval excludes 0) where
     it was trained to go, for a weight below 0 down, while a held-out one, or diversity, surely fell. Else None.
 
-    Diversity must have lost MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more
-    alike."""
+    A held-out reward must have lost MIN_HELD_OUT_FALL of the base's spread, as with prompts enough anything is sure;
+    diversity MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more alike.
+    """
 
     def moved_scores(named: Mapping[str, Any], sign: int) -> dict[str, float]:
         found = {name: figure.get("difference") for name, figure in named.items()}
         return {name: each["mean"] for name, each in found.items() if each and significant_sign(each) == sign}
+
+    def has_size(name: str) -> bool:
+        spreads = (figures["scores"].get(name, {}).get("difference") or {}).get("spreads")
+        return spreads is None or abs(spreads) >= MIN_HELD_OUT_FALL
 
     def named_scores(names: Iterable[str]) -> dict[str, Any]:
         return {name: figures["scores"].get(name, {}) for name in names}
@@ -161,7 +179,7 @@ def reward_hacking(
             **moved_scores(named_scores(name for name, weight in trained.items() if weight > 0), 1),
             **moved_scores(named_scores(name for name, weight in trained.items() if weight < 0), -1),
         },
-        moved_scores(named_scores(held_out), -1),
+        moved_scores(named_scores(filter(has_size, held_out)), -1),
         moved_scores(diversities, -1),
     )
     if not risen or not (fallen or less):
