@@ -141,7 +141,10 @@ def test_a_fall_that_is_sure_and_small_is_no_hacking(drop: float, is_told: bool)
     """With the same noises any shift is sure; what counts is how it compares with the spread of a prompt's images."""
     held = [[0.0, 1.0, 2.0] for _ in range(6)]  # a spread of 1
     base, ours = (
-        [ScoredPrompt(f"p{i}", "", {"good": [good] * 3, "held": [x - by for x in row]}) for i, row in enumerate(held)]
+        [
+            ScoredPrompt(f"p{i}", "", {"good": [good] * 3, "held": [x - by for x in row]}, 1.0, 1.0)
+            for i, row in enumerate(held)
+        ]
         for good, by in ((0.0, 0.0), (1.0, drop))
     )
     found = summarize_scores(ours, base)

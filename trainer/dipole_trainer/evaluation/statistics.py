@@ -113,8 +113,8 @@ def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt
         rate = estimate_mean([_mean_or_nan([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
         if difference and rate:
             spread = spread_in_prompts(base, name)
-            spreads = difference.mean / spread if spread else None
-            figure["difference"] = {**difference.to_json(), "spreads": spreads}
+            in_spreads = {"spreads": difference.mean / spread} if spread else {}
+            figure["difference"] = {**difference.to_json(), **in_spreads}
             figure["win_rate"] = _clip_to_unit(rate).to_json()
     return figure
 
