@@ -68,7 +68,7 @@ def test_no_step_begins_with_what_comes_after_the_last(store: JobStore) -> None:
     """What was asked for during it is told when the job ends, before the last event; after it nothing can be asked."""
     job, claim = claimed(store)
     store.change_weights(job.id, weigh(shapes=2, colour=1))
-    store.change_weights(job.id, weigh(shapes=3))
+    store.change_weights(job.id, weigh(shapes=3, colour=0))
     assert [each.step for each in store.take_weight_changes(claim, SPEC.steps)] == [None, None]
     store.append_event(claim, "step", {"step": SPEC.steps, "steps": SPEC.steps, "loss": 0.0})
     with pytest.raises(Conflict, match="has trained all its 9 steps"):
@@ -76,9 +76,16 @@ def test_no_step_begins_with_what_comes_after_the_last(store: JobStore) -> None:
     store.finish_job(claim, "succeeded")
     told, last = list(store.events_since(job.id, 0))[-2:]
     assert (told.kind, told.level) == ("weights_not_changed", "warn")
-    assert told.data == {"weights": {"shapes": 3, "colour": 1}}
-    assert told.message.endswith("asked for last (shapes 3, colour 1): the job has ended")
+    assert told.data == {"weights": {"shapes": 3}}, "colour is as it was"
+    assert told.message.endswith("asked for last (shapes 3): the job has ended")
     assert last.kind == "succeeded"
+
+
+def test_a_failed_job_may_begin_a_step_with_what_was_asked_for_once_it_is_resumed(store: JobStore) -> None:
+    job, claim = claimed(store)
+    store.change_weights(job.id, weigh(shapes=2))
+    store.finish_job(claim, "failed", error={"message": "a test"})
+    assert "weights_not_changed" not in {event.kind for event in store.events_since(job.id, 0)}
 
 
 def test_whoever_lost_the_lease_gives_no_step(store: JobStore) -> None:

@@ -202,3 +202,23 @@ def test_the_model_card_tells_each_weight() -> None:
         weight_changes=[SWAPPED, WeightChange(weights={"red": 3}, step=4)],
     )  # fmt: skip
     assert "| rewards | bright (trained, weight 1, 0 after step 2), red (trained, weight 0, -1 after step 2) |" in card
+
+
+def test_what_is_asked_for_during_an_evaluation_counts_from_the_step_after_it(tmp_path: Path) -> None:
+    """The base's evaluation too: changes are taken as a step begins, once each, and none for a step that never does."""
+    evaluated: list[int] = []
+    asked: list[tuple[int, list[int]]] = []
+    spec = TrainSpec.model_validate(
+        {**BASE, "evaluation": {"prompts": LINES[:1], "images_per_prompt": 2, "every": 2}, "checkpoint_every": 2}
+    )
+
+    def take(step: int) -> Sequence[WeightChange]:
+        asked.append((step, list(evaluated)))
+        return ()
+
+    session.run_session(
+        spec, job_id="job", workdir=tmp_path, models_dir=tmp_path, ranker=InProcessRanker(SCORERS, spec.rewards),  # type: ignore[arg-type]
+        on_event=lambda kind, data: evaluated.append(data["step"]) if kind == "evaluation" else None,
+        control=lambda: "run", take_weight_changes=take,
+    )  # fmt: skip
+    assert asked == [(4, []), (0, [0]), (1, [0]), (2, [0, 2]), (3, [0, 2])], "first those that began before a resume"

@@ -88,11 +88,20 @@ def end_job(session: Session, job: JobRow, state: str, event: JobEvent) -> None:
     drop_lease(job)
     clear_waiting(job)
     job.state, job.finished_at, job.eta_s = state, database_time(session), None
-    if waiting := [each["weights"] for each in job.weight_changes or () if each["step"] is None]:
-        weights = {name: weight for each in waiting for name, weight in each.items()}
+    if state != "failed" and (weights := _weights_that_wait(job)):  # a failed job may be resumed, and begin with them
         record_event(session, job, job_events.WeightsNotChanged(weights=weights))
     record_event(session, job, event)
     _owe_webhooks(session, job)
+
+
+def _weights_that_wait(job: JobRow) -> dict[str, float]:
+    """Of rewards whose weight would be another if a step had begun with what was asked for."""
+    rewards = job.summary.get("rewards", ()) if isinstance(job.summary, dict) else ()
+    weights: dict[str, float] = {each["name"]: each["weight"] for each in rewards}
+    waiting: dict[str, float] = {}
+    for each in job.weight_changes or ():
+        (waiting if each["step"] is None else weights).update(each["weights"])
+    return {name: weight for name, weight in waiting.items() if weight != weights.get(name)}
 
 
 def _owe_webhooks(session: Session, job: JobRow) -> None:

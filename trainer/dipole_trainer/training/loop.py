@@ -154,6 +154,7 @@ class Trainer:
     def _train_step(self) -> None:
         """One optimiser step. Stopped half-way, it has changed nothing."""
         self.check_stop()
+        self._take_weight_changes()
         while self.windows.has_room() and (step := self.windows.next_step(self.finished_steps)) < self.spec.steps:
             self.windows.append(self._draw_step(step))
         current, tally = self.windows.first, StepMetrics()
@@ -291,8 +292,7 @@ class Trainer:
     def _reduce_gradients(self, total: list[Tensor] | None, tally: StepMetrics, current: Window) -> list[Tensor] | None:
         """Over processes, once all have done their share; one without a group to train on adds nothing."""
         share = {"tally": tally.to_plain(), "trained": total is not None, "recorded": current.recorded}
-        told = self.processes.all_gather({**share, **self._weight_changes(current.step + 1)}, self.check_stop)
-        self._put_weight_changes(told[0], current.step + 1)
+        told = self.processes.all_gather(share, self.check_stop)
         current.recorded = [entry for other in told for entry in other["recorded"]]
         for rank, other in enumerate(told):
             if rank != self.processes.rank:
@@ -399,8 +399,9 @@ class Trainer:
             more=() if self.average is None else self.average.tensors,
         )
         told = {"ema_updates": 0 if self.average is None else self.average.updates}
-        (first, *_) = self.processes.all_gather({**told, **self._weight_changes(self.finished_steps)})
-        self._put_weight_changes(first, self.finished_steps)
+        # those that a step began with, as evaluations ask what was trained on: none begins here
+        (first, *_) = self.processes.all_gather({**told, **self._weight_changes(self.spec.steps)})
+        self._put_weight_changes(first)
         if self.average is not None:
             self.average.updates = int(first["ema_updates"])
         if path is not None:
@@ -414,17 +415,21 @@ class Trainer:
         if self.recorder is not None:
             self.recorder.remove_steps_from(self.finished_steps)
 
+    def _take_weight_changes(self) -> None:
+        """Have the step that begins here, on all processes, train with what was asked for until now."""
+        (first, *_) = self.processes.all_gather(self._weight_changes(self.finished_steps), self.check_stop)
+        self._put_weight_changes(first)
+
     def _weight_changes(self, step: int) -> dict[str, Any]:
         """What rank 0 tells the others of the weights that count from `step`, which is about to begin."""
         changes = self.take_weight_changes(step) if self.processes.is_main else ()
         return {"weight_changes": [each.model_dump(mode="json") for each in changes]}
 
-    def _put_weight_changes(self, told: Mapping[str, Any], step: int) -> None:
-        """Have them count here too, from the same step."""
+    def _put_weight_changes(self, told: Mapping[str, Any]) -> None:
         changes = [WeightChange.model_validate(each) for each in told["weight_changes"]]
         if changes:
             self.schedule.changes = changes
-            self.ranker.change_rewards(self.schedule.at(step))
+            self.ranker.change_rewards(self.schedule.at(self.finished_steps))
 
     def _restore_windows(self, checkpoint: Path) -> None:
         """Have ranked what was in flight when it was written: the same questions, so those who answer go on."""
