@@ -12,7 +12,7 @@ import argparse
 import json
 import sys
 import tempfile
-from collections import defaultdict
+from collections import Counter, defaultdict
 from dataclasses import asdict
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from .evidence import FaultRecord
 from .experiment import Options, Verdict, run_experiment
 from .schedule import KINDS
 
@@ -56,18 +57,27 @@ def main() -> int:
     return 1 if verdict.violations else 0
 
 
+def is_told(record: FaultRecord) -> bool:
+    return record.error is None and (not record.took_effect or " by SIGKILL" in record.done)
+
+
 def print_verdict(console: Console, verdict: Verdict) -> None:
     records = defaultdict(list)
     for record in verdict.evidence.faults:
         records[record.planned.kind].append(record)
     table = Table(title=f"on {verdict.uses}", title_justify="left")
-    for column in ("fault", "times", "what it does", "not done, and why"):
-        table.add_column(column, justify="right" if column == "times" else "left", overflow="fold")
+    for column in ("fault", "times", "took effect", "what it does", "not done, or done otherwise, and why"):
+        table.add_column(column, justify="right" if column in ("times", "took effect") else "left", overflow="fold")
     for kind in KINDS:
         why = [f"{name}: {reason}" for name, reason in verdict.impossible.items() if name.split()[0] == kind.name]
-        why += [f"{each.planned.target}: {each.error}" for each in records[kind.name] if each.error]
-        table.add_row(kind.name, str(len(records[kind.name])), kind.does, "; ".join(why))
-    table.add_row("all", str(len(verdict.evidence.faults)), "", "", style="bold")
+        done = records[kind.name]
+        why += [f"{each.planned.target}: {each.error}" for each in done if each.error]
+        # of an injection that had to make do, such as a signal for the kernel's killer, what stands after its process
+        otherwise = Counter(each.done.partition(" by ")[2] or each.done for each in done if is_told(each))
+        why += [f"{count} × {what.removeprefix('nothing: ')}" for what, count in otherwise.items()]
+        table.add_row(kind.name, str(len(done)), str(sum(each.took_effect for each in done)), kind.does, "; ".join(why))
+    faults = verdict.evidence.faults
+    table.add_row("all", str(len(faults)), str(sum(each.took_effect for each in faults)), "", "", style="bold")
     console.print(table)
     jobs = verdict.evidence.jobs
     rankings = sum(len(group.rankings) for group in verdict.evidence.groups)

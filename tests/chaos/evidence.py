@@ -85,6 +85,10 @@ class FaultRecord:
     done: str
     error: str | None = None
 
+    @property
+    def took_effect(self) -> bool:
+        return self.error is None and not self.done.startswith("nothing")
+
 
 @dataclass(frozen=True)
 class Evidence:

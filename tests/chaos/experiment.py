@@ -57,7 +57,7 @@ OnProgress = Callable[[str, float, str], None]
 def run_experiment(options: Options, folder: Path, on_progress: OnProgress) -> Verdict:
     """`folder` is empty, and keeps logs and the record of faults. What runs is gone when it returns."""
     on_progress("starting", 0.0, "")
-    with Platform(folder, database=options.database) as platform:
+    with Platform(folder, database=options.database, minutes=options.seconds / 60) as platform:
         told, references = Told(), dict[str, str]()
         clients = Clients(platform, told, patience_s=options.seconds + SETTLE_S)
         for name in options.compared:

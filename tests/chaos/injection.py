@@ -1,7 +1,7 @@
 """How each kind of fault is done, and undone: a context manager a kind, which yields what was done, in words.
 
 A fault lasts as long as its `with`. What cannot be done at this moment (the process is just being started again) says
-so and does nothing.
+so and does nothing: its words begin with "nothing".
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import redis
 
 from dipole.broker.rankings import queue_name
 
-from .platform import Platform
+from .platform import NOT_THERE, Platform
 from .schedule import PlannedFault
 
 Fault = Callable[[Platform, PlannedFault], AbstractContextManager[str]]
@@ -72,7 +72,7 @@ def terminate(platform: Platform, fault: PlannedFault) -> Iterator[str]:
     pid = platform.pids.get(fault.target)
     if pid is not None:
         os.kill(pid, signal.SIGTERM)
-    yield f"process {pid}"
+    yield NOT_THERE if pid is None else f"process {pid}"
 
 
 @does("kill-lane")
@@ -82,14 +82,14 @@ def kill_lanes(platform: Platform, fault: PlannedFault) -> Iterator[str]:
         for lane in psutil.Process(platform.pids.get(fault.target, 2**22)).children():
             lane.kill()
             killed.append(lane.pid)
-    yield f"lanes {killed}"
+    yield f"lanes {killed}" if killed else "nothing: it had no lanes"
 
 
 @does("freeze", "freeze-long")
 def freeze(platform: Platform, fault: PlannedFault) -> Iterator[str]:
     pid = platform.pids.get(fault.target)
     if pid is None:
-        yield "it was just being started again"
+        yield NOT_THERE
         return
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGSTOP)
@@ -105,7 +105,7 @@ def run_out_of_memory(platform: Platform, fault: PlannedFault) -> Iterator[str]:
     """By the kernel, where it lets us make a cgroup; otherwise by the signal that its killer sends."""
     pid = platform.pids.get(fault.target)
     if pid is None:
-        yield "it was just being started again"
+        yield NOT_THERE
         return
     group = MEMORY_CGROUPS / f"dipole-chaos-{os.getpid()}-{fault.number}"
     by = "SIGKILL, as the kernel's killer sends: no memory cgroup"
@@ -190,7 +190,7 @@ def deliver_twice(platform: Platform, fault: PlannedFault) -> Iterator[str]:
             client.rpush(key, *([item] if item in seen else [item, item]))
             seen.add(item)
             time.sleep(LET_PASS_S)  # or we would take it again
-    yield f"{len(seen)} delivered twice"
+    yield f"{len(seen)} delivered twice" if seen else "nothing: no message came by"
 
 
 @does("messages-late")
@@ -198,7 +198,7 @@ def deliver_late(platform: Platform, fault: PlannedFault) -> Iterator[str]:
     with platform.redis_node(platform.primary) as client:
         held = list(_intercept(client, INTERCEPTED_S))
     try:
-        yield f"{len(held)} held back"
+        yield f"{len(held)} held back" if held else "nothing: no message came by"
     finally:
         with platform.redis_node(platform.primary) as client:
             for key, item in held:

@@ -39,6 +39,8 @@ from .schedule import APIS, ENDPOINTS, LEASE_S, RANK_WORKERS, SAMPLERS, WORKERS
 ROOT = Path(__file__).resolve().parents[2]
 CLOCK = Path(__file__).with_name("clock")  # a folder for the PYTHONPATH
 DISKS_MIB = {"artifacts": 128, "home": 64, "database-disk": 320}
+JOBS_MIB_PER_MINUTE = 64  # of artifacts, on top: nobody deletes the jobs that have ended, 2 MiB each
+NOT_THERE = "nothing: it was just being started again"
 FAKETIME_LIBRARIES = ("/usr/lib/*/faketime/libfaketime.so.1", "/usr/local/lib/faketime/libfaketime.so.1")
 REDIS_NODES = ("redis-1", "redis-2")
 
@@ -46,8 +48,10 @@ REDIS_NODES = ("redis-1", "redis-2")
 class Platform:
     """A context manager: entered, all of it is ready; left, all of it is gone."""
 
-    def __init__(self, folder: Path, *, database: str) -> None:
+    def __init__(self, folder: Path, *, database: str, minutes: float) -> None:
+        """`minutes` is for how long jobs will be created."""
         self.folder, self._kind = folder, database
+        self._disks_mib = {**DISKS_MIB, "artifacts": DISKS_MIB["artifacts"] + int(JOBS_MIB_PER_MINUTE * minutes)}
         self.faketime = _find_faketime()
         self._exit = contextlib.ExitStack()
         self.disks: dict[str, Disk] = {}
@@ -72,7 +76,7 @@ class Platform:
         _sweep_faketime()
 
     def _build(self, undo: contextlib.ExitStack) -> None:
-        for name, mib in DISKS_MIB.items():
+        for name, mib in self._disks_mib.items():
             self.disks[name] = undo.enter_context(small_disk(self.folder / name, mib))
         (self.folder / "clocks").mkdir()
         for name in (*APIS, *REDIS_NODES, "digest", "database"):
@@ -158,7 +162,7 @@ class Platform:
         """Send it to a process and all that it has started; what was done, in words."""
         pid = self.pids.get(name)
         if pid is None:
-            return "it was just being started again"
+            return NOT_THERE
         with contextlib.suppress(ProcessLookupError):
             os.killpg(pid, number)
         return f"process {pid}"

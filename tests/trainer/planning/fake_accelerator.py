@@ -1,7 +1,8 @@
 """A program: one whole update at full size on fake tensors of a device that is none. Usage: fake_accelerator.py JOB
 
 Networks and samples lie on a device of torch's that this machine lacks, named `fakegpu`; a tensor that the update left
-on the CPU meets one that is not, and torch refuses, as it would on a GPU. Prints the operations of each phase as JSON.
+on the CPU meets one that is not, and torch refuses, as it would on a GPU; we refuse what a host would wait for. Prints
+the operations of each phase as JSON.
 """
 
 import contextlib
@@ -12,12 +13,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 from dipole_trainer.planning.fake_models import build_fake_models
 from dipole_trainer.planning.job_plan import parse_job
-from dipole_trainer.planning.update_cost import measure_update
+from dipole_trainer.planning.update_cost import PROMPT, measure_update
 
 DEVICE = "fakegpu"
 
@@ -47,16 +48,35 @@ class DeviceModule:
         return [torch.bfloat16, torch.float16]
 
 
-def register_indexing(mode: FakeTensorMode) -> torch.library.Library:
-    """The two kernels that torch calls below every mode, when a list of rows becomes an index on the device."""
+class RefuseWaits(TorchFunctionMode):
+    """Refuses what makes a host wait until an accelerator's queue is empty: a Python value or list that is copied to it
+    as it is, and a value that is read from it.
+    """
 
-    def empty_strided(size: Any, stride: Any, *, dtype: Any = None, **options: Any) -> Tensor:
-        return FakeTensor(mode, torch.empty_strided(size, stride, dtype=dtype, device="meta"), torch.device(DEVICE, 0))
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func in (torch.tensor, torch.as_tensor):
+            waits = not isinstance(args[0], Tensor) and is_accelerator(kwargs.get("device") or "cpu")
+        elif func in (Tensor.to, Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__):
+            found = is_accelerator(args[0].device)
+            waits = found and func is not Tensor.to
+            if func is Tensor.to and not kwargs.get("non_blocking"):
+                asked = [
+                    each.device if isinstance(each, Tensor) else each for each in (*args[1:], kwargs.get("device"))
+                ]
+                targets = [each for each in asked if isinstance(each, str | torch.device)]
+                waits = any(is_accelerator(each) != found for each in targets)
+        else:
+            indices = args[1] if func is Tensor.__getitem__ else ()
+            waits = any(isinstance(each, list) for each in (indices if isinstance(indices, tuple) else [indices]))
+            waits = waits and is_accelerator(args[0].device)
+        if waits:
+            raise AssertionError(f"the host waits for the device: {func.__name__}")
+        return func(*args, **kwargs)
 
-    kernels = torch.library.Library("aten", "IMPL")
-    kernels.impl("empty_strided", empty_strided, "PrivateUse1")
-    kernels.impl("_copy_from", lambda source, target, non_blocking=False: target, "PrivateUse1")
-    return kernels
+
+def is_accelerator(device: Any) -> bool:
+    return torch.device(device).type == DEVICE
 
 
 if __name__ == "__main__":
@@ -64,9 +84,11 @@ if __name__ == "__main__":
     # torch knows no autocast for a device of this kind
     spec = parse_job(json.loads(Path(sys.argv[1]).read_text())).model_copy(update={"precision": "fp32"})
     models = build_fake_models(spec, Path("no-models-here"), device=DEVICE)
-    kernels = register_indexing(models.mode)
     with models.mode, contextlib.suppress(RuntimeError):
         torch.empty(1, device=DEVICE) + torch.empty(1)
         sys.exit("tensors of two devices met, and nothing was said")
-    cost = measure_update(spec, models, chunk_size=2)
+    with models.mode:
+        models.generator.embed_prompt(PROMPT.prompt)  # once, for all groups of it
+    with RefuseWaits():
+        cost = measure_update(spec, models, chunk_size=2)
     print(json.dumps({name: phase.operations for name, phase in cost.phases.items()}))

@@ -23,6 +23,7 @@ from typing import Any
 import fsspec
 import pytest
 import sqlalchemy as sa
+import structlog
 from fsspec.implementations.memory import MemoryFileSystem
 from safetensors import SafetensorError
 
@@ -139,6 +140,26 @@ def test_a_full_disk_pauses_a_job_which_goes_on_from_its_checkpoint(world: World
     assert world.store.get_job(job.id).state == "succeeded"
     steps = [event.data["step"] for event in world.store.events_since(job.id, 0) if event.kind == "step"]
     assert steps == [1, 2, 3, 3, 4], "it went on from the checkpoint at step 2"
+
+
+@pytest.mark.parametrize(
+    ("error", "event"), [(wrapped(FULL), "report_not_written"), (ValueError("a fault of ours"), "report_failed")]
+)
+def test_a_job_ends_without_a_report_that_has_no_room(
+    world: World, error: Exception, event: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk is a warning in a sentence; what else goes wrong there is an error with its traceback."""
+
+    def write_report(*_: Any, **more: Any) -> None:
+        raise error
+
+    monkeypatch.setattr("dipole_trainer.reports.report.write_report", write_report)
+    job = world.store.create_job(SPEC)
+    with structlog.testing.capture_logs() as lines:
+        assert world.worker.train_next_job()
+    assert world.store.get_job(job.id).state == "succeeded"
+    (told,) = [line for line in lines if line["event"].startswith("report")]
+    assert (told["event"], "exc_info" in told) == (event, event == "report_failed")
 
 
 def test_a_job_stays_paused_while_there_is_no_room(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

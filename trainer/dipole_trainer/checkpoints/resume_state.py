@@ -10,7 +10,7 @@ storage/job_layout.py says where each lies.
 Prompts, noises and the learning rate are functions of (seed, step), and groups in flight are drawn again from them: so
 no random state, scheduler, data position or pending group needs saving, and on the CPU the run goes on to the same bits
 while `max_staleness` is 0: windows drawn ahead are drawn again by weights that have moved. Where a reward takes its
-time (202), as people do, those windows are kept instead (training/groups_in_flight.py). Nothing here is pickled.
+time (202), as people do, those windows are kept instead (training/windows.py). Nothing here is pickled.
 
 A checkpoint being written is called `.checkpoint-N.TOKEN.partial`, and one being removed `.checkpoint-N.TOKEN.gone`:
 nobody lists names with a dot, and `remove_partial_checkpoints` removes what a kill -9 left of them. The token is

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.transfers import take_rows
 from dipole_trainer.features import (
     clip,
     dinov2,
@@ -84,7 +85,7 @@ def extract_features(
 ) -> dict[str, Tensor]:
     """Keys of latents x (K, c, h, w), of as many samples at once as `micro_batches` says."""
     parts = micro_batches.map(
-        range(len(x)), lambda rows: features(x[rows], prompt=prompt, seeds=[seeds[row] for row in rows])
+        range(len(x)), lambda rows: features(take_rows(x, rows), prompt=prompt, seeds=[seeds[row] for row in rows])
     )
     return join_features(parts)
 

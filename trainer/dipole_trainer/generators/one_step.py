@@ -284,7 +284,7 @@ class OneStepGenerator:
         condition = self._conditioning([prompt], len(x_t))
         with self.base_weights(), self._autocast():
             network = self._trained.network
-            at = torch.tensor(timestep, device=self.device)
+            at = torch.full((), timestep, device=self.device)
             # forward, not a call: that one may be compiled, and hooks belong to the plain network
             found = activations.capture_outputs(
                 network, blocks, lambda: network.forward(x_t.to(self._dtype), at, **condition)

@@ -33,11 +33,7 @@ class SdxlGenerator(OneStepGenerator):
         pooled = torch.cat(
             [each.pooled for prompt in prompts if (each := self.embed_prompt(prompt)).pooled is not None]
         )
-        side = self.side
-        # original, crop's corner, target
-        sizes = torch.tensor([[side, side, 0, 0, side, side]], dtype=pooled.dtype)
-        added = {
-            "text_embeds": pooled.expand(count, -1).contiguous(),
-            "time_ids": sizes.to(self.device).repeat(count, 1),
-        }
+        sizes = pooled.new_full((count, 6), self.side)  # original, crop's corner, target
+        sizes[:, 2:4] = 0
+        added = {"text_embeds": pooled.expand(count, -1).contiguous(), "time_ids": sizes}
         return {**super()._conditioning(prompts, count), "added_cond_kwargs": added}

@@ -121,7 +121,10 @@ def _target_weights(
     """One weight a target (B, T): ones for the generated, then the negatives' and the positives'."""
     parts = [x.new_ones(x.shape[:2])]
     for anchors, weight in ((q, negative_weight), (p, positive_weight)):
-        parts.append(torch.as_tensor(weight, dtype=x.dtype, device=x.device).expand(anchors.shape[:2]))
+        if isinstance(weight, Tensor):
+            parts.append(weight.to(x).expand(anchors.shape[:2]))
+        else:
+            parts.append(x.new_full(anchors.shape[:2], weight))
     return torch.cat(parts, dim=1)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from dipole_trainer.compute.transfers import to_device
 from dipole_trainer.methods.base import MethodLoss, RankedSamples
 from dipole_trainer.methods.drift import drift_loss
 from dipole_trainer.spec import DrpoSpec
@@ -22,18 +23,18 @@ from dipole_trainer.spec import DrpoSpec
 def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
     """Mean over keys; `drift_pref` and `drift_ref` are the two drifts."""
     preference, reference = [], []
-    moved = None if group.moved is None else list(group.moved)
+    device, own = group.x.device, spec.mask_self and group.ranks_itself
+    moved = None if group.moved is None else to_device(group.moved, device)
+    sides = [to_device(rows, device) for rows in (group.positives, group.negatives)]
+    places = [to_device(_find_places(rows, group.moved), device) for rows in (group.positives, group.negatives)]
     for key, phi in group.phi.items():
         value, base = phi, group.phi_ref.get(key)
         if moved is not None:
             value, base = value[moved], None if base is None else base[moved]
         tokens = value.shape[1]
         x, ranked = _flatten_tokens(value), _flatten_tokens(group.phi_ranked[key])  # (1, K·T, D), (1, R·T, D)
-        best, worst = (_token_rows(rows, tokens, x.device) for rows in (group.positives, group.negatives))
-        own = spec.mask_self and group.ranks_itself
-        anchors = [
-            _own_rows(rows, moved, tokens, x.device) if own else None for rows in (group.positives, group.negatives)
-        ]
+        best, worst = (_token_rows(rows, tokens) for rows in sides)
+        anchors = [_token_rows(rows, tokens)[None] if own else None for rows in places]
         preference.append(
             drift_loss(
                 x, ranked[:, best], ranked[:, worst],
@@ -65,17 +66,15 @@ def _flatten_tokens(phi: Tensor) -> Tensor:
     return phi.flatten(0, 1)[None]
 
 
-def _token_rows(samples: Sequence[int], tokens: int, device: torch.device) -> Tensor:
-    """Rows of a flattened (samples·T) set that belong to the given samples."""
-    rows = torch.as_tensor(samples, device=device)
-    return (rows[:, None] * tokens + torch.arange(tokens, device=device)).flatten()
+def _token_rows(samples: Tensor, tokens: int) -> Tensor:
+    """Rows of a flattened (samples·T) set that belong to the given samples; -1 for those of one below 0."""
+    rows = samples[:, None] * tokens + torch.arange(tokens, device=samples.device)
+    return torch.where(samples[:, None] < 0, -1, rows).flatten()
 
 
-def _own_rows(rows: Sequence[int], moved: list[int] | None, tokens: int, device: torch.device) -> Tensor:
-    """Which vector of x each anchor is, (1, anchors·T); -1 where it is none."""
+def _find_places(rows: Sequence[int], moved: Sequence[int] | None) -> Sequence[int]:
+    """Which sample of x each ranked one is; -1 where it is none."""
     if moved is None:
-        return _token_rows(rows, tokens, device)[None]
+        return rows
     places = {row: place for place, row in enumerate(moved)}
-    own = [places.get(row, -1) for row in rows]
-    flat = _token_rows(own, tokens, device)
-    return torch.where(torch.as_tensor(own, device=device).repeat_interleave(tokens) < 0, -1, flat)[None]
+    return [places.get(row, -1) for row in rows]

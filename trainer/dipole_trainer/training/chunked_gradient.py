@@ -21,6 +21,7 @@ from torch import Tensor
 
 from dipole.errors import NotFinite
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.transfers import take_rows
 from dipole_trainer.methods.base import FeatureSets, MethodLoss, RankedSamples
 
 LOSS_SCALE_TRIES = 4
@@ -125,7 +126,8 @@ def _backward(
     def add_micro_batch(piece: list[int]) -> None:
         x, phi = sample(piece)
         values = ([x] if outputs.x is not None else []) + [phi[key] for key in outputs.phi]
-        weights = [each[piece] * loss_scale for each in (outputs.x, *outputs.phi.values()) if each is not None]
+        cotangents = [each for each in (outputs.x, *outputs.phi.values()) if each is not None]
+        weights = [take_rows(each, piece) * loss_scale for each in cotangents]
         part = torch.autograd.grad(values, list(parameters), weights)
         total[:] = [a.add_(b) for a, b in zip(total, part, strict=True)] if total else part
 

@@ -57,11 +57,10 @@ from dipole_trainer.storage.metrics_log import MetricsLog
 from dipole_trainer.training.candidate_recorder import CandidateRecorder
 from dipole_trainer.training.gradient_sum import OrderedGradientSum
 from dipole_trainer.training.group_sources import GroupSource
-from dipole_trainer.training.groups_in_flight import WaitingGroup, load_groups, save_groups
 from dipole_trainer.training.interface import RunControl, RunOutcome, TakeWeightChanges, no_weight_changes
 from dipole_trainer.training.rollout import Rollout, SampledGroup
 from dipole_trainer.training.step_metrics import StepMetrics
-from dipole_trainer.training.windows import Window, Windows
+from dipole_trainer.training.windows import WaitingGroup, Window, Windows, load_groups, save_groups
 
 MAX_STEPS_WITHOUT_UPDATE = 25  # steps without an update after which a job fails rather than pretend to train
 MAX_REASONS = 16  # of groups that gave no gradient, kept in a checkpoint

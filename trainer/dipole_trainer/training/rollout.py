@@ -22,6 +22,7 @@ from dipole.errors import NotFinite
 from dipole.protocol.latents import Latents
 from dipole_trainer.compute.graph_budget import GraphBudget, GroupGraphs, KeptGraph
 from dipole_trainer.compute.micro_batches import MicroBatches
+from dipole_trainer.compute.transfers import take_rows, to_device
 from dipole_trainer.features import FeatureExtractor, extract_features, join_features, reads_pixels
 from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.images.candidate_images import DecodedCandidates
@@ -164,7 +165,7 @@ class Rollout:
         """Images of latents x (R, c, h, w), in micro-batches."""
 
         def decode(rows: list[int]) -> DecodedCandidates:
-            return DecodedCandidates.of_pixels(vae.decode_pixels(decoder, x[rows]), x[rows])
+            return DecodedCandidates.of_pixels(vae.decode_pixels(decoder, take_rows(x, rows)), take_rows(x, rows))
 
         return self.micro_batches.map(range(len(x)), decode)
 
@@ -189,7 +190,7 @@ class Rollout:
         def decode(rows: list[int]) -> tuple[DecodedCandidates, FeatureSets]:
             phi, pixels = self._encode_samples(drawn, rows)
             assert pixels is not None
-            return DecodedCandidates.of_pixels(pixels, ranked[rows]), phi
+            return DecodedCandidates.of_pixels(pixels, take_rows(ranked, rows)), phi
 
         decoded, phi = zip(*self.micro_batches.map(range(len(ranked)), decode), strict=True)
         drawn.phi_ranked = join_features(phi)
@@ -202,8 +203,9 @@ class Rollout:
             return
         prompt, seeds = drawn.prompt.prompt, drawn.seeds
         if self._needs_reference:
+            noise = drawn.noise
             parts = self.micro_batches.map(
-                range(len(drawn.noise)), lambda rows: self.generator.draw_reference(drawn.noise[rows], prompt)
+                range(len(noise)), lambda rows: self.generator.draw_reference(take_rows(noise, rows), prompt)
             )
             drawn.x_ref = torch.cat(parts)
         if self.settings.uses_features():
@@ -252,7 +254,7 @@ class Rollout:
         group = RankedSamples(
             x=drawn.x, phi=phi, x_ref=drawn.x_ref, phi_ref=drawn.phi_ref,
             ranked_latents=drawn.ranked_latents, phi_ranked=drawn.phi_ranked,
-            scores=torch.as_tensor(order.total, dtype=torch.float32, device=drawn.x.device),
+            scores=to_device(order.total, drawn.x.device, torch.float32),
             positives=order.selection.positives, negatives=order.selection.negatives, ranks_itself=drawn.ranks_itself,
             moved=select_share(order.total, self.settings.moves_share()),
         )  # fmt: skip
@@ -277,7 +279,7 @@ class Rollout:
             x, phi = kept.x, kept.phi
             drawn.graphs_used += len(rows)
         else:
-            x = self.generator(drawn.noise[rows], prompt)
+            x = self.generator(take_rows(drawn.noise, rows), prompt)
         if needs_features and not phi:
             phi, _ = self._encode(x, prompt, seeds)
         return x, phi
@@ -294,7 +296,7 @@ class Rollout:
         def sample(rows: list[int]) -> Tensor:
             room = self.graphs.find_room(len(rows), make_one) if keep_graphs else 0
             with torch.set_grad_enabled(room > 0):
-                x = self.generator(noise[rows], prompt)
+                x = self.generator(take_rows(noise, rows), prompt)
             if room:
                 graphs.put(rows, KeptGraph(x, room))
             return x.detach()
@@ -306,7 +308,7 @@ class Rollout:
         """φ of some samples, and their pixels where it reads those; its graph is kept on top of x's."""
         prompt, seeds = drawn.prompt.prompt, [drawn.seeds[row] for row in rows]
         if (kept := drawn.graphs.get(rows)) is None:
-            return self._encode(drawn.x[rows], prompt, seeds)
+            return self._encode(take_rows(drawn.x, rows), prompt, seeds)
         with torch.enable_grad():
             kept.phi, pixels = self._encode(kept.x, prompt, seeds)
         return {key: value.detach() for key, value in kept.phi.items()}, None if pixels is None else pixels.detach()

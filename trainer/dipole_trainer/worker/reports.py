@@ -11,7 +11,7 @@ from typing import cast
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.errors import LeaseLost
+from dipole.errors import DependencyUnavailable, LeaseLost, is_storage_full
 from dipole.protocol import job_events
 from dipole_trainer.jobs.job_record import EndedStatus, read_job_record
 from dipole_trainer.jobs.store import JobStore
@@ -46,8 +46,8 @@ class ReportWriter:
                 job_events.ReportWritten(path=job_layout.REPORT_FILE, status=status).report(claimed.store_event)
         except (LeaseLost, SQLAlchemyError):
             raise
-        except Exception:
-            log.exception("report_failed")
+        except Exception as error:
+            _log_failure(error)
 
     def write_next_unheld(self) -> bool:
         """Write the report of a job that was cancelled or failed while no worker held it; whether there was one."""
@@ -84,5 +84,13 @@ class ReportWriter:
                 log.info("late_report_written")
             except SQLAlchemyError:
                 raise
-            except Exception:
-                log.exception("report_failed")
+            except Exception as error:
+                _log_failure(error)
+
+
+def _log_failure(error: Exception) -> None:
+    """A store that is full or away is nobody's fault here, and the job ends as well without its report."""
+    if is_storage_full(error) or isinstance(error, DependencyUnavailable):
+        log.warning("report_not_written", error=f"{type(error).__name__}: {error}")
+    else:
+        log.exception("report_failed")

@@ -1,0 +1,28 @@
+"""Python's values on an accelerator, and rows of what is there, without the host waiting until its queue is empty.
+
+`torch.tensor(values, device="cuda")`, and a list as an index, copy from memory that a device cannot read by itself,
+and torch waits for such a copy and for all that was queued before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+    """(len(values),), on the device once it comes to it."""
+    found = torch.tensor(values, dtype=dtype)
+    if device.type == "cuda":
+        found = found.pin_memory()
+    return found.to(device, non_blocking=True)
+
+
+def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:
+    """`x[rows]`, not to be written to: a view without an index where rows are consecutive, as in most micro-batches."""
+    first = rows[0]
+    if list(rows) == list(range(first, first + len(rows))):
+        return x[first : first + len(rows)]
+    return x[to_device(rows, x.device)]
