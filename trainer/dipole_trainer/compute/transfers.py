@@ -14,10 +14,12 @@ from torch import Tensor
 
 def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
     """(len(values),), on the device once it comes to it."""
-    found = torch.tensor(values, dtype=dtype)
-    if device.type == "cuda":
-        found = found.pin_memory()
-    return found.to(device, non_blocking=True)
+    return send(torch.tensor(values, dtype=dtype), device)
+
+
+def send(x: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host's, on the device once it comes to it."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
 
 
 def take_rows(x: Tensor, rows: Sequence[int]) -> Tensor:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from dipole_trainer.compute.transfers import send
 from dipole_trainer.features.keys import choose_keys
 from dipole_trainer.generators.one_step import OneStepGenerator
 from dipole_trainer.spec import FeaturesSpec
@@ -35,7 +36,9 @@ class TeacherUnetFeatures:
         self.keys = choose_keys(spec.keys, blocks, PUBLISHED_BLOCKS, space="teacher_unet")
 
     def __call__(self, x: Tensor, *, prompt: str, seeds: Sequence[int]) -> dict[str, Tensor]:
-        x_t = x + self._spec.noise * draw_noise(x.shape[1:], seeds).to(x) if self._spec.noise else x
+        x_t = x
+        if self._spec.noise:
+            x_t = x + self._spec.noise * send(draw_noise(x.shape[1:], seeds).to(x.dtype), x.device)
         maps = self._extract_activations(x_t, self._spec.timestep, prompt, self.keys)
         return {key: average_squares(maps[key], self._spec.pool).flatten(1)[:, None] for key in self.keys}
 

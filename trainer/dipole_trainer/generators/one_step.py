@@ -30,6 +30,7 @@ from transformers.utils import logging as transformers_logging
 from dipole.errors import InvalidInput, NotFinite
 from dipole.protocol.latents import Latents
 from dipole_trainer.compute import gpu
+from dipole_trainer.compute.transfers import send
 from dipole_trainer.generators import activations, initial_weights, prompt_limits
 from dipole_trainer.generators.compilation import check_compiled_gradient, mark_dynamic_batch
 from dipole_trainer.generators.images import vae
@@ -223,7 +224,7 @@ class OneStepGenerator:
         """Unit normal noise (K, c, h, w), one draw a seed, the same on every device."""
         shape = (self.denoiser.config.in_channels, *[self.side // self.pipeline.vae_scale_factor] * 2)
         draws = [torch.randn(shape, generator=torch.Generator().manual_seed(seed)) for seed in seeds]
-        return torch.stack(draws).to(self.device)
+        return send(torch.stack(draws), self.device)
 
     def embed_prompt(self, prompt: str) -> PromptEmbedding:
         """The prompt's embedding, computed once while it is in use."""
