@@ -7,6 +7,7 @@ BIN := $(VENV)/bin
 # Its CPU wheel lies on PyTorch's own index; --no-deps and --retries 1 let pip go on within seconds where that cannot be reached.
 TORCH := $(shell grep '^torch==' constraints.txt)
 TORCH_INDEX := https://download.pytorch.org/whl/cpu
+VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
 .PHONY: help install demo up browser test fuzz chaos check audit format constraints docs docs-site docs-serve env images release clean
@@ -100,8 +101,8 @@ docs-serve: docs-site ## Build the docs site and show it at http://localhost:850
 env: ## Write .env for docker compose: random keys, and who owns what the cli writes; adds what an existing one lacks
 	@scripts/write-env .env
 
-images: ## Build the images of docker-compose.yml
-	docker compose --profile cli build
+images: env ## Build every image of docker-compose.yml; CUDA=1: with torch for NVIDIA GPUs, under the tag V-cu130
+	$(if $(CUDA),DIPOLE_TAG=$(VERSION)-cu130 )docker compose -f docker-compose.yml$(if $(CUDA), -f docker-compose.gpu.yml) --profile '*' build
 
 release: install ## Make wheel, source, manifests, SBOMs, licences and checksums of this version in out/release
 	$(BIN)/python scripts/release

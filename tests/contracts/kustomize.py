@@ -21,8 +21,17 @@ KNOWN = {
 SELECTORS = ("spec.selector.matchLabels", "spec.template.metadata.labels")
 
 
+class _Loader(yaml.SafeLoader):
+    """As kubectl reads YAML: a key that stands twice is an error."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        assert len(keys) == len(set(keys)), f"a key stands twice{node.start_mark}"
+        return super().construct_mapping(node, deep)
+
+
 def load(path: Path) -> list[Object]:
-    return [each for each in yaml.safe_load_all(path.read_text()) if each]
+    return [each for each in yaml.load_all(path.read_text(), Loader=_Loader) if each]
 
 
 def kustomization(folder: Path) -> Object:
@@ -47,7 +56,11 @@ def _change(found: list[Object], folder: Path, told: Object) -> None:
         found += build(path) if path.is_dir() else load(path)
     for name in told.get("components", []):
         _change(found, folder / name, kustomization(folder / name))
-    found += _generated(folder, told)
+    for each, behavior in _generated(folder, told):
+        if behavior == "merge":
+            _merge(_find(found, each), {"data": each["data"]})
+        else:
+            found.append(each)
     for patch in told.get("patches", []):
         _patch(found, folder, patch)
     for each in found:
@@ -73,30 +86,39 @@ def containers(each: Object) -> list[Object]:
     return [*spec.get("initContainers", []), *spec.get("containers", [])]
 
 
-def _generated(folder: Path, told: Object) -> Iterator[Object]:
+def _generated(folder: Path, told: Object) -> Iterator[tuple[Object, str]]:
+    """What is generated, and whether it is another object or merged into one."""
     for each in told.get("configMapGenerator", []):
-        data = {name: (folder / name).read_text() for name in each["files"]}
+        data = {name: (folder / name).read_text() for name in each.get("files", [])}
+        data |= dict(line.split("=", 1) for line in each.get("literals", []))
         metadata = {"name": each["name"], **each.get("options", {})}
-        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}
+        behavior = each.get("behavior", "create")
+        yield {"apiVersion": "v1", "kind": "ConfigMap", "metadata": metadata, "data": data}, behavior
     for each in told.get("secretGenerator", []):
         lines = [line for name in each["envs"] for line in (folder / f"{name}.example").read_text().splitlines()]
         data = dict(line.split("=", 1) for line in lines if not line.startswith("#"))
-        yield {"apiVersion": "v1", "kind": "Secret", "metadata": {"name": each["name"]}, "type": "Opaque", "data": data}
+        metadata = {"name": each["name"]}
+        yield {"apiVersion": "v1", "kind": "Secret", "metadata": metadata, "type": "Opaque", "data": data}, "create"
 
 
 def _patch(found: list[Object], folder: Path, patch: Object) -> None:
     if "path" in patch:  # a part of an object, which names it
         for change in load(folder / patch["path"]):
-            chosen = [each for each in found if all(each[key] == change[key] for key in ("apiVersion", "kind"))]
-            (target,) = [each for each in chosen if each["metadata"]["name"] == change["metadata"]["name"]]
-            _merge(target, change)
+            _merge(_find(found, change), change)
         return
+    assert patch["patch"].startswith("- "), "what begins with [ is read as JSON"
     targets = [each for each in found if _is_target(each, patch["target"])]
     assert targets, f"{folder}: {patch['target']} is nothing"
     for each in targets:
         for change in yaml.safe_load(patch["patch"]):
             assert change["path"] != "/metadata/name" or patch.get("options", {}).get("allowNameChange")
             _apply(each, **change)
+
+
+def _find(found: list[Object], named: Object) -> Object:
+    chosen = [each for each in found if all(each[key] == named[key] for key in ("apiVersion", "kind"))]
+    (only,) = [each for each in chosen if each["metadata"]["name"] == named["metadata"]["name"]]
+    return only
 
 
 def _is_target(each: Object, target: Object) -> bool:

@@ -9,12 +9,15 @@ from pathlib import Path
 
 import pytest
 
+from dipole.settings import RankWorkerSettings
+
 from .kustomize import Object, build, containers
 
 ROOT = Path(__file__).resolve().parents[2]
 SCALE = build(ROOT / "k8s/overlays/scale")
 DEPLOYMENTS = {each["metadata"]["name"]: each for each in SCALE if each["kind"] == "Deployment"}
 SCALED = [each for each in SCALE if each["kind"] == "ScaledObject"]
+QUERY = re.compile(r"(?:max|sum)\((?:sum by \(reward\) \()?(\w+)(?:\{([^}]*)\})?\)+")
 AUTOSCALERS = [each for each in SCALE if each["kind"] == "HorizontalPodAutoscaler"]
 
 
@@ -61,11 +64,27 @@ def test_queries_name_metrics_labels_and_rewards_that_exist() -> None:
     metrics = (ROOT / "docs/METRICS.md").read_text()
     for scaled in SCALED:
         for trigger in scaled["spec"]["triggers"]:
-            name, told = re.fullmatch(r"(?:max|sum)\((\w+)(?:\{(.*)\})?\)", trigger["metadata"]["query"]).groups()  # type: ignore[union-attr]
+            name, told = QUERY.fullmatch(trigger["metadata"]["query"]).groups()  # type: ignore[union-attr]
             row = next(line for line in metrics.splitlines() if line.startswith(f"| `{name}` "))
             labels = dict(re.findall(r'(\w+)="([^"]*)"', told or ""))
             assert all(f"`{label}`" in row for label in labels)
             assert labels.get("reward", scaled["metadata"]["name"]) == scaled["metadata"]["name"]
+
+
+@pytest.mark.parametrize("scaled", SCALED, ids=lambda each: str(each["metadata"]["name"]))
+def test_a_demand_that_stays_wants_as_many_pods_as_before(scaled: Object) -> None:
+    """Some trigger counts what pods have in hand too: the messages that nobody took shrink with every pod that takes
+    some, so that they alone would take away the pods that they had asked for, again and again.
+    """
+    counted = [each["metadata"]["query"] for each in scaled["spec"]["triggers"] if each["metricType"] == "AverageValue"]
+    assert any("dipole_training_waiting_groups{" in query and 'state="asked"' in query for query in counted)
+
+
+def test_rank_workers_are_counted_by_the_requests_that_each_has_in_flight() -> None:
+    (scaled,) = (each for each in SCALED if each["metadata"]["name"] == "rank-worker")
+    threads = RankWorkerSettings.model_fields["rank_threads"].default
+    counted = [each for each in scaled["spec"]["triggers"] if each["metricType"] == "AverageValue"]
+    assert {each["metadata"]["threshold"] for each in counted} == {str(threads)}
 
 
 def test_whoever_writes_to_the_bucket_has_its_keys() -> None:

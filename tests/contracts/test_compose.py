@@ -6,21 +6,20 @@ import re
 import tomllib
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import pytest
-import yaml
 
 from dipole.redis_url import parse_redis_url
 from dipole.stack.stack import PEOPLE_TIMEOUT_S
 
+from .compose import DEFAULT, load_services
+
 ROOT = Path(__file__).resolve().parents[2]
-COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
-GPU: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.gpu.yml").read_text())["services"]
+SERVICES = load_services()
+GPU = load_services("docker-compose.gpu.yml")
 REWARDS = {name: each for name, each in SERVICES.items() if "DIPOLE_REWARD" in each.get("environment", {})}
 ALWAYS = {"shapes", "colourfulness"}  # rewards without a profile
-TLS: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.tls.yml").read_text())["services"]
+TLS = load_services("docker-compose.tls.yml")
 DOCKERFILE = (ROOT / "services/Dockerfile").read_text()
 DOCKERFILES = sorted(ROOT.glob("*/Dockerfile"))
 
@@ -62,15 +61,17 @@ def test_what_a_service_sets_is_accepted(name: str, reference: ModuleType, monke
             owner()
 
 
-def test_a_secret_that_is_unset_stops_compose() -> None:
-    """Every interpolated variable is required, with a sentence that says what to do, but for one that is none."""
+def test_a_secret_that_is_unset_stops_compose(reference: ModuleType) -> None:
+    """Every interpolated variable is required, with a sentence that says what to do, but for those that have a default,
+    which are no secrets.
+    """
     text = (ROOT / "docker-compose.yml").read_text()
-    found = re.findall(r"\$\{(\w+)([^}]*)\}", text)
+    found = re.findall(r"\$\{(\w+)([^}]*)\}", DEFAULT.sub("", text))
     assert found
     written = (ROOT / "scripts/write-env").read_text()
+    files = "".join(path.read_text() for path in ROOT.glob("docker-compose*.yml"))
+    assert {name for name, _ in DEFAULT.findall(files)} == {"DIPOLE_ARTIFACTS_URL", *reference.COMPOSE_VARIABLES}
     for variable, rest in found:
-        if (variable, rest) == ("DIPOLE_ARTIFACTS_URL", ":-/data/artifacts"):
-            continue
         assert rest == ":?is not set. Run scripts/write-env", variable
         assert f"write {variable}" in written
 
@@ -189,6 +190,19 @@ def test_images_have_the_version_of_the_package() -> None:
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
     ours = {each["image"] for each in SERVICES.values() if each["image"].startswith("dipole-")}
     assert {image.partition(":")[2] for image in ours} == {version}
+    for page in ("README.md", "docs/kubernetes.md"):
+        told = re.findall(r"dipole-[a-z0-9-]+:(\S+)", (ROOT / page).read_text())
+        assert set(told) == {version}, page
+    assert f"DIPOLE_TAG={version}-cu130" in (ROOT / "docs/kubernetes.md").read_text()
+
+
+def test_our_images_may_come_from_a_registry() -> None:
+    """Two variables name where whoever released them has pushed them, and as what; PostgreSQL and Redis stay."""
+    pulled = load_services(DIPOLE_REGISTRY="registry.example/team/", DIPOLE_TAG="9")
+    for name, service in SERVICES.items():
+        image, _, tag = service["image"].partition(":")
+        is_ours = image.startswith("dipole-")
+        assert pulled[name]["image"] == (f"registry.example/team/{image}:9" if is_ours else f"{image}:{tag}")
 
 
 def test_every_service_waits_for_what_exists(name: str) -> None:
@@ -235,7 +249,8 @@ def test_the_tls_override_leads_everybody_to_redis_and_the_api_over_tls() -> Non
     whole = {name for name, each in mounted.items() if each["source"] == "./tls/served"}
     assert whole == {"redis", "api"}, "nobody else gets the key"
     assert {each["source"] for name, each in mounted.items() if name not in whole} == {"./tls/served/ca.crt"}
-    assert TLS["redis"]["command"][:5] == SERVICES["redis"]["command"], "and what it has without TLS"
+    command = SERVICES["redis"]["command"]
+    assert TLS["redis"]["command"][: len(command)] == command, "and what it has without TLS"
     assert "--tls" in TLS["redis"]["healthcheck"]["test"]
     assert TLS["api"]["healthcheck"]["test"][5:] == ["https", "8400", "/readyz"]
     assert TLS["api"]["environment"].keys() >= {"DIPOLE_API_TLS_CERT", "DIPOLE_API_TLS_KEY"}

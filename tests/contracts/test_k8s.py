@@ -13,7 +13,6 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles
 from dipole.client import rewards_file
@@ -23,10 +22,11 @@ from dipole.stack import container_probe
 from dipole_trainer.worker import health
 
 from . import kustomize
+from .compose import load_services
 from .kustomize import Object, build, load
 
 ROOT = Path(__file__).resolve().parents[2]
-COMPOSE: dict[str, Object] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE = load_services()
 EVERYTHING = build(ROOT / "k8s/overlays/rewards")  # the overlay that has all there is
 LOADER = ROOT / "k8s/weights/loader.yaml"
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "CronJob", "DaemonSet"}
@@ -90,6 +90,10 @@ def ports_of(workload: Object) -> dict[str, int]:
 def labels_of(workload: Object) -> dict[str, str]:
     labels: dict[str, str] = kustomize.pod_template(workload)["metadata"]["labels"]
     return labels
+
+
+def without_cuda(image: str) -> str:
+    return image.removesuffix("-cu130")
 
 
 def matches(selector: dict[str, str]) -> list[Object]:
@@ -223,7 +227,7 @@ def test_a_container_runs_a_command_that_exists(container: Container, reference:
         program, *words = container.spec["command"]
         assert program == "dipole"
         assert reference.find_command(words)
-        assert container.spec["image"] in {each["image"] for each in COMPOSE.values()}
+        assert without_cuda(container.spec["image"]) in {each["image"] for each in COMPOSE.values()}
 
 
 def test_a_later_version_can_be_applied() -> None:
@@ -298,7 +302,7 @@ def test_a_rewards_name_resolves_to_every_pod() -> None:
 
 def test_a_reward_is_what_compose_says() -> None:
     """Every reward of docker-compose.yml is here, of the same class and image, and the other way round."""
-    here = {name: (each["env"][0]["value"], each["image"]) for name, each in rewards().items()}
+    here = {name: (each["env"][0]["value"], without_cuda(each["image"])) for name, each in rewards().items()}
     there = {
         name: (each["environment"]["DIPOLE_REWARD"], each["image"])
         for name, each in COMPOSE.items()
@@ -315,6 +319,7 @@ def test_weights_and_gpus_go_together() -> None:
         has_gpu = container["resources"]["limits"].get("nvidia.com/gpu") == 1
         uses_gpu = {"name": "DIPOLE_REWARD_DEVICE", "value": "cuda"} in container["env"]
         assert ("weights" in mounts) == has_gpu == uses_gpu == bool(COMPOSE[name].get("volumes")), name
+        assert container["image"].endswith("-cu130") == has_gpu, "its torch can use it"
         if "weights" in mounts:
             assert mounts["weights"]["readOnly"] is True
             assert mounts["weights"]["subPathExpr"] == "$(DIPOLE_REWARD_NAME)"
@@ -346,8 +351,7 @@ def test_a_process_without_a_port_is_probed_by_the_file_that_it_touches(process:
     (container,) = (each for each in containers() if each.name == f"{process}/{process}")
     ready: list[str] = container.spec["readinessProbe"]["exec"]["command"]
     live: list[str] = container.spec["livenessProbe"]["exec"]["command"]
-    compose = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
-    assert compose["services"][process]["healthcheck"]["test"] == ["CMD", *ready]
+    assert COMPOSE[process]["healthcheck"]["test"] == ["CMD", *ready]
     settings = PlatformSettings(home=tmp_path)
     files = HealthFiles(settings, process)
 

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+import shlex
+import subprocess
 import tarfile
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-import yaml
 
 from ..scripts import load_script
-from .kustomize import build, containers
+from .compose import load_services
+from .kustomize import build, containers, load
 
 ROOT = Path(__file__).resolve().parents[2]
 DOCKERFILES = [ROOT / "services/Dockerfile", ROOT / "trainer/Dockerfile"]
-SERVICES = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+SERVICES = load_services()
 EXACT = re.compile(r"[a-z]+:\d+\.\d+\.?\d*(-[a-z]+)+")
 
 
@@ -117,3 +120,35 @@ def test_base_images_have_an_exact_tag() -> None:
     there = {container["image"] for each in manifests for container in containers(each)}
     assert {image for image in there if not image.startswith("dipole-")} == theirs
     assert all(EXACT.fullmatch(image) for image in theirs | bases)
+
+
+def list_built(*variables: str) -> dict[str, list[str]]:
+    """The images that `make images` makes, and which files say how: those of services whose profile it names."""
+    make = subprocess.run(["make", "-n", "images", *variables], cwd=ROOT, check=True, capture_output=True, text=True)
+    (line,) = (each for each in make.stdout.splitlines() if "docker compose" in each)
+    words = shlex.split(line)
+    told = dict(each.split("=") for each in words[: words.index("docker")])
+    pairs = list(itertools.pairwise(words))
+    assert words[-1] == "build"
+    assert ("--profile", "*") in pairs, "each profile: compose takes the star for all"
+    files = [name for flag, name in pairs if flag == "-f"]
+    services = load_services(files[0], **told)
+    return {each["image"]: files for each in services.values() if "build" in each}
+
+
+def test_make_builds_every_image_that_is_named() -> None:
+    """By compose, by any overlay of k8s/, and by the pod that loads weights; those for GPUs with torch's CUDA build."""
+    named = {each["image"] for each in SERVICES.values()}
+    for overlay in ROOT.glob("k8s/overlays/*"):
+        named |= {container["image"] for each in build(overlay) for container in containers(each)}
+    (loader,) = load(ROOT / "k8s/weights/loader.yaml")
+    named |= {container["image"] for container in loader["spec"]["containers"]}
+    plain, cuda = list_built(), list_built("CUDA=1")
+    assert {image for image in named if image.startswith("dipole-")} <= plain.keys() | cuda.keys()
+    assert not plain.keys() & cuda.keys()
+    override = load_services("docker-compose.gpu.yml")
+    for image in named & cuda.keys():
+        assert cuda[image] == ["docker-compose.yml", "docker-compose.gpu.yml"]
+        builders = [name for name, each in SERVICES.items() if "build" in each and f"{each['image']}-cu130" == image]
+        indexes = {override[name]["build"]["args"]["TORCH_INDEX"] for name in builders}
+        assert indexes == {"https://download.pytorch.org/whl/cu130"}, "whichever of them is built last"

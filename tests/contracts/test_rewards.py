@@ -29,9 +29,11 @@ from dipole_rewards.reward import Reward
 from dipole_rewards.shipped import SHIPPED_REWARDS
 from dipole_rewards.verification import comparison
 
+from .compose import load_services
+
 ROOT = Path(__file__).resolve().parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
-COMPOSE = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE = load_services()
 FOLDERS = {package.__name__: Path(str(package.__file__)).parent for package in (dipole, dipole_rewards)}
 DOCKERFILE = (ROOT / "services/Dockerfile").read_text()
 INSTALLED = packages_distributions()  # which distributions bring a name that is imported
