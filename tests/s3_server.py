@@ -30,6 +30,9 @@ class S3Server:
         self.full: tuple[int, str, str] | None = None  # status, code and message of what writes are answered
         self.refused = WRITES  # which requests are answered so while it is full
         self.requests: list[str] = []  # methods and paths
+        self.most_at_once = 0  # requests that it was answering
+        self._open = 0
+        self._counting = threading.Lock()
         self._hung = threading.Event()
         self._hung.set()
         self._port = 0
@@ -77,6 +80,18 @@ class S3Server:
     def _answer(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
         request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
         self.requests.append(request)
+        with self._counting:
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            return self._answer_when_it_may(request, environ, respond)
+        finally:
+            with self._counting:
+                self._open -= 1
+
+    def _answer_when_it_may(
+        self, request: str, environ: dict[str, Any], respond: Callable[..., Any]
+    ) -> Iterable[bytes]:
         self._hung.wait()
         time.sleep(self.delay_s)
         if self.full and self.refused.search(f"{request}?{environ['QUERY_STRING']}"):

@@ -152,7 +152,7 @@ def large_file(tmp_path: Path) -> Path:
 
 
 def list_uploads() -> list[Any]:
-    """Those that were begun and neither completed nor aborted."""
+    """Uploads that were begun and neither completed nor aborted."""
     told = fsspec.filesystem("s3").call_s3("list_multipart_uploads", Bucket="artifacts")
     return list(told.get("Uploads", []))
 
@@ -160,7 +160,11 @@ def list_uploads() -> list[Any]:
 def test_a_large_file_goes_up_in_parts_and_comes_down_whole(
     s3: S3Server, store: ArtifactStore, large_file: Path
 ) -> None:
+    """Two parts at a time, so that an API of 1 GiB can store two large files at once."""
+    s3.delay_s = 0.2
     store.write_file("jobs/j/checkpoint-1/weights", large_file)
+    assert s3.most_at_once == store_client.PARTS_AT_ONCE
+    s3.delay_s = 0
     assert [each.partition(" ")[0] for each in s3.requests if each.endswith("/weights")].count("PUT") == 3
     assert store.file_size("jobs/j/checkpoint-1/weights") == LARGE + 8
     with store.open_file("jobs/j/checkpoint-1/weights") as file:

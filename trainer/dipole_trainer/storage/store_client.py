@@ -24,6 +24,7 @@ from dipole.errors import (
 
 RETRY_AFTER_S = 30.0  # a full disk is looked after by somebody, a bucket comes back
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 10  # of an S3 client, which tries each request five times
+PARTS_AT_ONCE = 2  # of 50 MiB, of a large file that an S3 client writes: it reads them into memory
 READ_BYTES = 4 * 2**20  # of a file at once
 FULL_CODES = ("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage")
 INSUFFICIENT_STORAGE = 507
@@ -39,6 +40,7 @@ def open_store(url: str) -> tuple[Any, str]:
         # its own attempts are enough: botocore would make five of each, and a hang would last for minutes
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options["config_kwargs"] = {**timeouts, "retries": {"total_max_attempts": 1}}
+        options["max_concurrency"] = PARTS_AT_ONCE
     try:
         return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError as error:
