@@ -169,6 +169,7 @@ class ArtifactStore:
                     try:
                         self._fs.get_file(file.path, str(copy))
                     except FileNotFoundError:
+                        copy.unlink(missing_ok=True)
                         continue
                     file.stamp_copy(copy)
                 yield copy
