@@ -1,7 +1,8 @@
-"""An S3 server, moto's, over real HTTP: it can be slow, hang, be away and be full."""
+"""An S3 server, moto's, over real HTTP: it can be slow, hang, be away, be full and refuse what is asked."""
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ import pytest
 Wsgi = Callable[[dict[str, Any], Callable[..., Any]], Iterable[bytes]]
 BUCKET = "artifacts"
 FULL = (507, "XMinioStorageFull", "Storage backend has reached its minimum free drive threshold.")
+WRITES = re.compile(r"^(PUT|POST) /[^/]+/.")  # of objects
 LETTERS = {400: "400 Bad Request", 403: "403 Forbidden", 507: "507 Insufficient Storage"}
 
 
@@ -26,7 +28,11 @@ class S3Server:
         self._app: Wsgi = DomainDispatcherApplication(create_backend_app)
         self.delay_s = 0.0
         self.full: tuple[int, str, str] | None = None  # status, code and message of what writes are answered
+        self.refused = WRITES  # which requests are answered so while it is full
         self.requests: list[str] = []  # methods and paths
+        self.most_at_once = 0  # requests that it was answering
+        self._open = 0
+        self._counting = threading.Lock()
         self._hung = threading.Event()
         self._hung.set()
         self._port = 0
@@ -72,10 +78,23 @@ class S3Server:
             self._hung.set()
 
     def _answer(self, environ: dict[str, Any], respond: Callable[..., Any]) -> Iterable[bytes]:
-        self.requests.append(f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}")
+        request = f"{environ['REQUEST_METHOD']} {environ['PATH_INFO']}"
+        self.requests.append(request)
+        with self._counting:
+            self._open += 1
+            self.most_at_once = max(self.most_at_once, self._open)
+        try:
+            return self._answer_when_it_may(request, environ, respond)
+        finally:
+            with self._counting:
+                self._open -= 1
+
+    def _answer_when_it_may(
+        self, request: str, environ: dict[str, Any], respond: Callable[..., Any]
+    ) -> Iterable[bytes]:
         self._hung.wait()
         time.sleep(self.delay_s)
-        if self.full and environ["REQUEST_METHOD"] in ("PUT", "POST") and environ["PATH_INFO"].count("/") > 1:
+        if self.full and self.refused.search(f"{request}?{environ['QUERY_STRING']}"):
             environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0))
             status, code, message = self.full
             body = f"<Error><Code>{code}</Code><Message>{message}</Message></Error>".encode()

@@ -29,6 +29,7 @@ ROOT = Path(__file__).resolve().parents[2]
 COMPOSE = load_services()
 EVERYTHING = build(ROOT / "k8s/overlays/rewards")  # the overlay that has all there is
 LOADER = ROOT / "k8s/weights/loader.yaml"
+READER = ROOT / "k8s/components/backup/reader.yaml"
 WORKLOADS = {"Deployment", "StatefulSet", "Job", "CronJob", "DaemonSet"}
 STORES = {
     "redis": {"REDIS_PASSWORD", "DIPOLE_REDIS_URL"},
@@ -181,6 +182,26 @@ def test_the_loader_of_weights_runs_with_least_rights() -> None:
     (read,) = [each for each in worker["volumeMounts"] if each["mountPath"] == "/data/models"]
     assert models["subPath"] == read["subPath"], "models land where the worker looks"
     assert container["image"] == COMPOSE["shapes"]["image"]
+
+
+def test_the_reader_of_backups_sees_the_claim_as_its_jobs_do() -> None:
+    """The pod that is applied by hand has least rights, and the user, the image and the claim of those that back up, so
+    that what it writes they can read; and the page names what it is called, and where it mounts.
+    """
+    (pod,) = load(READER)
+    (container,) = pod["spec"]["containers"]
+    has_least_rights(pod["spec"], container)
+    job = kustomize.pod_template(named("CronJob")["restore"])["spec"]
+    assert pod["spec"]["securityContext"] == job["securityContext"]
+    assert container["image"] == job["containers"][0]["image"]
+    (volume,) = pod["spec"]["volumes"]
+    assert volume in job["volumes"]
+    (mount,) = container["volumeMounts"]
+    page = (ROOT / "docs/backup.md").read_text()
+    name = pod["metadata"]["name"]
+    assert f"exec {name} -- tar cf - -C {mount['mountPath']} " in page
+    assert f"exec -i {name} -- tar xf - -C {mount['mountPath']}" in page
+    assert f"-f {READER.relative_to(ROOT)}" in page
 
 
 def has_least_rights(pod: Object, own_container: Object) -> None:

@@ -26,7 +26,7 @@ OVERLAYS = sorted(path.parent for path in ROOT.glob("k8s/overlays/*/kustomizatio
 needs_kubectl = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="KUSTOMIZE NOT COMPARED WITH: there is no kubectl"
 )
-LOADER = K8S / "weights/loader.yaml"  # applied by hand
+BY_HAND = {K8S / "weights/loader.yaml", K8S / "components/backup/reader.yaml"}  # are applied
 
 
 def copy_k8s(folder: Path) -> Path:
@@ -47,7 +47,7 @@ def run_kubectl(overlay: Path) -> str:
 @pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: str(path.name))
 def test_every_manifest_fits_its_schema(overlay: Path) -> None:
     """kubernetes-validate's strict schemas pass what an overlay makes; test_bent_manifests.py shows what is refused."""
-    check_manifests([*build(overlay), *load(LOADER)])
+    check_manifests([*build(overlay), *(each for path in BY_HAND for each in load(path))])
 
 
 def test_a_change_of_what_pods_read_starts_them_again() -> None:
@@ -183,7 +183,7 @@ def test_every_manifest_is_in_an_overlay() -> None:
 
     for overlay in OVERLAYS:
         walk(overlay)
-    assert {path for path in used | {LOADER} if path.suffix == ".yaml"} == set(K8S.rglob("*.yaml"))
+    assert {path for path in used | BY_HAND if path.suffix == ".yaml"} == set(K8S.rglob("*.yaml"))
 
 
 def test_the_key_script_writes_the_keys_of_the_example(tmp_path: Path) -> None:

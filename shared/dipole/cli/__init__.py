@@ -16,7 +16,7 @@ import typer
 from typer.core import TyperGroup
 
 from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
-from dipole.cli.operations import audit, backup, doctor
+from dipole.cli.operations import audit, backup, database, doctor
 from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
@@ -81,7 +81,7 @@ app.command("status")(serve.show_status)
 app.command("doctor")(doctor.examine_setup)
 app.command("audit")(audit.list_audit)
 app.add_typer(serve.app, name="serve")
-app.add_typer(serve.db, name="db")
+app.add_typer(database.app, name="db")
 app.command("backup")(backup.write_backup)
 app.command("restore")(backup.restore_backup)
 app.add_typer(rewards.app, name="rewards")

@@ -1,4 +1,4 @@
-"""`dipole up`, `dipole status`, `dipole serve …` and `dipole db …`: the platform's processes, one or all together.
+"""`dipole up`, `dipole status` and `dipole serve …`: the platform's processes, one or all together.
 
 The embedded stack, compose and Kubernetes run the same commands; settings come from DIPOLE_… variables. Our other
 packages are named by string and imported when a command runs: this package depends on none of them.
@@ -35,10 +35,8 @@ if TYPE_CHECKING:
     from dipole.stack.stack import LocalRaters, LocalReward, Stack
 
 LATEST_JOBS = 100
-DATABASE_WAIT_S = 90.0  # for a PostgreSQL that starts beside whoever upgrades it, as in a cluster
 
 app = typer.Typer(no_args_is_help=True, help="Run one process of the platform.")
-db = typer.Typer(no_args_is_help=True, help="The databases of jobs and of ratings.")
 
 
 @app.command("api")
@@ -128,24 +126,6 @@ def serve_ratings() -> None:
         server.run()
     if not server.started:
         raise ConfigurationError(f"could not listen on {settings.ratings_host}:{settings.ratings_port}")
-
-
-@db.command("upgrade")
-def upgrade_database() -> None:
-    """Bring the jobs database to this version's schema; harmless when it is. A PostgreSQL that starts is waited for."""
-    url = load_settings(PlatformSettings).database_url
-    import_optional("dipole_trainer.database.engine", "api").upgrade_database(url, wait_s=DATABASE_WAIT_S)
-
-
-@db.command("upgrade-ratings")
-def upgrade_ratings_database() -> None:
-    """Bring the ratings database to this version's schema, as the rating service does when it starts. A PostgreSQL that
-    starts is waited for.
-    """
-    settings = load_settings(import_optional("dipole_ratings.settings", "ratings").RatingsSettings)
-    import_optional("dipole_ratings.database.engine", "ratings").upgrade_database(
-        settings.ratings_database_url, wait_s=DATABASE_WAIT_S
-    )
 
 
 def run_stack(

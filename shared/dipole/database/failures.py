@@ -19,6 +19,10 @@ class DatabaseName:
     setting: str
     upgrade_command: str
 
+    @property
+    def downgrade_command(self) -> str:
+        return self.upgrade_command.replace("upgrade", "downgrade")
+
 
 JOBS_DATABASE = DatabaseName("the jobs database", "DIPOLE_DATABASE_URL", "dipole db upgrade")
 RETRY_AFTER_S = 5.0  # it is being restarted, or others give their connections back

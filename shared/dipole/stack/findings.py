@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -30,3 +31,14 @@ def compare_clocks(check: str, theirs: float, ours: float) -> Finding:
         f"{abs(difference):.1f} s {side} this machine's",
         "run an NTP client, as chrony, on both machines",
     )
+
+
+def compare_versions(check: str, theirs: Mapping[str, str | None], ours: str) -> Finding:
+    """Of Dipole, by process; None where one does not say. An upgrade under way is told too."""
+    if not (others := {name: version for name, version in theirs.items() if version != ours}):
+        return Finding(check, "ok", f"{ours}, as here")
+    said = ", ".join(f"{name} {version or 'does not say'}" for name, version in others.items())
+    fix = (
+        "bring the older ones to the newer version, after a backup (docs/backup.md), or go on with an upgrade under way"
+    )
+    return Finding(check, "warning", f"here {ours}: {said}", fix)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import importlib.metadata
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -126,11 +127,13 @@ def test_with_no_worker_it_is_a_warning_and_weights_that_come_are_seen(run_app: 
         assert "dipole models fetch sd-turbo" in refused.json()["detail"]
         there = Inventory({"sd-turbo": "sd"}, {"latent_mae": ["drpo-mae-latent-256"]})
         device = {"kind": "cuda", "name": "card", "memory_bytes": 2**34}
-        state.workers.publish("w", there, [device], lease_s=60)
+        state.workers.publish("w", there, [device], lease_s=60, version="0.1.0")
         taken = (await client.post(JOBS, json=body)).json()
         assert len(taken["warnings"]) == 1  # the reward's
         (shown,) = (await client.get("/v1/workers")).json()["data"]
         assert (shown["id"], shown["models"], shown["devices"]) == ("w", {"sd-turbo": "sd"}, [device])
+        assert shown["version"] == "0.1.0"
+        assert (await client.get("/readyz")).json()["version"] == importlib.metadata.version("dipole")
 
     run_app(test)
 

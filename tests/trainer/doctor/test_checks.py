@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import os
 import re
 from pathlib import Path
 
 import pytest
 
+from dipole.cli.operations.doctor import check_ratings
 from dipole.client.endpoint import Endpoint
 from dipole.stack.findings import compare_clocks
+from dipole_ratings.database.engine import upgrade_database as upgrade_ratings
 from dipole_trainer.database.engine import Database, upgrade_database
 from dipole_trainer.doctor import checks
 from dipole_trainer.registry.rewards import RewardRegistry
+from dipole_trainer.registry.workers import WorkerRegistry
+from dipole_trainer.weights.inventory import Inventory
+
+from ...s3_server import FULL, running_s3
 
 Found = dict[str, tuple[str, str, str]]
 
@@ -23,7 +30,8 @@ def find(monkeypatch: pytest.MonkeyPatch, **settings: str) -> Found:
         monkeypatch.delenv(name)
     for name, value in settings.items():
         monkeypatch.setenv(f"DIPOLE_{name}", value)
-    return {each.check: (each.status, each.message, each.fix or "") for each in checks.check_setup()}
+    findings = [*checks.check_setup(), *check_ratings()]
+    return {each.check: (each.status, each.message, each.fix or "") for each in findings}
 
 
 def test_nothing_there_yet_says_how_to_begin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +41,8 @@ def test_nothing_there_yet_says_how_to_begin(tmp_path: Path, monkeypatch: pytest
     assert found["redis"][0] == found["database"][0] == "problem"
     assert "dipole up" in found["redis"][2]
     assert "dipole db upgrade" in found["database"][2]
+    for check in ("rank workers and samplers", "workers, models and rewards", "ratings database"):
+        assert "not checked" in found[check][1]
     assert not home.exists()
 
 
@@ -43,6 +53,85 @@ def test_a_database_that_was_not_migrated_is_told(tmp_path: Path, monkeypatch: p
     assert status == "problem"
     assert re.fullmatch(r"it has no tables, this version wants those of \d{4}", said)
     assert "dipole db upgrade" in found["database"][2]
+    (tmp_path / "ratings.db").touch()
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0")
+    assert "it has no tables" in found["ratings database"][1]
+    assert "dipole db upgrade-ratings" in found["ratings database"][2]
+
+
+def test_the_ratings_database_is_looked_at_where_there_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade_ratings(url := f"sqlite:///{tmp_path / 'people.db'}")
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0", RATINGS_DATABASE_URL=url)
+    assert found["ratings database"][0] == found["ratings database's clock"][0] == "ok"
+    away = "postgresql://127.0.0.1:9/ratings"
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0", RATINGS_DATABASE_URL=away)
+    assert found["ratings database"][0] == "problem"
+    assert "DIPOLE_RATINGS_DATABASE_URL" in found["ratings database"][2]
+
+
+def test_a_database_of_a_newer_version_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    upgrade_database(url := f"sqlite:///{tmp_path / 'dipole.db'}")
+    database = Database(url)
+    with database.engine.begin() as connection:
+        connection.exec_driver_sql("UPDATE alembic_version SET version_num = '9999'")
+    database.close()
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0")
+    assert "it has the tables of 9999" in found["database"][1]
+    assert "dipole db downgrade" in found["database"][2]
+
+
+def test_workers_of_another_version_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A warning, for an upgrade under way is one; a worker that does not say is told as well."""
+    upgrade_database(url := f"sqlite:///{tmp_path / 'dipole.db'}")
+    database = Database(url)
+    ours = importlib.metadata.version("dipole")
+    for name, version in {"same": ours, "older": "0.0.9", "silent": None}.items():
+        WorkerRegistry(database).publish(name, Inventory({}, {}), [], lease_s=60, version=version)
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0")
+    assert found["workers' versions"][:2] == ("warning", f"here {ours}: older 0.0.9, silent does not say")
+    assert "docs/backup.md" in found["workers' versions"][2]
+    for name in ("older", "silent"):
+        WorkerRegistry(database).remove(name)
+    database.close()
+    found = find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0")
+    assert found["workers' versions"] == ("ok", f"{ours}, as here", "")
+
+
+def test_an_object_store_is_written_listed_read_and_left_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that is full, one without the bucket, and one whose client is missing are problems with their sentences."""
+    with running_s3(monkeypatch) as s3:
+
+        def look(url: str) -> tuple[str, str, str]:
+            return find(monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0", ARTIFACTS_URL=url)[
+                "artifacts"
+            ]
+
+        status, said, _ = look("s3://artifacts/dipole")
+        assert (status, said) == ("ok", "at s3://artifacts/dipole an object was written, listed, read and deleted")
+        methods = [each.partition(" ")[0] for each in s3.requests if "/.doctor/" in each]
+        assert methods[0] == "PUT"
+        assert methods[-1] == "DELETE"
+        s3.full = FULL
+        status, said, fix = look("s3://artifacts/dipole")
+        assert status == "problem"
+        assert re.search(r"asked to write .*/\.doctor/\w+, is full: ", said)
+        assert "docs/object-storage.md" in fix
+        s3.full = None
+        assert "has no such bucket" in look("s3://misspelt/dipole")[1]
+    assert look("abfs://container/dipole")[0] == "problem"
+
+
+def test_an_object_store_that_takes_but_does_not_give_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rights that are missing show in the step that needs them, and the probe is deleted all the same."""
+    with running_s3(monkeypatch) as s3:
+        s3.full, s3.refused = (403, "AccessDenied", "Access Denied"), re.compile(r"^GET \S+/\.doctor/\w+")
+        found = find(
+            monkeypatch, HOME=str(tmp_path), REDIS_URL="redis://127.0.0.1:9/0", ARTIFACTS_URL="s3://artifacts/dipole"
+        )
+        assert re.search(r"asked to read .*/\.doctor/\w+, refuses us: ", found["artifacts"][1])
+        assert any(each.startswith("DELETE") for each in s3.requests)
 
 
 def test_endpoints_that_cannot_be_asked_and_a_worker_that_is_not_there(

@@ -4,18 +4,21 @@ is slow, away, full or not there.
 
 from __future__ import annotations
 
+import re
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import pytest
 from fsspec.registry import _registry as KNOWN_CLIENTS
 
 from dipole.cli.operations.backup import restore_backup, write_backup
 from dipole.errors import ConfigurationError, DependencyUnavailable, NotFound
 from dipole_trainer.database.engine import upgrade_database
-from dipole_trainer.storage import store_client
+from dipole_trainer.storage import copied_files, store_client
 from dipole_trainer.storage.artifacts import ArtifactStore
 
 from ...s3_server import FULL, S3Server, running_s3
@@ -134,6 +137,85 @@ def test_a_store_that_is_full_still_reads(
         assert file.read() == b"{}\n", "what was there stays"
 
 
+LARGE = 100 * 2**20  # from here on s3fs sends parts of 50 MiB
+
+
+@pytest.fixture
+def large_file(tmp_path: Path) -> Path:
+    """Three parts, whose bytes tell where they belong; most of it are holes."""
+    path = tmp_path / "large"
+    with path.open("wb") as file:
+        for offset in (0, LARGE // 2, LARGE):
+            file.seek(offset)
+            file.write(offset.to_bytes(8))
+    return path
+
+
+def list_uploads() -> list[Any]:
+    """Uploads that were begun and neither completed nor aborted."""
+    told = fsspec.filesystem("s3").call_s3("list_multipart_uploads", Bucket="artifacts")
+    return list(told.get("Uploads", []))
+
+
+def test_a_large_file_goes_up_in_parts_and_comes_down_whole(
+    s3: S3Server, store: ArtifactStore, large_file: Path
+) -> None:
+    """Two parts at a time, so that an API of 1 GiB can store two large files at once."""
+    s3.delay_s = 0.2
+    store.write_file("jobs/j/checkpoint-1/weights", large_file)
+    assert s3.most_at_once == store_client.PARTS_AT_ONCE
+    s3.delay_s = 0
+    assert [each.partition(" ")[0] for each in s3.requests if each.endswith("/weights")].count("PUT") == 3
+    assert store.file_size("jobs/j/checkpoint-1/weights") == LARGE + 8
+    with store.open_file("jobs/j/checkpoint-1/weights") as file:
+        for offset in (0, LARGE // 2, LARGE):
+            file.seek(offset)
+            assert int.from_bytes(file.read(8)) == offset
+    assert list_uploads() == []
+
+
+@pytest.mark.parametrize(
+    ("refused", "answer", "sentence"),
+    [
+        (r"^PUT .*partNumber=2", FULL, r"is full: .*minimum free drive"),
+        (r"^POST .*uploadId=", FULL, r"is full: .*minimum free drive"),
+        (r"^POST .*uploadId=", (403, "AccessDenied", "Access Denied"), "refuses us: Access Denied"),
+        (r"^POST .*uploads", (403, "AccessDenied", "Access Denied"), "refuses us: Access Denied"),
+    ],
+    ids=["second part", "completion", "completion refused", "beginning refused"],
+)
+def test_a_large_file_that_fails_on_its_way_is_not_there(
+    s3: S3Server,
+    store: ArtifactStore,
+    large_file: Path,
+    tmp_path: Path,
+    refused: str,
+    answer: tuple[int, str, str],
+    sentence: str,
+) -> None:
+    """What was there before stays; the upload is aborted, so that its parts take no room."""
+    write(store, "jobs/j/weights", b"before", tmp_path)
+    s3.full, s3.refused = answer, re.compile(refused)
+    with pytest.raises(DependencyUnavailable, match=sentence):
+        store.write_file("jobs/j/weights", large_file)
+    s3.full = None
+    assert [(each.path, each.bytes) for each in store.list_files("jobs/j")] == [("weights", len(b"before"))]
+    assert list_uploads() == []
+    assert ("DELETE /artifacts/dipole/jobs/j/weights" in s3.requests) == ("uploads" not in refused)
+
+
+def test_an_upload_that_cannot_be_aborted_is_no_file_either(
+    s3: S3Server, store: ArtifactStore, large_file: Path
+) -> None:
+    """Its parts stay for the bucket's rule."""
+    s3.full, s3.refused = FULL, re.compile(r"partNumber=2|^DELETE ")
+    with pytest.raises(DependencyUnavailable, match="is full"):
+        store.write_file("jobs/j/weights", large_file)
+    s3.full = None
+    assert store.list_files("jobs") == []
+    assert len(list_uploads()) == 1
+
+
 def test_a_store_may_be_slow_and_one_that_hangs_is_given_up(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -157,6 +239,27 @@ def test_a_client_that_is_not_installed_is_a_sentence(tmp_path: Path, monkeypatc
         ArtifactStore("s3://artifacts/dipole", tmp_path)
 
 
+def test_what_a_bucket_has_as_before_is_not_read_again(
+    s3: S3Server, store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A second copy links what has the time and the size of the first, and reads what was written since."""
+    monkeypatch.setattr(copied_files, "SETTLED_NS", 0)
+    for name in ("kept", "written"):
+        write(store, f"jobs/j/{name}", b"same", tmp_path)
+    first, second = tmp_path / "1", tmp_path / "2"
+    assert len(list(store.copy_out(first))) == 2
+    time.sleep(1.1)  # S3 tells seconds
+    write(store, "jobs/j/written", b"anew", tmp_path)
+    assert store.measure_copy(first) == len(b"anew")
+    s3.requests.clear()
+    list(store.copy_out(second, first))
+    assert [each for each in s3.requests if each.startswith("GET") and "/jobs/" in each] == [
+        "GET /artifacts/dipole/jobs/j/written"
+    ]
+    assert (second / "jobs/j/kept").samefile(first / "jobs/j/kept")
+    assert [(folder / "jobs/j/written").read_bytes() for folder in (first, second)] == [b"same", b"anew"]
+
+
 def test_a_platform_goes_to_a_bucket_and_back_by_backup_and_restore(
     s3: S3Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -167,7 +270,7 @@ def test_a_platform_goes_to_a_bucket_and_back_by_backup_and_restore(
     write(ArtifactStore("s3://artifacts/old", tmp_path / "work"), "jobs/j/checkpoint-1/complete", b"mark", tmp_path)
     with s3.away(), pytest.raises(DependencyUnavailable, match="does not answer"):
         write_backup(tmp_path / "none")
-    assert [path.suffix for path in (tmp_path / "none").iterdir()] == [".partial"]
+    assert list((tmp_path / "none").glob("*Z*")) == []
     write_backup(tmp_path / "backups")
     monkeypatch.setenv("DIPOLE_HOME", str(tmp_path / "new"))
     monkeypatch.setenv("DIPOLE_ARTIFACTS_URL", "s3://artifacts/new")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 import time
 from collections.abc import Callable
@@ -46,6 +47,7 @@ def test_an_idle_worker_is_seen_with_what_it_can_load_until_it_stops(tmp_path: P
         assert (row.name, row.models) == (worker.name, {"tiny-turbo": "tiny"})
         assert row.devices[0]["memory_bytes"] > 2**20
         assert {"tensorboard", "trackio"} <= set(row.trackers or ())
+        assert row.version == importlib.metadata.version("dipole")
         assert row.devices[0]["kind"] in ("cpu", "cuda")
         write_pipeline(tmp_path / "models/tiny-sd", "sd")
         wait_for(lambda: any("tiny-sd" in each.models for each in registry.list_live()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import time
 from collections.abc import Iterator
 
@@ -36,6 +37,11 @@ class ApiHealth(BaseModel):
     """The process, or its database, answers."""
 
     status: str = Field(description="`alive` or `ready`, by the route that was asked.")
+    version: str = Field(
+        default_factory=lambda: importlib.metadata.version("dipole"),
+        examples=["0.1.0"],
+        description="Dipole's version.",
+    )
 
 
 @router.get("/livez", summary="The process answers")

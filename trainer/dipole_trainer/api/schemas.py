@@ -426,6 +426,9 @@ class WorkerObject(ApiModel):
     features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
     devices: list[WorkerDevice] = Field(description="Devices that the worker computes on.")
     trackers: list[str] = Field(description="Trackers that jobs may report to there.", examples=[["tensorboard"]])
+    version: str | None = Field(
+        description="Dipole's version there; null of one that does not say.", examples=["0.1.0"]
+    )
     started_at: int = Field(description="When the worker started, in Unix seconds.")
     seen_at: int = Field(description="When the worker last gave a sign of life, in Unix seconds.")
 
@@ -437,6 +440,7 @@ def to_worker_object(row: WorkerRow) -> WorkerObject:
         features=row.features,
         devices=[WorkerDevice(**each) for each in row.devices],
         trackers=row.trackers or [],
+        version=row.version,
         started_at=int(row.started_at),
         seen_at=int(row.seen_at),
     )

@@ -262,6 +262,7 @@ class WorkerRow(Base):
     features: Mapped[dict[str, list[str]]] = mapped_column(NullableJson)
     devices: Mapped[list[dict[str, Any]]] = mapped_column(NullableJson)
     trackers: Mapped[list[str] | None] = mapped_column(NullableJson)  # None: of a worker that does not say
+    version: Mapped[str | None] = mapped_column(String(64))  # Dipole's; None as well
     started_at: Mapped[float] = mapped_column(Float)
     seen_at: Mapped[float] = mapped_column(Float)
     expires_at: Mapped[float] = mapped_column(Float)

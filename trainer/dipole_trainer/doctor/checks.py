@@ -1,7 +1,7 @@
 """What `dipole doctor` looks at on this machine, with the settings of its environment. Nothing is written but a file
-that is removed at once, and nothing is made that is not there.
+or object that is removed at once, and nothing is made that is not there.
 
-A check that needs what an earlier one did not reach is left out: the earlier one says what to do.
+A check that needs what an earlier one did not reach says that it was left out: the earlier one says what to do.
 """
 
 from __future__ import annotations
@@ -13,13 +13,11 @@ import platform
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import cast
 
 import redis
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
 from sqlalchemy import make_url, select
 from sqlalchemy.exc import ArgumentError, SQLAlchemyError
 
@@ -29,11 +27,12 @@ from dipole.broker.rankings import TaskCoordination
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import check_reward_url
 from dipole.client.rank_client import RankClient, tells_ready
-from dipole.database.failures import describe_database_error
+from dipole.database.failures import JOBS_DATABASE, DatabaseName, describe_database_error
+from dipole.database.migrations import list_migrations, read_revision
 from dipole.database.queries import database_time
-from dipole.errors import ConfigurationError, InvalidInput
+from dipole.errors import ConfigurationError, DependencyUnavailable, InvalidInput
 from dipole.settings import ApiSettings, MetricsSettings, RankWorkerSettings, SamplerSettings, load_settings
-from dipole.stack.findings import Finding, compare_clocks
+from dipole.stack.findings import Finding, compare_clocks, compare_versions
 from dipole.vault import Vault
 from dipole.web.auth import refuse_open_host
 from dipole_trainer.compute import gpu
@@ -41,6 +40,7 @@ from dipole_trainer.database.engine import MIGRATIONS, Database
 from dipole_trainer.database.tables import ACTIVE_STATES, JobRow
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.registry.workers import WorkerRegistry
+from dipole_trainer.storage.store_client import probe_store
 from dipole_trainer.weights.inventory import list_local_weights, weights_names
 
 PACKAGES = ("dipole", "torch", "diffusers", "transformers", "celery", "redis", "sqlalchemy", "prometheus-client")
@@ -63,10 +63,9 @@ def check_setup() -> Iterator[Finding]:
         return
     yield Finding("settings", "ok", "each is understood, and none contradicts another")
     yield from _check_folder("home", settings.home)
-    if "://" not in settings.artifacts_url:
-        yield from _check_folder("artifacts", Path(settings.artifacts_url))
+    yield from _check_artifacts(settings)
     yield from _check_redis(settings)
-    yield from _check_database(settings, vault)
+    yield from _check_jobs_database(settings, vault)
     yield _check_devices()
 
 
@@ -101,6 +100,22 @@ def _check_folder(check: str, folder: Path) -> Iterator[Finding]:
         yield Finding(check, "problem" if free < NO_ROOM_GIB else "warning", message, fix)
 
 
+def _check_artifacts(settings: ApiSettings) -> Iterator[Finding]:
+    """A folder as a folder; any other store by a small object that goes there and back."""
+    if "://" not in (url := settings.artifacts_url.removeprefix("file://")):
+        yield from _check_folder("artifacts", Path(url))
+        return
+    try:
+        probe_store(url)
+    except ConfigurationError as error:
+        yield Finding("artifacts", "problem", str(error), "install it, or mend DIPOLE_ARTIFACTS_URL")
+    except DependencyUnavailable as error:
+        fix = "see bucket, address, keys and their rights (docs/object-storage.md): jobs pause until it is mended"
+        yield Finding("artifacts", "problem", str(error), fix)
+    else:
+        yield Finding("artifacts", "ok", f"at {url} an object was written, listed, read and deleted")
+
+
 def _check_redis(settings: ApiSettings) -> Iterator[Finding]:
     try:
         with connect_redis(settings.redis_url, connect_timeout_s=TIMEOUT_S, timeout_s=TIMEOUT_S) as client:
@@ -115,6 +130,7 @@ def _check_redis(settings: ApiSettings) -> Iterator[Finding]:
         why = str(error) if isinstance(error, ConfigurationError) else describe_redis_error(error)
         fix = "start Redis (`dipole up` brings one), or mend DIPOLE_REDIS_URL"
         yield Finding("redis", "problem", why, fix)
+        yield _not_checked("rank workers and samplers", "redis")
 
 
 def _check_redis_memory(client: redis.Redis, settings: ApiSettings) -> Iterator[Finding]:
@@ -161,36 +177,64 @@ def _check_samplers(client: redis.Redis, now: float) -> Finding:
     return Finding("samplers", "warning", "none lives: requests for images are refused", fix)
 
 
-def _check_database(settings: ApiSettings, vault: Vault) -> Iterator[Finding]:
-    if (missing := _missing_file(settings.database_url)) is not None:
-        yield Finding("database", "problem", f"{missing} is not there", "run `dipole db upgrade`, or `dipole up`")
+def _check_jobs_database(settings: ApiSettings, vault: Vault) -> Iterator[Finding]:
+    def look_into(database: Database) -> Iterator[Finding]:
+        yield from _check_workers(database)
+        yield from _check_models(database, settings.models_dir)
+        yield from _check_endpoints(RewardRegistry(database, vault), settings)
+
+    for found in check_database("database", settings.database_url, JOBS_DATABASE, MIGRATIONS, look_into):
+        yield found
+        if (found.check, found.status) == ("database", "problem"):
+            yield _not_checked("workers, models and rewards", "database")
+
+
+def check_database(
+    check: str,
+    url: str,
+    named: DatabaseName,
+    migrations: Path,
+    look_into: Callable[[Database], Iterator[Finding]] = lambda database: iter(()),
+) -> Iterator[Finding]:
+    """Whether a database answers and has this version's tables, then what `look_into` finds in them."""
+    if (missing := _missing_file(url)) is not None:
+        fix = f"run `{named.upgrade_command}`, or `dipole up`"
+        yield Finding(check, "problem", f"{missing} is not there", fix)
         return
     try:
-        database = Database(settings.database_url)
+        database = Database(url, named)
     except ConfigurationError as error:
-        yield Finding("database", "problem", str(error), "mend DIPOLE_DATABASE_URL")
+        yield Finding(check, "problem", str(error), f"mend {named.setting}")
         return
     try:
         with database.reading() as session:
             theirs, ours = database_time(session), time.time()
         with database.engine.connect() as connection:
-            revision = MigrationContext.configure(connection).get_current_revision()
-        head = ScriptDirectory(str(MIGRATIONS)).get_current_head()
-        if revision != head:
-            has = f"has the tables of {revision}" if revision else "has no tables"
-            fix = "run `dipole db upgrade` with this version"
-            yield Finding("database", "problem", f"it {has}, this version wants those of {head}", fix)
+            revision = read_revision(connection)
+        known = [each.revision for each in list_migrations(migrations)]
+        if revision != known[-1]:
+            yield _tell_revision(check, revision, known, named)
             return
-        yield Finding("database", "ok", f"it answers, and has the tables of {head}")
-        yield compare_clocks("database's clock", theirs, ours)
-        yield _check_workers(database)
-        yield from _check_models(database, settings.models_dir)
-        yield from _check_endpoints(RewardRegistry(database, vault), settings)
+        yield Finding(check, "ok", f"it answers, and has the tables of {revision}")
+        yield compare_clocks(f"{check}'s clock", theirs, ours)
+        yield from look_into(database)
     except SQLAlchemyError as error:
-        fix = "start it, or mend DIPOLE_DATABASE_URL"
-        yield Finding("database", "problem", f"it does not answer: {describe_database_error(error)}", fix)
+        fix = f"start it, or mend {named.setting}"
+        yield Finding(check, "problem", f"it does not answer: {describe_database_error(error)}", fix)
     finally:
         database.close()
+
+
+def _tell_revision(check: str, revision: str | None, known: list[str], named: DatabaseName) -> Finding:
+    has = f"has the tables of {revision}" if revision else "has no tables"
+    fix = f"run `{named.upgrade_command}` with this version"
+    if revision not in (None, *known):
+        fix = f"it is a newer version's: install that one here, or run its `{named.downgrade_command} {known[-1]}`"
+    return Finding(check, "problem", f"it {has}, this version wants those of {known[-1]}", fix)
+
+
+def _not_checked(check: str, first: str) -> Finding:
+    return Finding(check, "warning", f"not checked: {first} tells of them", f"mend {first} first")
 
 
 def _missing_file(url: str) -> Path | None:
@@ -203,10 +247,13 @@ def _missing_file(url: str) -> Path | None:
     return Path(parsed.database) if is_file and parsed.database and not Path(parsed.database).exists() else None
 
 
-def _check_workers(database: Database) -> Finding:
-    if rows := WorkerRegistry(database).list_live():
-        return Finding("workers", "ok", f"alive: {', '.join(row.name for row in rows)}")
-    return Finding("workers", "problem", "none lives: jobs stay queued", "run `dipole serve worker`")
+def _check_workers(database: Database) -> Iterator[Finding]:
+    if not (rows := WorkerRegistry(database).list_live()):
+        yield Finding("workers", "problem", "none lives: jobs stay queued", "run `dipole serve worker`")
+        return
+    yield Finding("workers", "ok", f"alive: {', '.join(row.name for row in rows)}")
+    versions = {row.name: row.version for row in rows}
+    yield compare_versions("workers' versions", versions, importlib.metadata.version("dipole"))
 
 
 def _check_models(database: Database, models_dir: Path) -> Iterator[Finding]:

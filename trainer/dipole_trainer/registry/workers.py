@@ -30,13 +30,16 @@ class WorkerRegistry:
         *,
         lease_s: float,
         trackers: list[str] | None = None,
+        version: str | None = None,
     ) -> None:
-        """Say that a worker lives for `lease_s` seconds more, and what it can load and report to. The dead go."""
+        """Say that a worker lives for `lease_s` seconds more, what it can load and report to, and Dipole's version. The
+        dead go.
+        """
         with self.database.writing() as session:
             time = database_time(session)
             row = session.get(WorkerRow, name) or WorkerRow(name=name, started_at=time)
             row.models, row.features, row.devices = dict(inventory.models), inventory.features, devices
-            row.trackers = trackers
+            row.trackers, row.version = trackers, version
             row.seen_at, row.expires_at = time, time + lease_s
             session.add(row)
             session.execute(delete(WorkerRow).where(not_(_LIVES), WorkerRow.name != name))

@@ -29,6 +29,7 @@ from dipole.errors import DependencyUnavailable, InvalidInput, NotFound
 from dipole.private_files import make_private_folder
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
+from dipole_trainer.storage.copied_files import ListedFile, link_copy
 from dipole_trainer.storage.job_layout import (
     CANDIDATES_FOLDER,
     COMPLETE_MARK,
@@ -155,19 +156,33 @@ class ArtifactStore:
             key=lambda artifact: artifact.path,
         )
 
-    def copy_out(self, target: Path) -> Iterator[Path]:
+    def copy_out(self, target: Path, earlier: Path | None = None) -> Iterator[Path]:
         """Copy every stored file to below a local folder, each as it is copied. Hidden and partial ones are left out,
-        and what is pruned meanwhile.
+        and what is pruned meanwhile. What is in `earlier` as it is in the store becomes a link to that copy.
         """
         target.mkdir(mode=0o700)
         with store_errors():
-            for path in sorted(str(found) for found in self._fs.find("")):
-                if _SAFE_PATH.fullmatch(path):
-                    copy = target / path
-                    copy.parent.mkdir(parents=True, exist_ok=True)
-                    with suppress(FileNotFoundError):
-                        self._fs.get_file(path, str(copy))
-                        yield copy
+            for file in self._list_stored():
+                copy = target / file.path
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                if not (earlier and file.equals_copy(earlier / file.path) and link_copy(earlier / file.path, copy)):
+                    try:
+                        self._fs.get_file(file.path, str(copy))
+                    except FileNotFoundError:
+                        copy.unlink(missing_ok=True)
+                        continue
+                    file.stamp_copy(copy)
+                yield copy
+
+    def measure_copy(self, earlier: Path | None = None) -> int:
+        """Bytes that `copy_out` would write, if it can link what is in `earlier`."""
+        with store_errors():
+            files = self._list_stored()
+        return sum(file.size for file in files if not (earlier and file.equals_copy(earlier / file.path)))
+
+    def _list_stored(self) -> list[ListedFile]:
+        found = self._fs.find("", detail=True)
+        return [ListedFile.of(path, found[path]) for path in sorted(found) if _SAFE_PATH.fullmatch(path)]
 
     def copy_in(self, source: Path) -> Iterator[Path]:
         """The other way round: store every file below a local folder, each as it is stored."""

@@ -7,8 +7,9 @@ XMinioAdminBucketQuotaExceeded are MinIO's, and any may answer 507 Insufficient 
 from __future__ import annotations
 
 import io
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import fsspec
@@ -23,9 +24,11 @@ from dipole.errors import (
 
 RETRY_AFTER_S = 30.0  # a full disk is looked after by somebody, a bucket comes back
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 5, 10  # of an S3 client, which tries each request five times
+PARTS_AT_ONCE = 2  # of 50 MiB, of a large file that an S3 client writes: it reads them into memory
 READ_BYTES = 4 * 2**20  # of a file at once
 FULL_CODES = ("QuotaExceeded", "XMinioStorageFull", "XMinioAdminBucketQuotaExceeded", "InsufficientStorage")
 INSUFFICIENT_STORAGE = 507
+PROBE_FOLDER = ".doctor"  # hidden: neither listed nor in a backup
 
 
 def open_store(url: str) -> tuple[Any, str]:
@@ -37,6 +40,7 @@ def open_store(url: str) -> tuple[Any, str]:
         # its own attempts are enough: botocore would make five of each, and a hang would last for minutes
         timeouts = {"connect_timeout": CONNECT_TIMEOUT_S, "read_timeout": READ_TIMEOUT_S}
         options["config_kwargs"] = {**timeouts, "retries": {"total_max_attempts": 1}}
+        options["max_concurrency"] = PARTS_AT_ONCE
     try:
         return fsspec.core.url_to_fs(url, **options)  # type: ignore[no-any-return]
     except ImportError as error:
@@ -44,7 +48,7 @@ def open_store(url: str) -> tuple[Any, str]:
 
 
 @contextmanager
-def store_errors() -> Iterator[None]:
+def store_errors(asked: str = "") -> Iterator[None]:
     """Tell what a store's client raises, which is its own affair, as DependencyUnavailable; our own errors pass."""
     try:
         yield
@@ -52,8 +56,37 @@ def store_errors() -> Iterator[None]:
         raise
     except Exception as error:
         said = str(error) or type(error).__name__
-        what = f"the artifact store (DIPOLE_ARTIFACTS_URL) {_describe_state(error)}: {said}"
+        what = f"the artifact store (DIPOLE_ARTIFACTS_URL){asked} {_describe_state(error)}: {said}"
         raise DependencyUnavailable(what, retry_after=RETRY_AFTER_S) from error
+
+
+def probe_store(url: str) -> None:
+    """Write a small object, list, read and delete it, as the platform does. Raises ConfigurationError where the store's
+    client is not installed, and DependencyUnavailable that says which of these failed.
+    """
+    fs, root = open_store(url)
+    folder = f"{root.rstrip('/')}/{PROBE_FOLDER}"
+    probe, data = f"{folder}/{uuid.uuid4().hex}", b"dipole doctor"
+
+    def find_probe() -> None:
+        if not any(str(found).endswith(probe.rpartition("/")[2]) for found in fs.find(folder)):
+            raise FileNotFoundError(f"{probe} was written and is not listed")
+
+    def read_probe() -> None:
+        if (found := fs.cat_file(probe)) != data:
+            raise OSError(f"{probe} was written and reads as {len(found)} other bytes")
+
+    steps = {"write": lambda: fs.pipe_file(probe, data), "list": find_probe, "read": read_probe}
+    try:
+        for doing, step in steps.items():
+            with store_errors(f", asked to {doing} {probe},"):
+                step()
+    except DependencyUnavailable:
+        with suppress(Exception):
+            fs.rm_file(probe)
+        raise
+    with store_errors(f", asked to delete {probe}, which stays there,"):
+        fs.rm_file(probe)
 
 
 def find_info(fs: Any, path: str) -> dict[str, Any] | None:

@@ -7,6 +7,7 @@ out for it. A database that is away is everybody's trouble, and no reason to end
 
 from __future__ import annotations
 
+import importlib.metadata
 import threading
 import time
 from typing import Any
@@ -68,7 +69,12 @@ class WorkerReport:
                 return
             try:
                 self._registry.publish(
-                    self._name, inventory, devices, trackers=trackers, lease_s=self._settings.lease_s
+                    self._name,
+                    inventory,
+                    devices,
+                    trackers=trackers,
+                    version=importlib.metadata.version("dipole"),
+                    lease_s=self._settings.lease_s,
                 )
             except SQLAlchemyError as error:
                 log.warning("worker_not_published", error=describe_database_error(error))

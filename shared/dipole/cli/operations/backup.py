@@ -4,7 +4,8 @@
         backup.json      what is in it, written last: a backup without it was cut short
         jobs.db          the jobs database, as an SQLite file whatever it came from
         ratings.db       the rating service's, where there is one
-        artifacts/       every file under DIPOLE_ARTIFACTS_URL
+        artifacts/       every file under DIPOLE_ARTIFACTS_URL; what is as in the backup before is a hard link to it
+    FOLDER/….partial     of a backup that was cut short; the next one deletes it
 
 The databases come first: artifacts that are newer than what the database knows are what a worker that died leaves too,
 and a resume takes the newest checkpoint that is there. A restore goes the other way round, so that no job is seen
@@ -14,6 +15,7 @@ before its files. Neither base models nor rewards' weights are in it, nor any ke
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import importlib.metadata
 import json
 import os
@@ -40,6 +42,7 @@ MANIFEST, ARTIFACTS, JOBS_FILE, RATINGS_FILE = "backup.json", "artifacts", "jobs
 FORMAT = 1  # of the folder; what is in the databases, their own migrations know
 NAME_FORMAT = "%Y-%m-%dT%H-%M-%SZ"
 PARTIAL_SUFFIX = ".partial"
+LOCK_FILE = ".lock"
 
 
 class _Part(NamedTuple):
@@ -92,9 +95,35 @@ def write_backup(
 ) -> None:
     """Copy databases and artifacts to a folder, and print it. The platform may run meanwhile."""
     settings = load_settings(PlatformSettings)
-    target = folder / time.strftime(NAME_FORMAT, time.gmtime())
-    partial = target.with_suffix(PARTIAL_SUFFIX)
     make_private_folder(folder)
+    with _lock_folder(folder) as is_locked:
+        if is_locked:
+            for cut_short in folder.glob(f"*Z{PARTIAL_SUFFIX}"):
+                shutil.rmtree(cut_short)
+        target = folder / time.strftime(NAME_FORMAT, time.gmtime())
+        earlier = next(reversed(_list_backups(folder)), None)
+        manifest, linked_bytes = _write_folder(settings, target, earlier)
+        for old in _list_backups(folder)[: -keep if keep else 0]:
+            shutil.rmtree(old)
+    print(target)
+    _tell(manifest)
+    if linked_bytes:
+        err.print(f"{linked_bytes / 1e6:,.1f} MB of them are as in the backup before, and share its room on the disk.")
+    if load_settings(SecretsSettings).secrets_key is not None:
+        err.print("Endpoints' keys in it open with DIPOLE_SECRETS_KEY alone, which is not in it: keep that elsewhere.")
+
+
+def _write_folder(settings: PlatformSettings, target: Path, earlier: Path | None) -> tuple[dict[str, Any], int]:
+    """A whole backup at `target`: its manifest, and the bytes of artifacts that it shares with the earlier one."""
+    store = _store(settings)
+    earlier_artifacts = earlier / ARTIFACTS if earlier else None
+    needed, free = store.measure_copy(earlier_artifacts), shutil.disk_usage(target.parent).free
+    if needed > free:
+        raise Conflict(
+            f"{target.parent} has {free / 1e6:,.1f} MB free, and {needed / 1e6:,.1f} MB of artifacts are to be copied "
+            "there: free room, keep fewer backups with --keep, or choose another folder"
+        )
+    partial = target.with_suffix(PARTIAL_SUFFIX)
     partial.mkdir(mode=0o700)
     manifest: dict[str, Any] = {"format": FORMAT, "dipole": importlib.metadata.version("dipole")}
     manifest |= {"written_at": time.time(), "databases": {}}
@@ -104,15 +133,28 @@ def write_backup(
             part.upgrade(copy_url)
             with part.open(part.url) as here, part.open(copy_url) as copy:
                 manifest["databases"][part.file] = _copy_rows(part, here, copy, progress)
-        manifest["artifacts"] = _save_artifacts(settings, partial / ARTIFACTS, progress)
+        manifest["artifacts"], linked_bytes = _save_artifacts(store, partial / ARTIFACTS, earlier_artifacts, progress)
     (partial / MANIFEST).write_text(json.dumps(manifest, indent=1))
     partial.rename(target)
-    for old in _list_backups(folder)[: -keep if keep else 0]:
-        shutil.rmtree(old)
-    print(target)
-    _tell(manifest)
-    if load_settings(SecretsSettings).secrets_key is not None:
-        err.print("Endpoints' keys in it open with DIPOLE_SECRETS_KEY alone, which is not in it: keep that elsewhere.")
+    return manifest, linked_bytes
+
+
+@contextlib.contextmanager
+def _lock_folder(folder: Path) -> Iterator[bool]:
+    """Keep other backups out of a folder; the kernel lets them in when we end, however. False where its file system
+    has no locks. Raises Conflict while another writes there.
+    """
+    with (folder / LOCK_FILE).open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            is_locked = True
+        except BlockingIOError:
+            raise Conflict(
+                f"another `dipole backup` is writing to {folder}: wait for it, or name another folder"
+            ) from None
+        except OSError:
+            is_locked = False
+        yield is_locked
 
 
 def restore_backup(
@@ -131,6 +173,7 @@ def restore_backup(
     if not (folder / MANIFEST).is_file() and (backups := _list_backups(folder)):
         folder = backups[-1]
     manifest = _read_manifest(folder)
+    _check_artifacts(folder / ARTIFACTS, manifest["artifacts"])
     rows = manifest["databases"]
     parts = [part for part in _find_parts(settings, wanted=rows) if part.file in rows]
     with (
@@ -202,14 +245,26 @@ def _store(settings: PlatformSettings) -> Any:
     return artifacts.ArtifactStore(settings.artifacts_url, settings.home / "work")
 
 
-def _save_artifacts(settings: PlatformSettings, target: Path, progress: Progress) -> dict[str, int]:
-    found = {"files": 0, "bytes": 0}
+def _save_artifacts(store: Any, target: Path, earlier: Path | None, progress: Progress) -> tuple[dict[str, int], int]:
+    found, linked_bytes = {"files": 0, "bytes": 0}, 0
     task = progress.add_task("artifacts, files", total=None)
-    for path in _store(settings).copy_out(target):
+    for path in store.copy_out(target, earlier):
+        status = path.stat()
         found["files"] += 1
-        found["bytes"] += path.stat().st_size
+        found["bytes"] += status.st_size
+        linked_bytes += status.st_size if status.st_nlink > 1 else 0
         progress.advance(task)
-    return found
+    return found, linked_bytes
+
+
+def _check_artifacts(folder: Path, wanted: dict[str, int]) -> None:
+    """Whether the files of a backup came along when somebody copied it."""
+    sizes = [path.stat().st_size for path in folder.rglob("*") if path.is_file()]
+    if (len(sizes), sum(sizes)) != (wanted["files"], wanted["bytes"]):
+        raise InvalidInput(
+            f"{folder} has {len(sizes)} files of {sum(sizes):,} bytes and not {wanted['files']} of "
+            f"{wanted['bytes']:,}: copy the backup once more"
+        )
 
 
 def _load_artifacts(settings: PlatformSettings, source: Path, files: int, progress: Progress) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import email.utils
+import importlib.metadata
+import itertools
 import json
+import os
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +18,9 @@ import typer
 from dipole.cli.optional_imports import import_optional
 from dipole.cli.terminal import JsonOption, KeyOption, out, printable
 from dipole.client.trainer_api import TrainerApi, TrainerApiError, quote_segment
-from dipole.stack.findings import Finding, compare_clocks
+from dipole.errors import ConfigurationError
+from dipole.settings import PlatformSettings, load_settings
+from dipole.stack.findings import Finding, compare_clocks, compare_versions
 
 COLOURS = {"ok": "green", "warning": "yellow", "problem": "red"}
 
@@ -28,13 +33,16 @@ def examine_setup(
     key: KeyOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Check a set-up and say what to do: settings, database, Redis, endpoints, clocks, disks, weights, processes.
+    """Check a set-up and say what to do: settings, databases, Redis, artifacts, endpoints, clocks, disks, weights,
+    processes, versions.
 
     It reads the DIPOLE_ variables of this machine; with --api it asks a trainer's API. Exits with 1 where there is a
     problem.
     """
     if url is None:
-        findings: Iterator[Finding] = import_optional("dipole_trainer.doctor.checks", "api").check_setup()
+        findings: Iterator[Finding] = itertools.chain(
+            import_optional("dipole_trainer.doctor.checks", "api").check_setup(), check_ratings()
+        )
     else:
         findings = ask_api(url, key)
     has_problem = False
@@ -51,10 +59,10 @@ def examine_setup(
 
 
 def ask_api(url: str, key: str | None) -> Iterator[Finding]:
-    """What can be seen over REST: the API, its clock, workers and endpoints."""
+    """What can be seen over REST: the API, its clock, versions, workers and endpoints."""
     with TrainerApi(url, key) as api:
         try:
-            api.get("/readyz")
+            api_version = api.get("/readyz").get("version")
             date = api.fetch_date()
             workers, rewards = api.get("/v1/workers")["data"], api.get("/v1/rewards")["data"]
         except TrainerApiError as error:
@@ -63,6 +71,8 @@ def ask_api(url: str, key: str | None) -> Iterator[Finding]:
         yield Finding("api", "ok", f"{api.url} is ready")
         if date is not None:
             yield compare_clocks("api's clock", email.utils.parsedate_to_datetime(date).timestamp() + 0.5, time.time())
+        versions = {"the API": api_version, **{f"worker {each['id']}": each.get("version") for each in workers}}
+        yield compare_versions("versions", versions, importlib.metadata.version("dipole"))
         if workers:
             yield Finding("workers", "ok", f"{len(workers)} alive")
         else:
@@ -71,6 +81,28 @@ def ask_api(url: str, key: str | None) -> Iterator[Finding]:
             yield Finding("rewards", "warning", "none is registered", "run `dipole rewards register NAME=URL`")
         with ThreadPoolExecutor(max_workers=8) as pool:
             yield from pool.map(lambda reward: _check_endpoint(api, reward["name"]), rewards)
+    message = "databases, Redis, artifacts, disks and weights: not checked, an API does not show them"
+    yield Finding("the rest", "ok", f"{message}; `dipole doctor` where the processes run does")
+
+
+def check_ratings() -> Iterator[Finding]:
+    """The ratings database, if settings name one, or it lies where it does unless they do."""
+    check = "ratings database"
+    try:
+        local = load_settings(PlatformSettings).home / "ratings.db"
+    except ConfigurationError:
+        return  # the settings' own line says so
+    url = os.environ.get("DIPOLE_RATINGS_DATABASE_URL") or (f"sqlite:///{local}" if local.is_file() else None)
+    if url is None:
+        yield Finding(check, "ok", f"not checked: DIPOLE_RATINGS_DATABASE_URL is not set, and there is no {local}")
+        return
+    try:
+        ratings = import_optional("dipole_ratings.database.engine", "ratings")
+    except ConfigurationError as error:
+        yield Finding(check, "warning", f"not checked: {error}", "run `dipole doctor` where the rating service runs")
+        return
+    checks = import_optional("dipole_trainer.doctor.checks", "api")
+    yield from checks.check_database(check, url, ratings.RATINGS_DATABASE, ratings.MIGRATIONS)
 
 
 def _check_endpoint(api: TrainerApi, name: str) -> Finding:
