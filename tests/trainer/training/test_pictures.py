@@ -159,16 +159,8 @@ def test_curves_are_drawn_of_whatever_there_is(points: int, tmp_path: Path) -> N
 
 def test_a_tiny_decoder_s_agreement_has_a_panel_of_its_own(tmp_path: Path) -> None:
     """Of the updates that compared, and one column more for it."""
-    updates = [
-        {
-            "step": step,
-            "rewards": {},
-            "spread": {},
-            "seconds": {},
-            **({"decoder_tau": 0.9, "decoder_overlap": 0.75} if step == 2 else {}),
-        }
-        for step in (1, 2, 3)
-    ]
+    updates = [{"step": step, "rewards": {}, "spread": {}, "seconds": {}} for step in (1, 2, 3)]
+    updates[1] |= {"decoder_tau": 0.9, "decoder_overlap": 0.75}
     run = curves.Run(updates, [], watched=set())
     curves.draw_curves(run, tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
