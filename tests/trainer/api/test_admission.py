@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -89,6 +90,60 @@ def test_what_no_worker_has_is_refused_with_the_command_that_brings_it(
     assert said in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("model", "field", "said"),
+    [
+        ("sd-turbo", "reward_decoder", "it has madebyollin/taesdxl. Run `dipole models fetch taesd` on its machine"),
+        ("sdxl-turbo", None, None),
+        ("tiny-turbo", None, None),
+        ("sana", "reward_decoder", "there is no tiny decoder for models of the kind sana"),
+    ],
+)
+def test_a_tiny_decoder_is_looked_for_as_the_weights_of_features_are(
+    model: str, field: str | None, said: str | None
+) -> None:
+    """By the model's kind: there, missing with the command that brings it, or not made by anybody."""
+    worker = make_worker({"sd-turbo": "sd", "sdxl-turbo": "sdxl", "sana": "sana"})
+    worker.decoders = ["sdxl", "tiny"]
+    spec = make_spec(model=model, reward_decoder="tiny", features={"type": "latents"})
+    if field is None:
+        assert check(spec, worker) == []
+        return
+    with pytest.raises(InvalidInput) as refused:
+        check(spec, worker)
+    assert (refused.value.field, said in str(refused.value)) == (field, True), refused.value
+
+
+def test_of_a_worker_that_does_not_say_which_decoders_it_has_none_is_missed() -> None:
+    """One from before the upgrade, whose row has no such column's value; jobs of the VAE never look."""
+    silent, without = make_worker({"sd-turbo": "sd"}), make_worker({"sd-turbo": "sd"})
+    silent.decoders, without.decoders = None, []
+    latents = {"model": "sd-turbo", "features": {"type": "latents"}}
+    assert check(make_spec(**latents, reward_decoder="tiny"), without, silent) == []
+    assert check(make_spec(**latents), without) == []
+    with pytest.raises(InvalidInput, match="none of 2 live workers has 'madebyollin/taesd'"):
+        check(make_spec(**latents, reward_decoder="tiny"), without, without)
+
+
+@pytest.mark.parametrize(
+    ("fields", "workers"),
+    [
+        ({"model": "sdxl-turbo"}, [make_worker({"sdxl-turbo": "sdxl"})]),  # auto is vit_mae there
+        ({"features": {"type": "dinov2"}}, [make_worker({})]),
+        ({"features": {"type": "clip"}}, []),
+    ],
+)
+def test_a_tiny_decoder_beside_features_of_pixels_is_refused_at_once(
+    fields: dict[str, Any], workers: list[WorkerRow], tmp_path: Path
+) -> None:
+    """Before their weights are missed; a method that looks at no features may have both."""
+    with pytest.raises(InvalidInput, match="this job's features are of pixels") as refused:
+        check(make_spec(**fields, reward_decoder="tiny"), *workers, models_dir=tmp_path)
+    assert refused.value.field == "reward_decoder"
+    if not workers:
+        check(make_spec(**fields, reward_decoder="tiny", method={"type": "sft"}), models_dir=tmp_path)
+
+
 def test_model_and_features_must_be_on_the_same_worker() -> None:
     """Two workers that have one half each can run nothing."""
     halves = (make_worker({"sd-turbo": "sd"}), make_worker({}, latent_mae=["drpo-mae-latent-256"]))
@@ -125,7 +180,7 @@ def test_with_no_worker_it_is_a_warning_and_weights_that_come_are_seen(run_app: 
         refused = await client.post(JOBS, json=body)
         assert (refused.status_code, refused.json()["errors"][0]["field"]) == (422, "model")
         assert "dipole models fetch sd-turbo" in refused.json()["detail"]
-        there = Inventory({"sd-turbo": "sd"}, {"latent_mae": ["drpo-mae-latent-256"]})
+        there = Inventory({"sd-turbo": "sd"}, {"latent_mae": ["drpo-mae-latent-256"]}, ["sd"])
         device = {"kind": "cuda", "name": "card", "memory_bytes": 2**34}
         state.workers.publish("w", there, [device], lease_s=60, version="0.1.0")
         taken = (await client.post(JOBS, json=body)).json()
@@ -134,6 +189,7 @@ def test_with_no_worker_it_is_a_warning_and_weights_that_come_are_seen(run_app: 
         assert (shown["id"], shown["models"], shown["devices"]) == ("w", {"sd-turbo": "sd"}, [device])
         assert shown["version"] == "0.1.0"
         assert (await client.get("/readyz")).json()["version"] == importlib.metadata.version("dipole")
+        assert shown["decoders"] == ["sd"]
 
     run_app(test)
 

@@ -15,10 +15,11 @@ from typing import Any
 
 import httpx
 import pytest
-from playwright.sync_api import Browser, Page, Request, expect
+from playwright.sync_api import Browser, Page, Request, Route, expect
+from sqlalchemy import update
 
 from dipole_trainer.database.engine import Database
-from dipole_trainer.database.tables import EventRow
+from dipole_trainer.database.tables import EventRow, JobRow
 from dipole_trainer.jobs.store import JobStore
 
 from ...ratings.people import group
@@ -379,11 +380,11 @@ class FedJob:
     def page(self) -> str:
         return f"{self.url}/jobs/{self.id}"
 
-    def add_steps(self, first: int, last: int) -> None:
+    def add_steps(self, first: int, last: int, **figures: float) -> None:
         with self.database.writing() as session:
             for step in range(first, last + 1):
                 data = {"step": step, "steps": 20_000, "loss": 1 / step, "rewards": {"shapes": 0.5}, "lr": 1e-3,
-                        "spread": {"shapes": 0.1}, "seconds": {"generate": 1.0}, "eta_s": 9.0}  # fmt: skip
+                        "spread": {"shapes": 0.1}, "seconds": {"generate": 1.0}, "eta_s": 9.0, **figures}  # fmt: skip
                 session.add(EventRow(job_id=self.id, created_at=1.8e9 + step, kind="step", level="info",
                                      message=f"Step {step}", data=data))  # fmt: skip
 
@@ -396,7 +397,7 @@ def feed_job(api_server: Any, tmp_path_factory: pytest.TempPathFactory) -> Itera
         database = Database(f"sqlite:///{folder}/jobs.db")
 
         def create_job() -> FedJob:
-            rewards = [{"name": "shapes", "url": "http://127.0.0.1:9"}]
+            rewards = [{"name": name, "url": "http://127.0.0.1:9"} for name in ("shapes", "colourfulness")]
             body = {"prompts": [{"prompt": "a red square"}], "rewards": rewards, "allow_unready": True, "steps": 20_000}
             made = httpx.post(f"{server.url}/v1/fine_tuning/jobs", json=body, trust_env=False).raise_for_status()
             assert JobStore(database).claim_job("worker", 3600) is not None
@@ -468,6 +469,83 @@ def test_a_hidden_tab_closes_its_stream_and_catches_up_when_it_is_shown(
     expect(page.locator("#connection")).to_have_text("live")
     expect(page.locator(".events [data-kind='step']")).to_have_count(8)
     assert cursors[-1] == seen
+
+
+def test_a_tiny_decoder_s_agreement_has_a_chart_of_its_own(
+    feed_job: Callable[[], FedJob], visitors: WatchedBrowser
+) -> None:
+    """Of the steps that compared, and of jobs that do; the losses beside it are losses alone."""
+    job = feed_job()
+    job.add_steps(1, 2)
+    job.add_steps(3, 3, decoder_tau=0.9, decoder_overlap=0.75)
+    page = visitors.page(job.page)
+    assert rows_of(page, "Tiny decoder against the VAE") == [["3", "0.9", "0.75"]]
+    assert [len(row) for row in rows_of(page, "Loss and its drifts")] == [2, 2, 2]
+    other = feed_job()
+    other.add_steps(1, 1)
+    page = visitors.page(other.page)
+    rows_of(page, "Loss and its drifts")
+    expect(page.get_by_role("figure", name="Tiny decoder against the VAE")).to_have_count(0)
+
+
+def test_the_form_of_weights_sends_what_was_typed_and_leaves_others_changes_alone(
+    feed_job: Callable[[], FedJob], visitors: WatchedBrowser
+) -> None:
+    """Two people change a weight each, and one types on while a change is under way: nothing is put back or lost."""
+    job = feed_job()
+    address = f"{job.url}/v1/fine_tuning/jobs/{job.id}"
+    page = visitors.page(job.page)
+    weights = page.get_by_role("region", name="Weights")
+    shapes, colourfulness = (weights.get_by_label(name) for name in ("shapes", "colourfulness"))
+    change = weights.get_by_role("button", name="Change the weights")
+    change.click()
+    expect(weights.get_by_role("alert")).to_contain_text("nothing to send")
+    shapes.fill("2")
+    changed = httpx.patch(f"{address}/rewards", json={"weights": {"colourfulness": 0.5}}, trust_env=False)
+    changed.raise_for_status()
+    held = list[Route]()
+    page.route("**/rewards", lambda route: held.append(route))
+    with page.expect_request("**/rewards") as sent:
+        change.click()
+    assert sent.value.post_data_json == {"weights": {"shapes": 2}}
+    shapes.fill("3")
+    with page.expect_response("**/rewards"):
+        held.pop().continue_()
+    expect(change).to_be_enabled()
+    expect(weights.get_by_role("alert")).to_be_hidden()
+    expect(colourfulness).to_have_value("0.5")  # what others changed is shown, and what is typed stays
+    expect(shapes).to_have_value("3")
+    page.unroute("**/rewards")
+    with page.expect_request("**/rewards") as sent:
+        change.click()
+    assert sent.value.post_data_json == {"weights": {"shapes": 3}}
+    expect(change).to_be_enabled()
+    told = httpx.get(address, trust_env=False).json()["weight_changes"]
+    assert [each["weights"] for each in told] == [{"colourfulness": 0.5}, {"shapes": 2}, {"shapes": 3}]
+
+
+@pytest.mark.parametrize(
+    ("ending", "step", "said", "hint"),
+    [
+        ("running", 1, "from the next step on", True),
+        ("running", 20_000, "from the next step on", False),
+        ("failed", 1, "from the next step on", False),
+        ("cancelled", 1, "which no step began with", False),
+    ],
+)
+def test_a_change_is_said_to_wait_while_a_step_may_begin(
+    ending: str, step: int, said: str, hint: bool, feed_job: Callable[[], FedJob], visitors: WatchedBrowser
+) -> None:
+    """A failed job can be resumed, and its next step begins with it."""
+    job = feed_job()
+    address = f"{job.url}/v1/fine_tuning/jobs/{job.id}"
+    httpx.patch(f"{address}/rewards", json={"weights": {"shapes": 2}}, trust_env=False).raise_for_status()
+    with job.database.writing() as session:
+        session.execute(update(JobRow).where(JobRow.id == job.id).values(state=ending, step=step))
+    page = visitors.page(job.page)
+    weights = page.get_by_role("region", name="Weights")
+    expect(weights.get_by_role("listitem")).to_contain_text(said)
+    expect(weights.get_by_text("A change waits for the next step to begin.")).to_have_count(int(hint))
 
 
 def ended_streams(url: str) -> float:

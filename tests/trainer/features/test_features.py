@@ -28,7 +28,8 @@ from dipole_trainer.features.preprocessing import ImagePreprocessor
 from dipole_trainer.features.vision_models import VisionFeatures
 from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
-from dipole_trainer.spec import FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.spec import DrpoSpec, FeaturesSpec, PromptSpec, RewardSpec, TrainSpec
+from dipole_trainer.weights.feature_weights import PIXEL_SPACES
 from dipole_trainer.weights.feature_weights import TINY_CONTRASTIVE_FILE as ENCODER_FILE
 
 PROMPT = "a red circle"
@@ -175,6 +176,12 @@ def test_row_k_depends_on_its_own_latents_prompt_and_seed_alone(space: str, sd: 
         assert value.dtype == torch.float32
         assert torch.equal(value, again[key])
         close(torch.cat([row[key] for row in rows]), value, 1e-5)
+
+
+@pytest.mark.parametrize("space", SPACES)
+def test_spaces_of_pixels_are_known_before_they_are_loaded(space: str, sd: OneStepGenerator, models: Path) -> None:
+    phi = features.build_features(SPACES[space][0], sd, models_dir=models)
+    assert features.reads_pixels(phi, DrpoSpec()) == (space in PIXEL_SPACES)
 
 
 @pytest.mark.parametrize("space", SPACES)

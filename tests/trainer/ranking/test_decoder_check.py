@@ -10,7 +10,7 @@ import pytest
 from scipy.stats import kendalltau
 
 from dipole_trainer.ranking.forwarding.decoder_check import RECENT_CHECKS, DecoderCheck, kendall_tau
-from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup
+from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RankingBacklog
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import RewardSpec
 
@@ -117,3 +117,18 @@ def test_changed_weights_are_compared_by_and_what_a_twin_was_told_is_told(events
     after = ranked_twice(check, "after", up, down)
     assert [each.agreement and each.agreement.tau for each in (before, after)] == pytest.approx([-1, 1])
     assert after.became_silent == {"same": "why"}
+
+
+def test_who_waits_for_a_twin_waits_for_its_group() -> None:
+    """Under the id that the loop knows, and for the longer of both; what else a backlog says stays."""
+
+    class Slow(InProcessRanker):
+        def list_pending(self) -> dict[str, RankingBacklog]:
+            return {"people": RankingBacklog({"g.tiny": 2.0, "h": 3.0, "h.tiny": 4.0, "i": 1.0}, 5, 0.5)}
+
+        def list_unanswered(self) -> dict[str, dict[str, float]]:
+            return {"people": {"g.tiny": 6.0}, "bright": {}}
+
+    check = DecoderCheck(Slow({}), REWARDS, (2, 2), lambda kind, data: None)
+    assert check.list_pending() == {"people": RankingBacklog({"g": 2.0, "h": 4.0, "i": 1.0}, 5, 0.5)}
+    assert check.list_unanswered() == {"people": {"g": 6.0}, "bright": {}}

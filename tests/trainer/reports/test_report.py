@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from dipole_trainer.api.job_requests import JobRequest
-from dipole_trainer.evaluation import results, statistics
+from dipole_trainer.evaluation import curves, results, statistics
 from dipole_trainer.evaluation.results import ScoredPrompt
 from dipole_trainer.jobs.job_record import AnsweringReward, JobRecord, JobWarning, fold_warnings
-from dipole_trainer.reports import gallery, report
+from dipole_trainer.reports import gallery, report, vector_curves
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.storage import job_layout
 from dipole_trainer.storage.metrics_log import MetricsLog
@@ -113,6 +113,17 @@ def test_the_figures_are_those_of_the_files(page: str) -> None:
                          "Diversity": ["distance", "Vendi", "base"]}.items():  # fmt: skip
         chart = page.partition(f"<h3>{title}</h3>")[2].partition("</figure>")[0]
         assert all(f">{name}</text>" in chart for name in names), title
+
+
+def test_a_tiny_decoder_s_agreement_is_a_chart_of_runs_that_have_one() -> None:
+    update = {"step": 1, "rewards": {}, "spread": {}, "seconds": {}}
+    checked = {**update, "decoder_tau": 0.9, "decoder_overlap": 0.75}
+    *others, chart = vector_curves.draw_charts(curves.Run([update, checked], [], set()))
+    assert chart.title == "Tiny decoder against the VAE"
+    assert ">Kendall's τ</text>" in unescape(chart.svg)
+    assert [each.title for each in vector_curves.draw_charts(curves.Run([update], [], set()))] == [
+        each.title for each in others
+    ]
 
 
 def test_the_gallery_has_the_base_beside_each_step_and_explains_its_borders(page: str) -> None:

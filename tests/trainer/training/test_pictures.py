@@ -9,11 +9,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from dipole.tiny.world import all_prompts
 from dipole_trainer.evaluation import curves, pictures, results
 from dipole_trainer.evaluation.figure_texts import pluralize_count
+from dipole_trainer.ranking.forwarding.decoder_check import MIN_TAU
 from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.ranking.in_process import InProcessRanker
 from dipole_trainer.spec import TrainSpec
@@ -153,6 +155,20 @@ def test_curves_are_drawn_of_whatever_there_is(points: int, tmp_path: Path) -> N
     curves.draw_curves(curves.Run(updates, known, watched=set()), tmp_path / "curves.png")
     with Image.open(tmp_path / "curves.png") as picture:
         assert picture.size == (1800, 684)
+
+
+def test_a_tiny_decoder_s_agreement_has_a_panel_of_its_own(tmp_path: Path) -> None:
+    """Of the updates that compared, and one column more for it."""
+    updates = [{"step": step, "rewards": {}, "spread": {}, "seconds": {}} for step in (1, 2, 3)]
+    updates[1] |= {"decoder_tau": 0.9, "decoder_overlap": 0.75}
+    run = curves.Run(updates, [], watched=set())
+    curves.draw_curves(run, tmp_path / "curves.png")
+    with Image.open(tmp_path / "curves.png") as picture:
+        assert picture.size == (2250, 684)
+    axis = Figure().subplots()
+    curves.draw_decoder(axis, run)
+    assert [list(line.get_xydata()[0]) for line in axis.lines[:2]] == [[2, 0.9], [2, 0.75]]
+    assert axis.lines[2].get_ydata()[0] == MIN_TAU
 
 
 def test_a_running_mean_leaves_out_what_is_missing() -> None:

@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.tiny.world import all_prompts
 from dipole_rewards.rewards.colourfulness import Colourfulness
+from dipole_trainer.generators import tiny_pipelines
 from dipole_trainer.generators.images import vae
 from dipole_trainer.generators.one_step import TINY_TURBO, OneStepGenerator
 from dipole_trainer.ranking.groups import CandidateGroup
@@ -100,5 +101,14 @@ def test_settings_that_do_not_go_together_are_refused(changes: dict[str, Any], f
 
 def test_a_decoder_that_is_not_here_is_said_with_how_to_fetch_it(tmp_path: Path) -> None:
     """Of SD's kind it is TAESD, in the models folder or the hub's cache."""
-    with pytest.raises(InvalidInput, match="madebyollin/taesd"):
+    with pytest.raises(InvalidInput, match=r"reward_decoder: .*`dipole models fetch taesd --to "):
         locate_tiny_decoder("sd", tmp_path)
+
+
+def test_a_model_of_a_kind_without_a_tiny_decoder_is_told_so(tmp_path: Path) -> None:
+    """Before anything of SANA is loaded."""
+    tiny_pipelines.write_pipeline(tmp_path / "sprint", "sana")
+    spec = make_spec(model="sprint", features={"type": "latents"})
+    with pytest.raises(InvalidInput, match="no tiny decoder for models of the kind sana") as refused:
+        run(spec, tmp_path, Asked(spec))
+    assert refused.value.field == "reward_decoder"

@@ -96,19 +96,25 @@ def oldest(ids: Sequence[str]) -> str | None:
     return ids[0] if ids else None
 
 
-def test_others_fill_in_for_a_group_that_is_pending(tmp_path: Path) -> None:
-    """A rater who keeps one group to the end holds up no update before its last turn, `max_staleness` steps later."""
+@pytest.mark.parametrize(
+    ("kept", "changes"), [("job.0.1", {}), ("job.0.0.tiny", {"reward_decoder": "tiny", "check_decoder_every": 2})]
+)
+def test_others_fill_in_for_a_group_that_is_pending(kept: str, changes: dict[str, Any], tmp_path: Path) -> None:
+    """A rater who keeps one group to the end holds up no update before its last turn, `max_staleness` steps later; nor
+    one who has ranked the VAE's images, and keeps the tiny decoder's of the same group.
+    """
     told: list[int] = []
 
     def keep_one(ids: Sequence[str]) -> str | None:
-        others = [each for each in ids if each != "job.0.1"]
+        others = [each for each in ids if each != kept]
         if others or not ids:
             return oldest(others)
         told.append(1)
         return ids[0] if len(told) > 40 else None
 
-    spec = make_spec()
+    spec = make_spec(**changes)
     found = steps(train(spec, tmp_path, Raters(keep_one)))
+    assert told, "nothing was kept"
     assert [data["filled_in"] for data in found[:3]] == [1, 1, 0]
     assert len(found) == spec.steps
     assert max(data["staleness"] for data in found) <= 2 * spec.max_staleness

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 from huggingface_hub import constants
+from safetensors.numpy import save_file
 
 from dipole_trainer.generators.tiny_pipelines import write_pipeline
 from dipole_trainer.weights.inventory import list_local_weights, weights_names
@@ -72,3 +74,13 @@ def test_features_are_listed_by_space(tmp_path: Path, cache: Path) -> None:
     features = list_local_weights(models).features
     others: dict[str, list[str]] = {"tiny_contrastive": [], "vit_mae": [], "dinov2": [], "clip": []}
     assert features == {"latent_mae": ["drpo-mae-latent-256"], **others}
+
+
+def test_tiny_decoders_are_listed_by_the_kind_of_model(tmp_path: Path, cache: Path) -> None:
+    """The package's always; a published one where both of its files are whole."""
+    assert list_local_weights(tmp_path).decoders == ["tiny"]
+    (tmp_path / "taesdxl").mkdir()
+    (tmp_path / "taesdxl/config.json").write_text("{}")
+    assert list_local_weights(tmp_path).decoders == ["tiny"]
+    save_file({"weight": np.zeros(1)}, tmp_path / "taesdxl/diffusion_pytorch_model.safetensors")
+    assert list_local_weights(tmp_path).decoders == ["tiny", "sdxl"]

@@ -26,7 +26,7 @@ from dipole_trainer.database.tables import WorkerRow
 from dipole_trainer.registry.rewards import RewardRegistry
 from dipole_trainer.spec import RewardSpec, TrainSpec
 from dipole_trainer.trackers.installed import install_advice
-from dipole_trainer.weights import base_models, feature_weights
+from dipole_trainer.weights import base_models, feature_weights, reward_decoder
 from dipole_trainer.weights.inventory import weights_names
 
 READY_TIMEOUT_S = 3.0  # for all rewards of a job together
@@ -41,6 +41,15 @@ UNKNOWN_PATH = (httpx.codes.NOT_FOUND, httpx.codes.METHOD_NOT_ALLOWED)  # a serv
 # ---- workers --------------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class AbleWorker:
+    """A worker that has the job's model, which is of `kind`; the job's features there are of `space`."""
+
+    row: WorkerRow
+    kind: str
+    space: str
+
+
 def check_loadable(spec: TrainSpec, workers: Sequence[WorkerRow], models_dir: Path) -> list[str]:
     """Warnings. Raises InvalidInput, with the command that helps, where no live worker can load what the job needs.
 
@@ -48,46 +57,66 @@ def check_loadable(spec: TrainSpec, workers: Sequence[WorkerRow], models_dir: Pa
     """
     if not workers:
         base_models.check_model_name(spec.model, models_dir)
+        reward_decoder.check_decoder_is_used(spec, spec.features.type)
         return [NO_WORKER]
-    names = weights_names(spec.model, spec.revision)
-    able = [worker for worker in workers if any(name in worker.models for name in names)]
-    if not able:
-        known = sorted({name for worker in workers for name in worker.models})
-        raise _not_loadable("model", spec.model, spec.revision, workers, known)
-    wanted = [_wanted_features(spec, worker, names) for worker in able]
-    lacking = [
-        each for each, worker in zip(wanted, able, strict=True) if each and not _has_features(spec, worker, each)
-    ]
-    if len(lacking) == len(able):
-        space, weights = lacking[0]
-        known = sorted({name for worker in able for name in worker.features.get(space, ())})
-        raise _not_loadable("features.weights", weights, spec.features.revision, able, known)
+    able = _with_model(spec, workers)
+    for each in able:
+        feature_weights.check_space_fits(each.space, each.kind)
+        reward_decoder.check_decoder_is_used(spec, each.space)
+    able = _with_features(spec, able)
+    if spec.reward_decoder == "tiny":
+        _check_decoder(able)
     return []
 
 
-def _wanted_features(spec: TrainSpec, worker: WorkerRow, models: Sequence[str]) -> tuple[str, str] | None:
-    """The feature space and its weights, for the kind of model that it is on this worker; None where it loads none."""
-    kind = next(worker.models[name] for name in models if name in worker.models)
-    space = spec.features.type if spec.features.type != "auto" else feature_weights.PUBLISHED_SPACES.get(kind, "")
-    feature_weights.check_space_fits(space, kind)
-    published, _ = feature_weights.SPACE_WEIGHTS.get(space, (None, ()))
-    name = spec.features.weights or published
-    return None if name is None else (space, name)
+def _with_model(spec: TrainSpec, workers: Sequence[WorkerRow]) -> list[AbleWorker]:
+    names, auto = weights_names(spec.model, spec.revision), spec.features.type == "auto"
+    able = []
+    for worker in workers:
+        kind = next((worker.models[name] for name in names if name in worker.models), None)
+        if kind is not None:
+            space = feature_weights.PUBLISHED_SPACES.get(kind, "") if auto else spec.features.type
+            able.append(AbleWorker(worker, kind, space))
+    if not able:
+        known = sorted({name for worker in workers for name in worker.models})
+        raise _not_loadable("model", spec.model, spec.revision, len(workers), known)
+    return able
 
 
-def _has_features(spec: TrainSpec, worker: WorkerRow, wanted: tuple[str, str]) -> bool:
-    space, weights = wanted
-    return any(name in worker.features.get(space, ()) for name in weights_names(weights, spec.features.revision))
+def _with_features(spec: TrainSpec, workers: Sequence[AbleWorker]) -> list[AbleWorker]:
+    """Those that have the weights of the job's features too, or need none for them."""
+    revision = spec.features.revision
+    wanted = [spec.features.weights or feature_weights.SPACE_WEIGHTS.get(each.space, (None,))[0] for each in workers]
+    able = [
+        each
+        for each, weights in zip(workers, wanted, strict=True)
+        if weights is None
+        or any(name in each.row.features.get(each.space, ()) for name in weights_names(weights, revision))
+    ]
+    if not able:
+        known = sorted({name for each in workers for name in each.row.features.get(workers[0].space, ())})
+        raise _not_loadable("features.weights", str(wanted[0]), revision, len(workers), known)
+    return able
 
 
-def _not_loadable(
-    field: str, name: str, revision: str | None, workers: Sequence[WorkerRow], known: Sequence[str]
-) -> InvalidInput:
+def _check_decoder(workers: Sequence[AbleWorker]) -> None:
+    """That one of them has its model's tiny decoder too, or may have it, as it does not say."""
+    wanted = [reward_decoder.find_tiny_decoder(each.kind) for each in workers]
+    if all(
+        name is not None and each.row.decoders is not None and each.kind not in each.row.decoders
+        for each, name in zip(workers, wanted, strict=True)
+    ):
+        kinds = {kind for each in workers for kind in each.row.decoders or ()}
+        known = sorted(name for kind in kinds if (name := reward_decoder.TINY_DECODERS.get(kind)) is not None)
+        raise _not_loadable("reward_decoder", str(wanted[0]), None, len(workers), known)
+
+
+def _not_loadable(field: str, name: str, revision: str | None, workers: int, known: Sequence[str]) -> InvalidInput:
     at = f" at revision {revision}" if revision else ""
-    if len(workers) == 1:
+    if workers == 1:
         lacking, where = f"the live worker does not have {name!r}{at}; it has", "its machine"
     else:
-        lacking, where = f"none of {len(workers)} live workers has {name!r}{at}; they have", "a worker's machine"
+        lacking, where = f"none of {workers} live workers has {name!r}{at}; they have", "a worker's machine"
     return InvalidInput(
         f"{field}: {lacking} {', '.join(known) or 'none'}. {_fetch_advice(name, revision, where)}; it is seen within "
         "seconds, and the job can be created",

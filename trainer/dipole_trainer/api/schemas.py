@@ -424,6 +424,9 @@ class WorkerObject(ApiModel):
         examples=[{"tiny-turbo": "tiny", "sd-turbo": "sd"}],
     )
     features: dict[str, list[str]] = Field(description="By feature space, the names of weights that it could load.")
+    decoders: list[str] = Field(
+        description="Kinds of models whose tiny decoder it has, for `reward_decoder`.", examples=[["tiny", "sd"]]
+    )
     devices: list[WorkerDevice] = Field(description="Devices that the worker computes on.")
     trackers: list[str] = Field(description="Trackers that jobs may report to there.", examples=[["tensorboard"]])
     version: str | None = Field(
@@ -438,6 +441,7 @@ def to_worker_object(row: WorkerRow) -> WorkerObject:
         id=row.name,
         models=row.models,
         features=row.features,
+        decoders=row.decoders or [],
         devices=[WorkerDevice(**each) for each in row.devices],
         trackers=row.trackers or [],
         version=row.version,

@@ -260,6 +260,7 @@ class WorkerRow(Base):
     name: Mapped[str] = mapped_column(String(255), primary_key=True)
     models: Mapped[dict[str, str]] = mapped_column(NullableJson)
     features: Mapped[dict[str, list[str]]] = mapped_column(NullableJson)
+    decoders: Mapped[list[str] | None] = mapped_column(NullableJson)  # None: of a worker that does not say
     devices: Mapped[list[dict[str, Any]]] = mapped_column(NullableJson)
     trackers: Mapped[list[str] | None] = mapped_column(NullableJson)  # None: of a worker that does not say
     version: Mapped[str | None] = mapped_column(String(64))  # Dipole's; None as well

@@ -17,6 +17,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from dipole_trainer.ranking.forwarding.decoder_check import MIN_TAU
+
 matplotlib.use("Agg")  # a picture for a file: no window, whatever the machine has
 
 RUNNING_MEAN = 10  # updates
@@ -42,6 +44,10 @@ class Run:
         asked |= {name for each in self.points for name in each["scores"] if "." not in name}
         return sorted(asked, key=lambda name: (name in self.watched, name))
 
+    def compares_decoders(self) -> bool:
+        """Whether any update says how far a tiny decoder's order agrees with the VAE's."""
+        return any(each.get("decoder_tau") is not None for each in self.updates)
+
     def point_kind(self) -> str:
         """What the points are of."""
         held_out = bool(self.points) and self.points[0].get("of", "held_out") == "held_out"
@@ -53,15 +59,20 @@ Draw = Callable[[Axes, Run], None]
 
 def draw_curves(run: Run, target: Path) -> None:
     """Every panel as one PNG."""
-    figure = Figure(figsize=(20, 7.6), layout="constrained")
-    axes = figure.subplots(2, 4).flatten()
-    panels: tuple[Draw, ...] = (
+    panels: list[Draw] = [
         draw_training_rewards, draw_fixed_rewards, draw_diversity, draw_spread, draw_losses, draw_rate, draw_seconds,
-    )  # fmt: skip
+    ]  # fmt: skip
+    if run.compares_decoders():
+        panels.append(draw_decoder)
+    columns = len(panels) // 2 + 1  # of two rows, with a place for the notes
+    figure = Figure(figsize=(5 * columns, 7.6), layout="constrained")
+    axes = figure.subplots(2, columns).flatten()
     for axis, draw in zip(axes, panels, strict=False):
         draw(axis, run)
         finish_panel(axis)
-    _write_notes(axes[-1], run.points)
+    for axis in axes[len(panels) :]:
+        axis.set_axis_off()
+    _write_notes(axes[len(panels)], run.points)
     figure.savefig(target, dpi=90)
 
 
@@ -161,6 +172,17 @@ def draw_losses(axis: Axes, run: Run) -> None:
             _plot(axis, [each["step"] for each in known], [each[name] for each in known], label=name.replace("_", " "))
 
 
+def draw_decoder(axis: Axes, run: Run) -> None:
+    axis.set_title("tiny decoder against the VAE", fontsize=10)
+    axis.set_ylabel("agreement, 1 is the same")
+    known = [each for each in run.updates if each.get("decoder_tau") is not None]
+    for name, what in {"decoder_tau": "Kendall's τ", "decoder_overlap": "share of the chosen that both have"}.items():
+        if known:
+            values = [each[name] for each in known]
+            _plot(axis, [each["step"] for each in known], values, label=what, marker="o", markersize=3)
+    axis.axhline(MIN_TAU, color="C5", linestyle=":", label=f"a mean τ below {MIN_TAU:g} is told")
+
+
 def draw_rate(axis: Axes, run: Run) -> None:
     axis.set_title("images that were trained on, a second", fontsize=10)
     axis.set_ylabel("images/s, mean so far")
@@ -188,7 +210,6 @@ def _plot(axis: Axes, steps: Sequence[int], values: Sequence[float], **style: An
 
 def _write_notes(axis: Axes, points: Sequence[Point]) -> None:
     """What the points are of: nobody should take training prompts for held-out ones."""
-    axis.set_axis_off()
     count = len(points[0]["prompts"]) if points else 0
     lines = ["Points are of training prompts: the job holds none out,", "so no reward was asked about them."]
     if points and points[0].get("of", "held_out") == "held_out":

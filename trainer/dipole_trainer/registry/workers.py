@@ -39,7 +39,7 @@ class WorkerRegistry:
             time = database_time(session)
             row = session.get(WorkerRow, name) or WorkerRow(name=name, started_at=time)
             row.models, row.features, row.devices = dict(inventory.models), inventory.features, devices
-            row.trackers, row.version = trackers, version
+            row.decoders, row.trackers, row.version = inventory.decoders, trackers, version
             row.seen_at, row.expires_at = time, time + lease_s
             session.add(row)
             session.execute(delete(WorkerRow).where(not_(_LIVES), WorkerRow.name != name))

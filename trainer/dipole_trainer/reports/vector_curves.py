@@ -58,7 +58,7 @@ def draw_charts(run: curves.Run) -> Iterator[Chart]:
     if len(names) > 1:
         text = "One scale for all: standard deviations of the base's images. Dashed: held out."
         yield _draw_chart("Rewards against the base", text, run, curves.draw_fixed_rewards)
-    for title, caption, draw in (
+    panels: list[tuple[str, str, curves.Draw]] = [
         ("Diversity", "Between the images of one prompt; it falls when they become alike.", curves.draw_diversity),
         (
             "Spread within a group",
@@ -69,7 +69,11 @@ def draw_charts(run: curves.Run) -> Iterator[Chart]:
         ("Loss", "The training loss and its parts.", curves.draw_losses),
         ("Rate", "Images a second, evaluations left out.", curves.draw_rate),
         ("Time by phase", "Seconds of each update.", curves.draw_seconds),
-    ):
+    ]
+    if run.compares_decoders():
+        text = "Kendall's τ of the two orders, and the share of chosen candidates that both have."
+        panels.append(("Tiny decoder against the VAE", text, curves.draw_decoder))
+    for title, caption, draw in panels:
         yield _draw_chart(title, caption, run, draw)
 
 

@@ -16,7 +16,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from dipole.errors import InvalidInput
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer import features, generators
@@ -86,6 +85,7 @@ def run_session(
         # a pipeline takes minutes to load
         feature_weights.locate_feature_weights(spec.features, found.kind, models_dir)
         if spec.reward_decoder == "tiny":
+            reward_decoder.check_decoder_is_used(spec, feature_weights.resolve_space(spec.features, found.kind))
             reward_decoder.locate_tiny_decoder(found.kind, models_dir)
         generator = generators.build_generator(
             spec, models_dir=models_dir, device=processes.device, initial=workdir / job_layout.INITIAL_FOLDER
@@ -94,7 +94,7 @@ def run_session(
         spec.check_window(generator.side, candidates_max_gib)
         phi = features.build_features(spec.features, generator, models_dir=models_dir)
         features.check_features_fit(phi, generator)
-        tiny_decoder = _load_tiny_decoder(spec, generator, phi, models_dir)
+        tiny_decoder = _load_tiny_decoder(spec, generator, models_dir)
         graphs = GraphBudget(
             choose_budget(spec, free_gpu_bytes(processes.device)), lambda: job_events.GraphsGivenUp().report(on_event)
         )
@@ -179,18 +179,10 @@ def _report_model_limits(generator: OneStepGenerator, prompts: Sequence[PromptSp
         ).report(on_event)
 
 
-def _load_tiny_decoder(
-    spec: TrainSpec, generator: OneStepGenerator, phi: features.FeatureExtractor, models_dir: Path
-) -> Any:
+def _load_tiny_decoder(spec: TrainSpec, generator: OneStepGenerator, models_dir: Path) -> Any:
     """What decodes for the rewards in the VAE's place; None where the VAE does."""
     if spec.reward_decoder == "vae":
         return None
-    if features.reads_pixels(phi, spec.method.settings):
-        raise InvalidInput(
-            "reward_decoder is 'tiny', but this job's features are of pixels, for which the VAE decodes anyway: leave "
-            "it out, or choose features of latents",
-            field="reward_decoder",
-        )
     folder = reward_decoder.locate_tiny_decoder(generator.kind, models_dir)
     return vae.load_tiny_decoder(folder, DTYPES[generator.precision], generator.device)
 

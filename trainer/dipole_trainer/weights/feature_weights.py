@@ -27,6 +27,8 @@ PUBLISHED_SPACES: dict[str, str] = {
     "sdxl": "vit_mae",
     "sana": "vit_mae",
 }
+# spaces that read decoded images
+PIXEL_SPACES = ("vit_mae", "dinov2", "clip")
 # spaces that read what only some pipelines have, and why those of the named kinds have not
 UNFIT_SPACES: dict[str, dict[str, str]] = {
     "teacher_unet": {"sana": "reads the blocks of a U-Net, and this model is a transformer"},

@@ -8,8 +8,9 @@ revision of one there. `weights_names` turns what a job says into the names that
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 from dipole.errors import InvalidInput
 from dipole_trainer.spec import GeneratorSpec
@@ -17,16 +18,20 @@ from dipole_trainer.weights.base_models import BUILT_IN_MODELS, INDEX_FILE, PUBL
 from dipole_trainer.weights.feature_weights import SPACE_WEIGHTS
 from dipole_trainer.weights.names import is_folder_name
 from dipole_trainer.weights.pipelines import PipelineKind, find_pipeline
+from dipole_trainer.weights.reward_decoder import locate_tiny_decoder
 
 MAX_NAMES = 1000  # of folders, and of the cache: more are no models folder
 
 
 @dataclass(frozen=True)
 class Inventory:
-    """`models` by name, with their kind; `features` by space, the names of weights that fit it."""
+    """`models` by name, with their kind; `features` by space, the names of weights that fit it; `decoders`, the kinds
+    of pipelines whose tiny decoder is here.
+    """
 
     models: dict[str, PipelineKind]
     features: dict[str, list[str]]
+    decoders: list[str] = field(default_factory=list)
 
 
 def list_local_weights(models_dir: Path) -> Inventory:
@@ -40,7 +45,8 @@ def list_local_weights(models_dir: Path) -> Inventory:
         space: [name for name in names if _is_whole(name, models_dir, files)]
         for space, (_, files) in SPACE_WEIGHTS.items()
     }
-    return Inventory(models, features)
+    decoders = [kind for kind in get_args(PipelineKind) if _has_tiny_decoder(kind, models_dir)]
+    return Inventory(models, features, decoders)
 
 
 def weights_names(name: str, revision: str | None) -> tuple[str, ...]:
@@ -88,6 +94,14 @@ def _is_whole(name: str, models_dir: Path, files: Sequence[str]) -> bool:
     weights, revision = _split_revision(name)
     try:
         local_weights.locate_weights(weights, models_dir, revision=revision, field="weights", files=files)
+    except (InvalidInput, OSError, ValueError):
+        return False
+    return True
+
+
+def _has_tiny_decoder(kind: PipelineKind, models_dir: Path) -> bool:
+    try:
+        locate_tiny_decoder(kind, models_dir)
     except (InvalidInput, OSError, ValueError):
         return False
     return True

@@ -2,7 +2,7 @@
 
 import { isHeldOut, rewardsAt } from "./reward_roles.js";
 
-const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "graphs_kept", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "created_at"]);
+const PLAIN = new Set(["step", "steps", "lr", "staleness", "filled_in", "gated", "graphs_kept", "images_per_s", "eta_s", "gpu_gib", "skipped", "not_finite", "decoder_tau", "decoder_overlap", "created_at"]);
 const MAX_POINTS = 2000; // of a curve that grows while it is watched; then every second of the older half goes
 const FIRST_STEPS = 3;
 
@@ -120,6 +120,11 @@ export class JobFigures {
     return [...names].map((name) => this.ofSteps(name, LOSS_LABELS[name] ?? name, (point) => point[name], kind, { smooth })).filter(Boolean);
   }
 
+  /** How far a tiny decoder's order is the VAE's, of steps that compared them. */
+  decoderSeries(kind) {
+    return Object.entries(DECODER_LABELS).map(([name, label]) => this.ofSteps(name, label, (point) => point[name], kind, { points: true })).filter(Boolean);
+  }
+
   diversitySeries(kind) {
     const names = new Set(this.evaluations.flatMap((point) => Object.keys(point.diversities ?? {})));
     return [...names].map((name) => this.ofEvaluations(name, DIVERSITY_LABELS[name] ?? name, (point) => point.diversities?.[name], kind)).filter(Boolean);
@@ -142,6 +147,7 @@ export class JobFigures {
 }
 
 const LOSS_LABELS = { loss: "loss", drift_pref: "drift to the preferred", drift_ref: "drift to the base" };
+const DECODER_LABELS = { decoder_tau: "Kendall's τ", decoder_overlap: "share of the chosen that both have" };
 const DIVERSITY_LABELS = { distance: "mean distance in φ", Vendi: "different images (Vendi)" };
 const PHASES = { generate: "generate", wait: "wait for rewards", update: "update" };
 

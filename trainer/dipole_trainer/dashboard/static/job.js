@@ -183,6 +183,7 @@ function draw() {
     add(`d-${series.key}`, `Diversity: ${series.label}`, [series], { note: "Between the images of a prompt, with 95 % over prompts." });
   }
   add("loss", "Loss and its drifts", figures.lossSeries(x, smooth));
+  add("decoder", "Tiny decoder against the VAE", figures.decoderSeries(x), { note: "Kendall's τ of the two orders, and the share of chosen candidates that both have. An event says when the mean τ of four checks is below 0.7." });
   add("skipped", "Groups skipped, candidates not finite", [...figures.plainSeries("skipped", "groups skipped", x, 0), ...figures.plainSeries("not_finite", "candidates not finite", x, 0)], { note: "In each step." });
   add("lr", "Learning rate", figures.plainSeries("lr", "learning rate", x, 0));
   add("rate", "Images a second", figures.plainSeries("images_per_s", "images/s", x, smooth));

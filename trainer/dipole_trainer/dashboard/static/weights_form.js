@@ -5,7 +5,9 @@ import { request, TERMINAL } from "./api.js";
 import { formatNumber, h, replace } from "./dom.js";
 import { rewardsAt } from "./reward_roles.js";
 
-/** `show(job)` keeps it as the job is, but for what is being typed; `onDone(job)` gets the job as it is after a change. */
+const ENDED_FOR_GOOD = new Set(["succeeded", "cancelled"]); // a failed job can be resumed, and its next step begin
+
+/** `show(job)` keeps it as the job is, but for what was typed and is not sent; `onDone(job)` gets the job as it is after a change. */
 export function weightsForm(path, onDone) {
   const fields = h("div", { class: "form-grid" });
   const fault = h("p", { class: "notice bad", role: "alert", hidden: true });
@@ -17,21 +19,28 @@ export function weightsForm(path, onDone) {
     fields, fault, h("div", { class: "actions" }, send));
   const element = h("section", { class: "card stack", "aria-labelledby": "weights-title", hidden: true }, h("h2", { id: "weights-title" }, "Weights"), form, said, history);
   const inputs = new Map();
-  let edited = false;
+  const edited = new Set(); // names of the rewards whose weight was typed here: others change them too
 
   async function change(event) {
     event.preventDefault();
+    const sent = new Map([...edited].map((name) => [name, inputs.get(name).value]));
+    if (!sent.size) return complain("No weight was changed here, so there is nothing to send.");
     send.disabled = true;
     fault.hidden = true;
     try {
-      const job = await request(`${path}/rewards`, { method: "PATCH", body: { weights: Object.fromEntries([...inputs].map(([name, input]) => [name, input.value.trim() === "" ? null : Number(input.value)])) } });
-      edited = false;
+      const weights = Object.fromEntries([...sent].map(([name, text]) => [name, text.trim() === "" ? null : Number(text)]));
+      const job = await request(`${path}/rewards`, { method: "PATCH", body: { weights } });
+      for (const [name, text] of sent) if (inputs.get(name).value === text) edited.delete(name); // not typed anew meanwhile
       onDone(job);
     } catch (error) {
-      fault.hidden = false;
-      fault.textContent = describe(error);
+      complain(describe(error));
     }
     send.disabled = false;
+  }
+
+  function complain(sentence) {
+    fault.hidden = false;
+    fault.textContent = sentence;
   }
 
   function show(job) {
@@ -43,13 +52,16 @@ export function weightsForm(path, onDone) {
     if (!inputs.size) {
       for (const reward of job.rewards ?? []) {
         const id = `weight-${reward.name}`;
-        inputs.set(reward.name, h("input", { id, type: "number", step: "any", oninput: () => (edited = true) }));
+        inputs.set(reward.name, h("input", { id, type: "number", step: "any", oninput: () => edited.add(reward.name) }));
         fields.append(h("div", { class: "field" }, h("label", { for: id }, reward.name), inputs.get(reward.name)));
       }
     }
-    if (!edited) for (const reward of rewardsAt(job, Infinity, { asked: true })) if (inputs.get(reward.name).value !== String(reward.weight)) inputs.get(reward.name).value = String(reward.weight);
-    replace(said, !isOver && changes.some((each) => each.step === null) ? "A change waits for the next step to begin." : "");
-    replace(history, changes.map((each) => h("li", {}, describeChange(each, isOver))));
+    for (const { name, weight } of rewardsAt(job, Infinity, { asked: true })) {
+      if (!edited.has(name) && inputs.get(name).value !== String(weight)) inputs.get(name).value = String(weight);
+    }
+    const waits = !isOver && job.step < job.steps && changes.some((each) => each.step === null);
+    replace(said, waits ? "A change waits for the next step to begin." : "");
+    replace(history, changes.map((each) => h("li", {}, describeChange(each, ENDED_FOR_GOOD.has(job.status)))));
   }
 
   return { element, show };

@@ -7,7 +7,7 @@ waits for the other, so that the agreement stands in the figures of the same ste
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
 from dipole_trainer.ranking.forwarding.forwarding_ranker import ForwardingRanker
-from dipole_trainer.ranking.groups import TWIN, Agreement, CandidateGroup, RankedGroup, Ranker
+from dipole_trainer.ranking.groups import TWIN, Agreement, CandidateGroup, RankedGroup, Ranker, RankingBacklog
 from dipole_trainer.ranking.selection import SkippedGroup, order_group
 from dipole_trainer.spec import RewardSpec
 
@@ -57,6 +57,13 @@ class DecoderCheck(ForwardingRanker):
         del self._answers[group_id]
         return self._compare(answers[False], answers[True], self._steps.pop(group_id))
 
+    def list_pending(self) -> Mapping[str, RankingBacklog]:
+        found = super().list_pending()
+        return {name: replace(each, waiting=_waits_of_groups(each.waiting)) for name, each in found.items()}
+
+    def list_unanswered(self) -> Mapping[str, Mapping[str, float]]:
+        return {name: _waits_of_groups(waiting) for name, waiting in super().list_unanswered().items()}
+
     def change_rewards(self, rewards: Sequence[RewardSpec]) -> None:
         self._rewards = rewards
         super().change_rewards(rewards)
@@ -95,6 +102,15 @@ class DecoderCheck(ForwardingRanker):
         if fell and not self._has_warned:
             job_events.DecoderDisagrees(step=step, tau=round(mean, 4), checks=RECENT_CHECKS).report(self._on_event)
         self._has_warned = fell
+
+
+def _waits_of_groups(waiting: Mapping[str, float]) -> dict[str, float]:
+    """A twin's wait is its group's; of two the longer."""
+    found: dict[str, float] = {}
+    for each, seconds in waiting.items():
+        group_id = each.removesuffix(TWIN)
+        found[group_id] = max(seconds, found.get(group_id, 0.0))
+    return found
 
 
 def kendall_tau(first: NDArray[np.float64], second: NDArray[np.float64]) -> float:

@@ -1,4 +1,4 @@
-"""Versions of Dipole that workers run"""
+"""What workers say of themselves: Dipole's version, and the tiny decoders that they have"""
 
 from __future__ import annotations
 
@@ -13,7 +13,9 @@ depends_on = None
 
 def upgrade() -> None:
     op.add_column("workers", sa.Column("version", sa.String(length=64), nullable=True))
+    op.add_column("workers", sa.Column("decoders", sa.JSON(none_as_null=True), nullable=True))
 
 
 def downgrade() -> None:
+    op.drop_column("workers", "decoders")
     op.drop_column("workers", "version")
