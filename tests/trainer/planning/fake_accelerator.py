@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
@@ -49,30 +50,45 @@ class DeviceModule:
 
 
 class RefuseWaits(TorchFunctionMode):
-    """Refuses what makes a host wait until an accelerator's queue is empty: a Python value or list that is copied to it
-    as it is, and a value that is read from it.
+    """Refuses what makes a host wait until an accelerator's queue is empty: a Python value that is made a tensor there,
+    a copy that is not told to be none of the host's business, and a value that is read.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        waits = False
         if func in (torch.tensor, torch.as_tensor):
             waits = not isinstance(args[0], Tensor) and is_accelerator(kwargs.get("device") or "cpu")
-        elif func in (Tensor.to, Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__):
-            found = is_accelerator(args[0].device)
-            waits = found and func is not Tensor.to
-            if func is Tensor.to and not kwargs.get("non_blocking"):
-                asked = [
-                    each.device if isinstance(each, Tensor) else each for each in (*args[1:], kwargs.get("device"))
-                ]
-                targets = [each for each in asked if isinstance(each, str | torch.device)]
-                waits = any(is_accelerator(each) != found for each in targets)
-        else:
-            indices = args[1] if func is Tensor.__getitem__ else ()
-            waits = any(isinstance(each, list) for each in (indices if isinstance(indices, tuple) else [indices]))
-            waits = waits and is_accelerator(args[0].device)
+        elif func in (Tensor.cpu, Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__):
+            waits = is_accelerator(args[0].device)
+        elif func is Tensor.to and kwargs.get("non_blocking"):
+            x, device = args  # a fake of a constant cannot be copied
+            return torch.empty(x.shape, dtype=x.dtype, device=device)
+        elif func is Tensor.to:
+            asked = [each.device if isinstance(each, Tensor) else each for each in (*args[1:], kwargs.get("device"))]
+            targets = [each for each in asked if isinstance(each, str | torch.device)]
+            waits = any(is_accelerator(each) != is_accelerator(args[0].device) for each in targets)
         if waits:
             raise AssertionError(f"the host waits for the device: {func.__name__}")
         return func(*args, **kwargs)
+
+
+def register_copies(mode: FakeTensorMode) -> torch.library.Library:
+    """The two kernels that torch calls below every mode when it copies to the device; a list that is made an index is
+    such a copy, for which the host waits.
+    """
+
+    def empty_strided(size: Any, stride: Any, *, dtype: Any = None, **options: Any) -> Tensor:
+        return FakeTensor(mode, torch.empty_strided(size, stride, dtype=dtype, device="meta"), torch.device(DEVICE, 0))
+
+    def copy_from(source: Tensor, target: Tensor, non_blocking: bool = False) -> Tensor:
+        assert non_blocking, "the host waits for the device: a copy, perhaps of a list that is an index"
+        return target
+
+    kernels = torch.library.Library("aten", "IMPL")
+    kernels.impl("empty_strided", empty_strided, "PrivateUse1")
+    kernels.impl("_copy_from", copy_from, "PrivateUse1")
+    return kernels
 
 
 def is_accelerator(device: Any) -> bool:
@@ -87,6 +103,7 @@ if __name__ == "__main__":
     with models.mode, contextlib.suppress(RuntimeError):
         torch.empty(1, device=DEVICE) + torch.empty(1)
         sys.exit("tensors of two devices met, and nothing was said")
+    kernels = register_copies(models.mode)
     with models.mode:
         models.generator.embed_prompt(PROMPT.prompt)  # once, for all groups of it
     with RefuseWaits():

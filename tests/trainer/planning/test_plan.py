@@ -137,9 +137,11 @@ def test_every_published_model_has_a_shape() -> None:
     assert architectures.PUBLISHED_PIPELINES.keys() == PUBLISHED_MODELS.keys()
 
 
-@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo"])
-def test_an_update_at_full_size_leaves_no_tensor_on_the_cpu(name: str) -> None:
-    """The loop's own code, draw to gradient, on tensors of another device, that refuse to meet the CPU's."""
+@pytest.mark.parametrize("name", ["sd-turbo", "sdxl-turbo", "sdxl-turbo-teacher"])
+def test_an_update_at_full_size_leaves_no_tensor_on_the_cpu_and_waits_for_none(name: str) -> None:
+    """The loop's own code, draw to gradient, on tensors of another device, that refuse to meet the CPU's, and to be
+    read, or copied while the host waits.
+    """
     program = [sys.executable, Path(__file__).with_name("fake_accelerator.py"), ROOT / f"examples/{name}.json"]
     ended = subprocess.run(program, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
