@@ -8,11 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 
-def to_device(values: Sequence[float], device: torch.device, dtype: torch.dtype | None = None) -> Tensor:
+def to_device(
+    values: Sequence[float] | NDArray[np.float64], device: torch.device, dtype: torch.dtype | None = None
+) -> Tensor:
     """(len(values),), on the device once it comes to it."""
     return send(torch.tensor(values, dtype=dtype), device)
 
