@@ -669,8 +669,8 @@ class TrainSpec(GeneratorSpec):
     stop_on: Literal["hacking"] | None = Field(
         default=None,
         description="`hacking`: end the job where two evaluations in a row find that a trained reward rose while a "
-        "held-out one, or diversity, surely fell; the best checkpoint before that is kept and exported. If absent, an "
-        "event says where it would have stopped.",
+        "held-out one, or diversity, surely fell, and by more than a little; the best checkpoint before that is kept "
+        "and exported. If absent, an event says where it would have stopped.",
     )
     report_to: Annotated[
         Many[TrackerName],

@@ -153,6 +153,23 @@ def test_a_fall_that_is_sure_and_small_is_no_hacking(drop: float, is_told: bool)
     assert (reward_hacking(found, {"good": 1.0}, ["held"]) is not None) == is_told
 
 
+def test_a_fall_since_a_narrower_step_is_measured_by_the_base() -> None:
+    """The best step's own spread is a tenth of the base's: what is much in its eyes is little."""
+    base, best, now = (
+        [ScoredPrompt(f"p{i}", "", {"held": [low + middle, middle, high + middle]}, 1.0, 1.0) for i in range(6)]
+        for low, middle, high in ((-1.0, 1.0, 1.0), (-0.1, 1.0, 0.1), (-0.1, 0.95, 0.1))
+    )
+    (own,), (told,) = (
+        [summarize_scores(now, best, spread_of=of)["scores"]["held"]["difference"]["spreads"]] for of in (None, base)
+    )
+    assert (own, told) == (pytest.approx(-0.5), pytest.approx(-0.05))
+
+
+def test_the_spread_of_single_images_is_that_over_prompts() -> None:
+    base, ours = scored([[0.0], [1.0], [2.0]]), scored([[-0.5], [0.5], [1.5]])
+    assert summarize_scores(ours, base)["scores"]["r"]["difference"]["spreads"] == pytest.approx(-0.5)
+
+
 def test_a_sure_fall_of_diversity_is_hacking_too() -> None:
     """The trained reward rose on every prompt and the images of each prompt became alike."""
     rows, better = [[0.0], [0.1], [0.2]] * 2, [[0.5], [0.6], [0.8]] * 2

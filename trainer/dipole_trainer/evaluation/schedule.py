@@ -262,7 +262,8 @@ class EvaluationSchedule:
         trained, held_out = self.schedule.trained_before(step), self.schedule.held_out_before(step)
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked is None and (best := self.best_step()) is not None:
-            since = statistics.summarize_scores(scored, results.read_results(self._results_path(best[0])))
+            base, before = (results.read_results(self._results_path(each)) for each in (0, best[0]))
+            since = statistics.summarize_scores(scored, before, spread_of=base)
             hacked = statistics.reward_hacking(since, trained, held_out, than=f"step {best[0]}")
         return hacked
 

@@ -69,20 +69,31 @@ def _mean_or_nan(values: Sequence[float]) -> float:
     return float(np.mean(values)) if values else math.nan
 
 
-def spread_in_prompts(scored: Sequence[ScoredPrompt], name: str) -> float | None:
-    """The mean over prompts of the standard deviation of a prompt's images' scores; None where no prompt has two."""
+def typical_spread(scored: Sequence[ScoredPrompt], name: str) -> float | None:
+    """The mean over prompts of the standard deviation of a prompt's images' scores; of single images that over prompts.
+    None where they are all alike.
+    """
     known = [[value for value in item.scores.get(name, ()) if value is not None] for item in scored]
-    spreads = [float(np.std(values, ddof=1)) for values in known if len(values) > 1]
-    return float(np.mean(spreads)) if spreads else None
+    groups = [values for values in known if len(values) > 1] or [[value for values in known for value in values]]
+    spreads = [float(np.std(values, ddof=1)) for values in groups if len(values) > 1]
+    return float(np.mean(spreads)) or None if spreads else None
 
 
-def summarize_scores(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None) -> dict[str, Any]:
-    """Means with intervals per score, category and diversity, paired differences to the base's, and win rates."""
+def summarize_scores(
+    scored: Sequence[ScoredPrompt],
+    base: Sequence[ScoredPrompt] | None,
+    *,
+    spread_of: Sequence[ScoredPrompt] | None = None,
+) -> dict[str, Any]:
+    """Means with intervals per score, category and diversity, paired differences to the base's, and win rates.
+
+    Differences are told in spreads too, of `spread_of` or, without it, of `base`.
+    """
     names = sorted({name for item in scored for name in item.scores})
     tags = sorted({item.tag for item in scored if item.tag})
     rows = {tag: [i for i, item in enumerate(scored) if item.tag == tag] for tag in tags}
     figures: dict[str, Any] = {
-        "scores": {name: _summarize_score(scored, base, name) for name in names},
+        "scores": {name: _summarize_score(scored, base, name, spread_of or base) for name in names},
         "by_tag": {
             tag: {
                 name: _summarize_score([scored[i] for i in at], base and [base[i] for i in at], name) for name in names
@@ -99,10 +110,13 @@ def summarize_scores(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt
     return figures
 
 
-def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt] | None, name: str) -> dict[str, Any]:
-    """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half. The
-    difference is told in the base's spreads, too, where it has one.
-    """
+def _summarize_score(
+    scored: Sequence[ScoredPrompt],
+    base: Sequence[ScoredPrompt] | None,
+    name: str,
+    spread_of: Sequence[ScoredPrompt] | None = None,
+) -> dict[str, Any]:
+    """`scored` of `images` have this score. The win rate is of noises on which it beats the base's, a tie is half."""
     mean = estimate_mean(mean_score_per_prompt(scored, name))
     each = max((len(values) for item in scored for values in item.scores.values()), default=0)
     count = sum(value is not None for item in scored for value in item.scores.get(name, ()))
@@ -112,7 +126,7 @@ def _summarize_score(scored: Sequence[ScoredPrompt], base: Sequence[ScoredPrompt
         difference = estimate_mean([_mean_or_nan([a - b for a, b in each]) for each in pairs])
         rate = estimate_mean([_mean_or_nan([(a > b) + (a == b) / 2 for a, b in each]) for each in pairs])
         if difference and rate:
-            spread = spread_in_prompts(base, name)
+            spread = typical_spread(spread_of, name) if spread_of else None
             in_spreads = {"spreads": difference.mean / spread} if spread else {}
             figure["difference"] = {**difference.to_json(), **in_spreads}
             figure["win_rate"] = _clip_to_unit(rate).to_json()
@@ -153,8 +167,8 @@ def reward_hacking(
     """Reward hacking: a trained reward, by name with its weight, moved significantly (95 % interval excludes 0) where
     it was trained to go, for a weight below 0 down, while a held-out one, or diversity, surely fell. Else None.
 
-    A held-out reward must have lost MIN_HELD_OUT_FALL of the base's spread, as with prompts enough anything is sure;
-    diversity MIN_DIVERSITY_DROP of what it was: images that come to show what was asked for are more alike.
+    A held-out reward must have lost MIN_HELD_OUT_FALL of the spread that its difference is told in, as with prompts
+    enough anything is sure; diversity MIN_DIVERSITY_DROP of what it was, as images of what was asked are more alike.
     """
 
     def moved_scores(named: Mapping[str, Any], sign: int) -> dict[str, float]:
