@@ -6,8 +6,9 @@
 
 Three updates are compared, each from K noises of one prompt to the gradient of DrPO's loss in the adapter: SD-Turbo in
 the latent MAE (`sd`), SDXL-Turbo in ViT-MAE on decoded pixels (`sdxl`), SDXL-Turbo in the teacher U-Net
-(`sdxl-teacher`), with the K, P and N of the paper, of which the teacher's recipe in examples/ has more. Both decode images for the reward, whose own time is no part of this:
-the order is given. `released.py` is the other loop, and says what it does.
+(`sdxl-teacher`), with the paper's K, P and N, of which the teacher's recipe in examples/ has more. Both decode images
+for the reward, whose own time is no part of this: the order is given. `released.py` is the other loop, and says what it
+does.
 
 Ours is dipole_trainer.training.rollout as a job runs it, in chunks: `lean` draws every sample again for its gradient;
 `auto` keeps the graphs of the drawing as far as its budget goes. The frontier has budgets from none to all.

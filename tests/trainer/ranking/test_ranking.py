@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import itertools
 import json
 import os
 import re
@@ -27,6 +28,7 @@ from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.errors import RewardUnavailable
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
+from dipole_trainer.ranking import celery_ranker
 from dipole_trainer.ranking.groups import CandidateGroup
 
 from .ranking_harness import (
@@ -142,14 +144,16 @@ def test_nonsense_is_left_out_or_stops_the_job(
 
 @pytest.mark.usefixtures("rank_worker")
 @pytest.mark.parametrize(
-    ("scores", "reason"),
-    [([1.0, float("nan"), 2.0, 3.0], "not_finite"), ([None] * K, "0 of 4 candidates scored.*no face")],
+    ("scores", "reason", "calls"),
+    [([1.0, float("nan"), 2.0, 3.0], "not_finite", 2), ([None] * K, "0 of 4 candidates scored.*no face", 1)],
     ids=["nan", "null"],
 )
 def test_a_group_that_cannot_be_scored_fails_alone(
-    scores: list[Any], reason: str, endpoint: Endpoints, harness: Harness, request: pytest.FixtureRequest
-) -> None:
+    scores: list[Any], reason: str, calls: int, endpoint: Endpoints, harness: Harness,
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Also of a required reward: the group comes back with the reason, and a later question is asked anew."""
+    monkeypatch.setattr(celery_ranker, "MAX_SLIPS", 1)
     server = endpoint(lambda call: (200, {}, ranking(call, scores)))
     rewarded = reward(server, f"unscored-{request.node.callspec.id}")
     for asked in (1, 2):
@@ -158,7 +162,21 @@ def test_a_group_that_cannot_be_scored_fails_alone(
         result = collect(ranker)[0].results[rewarded.spec.name]
         assert result.scores == (None,) * K
         assert re.search(reason, result.failure or "")
-        assert len(server.calls) == asked
+        assert len(server.calls) == asked * calls
+
+
+@pytest.mark.usefixtures("rank_worker")
+@pytest.mark.parametrize("required", [True, False])
+def test_an_endpoint_that_is_out_of_order_for_a_moment_costs_no_group(
+    required: bool, endpoint: Endpoints, harness: Harness
+) -> None:
+    """It gives no number once, and is asked again where the group would be lost; who may be left out is."""
+    answers = itertools.chain([[float("nan")] * K], itertools.repeat([1.0, 2.0, 3.0, 4.0]))
+    server = endpoint(lambda call: (200, {}, ranking(call, next(answers))))
+    ranker = harness.ranker(reward(server, f"slips-{required}", required=required))
+    ranker.submit(group("g"))
+    (result,) = collect(ranker)[0].results.values()
+    assert result.scores == ((1.0, 2.0, 3.0, 4.0) if required else (None,) * K)
 
 
 @pytest.mark.usefixtures("rank_worker")

@@ -142,10 +142,29 @@ def test_a_full_disk_pauses_a_job_which_goes_on_from_its_checkpoint(world: World
     assert steps == [1, 2, 3, 3, 4], "it went on from the checkpoint at step 2"
 
 
+def test_a_job_waits_for_room_for_its_report(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has trained all its steps, and ends once the report is written."""
+    written: list[str] = []
+
+    def write_report(workdir: Path, *_: Any, **more: Any) -> None:
+        written.append(more["status"])
+        if len(written) == 1:
+            raise wrapped(FULL)
+
+    monkeypatch.setattr("dipole_trainer.reports.report.write_report", write_report)
+    job = world.store.create_job(SPEC)
+    assert world.worker.train_next_job()
+    assert world.store.get_job(job.id).state == "paused"
+    world.make_waits_due()
+    world.worker.requeue_waiting_jobs()
+    assert world.worker.train_next_job()
+    assert (world.store.get_job(job.id).state, written) == ("succeeded", ["succeeded"] * 2)
+
+
 @pytest.mark.parametrize(
     ("error", "event"), [(wrapped(FULL), "report_not_written"), (ValueError("a fault of ours"), "report_failed")]
 )
-def test_a_job_ends_without_a_report_that_has_no_room(
+def test_a_failed_job_ends_without_a_report_that_cannot_be_written(
     world: World, error: Exception, event: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk is a warning in a sentence; what else goes wrong there is an error with its traceback."""
@@ -154,10 +173,11 @@ def test_a_job_ends_without_a_report_that_has_no_room(
         raise error
 
     monkeypatch.setattr("dipole_trainer.reports.report.write_report", write_report)
+    world.write = full_at(2, ValueError("it failed"))
     job = world.store.create_job(SPEC)
     with structlog.testing.capture_logs() as lines:
         assert world.worker.train_next_job()
-    assert world.store.get_job(job.id).state == "succeeded"
+    assert world.store.get_job(job.id).state == "failed"
     (told,) = [line for line in lines if line["event"].startswith("report")]
     assert (told["event"], "exc_info" in told) == (event, event == "report_failed")
 

@@ -65,6 +65,7 @@ RUN_CHECK_INTERVAL_S = 1.0  # between looks whether Redis still has the run
 MIN_POLL_PAUSE_S = 0.2
 POLL_PAUSE_SHARE = 0.05  # of the time that a ranking has been pending: so much later than it could be is it learnt
 MAX_POLLS_PER_S = 20.0  # of one reward's pending rankings, in all
+MAX_SLIPS = 4  # of a required reward that answers with no numbers, about ten seconds
 RATE_ANSWERS = 20  # last answers of pending rankings, by which their rate is told
 
 
@@ -406,7 +407,7 @@ class CeleryRanker:
         elif answer["status"] == "as_images":
             self._drop_request(at)
             self._turn_to_images(request, answer, now)
-        elif answer["status"] == "failed" and answer["retryable"]:
+        elif answer["status"] == "failed" and (answer["retryable"] or self._may_be_a_slip(request, answer)):
             request.failures += 1
             request.reason = f"{answer['code']}: {answer['message']}"
             # a restart forgot the pending ranking: post the group anew
@@ -427,6 +428,13 @@ class CeleryRanker:
                 endpoint = self._rewards[request.reward].endpoint
                 self._score_cache.keep(request.reward, endpoint, request.group, request.substance, answer)
             self._in_flight.put_result(*at, self._result_of(request, answer), now)
+
+    def _may_be_a_slip(self, request: _Request, answer: RankAnswer) -> bool:
+        """Whether a required reward that gave no number is asked once more. Without it the group is lost, and all the
+        groups of a minute where an endpoint is out of order for so long.
+        """
+        is_required = self._rewards[request.reward].spec.required
+        return answer["code"] == "not_finite" and is_required and request.failures < MAX_SLIPS
 
     def _turn_to_images(self, request: _Request, answer: RankAnswer, now: float) -> None:
         """Its endpoint takes no latents of this VAE: from now on the reward is sent images, unless it must not be."""

@@ -78,8 +78,12 @@ def write_report(
         pictures.draw_pictures(workdir, spec, target.parent)
     page = render_report(workdir, spec, run, record, status=status, error=error)
     partial = target.with_name(f".{target.name}.partial")
-    partial.write_text(page, encoding="utf-8")
-    os.replace(partial, target)
+    try:
+        partial.write_text(page, encoding="utf-8")
+        os.replace(partial, target)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
     return target
 
 

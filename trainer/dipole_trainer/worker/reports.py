@@ -34,7 +34,9 @@ class ReportWriter:
         self._next_look = 0.0
 
     def write_ending(self, claimed: ClaimedJob, status: EndedStatus, error: str | None = None) -> None:
-        """Write the report of a job that is about to end so, and tell of it. Raises LeaseLost."""
+        """Write the report of a job that is about to end so, and tell of it. Raises LeaseLost, and what says so where
+        there is no room for it: the job waits until there is. One that failed ends without it then.
+        """
         claim = claimed.claim
         claimed.check_control()
         try:
@@ -47,6 +49,8 @@ class ReportWriter:
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception as error:
+            if status != "failed" and _is_out_of_room(error):
+                raise
             _log_failure(error)
 
     def write_next_unheld(self) -> bool:
@@ -88,9 +92,13 @@ class ReportWriter:
                 _log_failure(error)
 
 
+def _is_out_of_room(error: Exception) -> bool:
+    """Whether the store is full or away, which is nobody's fault here."""
+    return is_storage_full(error) or isinstance(error, DependencyUnavailable)
+
+
 def _log_failure(error: Exception) -> None:
-    """A store that is full or away is nobody's fault here, and the job ends as well without its report."""
-    if is_storage_full(error) or isinstance(error, DependencyUnavailable):
+    if _is_out_of_room(error):
         log.warning("report_not_written", error=f"{type(error).__name__}: {error}")
     else:
         log.exception("report_failed")
