@@ -1,8 +1,8 @@
 """How many groups a second, with how many copies of a reward and how many rank workers, and where that bends.
 
     python benchmarks/scaling.py                                         1 to 10 copies, 1 to 10 rank workers
-    python benchmarks/scaling.py --size 64 --json out/scaling.json --plot out/scaling.png
-    python benchmarks/scaling.py --workers 1 --replicas 1 2 --groups 4   a small try
+    python benchmarks/scaling.py --groups 10 --json out/scaling.json --plot docs/scaling.png
+    python benchmarks/scaling.py --sizes 64 --workers 1 --replicas 1 2 --groups 4   a small try
 
 Real processes on this machine: Redis, rank workers (`dipole serve rank-worker`), copies of a reward behind one name
 (`dipole rewards serve`), and a trainer's CeleryRanker here. The reward sleeps `--seconds` a group, one group at a time,
@@ -16,6 +16,7 @@ from (docs/scaling.md). Images pass through Redis, as between machines, unless `
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -91,9 +92,9 @@ def busy_seconds() -> float:
     return (sum(map(int, spent[:8])) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(args: argparse.Namespace, ask: Asking, copies: int) -> tuple[float, float]:
+def measure(args: argparse.Namespace, ask: Asking, size: int, copies: int) -> tuple[float, float]:
     """Groups a second, and processor seconds a group, once each rank worker has its lane."""
-    images = [pictures(args.candidates, args.size, seed) for seed in range(DISTINCT_GROUPS)]
+    images = [pictures(args.candidates, size, seed) for seed in range(DISTINCT_GROUPS)]
     in_flight, count = args.in_flight * copies, args.groups * copies
     asked = [images[number % DISTINCT_GROUPS] for number in range(count)]
     ask.stream(asked[: 2 * in_flight], in_flight=in_flight, name="warm-up ")
@@ -102,30 +103,38 @@ def measure(args: argparse.Namespace, ask: Asking, copies: int) -> tuple[float, 
     return rate, (busy_seconds() - busy) / count
 
 
-def tell(args: argparse.Namespace, workers: int, copies: int, rate: float, cpu_s: float) -> dict[str, Any]:
+def tell(args: argparse.Namespace, size: int, workers: int, copies: int, rate: float, cpu_s: float) -> dict[str, Any]:
     threads = RankWorkerSettings.model_fields["rank_threads"].default
     possible = min(copies, threads * workers, args.in_flight * copies) / args.seconds
     busy = rate * cpu_s / (os.cpu_count() or 1)
-    print(f"{workers:>8} {copies:>7} {rate:9.2f} {possible:9.2f} {rate / possible:7.2f} {busy:6.0%} {cpu_s * 1e3:9.0f}",
-          flush=True)  # fmt: skip
-    return {"workers": workers, "replicas": copies, "groups_per_s": rate, "possible": possible, "busy": busy,
-            "cpu_s": cpu_s}  # fmt: skip
+    print(f"{size:>5} {workers:>8} {copies:>7} {rate:9.2f} {possible:9.2f} {rate / possible:7.2f} {busy:6.0%} "
+          f"{cpu_s * 1e3:9.0f}", flush=True)  # fmt: skip
+    return {"size": size, "workers": workers, "replicas": copies, "groups_per_s": rate, "possible": possible,
+            "busy": busy, "cpu_s": cpu_s}  # fmt: skip
 
 
 def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
+    """A panel a size; the share of the cores that was busy stands at each number of copies, at its most."""
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
-    axes.plot(args.replicas, [each / args.seconds for each in args.replicas], "k--", label="copies / seconds a group")
-    for workers in args.workers:
-        found = [row for row in rows if row["workers"] == workers]
-        label = f"{workers} rank worker{'s' if workers > 1 else ''}"
-        axes.plot([row["replicas"] for row in found], [row["groups_per_s"] for row in found], "o-", label=label)
-    axes.set(xlabel="copies of the reward", ylabel="groups a second",
-             title=f"{args.candidates} images of {args.size}², {args.seconds:g} s a group")  # fmt: skip
-    axes.legend()
+    width = 5.2 * len(args.sizes)
+    figure, panels = pyplot.subplots(1, len(args.sizes), figsize=(width, 4.4), layout="constrained", squeeze=False)
+    for size, axes in zip(args.sizes, panels[0], strict=True):
+        axes.plot(
+            args.replicas, [each / args.seconds for each in args.replicas], "k--", label="copies / seconds a group"
+        )
+        for workers in args.workers:
+            found = [row for row in rows if (row["size"], row["workers"]) == (size, workers)]
+            label = f"{workers} rank worker{'s' if workers > 1 else ''}"
+            axes.plot([row["replicas"] for row in found], [row["groups_per_s"] for row in found], "o-", label=label)
+        for copies in args.replicas:
+            busy = max(row["busy"] for row in rows if (row["size"], row["replicas"]) == (size, copies))
+            axes.annotate(f"{busy:.0%}", (copies, 0), ha="center", fontsize=8, color="#5b6478")
+        axes.set(xlabel=f"copies of the reward (of {os.cpu_count()} cores busy: %)", ylabel="groups a second",
+                 ylim=(-0.4, None), title=f"{args.candidates} images of {size}², {args.seconds:g} s a group")  # fmt: skip
+        axes.legend(fontsize=8)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(args.plot, dpi=150)
+    figure.savefig(args.plot, dpi=130)
 
 
 def main() -> None:
@@ -136,13 +145,14 @@ def main() -> None:
     parser.add_argument("--in-flight", type=int, default=2, help="groups under way for each copy")
     parser.add_argument("--groups", type=int, default=20, help="measured, for each copy")
     parser.add_argument("--candidates", type=int, default=24)
-    parser.add_argument("--size", type=int, default=512, help="pixels of a side, a multiple of 8")
+    parser.add_argument("--sizes", type=int, nargs="+", default=[64, 512], help="pixels of a side, multiples of 8")
     parser.add_argument("--store", choices=["redis", "memory"], default="redis", help="where images wait")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--plot", type=Path)
     args = parser.parse_args()
     rows = []
-    print(f"{'workers':>8} {'copies':>7} {'groups/s':>9} {'possible':>9} {'share':>7} {'busy':>6} {'cpu ms':>9}")
+    print(f"{'size':>5} {'workers':>8} {'copies':>7} {'groups/s':>9} {'possible':>9} {'share':>7} {'busy':>6} "
+          f"{'cpu ms':>9}")  # fmt: skip
     with tempfile.TemporaryDirectory() as name, ExitStack() as stack:
         folder = Path(name)
         names = Names(folder)
@@ -152,10 +162,13 @@ def main() -> None:
             names.copies(copies)
             with sleepers(copies, args.seconds) as url:
                 endpoint = Endpoint(url=url, key=SecretStr(KEY))
-                for workers in args.workers:
-                    resolved = ResolvedReward(RewardSpec(name=f"copies{workers}.{copies}", timeout_s=300), endpoint)
-                    with rank_workers(workers, redis_url, folder), ranker(settings, [resolved]) as ask:
-                        rows.append(tell(args, workers, copies, *measure(args, ask, copies)))
+                for size, workers in itertools.product(args.sizes, args.workers):
+                    reward = RewardSpec(name=f"copies{size}.{workers}.{copies}", timeout_s=300)
+                    with (
+                        rank_workers(workers, redis_url, folder),
+                        ranker(settings, [ResolvedReward(reward, endpoint)]) as ask,
+                    ):
+                        rows.append(tell(args, size, workers, copies, *measure(args, ask, size, copies)))
     if args.plot:
         plot(rows, args)
     if args.json:
