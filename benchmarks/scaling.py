@@ -92,21 +92,23 @@ def busy_seconds() -> float:
     return (sum(map(int, spent[:8])) - idle) / os.sysconf("SC_CLK_TCK")
 
 
-def measure(args: argparse.Namespace, ask: Asking, size: int, copies: int) -> tuple[float, float]:
-    """Groups a second, and processor seconds a group, once each rank worker has its lane."""
+def measure(args: argparse.Namespace, ask: Asking, size: int, copies: int) -> tuple[float, float, float]:
+    """Groups a second, processor seconds a group, and the cores' busy share, once each rank worker has its lane."""
     images = [pictures(args.candidates, size, seed) for seed in range(DISTINCT_GROUPS)]
     in_flight, count = args.in_flight * copies, args.groups * copies
     asked = [images[number % DISTINCT_GROUPS] for number in range(count)]
     ask.stream(asked[: 2 * in_flight], in_flight=in_flight, name="warm-up ")
-    busy = busy_seconds()
+    began, busy = time.perf_counter(), busy_seconds()
     rate = count / ask.stream(asked, in_flight=in_flight)
-    return rate, (busy_seconds() - busy) / count
+    busy, took = busy_seconds() - busy, time.perf_counter() - began
+    return rate, busy / count, busy / took / (os.cpu_count() or 1)
 
 
-def tell(args: argparse.Namespace, size: int, workers: int, copies: int, rate: float, cpu_s: float) -> dict[str, Any]:
+def tell(
+    args: argparse.Namespace, size: int, workers: int, copies: int, rate: float, cpu_s: float, busy: float
+) -> dict[str, Any]:
     threads = RankWorkerSettings.model_fields["rank_threads"].default
     possible = min(copies, threads * workers, args.in_flight * copies) / args.seconds
-    busy = rate * cpu_s / (os.cpu_count() or 1)
     print(f"{size:>5} {workers:>8} {copies:>7} {rate:9.2f} {possible:9.2f} {rate / possible:7.2f} {busy:6.0%} "
           f"{cpu_s * 1e3:9.0f}", flush=True)  # fmt: skip
     return {"size": size, "workers": workers, "replicas": copies, "groups_per_s": rate, "possible": possible,
@@ -129,9 +131,9 @@ def plot(rows: list[dict[str, Any]], args: argparse.Namespace) -> None:
             axes.plot([row["replicas"] for row in found], [row["groups_per_s"] for row in found], "o-", label=label)
         for copies in args.replicas:
             busy = max(row["busy"] for row in rows if (row["size"], row["replicas"]) == (size, copies))
-            axes.annotate(f"{busy:.0%}", (copies, 0), ha="center", fontsize=8, color="#5b6478")
-        axes.set(xlabel=f"copies of the reward (of {os.cpu_count()} cores busy: %)", ylabel="groups a second",
-                 ylim=(-0.4, None), title=f"{args.candidates} images of {size}², {args.seconds:g} s a group")  # fmt: skip
+            axes.annotate(f"{busy:.0%}", (copies, 0.02), xycoords=axes.get_xaxis_transform(), ha="center", fontsize=8)
+        axes.set(xlabel=f"copies of the reward (%: of {os.cpu_count()} cores busy)", ylabel="groups a second")
+        axes.set(title=f"{args.candidates} images of {size}², {args.seconds:g} s a group", ylim=(0, None))
         axes.legend(fontsize=8)
     args.plot.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(args.plot, dpi=130)
