@@ -37,15 +37,16 @@ def test_no_more_requests_are_in_flight_than_allowed(start: Start) -> None:
 
 
 def test_requests_are_as_far_apart_as_the_rate_says(start: Start) -> None:
-    """600 a minute: never two within a tenth of a second, of all groups together."""
+    """600 a minute: of all groups together the n-th is not before n tenths of a second. One that was held up on its way
+    may be near the next.
+    """
     server = start(says_yes)
     reward = judge(server, judge_requests_per_minute=600)
     with ThreadPoolExecutor(2) as groups:
         list(groups.map(lambda shade: score(reward, shade, shade + 1, shade + 2), (0, 10)))
     began = sorted(question.began for question in server.questions)
     assert len(began) == 7
-    assert np.diff(began).min() > 0.08
-    assert began[-1] - began[0] < 2
+    assert all(at - began[0] > place / 10 - 0.08 for place, at in enumerate(began)), np.diff(began)
 
 
 @pytest.mark.parametrize(("status", "is_date"), [(429, False), (503, True)])

@@ -439,6 +439,7 @@ def test_a_hidden_tab_closes_its_stream_and_catches_up_when_it_is_shown(
 
     page.on("request", keep_cursor)
     page.goto(job.page)
+    expect(page.locator("#connection")).to_have_text("live", timeout=PATIENCE_MS)  # so the steps come by the stream
     job.add_steps(1, 3)
     newest = page.locator(".events li").first
     expect(newest).to_contain_text("Step 3", timeout=PATIENCE_MS)

@@ -309,7 +309,8 @@ def test_evaluation_compares_with_the_base_on_the_same_noises(tmp_path: Path) ->
     _, events, _ = train(still, tmp_path / "still")
     figures = [data for kind, data in events if kind == "evaluation"]
     assert [data["step"] for data in figures] == [0, 2, 3]
-    assert figures[-1]["scores"]["bright"]["difference"] == {"mean": 0, "low": 0, "high": 0, "prompts": 3}
+    nought = {"mean": 0, "low": 0, "high": 0, "prompts": 3, "spreads": 0}
+    assert figures[-1]["scores"]["bright"]["difference"] == nought
     assert figures[-1]["diversity_ratio"] == 1
     sheets = [(tmp_path / f"still/samples/step-{step}.png").read_bytes() for step in (0, 3)]
     assert sheets[0] == sheets[1]
