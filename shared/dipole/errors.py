@@ -169,6 +169,11 @@ def is_storage_full(error: BaseException | None) -> bool:
     return False
 
 
+def is_storage_unavailable(error: BaseException) -> bool:
+    """Whether files cannot be stored for now: the disk is full, or the store is full or away."""
+    return isinstance(error, DependencyUnavailable) or is_storage_full(error)
+
+
 def how_to_install(extra: str) -> str:
     """What somebody does who lacks the dependencies of an extra: Dipole is on no package index."""
     return f"run `pip install -c constraints.txt '.[{extra}]'` in a clone of Dipole's repository"

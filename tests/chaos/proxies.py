@@ -13,6 +13,8 @@ from typing import Any
 
 import httpx
 
+from ..quiet_handler import QuietHandler
+
 UPSTREAM_TIMEOUT_S = 70.0
 
 
@@ -129,7 +131,7 @@ class EndpointProxy:
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         exchange: Callable[..., tuple[int, str, bytes] | None] = self._exchange
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def do_GET(self) -> None:
@@ -149,13 +151,6 @@ class EndpointProxy:
                 self.send_header("Content-Length", str(len(said)))
                 self.end_headers()
                 self.wfile.write(said)
-
-            def handle(self) -> None:
-                with contextlib.suppress(OSError):  # the caller hung up
-                    super().handle()
-
-            def log_message(self, *_: object) -> None:
-                return
 
         return Handler
 

@@ -28,6 +28,7 @@ from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from dipole.errors import ConfigurationError
 from dipole.protocol.validation import first_error
+from dipole.whole_files import replacing
 from dipole_rewards.reward import RewardFault
 
 log = structlog.get_logger()
@@ -211,9 +212,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
 def write_json(file: Path, content: object) -> None:
     """Whole or not at all."""
-    partial = file.with_name(f".{file.name}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, file)
+    with replacing(file) as partial:
+        partial.write_text(json.dumps(content, indent=1) + "\n")
 
 
 def today() -> str:

@@ -58,6 +58,10 @@ class EndpointError(RewardError):
         self.counts_as_failure, self.retry_after, self.http_status = counts_as_failure, retry_after, http_status
 
 
+class _NoTimeLeft(EndpointError):
+    """The deadline was over before the endpoint could be asked."""
+
+
 class Deadline:
     def __init__(self, seconds: float) -> None:
         self.seconds, self._ends_at = seconds, time.monotonic() + seconds
@@ -135,9 +139,7 @@ class EndpointConnection:
         """One request. Returns 200 or 202 and the answer; raises EndpointError for all else."""
         left = deadline.remaining()
         if left <= 0:
-            raise EndpointError(
-                f"{self.base_url}: no time left", code="timeout", retryable=True, counts_as_failure=False
-            )
+            raise _NoTimeLeft(f"{self.base_url}: no time left", code="timeout", retryable=True, counts_as_failure=False)
         target = urlsplit(url)
         with tracing.trace_span(method, kind="client", method=method, server=target.hostname, path=target.path):
             status, answer = self._exchange(method, url, left, deadline, **kwargs)
@@ -237,20 +239,36 @@ class EndpointConnection:
 
 
 def retry_until(deadline: Deadline) -> tenacity.Retrying:
-    """Jittered exponential backoff, at least what the endpoint asked for, and never past the deadline."""
+    """Jittered exponential backoff, at least what the endpoint asked for, and never past the deadline.
+
+    Where the last pause was overslept, what the attempt before it met is raised: it says more.
+    """
     jitter = tenacity.wait_random_exponential(multiplier=FIRST_BACKOFF_S, max=LONGEST_BACKOFF_S)
+    met: list[BaseException] = []
+
+    def keep_failure(state: tenacity.RetryCallState) -> None:
+        if (error := _error_of(state)) is not None and not (met and isinstance(error, _NoTimeLeft)):
+            met[:] = [error]
 
     def wait_before_retry(state: tenacity.RetryCallState) -> float:
-        error = state.outcome.exception() if state.outcome else None
+        error = _error_of(state)
         asked = error.retry_after if isinstance(error, EndpointError) and error.retry_after else 0.0
         return asked + min(1.0, jitter(state)) if asked else jitter(state)
+
+    def give_up(_: tenacity.RetryCallState) -> None:
+        raise met[0]
 
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(lambda error: isinstance(error, RewardError) and error.retryable),
         wait=wait_before_retry,
         stop=tenacity.stop_before_delay(deadline.seconds),
-        reraise=True,
+        after=keep_failure,
+        retry_error_callback=give_up,
     )
+
+
+def _error_of(state: tenacity.RetryCallState) -> BaseException | None:
+    return state.outcome.exception() if state.outcome else None
 
 
 def invalid_response(message: str) -> EndpointError:

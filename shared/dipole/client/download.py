@@ -8,6 +8,8 @@ from pathlib import Path
 
 import httpx
 
+from dipole.whole_files import replacing
+
 
 def save_body(
     stream: AbstractContextManager[httpx.Response], target: Path, error_of: Callable[[httpx.Response], Exception]
@@ -16,16 +18,11 @@ def save_body(
 
     Raises what `error_of` makes of an answer that is an error, and httpx.HTTPError.
     """
-    partial = target.with_name(f".{target.name}.partial")
     size = 0
-    try:
-        with stream as answer, partial.open("wb") as file:
-            if answer.is_error:
-                answer.read()
-                raise error_of(answer)
-            for chunk in answer.iter_bytes():
-                size += file.write(chunk)
-        partial.replace(target)
-    finally:
-        partial.unlink(missing_ok=True)
+    with replacing(target) as partial, stream as answer, partial.open("wb") as file:
+        if answer.is_error:
+            answer.read()
+            raise error_of(answer)
+        for chunk in answer.iter_bytes():
+            size += file.write(chunk)
     return size

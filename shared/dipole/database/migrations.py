@@ -5,6 +5,7 @@ lock.
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -50,7 +51,7 @@ def upgrade_tables(
             _lock(connection)
             if not database.is_sqlite():
                 _create_schema(connection)
-            _check_known(connection, migrations, named)
+            _check_known(connection, list_migrations(migrations), named)
             command.upgrade(alembic_config(connection, migrations), "head")
     except SQLAlchemyError as error:
         shown = database.engine.url.render_as_string()
@@ -79,7 +80,7 @@ def _plan_downgrade(
     if revision not in names:
         listed = "".join(f"\n  {each.revision}: {each.about}" for each in known)
         raise InvalidInput(f"there is no revision {revision}. There are {EMPTY}, which is without tables, and{listed}")
-    current = _check_known(connection, migrations, named) or EMPTY
+    current = _check_known(connection, known, named) or EMPTY
     if names.index(revision) > names.index(current):
         raise InvalidInput(f"{named.name} is at {current}, before {revision}: `{named.upgrade_command}` goes forward")
     return current, known[names.index(revision) : names.index(current)][::-1]
@@ -108,13 +109,13 @@ def read_revision(connection: Connection) -> str | None:
     return revision
 
 
-def _check_known(connection: Connection, migrations: Path, named: DatabaseName) -> str | None:
+def _check_known(connection: Connection, known: Sequence[Migration], named: DatabaseName) -> str | None:
     """The database's revision. Raises ConfigurationError for one that a newer version made."""
-    revision, known = read_revision(connection), [each.revision for each in list_migrations(migrations)]
-    if revision not in (None, *known):
+    revision, newest = read_revision(connection), known[-1].revision
+    if revision not in (None, *(each.revision for each in known)):
         raise ConfigurationError(
-            f"{named.name} is at {revision}, of a newer version than this, whose newest is {known[-1]}: run "
-            f"`{named.downgrade_command} {known[-1]}` with the newer version, or restore a backup of this one"
+            f"{named.name} is at {revision}, of a newer version than this, whose newest is {newest}: run "
+            f"`{named.downgrade_command} {newest}` with the newer version, or restore a backup of this one"
         )
     return revision
 

@@ -294,7 +294,7 @@ def test_a_wait_that_no_thread_can_keep_is_refused(milliseconds: str, monkeypatc
 
 def test_time_behind_a_running_forward_is_time_waited() -> None:
     """A group that has waited for the model as long as it may for company is scored as soon as the model is free."""
-    reward, wait_s = Merging(), 1.5
+    reward, wait_s = Merging(), 3.0
     with batching(reward, wait_s=wait_s) as (batcher, _):
         batcher.submit_group(group("half a batch", 1, 2, 3, 4))
         assert reward.running.wait(TIMEOUT_S)

@@ -292,7 +292,7 @@ def test_silent_rewards_are_asked_together_and_the_api_answers_meanwhile(
     run_app: RunApp, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Thirty-two that accept and say nothing cost one deadline; other requests are answered before it."""
-    monkeypatch.setattr(admission, "READY_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(admission, "READY_TIMEOUT_S", 3.0)
 
     async def test(client: httpx.AsyncClient, state: Any) -> None:
         with endpoint(wait_s=600) as silent:
@@ -304,7 +304,7 @@ def test_silent_rewards_are_asked_together_and_the_api_answers_meanwhile(
             assert not waiting.done()
             refused = await waiting
             assert refused.status_code == 422
-            assert time.monotonic() - began < 32  # one deadline, and not one each
+            assert time.monotonic() - began < 60  # one deadline, and not one each
         assert refused.json()["detail"].count("is not ready") == 32
 
     run_app(test)

@@ -34,6 +34,8 @@ from dipole_trainer.jobs.webhooks import WebhookOutbox
 from dipole_trainer.spec import TrainSpec
 from dipole_trainer.trackers.figures import describe_config
 
+from ...quiet_handler import QuietHandler
+
 ROOT = Path(__file__).resolve().parents[3]
 JOBS = "/v1/fine_tuning/jobs"
 SECRET, OLD_SECRET = (f"whsec_{base64.b64encode(bytes([number] * 32)).decode()}" for number in (1, 2))
@@ -58,7 +60,7 @@ class Receiver:
     def _handler(self) -> type[BaseHTTPRequestHandler]:
         receiver = self
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.heard.put(({name.lower(): value for name, value in self.headers.items()}, body))
@@ -67,15 +69,6 @@ class Receiver:
                 self.send_header("Location", "http://127.0.0.1:1/elsewhere")
                 self.send_header("Content-Length", "0")
                 self.end_headers()
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except OSError:
-                    return  # the sender was killed
-
-            def log_message(self, *_: object) -> None:
-                return
 
         return Handler
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,8 @@ from dipole_trainer.ranking.celery_ranker import CeleryRanker, ResolvedReward
 from dipole_trainer.ranking.groups import CandidateGroup, RankedGroup, RewardResult
 from dipole_trainer.ranking.score_cache import ScoreCache
 from dipole_trainer.spec import RewardSpec
+
+from ...quiet_handler import QuietHandler
 
 K = 4
 
@@ -90,7 +92,7 @@ class Endpoint:
     def __post_init__(self) -> None:
         endpoint, lock = self, threading.Lock()
 
-        class Handler(BaseHTTPRequestHandler):
+        class Handler(QuietHandler):
             protocol_version = "HTTP/1.1"
 
             def parse_request(self) -> bool:
@@ -143,15 +145,6 @@ class Endpoint:
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
                 self.wfile.write(data)
-
-            def handle(self) -> None:
-                try:
-                    super().handle()
-                except OSError:
-                    return  # the caller hung up
-
-            def log_message(self, *_: object) -> None:
-                return
 
         self.server = ThreadingHTTPServer((self.host, self.port), Handler)
         self.server.daemon_threads = True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,19 @@ def test_a_sheet_reads_back_as_it_was_written(tmp_path: Path) -> None:
     drawn = list(np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8))
     results.write_sample_sheet(tmp_path, 5, drawn, ["a", "b", "c"])
     assert np.array_equal(np.stack(results.read_sample_sheet(tmp_path, 5)), np.stack(drawn))
+
+
+def test_a_sheet_is_read_while_the_next_is_written(tmp_path: Path) -> None:
+    """A tracker that is behind draws an earlier step's meanwhile: never half a file."""
+    drawn = list(np.random.default_rng(0).integers(0, 256, (3, 2, 8, 8, 3), dtype=np.uint8))
+    results.write_sample_sheet(tmp_path, 0, drawn, ["a", "b", "c" * 100_000])
+    with ThreadPoolExecutor(1) as pool:
+        writing = pool.submit(
+            lambda: [results.write_sample_sheet(tmp_path, n, drawn, ["a", "b", "c" * 100_000]) for n in range(300)]
+        )
+        while not writing.done():
+            assert np.array_equal(np.stack(results.read_sample_sheet(tmp_path, 0)), np.stack(drawn))
+        writing.result()
 
 
 def test_a_line_that_a_crash_cut_short_is_dropped(tmp_path: Path) -> None:

@@ -70,13 +70,12 @@ def check_loadable(spec: TrainSpec, workers: Sequence[WorkerRow], models_dir: Pa
 
 
 def _with_model(spec: TrainSpec, workers: Sequence[WorkerRow]) -> list[AbleWorker]:
-    names, auto = weights_names(spec.model, spec.revision), spec.features.type == "auto"
+    names = weights_names(spec.model, spec.revision)
     able = []
     for worker in workers:
         kind = next((worker.models[name] for name in names if name in worker.models), None)
         if kind is not None:
-            space = feature_weights.PUBLISHED_SPACES.get(kind, "") if auto else spec.features.type
-            able.append(AbleWorker(worker, kind, space))
+            able.append(AbleWorker(worker, kind, feature_weights.resolve_space(spec.features, kind)))
     if not able:
         known = sorted({name for worker in workers for name in worker.models})
         raise _not_loadable("model", spec.model, spec.revision, len(workers), known)
@@ -86,7 +85,7 @@ def _with_model(spec: TrainSpec, workers: Sequence[WorkerRow]) -> list[AbleWorke
 def _with_features(spec: TrainSpec, workers: Sequence[AbleWorker]) -> list[AbleWorker]:
     """Those that have the weights of the job's features too, or need none for them."""
     revision = spec.features.revision
-    wanted = [spec.features.weights or feature_weights.SPACE_WEIGHTS.get(each.space, (None,))[0] for each in workers]
+    wanted = [feature_weights.name_weights(spec.features, each.space) for each in workers]
     able = [
         each
         for each, weights in zip(workers, wanted, strict=True)

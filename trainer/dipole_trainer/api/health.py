@@ -30,6 +30,7 @@ from dipole_trainer.database.tables import ACTIVE_STATES, TERMINAL_STATES, JobRo
 
 log = structlog.get_logger()
 router = APIRouter(tags=["health"])
+VERSION = importlib.metadata.version("dipole")  # read once, and not at every probe
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
 
 
@@ -38,7 +39,7 @@ class ApiHealth(BaseModel):
 
     status: str = Field(description="`alive` or `ready`, by the route that was asked.")
     version: str = Field(
-        default_factory=lambda: importlib.metadata.version("dipole"),
+        default_factory=lambda: VERSION,
         examples=["0.1.0"],
         description="Dipole's version.",
     )

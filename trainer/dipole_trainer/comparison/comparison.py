@@ -27,6 +27,7 @@ from pydantic import ValidationError
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import first_error
 from dipole.settings import PlatformSettings
+from dipole.whole_files import replacing
 from dipole_trainer.comparison import inputs, table
 from dipole_trainer.comparison.model_loader import ModelLoader
 from dipole_trainer.database.engine import Database
@@ -306,11 +307,10 @@ def write_comparison(folder: Path, evaluation: Mapping[str, Any], found: Sequenc
         "table.md": table.render_markdown(evaluation),
     }
     for name, text in texts.items():
-        (folder / f".{name}.partial").write_text(text)
-        (folder / f".{name}.partial").replace(folder / name)
-    sheet = contact_sheet.draw_contact_sheet(evaluation, [each.images for each in found])
-    sheet.save(folder / ".contact-sheet.partial.png")
-    (folder / ".contact-sheet.partial.png").replace(folder / "contact-sheet.png")
+        with replacing(folder / name) as partial:
+            partial.write_text(text)
+    with replacing(folder / "contact-sheet.png") as partial:
+        contact_sheet.draw_contact_sheet(evaluation, [each.images for each in found]).save(partial, format="PNG")
     return {
         "figures and every score": folder / "evaluation.json",
         "the table": folder / "table.md",

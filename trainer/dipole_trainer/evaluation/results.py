@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from dipole.whole_files import replacing
 from dipole_trainer.storage import job_layout
 
 
@@ -29,11 +30,9 @@ class ScoredPrompt:
 def write_results(path: Path, step: int, scored: Sequence[ScoredPrompt], figures: Mapping[str, Any]) -> Path:
     """The figures and every score behind them, whole or not at all; the file's path."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.stem}.partial")
-    temporary.write_text(
-        json.dumps({"step": step, **figures, "prompts": [vars(item) for item in scored]}, indent=1, allow_nan=False)
-    )
-    temporary.replace(path)  # its existence says that this step was evaluated
+    told = {"step": step, **figures, "prompts": [vars(item) for item in scored]}
+    with replacing(path) as partial:  # its existence says that this step was evaluated
+        partial.write_text(json.dumps(told, indent=1, allow_nan=False))
     return path
 
 
@@ -59,9 +58,12 @@ def write_sample_sheet(workdir: Path, step: int, images: Sequence[NDArray[np.uin
     path = workdir / job_layout.samples_file(step)
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet = np.concatenate([np.concatenate(list(row), axis=1) for row in images], axis=0)
-    Image.fromarray(sheet).save(path)
     cell = {"width": images[0].shape[2], "height": images[0].shape[1], "prompts": list(prompts[: len(images)])}
-    (workdir / job_layout.sample_prompts_file()).write_text(json.dumps(cell))
+    # whole or not at all: trackers read an earlier step's meanwhile
+    with replacing(workdir / job_layout.sample_prompts_file()) as partial:
+        partial.write_text(json.dumps(cell))
+    with replacing(path) as partial:
+        Image.fromarray(sheet).save(partial, format="PNG")
     return path
 
 

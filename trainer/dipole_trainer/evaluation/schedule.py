@@ -149,10 +149,10 @@ class EvaluationSchedule:
         shown = len(self.shown_prompts)
         sampled = self._write_samples(step, scored[:shown], sheet[:shown], seconds) if shown else None
         if whole:
-            before = results.read_results(self._results_path(0)) if step else None
-            found = statistics.summarize_scores(scored, before)
+            base = results.read_results(self._results_path(0)) if step else None
+            found = statistics.summarize_scores(scored, base)
             found["weights"] = self.spec.optimizer.evaluated_weights
-            found["hacking"] = self._find_hacking(step, scored, found) if step else None
+            found["hacking"] = self._find_hacking(step, scored, base, found) if base else None
             results.write_results(self._results_path(step), step, scored, found)
         if sampled is not None:
             self._report_samples(step, sampled)
@@ -256,13 +256,17 @@ class EvaluationSchedule:
             job_events.EvaluationProgress(step=step, prompts_done=done, prompts=prompts).report(self.on_event)
 
     def _find_hacking(
-        self, step: int, scored: Sequence[results.ScoredPrompt], found: Mapping[str, Any]
+        self,
+        step: int,
+        scored: Sequence[results.ScoredPrompt],
+        base: Sequence[results.ScoredPrompt],
+        found: Mapping[str, Any],
     ) -> dict[str, Any] | None:
         """Reward hacking against the base or, where a reward rose before it fell, against the best step so far."""
         trained, held_out = self.schedule.trained_before(step), self.schedule.held_out_before(step)
         hacked = statistics.reward_hacking(found, trained, held_out)
         if hacked is None and (best := self.best_step()) is not None:
-            base, before = (results.read_results(self._results_path(each)) for each in (0, best[0]))
+            before = results.read_results(self._results_path(best[0]))
             since = statistics.summarize_scores(scored, before, spread_of=base)
             hacked = statistics.reward_hacking(since, trained, held_out, than=f"step {best[0]}")
         return hacked

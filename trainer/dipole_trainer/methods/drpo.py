@@ -23,10 +23,12 @@ from dipole_trainer.spec import DrpoSpec
 def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
     """Mean over keys; `drift_pref` and `drift_ref` are the two drifts."""
     preference, reference = [], []
-    device, own = group.x.device, spec.mask_self and group.ranks_itself
+    device = group.x.device
     moved = None if group.moved is None else to_device(group.moved, device)
     sides = [to_device(rows, device) for rows in (group.positives, group.negatives)]
-    places = [to_device(_find_places(rows, group.moved), device) for rows in (group.positives, group.negatives)]
+    places: list[Tensor | None] = [None, None]  # of the anchors among x, where they are to be kept from themselves
+    if spec.mask_self and group.ranks_itself:
+        places = [to_device(_find_places(rows, group.moved), device) for rows in (group.positives, group.negatives)]
     for key, phi in group.phi.items():
         value, base = phi, group.phi_ref.get(key)
         if moved is not None:
@@ -34,7 +36,7 @@ def drpo_loss(group: RankedSamples, spec: DrpoSpec) -> MethodLoss:
         tokens = value.shape[1]
         x, ranked = _flatten_tokens(value), _flatten_tokens(group.phi_ranked[key])  # (1, K·T, D), (1, R·T, D)
         best, worst = (_token_rows(rows, tokens) for rows in sides)
-        anchors = [_token_rows(rows, tokens)[None] if own else None for rows in places]
+        anchors = [None if rows is None else _token_rows(rows, tokens)[None] for rows in places]
         preference.append(
             drift_loss(
                 x, ranked[:, best], ranked[:, worst],

@@ -10,7 +10,6 @@ It stays below MAX_BYTES: images below gallery.MAX_BYTES, lines of curves.MAX_PO
 from __future__ import annotations
 
 import json
-import os
 import platform
 import re
 import time
@@ -22,6 +21,7 @@ from typing import Any
 
 import jinja2
 
+from dipole.whole_files import replacing
 from dipole_trainer.evaluation import curves, pictures, statistics
 from dipole_trainer.evaluation.contact_sheet import VERDICT
 from dipole_trainer.evaluation.figure_texts import format_estimate
@@ -77,13 +77,8 @@ def write_report(
     if status != "succeeded":  # a run that came to its end has drawn them
         pictures.draw_pictures(workdir, spec, target.parent)
     page = render_report(workdir, spec, run, record, status=status, error=error)
-    partial = target.with_name(f".{target.name}.partial")
-    try:
+    with replacing(target) as partial:
         partial.write_text(page, encoding="utf-8")
-        os.replace(partial, target)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
     return target
 
 

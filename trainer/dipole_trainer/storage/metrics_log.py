@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from dipole.whole_files import replacing
 from dipole_trainer.storage import job_layout
 
 
@@ -26,9 +27,8 @@ class MetricsLog:
     def remove_steps_after(self, step: int) -> None:
         """Whole or not at all."""
         kept = [line for line in self.read_steps() if line["step"] <= step]
-        partial = self.path.with_name(f".{self.path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        partial.replace(self.path)
+        with replacing(self.path) as partial:
+            partial.write_text("".join(json.dumps(line) + "\n" for line in kept))
 
     def read_steps(self) -> Iterator[dict[str, Any]]:
         """What each step said, as far as it is whole."""

@@ -15,6 +15,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from dipole.whole_files import replacing
 from dipole_trainer.datasets import recordings
 from dipole_trainer.datasets.recordings import RecordedGroup, RecordedJob, RecordedStep
 from dipole_trainer.generators.one_step import DTYPES
@@ -67,9 +68,7 @@ class CandidateRecorder:
         job = RecordedJob(**self._facts, rewards=tuple(rewards))
         told = RecordedStep(step=step, job=job, groups=groups).model_dump_json()
         self.folder.mkdir(exist_ok=True)
-        target, partial = self.folder / candidates_file_name(step), self.folder / f".step-{step}.partial"
-        with partial.open("wb") as file:
+        with replacing(self.folder / candidates_file_name(step)) as partial, partial.open("wb") as file:
             file.write(safetensors.torch.save(tensors, metadata={recordings.METADATA_KEY: told}))
             file.flush()
             os.fsync(file.fileno())
-        partial.replace(target)

@@ -13,6 +13,7 @@ from typing import Any
 
 from dipole.protocol import job_events
 from dipole.protocol.job_events import OnEvent
+from dipole.whole_files import replacing
 from dipole_trainer.compute import gpu
 from dipole_trainer.distributed.group import ProcessGroup
 from dipole_trainer.spec import Precision, TrainSpec
@@ -90,7 +91,5 @@ def _read_beginning(workdir: Path) -> dict[str, Any] | None:
 def _write_beginning(workdir: Path, processes: ProcessGroup, precision: Precision, device: str) -> None:
     """Whole or not at all, before anything is drawn."""
     if processes.is_main:
-        target = workdir / job_layout.RUN_FILE
-        partial = target.with_name(f".{job_layout.RUN_FILE}.partial")
-        partial.write_text(json.dumps({"precision": precision, "device": device}))
-        partial.replace(target)
+        with replacing(workdir / job_layout.RUN_FILE) as partial:
+            partial.write_text(json.dumps({"precision": precision, "device": device}))

@@ -48,9 +48,14 @@ SPACE_WEIGHTS: dict[str, tuple[str | None, Sequence[str]]] = {
 }
 
 
-def resolve_space(spec: FeaturesSpec, kind: PipelineKind) -> str:
-    """The space's name, where `auto` is the published one of the generator's kind."""
-    return PUBLISHED_SPACES[kind] if spec.type == "auto" else spec.type
+def resolve_space(spec: FeaturesSpec, kind: str) -> str:
+    """The space's name, where `auto` is the published one of the generator's kind; empty for an unknown kind."""
+    return PUBLISHED_SPACES.get(kind, "") if spec.type == "auto" else spec.type
+
+
+def name_weights(spec: FeaturesSpec, space: str) -> str | None:
+    """The weights that a job's features of this space load; None where they need none."""
+    return spec.weights or SPACE_WEIGHTS.get(space, (None, ()))[0]
 
 
 def check_space_fits(space: str, kind: str) -> None:
@@ -72,6 +77,6 @@ def locate_feature_weights(spec: FeaturesSpec, kind: PipelineKind, models_dir: P
 
     space = resolve_space(spec, kind)
     check_space_fits(space, kind)
-    published, files = SPACE_WEIGHTS.get(space, (None, ()))
-    if (name := spec.weights or published) is not None:
+    if (name := name_weights(spec, space)) is not None:
+        _, files = SPACE_WEIGHTS.get(space, (None, ()))
         local_weights.locate_weights(name, models_dir, revision=spec.revision, field="features.weights", files=files)

@@ -24,6 +24,7 @@ from dipole_trainer.weights.inventory import Inventory, list_local_weights
 
 log = structlog.get_logger()
 
+VERSION = importlib.metadata.version("dipole")
 LISTING_PERIOD_S = 1.0  # of looks for weights; a job may be created so soon after they were fetched
 LISTING_SHARE = 50  # at most one in so many seconds is spent looking
 
@@ -73,7 +74,7 @@ class WorkerReport:
                     inventory,
                     devices,
                     trackers=trackers,
-                    version=importlib.metadata.version("dipole"),
+                    version=VERSION,
                     lease_s=self._settings.lease_s,
                 )
             except SQLAlchemyError as error:

@@ -11,7 +11,7 @@ from typing import cast
 import structlog
 from sqlalchemy.exc import SQLAlchemyError
 
-from dipole.errors import DependencyUnavailable, LeaseLost, is_storage_full
+from dipole.errors import LeaseLost, is_storage_unavailable
 from dipole.protocol import job_events
 from dipole_trainer.jobs.job_record import EndedStatus, read_job_record
 from dipole_trainer.jobs.store import JobStore
@@ -49,7 +49,7 @@ class ReportWriter:
         except (LeaseLost, SQLAlchemyError):
             raise
         except Exception as error:
-            if status != "failed" and _is_out_of_room(error):
+            if status != "failed" and is_storage_unavailable(error):
                 raise
             _log_failure(error)
 
@@ -92,13 +92,8 @@ class ReportWriter:
                 _log_failure(error)
 
 
-def _is_out_of_room(error: Exception) -> bool:
-    """Whether the store is full or away, which is nobody's fault here."""
-    return is_storage_full(error) or isinstance(error, DependencyUnavailable)
-
-
 def _log_failure(error: Exception) -> None:
-    if _is_out_of_room(error):
+    if is_storage_unavailable(error):
         log.warning("report_not_written", error=f"{type(error).__name__}: {error}")
     else:
         log.exception("report_failed")

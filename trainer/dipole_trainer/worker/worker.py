@@ -38,13 +38,12 @@ from dipole.client.rank_client import RankClient, tells_ready
 from dipole.database.failures import describe_database_error
 from dipole.errors import (
     ConfigurationError,
-    DependencyUnavailable,
     DipoleError,
     InvalidInput,
     LeaseLost,
     NotFound,
     RewardUnavailable,
-    is_storage_full,
+    is_storage_unavailable,
 )
 from dipole.protocol import job_events
 from dipole.settings import PlatformSettings
@@ -210,7 +209,7 @@ class Worker:
             except Exception as error:
                 claimed.check_control()  # what another worker does to the files of a job that it took is no failure
                 explained = _explain_failure(error)
-                if isinstance(error, DependencyUnavailable) or is_storage_full(error):
+                if is_storage_unavailable(error):
                     why = str(explained["message"])
                     log.warning("storage_unavailable", error=why)
                     return claimed.write_with_retries(lambda: self.store.wait_for_storage(claim, why))

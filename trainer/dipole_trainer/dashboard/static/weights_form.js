@@ -45,8 +45,8 @@ export function weightsForm(path, onDone) {
 
   function show(job) {
     const changes = job.weight_changes ?? [];
-    const isOver = TERMINAL.has(job.status);
-    const isOpen = !isOver && job.step < job.steps && job.desired !== "cancel" && !job.replay_job && !job.pairs_file;
+    const hasNextStep = !TERMINAL.has(job.status) && job.step < job.steps;
+    const isOpen = hasNextStep && job.desired !== "cancel" && !job.replay_job && !job.pairs_file;
     element.hidden = !(job.rewards ?? []).length || (!isOpen && !changes.length);
     form.hidden = !isOpen;
     if (!inputs.size) {
@@ -59,7 +59,7 @@ export function weightsForm(path, onDone) {
     for (const { name, weight } of rewardsAt(job, Infinity, { asked: true })) {
       if (!edited.has(name) && inputs.get(name).value !== String(weight)) inputs.get(name).value = String(weight);
     }
-    const waits = !isOver && job.step < job.steps && changes.some((each) => each.step === null);
+    const waits = hasNextStep && changes.some((each) => each.step === null);
     replace(said, waits ? "A change waits for the next step to begin." : "");
     replace(history, changes.map((each) => h("li", {}, describeChange(each, ENDED_FOR_GOOD.has(job.status)))));
   }
