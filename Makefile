@@ -10,7 +10,7 @@ TORCH_INDEX := https://download.pytorch.org/whl/cpu
 VERSION = $(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo up browser test fuzz chaos check audit format constraints docs docs-site docs-serve env images release clean
+.PHONY: help install demo up browser promtool test fuzz chaos check audit format constraints docs docs-site docs-serve env images release clean
 
 help: ## List the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -50,7 +50,14 @@ browser: ## Install Chromium, which the tests of the pages drive, where it is mi
 		apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends chromium; \
 	else echo "make: the tests of the pages need Chromium and will fail without it: apt-get install chromium" >&2; fi
 
-test: install browser ## Run every test, a file at a time on each of two cores
+# out of Debian's package and not by installing it, which would start a Prometheus
+promtool: install ## Fetch promtool, which plays the alerts in the tests, where it is missing
+	@command -v promtool >/dev/null || test -x $(BIN)/promtool || if command -v apt-get >/dev/null; then \
+		cd $(BIN) && { apt-get download -qq prometheus 2>/dev/null || { apt-get update -q && apt-get download -qq prometheus; }; } && \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb; \
+	else echo "make: no test plays the alerts without promtool: put it into the PATH" >&2; fi
+
+test: install browser promtool ## Run every test, a file at a time on each of two cores
 	$(BIN)/pytest -n 2 --dist loadfile
 
 $(VENV)/.fuzz: pyproject.toml constraints.txt $(VENV)/.dev
@@ -68,7 +75,7 @@ chaos: install ## Kill, freeze and starve the real processes for half an hour (S
 	else echo "make: clocks of Redis and PostgreSQL will not jump: apt-get install faketime" >&2; fi
 	$(BIN)/python -m tests.chaos --seed $(SEED) --minutes $(MINUTES)
 
-check: install ## Lint, format, types, import contracts, and the truth of docs and manifests
+check: install promtool ## Lint, format, types, import contracts, and the truth of docs and manifests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy

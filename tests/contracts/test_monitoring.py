@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -106,10 +107,13 @@ def test_the_backup_that_is_watched_exists() -> None:
         assert [each["spec"]["schedule"] for each in made if each["metadata"]["name"] == name] == ["17 3 * * *"]
 
 
-@pytest.mark.skipif(shutil.which("promtool") is None, reason="ALERTS NOT PLAYED: there is no promtool")
+PROMTOOL = shutil.which("promtool") or shutil.which("promtool", path=str(Path(sys.executable).parent))
+
+
+@pytest.mark.skipif(PROMTOOL is None, reason="ALERTS NOT PLAYED: there is no promtool")
 def test_alerts_fire_when_they_should() -> None:
     """promtool plays alerts.promtool.yaml: what each alert says of series that come, stand still and go."""
-    command = ["promtool", "test", "rules", "alerts.promtool.yaml"]
+    command = [str(PROMTOOL), "test", "rules", "alerts.promtool.yaml"]
     done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
