@@ -8,10 +8,11 @@ A copy knows nothing of the others' pending rankings: copies that answer 202 mus
 
 from __future__ import annotations
 
+import random
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -58,6 +59,8 @@ class LeastBusyTransport(httpx.BaseTransport):
         self._in_flight: Counter[str] = Counter()
         # breaks ties: copies with equally much to do take turns
         self._requests_served: Counter[str] = Counter()
+        # breaks what ties are left: rank workers, which know nothing of each other, begin with different copies
+        self._own_order: defaultdict[str, float] = defaultdict(random.random)
         self._unreachable_until: dict[str, float] = {}  # address -> until when
         self._lock = threading.Lock()
 
@@ -92,13 +95,15 @@ class LeastBusyTransport(httpx.BaseTransport):
         """The copy to ask, counted as asked until `_release_replica`."""
         now = time.monotonic()
         with self._lock:
-            address = min(
-                copies,
-                key=lambda a: (self._unreachable_until.get(a, now) > now, self._in_flight[a], self._requests_served[a]),
-            )
+            address = min(copies, key=lambda copy: self._preference(copy, now))
             self._in_flight[address] += 1
             self._requests_served[address] += 1
         return address
+
+    def _preference(self, address: str, now: float) -> tuple[bool, int, int, float]:
+        """The lower, the better."""
+        is_unreachable = self._unreachable_until.get(address, now) > now
+        return is_unreachable, self._in_flight[address], self._requests_served[address], self._own_order[address]
 
     def _release_replica(self, address: str) -> None:
         with self._lock:

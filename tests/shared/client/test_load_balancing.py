@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -122,6 +123,22 @@ def test_the_certificate_is_of_the_name(start: Callable[..., list[Copy]]) -> Non
         assert http.get(f"https://reward.example:{copies[0].port}/").status_code == 200
         with pytest.raises(httpx.ConnectError):
             http.get(f"https://another.example:{copies[0].port}/")
+
+
+def test_several_clients_begin_with_different_copies() -> None:
+    """As rank workers do, which know nothing of each other: all would queue at the first copy while others idle."""
+    asked = Counter[str]()
+
+    class Answers(httpx.BaseTransport):
+        def handle_request(self, request: httpx.Request) -> httpx.Response:
+            asked[request.url.host] += 1
+            return httpx.Response(200)
+
+    copies = [f"127.0.0.{n}" for n in range(1, 5)]
+    for _ in range(64):
+        with httpx.Client(transport=LeastBusyTransport(Answers(), resolve=lambda _: copies)) as http:
+            http.get("http://reward/")
+    assert asked.keys() == set(copies)  # of 64 clients none misses one but once in twenty million runs
 
 
 def test_the_ranking_client_uses_them() -> None:
