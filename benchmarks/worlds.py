@@ -89,6 +89,11 @@ def _line(prompt: words.WordPrompt) -> dict[str, Any]:
 WORLDS = {
     "shapes": World("tiny-turbo", "shapes", Shapes, draw_shapes_split, encoders=""),
     "words": World(
-        "words-turbo", "words", words.Words, draw_words_split, encoders="words-", lacks=("drpo-labelled", "drpo-mae")
+        "words-turbo",
+        "words",
+        words.Words,
+        draw_words_split,
+        encoders="words-",
+        lacks=("drpo-labelled", "drpo-mae", "drpo-tiny-decoder"),
     ),
 }
