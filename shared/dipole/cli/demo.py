@@ -19,6 +19,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people.demo import PeopleAddresses, run_people_demo
 from dipole.cli.progress.job_progress import JobLines, describe_step
@@ -100,6 +101,8 @@ def run_demo(
     steps = steps or STEPS
     try:
         with _platform_url(api, out) as url, TrainerApi(url, key) as client:
+            if api is None:
+                cancel_left_jobs(client, console.print)
             method = "random" if control else "drpo"
             job = _create_job(client, out, build_demo_job(steps=steps, reward=reward, seed=seed, method=method))
             try:
@@ -134,7 +137,7 @@ def _create_job(client: TrainerApi, out: Path, job: dict[str, Any]) -> dict[str,
         lines = build_demo_prompts(held_out=field == "validation_file")
         path.write_text("".join(json.dumps(line) + "\n" for line in lines))
         console.print(f"Wrote {len(lines)} prompts to {path}")
-    created: dict[str, Any] = client.create_job(job, files)
+    created = create_demo_job(client, job, files)
     names = ", ".join(f"{r['name']} (held out)" if r["weight"] == 0 else r["name"] for r in created["rewards"])
     console.print(f"Created {created['id']}: {job['steps']} updates of {job['model']}, rewards {names}\n")
     return created

@@ -23,7 +23,7 @@ from dipole.cli.terminal import (
     status_reason,
     styled_status,
 )
-from dipole.client.trainer_api import DEFAULT_URL, TrainerApi, TrainerApiError
+from dipole.client.trainer_api import DEFAULT_URL, ENDED, TrainerApi, TrainerApiError
 from dipole.errors import InvalidInput
 from dipole.protocol.validation import check_storable
 
@@ -302,7 +302,7 @@ def download_report(
             status = api.get(_job_path(job))["status"]
             why = (
                 "it ended before its first evaluation, or under an earlier version"
-                if status in ("succeeded", "failed", "cancelled")
+                if status in ENDED
                 else f"it is {status}, and a report is written when it ends"
             )
             raise InvalidInput(f"job {job} has no report: {why}") from error

@@ -27,6 +27,7 @@ from dipole.settings import sent_key
 DEFAULT_URL = "http://127.0.0.1:8400"
 READ_TIMEOUT_S = 45.0  # three silent pings: the connection is dead
 RETRY_DELAYS_S = (0.5, 1.0, 2.0, 5.0)
+ENDED = frozenset({"succeeded", "failed", "cancelled"})  # statuses of jobs
 RETRIED_STATUSES = (408, 429, 500, 502, 503, 504)
 
 
@@ -135,7 +136,7 @@ class TrainerApi:
                 for number, event in self._stream_events(f"/v1/fine_tuning/jobs/{job_id}/stream", cursor):
                     cursor, failures = number, 0
                     yield event
-                if self.get(f"/v1/fine_tuning/jobs/{job_id}")["status"] in ("succeeded", "failed", "cancelled"):
+                if self.get(f"/v1/fine_tuning/jobs/{job_id}")["status"] in ENDED:
                     return
                 reason = "the stream ended early"
             except (httpx.HTTPError, TrainerApiError) as error:

@@ -16,6 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dipole.cli import app
+from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
 from dipole.cli.jobs import parse_reward
 from dipole.client.trainer_api import TrainerApi, TrainerApiError
 from dipole.errors import InvalidInput
@@ -99,6 +100,25 @@ def test_create_steer_and_show(api: Any, tmp_path: Path) -> None:
     assert "no checkpoint" in dipole(api, "jobs", "download", job, status=1)
     assert "there is no job ftjob-none" in dipole(api, "jobs", "watch", "ftjob-none", status=1)
     assert "it ended before its first evaluation" in dipole(api, "jobs", "report", job, status=1)
+
+
+def test_a_demo_cancels_what_a_killed_one_left(api: Any, tmp_path: Path) -> None:
+    """And nothing else that is in its folder: neither what has ended, nor what somebody made there by hand."""
+    path, told = tmp_path / "prompts.jsonl", list[str]()
+    path.write_text(PROMPTS)
+    body = {"model": "tiny-turbo", "rewards": [{"name": "shapes"}], "allow_unready": True}
+    files = {"training_file": path}
+    with TrainerApi(api.url) as client:
+        others = client.create_job({**body, "metadata": {"made_by": "me"}}, files)["id"]
+        ended, left = (create_demo_job(client, body, files)["id"] for _ in range(2))
+        client.post(f"/v1/fine_tuning/jobs/{ended}/cancel")
+        cancel_left_jobs(client, told.append)
+        assert told == [f"Cancelled {left}, which an earlier demo in this folder had left"]
+        assert client.get(f"/v1/fine_tuning/jobs/{left}")["status"] == "cancelled"
+        assert client.get(f"/v1/fine_tuning/jobs/{others}")["status"] == "queued"
+        cancel_left_jobs(client, told.append)
+        client.post(f"/v1/fine_tuning/jobs/{others}/cancel")
+    assert len(told) == 1
 
 
 def test_a_refused_job_leaves_no_upload(api: Any, tmp_path: Path) -> None:

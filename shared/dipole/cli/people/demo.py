@@ -24,6 +24,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
 from dipole.cli.optional_imports import explain_missing
 from dipole.cli.people import pictures
 from dipole.cli.progress.waiting import ShownWait
@@ -63,6 +64,8 @@ def run_people_demo(
         TrainerApi(at.api, key) as api,
         RatingsApi(at.ratings, ratings_key) as ratings,
     ):
+        if running is None:
+            cancel_left_jobs(api, console.print)
         link = ratings.invite_rater("the demo's visitor")["link"]
         job = _create_job(api, out, steps, seed)
         demo = _PeopleDemo(api, job, out)
@@ -114,7 +117,7 @@ def _create_job(api: TrainerApi, out: Path, steps: int, seed: int) -> dict[str, 
     path = out / "prompts-people.jsonl"
     lines = build_people_prompts(held_out=False, instructions=INSTRUCTIONS)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    created: dict[str, Any] = api.create_job(build_people_job(steps=steps, seed=seed), {"training_file": path})
+    created = create_demo_job(api, build_people_job(steps=steps, seed=seed), {"training_file": path})
     console.print(f"Created {created['id']}: {steps} updates of {created['model']}, four images of a prompt each")
     return created
 
