@@ -21,12 +21,24 @@ with always two in flight, against the same reward called here.
 **Rewards.** A group to N such services, the slowest takes `--seconds` and the others evenly less: the time for all over
 the slowest's own, and over the sum that asking in turn would take.
 **Replicas.** N copies of that service behind one name, two groups in flight for each: groups a second over one copy's.
+**Four in flight.** `--in-flight` groups always under way, of a reward that computes nothing: groups a second of bare
+POSTs by as many threads, which keep their connections, and over Celery by either store. The paths take turns of
+2 seconds, `--repeats` times after one that is not counted, and each turn begins with a group that is not counted; told
+is the median turn. With `--cosmos-rl URL` the same groups go to cosmos-rl's reward service, which is to run on the same
+machine with a reward that computes nothing (of its own kind: this script does not start it): by RankClient's adapter
+and as the fastest client in its source asks by default, of which the faster is its number; and, as `its fastest`, the
+most that any of `--cosmos-polls` brings. That client's bodies are made beforehand, and Celery's groups are not. The
+service works for a third of a core or more when it has nothing to do, so `--cosmos-group` stops it in others' turns:
+
+    OMP_NUM_THREADS=1 python benchmarks/ranking.py --groups 0 --rewards --replicas \\
+        --cosmos-rl http://127.0.0.1:8080 --cosmos-group PGID
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import os
 import statistics
@@ -34,12 +46,15 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, closing, contextmanager
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
+from cosmos_service import DEFAULT_POLL_S, CosmosService
 from numpy.typing import NDArray
 from pydantic import JsonValue, SecretStr
 from sleeper import HOST, KEY, Names, Sleeper, sleepers
@@ -62,6 +77,7 @@ PARTS = {
     "Celery, Redis": ("hashing", "Redis set", "Redis get", "Redis drop"),
     "Celery, memory": ("hashing", "memory put", "memory get", "memory drop"),
 }
+TURN_S = 2.0  # of each path in turn, with many groups in flight
 PROMPT = "a red circle"
 METADATA: dict[str, JsonValue] = {"tag": "single_object", "include": [{"class": "circle", "count": 1, "color": "red"}]}
 
@@ -163,7 +179,7 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
         calls: dict[str, Callable[[int], object]] = {
             "in-process": lambda n: reward.score(prompt=PROMPT, images=list(groups[n]), metadata=METADATA),
             "PNG encoding": lambda n: [images.encode_png(image) for image in groups[n]],
-            "bare POST": stack.enter_context(bare_posts(url, groups)),
+            "bare POST": stack.enter_context(bare_posts(url, rank_bodies(url, groups))),
             "JSON+PNG": lambda n: png.rank(PROMPT, list(groups[n]), METADATA),
             "multipart npy": lambda n: npy.rank(PROMPT, list(groups[n]), METADATA),
             "Celery, Redis": lambda n: by_redis(f"{size}.{n}", groups[n]),
@@ -173,9 +189,8 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
         return timed(calls, args.repeats)
 
 
-@contextmanager
-def bare_posts(url: str, groups: list[NDArray[np.uint8]]) -> Iterator[Callable[[int], object]]:
-    """Posts group n's multipart body, which is made now, by the plainest client there is."""
+def rank_bodies(url: str, groups: list[NDArray[np.uint8]]) -> list[tuple[bytes, str]]:
+    """(multipart body, its content type) of each group."""
     bodies = []
     for group in groups:
         described = [{"id": f"c{n}", "image": {"media_type": images.NPY}} for n in range(len(group))]
@@ -183,12 +198,24 @@ def bare_posts(url: str, groups: list[NDArray[np.uint8]]) -> Iterator[Callable[[
         files = [(f"c{n}", (f"c{n}.npy", images.encode_npy(image), images.NPY)) for n, image in enumerate(group)]
         made = httpx.Request("POST", url, data={"request": json.dumps(request)}, files=files)
         bodies.append((made.read(), made.headers["content-type"]))
+    return bodies
+
+
+@contextmanager
+def bare_posts(
+    url: str, bodies: list[tuple[bytes, str]], *, key: str = "", keeps_connection: bool = False
+) -> Iterator[Callable[[int], object]]:
+    """Posts body n, which is made, by the plainest client there is. For one thread."""
     connection = http.client.HTTPConnection(httpx.URL(url).host, httpx.URL(url).port or 80)
 
     def post(number: int) -> None:
-        body, kind = bodies[number]
-        connection.close()  # the server does so too, where the other paths take long
-        connection.request("POST", "/v1/rank", body, {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex})
+        body, kind = bodies[number % len(bodies)]
+        if not keeps_connection:  # the server does not either, where the other paths take long
+            connection.close()
+        headers = {"Content-Type": kind, "Idempotency-Key": uuid.uuid4().hex}
+        if key:
+            headers["Authorization"] = f"Bearer {key}"
+        connection.request("POST", "/v1/rank", body, headers)
         answer = connection.getresponse()
         told = answer.read()
         assert answer.status == 200, told
@@ -222,7 +249,7 @@ def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict
     print(f"\n{count} images of {size}x{size}: forward in-process {forward * 1e3:.1f} ms, "
           f"PNG encoding {png * 1e3:.1f} ms")  # fmt: skip
     print(f"{'path':>14} {'ms':>8} {'overhead ms':>12} {'/ forward':>10} {'/ PNG encoding':>15} {'/ bare POST':>12}")
-    rows = []
+    rows: list[dict[str, Any]] = []
     for path in ("bare POST", "JSON+PNG", "multipart npy", *PARTS):
         extra = seconds[path] - forward
         rows.append({
@@ -308,6 +335,112 @@ def replicas(args: argparse.Namespace, settings: PlatformSettings, names: Names,
     return rows
 
 
+# ---- N groups in flight, of a reward that computes nothing ----------------------------------------------------------
+
+COSMOS_PATHS = ("cosmos-rl, adapter", f"cosmos-rl, {DEFAULT_POLL_S:g} s")  # as it is asked by whoever sets nothing
+Turn = Callable[[], float]  # groups a second
+
+
+def many_in_flight(
+    args: argparse.Namespace, settings: PlatformSettings, cosmos: CosmosService | None, size: int
+) -> list[dict[str, Any]]:
+    """Groups a second of each path, in turn, so that a busy moment hits all alike."""
+    count = args.in_flight
+    groups = [pictures(args.candidates, size, seed) for seed in range(4 * count)]
+    with ExitStack() as stack:
+        url = stack.enter_context(sleepers(1, 0.0)).replace(HOST, "127.0.0.1")
+        resolved = ResolvedReward(
+            RewardSpec(name=f"nothing{size}", timeout_s=300), Endpoint(url=url, key=SecretStr(KEY))
+        )
+        posts = partial(bare_posts, url, rank_bodies(url, groups), key=KEY, keeps_connection=True)
+        turns: dict[str, Turn] = {"bare POST": partial(turn_of_threads, count, posts)}
+        for path, store in zip(PARTS, ("redis", "memory"), strict=True):
+            ask = stack.enter_context(ranker(settings.model_copy(update={"candidate_store": store}), [resolved]))
+            turns[path] = partial(turn_of_celery, count, ask, groups, itertools.count())
+        if cosmos is not None:
+            turns |= cosmos_turns(args, cosmos, stack.enter_context(RankClient(cosmos.endpoint)), groups)
+        rates: dict[str, list[float]] = {path: [] for path in turns}
+        for _ in range(args.repeats + 1):
+            for path, turn in turns.items():
+                rates[path].append(turn())
+    return tell_in_flight(args, size, {path: taken[1:] for path, taken in rates.items()})
+
+
+def turn_of_threads(count: int, connect: Callable[[], AbstractContextManager[Callable[[int], object]]]) -> float:
+    """Each thread asks for one group after the other, over a connection of its own."""
+    numbers = itertools.count()
+    with ExitStack() as stack:
+        asks = [stack.enter_context(connect()) for _ in range(count)]
+        pool = stack.enter_context(ThreadPoolExecutor(count))
+        asks[0](next(numbers))
+        began = time.perf_counter()
+
+        def ask_on(ask: Callable[[int], object]) -> int:
+            done = 0
+            while time.perf_counter() - began < TURN_S:
+                ask(next(numbers))
+                done += 1
+            return done
+
+        return sum(pool.map(ask_on, asks)) / (time.perf_counter() - began)
+
+
+def turn_of_celery(count: int, ask: Asking, groups: list[NDArray[np.uint8]], numbers: Iterator[int]) -> float:
+    """`numbers` go on from turn to turn: a name that was used before is not ranked again."""
+    ask(f"{next(numbers)}", groups[0])
+    began, sent, taken = time.perf_counter(), 0, 0
+    while time.perf_counter() - began < TURN_S or taken < sent:
+        if sent - taken < count and time.perf_counter() - began < TURN_S:
+            number = next(numbers)
+            ask.send(f"{number}", groups[number % len(groups)])
+            sent += 1
+        else:
+            ask.take()
+            taken += 1
+    return taken / (time.perf_counter() - began)
+
+
+def cosmos_turns(
+    args: argparse.Namespace, cosmos: CosmosService, client: RankClient, groups: list[NDArray[np.uint8]]
+) -> dict[str, Turn]:
+    """By our adapter, and as its own client asks, at each time between two pulls."""
+
+    def by_adapter(number: int) -> None:
+        client.rank(PROMPT, list(groups[number % len(groups)]), METADATA, deadline_s=120)
+
+    def awake(connect: Callable[[], AbstractContextManager[Callable[[int], object]]]) -> float:
+        with cosmos.awake():
+            return turn_of_threads(args.in_flight, connect)
+
+    bodies = [cosmos.body(PROMPT, group) for group in groups]
+    turns: dict[str, Turn] = {COSMOS_PATHS[0]: partial(awake, lambda: nullcontext(by_adapter))}
+    for poll_s in (DEFAULT_POLL_S, *args.cosmos_polls):
+        turns[f"cosmos-rl, {poll_s:g} s"] = partial(awake, partial(cosmos.posts, bodies, poll_s))
+    return turns
+
+
+def tell_in_flight(args: argparse.Namespace, size: int, rates: dict[str, list[float]]) -> list[dict[str, Any]]:
+    medians = {path: statistics.median(taken) for path, taken in rates.items()}
+    against = {"bare POST": medians["bare POST"]}
+    if args.cosmos_rl:
+        against["cosmos-rl"] = max(medians[path] for path in COSMOS_PATHS)
+        against["its fastest"] = max(rate for path, rate in medians.items() if path.startswith("cosmos-rl"))
+    print(f"\n{args.in_flight} groups of {args.candidates} images of {size}x{size} always under way")
+    print(f"{'path':>20} {'groups/s':>9} {'lowest':>8} {'highest':>8}" + "".join(f" {f'/ {to}':>13}" for to in against))
+    rows: list[dict[str, Any]] = []
+    for path, rate in medians.items():
+        ratios = {to: rate / other for to, other in against.items()}
+        rows.append({
+            "size": size, "in_flight": args.in_flight, "path": path, "groups_per_s": rate, "turns": rates[path],
+            "to": ratios,
+        })  # fmt: skip
+        print(f"{path:>20} {rate:9.2f} {min(rates[path]):8.2f} {max(rates[path]):8.2f}"
+              + "".join(f" {ratio:13.2f}" for ratio in ratios.values()))  # fmt: skip
+    for path in PARTS:
+        print(f"a bare POST's over {path}: {against['bare POST'] / medians[path]:.2f}")
+    return rows
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--reward", default="dipole_rewards.rewards.colourfulness:Colourfulness", help="module:Class")
@@ -317,15 +450,33 @@ def main() -> None:
     parser.add_argument("--replicas", type=int, nargs="*", default=[1, 2, 4, 8], help="how many copies")
     parser.add_argument("--seconds", type=float, default=1.0, help="what a group takes a sleeping reward")
     parser.add_argument("--groups", type=int, default=20, help="with two of them in flight; 0 leaves that out")
+    parser.add_argument(
+        "--in-flight", type=int, default=4, help="groups under way of a reward that computes nothing; 0 leaves that out"
+    )
+    parser.add_argument("--cosmos-rl", metavar="URL", help="a running reward service of cosmos-rl to be measured too")
+    parser.add_argument("--cosmos-reward", default="constant", help="its reward_type that computes nothing")
+    parser.add_argument(
+        "--cosmos-polls", type=float, nargs="*", default=[0.1, 0.05, 0.02, 0.01],
+        help=f"seconds between two pulls of its own client, beside its default of {DEFAULT_POLL_S:g} s",
+    )  # fmt: skip
+    parser.add_argument(
+        "--cosmos-group", type=int, metavar="PGID", help="its process group, to be stopped while others have their turn"
+    )
     parser.add_argument("--repeats", type=int, default=10)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["DIPOLE_REWARD_HOSTS"] = HOST
-    os.environ["DIPOLE_RANK_THREADS"] = str(2 * max([4, *args.replicas]))
+    os.environ["DIPOLE_RANK_THREADS"] = str(max([8, args.in_flight, *(2 * count for count in args.replicas)]))
     with tempfile.TemporaryDirectory() as home:
         names = Names(Path(home))
         with Stack(Path(home), [LocalReward(NAME, args.reward)], worker=False) as stack:
-            told = measure(args, PlatformSettings(redis_url=stack.redis_url), stack.reward_urls[NAME], names)
+            settings = PlatformSettings(redis_url=stack.redis_url)
+            cosmos = CosmosService(args.cosmos_rl, args.cosmos_reward, args.cosmos_group) if args.cosmos_rl else None
+            with cosmos.asleep() if cosmos else nullcontext():
+                told = measure(args, settings, stack.reward_urls[NAME], names)
+                told["many_in_flight"] = [
+                    row for size in args.sizes if args.in_flight for row in many_in_flight(args, settings, cosmos, size)
+                ]
     if args.json:
         args.json.parent.mkdir(parents=True, exist_ok=True)
         settings_used = {name: value for name, value in vars(args).items() if name != "json"}

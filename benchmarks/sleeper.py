@@ -17,6 +17,7 @@ import httpx
 import numpy as np
 from pydantic import JsonValue
 
+from dipole.stack.stack import HUGE_PAGES_ENVIRONMENT
 from dipole_rewards.reward import Golden, Pixels, Reward, Scores
 
 HOST, KEY = "sleepers.test", "a-key-of-all-sleepers"  # the name stands for all the copies, which want a key for it
@@ -71,7 +72,7 @@ def sleepers(count: int, seconds: float) -> Iterator[str]:
         subprocess.Popen(
             [sys.executable, "-m", "dipole.cli", "rewards", "serve", "sleeper:Sleeper",
              "--host", f"127.0.0.{n + 1}", "--port", str(port)],
-            cwd=here, env={**os.environ, **own}, stderr=subprocess.DEVNULL,
+            cwd=here, env={**os.environ, **HUGE_PAGES_ENVIRONMENT, **own}, stderr=subprocess.DEVNULL,
         )
         for n in range(count)
     ]  # fmt: skip
