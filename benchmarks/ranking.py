@@ -61,6 +61,7 @@ from sleeper import HOST, KEY, Names, Sleeper, sleepers
 
 from dipole.broker.candidates import CandidateStore
 from dipole.broker.connection import connect_redis
+from dipole.broker.references import make_reference, parse_reference
 from dipole.broker.shared_memory import SharedMemory
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient
@@ -234,13 +235,13 @@ def parts(
     shape = "x".join(map(str, groups[0].shape[:3]))
     names = [f"sha256:{n:064x}:{shape}" for n in range(len(groups))]
     return {
-        "hashing": lambda n: CandidateStore.reference_of(groups[n]),
+        "hashing": lambda n: make_reference(groups[n]),
         "Redis set": lambda n: redis.put(names[n], groups[n]),
         "Redis get": lambda n: redis.get(names[n]),
         "Redis drop": lambda n: redis.delete([names[n]]),
-        "memory put": lambda n: memory.put(f"{n}", groups[n]),
-        "memory get": lambda n: memory.get(f"{n}", groups[n].shape),
-        "memory drop": lambda n: memory.delete(f"{n}"),
+        "memory put": lambda n: memory.put(parse_reference(names[n]), groups[n]),
+        "memory get": lambda n: memory.get(parse_reference(names[n]), is_writable=True),
+        "memory drop": lambda n: memory.delete(parse_reference(names[n])),
     }
 
 

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from dipole.protocol.schemas import MAX_BODY_BYTES, MAX_CANDIDATES, MAX_PIXELS
-from dipole.settings import Keys
+from dipole.settings import CandidateMemorySettings, Keys
 
 
 class WeightSettings(BaseSettings):
@@ -50,7 +50,7 @@ class StyleSettings(WeightSettings):
     )
 
 
-class RewardSettings(WeightSettings):
+class RewardSettings(WeightSettings, CandidateMemorySettings):
     """Which reward, where it listens, and how much it takes at once."""
 
     reward: str = Field(description="The reward: a short name, as in `pickscore`, or module:Class.")

@@ -79,7 +79,25 @@ def load_settings(kind: type[SettingsT], **overrides: Any) -> SettingsT:
         raise ConfigurationError("; ".join(wrong)) from error
 
 
-class PlatformSettings(BaseSettings):
+class CandidateMemorySettings(BaseSettings):
+    """Where groups' images wait: of the platform, and of reward services on its machine."""
+
+    model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
+
+    candidate_store: Literal["auto", "redis", "memory"] = Field(
+        default="auto",
+        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which is "
+        "faster. `auto` is memory while every rank worker reads the same folder, and Redis otherwise. A reward service "
+        "that reads that folder too is sent no images, unless this is `redis` for it.",
+    )
+    candidate_dir: Path = Field(
+        default=Path("/dev/shm"),  # noqa: S108 (a folder of the user's own is made in it)
+        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. A group "
+        "that would take more than half of the room that is left goes to Redis.",
+    )
+
+
+class PlatformSettings(CandidateMemorySettings):
     """What the API, the trainer worker, the rank worker and the sampler agree on."""
 
     model_config = SettingsConfigDict(env_prefix="DIPOLE_", extra="ignore", hide_input_in_errors=True)
@@ -105,16 +123,6 @@ class PlatformSettings(BaseSettings):
         description="Folder of checkpoints and samples, or fsspec's URL of one in a store, as in s3://bucket/folder.",
     )
     candidate_ttl_s: int = Field(default=3600, ge=60, description="Seconds a group's images stay in Redis.")
-    candidate_store: Literal["auto", "redis", "memory"] = Field(
-        default="auto",
-        description="Where a group's images wait for the rewards: in `redis`, or in this machine's `memory`, which is "
-        "faster. `auto` is memory while every rank worker reads the same folder, and Redis otherwise.",
-    )
-    candidate_dir: Path = Field(
-        default=Path("/dev/shm"),  # noqa: S108 (a folder of the user's own is made in it)
-        description="Folder in memory (a tmpfs) for images in flight; each user has a folder of its own there. A group "
-        "that would take more than half of the room that is left goes to Redis.",
-    )
     candidates_max_gib: float = Field(
         default=3.0,
         gt=0,

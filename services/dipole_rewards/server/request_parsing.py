@@ -14,10 +14,13 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+import numpy as np
 from fastapi.exceptions import RequestValidationError
 from pydantic import ValidationError
 from starlette.requests import Request
 
+from dipole.broker.references import parse_reference
+from dipole.broker.shared_memory import SharedMemory
 from dipole.errors import InvalidInput, TooLarge, UnsupportedMediaType
 from dipole.protocol import images, latents
 from dipole.protocol.schemas import LatentSpace, RankRequest
@@ -29,14 +32,15 @@ REQUEST_PART = "request"
 
 @dataclass(frozen=True)
 class RequestBounds:
-    """What one request may hold: candidates, pixels of an image, pixels of all its images together; and the latents
-    that candidates may be given as, None where they may not.
+    """What one request may hold: candidates, pixels of an image, pixels of all its images together; the latents that
+    candidates may be given as, and the memory that they may lie in, None where they may not.
     """
 
     max_candidates: int
     max_pixels: int
     max_total_pixels: int
     latents: LatentSpace | None = None
+    memory: SharedMemory | None = None
 
 
 @dataclass(frozen=True)
@@ -72,6 +76,8 @@ async def _read_body(http: Request) -> bytes:
 
 def _parse_json(body: bytes, bounds: RequestBounds) -> ParsedRequest:
     request = _validate_request(body, bounds)
+    if request.stored is not None:
+        return _read_stored(request, request.stored, bounds)
     data = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
@@ -103,6 +109,8 @@ async def _parse_multipart(
 
 
 def _match_parts(request: RankRequest, parts: Mapping[str, BodyPart]) -> dict[str, BodyPart]:
+    if request.stored is not None:
+        raise InvalidInput("stored must be absent in multipart: its parts are the candidates", field="stored")
     matched = {}
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"
@@ -157,14 +165,73 @@ def _decode_images(request: RankRequest, data: Mapping[str, images.Encoded], bou
         ]
         _check_total_pixels(sum(each.height * each.width for each in opened), bounds)
         pixels = [each.decode() for each in opened]
-    request = _without_data(request)
+    arrays = found or pixels
+    content = images.hash_content(arrays) + str([each.shape for each in arrays])
+    return ParsedRequest(_without_data(request), pixels, _digest(request, content), found)
+
+
+def _digest(request: RankRequest, content: str) -> str:
+    """`content` stands for all that is to be looked at, of which nothing else here depends on how it was sent."""
     # what is absent is no part of it: a repeat is the same to a server that knows more fields than the first time
     absent = {name: True for name in ("progress", "vae") if getattr(request, name) is None}
-    told = request.model_dump_json(exclude={"candidates": {"__all__": {"image": {"data"}}}, **absent})
-    digest = hashlib.sha256(told.encode())
-    for each in images.hash_all([data[candidate.id] for candidate in request.candidates]):
-        digest.update(each)
-    return ParsedRequest(request, pixels, digest.hexdigest(), found)
+    told = request.model_dump_json(exclude={"candidates": {"__all__": {"image"}}, "stored": True, **absent})
+    return hashlib.sha256(f"{told}{content}".encode()).hexdigest()
+
+
+def _read_stored(request: RankRequest, reference: str, bounds: RequestBounds) -> ParsedRequest:
+    """The candidates that lie in this machine's memory: a view of each, whose pages are copied if they are written to.
+
+    Raises UnsupportedMediaType where they do not, so that a caller sends them instead.
+    """
+    named = parse_reference(reference, field="stored")
+    count, *shape = named.shape
+    if count != len(request.candidates):
+        message = f"stored has {count} candidates, and the request {len(request.candidates)}"
+        raise InvalidInput(message, field="stored")
+    are_latents = named.dtype == np.float16
+    kind = latents.LATENTS if are_latents else images.NPY
+    for index, candidate in enumerate(request.candidates):
+        field = f"candidates[{index}].image"
+        if candidate.image.data is not None:
+            raise InvalidInput(f"{field}.data must be absent: stored says where it lies", field=f"{field}.data")
+        if candidate.image.media_type != kind:
+            message = f"{field}.media_type is {candidate.image.media_type}, and what is stored is {kind}"
+            raise InvalidInput(message, field=f"{field}.media_type")
+    if are_latents:
+        height, width = _check_latents(request, tuple(shape), bounds)
+    else:
+        height, width = shape[0], shape[1]
+    if height * width > bounds.max_pixels:
+        raise images.too_many_pixels(f"{width}x{height} = {height * width}", bounds.max_pixels, "stored")
+    _check_total_pixels(count * height * width, bounds)
+    found = None if bounds.memory is None else bounds.memory.get(named, is_writable=True)
+    if found is None:
+        raise UnsupportedMediaType(
+            "stored: these candidates are not in this machine's memory: send them", field="stored"
+        )
+    digest = _digest(request, named.content + str([tuple(shape)] * count))
+    views: list[Any] = list(found)
+    return ParsedRequest(request, [] if are_latents else views, digest, views if are_latents else [])
+
+
+def _check_latents(request: RankRequest, shape: tuple[int, ...], bounds: RequestBounds) -> tuple[int, int]:
+    """The size in pixels of what latents of that shape (c, h, w) are decoded to."""
+    space = bounds.latents
+    if space is None:
+        raise UnsupportedMediaType("stored: no latents are taken here: send images", field="stored")
+    _check_vae(request, space)
+    if shape[0] != space.channels:
+        message = f"stored: latents have {shape[0]} channels, and {space.channels} are taken"
+        raise InvalidInput(message, field="stored")
+    return shape[1] * space.scale, shape[2] * space.scale
+
+
+def _check_vae(request: RankRequest, space: LatentSpace) -> None:
+    if request.vae not in (None, space.vae):
+        raise UnsupportedMediaType(
+            f"vae is {request.vae[:19]}, and latents of {space.vae[:19]} alone are taken here: look at /v1/info again",
+            field="vae",
+        )
 
 
 def _check_total_pixels(total: int, bounds: RequestBounds) -> None:
@@ -179,11 +246,7 @@ def _open_latents(
     """Every candidate's latents, of a request that has no images beside them. The pixels counted are those that they
     will be decoded to.
     """
-    if request.vae not in (None, space.vae):
-        raise UnsupportedMediaType(
-            f"vae is {request.vae[:19]}, and latents of {space.vae[:19]} alone are taken here: look at /v1/info again",
-            field="vae",
-        )
+    _check_vae(request, space)
     opened = []
     for index, candidate in enumerate(request.candidates):
         field = f"candidates[{index}].image"

@@ -21,23 +21,26 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import math
 import mmap
 import os
 import re
 import shutil
 import stat
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import cast
 
 import numpy as np
-from numpy.typing import NDArray
+import structlog
 
+from dipole.broker.references import Candidates, CandidatesName
 from dipole.errors import ConfigurationError
 from dipole.protocol.images import pixel_bytes
+from dipole.settings import CandidateMemorySettings
 
-BYTES: Final = np.dtype(np.uint8)
+log = structlog.get_logger()
+
 _ID = re.compile(r"[0-9a-f]{32}")
 
 
@@ -60,9 +63,9 @@ class SharedMemory:
                 "set DIPOLE_CANDIDATE_STORE=redis"
             ) from error
 
-    def put(self, name: str, images: NDArray[np.uint8] | NDArray[np.float16]) -> None:
-        """Keep a group's images under a name that may be a file's. Raises OSError where they have no room."""
-        path = (self._own or self._claim_folder()) / name
+    def put(self, named: CandidatesName, images: Candidates) -> None:
+        """Keep a group's images. Raises OSError where they have no room."""
+        path = (self._own or self._claim_folder()) / named.file_name
         if path.exists():
             return
         self._check_room(images.nbytes)
@@ -76,24 +79,45 @@ class SharedMemory:
             part.unlink(missing_ok=True)
             raise
 
-    def get(
-        self, name: str, shape: tuple[int, ...], kind: np.dtype[Any] = BYTES
-    ) -> NDArray[np.uint8] | NDArray[np.float16] | None:
-        """The images, read-only and where they lie; None where nobody keeps so many bytes under that name."""
-        size = math.prod(shape) * kind.itemsize
-        for owner in _list_names(self._folder):
-            with contextlib.suppress(OSError), open(self._folder / owner / name, "rb", opener=_open_no_link) as file:
-                found = os.fstat(file.fileno())
-                if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_size == size:
-                    # all pages at once: to fault one after the other takes longer
-                    flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
-                    mapped = mmap.mmap(file.fileno(), found.st_size, flags=flags, prot=mmap.PROT_READ)
-                    return np.frombuffer(mapped, kind).reshape(shape)
-        return None
+    def get(self, named: CandidatesName, *, is_writable: bool = False) -> Candidates | None:
+        """The images where they lie; None where nobody keeps so many bytes under that name. Read-only, or with
+        `is_writable` writable for the caller alone: what is written to is copied then.
+        """
+        with self._open(named) as file:
+            if file is None:
+                return None
+            if is_writable:
+                mapped = mmap.mmap(file, named.nbytes, access=mmap.ACCESS_COPY)
+            else:
+                # all pages at once: to fault one after the other takes longer
+                flags = mmap.MAP_SHARED | getattr(mmap, "MAP_POPULATE", 0)
+                mapped = mmap.mmap(file, named.nbytes, flags=flags, prot=mmap.PROT_READ)
+        return cast("Candidates", np.frombuffer(mapped, named.dtype).reshape(named.shape))
 
-    def delete(self, name: str) -> None:
+    def has(self, named: CandidatesName) -> bool:
+        with self._open(named) as file:
+            return file is not None
+
+    @contextlib.contextmanager
+    def _open(self, named: CandidatesName) -> Iterator[int | None]:
+        """The descriptor of a file of so many bytes that this user has under that name, whoever keeps it."""
+        for owner in _list_names(self._folder):
+            try:
+                file = os.open(self._folder / owner / named.file_name, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            except OSError:
+                continue
+            try:
+                found = os.fstat(file)
+                if stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid() and found.st_size == named.nbytes:
+                    yield file
+                    return
+            finally:
+                os.close(file)
+        yield None
+
+    def delete(self, named: CandidatesName) -> None:
         if self._own is not None:
-            (self._own / name).unlink(missing_ok=True)
+            (self._own / named.file_name).unlink(missing_ok=True)
 
     def sweep(self) -> int:
         """Remove what dead owners left; how many there were."""
@@ -161,6 +185,21 @@ class SharedMemory:
         found = os.statvfs(self._folder)
         if found.f_blocks and 2 * size > found.f_bavail * found.f_frsize:
             raise OSError(errno.ENOSPC, f"{size} bytes are more than half of the room that is left in {self._folder}")
+
+
+def open_shared_memory(settings: CandidateMemorySettings) -> SharedMemory | None:
+    """The folder for candidates in this machine's memory; None where the settings want none, or leave it open and there
+    is none. Raises ConfigurationError where they want one and it cannot be used.
+    """
+    if settings.candidate_store == "redis":
+        return None
+    try:
+        return SharedMemory(settings.candidate_dir)
+    except ConfigurationError as error:
+        if settings.candidate_store == "memory":
+            raise
+        log.info("candidate_memory_unused", error=str(error))
+        return None
 
 
 def _list_names(folder: Path) -> list[str]:

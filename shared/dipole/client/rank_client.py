@@ -27,6 +27,7 @@ from typing import Any, cast
 import httpx
 from pydantic import JsonValue
 
+from dipole.broker.references import StoredGroup
 from dipole.client import deadline_transport, tls
 from dipole.client.adapters import KINDS
 from dipole.client.circuit_breaker import CircuitBreaker
@@ -127,6 +128,7 @@ class RankClient:
         *,
         progress: float | None = None,
         vae: str | None = None,
+        stored: StoredGroup | None = None,
         idempotency_key: str | None = None,
         deadline_s: float = 60.0,
         location: str | None = None,
@@ -137,6 +139,7 @@ class RankClient:
 
         Candidates are RGB uint8 arrays (H, W, 3), or the bytes of such arrays as .npy; with `vae`, the fingerprint of
         one, they are its latents, float16 (c, h, w), and LatentsNotTaken is raised where the endpoint takes none of it.
+        `stored` says where in this machine's memory they lie: an endpoint that reads there is sent none of them.
         `progress` of a training, 0 to 1, is sent to an endpoint that wants it and to no other. Raises RewardError with
         `code` timeout, transport, http_status, invalid_response, not_finite (NaN or infinity for a number),
         circuit_open, cancelled or too_large. With `poll=False` a 202 raises StillPending at once, and a later call with
@@ -147,8 +150,9 @@ class RankClient:
             self._check_location(location)
         deadline = Deadline(deadline_s)
         job = _RankCall(
-            prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location, progress=progress, vae=vae
-        )
+            prompt, metadata, candidates, idempotency_key or uuid.uuid4().hex, location, progress=progress, vae=vae,
+            stored=stored,
+        )  # fmt: skip
         try:
             if not retry:
                 return self._rank_once(job, deadline, poll)
@@ -190,6 +194,13 @@ class RankClient:
         return ranking
 
     def _post_group(self, job: _RankCall, deadline: Deadline) -> Ranking | None:
+        try:
+            return self._post_once(job, deadline)
+        except _NotStored:  # they have been deleted, or another server answers by now
+            job.stored = None
+            return self._post_once(job, deadline)
+
+    def _post_once(self, job: _RankCall, deadline: Deadline) -> Ranking | None:
         info = self._known_info(deadline)
         if not job.is_taken_by(info):
             self._info = None  # it may be served with another VAE by now
@@ -207,6 +218,8 @@ class RankClient:
             except EndpointError as error:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
+                if job.is_stored_for(info) and error.http_status == 415:
+                    raise _NotStored from error
                 if job.vae is not None and error.http_status == 415:
                     raise LatentsNotTaken(f"{self.base_url} takes latents no more", is_mismatch=False) from error
                 raise
@@ -251,6 +264,10 @@ class RankClient:
             pass  # whatever it answers, nobody reads it
 
 
+class _NotStored(Exception):
+    """The endpoint does not find the candidates where they are stored."""
+
+
 def _origin(url: str) -> tuple[str, str, int | None]:
     parsed = httpx.URL(url)
     return parsed.scheme, parsed.host, parsed.port
@@ -268,7 +285,8 @@ class _RankCall:
     poll_after: float = 1.0
     progress: float | None = None
     vae: str | None = None  # whose latents the candidates are
-    _bodies: dict[tuple[bool, bool], dict[str, Any]] = field(default_factory=dict)
+    stored: StoredGroup | None = None
+    _bodies: dict[tuple[bool, bool, bool], dict[str, Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.candidates)
@@ -277,11 +295,15 @@ class _RankCall:
         """Whether an endpoint that says so of itself takes them: images all do, latents those with their VAE."""
         return self.vae is None or (info.latents is not None and info.latents.vae == self.vae)
 
-    def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
-        form = (multipart, tells_progress and self.progress is not None)
+    def is_stored_for(self, info: RewardInfo) -> bool:
+        return self.stored is not None and self.stored.folder_id == info.memory
+
+    def request_body(self, *, multipart: bool, tells_progress: bool = False, is_stored: bool = False) -> dict[str, Any]:
+        form = (multipart, tells_progress and self.progress is not None, is_stored)
         if form not in self._bodies:
             more = {"progress": self.progress} if form[1] else {}
-            self._bodies[form] = self._build_multipart(more) if multipart else self._build_json(more)
+            build = self._build_stored if is_stored else self._build_multipart if multipart else self._build_json
+            self._bodies[form] = build(more)
         return self._bodies[form]
 
     def _describe_request(self, described: Iterable[dict[str, str]], more: Mapping[str, Any]) -> dict[str, Any]:
@@ -309,6 +331,12 @@ class _RankCall:
             "Content-Length": str(sum(map(len, parts))),
         }
         return {"content": _join_small(parts), "headers": headers}
+
+    def _build_stored(self, more: Mapping[str, Any]) -> dict[str, Any]:
+        assert self.stored is not None
+        kind = images.NPY if self.vae is None else latents.LATENTS
+        described = ({"media_type": kind} for _ in range(len(self.candidates)))
+        return {"json": self._describe_request(described, {**more, "stored": self.stored.reference})}
 
     def _build_json(self, more: Mapping[str, Any]) -> dict[str, Any]:
         kind = "image/png" if self.vae is None else latents.LATENTS

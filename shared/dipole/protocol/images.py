@@ -71,6 +71,11 @@ def hash_all(parts: Sequence[Encoded | memoryview]) -> list[bytes]:
     return list(_hashing_threads().map(lambda part: hashlib.sha256(part).digest(), parts))
 
 
+def hash_content(images: Sequence[NDArray[Any]]) -> str:
+    """One SHA-256 of all, in hex: equal where their bytes are, whatever they were encoded as."""
+    return hashlib.sha256(b"".join(hash_all([pixel_bytes(image) for image in images]))).hexdigest()
+
+
 @cache
 def _hashing_threads() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(min(8, os.cpu_count() or 1), thread_name_prefix="hashing")

@@ -81,6 +81,12 @@ class RankRequest(ProtocolMessage):
         description="Fingerprint of the VAE whose latents the candidates are, as /v1/info says it; 415 where it is "
         "another one by now. Absent where they are images.",
     )
+    stored: str | None = Field(
+        default=None,
+        max_length=128,
+        description="Reference of the group's candidates in the folder that /v1/info names as `memory`: they are read "
+        "from there, as the numpy arrays that their media types say, and none has data. 415 where they are not there.",
+    )
     callback_url: str | None = Field(
         default=None, max_length=2048, description="URL that a ranking of 202 is sent to when it has finished."
     )
@@ -209,6 +215,12 @@ class RewardInfo(ProtocolMessage):
     multipart: bool = Field(default=True, description="Whether images may be sent as parts of multipart/form-data.")
     latents: LatentSpace | None = Field(
         default=None, description="The latents that are taken in place of images; absent where none are."
+    )
+    memory: str | None = Field(
+        default=None,
+        max_length=64,
+        description="Id of the folder in its machine's memory that candidates are read from (`stored`), for callers "
+        "on the same machine; absent where none is.",
     )
 
     @model_validator(mode="after")

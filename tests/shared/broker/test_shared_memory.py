@@ -16,19 +16,22 @@ import pytest
 import redis
 from structlog.testing import capture_logs
 
-from dipole.broker.candidates import CandidateStore, MissingCandidates, open_shared_memory
-from dipole.broker.shared_memory import SharedMemory
+from dipole.broker.candidates import CandidateStore, MissingCandidates
+from dipole.broker.references import CandidatesName, make_reference, parse_reference
+from dipole.broker.shared_memory import SharedMemory, open_shared_memory
 from dipole.errors import ConfigurationError, InvalidInput
 from dipole.settings import PlatformSettings
 
 GROUP = np.arange(2 * 3 * 5 * 3, dtype=np.uint8).reshape(2, 3, 5, 3)
-REFERENCE = CandidateStore.reference_of(GROUP)
+REFERENCE = make_reference(GROUP)
 OWNER = """
 import sys, time
 from pathlib import Path
 import numpy as np
+from dipole.broker.references import make_reference, parse_reference
 from dipole.broker.shared_memory import SharedMemory
-SharedMemory(Path(sys.argv[1])).put("one", np.zeros((1, 2, 2, 3), np.uint8))
+group = np.zeros((1, 2, 2, 3), np.uint8)
+SharedMemory(Path(sys.argv[1])).put(parse_reference(make_reference(group)), group)
 print("kept", flush=True)
 time.sleep(60)
 """
@@ -94,12 +97,12 @@ def test_what_has_no_room_goes_to_redis_with_one_warning(client: redis.Redis, tm
     try:
         with capture_logs() as logs:
             for group in groups:
-                store.put(CandidateStore.reference_of(group), group, to_memory=True)
+                store.put(make_reference(group), group, to_memory=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert [each["event"] for each in logs] == ["candidate_memory_full"]
     for group in groups:
-        assert np.array_equal(store.get(CandidateStore.reference_of(group)), group)
+        assert np.array_equal(store.get(make_reference(group)), group)
     assert len(client.keys("dipole:candidates:*")) == 3
     assert not list(tmp_path.rglob("*-2x64x64*"))
     store.put(REFERENCE, GROUP, to_memory=True)  # what has room again is in memory again
@@ -117,18 +120,18 @@ def test_a_sweep_takes_what_the_dead_left_and_nothing_of_the_living(tmp_path: Pa
         for owner in owners:
             assert owner.stdout is not None
             assert owner.stdout.readline() == "kept\n"
-        memory = SharedMemory(tmp_path)
+        memory, theirs = SharedMemory(tmp_path), parse_reference(make_reference(np.zeros((1, 2, 2, 3), np.uint8)))
         assert memory.sweep() == 0
         os.kill(owners[0].pid, signal.SIGKILL)
         owners[0].wait()
         assert memory.sweep() == 1
-        assert memory.get("one", (1, 2, 2, 3)) is not None
+        assert memory.has(theirs)
         os.kill(owners[1].pid, signal.SIGKILL)
         owners[1].wait()
-        memory.put("two", GROUP)  # whoever begins to own sweeps
-        assert memory.get("one", (1, 2, 2, 3)) is None
+        memory.put(parse_reference(REFERENCE), GROUP)  # whoever begins to own sweeps
+        assert not memory.has(theirs)
         assert memory.sweep() == 0
-        assert memory.get("two", GROUP.shape) is not None
+        assert memory.has(parse_reference(REFERENCE))
         memory.close()
         assert files(tmp_path) == set()
     finally:
@@ -159,9 +162,10 @@ def test_a_reference_names_no_path_and_no_memory_without_bounds(
 def test_a_file_of_other_bytes_is_not_read(client: redis.Redis, tmp_path: Path) -> None:
     """Fewer bytes than the reference says are no group, and a link is none."""
     memory = SharedMemory(tmp_path)
-    memory.put("short", GROUP[:1])
-    assert memory.get("short", GROUP.shape) is None
-    (whole,) = tmp_path.rglob("short")
-    whole.with_name("linked").symlink_to(whole)
-    assert memory.get("linked", GROUP[:1].shape) is None
+    whole, one = parse_reference(REFERENCE), CandidatesName(GROUP[:1].shape, GROUP.dtype, "0" * 64)
+    memory.put(whole, GROUP[:1])
+    assert memory.get(whole) is None
+    (short,) = tmp_path.rglob(whole.file_name)
+    short.rename(short.with_name("elsewhere")).with_name(one.file_name).symlink_to("elsewhere")
+    assert memory.get(one) is None
     memory.close()

@@ -16,6 +16,7 @@ import redis
 from numpy.typing import NDArray
 
 from dipole.broker.candidates import CandidateStore
+from dipole.broker.references import make_reference
 from dipole.client.endpoint import Endpoint as Described
 from dipole.errors import InvalidInput, RewardUnavailable
 from dipole.tiny.job import build_demo_job, build_demo_prompts
@@ -123,7 +124,7 @@ def test_a_reference_names_what_lies_there(redis_url: str) -> None:
     """Latents come back bit by bit from Redis; equal bytes of another shape are another group."""
     store = CandidateStore(redis.Redis.from_url(redis_url), 60)
     latents = np.random.default_rng(0).normal(size=(3, 4, 2, 5)).astype(np.float16)
-    reference = CandidateStore.reference_of(latents)
+    reference = make_reference(latents)
     assert reference.endswith(":3x4x2x5")
     store.put(reference, latents)
     assert np.array_equal(store.get(reference), latents)
@@ -131,7 +132,7 @@ def test_a_reference_names_what_lies_there(redis_url: str) -> None:
     store.delete([reference])
     for wrong in (np.zeros((2, 3), np.float16), np.zeros((2, 3, 4, 5), np.float32), np.zeros((1, 2, 2, 4), np.uint8)):
         with pytest.raises(InvalidInput):
-            CandidateStore.reference_of(wrong)
+            make_reference(wrong)
     for text in ("sha256:" + "0" * 64 + ":1x2x3x4x5", "sha256:" + "0" * 64 + ":99999x99999x9x9"):
         with pytest.raises(InvalidInput):
             store.get(text)

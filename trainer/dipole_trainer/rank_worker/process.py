@@ -40,11 +40,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from dipole import logs, tracing
-from dipole.broker.candidates import open_shared_memory
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.process_health import HEARTBEAT_TTL_S, HealthFiles, check_heartbeat
 from dipole.broker.rankings import TaskCoordination, queue_name
+from dipole.broker.shared_memory import open_shared_memory
 from dipole.settings import MetricsSettings, RankWorkerSettings, load_settings
 from dipole.stack.parent_death import die_with_parent
 from dipole.stack.supervisor import STEADY_RUN_S, restart_delay_s

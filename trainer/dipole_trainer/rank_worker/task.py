@@ -19,11 +19,13 @@ from celery import Celery, Task
 from redis.exceptions import RedisError
 
 from dipole import tracing
-from dipole.broker.candidates import Candidates, CandidateStore, MissingCandidates, open_shared_memory
+from dipole.broker.candidates import CandidateStore, MissingCandidates
 from dipole.broker.connection import connect_redis
 from dipole.broker.endpoint_statistics import EndpointRecord
 from dipole.broker.messages import RankAnswer, RankMessage, failure_answer, ranking_answer
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
+from dipole.broker.references import Candidates
+from dipole.broker.shared_memory import open_shared_memory
 from dipole.client import tls
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint, check_reward_url
@@ -104,6 +106,7 @@ class Lane:
                 message["metadata"],
                 progress=message.get("progress"),
                 vae=message.get("vae"),
+                stored=self._store.find_in_memory(message["candidates"]),
                 idempotency_key=message["key"],
                 deadline_s=min(remaining, ANSWER_TIMEOUT_S if message["location"] is None else POLL_TIMEOUT_S),
                 location=message["location"],

@@ -40,12 +40,12 @@ from kombu.exceptions import OperationalError
 from redis.exceptions import RedisError
 
 from dipole import tracing
-from dipole.broker.candidates import Candidates, CandidateStore
 from dipole.broker.celery_app import create_celery_app
 from dipole.broker.connection import connect_redis, describe_redis_error
 from dipole.broker.messages import RankAnswer, RankMessage, RunRecord
 from dipole.broker.queue_depth import SENT_AT_HEADER
 from dipole.broker.rankings import CLAIM_TTL_S, RANK_TASK, TaskCoordination, queue_name
+from dipole.broker.references import Candidates, make_reference
 from dipole.client.endpoint import Endpoint
 from dipole.settings import PlatformSettings
 from dipole.vault import Vault
@@ -258,7 +258,7 @@ class CeleryRanker:
             self._in_flight.put_result(group.id, name, failure, now)
             return
         if id(array) not in references:
-            references[id(array)] = array, CandidateStore.reference_of(array)
+            references[id(array)] = array, make_reference(array)
         reference = references[id(array)][1]
         # equal latents of two VAEs are different images
         substance = f"{reference} of {group.vae}" if array is group.latents else reference

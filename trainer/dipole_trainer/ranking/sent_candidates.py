@@ -12,8 +12,10 @@ from collections.abc import Collection, Mapping
 import redis
 import structlog
 
-from dipole.broker.candidates import Candidates, CandidateStore, open_shared_memory
+from dipole.broker.candidates import CandidateStore
 from dipole.broker.rankings import TaskCoordination
+from dipole.broker.references import Candidates
+from dipole.broker.shared_memory import open_shared_memory
 from dipole.settings import PlatformSettings
 from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.ranking.lazy_images import read_images

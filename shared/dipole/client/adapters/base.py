@@ -55,8 +55,13 @@ class RankCall(Protocol):
     def pixels(self) -> list[Pixels]:
         """Every candidate as an RGB uint8 array (H, W, 3)."""
 
-    def request_body(self, *, multipart: bool, tells_progress: bool = False) -> dict[str, Any]:
-        """The ranking protocol's own request, as httpx's arguments; with `progress` for an endpoint that wants it."""
+    def is_stored_for(self, info: RewardInfo) -> bool:
+        """Whether the candidates lie in memory that the endpoint reads, so that they need not be sent."""
+
+    def request_body(self, *, multipart: bool, tells_progress: bool = False, is_stored: bool = False) -> dict[str, Any]:
+        """The ranking protocol's own request, as httpx's arguments; with `progress` for an endpoint that wants it, and
+        without the candidates' bytes where it finds them stored.
+        """
 
     def base64_pngs(self) -> list[str]:
         """Every candidate as base64 of a PNG."""

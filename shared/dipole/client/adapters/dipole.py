@@ -33,8 +33,10 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
     def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         # latents are asked for where /v1/info offers them, which needs no further type
         sends_npy = job.vae is not None or images.NPY in info.media_types
-        multipart = info.multipart and sends_npy
-        body = job.request_body(multipart=multipart, tells_progress="progress" in info.wants)
+        multipart = info.multipart and sends_npy and not job.is_stored_for(info)
+        body = job.request_body(
+            multipart=multipart, tells_progress="progress" in info.wants, is_stored=job.is_stored_for(info)
+        )
         return "/v1/rank", {**body, "headers": {**body.get("headers", {}), "Idempotency-Key": job.key}}
 
     def read_answer(self, job: RankCall, status: int, answer: BoundedResponse) -> Ranking | None:
