@@ -16,6 +16,8 @@ from pydantic import JsonValue
 from safetensors.torch import load_file, save_file
 
 from dipole import conformance
+from dipole.broker.references import make_reference, parse_reference
+from dipole.broker.shared_memory import SharedMemory
 from dipole.client.rank_client import LatentsNotTaken, RankClient
 from dipole.errors import ConfigurationError
 from dipole.protocol import images
@@ -137,6 +139,26 @@ async def test_latents_are_ranked_as_their_images_are(
         for vae, status in ((generator.vae_fingerprint, 200), ("0" * 64, 415)):
             named = {**request([encode_latents(each) for each in latents]), "vae": vae}
             assert (await client.post("/v1/rank", json=named)).status_code == status
+
+
+async def test_latents_are_read_from_memory_too(
+    serve: Serve, drawn: tuple[OneStepGenerator, torch.Tensor], tmp_path: Path
+) -> None:
+    """The scores of the same latents sent; those of another VAE, or of a service that takes none, are 415."""
+    latents, _ = drawn[0].pack_latents(drawn[1])
+    reference, memory = make_reference(latents), SharedMemory(tmp_path)
+    memory.put(parse_reference(reference), latents)
+    sent = request([encode_latents(each) for each in latents])
+    stored = {**request([{"media_type": LATENTS}] * len(latents)), "stored": reference}
+    async with serve(reward=COLOURFULNESS, reward_vae=TINY_TURBO, candidate_dir=tmp_path) as client:
+        answers = [await client.post("/v1/rank", json=each) for each in (sent, stored)]
+        assert [answer.status_code for answer in answers] == [200, 200]
+        assert answers[0].json()["results"] == answers[1].json()["results"]
+        assert (await client.post("/v1/rank", json={**stored, "vae": "0" * 64})).status_code == 415
+    async with serve(reward=COLOURFULNESS, candidate_dir=tmp_path) as client:
+        refused = await client.post("/v1/rank", json=stored)
+        assert (refused.status_code, refused.json()["errors"][0]["field"]) == (415, "stored")
+    memory.close()
 
 
 def png(pixels: Any) -> dict[str, str]:

@@ -17,6 +17,7 @@ import pytest
 from pydantic import SecretStr, ValidationError
 from python_multipart import parse_form
 
+from dipole.broker.references import StoredGroup, make_reference
 from dipole.client.circuit_breaker import CircuitBreaker
 from dipole.client.connection import EndpointError
 from dipole.client.endpoint import Endpoint
@@ -99,6 +100,43 @@ def test_the_fast_lane_sends_npy_parts() -> None:
     assert [candidate["id"] for candidate in request["candidates"]] == ["c0", "c1", "c2"]
     for index, sent in enumerate(IMAGES):
         assert np.array_equal(images.decode_image(files[f"c{index}".encode()], images.NPY), sent)
+
+
+STORED = StoredGroup(make_reference(np.stack(IMAGES)), "f0")
+
+
+def test_who_reads_the_memory_they_lie_in_is_sent_a_reference_alone() -> None:
+    """No candidate is even looked at; who reads another folder, or none, is sent them all."""
+
+    class Untouched(list[Any]):
+        def __iter__(self) -> Iterator[Any]:
+            raise AssertionError("the candidates were looked at")
+
+    fake = Fake(ok(), info={"memory": "f0"})
+    with fake.client() as client:
+        client.rank("p", Untouched(IMAGES), {"tag": "x"}, stored=STORED)
+    request = json.loads(fake.seen[0].content)
+    assert (request["stored"], request["metadata"]) == (STORED.reference, {"tag": "x"})
+    assert [each["image"] for each in request["candidates"]] == [{"media_type": images.NPY}] * 3
+    for info in ({"memory": "f1"}, {}):
+        fake = Fake(ok(), info=info)
+        with fake.client() as client:
+            client.rank("p", IMAGES, stored=STORED)
+        assert b"stored" not in fake.seen[0].content
+        assert len(fake.seen[0].content) > sum(image.nbytes for image in IMAGES)
+
+
+def test_what_is_not_found_in_memory_is_sent_after_all() -> None:
+    """At once and with the same key; an endpoint that refuses that too is told as refusing."""
+    fake = Fake(httpx.Response(415), ok(), info={"memory": "f0"})
+    with fake.client() as client:
+        assert client.rank("p", IMAGES, stored=STORED, retry=False).results[2].score == 0.2
+    assert len({request.headers["idempotency-key"] for request in fake.seen}) == 1
+    assert [b"stored" in request.content for request in fake.seen] == [True, False]
+    fake = Fake(httpx.Response(415), info={"memory": "f0"})
+    with fake.client() as client, pytest.raises(EndpointError, match="415"):
+        client.rank("p", IMAGES, stored=STORED)
+    assert len(fake.seen) == 2
 
 
 @pytest.mark.parametrize("info", [{"multipart": False}, {"media_types": ["image/png"]}])

@@ -82,6 +82,7 @@ class Endpoint:
     verified: bool | None = None
     wants: tuple[str, ...] = ()
     deterministic: bool | None = None
+    memory: str | None = None  # id of the folder that it says it reads
     revision: str = "r1"
     host: str = "127.0.0.1"
     slept: list[int] | None = None  # calls that it had answered when it was put to sleep; None: it knows no such route
@@ -114,6 +115,7 @@ class Endpoint:
                         "verified": endpoint.verified,
                         "wants": endpoint.wants,
                         "deterministic": endpoint.deterministic,
+                        "memory": endpoint.memory,
                     }
                     self.answer(200, {}, json.dumps({**info, "media_types": types, **said}))
 

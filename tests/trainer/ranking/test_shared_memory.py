@@ -106,3 +106,31 @@ def test_a_rank_worker_with_a_folder_of_its_own_is_served_by_redis(
             ranker.close()
     assert stored == [1, 1]
     assert client.keys("dipole:candidates:*") == []
+
+
+def test_a_reward_that_reads_the_folder_too_is_sent_no_images(
+    endpoint: Endpoints, harness: Harness, settings: PlatformSettings
+) -> None:
+    """A reference goes to it, and bytes to one that reads another folder; once it misses them, they are sent."""
+    settings.candidate_dir.mkdir()
+    folder = SharedMemory(settings.candidate_dir)
+    harness.settings = settings.model_copy(update={"candidate_store": "memory"})
+
+    def forgets(call: Call) -> Answer:
+        return (415, {}, "{}") if int(call.headers["content-length"]) < group("x").images.nbytes else good(call)
+
+    servers = {
+        "reads": endpoint(good, memory=folder.id),
+        "reads-another": endpoint(good, memory="0123"),
+        "misses": endpoint(forgets, memory=folder.id),
+    }
+    with running_rank_worker(settings.redis_url, DIPOLE_CANDIDATE_DIR=str(settings.candidate_dir)):
+        ranker = harness.ranker(*(reward(server, name) for name, server in servers.items()))
+        ranker.submit(group("g"))
+        (ranked,) = collect(ranker)
+    assert {result.scores for result in ranked.results.values()} == {(0.0, 1.0, 2.0, 3.0)}
+    was_sent = {
+        name: [int(call.headers["content-length"]) > group("x").images.nbytes for call in server.calls]
+        for name, server in servers.items()
+    }
+    assert was_sent == {"reads": [False], "reads-another": [True], "misses": [False, True]}
