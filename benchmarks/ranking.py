@@ -11,7 +11,7 @@
     JSON+PNG      RankClient to the same service, images as base64 PNG
     multipart     the same, images as npy parts: what RankClient chooses by itself
     Celery        CeleryRanker: a rank worker and the reward service, each a process of its own, and the images in
-                  Redis or in this machine's memory (DIPOLE_CANDIDATE_STORE)
+                  Redis or in this machine's memory (DIPOLE_CANDIDATE_STORE), from where the service reads them
 A path's time less the forward's, also as a multiple of PNG-encoding the group once, a cost that any protocol with
 compressed images would have; its time over that of the bare POST; and where the Celery paths' goes, each part of it
 measured alone. With `--reward sleeper:Sleeper`, which computes nothing, all of the time is asking.
@@ -61,7 +61,7 @@ from sleeper import HOST, KEY, Names, Sleeper, sleepers
 
 from dipole.broker.candidates import CandidateStore
 from dipole.broker.connection import connect_redis
-from dipole.broker.references import make_reference, parse_reference
+from dipole.broker.references import StoredGroup, make_reference, parse_reference
 from dipole.broker.shared_memory import SharedMemory
 from dipole.client.endpoint import Endpoint
 from dipole.client.rank_client import RankClient
@@ -74,9 +74,9 @@ from dipole_trainer.ranking.groups import CandidateGroup
 from dipole_trainer.spec import RewardSpec
 
 NAME = "measured"
-PARTS = {
-    "Celery, Redis": ("hashing", "Redis set", "Redis get", "Redis drop"),
-    "Celery, memory": ("hashing", "memory put", "memory get", "memory drop"),
+PARTS = {  # the first is asking the reward, its forward included
+    "Celery, Redis": ("multipart npy", "hashing", "Redis set", "Redis get", "Redis drop"),
+    "Celery, memory": ("by reference", "hashing", "memory put", "memory drop"),
 }
 TURN_S = 2.0  # of each path in turn, with many groups in flight
 PROMPT = "a red circle"
@@ -185,7 +185,7 @@ def overhead(args: argparse.Namespace, settings: PlatformSettings, url: str, siz
             "multipart npy": lambda n: npy.rank(PROMPT, list(groups[n]), METADATA),
             "Celery, Redis": lambda n: by_redis(f"{size}.{n}", groups[n]),
             "Celery, memory": lambda n: by_memory(f"{size}.{n}", groups[n]),
-            **parts(stack, settings, groups),
+            **parts(stack, settings, groups, npy),
         }
         return timed(calls, args.repeats)
 
@@ -226,9 +226,9 @@ def bare_posts(
 
 
 def parts(
-    stack: ExitStack, settings: PlatformSettings, groups: list[NDArray[np.uint8]]
+    stack: ExitStack, settings: PlatformSettings, groups: list[NDArray[np.uint8]], client: RankClient
 ) -> dict[str, Callable[[int], object]]:
-    """What the Celery paths do with a group's images besides posting them, one by one."""
+    """What the Celery paths do with a group's images, one by one, in the order in which they can be done."""
     redis = CandidateStore(connect_redis(settings.redis_url), 60)
     memory = SharedMemory(settings.candidate_dir)
     stack.callback(memory.close)
@@ -240,7 +240,9 @@ def parts(
         "Redis get": lambda n: redis.get(names[n]),
         "Redis drop": lambda n: redis.delete([names[n]]),
         "memory put": lambda n: memory.put(parse_reference(names[n]), groups[n]),
-        "memory get": lambda n: memory.get(parse_reference(names[n]), is_writable=True),
+        "by reference": lambda n: client.rank(
+            PROMPT, list(groups[n]), METADATA, stored=StoredGroup(names[n], memory.id)
+        ),
         "memory drop": lambda n: memory.delete(parse_reference(names[n])),
     }
 
@@ -261,8 +263,8 @@ def tell_overhead(size: int, count: int, seconds: dict[str, float]) -> list[dict
         print(f"{path:>14} {seconds[path] * 1e3:8.1f} {extra * 1e3:12.1f} {extra / forward:10.2f} {extra / png:15.2f} "
               f"{seconds[path] / seconds['bare POST']:12.2f}")  # fmt: skip
     for row in rows[-len(PARTS) :]:
-        where = {each: seconds[each] for each in ("multipart npy", *PARTS[row["path"]])}
-        where["multipart npy"] -= forward
+        asking, *others = PARTS[row["path"]]
+        where = {asking: seconds[asking] - forward, **{each: seconds[each] for each in others}}
         where["messages, the rest"] = row["overhead_s"] - sum(where.values())
         row["where_s"] = where
         print(f"of {row['path']}: " + ", ".join(f"{each} {spent * 1e3:.1f}" for each, spent in where.items()) + " ms")

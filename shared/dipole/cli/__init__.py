@@ -15,9 +15,9 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
-from dipole.cli import demo, evaluate, files, images, jobs, plan, rewards, serve
+from dipole.cli import evaluate, files, images, jobs, plan, ratings, rewards, serve
+from dipole.cli.demos import demo
 from dipole.cli.operations import audit, backup, database, doctor
-from dipole.cli.people import ratings
 from dipole.cli.terminal import err, printable
 from dipole.errors import DipoleError
 

@@ -16,7 +16,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dipole.cli import app
-from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
+from dipole.cli.demos.demo_jobs import cancel_left_jobs, create_demo_job
 from dipole.cli.jobs import parse_reward
 from dipole.client.trainer_api import TrainerApi, TrainerApiError
 from dipole.errors import InvalidInput

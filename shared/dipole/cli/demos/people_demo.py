@@ -24,9 +24,9 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
+from dipole.cli.demos import people_pictures
+from dipole.cli.demos.demo_jobs import cancel_left_jobs, create_demo_job
 from dipole.cli.optional_imports import explain_missing
-from dipole.cli.people import pictures
 from dipole.cli.progress.waiting import ShownWait
 from dipole.cli.terminal import err, printable
 from dipole.client.ratings_api import RatingsApi
@@ -167,7 +167,7 @@ class _PeopleDemo:
         """Before and after, of the checkpoint at this step."""
         (found,) = [each for each in self._checkpoints() if each["step_number"] == step]
         sides = {"base": self.base, f"after {step} answers": self._draw_images(found["id"])}
-        self.drawn.append(pictures.draw_comparison(self.prompts, sides, self.out / f"people-{step:03}.png"))
+        self.drawn.append(people_pictures.draw_comparison(self.prompts, sides, self.out / f"people-{step:03}.png"))
         return self.drawn[-1]
 
     def print_results(self, answers: Path) -> None:

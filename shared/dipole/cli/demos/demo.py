@@ -1,4 +1,4 @@
-"""`dipole demo`: the whole platform once, from prompts to a picture. With --people: cli/people/demo.py.
+"""`dipole demo`: the whole platform once, from prompts to a picture. With --people: people_demo.py.
 
 Starts the embedded stack (or talks to a running one), uploads the tiny world's prompts, creates a DrPO job over REST,
 shows it train, and compares base and result on prompts that training never saw.
@@ -19,9 +19,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from dipole.cli.demo_jobs import cancel_left_jobs, create_demo_job
+from dipole.cli.demos.demo_jobs import cancel_left_jobs, create_demo_job
+from dipole.cli.demos.people_demo import PeopleAddresses, run_people_demo
 from dipole.cli.optional_imports import explain_missing
-from dipole.cli.people.demo import PeopleAddresses, run_people_demo
 from dipole.cli.progress.job_progress import JobLines, describe_step
 from dipole.cli.terminal import printable
 from dipole.client.ratings_api import DEFAULT_RATINGS_URL

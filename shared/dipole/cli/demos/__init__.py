@@ -1,0 +1,1 @@
+"""`dipole demo`, on a reward or on what its visitor ranks."""
