@@ -126,7 +126,8 @@ class PlatformSettings(CandidateMemorySettings):
     candidates_max_gib: float = Field(
         default=3.0,
         gt=0,
-        description="Most GiB of a job's candidates in flight; where they wait needs as much, and so does the trainer.",
+        description="Most GiB of a job's candidates in flight; where they wait needs as much, and so does the trainer. "
+        "In memory a reward on this machine holds what it has not ranked beyond that.",
     )
     score_cache_groups: int = Field(
         default=50_000,

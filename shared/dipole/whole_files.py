@@ -9,10 +9,14 @@ from pathlib import Path
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A hidden path beside `target` to write to: it takes the target's place in the end, and is gone if that fails."""
+    """A hidden path beside `target` to write to: it takes the target's place in the end, and is gone if that fails.
+
+    For one writer at a time.
+    """
     partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial
         partial.replace(target)
-    finally:
+    except BaseException:
         partial.unlink(missing_ok=True)
+        raise

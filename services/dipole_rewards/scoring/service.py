@@ -11,7 +11,7 @@ from typing import cast
 import structlog
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from dipole.broker.shared_memory import open_shared_memory
+from dipole.broker.shared_memory import SharedMemory, find_shared_memory
 from dipole.errors import DipoleError, Overloaded
 from dipole.protocol.images import MEDIA_TYPES
 from dipole.protocol.latents import LATENTS
@@ -51,7 +51,6 @@ class RewardService:
         self.name = settings.reward_name or reward_class.name
         self.failure: Exception | None = None
         self.latent_space: LatentSpace | None = None  # what candidates may be given as, once it is loaded
-        self.memory = open_shared_memory(settings)  # where candidates of this machine's trainers lie
         self._reward: Reward | None = None
         self._batcher: Batcher | None = None
         self._weights: WeightResidence | None = None
@@ -124,6 +123,10 @@ class RewardService:
         if self._reward is not None:
             self._reward.close()
 
+    def find_memory(self) -> SharedMemory | None:
+        """Where candidates of this machine's trainers lie, if any has run here; looked for whenever it is asked."""
+        return find_shared_memory(self.settings)
+
     def ready_reward(self) -> Reward:
         """The loaded reward. Raises Overloaded while there is none."""
         if self.failure is not None:
@@ -153,7 +156,7 @@ class RewardService:
             verified=reward.verified,
             wants=list(reward.wants),
             latents=self.latent_space,
-            memory=self.memory.id if self.memory is not None else None,
+            memory=memory.id if (memory := self.find_memory()) is not None else None,
             deterministic=reward.deterministic,
         )
 

@@ -8,6 +8,7 @@ thread. What comes as latents is measured likewise, and decoded later, where the
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -204,7 +205,9 @@ def _read_stored(request: RankRequest, reference: str, bounds: RequestBounds) ->
     if height * width > bounds.max_pixels:
         raise images.too_many_pixels(f"{width}x{height} = {height * width}", bounds.max_pixels, "stored")
     _check_total_pixels(count * height * width, bounds)
-    found = None if bounds.memory is None else bounds.memory.get(named, is_writable=True)
+    found = None
+    with contextlib.suppress(OSError):  # there is no room to map them: they are sent then
+        found = bounds.memory.get(named, is_writable=True) if bounds.memory is not None else None
     if found is None:
         raise UnsupportedMediaType(
             "stored: these candidates are not in this machine's memory: send them", field="stored"

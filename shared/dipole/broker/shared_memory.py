@@ -47,16 +47,16 @@ _ID = re.compile(r"[0-9a-f]{32}")
 class SharedMemory:
     """One folder of candidates. Whoever only reads owns nothing in it; an owner closes it in the end.
 
-    Raises ConfigurationError where there is no such folder, or it is not this user's alone. An owner is used by one
-    thread.
+    It is made unless `makes_folder` is false. Raises ConfigurationError where there is none, or it is not this user's
+    alone. An owner is used by one thread.
     """
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, makes_folder: bool = True) -> None:
         self._folder = base / f"dipole-{os.getuid()}"
         self._own: Path | None = None
         self._lock = -1
         try:
-            self.id = self._open_folder()
+            self.id = self._open_folder() if makes_folder else self._read_id()
         except OSError as error:
             raise ConfigurationError(
                 f"DIPOLE_CANDIDATE_DIR: {self._folder} cannot be used ({error.strerror}): name a folder in memory, or "
@@ -146,9 +146,7 @@ class SharedMemory:
         """The folder's id. Whoever comes first makes both."""
         with contextlib.suppress(FileExistsError):
             self._folder.mkdir(mode=0o700)
-        found = self._folder.lstat()
-        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
-            raise PermissionError(errno.EPERM, "it is not a folder of this user alone")
+        self._check_is_private()
         path = self._folder / "id"
         if not path.exists():
             draft = self._folder / f"{uuid.uuid4().hex}.draft"
@@ -156,6 +154,16 @@ class SharedMemory:
             with contextlib.suppress(FileExistsError):
                 path.hardlink_to(draft)
             draft.unlink()
+        return self._read_id()
+
+    def _check_is_private(self) -> None:
+        found = self._folder.lstat()
+        if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+            raise PermissionError(errno.EPERM, "it is not a folder of this user alone")
+
+    def _read_id(self) -> str:
+        self._check_is_private()
+        path = self._folder / "id"
         found_id = path.read_text()
         if not _ID.fullmatch(found_id):
             raise OSError(errno.EINVAL, f"{path} is not what was written there")
@@ -200,6 +208,15 @@ def open_shared_memory(settings: CandidateMemorySettings) -> SharedMemory | None
             raise
         log.info("candidate_memory_unused", error=str(error))
         return None
+
+
+def find_shared_memory(settings: CandidateMemorySettings) -> SharedMemory | None:
+    """The folder as a trainer or a rank worker of this machine has made it, to read from; None where the settings want
+    none or there is none by now.
+    """
+    with contextlib.suppress(ConfigurationError):
+        return None if settings.candidate_store == "redis" else SharedMemory(settings.candidate_dir, makes_folder=False)
+    return None
 
 
 def _list_names(folder: Path) -> list[str]:

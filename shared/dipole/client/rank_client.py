@@ -218,7 +218,8 @@ class RankClient:
             except EndpointError as error:
                 if error.http_status is not None and not error.retryable:
                     self._info = None  # perhaps it takes other things than it used to
-                if job.is_stored_for(info) and error.http_status == 415:
+                # 422: it has been replaced by a version that does not know the field
+                if job.is_stored_for(info) and error.http_status in (415, 422):
                     raise _NotStored from error
                 if job.vae is not None and error.http_status == 415:
                     raise LatentsNotTaken(f"{self.base_url} takes latents no more", is_mismatch=False) from error

@@ -35,7 +35,8 @@ def prepare_app(
     """Give a FastAPI app its health and info routes, refusals that name the field, bounded bodies, and a bearer key."""
     app.add_api_route("/livez", lambda: "alive")
     app.add_api_route("/readyz", lambda: "ready")
-    app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo)
+    # a trainer of an older version refuses a field that it does not know, also an empty one
+    app.add_api_route("/v1/info", lambda: info, response_model=RewardInfo, response_model_exclude_none=True)
     app.router.redirect_slashes = False  # the protocol knows no redirects
     # the framework's own refusals too
     for kind in [*app.exception_handlers, DipoleError]:

@@ -12,6 +12,7 @@ import pytest
 from numpy.typing import NDArray
 from pydantic import JsonValue
 
+from dipole.broker import shared_memory
 from dipole.broker.references import make_reference, parse_reference
 from dipole.broker.shared_memory import SharedMemory
 from dipole.protocol import images
@@ -78,6 +79,31 @@ async def test_what_is_stored_is_ranked_as_if_it_were_sent(serve: Any, memory: S
     found = memory.get(parse_reference(REFERENCE))
     assert found is not None
     assert np.array_equal(found, GROUP)
+
+
+async def test_a_service_makes_no_folder_and_finds_the_one_that_is_made_later(serve: Any, tmp_path: Path) -> None:
+    """Where no trainer has run, as in a container of its own, it says nothing that an older trainer would not know."""
+    async with serve(reward=BLACKENS, candidate_dir=tmp_path) as client:
+        assert "memory" not in (await client.get("/v1/info")).json()
+        assert list(tmp_path.iterdir()) == []
+        memory = SharedMemory(tmp_path)
+        memory.put(parse_reference(REFERENCE), GROUP)
+        assert (await client.get("/v1/info")).json()["memory"] == memory.id
+        assert (await client.post("/v1/rank", json=asked())).status_code == 200
+        memory.close()
+
+
+async def test_what_cannot_be_mapped_is_to_be_sent(
+    serve: Any, memory: SharedMemory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system has no memory or no descriptor left: 415, and nobody's fault."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(12, "Cannot allocate memory")
+
+    async with serve(reward=BLACKENS, candidate_dir=tmp_path) as client:
+        monkeypatch.setattr(shared_memory.mmap, "mmap", refuse)
+        assert (await client.post("/v1/rank", json=asked())).status_code == 415
 
 
 @pytest.mark.parametrize("where", ["nowhere", "another folder", "unread"])

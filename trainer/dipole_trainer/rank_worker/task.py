@@ -106,7 +106,7 @@ class Lane:
                 message["metadata"],
                 progress=message.get("progress"),
                 vae=message.get("vae"),
-                stored=self._store.find_in_memory(message["candidates"]),
+                stored=self._store.find_in_memory(message["candidates"]) if message["location"] is None else None,
                 idempotency_key=message["key"],
                 deadline_s=min(remaining, ANSWER_TIMEOUT_S if message["location"] is None else POLL_TIMEOUT_S),
                 location=message["location"],

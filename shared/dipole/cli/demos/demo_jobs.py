@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from dipole.client.trainer_api import ENDED, TrainerApi
+from dipole.client.trainer_api import ENDED, TrainerApi, TrainerApiError
 
 NOTE = {"made_by": "dipole demo"}
 JOBS = "/v1/fine_tuning/jobs"
@@ -25,5 +25,10 @@ def cancel_left_jobs(client: TrainerApi, tell: Callable[[str], object]) -> None:
     """
     left = [job["id"] for job in client.iterate_items(JOBS) if job["metadata"] == NOTE and job["status"] not in ENDED]
     for job_id in left:
-        client.post(f"{JOBS}/{job_id}/cancel")
+        try:
+            client.post(f"{JOBS}/{job_id}/cancel")
+        except TrainerApiError as error:
+            if error.http_status != 409:  # it has just ended
+                raise
+            continue
         tell(f"Cancelled {job_id}, which an earlier demo in this folder had left")

@@ -33,7 +33,7 @@ class DipoleAdapter(EndpointAdapter[DipoleOptions]):
     def build_request(self, job: RankCall, info: RewardInfo) -> tuple[str, dict[str, Any]]:
         # latents are asked for where /v1/info offers them, which needs no further type
         sends_npy = job.vae is not None or images.NPY in info.media_types
-        multipart = info.multipart and sends_npy and not job.is_stored_for(info)
+        multipart = info.multipart and sends_npy
         body = job.request_body(
             multipart=multipart, tells_progress="progress" in info.wants, is_stored=job.is_stored_for(info)
         )
