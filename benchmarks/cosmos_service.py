@@ -15,7 +15,7 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from urllib.parse import urlencode
 
@@ -75,24 +75,21 @@ class CosmosService:
         with closing(connection):
             yield ask
 
-    @contextmanager
-    def asleep(self) -> Iterator[None]:
+    def asleep(self) -> AbstractContextManager[None]:
         """Stops it meanwhile: without work too it looks for some a thousand times a second."""
-        self._signal(signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            self._signal(signal.SIGCONT)
+        return self._between(signal.SIGSTOP, signal.SIGCONT)
+
+    def awake(self) -> AbstractContextManager[None]:
+        """Inside of `asleep`: lets it run."""
+        return self._between(signal.SIGCONT, signal.SIGSTOP)
 
     @contextmanager
-    def awake(self) -> Iterator[None]:
-        """Inside of `asleep`: lets it run."""
-        self._signal(signal.SIGCONT)
+    def _between(self, first: signal.Signals, last: signal.Signals) -> Iterator[None]:
+        if self.process_group is None:
+            yield
+            return
+        os.killpg(self.process_group, first)
         try:
             yield
         finally:
-            self._signal(signal.SIGSTOP)
-
-    def _signal(self, number: signal.Signals) -> None:
-        if self.process_group is not None:
-            os.killpg(self.process_group, number)
+            os.killpg(self.process_group, last)

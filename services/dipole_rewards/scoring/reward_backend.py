@@ -41,7 +41,7 @@ class RewardBackend:
             max_pixels=settings.reward_max_pixels,
             max_total_pixels=settings.reward_max_total_pixels,
             latents=self.service.latent_space,
-            memory=self.service.find_memory(),
+            find_memory=self.service.find_memory,
         )
 
     async def close(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -34,14 +34,14 @@ REQUEST_PART = "request"
 @dataclass(frozen=True)
 class RequestBounds:
     """What one request may hold: candidates, pixels of an image, pixels of all its images together; the latents that
-    candidates may be given as, and the memory that they may lie in, None where they may not.
+    candidates may be given as, None where they may not; and what finds the memory that they may lie in.
     """
 
     max_candidates: int
     max_pixels: int
     max_total_pixels: int
     latents: LatentSpace | None = None
-    memory: SharedMemory | None = None
+    find_memory: Callable[[], SharedMemory | None] = lambda: None  # asked for a request that names what is stored there
 
 
 @dataclass(frozen=True)
@@ -202,12 +202,11 @@ def _read_stored(request: RankRequest, reference: str, bounds: RequestBounds) ->
         height, width = _check_latents(request, tuple(shape), bounds)
     else:
         height, width = shape[0], shape[1]
-    if height * width > bounds.max_pixels:
-        raise images.too_many_pixels(f"{width}x{height} = {height * width}", bounds.max_pixels, "stored")
+    images.check_size(height, width, bounds.max_pixels, "stored")
     _check_total_pixels(count * height * width, bounds)
-    found = None
+    found, memory = None, bounds.find_memory()
     with contextlib.suppress(OSError):  # there is no room to map them: they are sent then
-        found = bounds.memory.get(named, is_writable=True) if bounds.memory is not None else None
+        found = memory.get(named, is_writable=True) if memory is not None else None
     if found is None:
         raise UnsupportedMediaType(
             "stored: these candidates are not in this machine's memory: send them", field="stored"

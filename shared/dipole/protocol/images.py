@@ -118,8 +118,7 @@ def open_image(data: Encoded, media_type: str, *, max_pixels: int = MAX_PIXELS, 
         with _open_file(data, media_type, field) as image:
             width, height = image.size
         decode = partial(_decode_file, data, media_type, field)
-    if height * width > max_pixels:
-        raise too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
+    check_size(height, width, max_pixels, field)
     return OpenedImage(height, width, decode)
 
 
@@ -184,8 +183,11 @@ def _check_pixels(pixels: Pixels) -> Pixels:
     return pixels
 
 
-def too_many_pixels(found: str, limit: int, field: str) -> TooLarge:
-    return TooLarge(f"{field} has {found} pixels; at most {limit} are accepted: send a smaller image", field=field)
+def check_size(height: int, width: int, max_pixels: int, field: str) -> None:
+    """Raise TooLarge for an image of more pixels."""
+    if height * width > max_pixels:
+        message = f"{field} has {width}x{height} = {height * width} pixels; at most {max_pixels} are accepted"
+        raise TooLarge(f"{message}: send a smaller image", field=field)
 
 
 def _first_line(error: Exception) -> str:

@@ -44,8 +44,7 @@ def open_latents(
             field=field,
         )
     height, width = (side * space.scale for side in shape[1:])
-    if height * width > max_pixels:
-        raise images.too_many_pixels(f"{width}x{height} = {height * width}", max_pixels, field)
+    images.check_size(height, width, max_pixels, field)
     images.check_npy_size(data, start, 2 * shape[0] * shape[1] * shape[2], field)
     return height * width, np.frombuffer(data, np.float16, offset=start).reshape(shape)
 
