@@ -52,11 +52,9 @@ browser: ## Install Chromium, which the tests of the pages drive, where it is mi
 
 # out of Debian's package and not by installing it, which would start a Prometheus
 promtool: install ## Fetch promtool, which plays the alerts in the tests, where it is missing
-	@command -v promtool >/dev/null || test -x $(BIN)/promtool || if command -v apt-get >/dev/null; then \
-		cd $(BIN) && rm -f prometheus_*.deb && \
+	@command -v promtool >/dev/null || test -x $(BIN)/promtool || ( cd $(BIN) && rm -f prometheus_*.deb && \
 		{ apt-get download -qq prometheus 2>/dev/null || { apt-get update -q && apt-get download -qq prometheus; }; } && \
-		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb; \
-	fi || true; command -v promtool >/dev/null || test -x $(BIN)/promtool || \
+		dpkg-deb --fsys-tarfile prometheus_*.deb | tar -x --strip-components=3 ./usr/bin/promtool && rm prometheus_*.deb ) || \
 		echo "make: no test plays the alerts without promtool: put it into the PATH" >&2
 
 test: install browser promtool ## Run every test, a file at a time on each of two cores
